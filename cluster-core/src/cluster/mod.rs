@@ -1,0 +1,3 @@
+//! Who is in the cluster and what is placed where.
+
+pub mod peer;

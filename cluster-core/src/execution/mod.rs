@@ -1,0 +1,5 @@
+//! Running one agent: what is asked for, how it lives, where it runs, what it says.
+
+pub mod lifecycle;
+pub mod manifest;
+pub mod view;
