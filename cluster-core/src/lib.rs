@@ -1,9 +1,11 @@
 //! The Aegis cluster, without any surface: identity, membership, deployment over SSH, executions.
 //! The binary above names no wire type, and nothing here names MCP, HTTP routes or a command line.
 
+pub mod clock;
 pub mod cluster;
 pub mod error;
 pub mod execution;
 pub mod ids;
+pub mod store;
 
 pub use error::{Error, ErrorCode, Failure, Result};

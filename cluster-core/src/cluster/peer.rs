@@ -1,11 +1,13 @@
 //! What is known of a node: what it has, what people want of it, and what is seen of it.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Failure,
-    ids::{ExecutionId, NodeId, Tag},
+    ids::{ExecutionId, NodeId, Tag, UserName},
 };
 
 /// How a node coordinates with the others (`spec.cluster.role`).
@@ -116,6 +118,16 @@ pub struct Capabilities {
     pub engine: String,
     pub os: String,
     pub arch: String,
+}
+
+/// The host that a node was deployed to, and how it is reached over SSH.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    pub host: String,
+    pub port: u16,
+    pub user: UserName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_path: Option<PathBuf>,
 }
 
 /// How the controller and a node reach each other.
