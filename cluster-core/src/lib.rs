@@ -5,6 +5,7 @@ pub mod clock;
 pub mod cluster;
 pub mod error;
 pub mod execution;
+pub mod identity;
 pub mod ids;
 pub mod store;
 
