@@ -1,5 +1,6 @@
 //! Executions and their events as every surface shows them.
 
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -53,29 +54,32 @@ pub enum Stream {
     Stderr,
 }
 
-/// What happened. `bytes` of output are text where they are UTF-8; what is not is replaced.
+/// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum EventKind {
-    Started {
-        node_id: NodeId,
-    },
+    /// The node has taken it.
+    Started,
     ImageProgress {
         message: String,
     },
+    /// The container runs.
     IterationStarted {
         iteration: u32,
     },
+    /// Bytes as the container wrote them; shown as text, with what is not UTF-8 replaced.
     Output {
         stream: Stream,
-        text: String,
+        #[serde(rename = "text", with = "text")]
+        #[schemars(with = "String")]
+        data: Bytes,
         /// The last piece that the output budget lets through.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         truncated: bool,
     },
-    Completed {
-        exit_code: i32,
-    },
+    /// The container exited with 0.
+    Completed,
+    /// Any end but success, cancel and timeout.
     Failed {
         failure: Failure,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,16 +98,27 @@ pub enum EventKind {
     },
 }
 
+mod text {
+    use bytes::Bytes;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(data: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&String::from_utf8_lossy(data))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        Ok(Bytes::from(String::deserialize(from)?))
+    }
+}
+
 impl EventKind {
     /// The state that this event shows, if it shows one.
     pub fn state(&self) -> Option<State> {
         match self {
-            EventKind::Started { .. } => Some(State::Starting),
+            EventKind::Started => Some(State::Starting),
             EventKind::IterationStarted { .. } => Some(State::Running),
-            EventKind::Completed { exit_code: 0 } => Some(State::Succeeded),
-            EventKind::Completed { .. } | EventKind::Failed { .. } | EventKind::TimedOut { .. } => {
-                Some(State::Failed)
-            }
+            EventKind::Completed => Some(State::Succeeded),
+            EventKind::Failed { .. } | EventKind::TimedOut { .. } => Some(State::Failed),
             EventKind::Cancelled { .. } => Some(State::Cancelled),
             EventKind::ImageProgress { .. } | EventKind::Output { .. } | EventKind::Gap { .. } => None,
         }
