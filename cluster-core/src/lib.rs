@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod engine;
 pub mod error;
 pub mod execution;
 pub mod identity;

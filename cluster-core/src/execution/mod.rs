@@ -4,4 +4,6 @@ pub mod encoding;
 pub mod lifecycle;
 pub mod log;
 pub mod manifest;
+mod run;
+pub mod supervisor;
 pub mod view;
