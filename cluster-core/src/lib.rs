@@ -3,5 +3,6 @@
 
 pub mod error;
 pub mod ids;
+pub mod ssh;
 
 pub use error::{Error, ErrorCode, Failure, Result};
