@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn globs_do_not_explode() {
-        assert!(!glob(&"a*".repeat(60), &"a".repeat(200).replace("aa", "ab")));
+        assert!(!glob(&format!("{}c", "a*".repeat(60)), &"a".repeat(200)));
         assert!(glob("*", "") && glob("**", "x") && glob("a*c", "abbc") && !glob("a*c", "abb"));
     }
 }
