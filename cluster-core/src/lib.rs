@@ -9,6 +9,7 @@ pub mod error;
 pub mod execution;
 pub mod identity;
 pub mod ids;
+pub mod ssh;
 pub mod store;
 
 pub use error::{Error, ErrorCode, Failure, Result};

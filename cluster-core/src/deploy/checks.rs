@@ -1,0 +1,154 @@
+//! What is known about a host before anything is changed on it: one script, one round trip, and one
+//! socket that is really forwarded there and back.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{release::ReleaseNote, stack::PROJECT};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ssh::Connection,
+};
+
+const SCRIPT: &str = include_str!("scripts/checks.sh");
+const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
+const FORWARD_LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Gpu {
+    pub name: String,
+    pub memory_mb: u64,
+}
+
+/// What the script found, typed; what it could not find is empty or zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    pub os: String,
+    pub arch: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub user: String,
+    /// The host's clock minus ours.
+    pub clock_skew_seconds: i64,
+    pub cpus: u32,
+    pub memory_total_mb: u64,
+    pub memory_free_mb: u64,
+    pub disk_total_mb: u64,
+    pub disk_free_mb: u64,
+    pub has_flock: bool,
+    pub docker_cli: bool,
+    pub docker_version: Option<String>,
+    pub docker_error: String,
+    pub docker_socket: Option<String>,
+    pub docker_gid: u32,
+    pub compose_version: Option<String>,
+    pub nvidia_runtime: bool,
+    pub gpus: Vec<Gpu>,
+    pub base_exists: bool,
+    pub base_writable: bool,
+    pub listening: BTreeSet<u16>,
+    /// Services of our own stack that run now.
+    pub running: BTreeSet<String>,
+    pub images: BTreeSet<String>,
+    pub release: Option<ReleaseNote>,
+    pub releases: Vec<String>,
+    /// `None` when it works; else why not.
+    pub forwarding_error: Option<String>,
+}
+
+/// Gathers everything; an error means that the host could not be asked at all.
+pub async fn gather(connection: &Connection, base_dir: &str, images: &[String], now_seconds: i64) -> Result<HostFacts> {
+    let mut arguments = vec![base_dir, PROJECT];
+    arguments.extend(images.iter().map(String::as_str));
+    let output = connection.script(SCRIPT, &arguments, SCRIPT_LIMIT).await?;
+    if !output.success() {
+        let why = crate::ssh::script::tail(&output.stderr, 3);
+        return Err(Error::new(ErrorCode::HostCheckFailed, format!("the host cannot be examined: {why}")));
+    }
+    let mut facts = parse(&output.stdout, now_seconds);
+    facts.forwarding_error = forwarding(connection).await.err().map(|error| error.to_string());
+    Ok(facts)
+}
+
+/// A socket on the host that leads here, opened from there: both directions of the link at once.
+async fn forwarding(connection: &Connection) -> Result<()> {
+    let path = format!("/tmp/aegis-check-{}.sock", uuid::Uuid::new_v4().simple());
+    let (sender, mut streams) = mpsc::channel(1);
+    connection.forward_stream_local(&path, sender).await?;
+    let tried = async {
+        let _out = connection.open_stream_local(&path).await?;
+        match timeout(FORWARD_LIMIT, streams.recv()).await {
+            Ok(Some(_)) => Ok(()),
+            _ => Err(Error::new(ErrorCode::HostCheckFailed, "a forwarded socket leads nowhere")),
+        }
+    }
+    .await;
+    connection.cancel_forward(&path).await?;
+    connection.script(r#"rm -f -- "$1""#, &[&path], FORWARD_LIMIT).await?;
+    tried
+}
+
+pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
+    let mut facts = HostFacts { clock_skew_seconds: 0, ..HostFacts::default() };
+    for line in text.lines() {
+        let Some((name, value)) = line.split_once('=') else { continue };
+        let value = value.trim();
+        let some = || Some(value.to_owned()).filter(|value| !value.is_empty());
+        let megabytes = || value.parse::<u64>().unwrap_or(0) / 1024;
+        match name {
+            "os" => facts.os = value.to_owned(),
+            "arch" => facts.arch = value.to_owned(),
+            "uid" => facts.uid = value.parse().unwrap_or(u32::MAX),
+            "gid" => facts.gid = value.parse().unwrap_or(u32::MAX),
+            "user" => facts.user = value.to_owned(),
+            "epoch" => facts.clock_skew_seconds = value.parse::<i64>().map_or(0, |epoch| epoch - now_seconds),
+            "cpus" => facts.cpus = value.parse().unwrap_or(1),
+            "memory_total_kb" => facts.memory_total_mb = megabytes(),
+            "memory_free_kb" => facts.memory_free_mb = megabytes(),
+            "disk_total_kb" => facts.disk_total_mb = megabytes(),
+            "disk_free_kb" => facts.disk_free_mb = megabytes(),
+            "flock" => facts.has_flock = true,
+            "docker_cli" => facts.docker_cli = true,
+            "docker_version" => facts.docker_version = some(),
+            "docker_error" => facts.docker_error = value.to_owned(),
+            "docker_socket" => facts.docker_socket = some(),
+            "docker_gid" => facts.docker_gid = value.parse().unwrap_or(0),
+            "compose_version" => facts.compose_version = some(),
+            "nvidia_runtime" => facts.nvidia_runtime = true,
+            "gpu" => facts.gpus.extend(gpu(value)),
+            "base_exists" => facts.base_exists = true,
+            "base_writable" => facts.base_writable = true,
+            "listening" => facts.listening.extend(u16::from_str_radix(value, 16)),
+            "running" => facts.running.extend(some()),
+            "image" => facts.images.extend(some()),
+            "release" => facts.release = serde_json::from_str(value).ok(),
+            "kept" => facts.releases.extend(some()),
+            _ => {}
+        }
+    }
+    facts
+}
+
+fn gpu(line: &str) -> Option<Gpu> {
+    let (name, memory) = line.rsplit_once(',')?;
+    Some(Gpu { name: name.trim().to_owned(), memory_mb: memory.trim().parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_read_from_lines() {
+        let text = "os=Linux\narch=x86_64\nuid=0\nepoch=1060\ncpus=2\nmemory_total_kb=2097152\ndisk_free_kb=1048576\n\
+                    docker_version=26.1.5\ncompose_version=2.26.1\nlistening=1F9A\nlistening=0016\nrunning=node\n\
+                    gpu=NVIDIA A10, 23028\nimage=a:b\nbase_writable=yes\nkept=x\nnoise\n";
+        let facts = parse(text, 1000);
+        assert_eq!((facts.os.as_str(), facts.cpus, facts.clock_skew_seconds), ("Linux", 2, 60));
+        assert_eq!((facts.memory_total_mb, facts.disk_free_mb), (2048, 1024));
+        assert!(facts.listening.contains(&8090) && facts.listening.contains(&22));
+        assert_eq!(facts.gpus, [Gpu { name: "NVIDIA A10".into(), memory_mb: 23028 }]);
+        assert!(facts.running.contains("node") && facts.base_writable && !facts.docker_cli);
+    }
+}

@@ -1,0 +1,303 @@
+//! What stands in the way of a deployment: a pure judgement of the facts, all of it at once, each
+//! with what to do.
+
+use super::{
+    checks::HostFacts,
+    spec::{DeploymentSpec, Service},
+    stack::OLLAMA_PORT,
+};
+use crate::error::{Error, ErrorCode};
+
+const DOCKER_MINIMUM: (u32, u32) = (20, 10);
+const COMPOSE_MINIMUM: u32 = 2;
+const MEMORY_MINIMUM_MB: u64 = 256;
+const MEMORY_FOR_OLLAMA_MB: u64 = 4096;
+const CLOCK_SKEW_MAX_SECONDS: i64 = 30;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The deployment stops.
+    Error,
+    Warning,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Finding {
+    pub code: String,
+    pub severity: Severity,
+    pub message: String,
+    pub fix: String,
+}
+
+/// What the judgement needs to know of the stack that is to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    pub node_port: u16,
+    /// The controller can make a node image for the host's architecture.
+    pub has_node_binary: bool,
+}
+
+pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec<Finding> {
+    let mut found = Findings(Vec::new());
+    let user = &spec.target.user;
+    if facts.os != "Linux" {
+        found.error("os", format!("the host runs {}, not Linux", facts.os), "deploy to a Linux machine");
+    } else if !wanted.has_node_binary {
+        found.error(
+            "architecture",
+            format!("the host is {}, and this controller has no node executable for it", facts.arch),
+            format!("name a static aegis executable in spec.deploy.node_binaries.{}", facts.arch),
+        );
+    }
+    docker(facts, user.as_str(), &mut found);
+    let free_gb = facts.disk_free_mb / 1024;
+    if free_gb < spec.minimum_disk_gb {
+        found.error(
+            "disk",
+            format!("only {free_gb} GB are free for Docker, {} GB are needed", spec.minimum_disk_gb),
+            "free some space: docker system prune shows what can go",
+        );
+    }
+    let ollama = spec.services.contains(&Service::Ollama);
+    if facts.memory_total_mb < MEMORY_MINIMUM_MB {
+        found.error("memory", format!("the host has {} MB of memory", facts.memory_total_mb), "use a larger machine");
+    } else if ollama && facts.memory_total_mb < MEMORY_FOR_OLLAMA_MB {
+        found.warning(
+            "memory",
+            format!("{} MB of memory are little for Ollama", facts.memory_total_mb),
+            "deploy with services=node, or use a larger machine",
+        );
+    }
+    port(facts, wanted.node_port, &["node", "aegis-node"], &mut found);
+    if ollama && spec.compose_file.is_none() {
+        port(facts, OLLAMA_PORT, &["ollama"], &mut found);
+    }
+    if !facts.base_writable {
+        found.error(
+            "base_directory",
+            format!("{user} may not write {}", spec.base_dir),
+            format!("run on the host: sudo install -d -m 700 -o {user} {}", spec.base_dir),
+        );
+    }
+    if !facts.has_flock {
+        found.error("flock", "the host has no flock command", "install util-linux on the host");
+    }
+    if let Some(why) = &facts.forwarding_error {
+        found.error(
+            "forwarding",
+            format!("sshd does not carry unix sockets: {why}"),
+            "set AllowStreamLocalForwarding yes, and no DisableForwarding, in sshd_config on the host",
+        );
+    }
+    if facts.clock_skew_seconds.abs() > CLOCK_SKEW_MAX_SECONDS {
+        found.warning(
+            "clock",
+            format!("the host's clock is {} s off", facts.clock_skew_seconds),
+            "set up time synchronisation on the host (chrony, systemd-timesyncd)",
+        );
+    }
+    if !facts.gpus.is_empty() && !facts.nvidia_runtime {
+        found.warning(
+            "gpu",
+            format!("{} GPU(s), but Docker has no nvidia runtime", facts.gpus.len()),
+            "install the NVIDIA container toolkit; without it the GPUs stay unused",
+        );
+    }
+    if let Some(release) = facts.release.as_ref().filter(|release| release.node_id != spec.node) {
+        found.error(
+            "identity",
+            format!("the host already is the node {}, not {}", release.node_id, spec.node),
+            format!("deploy with identity={}, or remove that node first", release.node_id),
+        );
+    }
+    found.0
+}
+
+fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
+    if !facts.docker_cli {
+        let fix = "install Docker 20.10 or newer with Compose v2 on the host (https://docs.docker.com/engine/install/)";
+        found.error("docker_missing", "the host has no docker command", fix);
+        return;
+    }
+    match &facts.docker_version {
+        None if facts.docker_error.to_lowercase().contains("permission denied") => found.error(
+            "docker_permission",
+            format!("{user} may not use Docker"),
+            format!("run on the host: sudo usermod -aG docker {user}, or deploy as another user"),
+        ),
+        None => found.error(
+            "docker_not_running",
+            format!("the Docker engine does not answer: {}", facts.docker_error),
+            "start it on the host: systemctl start docker",
+        ),
+        Some(version) if version_of(version) < DOCKER_MINIMUM => found.error(
+            "docker_too_old",
+            format!("Docker {version} is older than 20.10"),
+            "upgrade Docker on the host",
+        ),
+        Some(_) if facts.docker_socket.is_none() => found.error(
+            "docker_socket",
+            "the Docker engine has no socket at /var/run/docker.sock",
+            "run Docker with its default socket on the host",
+        ),
+        Some(_) => {}
+    }
+    match &facts.compose_version {
+        None => found.error(
+            "compose_missing",
+            "the host has no Compose v2 (docker compose)",
+            "install docker-compose-plugin (or docker-compose v2) on the host",
+        ),
+        Some(version) if version_of(version).0 < COMPOSE_MINIMUM => {
+            found.error("compose_too_old", format!("Compose {version} is older than v2"), "upgrade it on the host");
+        }
+        Some(_) => {}
+    }
+}
+
+fn port(facts: &HostFacts, port: u16, ours: &[&str], found: &mut Findings) {
+    let held_by_us = ours.iter().any(|service| facts.running.contains(*service));
+    if facts.listening.contains(&port) && !held_by_us {
+        found.error(
+            "port",
+            format!("port {port} is taken on the host"),
+            format!("stop what listens there; on the host: ss -ltnp 'sport = :{port}'"),
+        );
+    }
+}
+
+fn version_of(text: &str) -> (u32, u32) {
+    let mut numbers = text.trim_start_matches('v').split(['.', '-', '+']).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// The errors among them as the one error of the step; `None` when nothing stands in the way.
+pub fn refusal(host: &str, found: &[Finding]) -> Option<Error> {
+    let errors: Vec<&Finding> = found.iter().filter(|finding| finding.severity == Severity::Error).collect();
+    if errors.is_empty() {
+        return None;
+    }
+    let join = |part: fn(&Finding) -> &str| errors.iter().map(|finding| part(finding)).collect::<Vec<_>>().join("; ");
+    let message = format!("{host} is not ready: {}", join(|finding| &finding.message));
+    Some(Error::new(ErrorCode::HostCheckFailed, message).remedy(join(|finding| &finding.fix)))
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn error(&mut self, code: &str, message: impl Into<String>, fix: impl Into<String>) {
+        self.push(code, Severity::Error, message.into(), fix.into());
+    }
+    fn warning(&mut self, code: &str, message: impl Into<String>, fix: impl Into<String>) {
+        self.push(code, Severity::Warning, message.into(), fix.into());
+    }
+    fn push(&mut self, code: &str, severity: Severity, message: String, fix: String) {
+        let message = crate::ssh::script::tail(&message.replace('\n', " "), 1);
+        self.0.push(Finding { code: code.to_owned(), severity, message, fix });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        deploy::{DeploySettings, DeploymentRequest, Origin, release::ReleaseNote},
+        ids::{DeploymentId, NodeId},
+    };
+
+    const WANTED: Wanted = Wanted { node_port: 8090, has_node_binary: true };
+
+    fn spec() -> DeploymentSpec {
+        let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
+        request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec
+    }
+
+    fn good() -> HostFacts {
+        HostFacts {
+            os: "Linux".into(),
+            arch: "x86_64".into(),
+            cpus: 2,
+            memory_total_mb: 8192,
+            disk_free_mb: 50 * 1024,
+            has_flock: true,
+            docker_cli: true,
+            docker_version: Some("26.1.5+dfsg1".into()),
+            docker_socket: Some("/var/run/docker.sock".into()),
+            compose_version: Some("2.26.1-4".into()),
+            base_writable: true,
+            ..Default::default()
+        }
+    }
+
+    fn codes(facts: &HostFacts) -> Vec<String> {
+        findings(facts, &spec(), WANTED).into_iter().map(|finding| finding.code).collect()
+    }
+
+    #[test]
+    fn a_good_host_has_none() {
+        assert!(codes(&good()).is_empty());
+        assert!(refusal("edge1", &[]).is_none());
+    }
+
+    #[test]
+    fn each_lack_is_found() {
+        let cases: Vec<(&str, HostFacts)> = vec![
+            ("os", HostFacts { os: "Darwin".into(), ..good() }),
+            ("docker_missing", HostFacts { docker_cli: false, ..good() }),
+            ("docker_permission", HostFacts { docker_version: None, docker_error: "Permission denied".into(), ..good() }),
+            ("docker_not_running", HostFacts { docker_version: None, ..good() }),
+            ("docker_too_old", HostFacts { docker_version: Some("19.03.15".into()), ..good() }),
+            ("compose_missing", HostFacts { compose_version: None, ..good() }),
+            ("compose_too_old", HostFacts { compose_version: Some("1.29.2".into()), ..good() }),
+            ("disk", HostFacts { disk_free_mb: 9 * 1024, ..good() }),
+            ("memory", HostFacts { memory_total_mb: 100, ..good() }),
+            ("port", HostFacts { listening: [8090].into(), ..good() }),
+            ("port", HostFacts { listening: [11434].into(), ..good() }),
+            ("base_directory", HostFacts { base_writable: false, ..good() }),
+            ("flock", HostFacts { has_flock: false, ..good() }),
+            ("forwarding", HostFacts { forwarding_error: Some("refused".into()), ..good() }),
+            ("clock", HostFacts { clock_skew_seconds: -600, ..good() }),
+        ];
+        for (code, facts) in cases {
+            assert_eq!(codes(&facts), [code], "{code}");
+        }
+    }
+
+    #[test]
+    fn our_own_stack_may_hold_its_ports() {
+        let facts = HostFacts {
+            listening: [8090, 11434].into(),
+            running: ["node".to_owned(), "ollama".to_owned()].into(),
+            ..good()
+        };
+        assert!(codes(&facts).is_empty());
+    }
+
+    #[test]
+    fn another_node_on_the_host_is_named() {
+        let release = ReleaseNote {
+            deployment_id: DeploymentId::mint(1, 1),
+            node_id: NodeId::parse("atlas").unwrap(),
+            files: Default::default(),
+            services: Vec::new(),
+        };
+        let found = findings(&HostFacts { release: Some(release), ..good() }, &spec(), WANTED);
+        assert!(found[0].message.contains("atlas") && found[0].message.contains("edge1"));
+    }
+
+    #[test]
+    fn all_come_at_once_in_one_error() {
+        let facts = HostFacts { docker_cli: false, disk_free_mb: 0, ..good() };
+        let error = refusal("edge1", &findings(&facts, &spec(), WANTED)).unwrap();
+        assert_eq!(error.code(), ErrorCode::HostCheckFailed);
+        assert!(error.message().contains("docker") && error.message().contains("GB"), "{error}");
+    }
+
+    #[test]
+    fn another_architecture_names_the_setting() {
+        let facts = HostFacts { arch: "aarch64".into(), ..good() };
+        let found = findings(&facts, &spec(), Wanted { has_node_binary: false, ..WANTED });
+        assert!(found[0].fix.contains("node_binaries.aarch64"));
+    }
+}

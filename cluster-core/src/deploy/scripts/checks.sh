@@ -1,0 +1,43 @@
+# $1 base directory, $2 project, then images to look for. Prints name=value lines; changes nothing.
+base=$1; project=$2; shift 2
+say() { printf '%s=%s\n' "$1" "$(printf '%s' "$2" | tr '\n\r' '  ' | cut -c1-400)"; }
+say os "$(uname -s)"
+say arch "$(uname -m)"
+say uid "$(id -u)"
+say gid "$(id -g)"
+say user "$(id -un)"
+say epoch "$(date +%s)"
+say cpus "$(nproc 2>/dev/null || echo 1)"
+say memory_total_kb "$(sed -n 's/^MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo)"
+say memory_free_kb "$(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo)"
+command -v flock >/dev/null 2>&1 && say flock yes
+if command -v docker >/dev/null 2>&1; then
+  say docker_cli yes
+  say docker_version "$(docker version --format '{{.Server.Version}}' 2>/dev/null)"
+  say docker_error "$(docker version --format '{{.Server.Version}}' 2>&1 >/dev/null)"
+  say compose_version "$(docker compose version --short 2>/dev/null)"
+  root=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null)
+  docker info --format '{{json .Runtimes}}' 2>/dev/null | grep -q nvidia && say nvidia_runtime yes
+  for service in $(docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Label "com.docker.compose.service"}}' 2>/dev/null); do say running "$service"; done
+  for image in "$@"; do docker image inspect "$image" >/dev/null 2>&1 && say image "$image"; done
+fi
+for socket in /var/run/docker.sock /run/docker.sock; do
+  if [ -S "$socket" ]; then say docker_socket "$socket"; say docker_gid "$(stat -L -c %g "$socket")"; break; fi
+done
+dir=${root:-/var/lib/docker}
+while [ ! -d "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
+say disk_free_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $4}')"
+say disk_total_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $2}')"
+dir=$base
+while [ ! -e "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
+[ -d "$dir" ] && [ -w "$dir" ] && say base_writable yes
+[ -d "$base" ] && say base_exists yes
+for table in /proc/net/tcp /proc/net/tcp6; do
+  [ -r "$table" ] && for port in $(awk '$4=="0A"{split($2,a,":"); print a[length(a)]}' "$table" | sort -u); do say listening "$port"; done
+done
+if command -v nvidia-smi >/dev/null 2>&1; then
+  nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null | while read -r line; do say gpu "$line"; done
+fi
+if [ -r "$base/current/release.json" ]; then say current "$(readlink "$base/current")"; printf 'release='; head -c 8192 "$base/current/release.json" | tr -d '\n\r'; echo; fi
+[ -d "$base/releases" ] && for release in $(ls -1 "$base/releases" 2>/dev/null | head -50); do say kept "$release"; done
+true

@@ -1,0 +1,103 @@
+//! What the configuration says about deployments (`spec.deploy`), resolved.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::ssh::{HostAddress, HostKeyPolicy, known_hosts::matches_any};
+
+pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
+pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
+pub const MAX_PARALLEL_DEFAULT: usize = 8;
+/// Where the operator's own edge stack lies in a project.
+const PROJECT_COMPOSE_FILE: &str = ".DEPLOYMENT/compose/docker-compose.edge.yml";
+
+#[derive(Debug, Clone)]
+pub struct DeploySettings {
+    /// A stack instead of the embedded one.
+    pub compose_file: Option<PathBuf>,
+    /// The one directory whose compose file and `.env` count.
+    pub project_root: Option<PathBuf>,
+    pub known_hosts: Vec<PathBuf>,
+    pub host_key_policy: HostKeyPolicy,
+    /// Where an assistant may name keys.
+    pub key_dirs: Vec<PathBuf>,
+    /// Patterns (`*`, `?`, `!`) of hosts that need no approval by a person.
+    pub approved_hosts: Vec<String>,
+    pub allow_loopback: bool,
+    /// Static `aegis` executables for other machines, by `uname -m`.
+    pub node_binaries: BTreeMap<String, PathBuf>,
+    pub max_parallel: usize,
+    /// On the host.
+    pub base_dir: String,
+    pub minimum_disk_gb: u64,
+    /// Of the user the controller runs as: default identities and known_hosts.
+    pub home: Option<PathBuf>,
+    /// `SSH_AUTH_SOCK` of the controller.
+    pub agent_socket: Option<PathBuf>,
+    /// `CLOUDFLARE_TUNNEL_TOKEN` of the controller's environment.
+    pub environment_tunnel_token: Option<super::Secret>,
+    /// `AITHER_EDGE_IMAGE` of the controller's environment.
+    pub environment_image: Option<String>,
+    /// Names this controller on hosts (locks, sessions): the cluster's id.
+    pub owner: String,
+}
+
+impl Default for DeploySettings {
+    fn default() -> Self {
+        Self {
+            compose_file: None,
+            project_root: None,
+            known_hosts: Vec::new(),
+            host_key_policy: HostKeyPolicy::Strict,
+            key_dirs: Vec::new(),
+            approved_hosts: Vec::new(),
+            allow_loopback: false,
+            node_binaries: BTreeMap::new(),
+            max_parallel: MAX_PARALLEL_DEFAULT,
+            base_dir: BASE_DIR_DEFAULT.to_owned(),
+            minimum_disk_gb: MINIMUM_DISK_GB_DEFAULT,
+            home: None,
+            agent_socket: None,
+            environment_tunnel_token: None,
+            environment_image: None,
+            owner: "aegis".to_owned(),
+        }
+    }
+}
+
+impl DeploySettings {
+    /// With everything that lies below a home directory in its usual place.
+    pub fn for_home(home: &Path) -> Self {
+        let ssh = home.join(".ssh");
+        Self {
+            known_hosts: vec![ssh.join("known_hosts"), PathBuf::from("/etc/ssh/ssh_known_hosts")],
+            key_dirs: vec![ssh],
+            home: Some(home.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// Takes what the controller's own environment says.
+    #[must_use]
+    pub fn with_environment(mut self) -> Self {
+        let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        self.agent_socket = named("SSH_AUTH_SOCK").map(PathBuf::from);
+        self.environment_tunnel_token = named("CLOUDFLARE_TUNNEL_TOKEN").map(super::Secret::new);
+        self.environment_image = named("AITHER_EDGE_IMAGE");
+        self
+    }
+
+    pub fn approves(&self, host: &HostAddress) -> bool {
+        matches_any(self.approved_hosts.iter().map(String::as_str), host.as_str())
+    }
+
+    /// The foreign stack, when the configuration names one or the project has one.
+    pub fn foreign_compose_file(&self) -> Option<PathBuf> {
+        self.compose_file.clone().or_else(|| {
+            let file = self.project_root.as_ref()?.join(PROJECT_COMPOSE_FILE);
+            file.is_file().then_some(file)
+        })
+    }
+}

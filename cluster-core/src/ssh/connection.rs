@@ -1,0 +1,431 @@
+//! One connection to one host: opened once, shared by everything that a deployment and a link do.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use russh::{
+    Channel, ChannelOpenFailure, Preferred,
+    client::{self, Config, Handle, Msg},
+};
+use tokio::{
+    io::AsyncRead,
+    net::{TcpStream, lookup_host},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::timeout,
+};
+
+pub use super::handler::SshStream;
+use super::{
+    auth::{self, Credentials},
+    exec::{self, Held, Input, ScriptOutput},
+    handler::{ClientHandler, Forwards, KeyCheck, Seen},
+    host_keys::{Accepted, HostKey, HostKeyRules},
+    script,
+    sftp::Sftp,
+    target::{AddressKind, HostAddress, SshTarget, address_kind},
+};
+use crate::error::{Error, ErrorCode, Result};
+
+/// 5 s and two unanswered ones: a dead connection is noticed within 15 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_UNANSWERED_MAX: usize = 2;
+/// sshd allows 10 sessions a connection (MaxSessions); two are left for slots still being freed.
+const SESSIONS_MAX: usize = 8;
+/// sshd frees a session's slot a moment after the session ended; nothing tells when.
+const SESSION_RETRY_PAUSE: Duration = Duration::from_millis(200);
+const CHANNEL_OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Resolving, and each address's TCP connection.
+    pub connect: Duration,
+    /// Key exchange, and login.
+    pub login: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(10), login: Duration::from_secs(20) }
+    }
+}
+
+/// Everything but the target that opening a connection needs.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    pub rules: Arc<HostKeyRules>,
+    pub credentials: Credentials,
+    pub allow_loopback: bool,
+    pub timeouts: Timeouts,
+}
+
+/// A cheap handle; the connection ends when the last one is dropped, or by [`Connection::close`].
+#[derive(Clone)]
+pub struct Connection {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    handle: Handle<ClientHandler>,
+    target: SshTarget,
+    host_key: HostKey,
+    accepted: Accepted,
+    forwards: Forwards,
+    closed: watch::Receiver<Option<String>>,
+    sessions: Arc<Semaphore>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({})", self.inner.target)
+    }
+}
+
+impl Connection {
+    pub async fn open(target: &SshTarget, options: &ConnectOptions) -> Result<Self> {
+        let preferred = options.rules.preferred(&target.host, target.port);
+        let check = KeyCheck::Rules(options.rules.clone());
+        let opened = handshake(&target.host, target.port, check, preferred, options).await?;
+        let mut handle = opened.handle.ok_or_else(|| not_ssh(&target.host, target.port, None))?;
+        timeout(options.timeouts.login, auth::authenticate(&mut handle, target, &options.credentials))
+            .await
+            .map_err(|_| silent(&target.host, target.port, "while logging in"))??;
+        let seen = std::mem::take(&mut *lock(&opened.seen)?);
+        let (Some(key), Some(accepted)) = (seen.key, seen.accepted) else {
+            return Err(Error::internal("a connection without a judged host key"));
+        };
+        let inner = Inner {
+            handle,
+            target: target.clone(),
+            host_key: HostKey::of(&key)?,
+            accepted,
+            forwards: opened.forwards,
+            closed: opened.closed,
+            sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub fn target(&self) -> &SshTarget {
+        &self.inner.target
+    }
+
+    pub fn host_key(&self) -> &HostKey {
+        &self.inner.host_key
+    }
+
+    /// `New` means that only the policy vouched for the key: pin it.
+    pub fn host_key_accepted(&self) -> Accepted {
+        self.inner.accepted
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.inner.handle.is_closed()
+    }
+
+    /// Ends when the connection does, with the reason.
+    pub async fn closed(&self) -> String {
+        let mut closed = self.inner.closed.clone();
+        // The sender goes with the session's task; either way it is over.
+        let reason = closed.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.unwrap_or_else(|| "the connection ended".to_owned())
+    }
+
+    pub async fn close(&self) {
+        let _ = self.inner.handle.disconnect(russh::Disconnect::ByApplication, "done", "en").await;
+    }
+
+    /// Runs a constant script with arguments; they travel on standard input, not in a process list.
+    pub async fn script(&self, script: &'static str, args: &[&str], limit: Duration) -> Result<ScriptOutput> {
+        let marker = script::marker();
+        let input = script::on_stdin(script, args, &marker)?;
+        self.run("sh -s".to_owned(), Input::Bytes(Bytes::from(input)), &marker, limit).await
+    }
+
+    /// Runs a constant script whose standard input is `input`, for bulk data and secrets. The
+    /// arguments are visible in the host's process list.
+    pub async fn script_with_input(
+        &self,
+        script: &'static str,
+        args: &[&str],
+        input: impl AsyncRead + Send + Unpin + 'static,
+        limit: Duration,
+    ) -> Result<ScriptOutput> {
+        let marker = script::marker();
+        let command = script::on_command_line(script, args, &marker)?;
+        self.run(command, Input::Reader(Box::new(input)), &marker, limit).await
+    }
+
+    /// Starts a script that stays; it must print `until` on a line of its own once it holds what it
+    /// is to hold, and end when its standard input does.
+    pub async fn hold(
+        &self,
+        script: &'static str,
+        args: &[&str],
+        until: &str,
+        limit: Duration,
+    ) -> Result<(ScriptOutput, Held)> {
+        let marker = script::marker();
+        let command = script::on_command_line(script, args, &marker)?;
+        let (channel, slot) = self.open_session().await?;
+        let (raw, held) = exec::hold(channel, slot, command, format!("\n{until}\n"), limit).await?;
+        let marked = script::cut_stdout(&raw.stdout, &marker)?;
+        let stderr = script::cut_stderr(&raw.stderr, &marker);
+        Ok((ScriptOutput { status: marked.status.unwrap_or(0), stdout: marked.text, stderr }, held))
+    }
+
+    async fn run(
+        &self,
+        command: String,
+        input: Input,
+        marker: &str,
+        limit: Duration,
+    ) -> Result<ScriptOutput> {
+        let (channel, slot) = self.open_session().await?;
+        let raw =
+            exec::run(channel, slot, command, input, limit).await.map_err(|error| self.located(error))?;
+        let marked = script::cut_stdout(&raw.stdout, marker)?;
+        // Output past the limit is dropped, and the end marker with it: then the status is not known.
+        let status = marked.status.ok_or_else(|| {
+            let message = format!("a command on {} printed too much or was killed", self.inner.target.host);
+            Error::new(ErrorCode::DeploymentFailed, message)
+        })?;
+        Ok(ScriptOutput { status, stdout: marked.text, stderr: script::cut_stderr(&raw.stderr, marker) })
+    }
+
+    pub async fn sftp(&self) -> Result<Sftp> {
+        let (channel, slot) = self.open_session().await?;
+        Sftp::start(channel, slot, &self.inner.target.host).await
+    }
+
+    /// A channel to a unix socket on the host.
+    pub async fn open_stream_local(&self, path: &str) -> Result<SshStream> {
+        let opening = self.inner.handle.channel_open_direct_streamlocal(path);
+        self.opened(opening, format!("socket {path}")).await.map(Channel::into_stream)
+    }
+
+    /// A channel to an address as the host sees it.
+    pub async fn open_tcp(&self, host: &str, port: u16) -> Result<SshStream> {
+        let opening = self.inner.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
+        self.opened(opening, format!("{host} port {port}")).await.map(Channel::into_stream)
+    }
+
+    /// Has the host listen on a unix socket and hands every connection to `taker`; when it is full,
+    /// new connections are refused. A stale socket file must be gone before.
+    pub async fn forward_stream_local(&self, path: &str, taker: mpsc::Sender<SshStream>) -> Result<()> {
+        lock(&self.inner.forwards)?.insert(path.to_owned(), taker);
+        let outcome = timeout(CHANNEL_OPEN_LIMIT, self.inner.handle.streamlocal_forward(path)).await;
+        let error = match outcome {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(russh::Error::RequestDenied)) => Error::new(
+                ErrorCode::HostCheckFailed,
+                format!("{} refuses to forward the socket {path}", self.inner.target.host),
+            )
+            .remedy(
+                "set AllowStreamLocalForwarding yes (and no DisableForwarding) in sshd_config on the host",
+            ),
+            Ok(Err(error)) => self.lost().source(error),
+            Err(_) => self.lost(),
+        };
+        lock(&self.inner.forwards)?.remove(path);
+        Err(error)
+    }
+
+    pub async fn cancel_forward(&self, path: &str) -> Result<()> {
+        lock(&self.inner.forwards)?.remove(path);
+        match timeout(CHANNEL_OPEN_LIMIT, self.inner.handle.cancel_streamlocal_forward(path)).await {
+            Ok(Ok(())) | Ok(Err(russh::Error::RequestDenied)) => Ok(()),
+            Ok(Err(error)) => Err(self.lost().source(error)),
+            Err(_) => Err(self.lost()),
+        }
+    }
+
+    async fn open_session(&self) -> Result<(Channel<Msg>, OwnedSemaphorePermit)> {
+        let slot = self.inner.sessions.clone().acquire_owned().await.map_err(|_| self.lost())?;
+        let first = self.opened(self.inner.handle.channel_open_session(), "a session".to_owned()).await;
+        let channel = match first {
+            Err(error) if error.code() == ErrorCode::Unavailable => {
+                tokio::time::sleep(SESSION_RETRY_PAUSE).await;
+                self.opened(self.inner.handle.channel_open_session(), "a session".to_owned()).await?
+            }
+            other => other?,
+        };
+        Ok((channel, slot))
+    }
+
+    async fn opened(
+        &self,
+        opening: impl Future<Output = Result<Channel<Msg>, russh::Error>>,
+        what: String,
+    ) -> Result<Channel<Msg>> {
+        let host = &self.inner.target.host;
+        match timeout(CHANNEL_OPEN_LIMIT, opening).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::AdministrativelyProhibited))) => {
+                Err(Error::new(ErrorCode::HostCheckFailed, format!("{host} forbids forwarding to {what}"))
+                    .remedy("allow forwarding in sshd_config on the host"))
+            }
+            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
+                Err(Error::new(ErrorCode::Unavailable, format!("{host} cannot open {what}: {reason:?}")))
+            }
+            Ok(Err(error)) => Err(self.lost().source(error)),
+            Err(_) => Err(self.lost()),
+        }
+    }
+
+    fn lost(&self) -> Error {
+        Error::new(
+            ErrorCode::HostUnreachable,
+            format!("the connection to {} was lost", self.inner.target.host),
+        )
+    }
+
+    fn located(&self, error: Error) -> Error {
+        if error.code() == ErrorCode::HostUnreachable { self.lost().source(error) } else { error }
+    }
+}
+
+/// A finished key exchange; without a handle the key was refused, or only looked at.
+pub(super) struct Opened {
+    pub handle: Option<Handle<ClientHandler>>,
+    pub seen: Arc<Mutex<Seen>>,
+    forwards: Forwards,
+    closed: watch::Receiver<Option<String>>,
+}
+
+pub(super) async fn handshake(
+    host: &HostAddress,
+    port: u16,
+    check: KeyCheck,
+    preferred: Vec<russh::keys::Algorithm>,
+    options: &ConnectOptions,
+) -> Result<Opened> {
+    let stream = dial(host, port, options).await?;
+    let (seen, forwards) = (Arc::new(Mutex::new(Seen::default())), Arc::new(Mutex::new(HashMap::new())));
+    let (closed_sender, closed) = watch::channel(None);
+    let handler = ClientHandler {
+        host: host.clone(),
+        port,
+        check,
+        seen: seen.clone(),
+        forwards: forwards.clone(),
+        closed: closed_sender,
+    };
+    let connecting = client::connect_stream(Arc::new(config(preferred)), stream, handler);
+    let outcome = timeout(options.timeouts.login, connecting)
+        .await
+        .map_err(|_| silent(host, port, "during the key exchange"))?;
+    match outcome {
+        Ok(handle) => Ok(Opened { handle: Some(handle), seen, forwards, closed }),
+        Err(error) => {
+            let mut found = lock(&seen)?;
+            if let Some(refusal) = found.refusal.take() {
+                return Err(refusal);
+            }
+            if found.key.is_none() {
+                return Err(not_ssh(host, port, Some(error)));
+            }
+            drop(found);
+            Ok(Opened { handle: None, seen, forwards, closed })
+        }
+    }
+}
+
+fn config(first: Vec<russh::keys::Algorithm>) -> Config {
+    let mut preferred = Preferred::default();
+    if !first.is_empty() {
+        // A host with several keys then offers the one that is known; an RSA key signs by several
+        // names. All others stay behind, so that a change is seen as one.
+        let known = |algorithm: &russh::keys::Algorithm| {
+            first.iter().any(|one| one == algorithm || (one.clone().is_rsa() && algorithm.clone().is_rsa()))
+        };
+        let (mut keys, others): (Vec<_>, Vec<_>) = preferred.key.iter().cloned().partition(known);
+        keys.extend(others);
+        preferred.key = keys.into();
+    }
+    Config {
+        preferred,
+        keepalive_interval: Some(KEEPALIVE_INTERVAL),
+        keepalive_max: KEEPALIVE_UNANSWERED_MAX,
+        nodelay: true,
+        ..Config::default()
+    }
+}
+
+async fn dial(host: &HostAddress, port: u16, options: &ConnectOptions) -> Result<TcpStream> {
+    let limit = options.timeouts.connect;
+    let resolved = timeout(limit, lookup_host((host.as_str(), port)))
+        .await
+        .map_err(|_| unresolved(host))?
+        .map_err(|error| unresolved(host).source(error))?;
+    let addresses: Vec<SocketAddr> = resolved.take(ADDRESSES_MAX).collect();
+    // A name may lead anywhere, and elsewhere than when it was checked: what counts is the address.
+    for address in &addresses {
+        match address_kind(address.ip()) {
+            AddressKind::Usable => {}
+            AddressKind::Loopback if options.allow_loopback => {}
+            AddressKind::Loopback => return Err(misled(host, address, "this machine itself")),
+            AddressKind::Forbidden(why) => return Err(misled(host, address, why)),
+        }
+    }
+    let mut last = unresolved(host);
+    for address in addresses {
+        match timeout(limit, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = unreachable(host, port, &error).source(error),
+            Err(_) => last = silent(host, port, "when connected to"),
+        }
+    }
+    Err(last)
+}
+
+fn unresolved(host: &HostAddress) -> Error {
+    Error::new(ErrorCode::HostUnreachable, format!("the name {host} does not resolve"))
+        .remedy("check the spelling, or give the host's IP address")
+}
+
+fn misled(host: &HostAddress, address: &SocketAddr, why: &str) -> Error {
+    Error::invalid(format!("host {host} resolves to {}, which is {why}", address.ip()))
+        .remedy("give the address of another machine; spec.deploy.allow_loopback permits loopback targets")
+}
+
+fn unreachable(host: &HostAddress, port: u16, error: &io::Error) -> Error {
+    let (what, remedy) = match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            ("refuses the connection", "check that sshd runs there and listens on this port (ssh_port)")
+        }
+        _ => ("cannot be reached", "check the address, the route and the firewall between here and there"),
+    };
+    Error::new(ErrorCode::HostUnreachable, format!("{host} port {port} {what}")).remedy(remedy)
+}
+
+fn silent(host: &HostAddress, port: u16, when: &str) -> Error {
+    Error::new(ErrorCode::HostUnreachable, format!("{host} port {port} is silent {when}"))
+        .remedy("check the address, the route and the firewall between here and there")
+}
+
+fn not_ssh(host: &HostAddress, port: u16, error: Option<russh::Error>) -> Error {
+    let plain = Error::new(
+        ErrorCode::HostUnreachable,
+        format!("{host} port {port} did not complete the SSH handshake"),
+    )
+    .remedy("check that this port is sshd's, and its log");
+    match error {
+        Some(error) => plain.source(error),
+        None => plain,
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>> {
+    mutex.lock().map_err(|_| Error::internal("a lock of the SSH connection is poisoned"))
+}

@@ -1,0 +1,178 @@
+//! What a host may ask of us on a connection: to be recognised, to open channels on the one socket
+//! that we asked it to forward, and nothing else.
+
+use std::{collections::HashMap, sync::Arc};
+
+use russh::{
+    Channel, ChannelOpenFailure, ChannelStream,
+    client::{ChannelOpenHandle, DisconnectReason, Handler, Msg, Session},
+    keys::{PublicKey, PublicKeyOrCertificate},
+};
+use std::sync::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    host_keys::{Accepted, HostKeyRules},
+    target::HostAddress,
+};
+use crate::error::Error;
+
+/// A channel to or from the host, as a stream; it closes when dropped.
+pub type SshStream = ChannelStream<Msg>;
+
+/// Remote socket paths that we forward, and who takes their connections.
+pub(super) type Forwards = Arc<Mutex<HashMap<String, mpsc::Sender<SshStream>>>>;
+
+/// How the key is judged: by rules, or only looked at (for `aegis host approve`).
+#[derive(Debug, Clone)]
+pub(super) enum KeyCheck {
+    Rules(Arc<HostKeyRules>),
+    LookOnly,
+}
+
+/// What the key exchange found, read by whoever opened the connection.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub key: Option<PublicKey>,
+    pub accepted: Option<Accepted>,
+    pub refusal: Option<Error>,
+}
+
+pub(super) struct ClientHandler {
+    pub host: HostAddress,
+    pub port: u16,
+    pub check: KeyCheck,
+    pub seen: Arc<Mutex<Seen>>,
+    pub forwards: Forwards,
+    /// Dropped with the session's task, so that its end is noticed however it comes.
+    pub closed: watch::Sender<Option<String>>,
+}
+
+impl Handler for ClientHandler {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, offered: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        let key = offered.public_key();
+        let Ok(mut seen) = self.seen.lock() else { return Ok(false) };
+        let decision = match &self.check {
+            KeyCheck::LookOnly => None,
+            KeyCheck::Rules(rules) => Some(rules.decide(&self.host, self.port, &key)),
+        };
+        seen.key = Some(key);
+        match decision {
+            None => Ok(false),
+            Some(Ok(accepted)) => {
+                seen.accepted = Some(accepted);
+                Ok(true)
+            }
+            Some(Err(refusal)) => {
+                seen.refusal = Some(refusal);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        socket_path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let taker = self.forwards.lock().ok().and_then(|forwards| forwards.get(socket_path).cloned());
+        // Never waits: this runs on the session's own loop.
+        match taker.as_ref().map(mpsc::Sender::try_reserve) {
+            Some(Ok(slot)) => {
+                reply.accept().await;
+                slot.send(channel.into_stream());
+            }
+            Some(Err(_)) => reply.reject(ChannelOpenFailure::ResourceShortage).await,
+            None => reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await,
+        }
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        refuse(reply).await
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        refuse(reply).await
+    }
+
+    async fn server_channel_open_session(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        refuse(reply).await
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        refuse(reply).await
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        refuse(reply).await
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        refuse(reply).await
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<Self::Error>) -> Result<(), Self::Error> {
+        let text = match &reason {
+            DisconnectReason::ReceivedDisconnect(info) => {
+                format!("the host ended it: {}", crate::ids::shown(&info.message))
+            }
+            DisconnectReason::Error(error) => error.to_string(),
+        };
+        self.closed.send_replace(Some(text));
+        match reason {
+            DisconnectReason::ReceivedDisconnect(_) => Ok(()),
+            DisconnectReason::Error(error) => Err(error),
+        }
+    }
+}
+
+async fn refuse(reply: ChannelOpenHandle) -> Result<(), russh::Error> {
+    reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+    Ok(())
+}

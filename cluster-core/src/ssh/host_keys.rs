@@ -1,0 +1,200 @@
+//! Is this the host? Decided from the pin in our store, the known_hosts files and the policy, in
+//! that order; a revoked key is refused whoever vouches for it.
+
+use russh::keys::{Algorithm, HashAlg, PublicKey};
+
+use super::{
+    known_hosts::{KnownHosts, Verdict},
+    target::HostAddress,
+};
+use crate::error::{Error, ErrorCode, Result};
+
+/// What to do with a host nobody vouches for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostKeyPolicy {
+    /// A person approves it first.
+    #[default]
+    Strict,
+    /// Take it, and pin it from then on.
+    AcceptNew,
+}
+
+/// A host's public key as it is pinned, shown and compared.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct HostKey {
+    /// `ssh-ed25519 AAAA…`
+    pub public_key: String,
+    /// `SHA256:…`
+    pub fingerprint: String,
+}
+
+impl HostKey {
+    pub fn of(key: &PublicKey) -> Result<Self> {
+        let mut bare = key.clone();
+        bare.set_comment("");
+        let public_key = bare
+            .to_openssh()
+            .map_err(|error| Error::internal("a host's key cannot be written down").source(error))?;
+        Ok(Self { public_key, fingerprint: fingerprint(key) })
+    }
+
+    fn parsed(&self) -> Result<PublicKey> {
+        PublicKey::from_openssh(&self.public_key)
+            .map_err(|error| Error::new(ErrorCode::Storage, "a pinned host key cannot be read").source(error))
+    }
+}
+
+pub fn fingerprint(key: &PublicKey) -> String {
+    key.fingerprint(HashAlg::Sha256).to_string()
+}
+
+/// Everything the decision needs.
+#[derive(Debug, Clone, Default)]
+pub struct HostKeyRules {
+    pub pinned: Option<HostKey>,
+    pub known: KnownHosts,
+    pub policy: HostKeyPolicy,
+}
+
+/// The key is the host's; `New` means that the policy took it and that it must be pinned now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    Pinned,
+    Known,
+    New,
+}
+
+impl HostKeyRules {
+    pub fn decide(&self, host: &HostAddress, port: u16, offered: &PublicKey) -> Result<Accepted> {
+        let verdict = self.known.verdict(host.as_str(), port, offered);
+        if verdict == Verdict::Revoked {
+            return Err(revoked(host, port, offered));
+        }
+        if let Some(pinned) = &self.pinned {
+            let known = pinned.parsed()?;
+            if known.key_data() == offered.key_data() {
+                return Ok(Accepted::Pinned);
+            }
+            return Err(changed(host, port, offered, &[known]));
+        }
+        match (verdict, self.policy) {
+            (Verdict::Known, _) => Ok(Accepted::Known),
+            (Verdict::Changed { known }, _) => Err(changed(host, port, offered, &known)),
+            (Verdict::Unknown, HostKeyPolicy::AcceptNew) => Ok(Accepted::New),
+            (Verdict::Unknown, HostKeyPolicy::Strict) => Err(unknown(host, port, offered)),
+            (Verdict::Revoked, _) => Err(revoked(host, port, offered)),
+        }
+    }
+
+    /// Key types to ask for first: those by which the host is known.
+    pub fn preferred(&self, host: &HostAddress, port: u16) -> Vec<Algorithm> {
+        match self.pinned.as_ref().and_then(|pinned| pinned.parsed().ok()) {
+            Some(pinned) => vec![pinned.algorithm()],
+            None => self.known.key_types(host.as_str(), port),
+        }
+    }
+}
+
+/// How a person names this host to `aegis host`.
+pub fn host_argument(host: &HostAddress, port: u16) -> String {
+    if port == super::target::SSH_PORT_DEFAULT { host.to_string() } else { format!("{host} --port {port}") }
+}
+
+fn unknown(host: &HostAddress, port: u16, offered: &PublicKey) -> Error {
+    Error::new(
+        ErrorCode::HostKeyUnknown,
+        format!(
+            "the key of {host} port {port} is not known: it offers {} {}",
+            offered.algorithm(),
+            fingerprint(offered)
+        ),
+    )
+    .remedy(format!(
+        "compare the fingerprint with the host's own (ssh-keygen -lf on it), then run: aegis host approve {}",
+        host_argument(host, port)
+    ))
+}
+
+fn changed(host: &HostAddress, port: u16, offered: &PublicKey, known: &[PublicKey]) -> Error {
+    let known: Vec<String> =
+        known.iter().map(|key| format!("{} {}", key.algorithm(), fingerprint(key))).collect();
+    Error::new(
+        ErrorCode::HostKeyChanged,
+        format!(
+            "the key of {host} port {port} has changed: it offers {} {}, known is {}; nothing was sent",
+            offered.algorithm(),
+            fingerprint(offered),
+            known.join(", ")
+        ),
+    )
+    .remedy(format!(
+        "somebody may be between you and the host; if the change is meant, run: aegis host forget {0} (and \
+         ssh-keygen -R for known_hosts), then: aegis host approve {0}",
+        host_argument(host, port)
+    ))
+}
+
+fn revoked(host: &HostAddress, port: u16, offered: &PublicKey) -> Error {
+    Error::new(
+        ErrorCode::HostKeyChanged,
+        format!(
+            "the key {} of {host} port {port} is revoked in known_hosts; nothing was sent",
+            fingerprint(offered)
+        ),
+    )
+    .remedy("give the host a new key, then approve it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMCA4Iq3L0iCNv/+3Slh0vMiz/xEaxfdjy1Q9BXq+yO5";
+    const B: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFH2GCM9zzJjNPC9I+zobNdBrlPuDjYCjDAQMTF3mip7";
+
+    fn key(text: &str) -> PublicKey {
+        PublicKey::from_openssh(text).unwrap()
+    }
+    fn host() -> HostAddress {
+        HostAddress::parse("edge1", false).unwrap()
+    }
+    fn rules(pinned: Option<&str>, known: &str, policy: HostKeyPolicy) -> HostKeyRules {
+        HostKeyRules {
+            pinned: pinned.map(|text| HostKey::of(&key(text)).unwrap()),
+            known: KnownHosts::parse(known),
+            policy,
+        }
+    }
+
+    #[test]
+    fn the_pin_decides_alone_unless_the_key_is_revoked() {
+        let known_b = format!("edge1 {B}");
+        let strict = rules(Some(A), &known_b, HostKeyPolicy::Strict);
+        assert_eq!(strict.decide(&host(), 22, &key(A)).unwrap(), Accepted::Pinned);
+        assert_eq!(strict.decide(&host(), 22, &key(B)).unwrap_err().code(), ErrorCode::HostKeyChanged);
+        let revoked = rules(Some(A), &format!("@revoked * {A}"), HostKeyPolicy::AcceptNew);
+        assert_eq!(revoked.decide(&host(), 22, &key(A)).unwrap_err().code(), ErrorCode::HostKeyChanged);
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_fingerprint_and_the_command() {
+        let error = rules(None, "", HostKeyPolicy::Strict).decide(&host(), 2222, &key(A)).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::HostKeyUnknown);
+        let text = error.to_string();
+        assert!(text.contains("SHA256:") && text.contains("aegis host approve edge1 --port 2222"), "{text}");
+        let new = rules(None, "", HostKeyPolicy::AcceptNew).decide(&host(), 22, &key(A)).unwrap();
+        assert_eq!(new, Accepted::New);
+    }
+
+    #[test]
+    fn a_changed_key_stops_under_every_policy_and_names_both() {
+        let known = format!("edge1 {A}");
+        for policy in [HostKeyPolicy::Strict, HostKeyPolicy::AcceptNew] {
+            let error = rules(None, &known, policy).decide(&host(), 22, &key(B)).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::HostKeyChanged);
+            assert!(error.message().contains(&fingerprint(&key(A))));
+            assert!(error.message().contains(&fingerprint(&key(B))));
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! One SSH connection a host, in process: no `ssh` program, no local port.
+//!
+//! - [`target`]: where to, checked by grammar before any socket exists.
+//! - [`known_hosts`], [`host_keys`]: is this the host? Pure decisions over files and pins.
+//! - [`auth`]: who are we? Key file, agent, default identities.
+//! - [`connection`]: scripts, bulk input, SFTP, channels to and from the host's sockets.
+//! - [`probe`]: a host's key without logging in, for a person to approve.
+//! - [`link`]: the standing connection of a node.
+//!
+//! Tasks: russh runs one per connection; every exec has one that always reads its channel (an unread
+//! channel stops the whole connection) and ends with the caller, the command or its time limit; every
+//! link has one supervisor, owned by its [`link::LinkHandle`].
+//!
+//! Absent on purpose: passwords and keyboard-interactive logins, agent forwarding, host certificates
+//! (never asked for, so `@cert-authority` lines neither admit nor refuse anybody).
+
+pub mod auth;
+pub mod connection;
+mod exec;
+mod handler;
+pub mod host_keys;
+pub mod known_hosts;
+pub mod link;
+pub mod probe;
+pub mod script;
+pub mod sftp;
+pub mod target;
+
+pub use auth::Credentials;
+pub use connection::{ConnectOptions, Connection, SshStream, Timeouts};
+pub use exec::ScriptOutput;
+pub use host_keys::{HostKey, HostKeyPolicy, HostKeyRules};
+pub use link::{Dialer, LinkHandle, LinkSettings, LinkState, LinkStream};
+pub use target::{HostAddress, SshTarget};

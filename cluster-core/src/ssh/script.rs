@@ -1,0 +1,161 @@
+//! How a constant script and its arguments become what one remote `sh` reads, and how its output is
+//! told from what banners and rc files print: everything before a random marker is not ours.
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// Paths that non-interactive logins often lack.
+const PATH_SUFFIX: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The one place where a value is made safe for a remote shell.
+pub fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+/// 128 random bits: output cannot guess it.
+pub fn marker() -> String {
+    format!("aegis-{}", uuid::Uuid::new_v4().simple())
+}
+
+/// Text for the standard input of `sh -s`. The script stands in a function, so it is parsed whole
+/// before it runs, and its own standard input is empty: no command in it can eat the rest.
+pub fn on_stdin(script: &'static str, args: &[&str], marker: &str) -> Result<String> {
+    let set = set_arguments(args)?;
+    Ok(format!(
+        "{prelude}\n{set}\naegis_script() {{\n{script}\n}}\nprintf '\\n%s\\n' {marker}\n\
+         printf '\\n%s\\n' {marker} >&2\n( aegis_script \"$@\" ) </dev/null\nprintf '\\n%s %d\\n' {marker} \"$?\"\nexit 0\n",
+        prelude = prelude(),
+    ))
+}
+
+/// A command line for exec whose standard input belongs to the script (bulk data, or held open).
+/// Its arguments are visible in the host's process list: nothing secret may be among them.
+pub fn on_command_line(script: &'static str, args: &[&str], marker: &str) -> Result<String> {
+    let set = set_arguments(args)?;
+    let text = format!(
+        "{prelude}\n{set}\naegis_script() {{\n{script}\n}}\nprintf '\\n%s\\n' {marker}\n\
+         printf '\\n%s\\n' {marker} >&2\n( aegis_script \"$@\" )\nprintf '\\n%s %d\\n' {marker} \"$?\"\nexit 0\n",
+        prelude = prelude(),
+    );
+    Ok(format!("exec sh -c {}", quote(&text)))
+}
+
+fn prelude() -> String {
+    format!("LC_ALL=C; PATH=\"$PATH:{PATH_SUFFIX}\"; export LC_ALL PATH; umask 077")
+}
+
+fn set_arguments(args: &[&str]) -> Result<String> {
+    if args.iter().any(|arg| arg.contains('\0')) {
+        return Err(Error::invalid("an argument for the host holds a NUL character"));
+    }
+    let quoted: Vec<String> = args.iter().map(|arg| quote(arg)).collect();
+    Ok(format!("set -- {}", quoted.join(" ")))
+}
+
+/// The script's own part of a stream, and its exit status (from standard output only).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Marked {
+    pub text: String,
+    pub status: Option<i32>,
+}
+
+/// Cuts the script's part out of what came on standard output.
+pub fn cut_stdout(raw: &[u8], marker: &str) -> Result<Marked> {
+    let text = String::from_utf8_lossy(raw);
+    let begin = format!("\n{marker}\n");
+    let Some(start) = text.find(&begin) else {
+        return Err(Error::new(ErrorCode::Unavailable, "the host's shell did not run our script")
+            .remedy("check the login shell and rc files of the ssh user: `ssh HOST sh -c true` must work"));
+    };
+    let body = &text[start + begin.len()..];
+    let end = format!("\n{marker} ");
+    match body.rfind(&end) {
+        Some(stop) => {
+            let status = body[stop + end.len()..].lines().next().and_then(|line| line.trim().parse().ok());
+            Ok(Marked { text: body[..stop].to_owned(), status })
+        }
+        None => Ok(Marked { text: body.to_owned(), status: None }),
+    }
+}
+
+/// Standard error from the marker on, or all of it when the marker was cut off.
+pub fn cut_stderr(raw: &[u8], marker: &str) -> String {
+    let text = String::from_utf8_lossy(raw);
+    let begin = format!("\n{marker}\n");
+    match text.find(&begin) {
+        Some(start) => text[start + begin.len()..].to_owned(),
+        None => text.into_owned(),
+    }
+}
+
+/// The end of a remote text as it may be shown: without control characters, bounded in lines and size.
+pub fn tail(text: &str, lines_max: usize) -> String {
+    const BYTES_MAX: usize = 4096;
+    let clean: String =
+        text.chars().filter(|c| !c.is_control() || *c == '\n').collect::<String>().trim().to_owned();
+    let lines: Vec<&str> = clean.lines().collect();
+    let kept = lines[lines.len().saturating_sub(lines_max)..].join("\n");
+    let mut start = kept.len().saturating_sub(BYTES_MAX);
+    while !kept.is_char_boundary(start) {
+        start += 1;
+    }
+    kept[start..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn run(input: &str) -> (Vec<u8>, Vec<u8>) {
+        let mut child = Command::new("sh")
+            .arg("-s")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.stdout, output.stderr)
+    }
+
+    #[test]
+    fn arguments_arrive_byte_exact_and_cannot_break_out() {
+        let nasty =
+            ["", "a b", "it's", "$(id)", "`id`", "\\", "\"", "a\nb", "-n", "*", "'; echo pwned; '", "é"];
+        let marker = marker();
+        let input =
+            on_stdin(r#"for value in "$@"; do printf '<%s>' "$value"; done"#, &nasty, &marker).unwrap();
+        let (stdout, _) = run(&input);
+        let expected: String = nasty.iter().map(|value| format!("<{value}>")).collect();
+        let marked = cut_stdout(&stdout, &marker).unwrap();
+        assert_eq!(marked, Marked { text: expected, status: Some(0) });
+        assert!(on_stdin("true", &["a\0b"], &marker).is_err());
+    }
+
+    #[test]
+    fn a_command_that_reads_its_input_eats_nothing_and_exit_is_a_status() {
+        let marker = marker();
+        let input = on_stdin("cat\necho out; echo err >&2; exit 7", &[], &marker).unwrap();
+        let (stdout, stderr) = run(&input);
+        assert_eq!(cut_stdout(&stdout, &marker).unwrap(), Marked { text: "out\n".into(), status: Some(7) });
+        assert_eq!(cut_stderr(&stderr, &marker), "err\n");
+    }
+
+    #[test]
+    fn banners_and_false_markers_are_not_ours() {
+        let marker = "aegis-1";
+        let raw = b"Welcome!\naegis-0\nfake 0\n\naegis-1\nreal\n\naegis-1 3\nlogout noise";
+        assert_eq!(cut_stdout(raw, marker).unwrap(), Marked { text: "real\n".into(), status: Some(3) });
+        assert_eq!(cut_stdout(b"only noise", marker).unwrap_err().code(), ErrorCode::Unavailable);
+        assert_eq!(cut_stdout(b"\naegis-1\ncut off", marker).unwrap().status, None);
+    }
+
+    #[test]
+    fn tails_are_bounded_and_clean() {
+        assert_eq!(tail("a\n\u{1b}[31mb\u{0}\nc\n", 2), "[31mb\nc");
+        assert!(tail(&"ü".repeat(10_000), 20).len() <= 4096);
+    }
+}

@@ -1,0 +1,269 @@
+//! SSH and deployment parts against real hosts: sshd, Docker, Compose. `AEGIS_TESTBED_HOSTS` names a
+//! JSON list of hosts (`name, ip, port, user, key_path, known_hosts_path`), as `tests/testbed up 2
+//! --json` prints it. Each test leaves its host as it found it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use cluster_core::{
+    ErrorCode,
+    ids::{NodeId, UserName},
+    ssh::{
+        ConnectOptions, Connection, Credentials, Dialer, HostAddress, HostKeyPolicy, HostKeyRules,
+        LinkHandle, LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[derive(serde::Deserialize, Clone)]
+struct Host {
+    ip: String,
+    port: u16,
+    user: String,
+    key_path: PathBuf,
+    known_hosts_path: PathBuf,
+}
+
+fn host(index: usize) -> Host {
+    let path =
+        std::env::var("AEGIS_TESTBED_HOSTS").expect("AEGIS_TESTBED_HOSTS names the list of testbed hosts");
+    let text = std::fs::read_to_string(path).expect("the list of testbed hosts");
+    let hosts: Vec<Host> = serde_json::from_str(&text).expect("a JSON list of hosts");
+    hosts.get(index).expect("enough testbed hosts").clone()
+}
+
+impl Host {
+    fn target(&self) -> SshTarget {
+        SshTarget {
+            host: HostAddress::parse(&self.ip, false).unwrap(),
+            port: self.port,
+            user: UserName::parse(self.user.clone()).unwrap(),
+            key_path: Some(self.key_path.clone()),
+        }
+    }
+
+    fn options(&self, known: KnownHosts, policy: HostKeyPolicy) -> ConnectOptions {
+        ConnectOptions { rules: Arc::new(HostKeyRules { pinned: None, known, policy }), ..Default::default() }
+    }
+
+    fn known(&self) -> ConnectOptions {
+        self.options(KnownHosts::read(&[&self.known_hosts_path]).unwrap(), HostKeyPolicy::Strict)
+    }
+
+    async fn connect(&self) -> Connection {
+        Connection::open(&self.target(), &self.known()).await.unwrap()
+    }
+}
+
+async fn run(connection: &Connection, script: &'static str, args: &[&str]) -> String {
+    let output = connection.script(script, args, LIMIT).await.unwrap();
+    assert!(output.success(), "{output:?}");
+    output.stdout
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn host_keys_decide_before_anything_is_sent() {
+    let host = host(0);
+    let connection = host.connect().await;
+    assert_eq!(connection.host_key_accepted(), Accepted::Known);
+    let probed = probe::host_key(&host.target().host, host.port, &host.known()).await.unwrap();
+    assert_eq!(&probed, connection.host_key());
+    assert!(probed.fingerprint.starts_with("SHA256:"));
+
+    let unknown =
+        Connection::open(&host.target(), &host.options(KnownHosts::default(), HostKeyPolicy::Strict)).await;
+    let unknown = unknown.unwrap_err();
+    assert_eq!(unknown.code(), ErrorCode::HostKeyUnknown);
+    assert!(unknown.to_string().contains(&probed.fingerprint), "{unknown}");
+
+    let new = host.options(KnownHosts::default(), HostKeyPolicy::AcceptNew);
+    let new = Connection::open(&host.target(), &new).await.unwrap();
+    assert_eq!(new.host_key_accepted(), Accepted::New);
+
+    let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFH2GCM9zzJjNPC9I+zobNdBrlPuDjYCjDAQMTF3mip7";
+    let other = KnownHosts::parse(&format!("{},[{}]:{} {other}", host.ip, host.ip, host.port));
+    let changed =
+        Connection::open(&host.target(), &host.options(other, HostKeyPolicy::AcceptNew)).await.unwrap_err();
+    assert_eq!(changed.code(), ErrorCode::HostKeyChanged);
+    assert!(changed.to_string().contains(&probed.fingerprint), "{changed}");
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_wrong_key_and_a_closed_port_are_told_apart() {
+    let host = host(0);
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
+    let fresh = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap();
+    fresh.write_openssh_file(&key, LineEnding::LF).unwrap();
+    let wrong = SshTarget { key_path: Some(key), ..host.target() };
+    let error = Connection::open(&wrong, &host.known()).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::HostAuthentication);
+    assert!(error.message().contains("publickey"), "{error}");
+
+    let none = SshTarget { key_path: None, ..host.target() };
+    let error = Connection::open(&none, &host.known()).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::HostAuthentication);
+
+    let confined = Credentials { confined_to: Some(vec![dir.path().to_owned()]), ..Default::default() };
+    let options = ConnectOptions { credentials: confined, ..host.known() };
+    let error = Connection::open(&host.target(), &options).await.unwrap_err();
+    assert!(error.message().contains("outside"), "{error}");
+
+    let closed = SshTarget { port: 1, ..host.target() };
+    let error = Connection::open(&closed, &host.known()).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::HostUnreachable);
+    assert!(error.message().contains("refuses"), "{error}");
+    let nowhere = HostAddress::parse("no-such-host.invalid", false).unwrap();
+    let error =
+        Connection::open(&SshTarget { host: nowhere, ..host.target() }, &host.known()).await.unwrap_err();
+    assert!(error.message().contains("does not resolve"), "{error}");
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn scripts_give_their_own_output_whatever_the_shell_prints() {
+    let host = host(0);
+    let connection = host.connect().await;
+    run(&connection, "cp -p ~/.bashrc /tmp/aegis-test-bashrc 2>/dev/null; printf 'echo NOISE; echo {\\\"a\\\":1}\\n' > ~/.bashrc.new; cat ~/.bashrc >> ~/.bashrc.new 2>/dev/null; mv ~/.bashrc.new ~/.bashrc", &[]).await;
+    let noisy = connection
+        .script(r#"printf '%s|' "$@"; echo err >&2; exit 3"#, &["a b", "it's", "$(id)"], LIMIT)
+        .await;
+    run(&connection, "if [ -e /tmp/aegis-test-bashrc ]; then mv /tmp/aegis-test-bashrc ~/.bashrc; else rm -f ~/.bashrc; fi", &[]).await;
+    let noisy = noisy.unwrap();
+    assert_eq!((noisy.status, noisy.stdout.as_str(), noisy.stderr.as_str()), (3, "a b|it's|$(id)|", "err\n"));
+
+    let slow = connection.script("sleep 60", &[], Duration::from_millis(500)).await.unwrap_err();
+    assert_eq!(slow.code(), ErrorCode::Timeout);
+    // More than one message window, read by nobody but the task: the connection must live on.
+    let flood =
+        connection.script("head -c 30000000 /dev/zero | tr '\\0' x; echo", &[], LIMIT).await.unwrap_err();
+    assert_eq!(flood.code(), ErrorCode::DeploymentFailed, "{flood}");
+    let twenty = (0..20).map(|_| connection.script("echo ok", &[], LIMIT));
+    for output in futures::future::join_all(twenty).await {
+        assert_eq!(output.unwrap().stdout, "ok\n");
+    }
+    let bulk: &'static [u8] = Box::leak(vec![7u8; 5_000_000].into_boxed_slice());
+    let counted = connection.script_with_input("wc -c", &[], bulk, LIMIT).await.unwrap();
+    assert_eq!(counted.stdout.trim(), "5000000");
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_held_script_lives_with_its_guard() {
+    let connection = host(0).connect().await;
+    let script = r#"exec 9>>/tmp/aegis-test.lock; flock -n 9 || { printf '\nHELD\nbusy'; exit 1; }; printf '\nHELD\n'; cat >/dev/null"#;
+    let (_, held) = connection.hold(script, &[], "HELD", LIMIT).await.unwrap();
+    let free = r#"n=0; until flock -n /tmp/aegis-test.lock true; do n=$((n + 1)); [ $n -lt "$1" ] || exit 1; sleep 0.1; done"#;
+    assert!(!connection.script(free, &["1"], LIMIT).await.unwrap().success());
+    assert!(!held.has_ended());
+    drop(held);
+    assert!(connection.script(free, &["50"], LIMIT).await.unwrap().success());
+    run(&connection, "rm -f /tmp/aegis-test.lock", &[]).await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn files_are_replaced_whole_with_their_mode() {
+    let connection = host(0).connect().await;
+    let sftp = connection.sftp().await.unwrap();
+    let path = "/tmp/aegis-test-file";
+    let content: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
+    sftp.write_file(path, b"old", 0o644).await.unwrap();
+    sftp.write_file(path, &content, 0o600).await.unwrap();
+    assert_eq!(run(&connection, r#"stat -c '%a %s' "$1""#, &[path]).await.trim(), "600 800000");
+    assert_eq!(sftp.read_file(path, 1_000_000).await.unwrap().unwrap(), content);
+    assert!(sftp.read_file(path, 1000).await.is_err());
+    assert_eq!(sftp.read_file("/tmp/aegis-test-none", 10).await.unwrap(), None);
+    assert!(sftp.write_file("/nowhere/file", b"x", 0o600).await.is_err());
+    assert_eq!(run(&connection, r#"ls "$1"* | wc -l; rm -f "$1""#, &[path]).await.trim(), "1");
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn sockets_are_carried_in_both_directions() {
+    let connection = host(0).connect().await;
+    let (sender, mut streams) = mpsc::channel(1);
+    let path = "/tmp/aegis-test.sock";
+    run(&connection, r#"rm -f "$1""#, &[path]).await;
+    connection.forward_stream_local(path, sender).await.unwrap();
+    let mut out = connection.open_stream_local(path).await.unwrap();
+    let mut back = streams.recv().await.unwrap();
+    out.write_all(b"ping").await.unwrap();
+    let mut four = [0; 4];
+    back.read_exact(&mut four).await.unwrap();
+    back.write_all(b"pong").await.unwrap();
+    out.read_exact(&mut four).await.unwrap();
+    assert_eq!(&four, b"pong");
+    connection.cancel_forward(path).await.unwrap();
+    let mut banner = [0; 4];
+    connection.open_tcp("127.0.0.1", 22).await.unwrap().read_exact(&mut banner).await.unwrap();
+    assert_eq!(&banner, b"SSH-");
+    assert!(connection.open_tcp("127.0.0.1", 1).await.is_err());
+    run(&connection, r#"rm -f "$1""#, &[path]).await;
+}
+
+fn dialer(host: Host) -> Dialer {
+    Arc::new(move || {
+        let host = host.clone();
+        Box::pin(async move { Connection::open(&host.target(), &host.known()).await })
+    })
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_link_comes_back_and_takes_its_socket_over() {
+    let host = host(1);
+    let base = "/tmp/aegis-test-link";
+    let connection = host.connect().await;
+    run(&connection, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
+    let settings = LinkSettings {
+        node: NodeId::parse("edge-test").unwrap(),
+        controller_socket: format!("{base}/controller.sock"),
+        node_socket: format!("{base}/controller.sock"),
+        session_note: format!("{base}/link.session"),
+        owner: "test".into(),
+    };
+    // A session of ours that still holds the forward, as after a cut that sshd did not notice.
+    let (stale_sender, mut stale_streams) = mpsc::channel(1);
+    let stale =
+        LinkHandle::start(settings.clone(), dialer(host.clone()), Some(host.connect().await), stale_sender);
+    let up = |state: &LinkState| matches!(state, LinkState::Up { .. });
+    stale.state().wait_for(up).await.unwrap();
+
+    let (sender, mut streams) = mpsc::channel(1);
+    let link = LinkHandle::start(settings, dialer(host.clone()), Some(connection), sender);
+    link.state().wait_for(up).await.unwrap();
+    // The stale one was ended on the host, and is not to come back.
+    stale.state().wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap();
+    stale.stop().await;
+    assert!(stale_streams.try_recv().is_err());
+
+    for round in 0..2 {
+        let mut state = link.state();
+        state.wait_for(up).await.unwrap();
+        let mut out = link.connect_node().await.unwrap();
+        let mut inbound = streams.recv().await.unwrap();
+        assert_eq!(inbound.node().as_str(), "edge-test");
+        out.write_all(b"hello").await.unwrap();
+        let mut five = [0; 5];
+        inbound.read_exact(&mut five).await.unwrap();
+        if round == 0 {
+            // The session's process dies: noticed at once, and healed.
+            let killer = host.connect().await;
+            let pid = r#"read -r pid _ < "$1/link.session" && kill -9 "$pid""#;
+            run(&killer, pid, &[base]).await;
+            state.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap();
+            assert!(link.connect_node().await.is_err());
+        }
+    }
+    link.stop().await;
+    run(&host.connect().await, r#"rm -rf "$1""#, &[base]).await;
+}
