@@ -9,6 +9,7 @@ pub mod error;
 pub mod execution;
 pub mod identity;
 pub mod ids;
+
 pub mod ssh;
 pub mod store;
 
