@@ -1,6 +1,7 @@
 //! The Aegis cluster, without any surface: identity, membership, deployment over SSH, executions.
 //! The binary above names no wire type, and nothing here names MCP, HTTP routes or a command line.
 
+pub mod capacity;
 pub mod clock;
 pub mod cluster;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod execution;
 pub mod identity;
 pub mod ids;
 
+pub mod rpc;
 pub mod ssh;
 pub mod store;
 

@@ -1,5 +1,16 @@
 //! Who is in the cluster and what is placed where.
+//!
+//! - [`peer`]: what is known of a node.
+//! - [`membership`], [`placement`]: the decisions, pure.
+//! - [`controller`]: the task that owns the membership; admission of nodes.
+//! - [`sessions`]: attested sessions, in memory.
+//! - [`nodes`]: how the controller reaches its nodes.
+//! - [`worker`]: the task by which a worker belongs to its controller.
 
+pub mod controller;
 pub mod membership;
+pub mod nodes;
 pub mod peer;
 pub mod placement;
+pub mod sessions;
+pub mod worker;

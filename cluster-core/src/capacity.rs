@@ -1,0 +1,88 @@
+//! What this machine has for executions: detected, unless the configuration states it.
+
+use std::path::PathBuf;
+
+use sysinfo::{Disks, System};
+
+use crate::{
+    cluster::peer::{Amounts, Capabilities},
+    config::{schema::Resources, settings::Settings},
+    engine::Engine,
+    ids::Tag,
+};
+
+/// Left to the machine itself.
+const MEMORY_RESERVED_MB: u32 = 256;
+
+#[derive(Debug, Clone)]
+pub struct Capacity {
+    resources: Resources,
+    tags: Vec<Tag>,
+    engine: Option<Engine>,
+    disk_path: PathBuf,
+}
+
+impl Capacity {
+    pub fn new(settings: &Settings, engine: Option<Engine>) -> Self {
+        Self {
+            resources: settings.resources.clone(),
+            tags: settings.tags.clone(),
+            engine,
+            disk_path: settings.data_dir.clone(),
+        }
+    }
+
+    /// As it is now. An engine that does not answer shows as an empty name.
+    pub async fn measure(&self) -> Capabilities {
+        let (detected_mb, memory_mb_free) = memory_mb();
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let info = match &self.engine {
+            Some(engine) => engine
+                .info()
+                .await
+                .inspect_err(|error| tracing::debug!(error = %error.chain(), "the engine does not answer"))
+                .ok(),
+            None => None,
+        };
+        let stated = &self.resources;
+        let gpus = stated.gpu_count.unwrap_or(u32::from(stated.gpu.unwrap_or(false)));
+        Capabilities {
+            total: Amounts {
+                cpu_millicores: stated
+                    .cpu_cores
+                    .unwrap_or(u32::try_from(cores).unwrap_or(1))
+                    .saturating_mul(1000),
+                memory_mb: stated.memory_gb.map_or(detected_mb, |gb| gb.saturating_mul(1024)),
+                gpus,
+                vram_gb: stated.vram_gb.unwrap_or(0),
+            },
+            disk_gb: stated.disk_gb.unwrap_or_else(|| self.disk_gb()),
+            memory_mb_free,
+            runtimes: vec!["docker".to_owned()],
+            tags: self.tags.clone(),
+            models: Vec::new(),
+            engine: info.as_ref().map(|info| format!("docker {}", info.version)).unwrap_or_default(),
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+        }
+    }
+
+    /// Size of the file system that holds the data directory.
+    fn disk_gb(&self) -> u32 {
+        let Ok(disks) = Disks::new_with_refreshed_list() else { return 0 };
+        disks
+            .list()
+            .iter()
+            .filter(|disk| self.disk_path.starts_with(disk.mount_point()))
+            .max_by_key(|disk| disk.mount_point().as_os_str().len())
+            .map_or(0, |disk| u32::try_from(disk.total_space() / 1_000_000_000).unwrap_or(u32::MAX))
+    }
+}
+
+/// For executions in all, and free just now. Zero where the system does not tell.
+fn memory_mb() -> (u32, u32) {
+    let Ok(mut system) = System::new() else { return (0, 0) };
+    system.refresh_memory();
+    let mb = |bytes: u64| u32::try_from(bytes / (1024 * 1024)).unwrap_or(u32::MAX);
+    (mb(system.total_memory()).saturating_sub(MEMORY_RESERVED_MB), mb(system.available_memory()))
+}

@@ -1,0 +1,575 @@
+//! The controller: the owner of the membership, and the one who admits nodes.
+//!
+//! Tasks: one owner task holds the [`Membership`]; everybody else sends it decisions, which it runs one
+//! after the other, stores, applies and only then answers. The same task sweeps for silent nodes and
+//! for drains that are overdue.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    membership::{Change, Command, Membership, Registration, Report},
+    peer::{Desired, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
+    sessions::Sessions,
+};
+use crate::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+    identity::{
+        Attestation, Challenge, Challenger, Claims, EnrolmentToken, IssuedToken, LocalSigner, NodeKey,
+        PublicKey, TOKEN_LIFETIME_SECS, TokenKeys, statement,
+    },
+    ids::{ClusterId, CommandId, ExecutionId, NodeId, SessionId},
+    rpc::{ClusterClock, Sealer},
+    store::{NodeRecord, Store, TokenRecord, Write},
+};
+
+/// Decisions waiting for the owner. A full queue makes callers wait.
+const DECISIONS_MAX: usize = 256;
+/// Between looks at drain deadlines.
+const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
+const META_CLUSTER_ID: &str = "cluster_id";
+const META_EPOCH: &str = "epoch";
+
+type Stored = Box<dyn FnOnce(Result<()>) + Send>;
+type Decision = Box<dyn FnOnce(&mut Membership, i64) -> (Vec<Change>, Stored) + Send>;
+
+/// How the controller watches its nodes.
+#[derive(Debug, Clone, Copy)]
+pub struct HealthSettings {
+    pub stale_threshold: Duration,
+    pub sweep_interval: Duration,
+}
+
+/// What an admitted node is given.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    pub token: String,
+    pub expires_at_secs: i64,
+    pub session_id: SessionId,
+    pub token_keys: String,
+}
+
+/// A node's answer to its challenge.
+#[derive(Debug, Clone)]
+pub struct ChallengeAnswer {
+    pub challenge_id: String,
+    pub node_id: NodeId,
+    /// Over the statement with everything it stands for.
+    pub signature: Vec<u8>,
+    pub certificate_request: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    id: NodeId,
+    cluster_id: ClusterId,
+    epoch: u64,
+    key: Arc<NodeKey>,
+    signer: LocalSigner,
+    keys: TokenKeys,
+    challenger: Challenger,
+    sessions: Sessions,
+    store: Store,
+    decisions: mpsc::Sender<Decision>,
+    /// Rises with every change of the membership.
+    version: watch::Receiver<u64>,
+    overdue: watch::Receiver<Vec<ExecutionId>>,
+}
+
+/// A cheap handle on the controller.
+#[derive(Debug, Clone)]
+pub struct Controller(Arc<Shared>);
+
+impl Controller {
+    pub async fn start(
+        id: NodeId,
+        key: Arc<NodeKey>,
+        data: &Path,
+        store: Store,
+        health: HealthSettings,
+        stop: CancellationToken,
+    ) -> Result<Self> {
+        let cluster_id = match store.meta(META_CLUSTER_ID).await? {
+            Some(stored) => ClusterId::parse(stored)?,
+            None => {
+                let minted = ClusterId::mint();
+                let value = minted.to_string();
+                store.write(Write::SetMeta { name: META_CLUSTER_ID, value }).await?;
+                minted
+            }
+        };
+        let epoch = 1 + store.meta(META_EPOCH).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        store.write(Write::SetMeta { name: META_EPOCH, value: epoch.to_string() }).await?;
+        let signer = LocalSigner::load_or_create(&data.join("token-key.pem"))?;
+        let keys = TokenKeys::parse(&signer.key_set()?, cluster_id.clone(), id.clone())?;
+
+        let mut commands = Vec::new();
+        for (node_id, command_id, body) in store.open_commands().await? {
+            match serde_json::from_str::<Command>(&body) {
+                Ok(command) => commands.push((node_id, command_id, command)),
+                Err(error) => {
+                    tracing::error!(%node_id, %command_id, %error, "a stored command cannot be read")
+                }
+            }
+        }
+        let membership = Membership::restore(store.nodes().await?, commands, now_ms());
+        let (decisions, queue) = mpsc::channel(DECISIONS_MAX);
+        let (version_sender, version) = watch::channel(0);
+        let (overdue_sender, overdue) = watch::channel(Vec::new());
+        let owner = Owner {
+            membership,
+            store: store.clone(),
+            version: version_sender,
+            overdue: overdue_sender,
+            stale_ms: i64::try_from(health.stale_threshold.as_millis()).unwrap_or(i64::MAX),
+        };
+        tokio::spawn(owner.run(queue, health.sweep_interval, stop));
+        let challenger = Challenger::new()?;
+        let sessions = Sessions::default();
+        Ok(Self(Arc::new(Shared {
+            id,
+            cluster_id,
+            epoch,
+            key,
+            signer,
+            keys,
+            challenger,
+            sessions,
+            store,
+            decisions,
+            version,
+            overdue,
+        })))
+    }
+
+    pub fn id(&self) -> &NodeId {
+        &self.0.id
+    }
+
+    pub fn cluster_id(&self) -> &ClusterId {
+        &self.0.cluster_id
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
+    pub fn public_key(&self) -> PublicKey {
+        self.0.key.public()
+    }
+
+    pub fn token_keys(&self) -> &TokenKeys {
+        &self.0.keys
+    }
+
+    pub fn sessions(&self) -> &Sessions {
+        &self.0.sessions
+    }
+
+    /// Changes whenever the membership did.
+    pub fn version(&self) -> watch::Receiver<u64> {
+        self.0.version.clone()
+    }
+
+    /// Executions that a drain's deadline ends.
+    pub fn overdue(&self) -> watch::Receiver<Vec<ExecutionId>> {
+        self.0.overdue.clone()
+    }
+
+    /// Runs a decision on the membership; answers once its changes are stored and applied.
+    async fn decide<T: Send + 'static>(
+        &self,
+        decide: impl FnOnce(&mut Membership, i64) -> Result<(Vec<Change>, T)> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let decision: Decision = Box::new(move |membership, now_ms| match decide(membership, now_ms) {
+            Ok((changes, value)) => {
+                let stored: Stored = Box::new(move |stored| drop(answer.send(stored.map(|()| value))));
+                (changes, stored)
+            }
+            Err(error) => (Vec::new(), Box::new(move |_| drop(answer.send(Err(error))))),
+        });
+        let stopped = || Error::new(ErrorCode::Unavailable, "the controller is stopping");
+        self.0.decisions.send(decision).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    // --- attestation -----------------------------------------------------------------------
+
+    /// First step: who it claims to be, checked as far as it can be without its signature.
+    pub async fn attest(
+        &self,
+        mut attestation: Attestation,
+        token: Option<EnrolmentToken>,
+    ) -> Result<Challenge> {
+        let now_ms = now_ms();
+        if let Some(token) = &token {
+            self.check_token(token, &attestation.node_id, now_ms).await?;
+            attestation.token_id = Some(token.id.clone());
+        }
+        let (node_id, key, has_token) =
+            (attestation.node_id.clone(), attestation.public_key, token.is_some());
+        self.decide(move |membership, _| {
+            membership.check_key(&node_id, &key, has_token).map(|()| (Vec::new(), ()))
+        })
+        .await?;
+        self.0.challenger.issue(attestation, now_ms)
+    }
+
+    async fn check_token(&self, token: &EnrolmentToken, node_id: &NodeId, now_ms: i64) -> Result<()> {
+        let invalid = |why: &str| {
+            Error::new(ErrorCode::EnrolmentInvalid, format!("the enrolment token {why}"))
+                .remedy("create a new one with `aegis node token create`")
+        };
+        let record = self.0.store.token(&token.id).await?.filter(|record| token.matches(&record.secret_hash));
+        let record = record.ok_or_else(|| invalid("is not one of this cluster"))?;
+        if record.spent {
+            return Err(invalid("was used before"));
+        }
+        if record.expires_at_ms <= now_ms {
+            return Err(Error::new(ErrorCode::EnrolmentExpired, "the enrolment token has expired")
+                .remedy("create a new one with `aegis node token create`"));
+        }
+        match &record.node_id {
+            Some(bound) if bound != node_id => Err(invalid("is bound to another node id")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Second step: the signature. Key and token are stored before anything is issued.
+    pub async fn answer(&self, answer: ChallengeAnswer) -> Result<Admission> {
+        let now = now_ms();
+        let (ticket, challenge) = self.0.challenger.redeem(&answer.challenge_id, now)?;
+        if ticket.node_id != answer.node_id {
+            return Err(Error::new(ErrorCode::NotYours, "the challenge was issued to another node"));
+        }
+        let (cluster, controller) = (&self.0.cluster_id, &self.0.id);
+        let signed = statement(
+            cluster,
+            controller,
+            &ticket.node_id,
+            &ticket.public_key,
+            &challenge,
+            &answer.certificate_request,
+        );
+        ticket.public_key.verify(&signed, &answer.signature)?;
+
+        let (node_id, role, key) = (ticket.node_id.clone(), ticket.role, ticket.public_key);
+        if let Some(token_id) = ticket.token_id {
+            let enrolled = node_id.clone();
+            let record = self
+                .decide(move |membership, _| Ok((Vec::new(), membership.enrol(&enrolled, role, &key))))
+                .await?;
+            let write = Write::SpendToken { token_id, node: Box::new(record.clone()), now_ms: now };
+            if self.0.store.write(write).await? == 0 {
+                return Err(Error::new(
+                    ErrorCode::EnrolmentInvalid,
+                    "the enrolment token was used meanwhile",
+                )
+                .remedy("create a new one with `aegis node token create`"));
+            }
+            self.decide(move |membership, now| {
+                membership.apply(Change::Put(Box::new(record)), now);
+                Ok((Vec::new(), ()))
+            })
+            .await?;
+            self.0.sessions.rekey(&node_id, &key);
+        } else {
+            // The pin may have changed since the first step.
+            let known = node_id.clone();
+            self.decide(move |membership, _| {
+                membership.check_key(&known, &key, false).map(|()| (Vec::new(), ()))
+            })
+            .await?;
+        }
+        self.open_session(node_id, role, key, ticket.capabilities_hash, now)
+    }
+
+    fn open_session(
+        &self,
+        node_id: NodeId,
+        role: Role,
+        key: PublicKey,
+        capabilities_hash: String,
+        now_ms: i64,
+    ) -> Result<Admission> {
+        let token = self.token(&node_id, role, &key, capabilities_hash, now_ms)?;
+        let own = self.token(&self.0.id, Role::Controller, &self.public_key(), String::new(), now_ms)?;
+        let session_id = SessionId::mint();
+        let clock = ClusterClock::new(now_ms, std::time::Instant::now());
+        let sealer = Sealer::new(
+            self.0.key.clone(),
+            self.0.id.clone(),
+            node_id.to_string(),
+            own,
+            session_id.clone(),
+            self.0.epoch,
+            clock,
+        );
+        self.0.sessions.open(node_id, key, Arc::new(sealer), now_ms);
+        let expires_at_secs = now_ms / 1000 + TOKEN_LIFETIME_SECS;
+        Ok(Admission { token, expires_at_secs, session_id, token_keys: self.0.signer.key_set()? })
+    }
+
+    fn token(
+        &self,
+        node_id: &NodeId,
+        role: Role,
+        key: &PublicKey,
+        capabilities_hash: String,
+        now_ms: i64,
+    ) -> Result<String> {
+        let iat = now_ms / 1000;
+        self.0.signer.sign(&Claims {
+            iss: self.0.id.clone(),
+            aud: self.0.cluster_id.clone(),
+            sub: node_id.clone(),
+            role,
+            capabilities_hash,
+            cnf: key.thumbprint(),
+            jti: uuid::Uuid::new_v4().to_string(),
+            iat,
+            nbf: iat,
+            exp: iat + TOKEN_LIFETIME_SECS,
+        })
+    }
+
+    pub async fn issue_enrolment_token(
+        &self,
+        node_id: Option<NodeId>,
+        lifetime: Duration,
+    ) -> Result<(IssuedToken, i64)> {
+        let issued = EnrolmentToken::issue()?;
+        let created_at_ms = now_ms();
+        let expires_at_ms = created_at_ms + i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX / 2);
+        let record = TokenRecord {
+            token_id: issued.id.clone(),
+            secret_hash: issued.secret_hash,
+            node_id,
+            created_at_ms,
+            expires_at_ms,
+            spent: false,
+        };
+        self.0.store.write(Write::CreateToken(record)).await?;
+        Ok((issued, expires_at_ms))
+    }
+
+    /// The key of the node that a token names, or why that node may not speak.
+    pub async fn pinned_key(&self, node_id: &NodeId) -> Result<PublicKey> {
+        let id = node_id.clone();
+        let record = self.record(&id).await?;
+        let record = record.ok_or_else(|| {
+            Error::new(ErrorCode::Unauthenticated, format!("node {id} is not a member"))
+                .remedy("attest again")
+        })?;
+        if record.desired == Desired::Removed {
+            return Err(Error::new(ErrorCode::NodeRemoved, format!("node {id} was removed")));
+        }
+        let key = record
+            .public_key
+            .ok_or_else(|| Error::new(ErrorCode::Unauthenticated, format!("node {id} has no key")))?;
+        PublicKey::parse(&key)
+    }
+
+    pub async fn record(&self, node_id: &NodeId) -> Result<Option<NodeRecord>> {
+        let id = node_id.clone();
+        self.decide(move |membership, _| Ok((Vec::new(), membership.record(&id).cloned()))).await
+    }
+
+    pub async fn records(&self) -> Result<Vec<NodeRecord>> {
+        self.decide(move |membership, _| Ok((Vec::new(), membership.records().cloned().collect()))).await
+    }
+
+    // --- members ---------------------------------------------------------------------------
+
+    pub async fn check_identity(&self, node_id: NodeId, site: Site) -> Result<()> {
+        self.decide(move |membership, _| {
+            membership.check_identity(&node_id, &site).map(|()| (Vec::new(), ()))
+        })
+        .await
+    }
+
+    /// Admits a node whose key a deployment read on its host.
+    pub async fn admit(&self, node_id: NodeId, key: PublicKey, site: Site) -> Result<()> {
+        let id = node_id.clone();
+        self.decide(move |membership, _| Ok((membership.admit(&id, &key, site)?, ()))).await?;
+        self.0.sessions.rekey(&node_id, &key);
+        Ok(())
+    }
+
+    /// Undoes an admission whose deployment failed.
+    pub async fn withdraw(&self, node_id: NodeId) -> Result<()> {
+        self.decide(move |membership, _| {
+            let Some(record) = membership.record(&node_id) else { return Ok((Vec::new(), ())) };
+            let mut record = record.clone();
+            record.desired = Desired::Removed;
+            record.observed = Observed::Offline;
+            record.site = None;
+            Ok((vec![Change::Put(Box::new(record))], ()))
+        })
+        .await
+    }
+
+    pub async fn register(&self, node_id: NodeId, registration: Registration) -> Result<()> {
+        self.decide(move |membership, now_ms| Ok((membership.register(&node_id, registration, now_ms)?, ())))
+            .await
+    }
+
+    /// The controller's own node, in a hybrid.
+    pub async fn register_local(&self, registration: Registration) -> Result<()> {
+        let (id, key) = (self.0.id.clone(), *self.public_key().as_bytes());
+        self.decide(move |membership, now_ms| {
+            let mut record = match membership.record(&id) {
+                Some(record) => record.clone(),
+                None => NodeRecord::expected(id, Role::Hybrid, key, LinkKind::Local),
+            };
+            record.role = Role::Hybrid;
+            record.public_key = Some(key);
+            record.capabilities = registration.capabilities;
+            record.version = registration.version;
+            record.observed = Observed::Active;
+            record.registered_at_ms = Some(now_ms);
+            Ok((vec![Change::Put(Box::new(record))], ()))
+        })
+        .await
+    }
+
+    /// A heartbeat, answered with what the node is to do.
+    pub async fn heartbeat(&self, node_id: NodeId, report: Report) -> Result<Vec<(CommandId, Command)>> {
+        let id = node_id.clone();
+        self.decide(move |membership, now_ms| Ok((membership.heartbeat(&id, report, now_ms)?, ()))).await?;
+        self.decide(move |membership, _| Ok((Vec::new(), membership.commands(&node_id)))).await
+    }
+
+    pub async fn goodbye(&self, node_id: NodeId) -> Result<()> {
+        self.decide(move |membership, now_ms| Ok((membership.goodbye(&node_id, now_ms)?, ()))).await
+    }
+
+    pub async fn set_link(&self, node_id: NodeId, up: bool) -> Result<()> {
+        self.decide(move |membership, _| {
+            membership.set_link(&node_id, up);
+            Ok((Vec::new(), ()))
+        })
+        .await
+    }
+
+    pub async fn views(&self) -> Result<Vec<PeerView>> {
+        self.decide(|membership, now_ms| Ok((Vec::new(), membership.views(now_ms)))).await
+    }
+
+    pub async fn view(&self, node_id: NodeId) -> Result<PeerView> {
+        self.decide(move |membership, now_ms| Ok((Vec::new(), membership.view(&node_id, now_ms)?))).await
+    }
+
+    // --- drain -----------------------------------------------------------------------------
+
+    pub async fn drain(
+        &self,
+        node_id: NodeId,
+        deadline: Duration,
+        on_deadline: OnDeadline,
+    ) -> Result<DrainView> {
+        let id = node_id.clone();
+        self.decide(move |membership, now_ms| {
+            let deadline_ms = now_ms + i64::try_from(deadline.as_millis()).unwrap_or(i64::MAX / 2);
+            Ok((membership.drain(&id, deadline_ms, on_deadline)?, ()))
+        })
+        .await?;
+        self.drain_view(node_id).await
+    }
+
+    pub async fn drain_view(&self, node_id: NodeId) -> Result<DrainView> {
+        self.decide(move |membership, now_ms| Ok((Vec::new(), membership.drain_view(&node_id, now_ms)?)))
+            .await
+    }
+
+    pub async fn resume(&self, node_id: NodeId) -> Result<PeerView> {
+        let id = node_id.clone();
+        self.decide(move |membership, _| Ok((membership.resume(&id)?, ()))).await?;
+        self.view(node_id).await
+    }
+
+    // --- placement -------------------------------------------------------------------------
+
+    /// Runs a placement decision; what it reserves holds until it is released.
+    pub(crate) async fn with_placement<T: Send + 'static>(
+        &self,
+        decide: impl FnOnce(&mut Membership) -> T + Send + 'static,
+    ) -> Result<T> {
+        self.decide(move |membership, _| Ok((Vec::new(), decide(membership)))).await
+    }
+}
+
+/// The task that holds the membership.
+struct Owner {
+    membership: Membership,
+    store: Store,
+    version: watch::Sender<u64>,
+    overdue: watch::Sender<Vec<ExecutionId>>,
+    stale_ms: i64,
+}
+
+impl Owner {
+    /// Ends when told to, or with the last handle.
+    async fn run(mut self, mut queue: mpsc::Receiver<Decision>, sweep: Duration, stop: CancellationToken) {
+        let mut sweep = tokio::time::interval(sweep);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut deadlines = tokio::time::interval(DEADLINE_INTERVAL);
+        deadlines.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                decision = queue.recv() => match decision {
+                    Some(decision) => self.take(decision).await,
+                    None => return,
+                },
+                _ = sweep.tick() => self.sweep().await,
+                _ = deadlines.tick() => self.look_at_deadlines(),
+            }
+        }
+    }
+
+    async fn take(&mut self, decision: Decision) {
+        let (changes, stored) = decision(&mut self.membership, now_ms());
+        let result = self.store_and_apply(changes).await;
+        self.version.send_modify(|version| *version += 1);
+        stored(result);
+    }
+
+    async fn store_and_apply(&mut self, changes: Vec<Change>) -> Result<()> {
+        for change in changes {
+            let now_ms = now_ms();
+            self.store.write(change.to_write(now_ms)).await?;
+            self.membership.apply(change, now_ms);
+        }
+        Ok(())
+    }
+
+    async fn sweep(&mut self) {
+        let changes = self.membership.sweep(self.stale_ms, now_ms());
+        if changes.is_empty() {
+            return;
+        }
+        for change in &changes {
+            if let Change::Observed { node_id, .. } = change {
+                tracing::warn!(%node_id, "unhealthy: its heartbeats are missing");
+            }
+        }
+        if let Err(error) = self.store_and_apply(changes).await {
+            tracing::error!(error = %error.chain(), "the sweep could not be stored");
+        }
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn look_at_deadlines(&self) {
+        let overdue = self.membership.overdue(now_ms());
+        self.overdue.send_if_modified(|known| {
+            let changed = *known != overdue;
+            *known = overdue;
+            changed
+        });
+    }
+}

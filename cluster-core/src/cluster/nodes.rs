@@ -1,0 +1,209 @@
+//! How the controller reaches its nodes: itself in process, deployed ones through their SSH links,
+//! others on this machine by the address they registered.
+//!
+//! Tasks: one watcher a link, which tells the membership whether it is up; it ends with the link.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _, future::Either};
+use tokio::{net::TcpStream, sync::mpsc};
+
+use super::controller::Controller;
+use crate::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        supervisor::{Held, Order, Supervisor},
+        view::EventView,
+    },
+    ids::{ExecutionId, NodeId},
+    rpc::{
+        Sealer,
+        worker_client::{Dial, Wire, WorkerClient},
+    },
+    ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream},
+};
+
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Reports that the dispatcher has not looked at; a newer heartbeat says it again.
+const REPORTS_MAX: usize = 256;
+const LINK_STREAMS_MAX: usize = 64;
+
+#[derive(Debug)]
+struct Remote {
+    client: WorkerClient,
+    /// None for a node that registered an address of its own.
+    link: Option<Arc<LinkHandle>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    controller: Controller,
+    local: Option<Supervisor>,
+    remote: Mutex<HashMap<NodeId, Remote>>,
+    inbound: mpsc::Sender<LinkStream>,
+    reports: mpsc::Sender<(NodeId, Vec<Held>)>,
+}
+
+/// What comes in from nodes, each for one taker.
+#[derive(Debug)]
+pub struct NodeStreams {
+    pub links: mpsc::Receiver<LinkStream>,
+    pub reports: mpsc::Receiver<(NodeId, Vec<Held>)>,
+}
+
+/// A cheap handle on all nodes.
+#[derive(Debug, Clone)]
+pub struct Nodes(Arc<Shared>);
+
+/// A node that can be called now.
+#[derive(Debug, Clone)]
+pub enum Worker {
+    Local(Supervisor),
+    Remote { client: WorkerClient, sealer: Arc<Sealer> },
+}
+
+impl Nodes {
+    pub fn new(controller: Controller, local: Option<Supervisor>) -> (Self, NodeStreams) {
+        let (inbound, links) = mpsc::channel(LINK_STREAMS_MAX);
+        let (reports_sender, reports) = mpsc::channel(REPORTS_MAX);
+        let shared = Shared { controller, local, remote: Mutex::default(), inbound, reports: reports_sender };
+        (Self(Arc::new(shared)), NodeStreams { links, reports })
+    }
+
+    fn remote(&self) -> MutexGuard<'_, HashMap<NodeId, Remote>> {
+        self.0.remote.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the standing link of a node, over an open connection if there is one, in place of the
+    /// one it had.
+    pub fn attach_link(&self, settings: LinkSettings, dialer: Dialer, adopted: Option<Connection>) {
+        let node_id = settings.node.clone();
+        // The old one first: two would fight for one socket on the host.
+        drop(self.remote().remove(&node_id));
+        let link = Arc::new(LinkHandle::start(settings, dialer, adopted, self.0.inbound.clone()));
+        let mut state = link.state();
+        let (controller, watched) = (self.0.controller.clone(), node_id.clone());
+        tokio::spawn(async move {
+            loop {
+                let up = matches!(*state.borrow_and_update(), LinkState::Up { .. });
+                if controller.set_link(watched.clone(), up).await.is_err() || state.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        let dialled = link.clone();
+        let dial: Dial = Arc::new(move || {
+            let link = dialled.clone();
+            Box::pin(async move { link.connect_node().await.map(|stream| Box::new(stream) as Box<dyn Wire>) })
+        });
+        let client = WorkerClient::new(self.0.controller.id().clone(), dial);
+        self.remote().insert(node_id, Remote { client, link: Some(link) });
+    }
+
+    pub fn detach(&self, node_id: &NodeId) {
+        drop(self.remote().remove(node_id));
+    }
+
+    /// Whether a node that registers can be reached where it says; then it can be called.
+    pub async fn probe(&self, node_id: &NodeId, address: &str) -> Result<()> {
+        let unreachable = |why: String| {
+            Error::new(
+                ErrorCode::Unavailable,
+                format!("{node_id} cannot be reached from the controller: {why}"),
+            )
+            .remedy("advertise an address on which the node listens")
+        };
+        let link = self.remote().get(node_id).and_then(|remote| remote.link.clone());
+        if let Some(link) = link {
+            let probe = tokio::time::timeout(PROBE_TIMEOUT, link.connect_node()).await;
+            return match probe {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(unreachable(error.to_string())),
+                Err(_) => Err(unreachable("its socket does not answer".into())),
+            };
+        }
+        let url = url::Url::parse(address).map_err(|e| unreachable(format!("{e} in its address")))?;
+        let address = crate::rpc::controller_client::loopback(&url)?;
+        match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(&address)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(unreachable(error.to_string())),
+            Err(_) => return Err(unreachable("no answer".into())),
+        }
+        let dial: Dial = Arc::new(move || {
+            let address = address.clone();
+            Box::pin(async move {
+                let stream = TcpStream::connect(&address).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, io::Error>(Box::new(stream) as Box<dyn Wire>)
+            })
+        });
+        let client = WorkerClient::new(self.0.controller.id().clone(), dial);
+        self.remote().insert(node_id.clone(), Remote { client, link: None });
+        Ok(())
+    }
+
+    /// What a node holds, by its heartbeat. Dropped when nobody takes it in time.
+    pub fn report_held(&self, node_id: NodeId, held: Vec<Held>) {
+        let _ = self.0.reports.try_send((node_id, held));
+    }
+
+    /// The node, if it can be called now.
+    pub fn worker(&self, node_id: &NodeId) -> Result<Worker> {
+        if node_id == self.0.controller.id()
+            && let Some(supervisor) = &self.0.local
+        {
+            return Ok(Worker::Local(supervisor.clone()));
+        }
+        let away = |why: &str| Error::new(ErrorCode::Unavailable, format!("{node_id} {why}"));
+        let client = self.remote().get(node_id).map(|remote| remote.client.clone());
+        let client = client.ok_or_else(|| away("has no connection"))?;
+        let sealer = self.0.controller.sessions().sealer(node_id);
+        let sealer = sealer.ok_or_else(|| away("has not attested since the controller started"))?;
+        Ok(Worker::Remote { client, sealer })
+    }
+
+    /// The connection of a node's link, to run something on its host.
+    pub fn connection(&self, node_id: &NodeId) -> Option<Connection> {
+        let link = self.remote().get(node_id).and_then(|remote| remote.link.clone());
+        link.and_then(|link| link.connection())
+    }
+
+    /// Ends all links.
+    pub fn stop(&self) {
+        self.remote().clear();
+    }
+}
+
+impl Worker {
+    pub async fn forward(
+        &self,
+        order: Order,
+        after_sequence: u64,
+    ) -> Result<impl Stream<Item = Result<EventView>> + Send + use<>> {
+        match self {
+            Worker::Local(supervisor) => Ok(Either::Left(supervisor.accept(order, after_sequence)?.boxed())),
+            Worker::Remote { client, sealer } => {
+                Ok(Either::Right(client.forward(sealer, &order, after_sequence).await?.boxed()))
+            }
+        }
+    }
+
+    pub async fn cancel(&self, execution_id: &ExecutionId, attempt: u32, reason: &str) -> Result<bool> {
+        match self {
+            Worker::Local(supervisor) => supervisor.cancel(execution_id, attempt, reason),
+            Worker::Remote { client, sealer } => client.cancel(sealer, execution_id, attempt, reason).await,
+        }
+    }
+
+    pub async fn release(&self, execution_ids: &[ExecutionId]) -> Result<()> {
+        match self {
+            Worker::Local(supervisor) => supervisor.release(execution_ids).await,
+            Worker::Remote { client, sealer } => client.release(sealer, execution_ids).await,
+        }
+    }
+}

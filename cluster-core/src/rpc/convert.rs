@@ -1,0 +1,113 @@
+//! Messages to domain types and back: the one place, beside events, where generated types are read.
+
+use aegis_proto::aegis::cluster::v1 as pb;
+
+use crate::{
+    cluster::{
+        membership::Command,
+        peer::{Amounts, Capabilities, Role},
+    },
+    error::{Error, Result},
+    execution::supervisor::Held,
+    ids::{CommandId, ExecutionId, Tag},
+};
+
+/// Lists in a message are bounded by its size; these bound what is kept.
+const TAGS_MAX: usize = 64;
+const NAMES_MAX: usize = 256;
+
+pub fn role_to_wire(role: Role) -> pb::NodeRole {
+    match role {
+        Role::Controller => pb::NodeRole::Controller,
+        Role::Worker => pb::NodeRole::Worker,
+        Role::Hybrid => pb::NodeRole::Hybrid,
+    }
+}
+
+pub fn role_from_wire(role: i32) -> Result<Role> {
+    match pb::NodeRole::try_from(role) {
+        Ok(pb::NodeRole::Controller) => Ok(Role::Controller),
+        Ok(pb::NodeRole::Worker | pb::NodeRole::Edge) => Ok(Role::Worker),
+        Ok(pb::NodeRole::Hybrid) => Ok(Role::Hybrid),
+        Ok(pb::NodeRole::Unspecified | pb::NodeRole::RelayCoordinator) | Err(_) => {
+            Err(Error::invalid(format!("role {role} is not controller, worker or hybrid")))
+        }
+    }
+}
+
+pub fn capabilities_to_wire(own: &Capabilities) -> pb::NodeCapabilities {
+    pb::NodeCapabilities {
+        gpu_count: own.total.gpus,
+        vram_gb: own.total.vram_gb,
+        cpu_cores: own.total.cpu_millicores / 1000,
+        available_memory_gb: own.total.memory_mb / 1024,
+        supported_runtimes: own.runtimes.clone(),
+        tags: own.tags.iter().map(ToString::to_string).collect(),
+        disk_gb: own.disk_gb,
+        memory_mb: own.total.memory_mb,
+        memory_mb_free: own.memory_mb_free,
+        models: own.models.clone(),
+        engine: own.engine.clone(),
+        os: own.os.clone(),
+        arch: own.arch.clone(),
+        ..Default::default()
+    }
+}
+
+/// Fields of ours win; without them the published ones are all there is.
+pub fn capabilities_from_wire(theirs: pb::NodeCapabilities) -> Result<Capabilities> {
+    if theirs.tags.len() > TAGS_MAX
+        || theirs.supported_runtimes.len() > NAMES_MAX
+        || theirs.models.len() > NAMES_MAX
+    {
+        return Err(Error::invalid("the capabilities name too many tags, runtimes or models"));
+    }
+    let memory_mb = match theirs.memory_mb {
+        0 => theirs.available_memory_gb.saturating_mul(1024),
+        own => own,
+    };
+    let cpu_millicores = theirs.cpu_cores.saturating_mul(1000);
+    Ok(Capabilities {
+        total: Amounts { cpu_millicores, memory_mb, gpus: theirs.gpu_count, vram_gb: theirs.vram_gb },
+        disk_gb: theirs.disk_gb,
+        memory_mb_free: theirs.memory_mb_free,
+        runtimes: theirs.supported_runtimes,
+        tags: theirs.tags.into_iter().map(Tag::parse).collect::<Result<_>>()?,
+        models: theirs.models,
+        engine: crate::ids::shown(&theirs.engine),
+        os: crate::ids::shown(&theirs.os),
+        arch: crate::ids::shown(&theirs.arch),
+    })
+}
+
+pub fn command_to_wire(command_id: &CommandId, command: Command) -> pb::NodeCommand {
+    pb::NodeCommand {
+        command_id: command_id.to_string(),
+        command: Some(pb::node_command::Command::Drain(pb::DrainCommand {
+            drain: command == Command::Drain,
+        })),
+    }
+}
+
+/// None for a command that this version does not know: it is left unacknowledged.
+pub fn command_from_wire(command: pb::NodeCommand) -> Result<Option<(CommandId, Command)>> {
+    let Some(pb::node_command::Command::Drain(drain)) = command.command else { return Ok(None) };
+    let known = if drain.drain { Command::Drain } else { Command::Resume };
+    Ok(Some((CommandId::parse(command.command_id)?, known)))
+}
+
+pub fn held_to_wire(held: &Held) -> pb::RunningExecution {
+    pb::RunningExecution {
+        execution_id: held.execution_id.to_string(),
+        attempt: held.attempt,
+        last_sequence: held.last_sequence,
+    }
+}
+
+pub fn held_from_wire(running: pb::RunningExecution) -> Result<Held> {
+    Ok(Held {
+        execution_id: ExecutionId::parse(running.execution_id)?,
+        attempt: running.attempt,
+        last_sequence: running.last_sequence,
+    })
+}

@@ -1,0 +1,201 @@
+//! What the cluster port listens on: sockets that are ours, merged into one stream of connections, and
+//! a server with every limit set on purpose.
+//!
+//! TLS and the direct link will wrap a connection between accept and hand-over; nothing else changes.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, server::Connected};
+
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+    ssh::LinkStream,
+};
+
+/// Accepted and not yet taken up by the server.
+const PENDING_MAX: usize = 64;
+/// One node opens one connection and a few calls; an execution holds one stream.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+const HEADER_BYTES_MAX: u32 = 32 * 1024;
+/// Input, manifest and envelope of the largest order fit.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Both ends: a connection that is gone without a word is noticed within 15 s.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Resets that a peer may cause before it is cut off (CVE-2023-44487).
+const RESETS_MAX: usize = 64;
+/// After a failed accept, which is mostly a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a connection came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Via {
+    Loopback(SocketAddr),
+    Unix,
+    /// Inside the SSH connection of this node, which alone may speak on it.
+    Link(NodeId),
+}
+
+/// A connection, however it came in.
+#[derive(Debug)]
+pub enum Inbound {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+    Link(LinkStream),
+}
+
+impl Connected for Inbound {
+    type ConnectInfo = Via;
+    fn connect_info(&self) -> Via {
+        match self {
+            Inbound::Tcp(_, address) => Via::Loopback(*address),
+            Inbound::Unix(_) => Via::Unix,
+            Inbound::Link(stream) => Via::Link(stream.node().clone()),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:expr, $stream:ident => $call:expr) => {
+        match $self.get_mut() {
+            Inbound::Tcp($stream, _) => $call,
+            Inbound::Unix($stream) => $call,
+            Inbound::Link($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Inbound {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Inbound {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+/// Where accepted connections are collected for one server.
+#[derive(Debug)]
+pub struct Intake {
+    sender: mpsc::Sender<Inbound>,
+    receiver: mpsc::Receiver<Inbound>,
+    stop: CancellationToken,
+}
+
+impl Intake {
+    pub fn new(stop: CancellationToken) -> Self {
+        let (sender, receiver) = mpsc::channel(PENDING_MAX);
+        Self { sender, receiver, stop }
+    }
+
+    /// Loopback only, by construction.
+    pub async fn listen_loopback(&self, port: u16) -> Result<SocketAddr> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let failed = |e: io::Error| {
+            Error::new(ErrorCode::Unavailable, format!("the cluster port {address} cannot be bound"))
+                .remedy("another process has it; set spec.cluster.cluster_grpc_port")
+                .source(e)
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let (sender, stop) = (self.sender.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+                match accepted {
+                    Ok((stream, from)) => {
+                        // Small messages both ways: waiting for more to send costs 40 ms each.
+                        let _ = stream.set_nodelay(true);
+                        hand_over(&sender, Inbound::Tcp(stream, from)).await;
+                    }
+                    Err(error) => pause(&error).await,
+                }
+            }
+        });
+        Ok(bound)
+    }
+
+    /// A socket that only its owner may use. A stale one is replaced; its directory is ours.
+    pub fn listen_unix(&self, path: &Path) -> Result<()> {
+        let failed = |e: io::Error| {
+            Error::new(ErrorCode::Unavailable, format!("the socket {} cannot be bound", path.display()))
+                .remedy("its directory must exist and be writable")
+                .source(e)
+        };
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let (sender, stop) = (self.sender.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+                match accepted {
+                    Ok((stream, _)) => hand_over(&sender, Inbound::Unix(stream)).await,
+                    Err(error) => pause(&error).await,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes the connections of SSH links.
+    pub fn take_links(&self, mut links: mpsc::Receiver<LinkStream>) {
+        let (sender, stop) = (self.sender.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            while let Some(Some(stream)) = stop.run_until_cancelled(links.recv()).await {
+                hand_over(&sender, Inbound::Link(stream)).await;
+            }
+        });
+    }
+
+    pub(super) fn into_connections(self) -> (ReceiverStream<Inbound>, CancellationToken) {
+        (ReceiverStream::new(self.receiver), self.stop)
+    }
+}
+
+async fn hand_over(sender: &mpsc::Sender<Inbound>, inbound: Inbound) {
+    // Fails only when the server is gone, and then the connection may go too.
+    let _ = sender.send(inbound).await;
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "a connection could not be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// A server with all its limits.
+pub(super) fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}

@@ -1,0 +1,26 @@
+//! The cluster's wire: servers and clients over sockets that are ours, the sealed envelope, and the
+//! translation between messages and domain types.
+//!
+//! - [`envelope`]: sealing and opening, in the stated order.
+//! - [`convert`]: messages to domain types and back.
+//! - [`status`]: [`crate::ErrorCode`] to gRPC status and back.
+//! - [`listener`]: what is listened on, with every limit set on purpose.
+//! - [`controller_api`], [`worker_api`]: what each side serves.
+//! - [`controller_client`], [`worker_client`]: what each side calls.
+//!
+//! Absent: TLS and the direct link; listeners take loopback and unix sockets only.
+
+pub mod controller_api;
+pub mod controller_client;
+mod convert;
+mod envelope;
+pub mod listener;
+mod status;
+pub mod worker_api;
+pub mod worker_client;
+
+pub use envelope::{ClusterClock, Sealer};
+
+/// What both sides of this version speak.
+pub const PROTOCOL_VERSION: u32 = 1;
+pub const SOFTWARE_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,106 @@
+//! Errors on the wire: a gRPC status that any client understands, with our code as its machine-readable
+//! reason (`google.rpc.ErrorInfo`).
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::error::{Error, ErrorCode};
+
+const DOMAIN: &str = "aegis.cluster";
+const REMEDY: &str = "remedy";
+
+const fn grpc_code(code: ErrorCode) -> Code {
+    match code {
+        ErrorCode::InvalidArgument | ErrorCode::ConfigInvalid => Code::InvalidArgument,
+        ErrorCode::NotFound | ErrorCode::ImageNotFound => Code::NotFound,
+        ErrorCode::Conflict => Code::AlreadyExists,
+        ErrorCode::FailedPrecondition
+        | ErrorCode::HostCheckFailed
+        | ErrorCode::HostNotApproved
+        | ErrorCode::HostKeyUnknown
+        | ErrorCode::HostKeyChanged
+        | ErrorCode::Lost
+        | ErrorCode::Fenced => Code::FailedPrecondition,
+        ErrorCode::Unauthenticated
+        | ErrorCode::TokenExpired
+        | ErrorCode::NonceReplay
+        | ErrorCode::InvalidSignature
+        | ErrorCode::UntrustedCa
+        | ErrorCode::EnrolmentInvalid
+        | ErrorCode::EnrolmentExpired
+        | ErrorCode::ChallengeExpired
+        | ErrorCode::ClockSkew
+        | ErrorCode::SessionUnknown
+        | ErrorCode::UnsealedContext => Code::Unauthenticated,
+        ErrorCode::Forbidden | ErrorCode::KeyMismatch | ErrorCode::NodeRemoved | ErrorCode::NotYours => {
+            Code::PermissionDenied
+        }
+        ErrorCode::ResourceExhausted | ErrorCode::NoNodeFits => Code::ResourceExhausted,
+        ErrorCode::Unavailable
+        | ErrorCode::Engine
+        | ErrorCode::HostUnreachable
+        | ErrorCode::HostAuthentication
+        | ErrorCode::HostBusy => Code::Unavailable,
+        ErrorCode::Timeout => Code::DeadlineExceeded,
+        ErrorCode::Cancelled => Code::Cancelled,
+        ErrorCode::NotOffered => Code::Unimplemented,
+        ErrorCode::DeploymentFailed | ErrorCode::ContainerFailed | ErrorCode::OutOfMemory => Code::Aborted,
+        ErrorCode::Storage | ErrorCode::Internal => Code::Internal,
+    }
+}
+
+/// The source stays here: it is logged, never sent.
+pub fn to_status(error: &Error) -> Status {
+    let mut metadata = HashMap::new();
+    if let Some(remedy) = error.remedy_text() {
+        metadata.insert(REMEDY.to_owned(), remedy.to_owned());
+    }
+    let details = ErrorDetails::with_error_info(error.code().name(), DOMAIN, metadata);
+    Status::with_error_details(grpc_code(error.code()), error.message(), details)
+}
+
+pub fn from_status(status: &Status) -> Error {
+    let info = status.get_error_details().error_info().cloned();
+    let named = info
+        .as_ref()
+        .filter(|info| info.domain == DOMAIN)
+        .and_then(|info| ErrorCode::from_name(&info.reason));
+    let code = named.unwrap_or(match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidArgument,
+        Code::NotFound => ErrorCode::NotFound,
+        Code::AlreadyExists => ErrorCode::Conflict,
+        Code::PermissionDenied => ErrorCode::Forbidden,
+        Code::Unauthenticated => ErrorCode::Unauthenticated,
+        Code::ResourceExhausted => ErrorCode::ResourceExhausted,
+        Code::FailedPrecondition | Code::Aborted => ErrorCode::FailedPrecondition,
+        Code::DeadlineExceeded => ErrorCode::Timeout,
+        Code::Unimplemented => ErrorCode::NotOffered,
+        // A connection that breaks shows as Unknown, Cancelled or Internal, too.
+        Code::Ok | Code::Cancelled | Code::Unknown | Code::Unavailable | Code::Internal | Code::DataLoss => {
+            ErrorCode::Unavailable
+        }
+    });
+    let error = Error::new(code, status.message());
+    match info.and_then(|mut info| info.metadata.remove(REMEDY)) {
+        Some(remedy) => error.remedy(remedy),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_crosses_the_wire_with_its_remedy_and_without_its_source() {
+        for code in ErrorCode::ALL {
+            let error = Error::new(*code, "what").remedy("do").source(std::io::Error::other("inner"));
+            let status = to_status(&error);
+            assert!(!format!("{status:?}").contains("inner"));
+            let back = from_status(&status);
+            assert_eq!((back.code(), back.message(), back.remedy_text()), (*code, "what", Some("do")));
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What a worker serves to its controller: executions, their cancel and their release.
+//!
+//! Of the published service only `ForwardExecution` concerns a worker. Every call is sealed with the
+//! controller's key, which the worker learned when it attested.
+
+use std::{pin::Pin, sync::Arc};
+
+use aegis_proto::aegis::{
+    agent::v1::{
+        self as agent,
+        worker_service_server::{WorkerService, WorkerServiceServer},
+    },
+    cluster::v1::{
+        self as pb,
+        node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
+    },
+    runtime::v1::ExecutionEvent,
+};
+use futures::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{
+    controller_client::Session,
+    envelope::{Expected, Sealed, begin},
+    listener::{Intake, MESSAGE_BYTES_MAX, server},
+    status::to_status,
+};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        encoding,
+        supervisor::{Order, Supervisor},
+    },
+    ids::{ExecutionId, NodeId},
+};
+
+/// The session of this moment: None before the first attestation.
+pub type CurrentSession = Arc<arc_swap::ArcSwapOption<Session>>;
+
+#[derive(Debug, Clone)]
+pub struct WorkerApi {
+    node_id: NodeId,
+    session: CurrentSession,
+    supervisor: Supervisor,
+}
+
+impl WorkerApi {
+    /// Serves until told to stop; the task ends with the last connection.
+    pub fn spawn(
+        node_id: NodeId,
+        session: CurrentSession,
+        supervisor: Supervisor,
+        intake: Intake,
+    ) -> tokio::task::JoinHandle<()> {
+        let api = Self { node_id, session, supervisor };
+        let cluster = NodeClusterServiceServer::new(api.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let worker = WorkerServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        tokio::spawn(async move {
+            let (connections, stop) = intake.into_connections();
+            let connections = connections.map(Ok::<_, std::io::Error>);
+            let served = server()
+                .add_service(cluster)
+                .add_service(worker)
+                .serve_with_incoming_shutdown(connections, stop.cancelled())
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "the node's server ended");
+            }
+        })
+    }
+
+    /// Opens a sealed call of the controller.
+    fn open<M: Sealed>(&self, metadata: &MetadataMap, envelope: Option<pb::SealNodeEnvelope>) -> Result<M> {
+        let session = self.session.load_full().ok_or_else(|| {
+            Error::new(ErrorCode::SessionUnknown, "this node has not attested to its controller yet")
+        })?;
+        let own_id = self.node_id.as_str();
+        let expected =
+            Expected { keys: &session.token_keys, audiences: &[own_id], now_ms: session.clock.now_ms() };
+        let unopened = begin(envelope, &expected)?;
+        if unopened.claims.sub != session.controller_id || !unopened.claims.role.is_controller() {
+            return Err(Error::new(ErrorCode::NotYours, "only the controller may call this"));
+        }
+        let opened = unopened.open::<M>(metadata, &expected, &session.controller_key)?;
+        if opened.context.session_id != *session.sealer.session_id() {
+            return Err(Error::new(ErrorCode::SessionUnknown, "the call belongs to an older session"));
+        }
+        self.supervisor.check_epoch(opened.context.epoch)?;
+        session.accept(opened.context.sequence)?;
+        Ok(opened.message)
+    }
+
+    fn forward(&self, inner: pb::ForwardExecutionInner) -> Result<Events> {
+        let order = Order {
+            execution_id: ExecutionId::parse(inner.execution_id)?,
+            attempt: inner.attempt,
+            manifest: serde_json::from_str(&inner.manifest_json)
+                .map_err(|e| Error::invalid("the manifest cannot be read").source(e))?,
+            input: inner.input,
+        };
+        let execution_id = order.execution_id.clone();
+        let events = self.supervisor.accept(order, inner.after_sequence)?;
+        Ok(Box::pin(events.map(move |event| match event {
+            Ok(event) => Ok(encoding::to_wire(&execution_id, &event)),
+            Err(error) => Err(to_status(&error)),
+        })))
+    }
+}
+
+type Events = Pin<Box<dyn Stream<Item = Result<ExecutionEvent, Status>> + Send>>;
+type EdgeCommands = Pin<Box<dyn Stream<Item = Result<pb::EdgeCommand, Status>> + Send>>;
+
+fn answer<T>(call: &'static str, result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|error| {
+        tracing::warn!(call, reason = %error.code(), error = %error.chain(), "refused");
+        to_status(&error)
+    })
+}
+
+fn not_here(call: &str) -> Status {
+    let error =
+        Error::new(ErrorCode::NotOffered, format!("{call} is served by the controller, not by a worker"));
+    to_status(&error)
+}
+
+#[tonic::async_trait]
+impl WorkerService for WorkerApi {
+    async fn cancel_execution(
+        &self,
+        request: Request<agent::CancelExecutionRequest>,
+    ) -> Result<Response<agent::CancelExecutionResponse>, Status> {
+        let (metadata, _, body) = request.into_parts();
+        let result = self.open::<agent::CancelExecutionInner>(&metadata, body.envelope).and_then(|inner| {
+            let execution_id = ExecutionId::parse(inner.execution_id)?;
+            let cancelling = self.supervisor.cancel(&execution_id, inner.attempt, &inner.reason)?;
+            Ok(agent::CancelExecutionResponse { cancelling })
+        });
+        answer("CancelExecution", result)
+    }
+
+    async fn release_executions(
+        &self,
+        request: Request<agent::ReleaseExecutionsRequest>,
+    ) -> Result<Response<agent::ReleaseExecutionsResponse>, Status> {
+        let (metadata, _, body) = request.into_parts();
+        let result = async {
+            let inner = self.open::<agent::ReleaseExecutionsInner>(&metadata, body.envelope)?;
+            let ids = inner.execution_ids.into_iter().map(ExecutionId::parse).collect::<Result<Vec<_>>>()?;
+            self.supervisor.release(&ids).await?;
+            Ok(agent::ReleaseExecutionsResponse {})
+        };
+        answer("ReleaseExecutions", result.await)
+    }
+}
+
+#[tonic::async_trait]
+impl NodeClusterService for WorkerApi {
+    type ForwardExecutionStream = Events;
+    type ConnectEdgeStream = EdgeCommands;
+
+    async fn forward_execution(
+        &self,
+        request: Request<pb::ForwardExecutionRequest>,
+    ) -> Result<Response<Events>, Status> {
+        let (metadata, _, body) = request.into_parts();
+        let result = self
+            .open::<pb::ForwardExecutionInner>(&metadata, body.envelope)
+            .and_then(|inner| self.forward(inner));
+        answer("ForwardExecution", result)
+    }
+
+    async fn attest_node(
+        &self,
+        _: Request<pb::AttestNodeRequest>,
+    ) -> Result<Response<pb::AttestNodeResponse>, Status> {
+        Err(not_here("AttestNode"))
+    }
+
+    async fn challenge_node(
+        &self,
+        _: Request<pb::ChallengeNodeRequest>,
+    ) -> Result<Response<pb::ChallengeNodeResponse>, Status> {
+        Err(not_here("ChallengeNode"))
+    }
+
+    async fn register_node(
+        &self,
+        _: Request<pb::RegisterNodeRequest>,
+    ) -> Result<Response<pb::RegisterNodeResponse>, Status> {
+        Err(not_here("RegisterNode"))
+    }
+
+    async fn heartbeat(
+        &self,
+        _: Request<pb::NodeHeartbeatRequest>,
+    ) -> Result<Response<pb::NodeHeartbeatResponse>, Status> {
+        Err(not_here("Heartbeat"))
+    }
+
+    async fn deregister_node(
+        &self,
+        _: Request<pb::DeregisterNodeRequest>,
+    ) -> Result<Response<pb::DeregisterNodeResponse>, Status> {
+        Err(not_here("DeregisterNode"))
+    }
+
+    async fn route_execution(
+        &self,
+        _: Request<pb::RouteExecutionRequest>,
+    ) -> Result<Response<pb::RouteExecutionResponse>, Status> {
+        Err(not_here("RouteExecution"))
+    }
+
+    async fn sync_config(
+        &self,
+        _: Request<pb::SyncConfigRequest>,
+    ) -> Result<Response<pb::SyncConfigResponse>, Status> {
+        Err(not_here("SyncConfig"))
+    }
+
+    async fn push_config(
+        &self,
+        _: Request<pb::PushConfigRequest>,
+    ) -> Result<Response<pb::PushConfigResponse>, Status> {
+        Err(to_status(&Error::new(ErrorCode::NotOffered, "PushConfig is not offered in this version")))
+    }
+
+    async fn list_peers(
+        &self,
+        _: Request<pb::ListPeersRequest>,
+    ) -> Result<Response<pb::ListPeersResponse>, Status> {
+        Err(not_here("ListPeers"))
+    }
+
+    async fn connect_edge(
+        &self,
+        _: Request<tonic::Streaming<pb::EdgeEvent>>,
+    ) -> Result<Response<EdgeCommands>, Status> {
+        Err(not_here("ConnectEdge"))
+    }
+
+    async fn rotate_edge_key(
+        &self,
+        _: Request<pb::RotateEdgeKeyRequest>,
+    ) -> Result<Response<pb::RotateEdgeKeyResponse>, Status> {
+        Err(not_here("RotateEdgeKey"))
+    }
+
+    async fn issue_enrollment_token(
+        &self,
+        _: Request<pb::IssueEnrollmentTokenRequest>,
+    ) -> Result<Response<pb::IssueEnrollmentTokenResponse>, Status> {
+        Err(not_here("IssueEnrollmentToken"))
+    }
+}

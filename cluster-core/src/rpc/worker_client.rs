@@ -1,0 +1,123 @@
+//! The controller's calls to a worker, sealed with the controller's key in the worker's session.
+
+use std::{io, sync::Arc, time::Duration};
+
+use aegis_proto::aegis::{
+    agent::v1::{self as agent, worker_service_client::WorkerServiceClient},
+    cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient},
+};
+use futures::{Stream, StreamExt as _, future::BoxFuture};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::{Channel, Endpoint as Target, Uri};
+use tower::service_fn;
+
+use super::{
+    Sealer,
+    listener::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX},
+    status::from_status,
+};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    execution::{encoding, supervisor::Order, view::EventView},
+    ids::{ExecutionId, NodeId},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A byte stream to a worker, whatever it runs over.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// Opens a byte stream to a worker.
+pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Wire>>> + Send + Sync>;
+
+/// A worker reached over the network. Connects with the first call and again after a loss.
+#[derive(Debug, Clone)]
+pub struct WorkerClient {
+    controller_id: NodeId,
+    channel: Channel,
+}
+
+impl WorkerClient {
+    pub fn new(controller_id: NodeId, dial: Dial) -> Self {
+        let connector = service_fn(move |_: Uri| {
+            let dial = dial.clone();
+            async move { dial().await.map(TokioIo::new) }
+        });
+        let channel = Target::from_static("http://node")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(connector);
+        Self { controller_id, channel }
+    }
+
+    /// Starts an order or attaches to it; events follow, from a number on.
+    pub async fn forward(
+        &self,
+        sealer: &Sealer,
+        order: &Order,
+        after_sequence: u64,
+    ) -> Result<impl Stream<Item = Result<EventView>> + Send + use<>> {
+        let manifest_json = serde_json::to_string(&order.manifest)
+            .map_err(|e| Error::internal("a manifest cannot be written").source(e))?;
+        let inner = pb::ForwardExecutionInner {
+            execution_id: order.execution_id.to_string(),
+            input: order.input.clone(),
+            originating_node_id: self.controller_id.to_string(),
+            attempt: order.attempt,
+            manifest_json,
+            after_sequence,
+            ..Default::default()
+        };
+        let request = sealer.seal(inner, |e| pb::ForwardExecutionRequest { envelope: Some(e) })?;
+        let mut client = NodeClusterServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let events = in_time(client.forward_execution(request)).await?;
+        Ok(events.map(|event| event.map_err(|status| from_status(&status)).and_then(encoding::from_wire)))
+    }
+
+    pub async fn cancel(
+        &self,
+        sealer: &Sealer,
+        execution_id: &ExecutionId,
+        attempt: u32,
+        reason: &str,
+    ) -> Result<bool> {
+        let inner = agent::CancelExecutionInner {
+            execution_id: execution_id.to_string(),
+            attempt,
+            reason: reason.to_owned(),
+            seal: None,
+        };
+        let request = sealer.seal(inner, |e| agent::CancelExecutionRequest { envelope: Some(e) })?;
+        let answer =
+            in_time(WorkerServiceClient::new(self.channel.clone()).cancel_execution(request)).await?;
+        Ok(answer.cancelling)
+    }
+
+    pub async fn release(&self, sealer: &Sealer, execution_ids: &[ExecutionId]) -> Result<()> {
+        let inner = agent::ReleaseExecutionsInner {
+            execution_ids: execution_ids.iter().map(ToString::to_string).collect(),
+            seal: None,
+        };
+        let request = sealer.seal(inner, |e| agent::ReleaseExecutionsRequest { envelope: Some(e) })?;
+        in_time(WorkerServiceClient::new(self.channel.clone()).release_executions(request)).await?;
+        Ok(())
+    }
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(from_status(&status)),
+        Err(_) => Err(Error::new(
+            ErrorCode::Timeout,
+            format!("the node did not answer in {} s", CALL_TIMEOUT.as_secs()),
+        )),
+    }
+}
