@@ -125,7 +125,9 @@ fn beside_foreign(spec: &DeploymentSpec, text: &str) -> Result<Stack> {
         }
     }
     override_file.push_str("\nvolumes:\n  node_data: {}\n");
-    let mut services: Vec<String> = foreign.keys().cloned().collect();
+    // A service with profiles is not started unasked.
+    let started = foreign.iter().filter(|(_, service)| service.get("profiles").is_none());
+    let mut services: Vec<String> = started.map(|(name, _)| name.clone()).collect();
     services.push(node_service.to_owned());
     images.sort();
     images.dedup();

@@ -58,7 +58,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join(".env"), "X=1\nCLOUDFLARE_TUNNEL_TOKEN=from-file\n").unwrap();
         let mut settings = DeploySettings { project_root: Some(root.path().to_owned()), ..Default::default() };
-        let argument = Secret::new("from-argument");
+        let (argument, empty) = (Secret::new("from-argument"), Secret::new(""));
         let source = |argument, settings: &DeploySettings| {
             let (source, token) = resolve(argument, settings).unwrap();
             (source, token.map(|token| token.reveal().to_owned()))
@@ -67,7 +67,7 @@ mod tests {
         settings.environment_tunnel_token = Some(Secret::new("from-environment"));
         assert_eq!(source(None, &settings).0, TunnelSource::ControllerEnvironment);
         assert_eq!(source(Some(&argument), &settings), (TunnelSource::Argument, Some("from-argument".into())));
-        assert_eq!(source(Some(&Secret::new("")), &settings).0, TunnelSource::ControllerEnvironment);
+        assert_eq!(source(Some(&empty), &settings).0, TunnelSource::ControllerEnvironment);
         assert_eq!(source(None, &DeploySettings::default()), (TunnelSource::None, None));
     }
 }

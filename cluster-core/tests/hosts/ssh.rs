@@ -1,16 +1,13 @@
-//! SSH and deployment parts against real hosts: sshd, Docker, Compose. `AEGIS_TESTBED_HOSTS` names a
-//! JSON list of hosts (`name, ip, port, user, key_path, known_hosts_path`), as `tests/testbed up 2
-//! --json` prints it. Each test leaves its host as it found it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Connections, scripts, files, channels and links.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use cluster_core::{
     ErrorCode,
-    ids::{NodeId, UserName},
+    ids::NodeId,
     ssh::{
-        ConnectOptions, Connection, Credentials, Dialer, HostAddress, HostKeyPolicy, HostKeyRules, LinkHandle,
-        LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
+        ConnectOptions, Connection, Credentials, HostAddress, HostKeyPolicy, LinkHandle, LinkSettings, LinkState,
+        SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
     },
 };
 use tokio::{
@@ -18,52 +15,7 @@ use tokio::{
     sync::mpsc,
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
-
-#[derive(serde::Deserialize, Clone)]
-struct Host {
-    ip: String,
-    port: u16,
-    user: String,
-    key_path: PathBuf,
-    known_hosts_path: PathBuf,
-}
-
-fn host(index: usize) -> Host {
-    let path = std::env::var("AEGIS_TESTBED_HOSTS").expect("AEGIS_TESTBED_HOSTS names the list of testbed hosts");
-    let text = std::fs::read_to_string(path).expect("the list of testbed hosts");
-    let hosts: Vec<Host> = serde_json::from_str(&text).expect("a JSON list of hosts");
-    hosts.get(index).expect("enough testbed hosts").clone()
-}
-
-impl Host {
-    fn target(&self) -> SshTarget {
-        SshTarget {
-            host: HostAddress::parse(&self.ip, false).unwrap(),
-            port: self.port,
-            user: UserName::parse(self.user.clone()).unwrap(),
-            key_path: Some(self.key_path.clone()),
-        }
-    }
-
-    fn options(&self, known: KnownHosts, policy: HostKeyPolicy) -> ConnectOptions {
-        ConnectOptions { rules: Arc::new(HostKeyRules { pinned: None, known, policy }), ..Default::default() }
-    }
-
-    fn known(&self) -> ConnectOptions {
-        self.options(KnownHosts::read(&[&self.known_hosts_path]).unwrap(), HostKeyPolicy::Strict)
-    }
-
-    async fn connect(&self) -> Connection {
-        Connection::open(&self.target(), &self.known()).await.unwrap()
-    }
-}
-
-async fn run(connection: &Connection, script: &'static str, args: &[&str]) -> String {
-    let output = connection.script(script, args, LIMIT).await.unwrap();
-    assert!(output.success(), "{output:?}");
-    output.stdout
-}
+use crate::support::{LIMIT, host, run};
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
@@ -203,13 +155,6 @@ async fn sockets_are_carried_in_both_directions() {
     run(&connection, r#"rm -f "$1""#, &[path]).await;
 }
 
-fn dialer(host: Host) -> Dialer {
-    Arc::new(move || {
-        let host = host.clone();
-        Box::pin(async move { Connection::open(&host.target(), &host.known()).await })
-    })
-}
-
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
 async fn a_link_comes_back_and_takes_its_socket_over() {
@@ -226,12 +171,12 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
     };
     // A session of ours that still holds the forward, as after a cut that sshd did not notice.
     let (stale_sender, mut stale_streams) = mpsc::channel(1);
-    let stale = LinkHandle::start(settings.clone(), dialer(host.clone()), Some(host.connect().await), stale_sender);
+    let stale = LinkHandle::start(settings.clone(), host.dialer(), Some(host.connect().await), stale_sender);
     let up = |state: &LinkState| matches!(state, LinkState::Up { .. });
     stale.state().wait_for(up).await.unwrap();
 
     let (sender, mut streams) = mpsc::channel(1);
-    let link = LinkHandle::start(settings, dialer(host.clone()), Some(connection), sender);
+    let link = LinkHandle::start(settings, host.dialer(), Some(connection), sender);
     link.state().wait_for(up).await.unwrap();
     // The stale one was ended on the host, and is not to come back.
     stale.state().wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap();
