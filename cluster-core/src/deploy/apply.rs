@@ -14,20 +14,16 @@ use tokio::{
 };
 
 use super::{
-    checks::{self, HostFacts},
-    findings::{self, Wanted},
-    health,
-    hosts::Hosts,
-    image::{ImageSource, NodeImage},
-    images::NodeImages,
+    examine::{Context, Examined, examine},
+    findings,
+    health::{self, Expected},
+    image::NodeImage,
     now_ms,
-    plan::{self, Inputs, Prepared},
     remote::{Back, HostLock, LOG_LINES, Remote},
     secret::Secret,
-    stack,
     tunnel::{self, TunnelSource},
     view::{DeploymentState, DeploymentView, StepName, StepState},
-    world::{DeploymentRecord, Journal, Membership},
+    world::DeploymentRecord,
 };
 use crate::{
     error::{Error, ErrorCode, Failure, Result},
@@ -41,53 +37,6 @@ const RECONNECT_TRIES: usize = 8;
 const PUBLIC_KEY_LIMIT: Duration = Duration::from_secs(60);
 const PUBLIC_KEY_POLL: Duration = Duration::from_millis(300);
 const ACTIVE_LIMIT: Duration = Duration::from_secs(90);
-
-/// What every deployment shares.
-pub(super) struct Context {
-    pub hosts: Hosts,
-    pub journal: Arc<dyn Journal>,
-    pub membership: Arc<dyn Membership>,
-    pub images: NodeImages,
-}
-
-/// The facts of a host and the plan that follows from them.
-pub(super) struct Examined {
-    pub facts: HostFacts,
-    pub prepared: Prepared,
-    pub findings: Vec<findings::Finding>,
-    pub source: Option<ImageSource>,
-}
-
-/// Reads only. A host without an image for its architecture gets a finding and a plan all the same.
-pub(super) async fn examine(
-    context: &Context,
-    connection: &Connection,
-    record: &super::spec::DeploymentSpec,
-    token: Option<&Secret>,
-) -> Result<Examined> {
-    let foreign = stack::read_foreign(record.compose_file.as_deref())?;
-    let mut wanted = stack::build(record, foreign.as_deref(), false)?.images;
-    let own = context.images.reference(&ImageSource::Own).await?;
-    wanted.push(own.clone());
-    let facts = checks::gather(connection, &record.base_dir, &wanted, now_ms() / 1000).await?;
-    let source = context.images.source_for(&facts.os, &facts.arch);
-    let node_image = match &source {
-        Some(source) => context.images.reference(source).await?,
-        None => own,
-    };
-    let controller_key = context.membership.controller_public_key();
-    let prepared = plan::prepare(&Inputs {
-        spec: record,
-        facts: &facts,
-        foreign: foreign.as_deref(),
-        tunnel_token: token,
-        node_image: &node_image,
-        controller_key: &controller_key,
-    })?;
-    let wanted = Wanted { node_port: prepared.stack.node_port, has_node_binary: source.is_some() };
-    let findings = findings::findings(&facts, record, wanted);
-    Ok(Examined { facts, prepared, findings, source })
-}
 
 /// One deployment in progress.
 pub(super) struct Run {
@@ -156,7 +105,7 @@ impl Run {
     }
 
     async fn step(&mut self, name: StepName) -> Result<()> {
-        let started = Instant::now();
+        let (started, cuts_before) = (Instant::now(), self.reconnects);
         self.change(|view| {
             let step = view.step_mut(name);
             (step.state, step.started_at_ms, step.duration_ms) = (StepState::Running, Some(now_ms()), None);
@@ -165,7 +114,10 @@ impl Run {
         let outcome = loop {
             match self.perform(name).await {
                 Err(error) if self.was_cut(name, &error) => {
-                    let text = format!("the connection was cut ({}); what became of it is being re-checked", error.message());
+                    let text = format!(
+                        "the connection was cut ({}); what became of it is being re-checked",
+                        error.message()
+                    );
                     self.change(|view| {
                         let step = view.step_mut(name);
                         (step.state, step.message) = (StepState::Rechecking, Some(text));
@@ -179,12 +131,19 @@ impl Run {
             }
         };
         let duration = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let summary = outcome.as_ref().map(Clone::clone).map_err(|error| error.message().to_owned());
+        let cut =
+            if self.reconnects > cuts_before { " (done again after the connection was cut)" } else { "" };
+        let summary = match &outcome {
+            Ok(evidence) => Ok(format!("{evidence}{cut}")),
+            Err(error) => Err(error.message().to_owned()),
+        };
         self.change(|view| {
             let step = view.step_mut(name);
             step.duration_ms = Some(duration);
             match summary {
-                Ok(evidence) => (step.state, step.evidence, step.message) = (StepState::Done, Some(evidence), None),
+                Ok(evidence) => {
+                    (step.state, step.evidence, step.message) = (StepState::Done, Some(evidence), None)
+                }
                 Err(message) => (step.state, step.message) = (StepState::Failed, Some(message)),
             }
         })
@@ -259,8 +218,11 @@ impl Run {
         // The value of a token given as an argument is not stored: after a restart only the host has it.
         if self.resumed && self.record.spec.tunnel == TunnelSource::Argument && self.token.is_none() {
             if !remote.has_release(&id).await? {
-                return Err(Error::new(ErrorCode::Cancelled, "interrupted before upload, nothing changed on the host")
-                    .remedy("give the tunnel token once more"));
+                return Err(Error::new(
+                    ErrorCode::Cancelled,
+                    "interrupted before upload, nothing changed on the host",
+                )
+                .remedy("give the tunnel token once more"));
             }
             remote.switch_to(&id).await?;
             self.touched = true;
@@ -268,7 +230,10 @@ impl Run {
         }
         if !examined.prepared.changes_files() {
             let current = examined.facts.release.as_ref().map(|release| release.deployment_id.to_string());
-            return Ok(format!("nothing changed: release {} stays (plan {digest})", current.unwrap_or_default()));
+            return Ok(format!(
+                "nothing changed: release {} stays (plan {digest})",
+                current.unwrap_or_default()
+            ));
         }
         let node = &self.record.spec.node;
         remote.upload(&examined.prepared.files, &id, node).await?;
@@ -287,7 +252,10 @@ impl Run {
         for reference in &missing {
             if *reference == node_image {
                 let image = self.node_image().await?;
-                self.progress(StepName::Images, format!("sending {reference}, {} MB", image.bytes() / 1_000_000));
+                self.progress(
+                    StepName::Images,
+                    format!("sending {reference}, {} MB", image.bytes() / 1_000_000),
+                );
                 self.remote()?.load(&image).await?;
                 self.loaded_image = true;
                 self.touched = true;
@@ -303,7 +271,8 @@ impl Run {
 
     async fn node_image(&self) -> Result<NodeImage> {
         let source = self.examined()?.source.clone();
-        let source = source.ok_or_else(|| Error::internal("a host without a node image passed its checks"))?;
+        let source =
+            source.ok_or_else(|| Error::internal("a host without a node image passed its checks"))?;
         self.context.images.build(source).await
     }
 
@@ -322,10 +291,14 @@ impl Run {
     async fn health(&mut self) -> Result<String> {
         self.ensure_lock().await?;
         let stack = &self.examined()?.prepared.stack;
-        let (services, port) = (stack.services.clone(), stack.node_port);
+        let expected = Expected {
+            services: stack.services.clone(),
+            node_service: stack.node_service.clone(),
+            node_port: stack.node_port,
+        };
         let (views, mut view) = (self.views.clone(), self.record.view.clone());
         let progress = move |text: String| publish_progress(&views, &mut view, StepName::Health, text);
-        match health::await_well(self.remote()?, &services, port, progress).await {
+        match health::await_well(self.remote()?, &expected, progress).await {
             Ok(evidence) => Ok(evidence),
             Err(unwell) => {
                 if let Some(service) = &unwell.service {
@@ -343,7 +316,10 @@ impl Run {
         let membership = self.context.membership.clone();
         membership.admit(&spec.node, public_key, &spec).await?;
         membership.attach_link(&spec.node, &spec, self.connection()?.clone()).await?;
-        self.progress(StepName::Join, format!("the key of {} is pinned; waiting until it is Active", spec.node));
+        self.progress(
+            StepName::Join,
+            format!("the key of {} is pinned; waiting until it is Active", spec.node),
+        );
         if let Err(error) = membership.await_active(&spec.node, ACTIVE_LIMIT).await {
             let service = self.examined()?.prepared.stack.node_service.clone();
             self.keep_log(&service).await;
@@ -358,7 +334,10 @@ impl Run {
             if let Some(text) = self.remote()?.read_public_key().await? {
                 let bytes = STANDARD.decode(&text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
                 return bytes.ok_or_else(|| {
-                    Error::new(ErrorCode::DeploymentFailed, "run/node.pub on the host is not an Ed25519 public key")
+                    Error::new(
+                        ErrorCode::DeploymentFailed,
+                        "run/node.pub on the host is not an Ed25519 public key",
+                    )
                 });
             }
             if Instant::now() >= deadline {
@@ -388,7 +367,9 @@ impl Run {
             Back::First => {}
         }
         let image = match (self.loaded_image, &self.examined) {
-            (true, Some(examined)) => examined.prepared.plan.images.first().map(|image| image.reference.clone()),
+            (true, Some(examined)) => {
+                examined.prepared.plan.images.first().map(|image| image.reference.clone())
+            }
             _ => None,
         };
         self.context.membership.withdraw(&self.record.spec.node).await?;
@@ -418,8 +399,11 @@ impl Run {
                 }
                 Err(rollback) => {
                     state = DeploymentState::Interrupted;
-                    failure.message =
-                        format!("{}; putting the host back failed as well: {}", failure.message, rollback.message());
+                    failure.message = format!(
+                        "{}; putting the host back failed as well: {}",
+                        failure.message,
+                        rollback.message()
+                    );
                 }
             }
         } else {
@@ -482,7 +466,8 @@ impl Run {
     async fn keep_log_of_a_failed_service(&mut self) {
         let Ok(remote) = self.remote() else { return };
         let Ok(text) = remote.containers().await else { return };
-        let failed = health::parse(&text).into_iter().find(|one| one.condition() == health::Condition::Failed);
+        let failed =
+            health::parse(&text).into_iter().find(|one| one.condition() == health::Condition::Failed);
         if let Some(container) = failed {
             self.keep_log(&container.service).await;
         }

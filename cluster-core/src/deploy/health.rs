@@ -89,11 +89,19 @@ impl From<Error> for Unwell {
     }
 }
 
-/// Waits until every service is well and the node answers; tells `progress` what it waits for.
+/// The stack that is waited for.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    pub services: Vec<String>,
+    pub node_service: String,
+    pub node_port: u16,
+}
+
+/// Waits until every service is well and the node answers; tells `progress` what it waits for. The
+/// node need not wait for the next round of its container's own check: it is asked here.
 pub async fn await_well(
     remote: Remote<'_>,
-    services: &[String],
-    node_port: u16,
+    expected: &Expected,
     mut progress: impl FnMut(String),
 ) -> Result<String, Unwell> {
     let deadline = Instant::now() + HEALTH_LIMIT;
@@ -102,7 +110,8 @@ pub async fn await_well(
         let containers = parse(&remote.containers().await?);
         let conditions: Vec<(&Container, Condition)> =
             containers.iter().map(|container| (container, container.condition())).collect();
-        let with = |condition| conditions.iter().find(|(_, one)| *one == condition).map(|(container, _)| *container);
+        let with =
+            |condition| conditions.iter().find(|(_, one)| *one == condition).map(|(container, _)| *container);
         if let Some(failed) = with(Condition::Failed) {
             return Err(unwell(failed));
         }
@@ -110,15 +119,21 @@ pub async fn await_well(
         if let Some(failed) = with(Condition::Restarting).filter(|_| restarting >= RESTARTING_POLLS_MAX) {
             return Err(unwell(failed));
         }
-        let there = services.iter().all(|service| containers.iter().any(|one| one.service == *service));
-        let all_well = there && conditions.iter().all(|(_, condition)| *condition == Condition::Well);
+        let there =
+            expected.services.iter().all(|service| containers.iter().any(|one| one.service == *service));
+        let all_well = there
+            && conditions.iter().all(|(container, condition)| {
+                let asked_here = container.service == expected.node_service && container.health == "starting";
+                *condition == Condition::Well || asked_here
+            });
         let states = containers.iter().map(Container::describe).collect::<Vec<_>>().join(", ");
-        if all_well && let Some(answer) = node_answers(remote, node_port).await? {
+        if all_well && let Some(answer) = node_answers(remote, expected.node_port).await? {
             return Ok(format!("{states}; /health answers {answer}"));
         }
         if Instant::now() >= deadline {
             let waiting = conditions.iter().find(|(_, condition)| *condition != Condition::Well);
-            let error = Error::new(ErrorCode::Timeout, format!("the stack is not healthy after 180 s: {states}"));
+            let error =
+                Error::new(ErrorCode::Timeout, format!("the stack is not healthy after 180 s: {states}"));
             return Err(Unwell { error, service: waiting.map(|(container, _)| container.service.clone()) });
         }
         progress(format!("waiting: {states}"));
@@ -140,7 +155,9 @@ fn unwell(container: &Container) -> Unwell {
 async fn node_answers(remote: Remote<'_>, port: u16) -> Result<Option<String>> {
     let mut stream = match remote.connection.open_tcp("127.0.0.1", port).await {
         Ok(stream) => stream,
-        Err(error) if error.code() == ErrorCode::HostCheckFailed => return Ok(Some("by its container's check".into())),
+        Err(error) if error.code() == ErrorCode::HostCheckFailed => {
+            return Ok(Some("by its container's check".into()));
+        }
         Err(error) if error.code() == ErrorCode::Unavailable => return Ok(None),
         Err(error) => return Err(error),
     };

@@ -11,7 +11,8 @@ use super::{
 use crate::{
     error::{Error, ErrorCode, Result},
     ssh::{
-        ConnectOptions, Connection, Credentials, Dialer, HostAddress, HostKey, HostKeyRules, SshTarget, Timeouts,
+        ConnectOptions, Connection, Credentials, Dialer, HostAddress, HostKey, HostKeyRules, SshTarget,
+        Timeouts,
         host_keys::{Accepted, host_argument},
         known_hosts::KnownHosts,
         probe,
@@ -50,8 +51,11 @@ impl Hosts {
             return Ok(());
         }
         let argument = host_argument(&target.host, target.port);
-        Err(Error::new(ErrorCode::HostNotApproved, format!("the host {} is not approved by a person yet", target.host))
-            .remedy(format!("ask the person to run: aegis host approve {argument}")))
+        Err(Error::new(
+            ErrorCode::HostNotApproved,
+            format!("the host {} is not approved by a person yet", target.host),
+        )
+        .remedy(format!("ask the person to run: aegis host approve {argument}")))
     }
 
     /// Connects to an approved host, and pins its key where that was not done before.
@@ -88,7 +92,12 @@ impl Hosts {
 
     /// Pins the key that the host shows. With a fingerprint, only that key; a host that is pinned to
     /// another one must be forgotten first.
-    pub async fn approve(&self, host: &HostAddress, port: u16, fingerprint: Option<&str>) -> Result<ApprovedHost> {
+    pub async fn approve(
+        &self,
+        host: &HostAddress,
+        port: u16,
+        fingerprint: Option<&str>,
+    ) -> Result<ApprovedHost> {
         let key = self.probe(host, port).await?;
         if let Some(expected) = fingerprint.map(str::trim).filter(|expected| *expected != key.fingerprint) {
             return Err(Error::new(
@@ -104,7 +113,10 @@ impl Hosts {
                 ErrorCode::HostKeyChanged,
                 format!("{host} is pinned to {} and now shows {}", known.key.fingerprint, key.fingerprint),
             )
-            .remedy(format!("if the change is meant, run: aegis host forget {}", host_argument(host, port))));
+            .remedy(format!(
+                "if the change is meant, run: aegis host forget {}",
+                host_argument(host, port)
+            )));
         }
         self.record(host, port, key, "host approve").await
     }
@@ -120,7 +132,13 @@ impl Hosts {
         }
     }
 
-    async fn record(&self, host: &HostAddress, port: u16, key: HostKey, approved_by: &str) -> Result<ApprovedHost> {
+    async fn record(
+        &self,
+        host: &HostAddress,
+        port: u16,
+        key: HostKey,
+        approved_by: &str,
+    ) -> Result<ApprovedHost> {
         let approved = ApprovedHost {
             host: host.clone(),
             port,

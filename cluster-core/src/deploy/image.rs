@@ -26,11 +26,8 @@ const TAG_HEX_DIGITS: usize = 12;
 const TAR_BLOCK: usize = 512;
 /// Executables beyond this are not ours.
 const EXECUTABLE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-const CA_BUNDLES: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
+const CA_BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// Where the executable comes from.
 #[derive(Debug, Clone)]
@@ -132,7 +129,8 @@ fn outer(lower: Bytes, upper: Bytes, config: Bytes, tag: &str) -> Result<NodeIma
     });
     let index = json!({ "schemaVersion": 2, "manifests": [index_entry] });
     let blob = |blob: &Bytes| format!("blobs/sha256/{}", hex_digest(blob));
-    let docker = json!([{ "Config": blob(&config), "RepoTags": [reference], "Layers": [blob(&lower), blob(&upper)] }]);
+    let docker =
+        json!([{ "Config": blob(&config), "RepoTags": [reference], "Layers": [blob(&lower), blob(&upper)] }]);
     let mut segments = Vec::new();
     for (name, content) in [
         (blob(&lower), lower),
@@ -216,7 +214,14 @@ impl Layer {
         self.entry(path, &[], 0o777, tar::EntryType::Symlink, Some(to))
     }
 
-    fn entry(&mut self, path: &str, content: &[u8], mode: u32, kind: tar::EntryType, to: Option<&str>) -> Result<()> {
+    fn entry(
+        &mut self,
+        path: &str,
+        content: &[u8],
+        mode: u32,
+        kind: tar::EntryType,
+        to: Option<&str>,
+    ) -> Result<()> {
         let header = header(content.len() as u64, mode, kind, path, to)?;
         self.tar.extend_from_slice(header.as_bytes());
         self.tar.extend_from_slice(content);
@@ -231,7 +236,8 @@ impl Layer {
 }
 
 fn header(size: u64, mode: u32, kind: tar::EntryType, path: &str, to: Option<&str>) -> Result<tar::Header> {
-    let failed = |error: io::Error| Error::internal(format!("{path} does not fit into an image")).source(error);
+    let failed =
+        |error: io::Error| Error::internal(format!("{path} does not fit into an image")).source(error);
     let mut header = tar::Header::new_ustar();
     header.set_path(path).map_err(failed)?;
     if let Some(to) = to {
@@ -248,7 +254,9 @@ fn header(size: u64, mode: u32, kind: tar::EntryType, path: &str, to: Option<&st
 }
 
 fn read_executable(path: &Path) -> Result<Vec<u8>> {
-    let failed = |error: io::Error| Error::invalid(format!("executable {} cannot be read", path.display())).source(error);
+    let failed = |error: io::Error| {
+        Error::invalid(format!("executable {} cannot be read", path.display())).source(error)
+    };
     let size = std::fs::metadata(path).map_err(failed)?.len();
     if size > EXECUTABLE_BYTES_MAX {
         return Err(Error::invalid(format!("executable {} is too large", path.display())));
@@ -277,7 +285,8 @@ fn loaded_libraries(executable: &[u8]) -> Result<BTreeMap<PathBuf, Entry>> {
         .map(PathBuf::from)
         .collect();
     for path in paths {
-        libraries.insert(path.clone(), Entry::File(std::fs::read(&path).map_err(|error| failed(&path, error))?));
+        libraries
+            .insert(path.clone(), Entry::File(std::fs::read(&path).map_err(|error| failed(&path, error))?));
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
         for entry in std::fs::read_dir(dir).map_err(|error| failed(dir, error))?.flatten() {
             let leads_here = std::fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == name);
@@ -321,8 +330,11 @@ mod tests {
         assert_eq!(one.reference, two.reference);
         let bytes: Vec<u8> = one.segments.concat();
         let mut archive = tar::Archive::new(bytes.as_slice());
-        let names: Vec<String> =
-            archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned()).collect();
+        let names: Vec<String> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned())
+            .collect();
         for name in ["manifest.json", "oci-layout", "index.json"] {
             assert!(names.iter().any(|one| one == name), "{names:?}");
         }

@@ -14,7 +14,9 @@
 mod apply;
 pub mod checks;
 pub mod env_file;
+mod examine;
 pub mod findings;
+pub mod grammar;
 mod health;
 pub mod hosts;
 pub mod image;
@@ -39,11 +41,7 @@ use std::{
 
 use tokio::sync::{Semaphore, watch};
 
-use self::{
-    apply::{Context, Run},
-    images::NodeImages,
-    world::DeploymentRecord,
-};
+use self::{apply::Run, examine::Context, images::NodeImages, world::DeploymentRecord};
 pub use self::{
     hosts::Hosts,
     secret::Secret,
@@ -127,7 +125,7 @@ impl Deployments {
         let Validated { spec, tunnel_token } = request.validate(origin, context.hosts.settings())?;
         context.membership.check_identity(&spec.node, &spec.target).await?;
         let connection = context.hosts.connect(&spec.target, origin).await?;
-        let examined = apply::examine(context, &connection, &spec, tunnel_token.as_ref()).await;
+        let examined = examine::examine(context, &connection, &spec, tunnel_token.as_ref()).await;
         connection.close().await;
         let examined = examined?;
         let refusal = findings::refusal(spec.target.host.as_str(), &examined.findings);
@@ -157,7 +155,10 @@ impl Deployments {
                 true => self.get(&known.view.deployment_id).await,
                 false => Err(Error::new(
                     ErrorCode::Conflict,
-                    format!("idempotency_key was used for deployment {} with other arguments", known.view.deployment_id),
+                    format!(
+                        "idempotency_key was used for deployment {} with other arguments",
+                        known.view.deployment_id
+                    ),
                 )
                 .remedy("use a fresh idempotency_key, or none")),
             };
@@ -168,7 +169,8 @@ impl Deployments {
         let id = DeploymentId::mint(now, self.inner.counter.fetch_add(1, Ordering::Relaxed) + 1);
         self.refuse_busy_host(&spec)?;
         let view = DeploymentView::new(id, &spec, now);
-        let record = DeploymentRecord { view: view.clone(), spec, idempotency_key: key, request_digest: digest };
+        let record =
+            DeploymentRecord { view: view.clone(), spec, idempotency_key: key, request_digest: digest };
         context.journal.put(&record).await?;
         self.spawn(record, tunnel_token, false)?;
         Ok(view)

@@ -101,7 +101,8 @@ pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let stack = stack::build(spec, inputs.foreign, gpu)?;
     let config = node_config::render(spec, facts, stack.node_port, inputs.controller_key)?;
     let env = environment(inputs, &config)?;
-    let files = ReleaseFiles::new(&stack.compose, stack.override_file.as_deref(), &env, &config, &stack.services);
+    let files =
+        ReleaseFiles::new(&stack.compose, stack.override_file.as_deref(), &env, &config, &stack.services);
     let plan = decide(inputs, &stack, &files);
     Ok(Prepared { plan, stack, files })
 }
@@ -179,7 +180,12 @@ fn image(facts: &HostFacts, reference: &str, otherwise: ImageAction) -> ImagePla
     ImagePlan { reference: reference.to_owned(), action }
 }
 
-fn steps(spec: &DeploymentSpec, files: &[FileChange], images: &[ImagePlan], stack: &Stack) -> Vec<PlannedStep> {
+fn steps(
+    spec: &DeploymentSpec,
+    files: &[FileChange],
+    images: &[ImagePlan],
+    stack: &Stack,
+) -> Vec<PlannedStep> {
     let changed: Vec<&str> =
         files.iter().filter(|file| file.change != Change::Unchanged).map(|file| file.name.as_str()).collect();
     let upload = match changed.is_empty() {
@@ -194,13 +200,23 @@ fn steps(spec: &DeploymentSpec, files: &[FileChange], images: &[ImagePlan], stac
             ImageAction::Pull => Some(format!("pull {}", image.reference)),
         })
         .collect();
-    let fetch = if fetch.is_empty() { "nothing: all images are on the host".to_owned() } else { fetch.join(", ") };
+    let fetch =
+        if fetch.is_empty() { "nothing: all images are on the host".to_owned() } else { fetch.join(", ") };
     [
         (StepName::Upload, upload),
         (StepName::Images, fetch),
-        (StepName::Start, format!("docker compose up -d: {}; only what changed is recreated", stack.services.join(", "))),
-        (StepName::Health, format!("wait until all are healthy, and 127.0.0.1:{}/health answers", stack.node_port)),
-        (StepName::Join, format!("pin the key of {} over this connection, wait until it is Active", spec.node)),
+        (
+            StepName::Start,
+            format!("docker compose up -d: {}; only what changed is recreated", stack.services.join(", ")),
+        ),
+        (
+            StepName::Health,
+            format!("wait until all are healthy, and 127.0.0.1:{}/health answers", stack.node_port),
+        ),
+        (
+            StepName::Join,
+            format!("pin the key of {} over this connection, wait until it is Active", spec.node),
+        ),
         (StepName::Proof, "run one container on the node".to_owned()),
     ]
     .into_iter()
@@ -277,7 +293,8 @@ mod tests {
         assert!(again.plan.images.iter().all(|image| image.action == ImageAction::Present));
         let other = self::spec(|request| request.tags = vec!["gpu".into()]);
         let changed = prepared(&other, &deployed(&first, &spec.node), None);
-        let updated: Vec<_> = changed.plan.files.iter().filter(|file| file.change == Change::Update).collect();
+        let updated: Vec<_> =
+            changed.plan.files.iter().filter(|file| file.change == Change::Update).collect();
         assert_eq!(updated.len(), 2, "configuration and its digest in .env: {updated:?}");
         assert_ne!(changed.plan.digest, again.plan.digest);
     }
@@ -289,7 +306,10 @@ mod tests {
         let plan = prepared(&spec, &HostFacts::default(), Some(&token)).plan;
         assert_eq!(plan.tunnel_token_from, TunnelSource::Argument);
         assert!(!format!("{plan} {}", serde_json::to_string(&plan).unwrap()).contains("hunter2"));
-        assert_ne!(plan.digest, prepared(&spec, &HostFacts::default(), Some(&Secret::new("other"))).plan.digest);
+        assert_ne!(
+            plan.digest,
+            prepared(&spec, &HostFacts::default(), Some(&Secret::new("other"))).plan.digest
+        );
     }
 
     #[test]

@@ -39,7 +39,13 @@ impl std::fmt::Debug for ReleaseFiles {
 }
 
 impl ReleaseFiles {
-    pub fn new(compose: &str, override_file: Option<&str>, env: &EnvFile, config: &str, services: &[String]) -> Self {
+    pub fn new(
+        compose: &str,
+        override_file: Option<&str>,
+        env: &EnvFile,
+        config: &str,
+        services: &[String],
+    ) -> Self {
         let mut files = BTreeMap::from([
             (COMPOSE_FILE, compose.as_bytes().to_vec()),
             (ENV_FILE, env.render().into_bytes()),

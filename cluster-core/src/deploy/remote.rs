@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    release::{CONFIG_FILE, COMPOSE_FILE, ENV_FILE, NOTE_FILE, OVERRIDE_FILE, ReleaseFiles},
+    release::{COMPOSE_FILE, CONFIG_FILE, ENV_FILE, NOTE_FILE, OVERRIDE_FILE, ReleaseFiles},
     stack::PROJECT,
 };
 use crate::{
@@ -50,12 +50,18 @@ impl Remote<'_> {
         let (output, held) = self.connection.hold(LOCK, &arguments, "AEGIS-LOCK", SHORT).await?;
         if let Some(holder) = output.stdout.lines().find_map(|line| line.strip_prefix("BUSY ")) {
             let host = &self.connection.target().host;
-            return Err(Error::new(ErrorCode::HostBusy, format!("{host} is held by deployment {}", tail(holder, 1)))
-                .remedy("wait for it to end; get_deployment_status follows it where it was started"));
+            return Err(Error::new(
+                ErrorCode::HostBusy,
+                format!("{host} is held by deployment {}", tail(holder, 1)),
+            )
+            .remedy("wait for it to end; get_deployment_status follows it where it was started"));
         }
         if !output.stdout.lines().any(|line| line == "AEGIS-LOCK") {
-            return Err(Error::new(ErrorCode::DeploymentFailed, format!("{} cannot be made or locked", self.base))
-                .remedy("make it writable for the ssh user"));
+            return Err(Error::new(
+                ErrorCode::DeploymentFailed,
+                format!("{} cannot be made or locked", self.base),
+            )
+            .remedy("make it writable for the ssh user"));
         }
         Ok(held)
     }
@@ -74,8 +80,15 @@ impl Remote<'_> {
     }
 
     pub async fn switch_to(&self, deployment: &DeploymentId) -> Result<()> {
-        let arguments =
-            [self.base, deployment.as_str(), RELEASES_KEPT, COMPOSE_FILE, OVERRIDE_FILE, ENV_FILE, CONFIG_FILE];
+        let arguments = [
+            self.base,
+            deployment.as_str(),
+            RELEASES_KEPT,
+            COMPOSE_FILE,
+            OVERRIDE_FILE,
+            ENV_FILE,
+            CONFIG_FILE,
+        ];
         self.run("switch to the release", SWITCH, &arguments, SHORT).await.map(drop)
     }
 
@@ -103,8 +116,9 @@ impl Remote<'_> {
             return Ok(());
         }
         let why = tail(&output.stderr, 2).replace('\n', " ");
-        Err(Error::new(ErrorCode::ImageNotFound, format!("the host cannot pull {reference}: {why}"))
-            .remedy("check the image's name and that the host reaches its registry, or load it there: docker load"))
+        Err(Error::new(ErrorCode::ImageNotFound, format!("the host cannot pull {reference}: {why}")).remedy(
+            "check the image's name and that the host reaches its registry, or load it there: docker load",
+        ))
     }
 
     /// What Compose did, a line a container.
@@ -136,13 +150,17 @@ impl Remote<'_> {
     }
 
     pub async fn read_public_key(&self) -> Result<Option<String>> {
-        let output = self.connection.script(r#"head -c 200 "$1/run/node.pub" 2>/dev/null"#, &[self.base], SHORT).await?;
+        let output = self
+            .connection
+            .script(r#"head -c 200 "$1/run/node.pub" 2>/dev/null"#, &[self.base], SHORT)
+            .await?;
         Ok(Some(output.stdout.trim().to_owned()).filter(|text| !text.is_empty()))
     }
 
     /// Back to what the release of this deployment replaced, if it replaced anything.
     pub async fn back(&self, deployment: &DeploymentId) -> Result<Back> {
-        let output = self.run("find the previous release", PREVIOUS, &[self.base, deployment.as_str()], SHORT).await?;
+        let output =
+            self.run("find the previous release", PREVIOUS, &[self.base, deployment.as_str()], SHORT).await?;
         match output.stdout.trim().split_once(' ').unwrap_or((output.stdout.trim(), "")) {
             ("previous", previous) => {
                 self.switch_to(&DeploymentId::parse(previous)?).await?;
@@ -156,11 +174,25 @@ impl Remote<'_> {
 
     /// Takes the stack and every file of ours away; volumes stay.
     pub async fn remove(&self, image: Option<&str>) -> Result<()> {
-        let arguments = [self.base, PROJECT, image.unwrap_or_default(), COMPOSE_FILE, OVERRIDE_FILE, ENV_FILE, CONFIG_FILE];
+        let arguments = [
+            self.base,
+            PROJECT,
+            image.unwrap_or_default(),
+            COMPOSE_FILE,
+            OVERRIDE_FILE,
+            ENV_FILE,
+            CONFIG_FILE,
+        ];
         self.run("clean the host", REMOVE, &arguments, UP_LIMIT).await.map(drop)
     }
 
-    async fn run(&self, what: &str, script: &'static str, args: &[&str], limit: Duration) -> Result<ScriptOutput> {
+    async fn run(
+        &self,
+        what: &str,
+        script: &'static str,
+        args: &[&str],
+        limit: Duration,
+    ) -> Result<ScriptOutput> {
         let output = self.connection.script(script, args, limit).await?;
         checked(output, what)
     }
@@ -171,7 +203,10 @@ fn checked(output: ScriptOutput, what: &str) -> Result<ScriptOutput> {
         return Ok(output);
     }
     let why = tail(&output.stderr, 3).replace('\n', " ");
-    Err(Error::new(ErrorCode::DeploymentFailed, format!("{what} failed on the host (exit {}): {why}", output.status)))
+    Err(Error::new(
+        ErrorCode::DeploymentFailed,
+        format!("{what} failed on the host (exit {}): {why}", output.status),
+    ))
 }
 
 /// $1 base, $2 deployment, $3 who. Standard input stays open while we hold the lock.
@@ -241,7 +276,8 @@ cd -- "$1" || exit 1
 env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" up -d --remove-orphans --no-build
 "#;
 
-const PS: &str = r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" ps -a --format json"#;
+const PS: &str =
+    r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" ps -a --format json"#;
 
 /// $1 base, $2 project, $3 service, $4 lines.
 const LOGS: &str = r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" logs --no-color --no-log-prefix --tail "$4" "$3" 2>&1"#;

@@ -78,7 +78,10 @@ pub trait Journal: Send + Sync {
     fn get<'a>(&'a self, id: &'a DeploymentId) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
     fn by_idempotency_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
     /// Newest first, and how many there are in all.
-    fn list<'a>(&'a self, filter: &'a DeploymentFilter) -> BoxFuture<'a, Result<(Vec<DeploymentRecord>, usize)>>;
+    fn list<'a>(
+        &'a self,
+        filter: &'a DeploymentFilter,
+    ) -> BoxFuture<'a, Result<(Vec<DeploymentRecord>, usize)>>;
     /// Those whose state is not final.
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DeploymentRecord>>>;
 

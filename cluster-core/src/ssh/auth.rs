@@ -97,7 +97,11 @@ pub(super) async fn authenticate(
     Err(refused(target, &tried))
 }
 
-async fn with_key(handle: &mut Handle<ClientHandler>, target: &SshTarget, key: PrivateKey) -> Result<Attempt> {
+async fn with_key(
+    handle: &mut Handle<ClientHandler>,
+    target: &SshTarget,
+    key: PrivateKey,
+) -> Result<Attempt> {
     let hash = rsa_hash(handle, target, key.algorithm().is_rsa()).await?;
     let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
     let outcome = handle
@@ -141,17 +145,25 @@ async fn with_agent(
         match handle.authenticate_publickey_with(target.user.as_str(), key, hash, &mut agent).await {
             Ok(outcome) => match judge(outcome, target)? {
                 Attempt::In => return Ok(true),
-                Attempt::Refused(why) => tried.note(format_args!("agent key {}", crate::ids::shown(&comment)), why),
+                Attempt::Refused(why) => {
+                    tried.note(format_args!("agent key {}", crate::ids::shown(&comment)), why)
+                }
             },
             Err(_) if handle.is_closed() => return Err(broken(target)),
-            Err(_) => tried.note(format_args!("agent key {}", crate::ids::shown(&comment)), "agent did not sign"),
+            Err(_) => {
+                tried.note(format_args!("agent key {}", crate::ids::shown(&comment)), "agent did not sign")
+            }
         }
     }
     Ok(false)
 }
 
 /// Without a hash the signature is SHA-1, which today's sshd refuses.
-async fn rsa_hash(handle: &Handle<ClientHandler>, target: &SshTarget, is_rsa: bool) -> Result<Option<HashAlg>> {
+async fn rsa_hash(
+    handle: &Handle<ClientHandler>,
+    target: &SshTarget,
+    is_rsa: bool,
+) -> Result<Option<HashAlg>> {
     if !is_rsa {
         return Ok(None);
     }
@@ -190,20 +202,25 @@ fn refused(target: &SshTarget, tried: &Tried) -> Error {
 
 /// Reads a private key after checking where it lies and what it is.
 pub fn load_key(path: &Path, confined_to: Option<&[PathBuf]>) -> Result<PrivateKey> {
-    let refuse = |why: &str| Error::invalid(format!("ssh key {}: {why}", crate::ids::shown(&path.to_string_lossy())));
+    let refuse =
+        |why: &str| Error::invalid(format!("ssh key {}: {why}", crate::ids::shown(&path.to_string_lossy())));
     let real = path.canonicalize().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => refuse("there is no such file").remedy("name an existing private key"),
+        std::io::ErrorKind::NotFound => {
+            refuse("there is no such file").remedy("name an existing private key")
+        }
         _ => refuse("it cannot be reached").source(error),
     })?;
     if let Some(dirs) = confined_to {
         // Compared after links are followed on both sides: a link inside leads nowhere else.
         let inside = dirs.iter().filter_map(|dir| dir.canonicalize().ok()).any(|dir| real.starts_with(dir));
         if !inside {
-            return Err(refuse("it lies outside of the key directories")
-                .remedy("use a key below spec.deploy.key_dirs (default ~/.ssh), or let a person run aegis deploy"));
+            return Err(refuse("it lies outside of the key directories").remedy(
+                "use a key below spec.deploy.key_dirs (default ~/.ssh), or let a person run aegis deploy",
+            ));
         }
     }
-    let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC).bits();
+    let flags =
+        (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC).bits();
     let file = File::options()
         .read(true)
         .custom_flags(flags)
@@ -224,16 +241,17 @@ pub fn load_key(path: &Path, confined_to: Option<&[PathBuf]>) -> Result<PrivateK
         return Err(refuse("it belongs to another user"));
     }
     let mut text = Zeroizing::new(String::new());
-    file.take(KEY_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(|_| refuse("it is not a private key"))?;
+    file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(|_| refuse("it is not a private key"))?;
     // The decoder's own errors may quote what they read: they are not kept as a source.
     decode_secret_key(&text, None).map_err(|error| match error {
-        KeyError::KeyIsEncrypted => refuse("it is encrypted")
-            .remedy("add it to an ssh agent (ssh-add) and leave ssh_key_path out, or use a key without passphrase"),
-        _ if text.contains("ENCRYPTED") => refuse("it is encrypted")
-            .remedy("add it to an ssh agent (ssh-add) and leave ssh_key_path out, or use a key without passphrase"),
-        _ => refuse("it is not a private key that can be read").remedy("name the private key, not the .pub file"),
+        KeyError::KeyIsEncrypted => refuse("it is encrypted").remedy(
+            "add it to an ssh agent (ssh-add) and leave ssh_key_path out, or use a key without passphrase",
+        ),
+        _ if text.contains("ENCRYPTED") => refuse("it is encrypted").remedy(
+            "add it to an ssh agent (ssh-add) and leave ssh_key_path out, or use a key without passphrase",
+        ),
+        _ => refuse("it is not a private key that can be read")
+            .remedy("name the private key, not the .pub file"),
     })
 }
 

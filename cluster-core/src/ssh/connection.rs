@@ -181,9 +181,16 @@ impl Connection {
         Ok((ScriptOutput { status: marked.status.unwrap_or(0), stdout: marked.text, stderr }, held))
     }
 
-    async fn run(&self, command: String, input: Input, marker: &str, limit: Duration) -> Result<ScriptOutput> {
+    async fn run(
+        &self,
+        command: String,
+        input: Input,
+        marker: &str,
+        limit: Duration,
+    ) -> Result<ScriptOutput> {
         let (channel, slot) = self.open_session().await?;
-        let raw = exec::run(channel, slot, command, input, limit).await.map_err(|error| self.located(error))?;
+        let raw =
+            exec::run(channel, slot, command, input, limit).await.map_err(|error| self.located(error))?;
         let marked = script::cut_stdout(&raw.stdout, marker)?;
         // Output past the limit is dropped, and the end marker with it: then the status is not known.
         let status = marked.status.ok_or_else(|| {
@@ -221,7 +228,9 @@ impl Connection {
                 ErrorCode::HostCheckFailed,
                 format!("{} refuses to forward the socket {path}", self.inner.target.host),
             )
-            .remedy("set AllowStreamLocalForwarding yes (and no DisableForwarding) in sshd_config on the host"),
+            .remedy(
+                "set AllowStreamLocalForwarding yes (and no DisableForwarding) in sshd_config on the host",
+            ),
             Ok(Err(error)) => self.lost().source(error),
             Err(_) => self.lost(),
         };
@@ -272,7 +281,10 @@ impl Connection {
     }
 
     fn lost(&self) -> Error {
-        Error::new(ErrorCode::HostUnreachable, format!("the connection to {} was lost", self.inner.target.host))
+        Error::new(
+            ErrorCode::HostUnreachable,
+            format!("the connection to {} was lost", self.inner.target.host),
+        )
     }
 
     fn located(&self, error: Error) -> Error {
@@ -403,8 +415,11 @@ fn silent(host: &HostAddress, port: u16, when: &str) -> Error {
 }
 
 fn not_ssh(host: &HostAddress, port: u16, error: Option<russh::Error>) -> Error {
-    let plain = Error::new(ErrorCode::HostUnreachable, format!("{host} port {port} did not complete the SSH handshake"))
-        .remedy("check that this port is sshd's, and its log");
+    let plain = Error::new(
+        ErrorCode::HostUnreachable,
+        format!("{host} port {port} did not complete the SSH handshake"),
+    )
+    .remedy("check that this port is sshd's, and its log");
     match error {
         Some(error) => plain.source(error),
         None => plain,

@@ -121,7 +121,8 @@ fn keep(buffer: &mut Vec<u8>, data: &[u8]) {
 }
 
 fn lost(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(ErrorCode::HostUnreachable, "the connection to the host was lost while a command ran").source(error)
+    Error::new(ErrorCode::HostUnreachable, "the connection to the host was lost while a command ran")
+        .source(error)
 }
 
 /// A command that stays while this lives (it holds a lock, say). Its standard input is kept open and

@@ -138,7 +138,10 @@ fn changed(host: &HostAddress, port: u16, offered: &PublicKey, known: &[PublicKe
 fn revoked(host: &HostAddress, port: u16, offered: &PublicKey) -> Error {
     Error::new(
         ErrorCode::HostKeyChanged,
-        format!("the key {} of {host} port {port} is revoked in known_hosts; nothing was sent", fingerprint(offered)),
+        format!(
+            "the key {} of {host} port {port} is revoked in known_hosts; nothing was sent",
+            fingerprint(offered)
+        ),
     )
     .remedy("give the host a new key, then approve it")
 }

@@ -47,7 +47,9 @@ impl KnownHosts {
         for path in paths {
             let path = path.as_ref();
             let mut bytes = Vec::new();
-            match std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)) {
+            match std::fs::File::open(path)
+                .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+            {
                 Ok(_) if bytes.len() as u64 > FILE_BYTES_MAX => {
                     return Err(unreadable(path, "it is larger than 4 MiB"));
                 }
@@ -200,7 +202,10 @@ mod tests {
 
     #[test]
     fn plain_names_tabs_comments_and_ports() {
-        let file = format!("# comment\n\nedge1,10.0.0.1\t{}  note with # sign\n[edge1]:2222 {B}\n", A.replace(' ', "\t"));
+        let file = format!(
+            "# comment\n\nedge1,10.0.0.1\t{}  note with # sign\n[edge1]:2222 {B}\n",
+            A.replace(' ', "\t")
+        );
         assert_eq!(verdict(&file, "edge1", 22, A), Verdict::Known);
         assert_eq!(verdict(&file, "EDGE1", 22, A), Verdict::Known);
         assert_eq!(verdict(&file, "10.0.0.1", 22, A), Verdict::Known);

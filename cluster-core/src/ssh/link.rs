@@ -191,11 +191,15 @@ impl Supervisor {
                 None => (self.dialer)().await?,
             };
             let settings = &self.settings;
-            let arguments = [&settings.session_note, &settings.owner, &settings.controller_socket].map(String::as_str);
+            let arguments =
+                [&settings.session_note, &settings.owner, &settings.controller_socket].map(String::as_str);
             let prepared = connection.script(TAKE_OVER, &arguments, SCRIPT_LIMIT).await?;
             if !prepared.success() {
                 let why = super::script::tail(&prepared.stderr, 3);
-                return Err(Error::new(ErrorCode::Unavailable, format!("cannot prepare the link's socket: {why}")));
+                return Err(Error::new(
+                    ErrorCode::Unavailable,
+                    format!("cannot prepare the link's socket: {why}"),
+                ));
             }
             let (sender, streams) = mpsc::channel(FORWARDED_PENDING_MAX);
             connection.forward_stream_local(&settings.controller_socket, sender).await?;
@@ -303,7 +307,11 @@ impl tonic::transport::server::Connected for LinkStream {
 }
 
 impl AsyncRead for LinkStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -123,9 +123,11 @@ mod tests {
 
     #[test]
     fn arguments_arrive_byte_exact_and_cannot_break_out() {
-        let nasty = ["", "a b", "it's", "$(id)", "`id`", "\\", "\"", "a\nb", "-n", "*", "'; echo pwned; '", "é"];
+        let nasty =
+            ["", "a b", "it's", "$(id)", "`id`", "\\", "\"", "a\nb", "-n", "*", "'; echo pwned; '", "é"];
         let marker = marker();
-        let input = on_stdin(r#"for value in "$@"; do printf '<%s>' "$value"; done"#, &nasty, &marker).unwrap();
+        let input =
+            on_stdin(r#"for value in "$@"; do printf '<%s>' "$value"; done"#, &nasty, &marker).unwrap();
         let (stdout, _) = run(&input);
         let expected: String = nasty.iter().map(|value| format!("<{value}>")).collect();
         let marked = cut_stdout(&stdout, &marker).unwrap();

@@ -99,7 +99,9 @@ impl Sftp {
     pub async fn read_file(&self, path: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
         let handle = match self.session.open(path, OpenFlags::READ, FileAttributes::empty()).await {
             Ok(handle) => handle.handle,
-            Err(SftpError::Status(status)) if status.status_code == StatusCode::NoSuchFile => return Ok(None),
+            Err(SftpError::Status(status)) if status.status_code == StatusCode::NoSuchFile => {
+                return Ok(None);
+            }
             Err(error) => return Err(self.failed("read", path, error)),
         };
         let mut content = Vec::new();
@@ -111,7 +113,10 @@ impl Sftp {
                 Err(error) => break Err(self.failed("read", path, error)),
             }
             if content.len() > bytes_max {
-                break Err(Error::new(ErrorCode::ResourceExhausted, format!("{path} on {} is too large", self.host)));
+                break Err(Error::new(
+                    ErrorCode::ResourceExhausted,
+                    format!("{path} on {} is too large", self.host),
+                ));
             }
         };
         let _ = self.session.close(handle).await;

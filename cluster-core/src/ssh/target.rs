@@ -88,9 +88,7 @@ fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     };
     match segments {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            Some(v4(high, low))
-        }
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(v4(high, low)),
         [0x2002, high, low, ..] => Some(v4(high, low)),
         _ => None,
     }
@@ -123,11 +121,7 @@ impl HostAddress {
         Self::from_name(text, allow_loopback, refuse)
     }
 
-    fn from_address(
-        address: IpAddr,
-        allow_loopback: bool,
-        refuse: impl Fn(&str) -> Error,
-    ) -> Result<Self> {
+    fn from_address(address: IpAddr, allow_loopback: bool, refuse: impl Fn(&str) -> Error) -> Result<Self> {
         match address_kind(address) {
             AddressKind::Usable => Ok(Self(address.to_canonical().to_string())),
             AddressKind::Loopback if allow_loopback => Ok(Self(address.to_canonical().to_string())),
@@ -158,9 +152,8 @@ impl HostAddress {
         if numeric {
             return Err(refuse("it is a number and not an address in the form 192.168.1.50"));
         }
-        let loopback = LOOPBACK_NAMES.contains(&name.as_str())
-            || name == "ip6-loopback"
-            || name.ends_with(".localhost");
+        let loopback =
+            LOOPBACK_NAMES.contains(&name.as_str()) || name == "ip6-loopback" || name.ends_with(".localhost");
         if loopback && !allow_loopback {
             return Err(refuse(IS_THIS_MACHINE));
         }
@@ -238,7 +231,8 @@ mod tests {
 
     #[test]
     fn hosts_in_their_usual_form_are_taken() {
-        for good in ["192.168.1.50", "edge1.example.com", "Edge_1", "fd00::5", "10.0.0.1", "xn--bcher-kva.de"] {
+        for good in ["192.168.1.50", "edge1.example.com", "Edge_1", "fd00::5", "10.0.0.1", "xn--bcher-kva.de"]
+        {
             assert!(HostAddress::parse(good, false).is_ok(), "{good}");
         }
         assert_eq!(HostAddress::parse("Edge1.Example.COM", false).unwrap().as_str(), "edge1.example.com");
@@ -248,8 +242,25 @@ mod tests {
     #[test]
     fn what_is_no_host_is_refused() {
         for bad in [
-            "", "-oProxyCommand=sh", "$(id)", "a;b", "a b", "a\nb", "a\0b", "ü.example", "раура1.com", "a..b",
-            ".a", "a.", "user@host", "host:22", "[::1]", "fe80::1%eth0", "a/b", "-", &"a".repeat(300),
+            "",
+            "-oProxyCommand=sh",
+            "$(id)",
+            "a;b",
+            "a b",
+            "a\nb",
+            "a\0b",
+            "ü.example",
+            "раура1.com",
+            "a..b",
+            ".a",
+            "a.",
+            "user@host",
+            "host:22",
+            "[::1]",
+            "fe80::1%eth0",
+            "a/b",
+            "-",
+            &"a".repeat(300),
             &format!("{}.de", "a".repeat(64)),
         ] {
             assert!(HostAddress::parse(bad, true).is_err(), "{bad:?}");
@@ -259,8 +270,18 @@ mod tests {
     #[test]
     fn this_machine_is_refused_in_every_spelling() {
         for bad in [
-            "127.0.0.1", "127.8.9.1", "localhost", "LOCALHOST", "a.localhost", "::1", "::ffff:127.0.0.1",
-            "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "0:0:0:0:0:ffff:7f00:1", "ip6-loopback",
+            "127.0.0.1",
+            "127.8.9.1",
+            "localhost",
+            "LOCALHOST",
+            "a.localhost",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "0:0:0:0:0:ffff:7f00:1",
+            "ip6-loopback",
         ] {
             assert!(HostAddress::parse(bad, false).is_err(), "{bad:?}");
         }
@@ -272,9 +293,25 @@ mod tests {
     #[test]
     fn numbers_and_metadata_services_are_refused_whatever_the_configuration_says() {
         for bad in [
-            "0", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "0.0.0.0", "::", "169.254.169.254",
-            "::ffff:169.254.169.254", "fe80::1", "fd00:ec2::254", "100.100.100.200", "224.0.0.1", "ff02::1",
-            "metadata.google.internal", "255.255.255.255", "1.2.3", "0.1.2.3",
+            "0",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "0x7f.1",
+            "0.0.0.0",
+            "::",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "100.100.100.200",
+            "224.0.0.1",
+            "ff02::1",
+            "metadata.google.internal",
+            "255.255.255.255",
+            "1.2.3",
+            "0.1.2.3",
         ] {
             assert!(HostAddress::parse(bad, true).is_err(), "{bad:?}");
         }

@@ -5,8 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use cluster_core::{
     ErrorCode,
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, Origin, Secret,
-        StepName, checks, env_file::EnvFile, image::{ImageSource, NodeImage}, plan::Change, remote::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, Origin,
+        Secret, StepName, checks,
+        env_file::EnvFile,
+        image::{ImageSource, NodeImage},
+        plan::Change,
+        remote::Remote,
     },
     ids::DeploymentId,
 };
@@ -82,8 +86,13 @@ impl Bench {
         let ended = views.wait_for(|view| view.state.is_final());
         let view = tokio::time::timeout(Duration::from_secs(120), ended).await.unwrap().unwrap().clone();
         for step in &view.steps {
-            println!("{:<8} {:?} {:?} ms {}", step.name, step.state, step.duration_ms.unwrap_or(0),
-                step.evidence.as_deref().or(step.message.as_deref()).unwrap_or(""));
+            println!(
+                "{:<8} {:?} {:?} ms {}",
+                step.name,
+                step.state,
+                step.duration_ms.unwrap_or(0),
+                step.evidence.as_deref().or(step.message.as_deref()).unwrap_or("")
+            );
         }
         view
     }
@@ -91,7 +100,8 @@ impl Bench {
     async fn clean(&self) {
         let connection = self.host.connect().await;
         Remote { connection: &connection, base: BASE }.remove(None).await.unwrap();
-        run(&connection, "docker volume rm -f aitheros-edge_node_data >/dev/null; [ ! -e \"$1\" ]", &[BASE]).await;
+        run(&connection, "docker volume rm -f aitheros-edge_node_data >/dev/null; [ ! -e \"$1\" ]", &[BASE])
+            .await;
     }
 }
 
@@ -143,7 +153,10 @@ async fn our_own_executable_runs_in_its_image() {
 #[ignore = "owns testbed hosts; run by tests/run"]
 async fn env_values_arrive_byte_for_byte_through_compose() {
     let connection = host(0).connect().await;
-    let values = ["it's", "\"", "end\\", "$X", "${X}", "#", " # x", "a\nb", "\r", "\t", "\\n", "é✓", "$$", "a=b", "'\"`\\$"];
+    let values = [
+        "it's", "\"", "end\\", "$X", "${X}", "#", " # x", "a\nb", "\r", "\t", "\\n", "é✓", "$$", "a=b",
+        "'\"`\\$",
+    ];
     let mut file = EnvFile::default();
     let mut compose = String::from("services:\n  a:\n    image: x\n    environment:\n");
     for (index, value) in values.iter().enumerate() {
@@ -154,11 +167,17 @@ async fn env_values_arrive_byte_for_byte_through_compose() {
     let sftp = connection.sftp().await.unwrap();
     sftp.write_file("/tmp/aegis-test-env/.env", file.render().as_bytes(), 0o600).await.unwrap();
     sftp.write_file("/tmp/aegis-test-env/docker-compose.yml", compose.as_bytes(), 0o600).await.unwrap();
-    let read = run(&connection, r#"cd "$1" && docker compose config --format json; rm -rf "$1""#, &["/tmp/aegis-test-env"]).await;
+    let read = run(
+        &connection,
+        r#"cd "$1" && docker compose config --format json; rm -rf "$1""#,
+        &["/tmp/aegis-test-env"],
+    )
+    .await;
     let read: serde_json::Value = serde_json::from_str(&read).unwrap();
     for (index, value) in values.iter().enumerate() {
         // `config` prints a dollar sign doubled, so that its output can be read again.
-        let printed = read["services"]["a"]["environment"][format!("V{index}")].as_str().unwrap().replace("$$", "$");
+        let printed =
+            read["services"]["a"]["environment"][format!("V{index}")].as_str().unwrap().replace("$$", "$");
         assert_eq!(printed, *value, "V{index}");
     }
 }
@@ -183,9 +202,12 @@ async fn a_machine_becomes_a_node_and_only_what_changed_is_touched() {
     let same = bench.deployments.start(&request, Origin::Assistant).await.unwrap();
     assert_eq!(same.deployment_id, first.deployment_id);
     let other = DeploymentRequest { tags: vec![], ..request.clone() };
-    assert_eq!(bench.deployments.start(&other, Origin::Assistant).await.unwrap_err().code(), ErrorCode::Conflict);
+    assert_eq!(
+        bench.deployments.start(&other, Origin::Assistant).await.unwrap_err().code(),
+        ErrorCode::Conflict
+    );
 
-    let layout = run(&connection, r#"cd "$1"; stat -c '%a %N' . .env current run current/aegis-config.yaml; docker compose ps --format '{{.Service}} {{.Health}}'; docker compose logs node 2>&1 | grep llm"#, &[BASE]).await;
+    let layout = run(&connection, r#"cd "$1"; stat -c '%a %N' . .env current run current/aegis-config.yaml; until docker compose ps --format '{{.Service}} {{.Health}}' | grep healthy; do sleep 0.5; done; docker compose logs node 2>&1 | grep llm"#, &[BASE]).await;
     println!("{layout}");
     assert!(layout.contains("node healthy") && layout.contains("llm http://primary:8150"));
     let container = r#"docker ps -q --no-trunc --filter label=com.docker.compose.project=aitheros-edge"#;
@@ -193,7 +215,11 @@ async fn a_machine_becomes_a_node_and_only_what_changed_is_touched() {
 
     let again = bench.deploy(&bench.request()).await;
     assert_eq!(again.state, DeploymentState::Ready, "{:?}", again.failure);
-    assert_eq!(run(&connection, container, &[]).await, before, "a redeploy that changes nothing recreates nothing");
+    assert_eq!(
+        run(&connection, container, &[]).await,
+        before,
+        "a redeploy that changes nothing recreates nothing"
+    );
     let plan = bench.deployments.plan(&bench.request(), Origin::Assistant).await.unwrap().plan;
     assert!(plan.files.iter().all(|file| file.change == Change::Unchanged), "{:?}", plan.files);
 
@@ -205,7 +231,8 @@ async fn a_machine_becomes_a_node_and_only_what_changed_is_touched() {
     let failed = bench.upgraded(broken.clone()).deploy(&bench.request()).await;
     assert_eq!(failed.state, DeploymentState::RolledBack, "{:?}", failed.failure);
     assert!(failed.log_tail.unwrap().contains("broken on purpose"));
-    let after = run(&connection, r#"cd "$1"; docker compose ps --format '{{.Image}} {{.State}}'"#, &[BASE]).await;
+    let after =
+        run(&connection, r#"cd "$1"; docker compose ps --format '{{.Image}} {{.State}}'"#, &[BASE]).await;
     assert!(after.contains("running"), "{after}");
 
     bench.clean().await;
@@ -259,15 +286,50 @@ async fn a_cut_connection_is_looked_into_and_a_stopped_controller_resumes() {
     let _ = killer.script(cut, &[], LIMIT).await;
     let ended = bench.end_of(&view.deployment_id).await;
     assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
+    let again =
+        ended.steps.iter().filter_map(|step| step.evidence.as_deref()).any(|text| text.contains("was cut"));
+    assert!(again, "the cut was not noticed: {:?}", ended.steps);
 
     // As if the controller had been killed: the record says running, nothing runs.
     use cluster_core::deploy::Journal;
     let mut record = bench.journal.get(&view.deployment_id).await.unwrap().unwrap();
     record.view.state = DeploymentState::Running;
     bench.journal.put(&record).await.unwrap();
-    let restarted = with_settings(bench.host.clone(), bench.settings.clone(), bench.journal.clone(), bench.cluster.clone());
+    let restarted = with_settings(
+        bench.host.clone(),
+        bench.settings.clone(),
+        bench.journal.clone(),
+        bench.cluster.clone(),
+    );
     assert_eq!(restarted.deployments.resume_unfinished().await.unwrap(), 1);
     let ended = restarted.end_of(&view.deployment_id).await;
     assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
     bench.clean().await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_person_admits_hosts_and_their_keys() {
+    let bench = bench(host(0), None);
+    let settings = DeploySettings { approved_hosts: vec![], known_hosts: vec![], ..bench.settings.clone() };
+    let bench = with_settings(bench.host, settings, bench.journal, bench.cluster);
+    let (hosts, target) = (bench.deployments.hosts(), bench.host.target());
+    let refused = bench.deployments.start(&bench.request(), Origin::Assistant).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::HostNotApproved);
+    assert!(refused.to_string().contains(&format!("aegis host approve {}", bench.host.ip)), "{refused}");
+    let unknown = hosts.connect(&target, Origin::Person).await.unwrap_err();
+    assert_eq!(unknown.code(), ErrorCode::HostKeyUnknown);
+    let wrong = hosts.approve(&target.host, target.port, Some("SHA256:nonsense")).await.unwrap_err();
+    assert_eq!(wrong.code(), ErrorCode::HostKeyChanged);
+    let approved = hosts.approve(&target.host, target.port, None).await.unwrap();
+    assert_eq!(hosts.list().await.unwrap(), [approved]);
+    assert!(hosts.connect(&target, Origin::Assistant).await.is_ok());
+    hosts.forget(&target.host, target.port).await.unwrap();
+    assert_eq!(hosts.forget(&target.host, target.port).await.unwrap_err().code(), ErrorCode::NotFound);
+
+    let pinned = DeploymentRequest { identity: Some("pinned-elsewhere".into()), ..bench.request() };
+    assert_eq!(
+        bench.deployments.start(&pinned, Origin::Person).await.unwrap_err().code(),
+        ErrorCode::Conflict
+    );
 }

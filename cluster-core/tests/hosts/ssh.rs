@@ -6,8 +6,8 @@ use cluster_core::{
     ErrorCode,
     ids::NodeId,
     ssh::{
-        ConnectOptions, Connection, Credentials, HostAddress, HostKeyPolicy, LinkHandle, LinkSettings, LinkState,
-        SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
+        ConnectOptions, Connection, Credentials, HostAddress, HostKeyPolicy, LinkHandle, LinkSettings,
+        LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
     },
 };
 use tokio::{
@@ -27,7 +27,8 @@ async fn host_keys_decide_before_anything_is_sent() {
     assert_eq!(&probed, connection.host_key());
     assert!(probed.fingerprint.starts_with("SHA256:"));
 
-    let unknown = Connection::open(&host.target(), &host.options(KnownHosts::default(), HostKeyPolicy::Strict)).await;
+    let unknown =
+        Connection::open(&host.target(), &host.options(KnownHosts::default(), HostKeyPolicy::Strict)).await;
     let unknown = unknown.unwrap_err();
     assert_eq!(unknown.code(), ErrorCode::HostKeyUnknown);
     assert!(unknown.to_string().contains(&probed.fingerprint), "{unknown}");
@@ -38,7 +39,8 @@ async fn host_keys_decide_before_anything_is_sent() {
 
     let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFH2GCM9zzJjNPC9I+zobNdBrlPuDjYCjDAQMTF3mip7";
     let other = KnownHosts::parse(&format!("{},[{}]:{} {other}", host.ip, host.ip, host.port));
-    let changed = Connection::open(&host.target(), &host.options(other, HostKeyPolicy::AcceptNew)).await.unwrap_err();
+    let changed =
+        Connection::open(&host.target(), &host.options(other, HostKeyPolicy::AcceptNew)).await.unwrap_err();
     assert_eq!(changed.code(), ErrorCode::HostKeyChanged);
     assert!(changed.to_string().contains(&probed.fingerprint), "{changed}");
 }
@@ -71,7 +73,8 @@ async fn a_wrong_key_and_a_closed_port_are_told_apart() {
     assert_eq!(error.code(), ErrorCode::HostUnreachable);
     assert!(error.message().contains("refuses"), "{error}");
     let nowhere = HostAddress::parse("no-such-host.invalid", false).unwrap();
-    let error = Connection::open(&SshTarget { host: nowhere, ..host.target() }, &host.known()).await.unwrap_err();
+    let error =
+        Connection::open(&SshTarget { host: nowhere, ..host.target() }, &host.known()).await.unwrap_err();
     assert!(error.message().contains("does not resolve"), "{error}");
 }
 
@@ -81,7 +84,9 @@ async fn scripts_give_their_own_output_whatever_the_shell_prints() {
     let host = host(0);
     let connection = host.connect().await;
     run(&connection, "cp -p ~/.bashrc /tmp/aegis-test-bashrc 2>/dev/null; printf 'echo NOISE; echo {\\\"a\\\":1}\\n' > ~/.bashrc.new; cat ~/.bashrc >> ~/.bashrc.new 2>/dev/null; mv ~/.bashrc.new ~/.bashrc", &[]).await;
-    let noisy = connection.script(r#"printf '%s|' "$@"; echo err >&2; exit 3"#, &["a b", "it's", "$(id)"], LIMIT).await;
+    let noisy = connection
+        .script(r#"printf '%s|' "$@"; echo err >&2; exit 3"#, &["a b", "it's", "$(id)"], LIMIT)
+        .await;
     run(&connection, "if [ -e /tmp/aegis-test-bashrc ]; then mv /tmp/aegis-test-bashrc ~/.bashrc; else rm -f ~/.bashrc; fi", &[]).await;
     let noisy = noisy.unwrap();
     assert_eq!((noisy.status, noisy.stdout.as_str(), noisy.stderr.as_str()), (3, "a b|it's|$(id)|", "err\n"));
@@ -89,7 +94,8 @@ async fn scripts_give_their_own_output_whatever_the_shell_prints() {
     let slow = connection.script("sleep 60", &[], Duration::from_millis(500)).await.unwrap_err();
     assert_eq!(slow.code(), ErrorCode::Timeout);
     // More than one message window, read by nobody but the task: the connection must live on.
-    let flood = connection.script("head -c 30000000 /dev/zero | tr '\\0' x; echo", &[], LIMIT).await.unwrap_err();
+    let flood =
+        connection.script("head -c 30000000 /dev/zero | tr '\\0' x; echo", &[], LIMIT).await.unwrap_err();
     assert_eq!(flood.code(), ErrorCode::DeploymentFailed, "{flood}");
     let twenty = (0..20).map(|_| connection.script("echo ok", &[], LIMIT));
     for output in futures::future::join_all(twenty).await {
@@ -203,4 +209,44 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
     }
     link.stop().await;
     run(&host.connect().await, r#"rm -rf "$1""#, &[base]).await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn rsa_keys_and_agents_let_us_in() {
+    let host = host(0);
+    let dir = tempfile::tempdir().unwrap();
+    let (key, socket) = (dir.path().join("id_rsa"), dir.path().join("agent"));
+    let made = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"])
+        .arg(&key)
+        .status();
+    assert!(made.unwrap().success());
+    let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
+    let connection = host.connect().await;
+    run(&connection, r#"cp -p ~/.ssh/authorized_keys /tmp/aegis-test-keys; cat /tmp/aegis-test-keys > ~/.ssh/authorized_keys.new; printf '%s\n' "$1" >> ~/.ssh/authorized_keys.new; cat ~/.ssh/authorized_keys.new > ~/.ssh/authorized_keys || mount | grep authorized; rm ~/.ssh/authorized_keys.new"#, &[public.trim()]).await;
+
+    let by_file = SshTarget { key_path: Some(key.clone()), ..host.target() };
+    let by_file = Connection::open(&by_file, &host.known()).await;
+    let mut agent = tokio::process::Command::new("ssh-agent")
+        .arg("-D")
+        .arg("-a")
+        .arg(&socket)
+        .kill_on_drop(true)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !socket.exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let added =
+        std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
+    assert!(added.unwrap().success());
+    let credentials = Credentials { agent_socket: Some(socket), ..Default::default() };
+    let options = ConnectOptions { credentials, ..host.known() };
+    let by_agent = Connection::open(&SshTarget { key_path: None, ..host.target() }, &options).await;
+    run(&connection, "cat /tmp/aegis-test-keys > ~/.ssh/authorized_keys; rm /tmp/aegis-test-keys", &[]).await;
+    agent.kill().await.unwrap();
+    assert!(by_file.is_ok(), "{by_file:?}");
+    assert!(by_agent.is_ok(), "{by_agent:?}");
 }

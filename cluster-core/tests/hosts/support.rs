@@ -35,7 +35,8 @@ pub struct Host {
 }
 
 pub fn host(index: usize) -> Host {
-    let path = std::env::var("AEGIS_TESTBED_HOSTS").expect("AEGIS_TESTBED_HOSTS names the list of testbed hosts");
+    let path =
+        std::env::var("AEGIS_TESTBED_HOSTS").expect("AEGIS_TESTBED_HOSTS names the list of testbed hosts");
     let text = std::fs::read_to_string(path).expect("the list of testbed hosts");
     let hosts: Vec<Host> = serde_json::from_str(&text).expect("a JSON list of hosts");
     hosts.get(index).expect("enough testbed hosts").clone()
@@ -84,7 +85,16 @@ pub fn stand_in_node(dir: &Path, name: &str, source: &str) -> PathBuf {
     std::fs::write(&text, source).unwrap();
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let status = Command::new("rustc")
-        .args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "--target", &target])
+        .args([
+            "--edition",
+            "2024",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "strip=symbols",
+            "--target",
+            &target,
+        ])
         .arg("-o")
         .args([&binary, &text])
         .status()
@@ -136,7 +146,8 @@ impl Journal for MemoryJournal {
         Box::pin(async { Ok(()) })
     }
     fn get<'a>(&'a self, id: &'a DeploymentId) -> BoxFuture<'a, Result<Option<DeploymentRecord>>> {
-        let found = self.records.lock().unwrap().iter().find(|record| record.view.deployment_id == *id).cloned();
+        let found =
+            self.records.lock().unwrap().iter().find(|record| record.view.deployment_id == *id).cloned();
         Box::pin(async { Ok(found) })
     }
     fn by_idempotency_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<DeploymentRecord>>> {
@@ -146,7 +157,8 @@ impl Journal for MemoryJournal {
     }
     fn list<'a>(&'a self, _: &'a DeploymentFilter) -> BoxFuture<'a, Result<(Vec<DeploymentRecord>, usize)>> {
         let records = self.records.lock().unwrap().clone();
-        Box::pin(async { Ok((records.clone(), records.len())) })
+        let total = records.len();
+        Box::pin(async move { Ok((records, total)) })
     }
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DeploymentRecord>>> {
         let records = self.records.lock().unwrap();
@@ -191,7 +203,12 @@ impl Membership for StandInCluster {
             if pinned { Err(Error::new(ErrorCode::Conflict, "pinned to edge7")) } else { Ok(()) }
         })
     }
-    fn admit<'a>(&'a self, node: &'a NodeId, key: [u8; 32], _: &'a DeploymentSpec) -> BoxFuture<'a, Result<()>> {
+    fn admit<'a>(
+        &'a self,
+        node: &'a NodeId,
+        key: [u8; 32],
+        _: &'a DeploymentSpec,
+    ) -> BoxFuture<'a, Result<()>> {
         assert_eq!(key, [7; 32]);
         self.admitted.lock().unwrap().push(node.clone());
         Box::pin(async { Ok(()) })
@@ -232,4 +249,3 @@ impl Membership for StandInCluster {
         [9; 32]
     }
 }
-
