@@ -6,7 +6,7 @@ use cluster_core::{
     ErrorCode,
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, Origin,
-        Secret, StepName, checks,
+        Secret, StepName, StepState, TunnelSource, checks,
         env_file::EnvFile,
         image::{ImageSource, NodeImage},
         plan::Change,
@@ -305,6 +305,15 @@ async fn a_cut_connection_is_looked_into_and_a_stopped_controller_resumes() {
     let ended = restarted.end_of(&view.deployment_id).await;
     assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
     bench.clean().await;
+
+    // Killed before the upload, with a token that only the caller knew.
+    record.spec.tunnel = TunnelSource::Argument;
+    record.view.steps.iter_mut().for_each(|step| step.state = StepState::Pending);
+    bench.journal.put(&record).await.unwrap();
+    assert_eq!(restarted.deployments.resume_unfinished().await.unwrap(), 1);
+    let failure = restarted.end_of(&view.deployment_id).await.failure.unwrap();
+    assert!(failure.message.contains("interrupted before upload"), "{failure:?}");
+    run(&bench.host.connect().await, r#"[ ! -e "$1" ]"#, &[BASE]).await;
 }
 
 #[tokio::test]
