@@ -84,6 +84,10 @@ error_codes! {
     ImageNotFound => "ImageNotFound",
     /// The container engine does not answer or refused.
     Engine => "Engine",
+    /// The container exited with another code than 0.
+    ContainerFailed => "ContainerFailed",
+    /// The container was killed for its memory limit.
+    OutOfMemory => "OutOfMemory",
     /// What became of it cannot be told any more.
     Lost => "Lost",
 

@@ -1,9 +1,16 @@
 //! The Aegis cluster, without any surface: identity, membership, deployment over SSH, executions.
 //! The binary above names no wire type, and nothing here names MCP, HTTP routes or a command line.
 
+pub mod clock;
+pub mod cluster;
+pub mod config;
 pub mod deploy;
+pub mod engine;
 pub mod error;
+pub mod execution;
+pub mod identity;
 pub mod ids;
 pub mod ssh;
+pub mod store;
 
 pub use error::{Error, ErrorCode, Failure, Result};

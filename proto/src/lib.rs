@@ -1,1 +1,4 @@
+//! The wire: generated messages, clients and servers. Nothing else lives here; the translation
+//! into domain types is `cluster_core::rpc::convert`.
 
+include!(concat!(env!("OUT_DIR"), "/protos.rs"));

@@ -1,0 +1,567 @@
+//! The members of the cluster as plain state: each decision is a function of the state, an input and
+//! the time, and returns the changes that the controller stores before it applies them.
+//!
+//! What people want (`Desired`) and what is seen (`Observed`) are two fields: nothing that a node
+//! says about itself undoes a drain.
+
+use std::collections::BTreeMap;
+
+use super::{
+    peer::{
+        Amounts, Capabilities, Desired, DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerStatus,
+        PeerView, Role, Site,
+    },
+    placement::{Candidate, NoFit, place},
+};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    execution::manifest::Demand,
+    identity::PublicKey,
+    ids::{CommandId, ExecutionId, NodeId},
+    store::{NodeRecord, Write},
+};
+
+/// From this many active nodes on, a silence of more than half of them is doubted.
+const BRAKE_NODES_MIN: usize = 4;
+/// For how long it is doubted.
+const BRAKE_MS: i64 = 300_000;
+
+/// What a node is told to do, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    Drain,
+    Resume,
+}
+
+/// A change of the stored state.
+#[derive(Debug, Clone)]
+pub enum Change {
+    Put(Box<NodeRecord>),
+    Observed { node_id: NodeId, observed: Observed, last_heartbeat_ms: Option<i64> },
+    Desired { node_id: NodeId, desired: Desired, deadline_ms: Option<i64>, on_deadline: OnDeadline },
+    Queue { node_id: NodeId, command_id: CommandId, command: Command },
+    Acknowledge { node_id: NodeId, command_ids: Vec<CommandId> },
+}
+
+impl Change {
+    pub fn to_write(&self, now_ms: i64) -> Write {
+        match self.clone() {
+            Change::Put(record) => Write::PutNode(record),
+            Change::Observed { node_id, observed, last_heartbeat_ms } => {
+                Write::SetObserved { node_id, observed, last_heartbeat_ms }
+            }
+            Change::Desired { node_id, desired, deadline_ms, on_deadline } => {
+                Write::SetDesired { node_id, desired, deadline_ms, on_deadline }
+            }
+            Change::Queue { node_id, command_id, command } => Write::QueueCommand {
+                command_id,
+                node_id,
+                body: serde_json::to_string(&command).unwrap_or_default(),
+                now_ms,
+            },
+            Change::Acknowledge { node_id, command_ids } => {
+                Write::AcknowledgeCommands { node_id, command_ids, now_ms }
+            }
+        }
+    }
+}
+
+/// What a node reports of itself as it registers.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    pub capabilities: Capabilities,
+    pub address: String,
+    pub version: String,
+}
+
+/// What a heartbeat brings.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub capabilities: Option<Capabilities>,
+    pub acknowledged: Vec<CommandId>,
+}
+
+#[derive(Debug)]
+struct Node {
+    record: NodeRecord,
+    /// When it was last heard of in this life of the controller.
+    heard_ms: i64,
+    link_up: bool,
+    reserved: BTreeMap<ExecutionId, Amounts>,
+    commands: Vec<(CommandId, Command)>,
+    drain_acknowledged: bool,
+}
+
+#[derive(Debug, Default)]
+pub struct Membership {
+    nodes: BTreeMap<NodeId, Node>,
+    last_placed: Option<NodeId>,
+    brake_since_ms: Option<i64>,
+}
+
+fn unknown(node_id: &NodeId) -> Error {
+    Error::not_found("node", node_id.as_str()).remedy("see list_peers for the nodes there are")
+}
+
+impl Membership {
+    /// From what was stored. Everybody gets a full interval to be heard again.
+    pub fn restore(
+        records: Vec<NodeRecord>,
+        commands: Vec<(NodeId, CommandId, Command)>,
+        now_ms: i64,
+    ) -> Self {
+        let mut membership = Self::default();
+        for record in records {
+            membership.insert(record, now_ms);
+        }
+        for (node_id, command_id, command) in commands {
+            if let Some(node) = membership.nodes.get_mut(&node_id) {
+                node.drain_acknowledged &= command != Command::Drain;
+                node.commands.push((command_id, command));
+            }
+        }
+        membership
+    }
+
+    fn insert(&mut self, record: NodeRecord, now_ms: i64) {
+        match self.nodes.get_mut(&record.node_id) {
+            Some(node) => node.record = record,
+            None => {
+                let node = Node {
+                    heard_ms: now_ms,
+                    // The controller itself and nodes that dial in need no connection of ours.
+                    link_up: record.link != LinkKind::Ssh,
+                    reserved: BTreeMap::new(),
+                    commands: Vec::new(),
+                    drain_acknowledged: true,
+                    record,
+                };
+                self.nodes.insert(node.record.node_id.clone(), node);
+            }
+        }
+    }
+
+    pub fn record(&self, node_id: &NodeId) -> Option<&NodeRecord> {
+        self.nodes.get(node_id).map(|node| &node.record)
+    }
+
+    pub fn records(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values().map(|node| &node.record)
+    }
+
+    fn node(&self, node_id: &NodeId) -> Result<&Node> {
+        self.nodes.get(node_id).ok_or_else(|| unknown(node_id))
+    }
+
+    /// A stored change becomes true here.
+    pub fn apply(&mut self, change: Change, now_ms: i64) {
+        match change {
+            Change::Put(record) => self.insert(*record, now_ms),
+            Change::Observed { node_id, observed, last_heartbeat_ms } => {
+                if let Some(node) = self.nodes.get_mut(&node_id) {
+                    node.record.observed = observed;
+                    node.record.last_heartbeat_ms = last_heartbeat_ms.or(node.record.last_heartbeat_ms);
+                }
+            }
+            Change::Desired { node_id, desired, deadline_ms, on_deadline } => {
+                if let Some(node) = self.nodes.get_mut(&node_id) {
+                    node.record.desired = desired;
+                    node.record.drain_deadline_ms = deadline_ms;
+                    node.record.on_deadline = on_deadline;
+                }
+            }
+            Change::Queue { node_id, command_id, command } => {
+                if let Some(node) = self.nodes.get_mut(&node_id) {
+                    node.drain_acknowledged = false;
+                    node.commands.push((command_id, command));
+                }
+            }
+            Change::Acknowledge { node_id, command_ids } => {
+                if let Some(node) = self.nodes.get_mut(&node_id) {
+                    node.commands.retain(|(id, _)| !command_ids.contains(id));
+                    node.drain_acknowledged = node.commands.is_empty();
+                }
+            }
+        }
+    }
+
+    // --- joining ---------------------------------------------------------------------------
+
+    /// Whether a node of this name and key may be admitted. Another key for a known id is refused
+    /// until an operator issues a token for that id.
+    pub fn check_key(&self, node_id: &NodeId, public_key: &PublicKey, has_token: bool) -> Result<()> {
+        let Some(node) = self.nodes.get(node_id) else {
+            return if has_token {
+                Ok(())
+            } else {
+                Err(Error::new(
+                    ErrorCode::EnrolmentInvalid,
+                    format!("node {node_id} is not known and brings no enrolment token"),
+                )
+                .remedy(format!("create one with `aegis node token create --node-id {node_id}`")))
+            };
+        };
+        if node.record.desired == Desired::Removed && !has_token {
+            return Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
+                .remedy("enrol it again with a new token, or deploy it again"));
+        }
+        match &node.record.public_key {
+            Some(pinned) if pinned == public_key.as_bytes() || has_token => Ok(()),
+            None if has_token => Ok(()),
+            _ => Err(Error::new(
+                ErrorCode::KeyMismatch,
+                format!("node {node_id} is known by another key than {}", &public_key.thumbprint()[..16]),
+            )
+            .remedy(format!(
+                "if its key was lost, run `aegis node token create --node-id {node_id}`; \
+                 if not, somebody else uses its name"
+            ))),
+        }
+    }
+
+    /// Whether a deployment may give this id to that host.
+    pub fn check_identity(&self, node_id: &NodeId, site: &Site) -> Result<()> {
+        let Some(node) = self.nodes.get(node_id) else { return Ok(()) };
+        let elsewhere = match &node.record.site {
+            Some(known) if known.host == site.host && known.port == site.port => return Ok(()),
+            Some(known) => format!("host {} port {}", known.host, known.port),
+            None if node.record.link == LinkKind::Local => "this controller itself".to_owned(),
+            None => "a node that joined by itself".to_owned(),
+        };
+        Err(Error::new(
+            ErrorCode::Conflict,
+            format!(
+                "identity {node_id} belongs to {elsewhere}, not to host {} port {}",
+                site.host, site.port
+            ),
+        )
+        .remedy("choose another identity"))
+    }
+
+    /// The record that admits a node whose key a deployment read over the verified connection.
+    pub fn admit(&self, node_id: &NodeId, public_key: &PublicKey, site: Site) -> Result<Vec<Change>> {
+        self.check_identity(node_id, &site)?;
+        let mut record = match self.nodes.get(node_id) {
+            Some(node) => node.record.clone(),
+            None => {
+                NodeRecord::expected(node_id.clone(), Role::Worker, *public_key.as_bytes(), LinkKind::Ssh)
+            }
+        };
+        // The operator's own deployment is what re-enrols a host whose key was lost.
+        record.public_key = Some(*public_key.as_bytes());
+        record.site = Some(site);
+        record.link = LinkKind::Ssh;
+        if record.desired == Desired::Removed {
+            record.desired = Desired::Schedulable;
+        }
+        Ok(vec![Change::Put(Box::new(record))])
+    }
+
+    /// The record that a spent token admits.
+    pub fn enrol(&self, node_id: &NodeId, role: Role, public_key: &PublicKey) -> NodeRecord {
+        match self.nodes.get(node_id) {
+            Some(node) => {
+                let mut record = node.record.clone();
+                record.public_key = Some(*public_key.as_bytes());
+                record.role = role;
+                if record.desired == Desired::Removed {
+                    record.desired = Desired::Schedulable;
+                }
+                record
+            }
+            None => NodeRecord::expected(node_id.clone(), role, *public_key.as_bytes(), LinkKind::Direct),
+        }
+    }
+
+    pub fn register(&self, node_id: &NodeId, registration: Registration, now_ms: i64) -> Result<Vec<Change>> {
+        let mut record = self.node(node_id)?.record.clone();
+        record.capabilities = registration.capabilities;
+        record.address = registration.address;
+        record.version = registration.version;
+        record.observed = Observed::Active;
+        record.registered_at_ms = Some(now_ms);
+        record.last_heartbeat_ms = Some(now_ms);
+        Ok(vec![Change::Put(Box::new(record))])
+    }
+
+    /// A good heartbeat. A steady one changes nothing that is stored.
+    pub fn heartbeat(&mut self, node_id: &NodeId, report: Report, now_ms: i64) -> Result<Vec<Change>> {
+        let node = self.nodes.get_mut(node_id).ok_or_else(|| unknown(node_id))?;
+        node.heard_ms = now_ms;
+        let mut changes = Vec::new();
+        let known = report
+            .acknowledged
+            .into_iter()
+            .filter(|id| node.commands.iter().any(|(open, _)| open == id))
+            .collect::<Vec<_>>();
+        if !known.is_empty() {
+            changes.push(Change::Acknowledge { node_id: node_id.clone(), command_ids: known });
+        }
+        if let Some(capabilities) = report.capabilities {
+            // Free memory moves all the time and is not worth a write.
+            node.record.capabilities.memory_mb_free = capabilities.memory_mb_free;
+            if capabilities != node.record.capabilities {
+                let mut record = node.record.clone();
+                record.capabilities = capabilities;
+                record.observed = Observed::Active;
+                record.last_heartbeat_ms = Some(now_ms);
+                changes.push(Change::Put(Box::new(record)));
+                return Ok(changes);
+            }
+        }
+        if node.record.observed != Observed::Active {
+            changes.push(Change::Observed {
+                node_id: node_id.clone(),
+                observed: Observed::Active,
+                last_heartbeat_ms: Some(now_ms),
+            });
+        }
+        Ok(changes)
+    }
+
+    /// "Going away": the node stays a member and comes back by its key alone.
+    pub fn goodbye(&self, node_id: &NodeId, now_ms: i64) -> Result<Vec<Change>> {
+        self.node(node_id)?;
+        Ok(vec![Change::Observed {
+            node_id: node_id.clone(),
+            observed: Observed::Offline,
+            last_heartbeat_ms: Some(now_ms),
+        }])
+    }
+
+    pub fn commands(&self, node_id: &NodeId) -> Vec<(CommandId, Command)> {
+        self.nodes.get(node_id).map(|node| node.commands.clone()).unwrap_or_default()
+    }
+
+    pub fn set_link(&mut self, node_id: &NodeId, up: bool) {
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            node.link_up = up;
+        }
+    }
+
+    // --- health ----------------------------------------------------------------------------
+
+    /// Who has been silent for too long.
+    pub fn sweep(&mut self, stale_ms: i64, now_ms: i64) -> Vec<Change> {
+        let active = self.nodes.values().filter(|node| node.record.observed == Observed::Active);
+        let (mut silent, mut count) = (Vec::new(), 0_usize);
+        for node in active {
+            count += 1;
+            if node.record.link != LinkKind::Local && now_ms.saturating_sub(node.heard_ms) > stale_ms {
+                silent.push(node);
+            }
+        }
+        // When most fall silent at once, the fault is more likely ours.
+        if count >= BRAKE_NODES_MIN && silent.len() * 2 > count {
+            let since_ms = *self.brake_since_ms.get_or_insert(now_ms);
+            if now_ms.saturating_sub(since_ms) < BRAKE_MS {
+                tracing::warn!(
+                    silent = silent.len(),
+                    active = count,
+                    "most nodes fell silent at once: waiting"
+                );
+                return Vec::new();
+            }
+        } else {
+            self.brake_since_ms = None;
+        }
+        silent
+            .into_iter()
+            .map(|node| Change::Observed {
+                node_id: node.record.node_id.clone(),
+                observed: Observed::Unhealthy,
+                last_heartbeat_ms: Some(node.heard_ms),
+            })
+            .collect()
+    }
+
+    // --- drain -----------------------------------------------------------------------------
+
+    /// Draining again moves the deadline.
+    pub fn drain(&self, node_id: &NodeId, deadline_ms: i64, on_deadline: OnDeadline) -> Result<Vec<Change>> {
+        let node = self.node(node_id)?;
+        let mut changes = match node.record.desired {
+            Desired::Removed => {
+                return Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed")));
+            }
+            Desired::Draining => Vec::new(),
+            Desired::Schedulable => vec![queue(node_id, Command::Drain)],
+        };
+        changes.push(Change::Desired {
+            node_id: node_id.clone(),
+            desired: Desired::Draining,
+            deadline_ms: Some(deadline_ms),
+            on_deadline,
+        });
+        Ok(changes)
+    }
+
+    pub fn resume(&self, node_id: &NodeId) -> Result<Vec<Change>> {
+        let node = self.node(node_id)?;
+        match node.record.desired {
+            Desired::Removed => {
+                Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
+                    .remedy("deploy it again, or enrol it with a new token"))
+            }
+            Desired::Schedulable => Ok(Vec::new()),
+            Desired::Draining => Ok(vec![
+                queue(node_id, Command::Resume),
+                Change::Desired {
+                    node_id: node_id.clone(),
+                    desired: Desired::Schedulable,
+                    deadline_ms: None,
+                    on_deadline: OnDeadline::default(),
+                },
+            ]),
+        }
+    }
+
+    /// Executions whose node's drain deadline has passed, where they are to be cancelled then.
+    pub fn overdue(&self, now_ms: i64) -> Vec<ExecutionId> {
+        self.nodes
+            .values()
+            .filter(|node| {
+                node.record.desired == Desired::Draining
+                    && node.record.on_deadline == OnDeadline::Cancel
+                    && node.record.drain_deadline_ms.is_some_and(|deadline_ms| deadline_ms <= now_ms)
+            })
+            .flat_map(|node| node.reserved.keys().cloned())
+            .collect()
+    }
+
+    pub fn drain_view(&self, node_id: &NodeId, now_ms: i64) -> Result<DrainView> {
+        let node = self.node(node_id)?;
+        let blockers = node.reserved.keys().cloned().collect::<Vec<_>>();
+        let deadline_in_seconds = node
+            .record
+            .drain_deadline_ms
+            .and_then(|deadline_ms| u64::try_from(deadline_ms.saturating_sub(now_ms)).ok())
+            .map(|ms| ms.div_ceil(1000));
+        Ok(DrainView {
+            node_id: node_id.clone(),
+            state: match (node.record.desired, blockers.is_empty()) {
+                (Desired::Schedulable, _) => DrainState::Schedulable,
+                (_, true) => DrainState::Drained,
+                (_, false) => DrainState::Draining,
+            },
+            blockers,
+            deadline_in_seconds,
+            on_deadline: node.record.on_deadline,
+            acknowledged: node.drain_acknowledged,
+        })
+    }
+
+    // --- placement -------------------------------------------------------------------------
+
+    /// Chooses a node and reserves what is asked for.
+    pub fn place(&mut self, execution_id: &ExecutionId, demand: &Demand) -> Result<NodeId, NoFit> {
+        let chosen = place(demand, self.candidates(), self.last_placed.as_ref())?;
+        self.reserve(&chosen, execution_id, demand.amounts);
+        self.last_placed = Some(chosen.clone());
+        Ok(chosen)
+    }
+
+    /// Why a demand fits nowhere now, without placing it.
+    pub fn fit(&self, demand: &Demand) -> Result<NodeId, NoFit> {
+        place(demand, self.candidates(), self.last_placed.as_ref())
+    }
+
+    fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> {
+        self.nodes
+            .values()
+            .filter(|node| node.record.role.runs_executions() && node.record.desired != Desired::Removed)
+            .map(|node| Candidate {
+                node_id: &node.record.node_id,
+                tags: &node.record.capabilities.tags,
+                blocked: node.blocked(),
+                total: node.record.capabilities.total,
+                free: node.free(),
+            })
+    }
+
+    pub fn reserve(&mut self, node_id: &NodeId, execution_id: &ExecutionId, amounts: Amounts) {
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            node.reserved.insert(execution_id.clone(), amounts);
+        }
+    }
+
+    /// Whether anything was freed.
+    pub fn release(&mut self, execution_id: &ExecutionId) -> bool {
+        self.nodes
+            .values_mut()
+            .fold(false, |freed, node| node.reserved.remove(execution_id).is_some() || freed)
+    }
+
+    pub fn views(&self, now_ms: i64) -> Vec<PeerView> {
+        self.nodes.values().map(|node| node.view(now_ms)).collect()
+    }
+
+    pub fn view(&self, node_id: &NodeId, now_ms: i64) -> Result<PeerView> {
+        self.node(node_id).map(|node| node.view(now_ms))
+    }
+}
+
+fn queue(node_id: &NodeId, command: Command) -> Change {
+    Change::Queue { node_id: node_id.clone(), command_id: CommandId::mint(), command }
+}
+
+impl Node {
+    fn blocked(&self) -> Option<&'static str> {
+        if self.record.desired == Desired::Draining {
+            return Some("draining");
+        }
+        match self.record.observed {
+            Observed::Expected => return Some("has not registered yet"),
+            Observed::Unhealthy => return Some("unhealthy: its heartbeats are missing"),
+            Observed::Offline => return Some("offline: it said goodbye"),
+            Observed::Active => {}
+        }
+        if !self.link_up {
+            return Some("its SSH connection is down");
+        }
+        self.record.capabilities.engine.is_empty().then_some("its container engine does not answer")
+    }
+
+    fn used(&self) -> Amounts {
+        self.reserved.values().fold(Amounts::default(), |sum, amounts| sum.plus(*amounts))
+    }
+
+    fn free(&self) -> Amounts {
+        self.record.capabilities.total.minus(self.used())
+    }
+
+    fn view(&self, now_ms: i64) -> PeerView {
+        let record = &self.record;
+        let heard = record.last_heartbeat_ms.map(|stored| stored.max(self.heard_ms));
+        PeerView {
+            node_id: record.node_id.clone(),
+            role: record.role,
+            status: PeerStatus::of(record.desired, record.observed),
+            desired: record.desired,
+            tags: record.capabilities.tags.clone(),
+            capacity: record.capabilities.total,
+            free: self.free(),
+            running: u32::try_from(self.reserved.len()).unwrap_or(u32::MAX),
+            last_heartbeat_age_ms: match record.link {
+                LinkKind::Local => Some(0),
+                _ => heard.map(|ms| now_ms.saturating_sub(ms).max(0).unsigned_abs()),
+            },
+            link: record.link,
+            link_up: self.link_up,
+            version: record.version.clone(),
+            engine: record.capabilities.engine.clone(),
+            models: record.capabilities.models.clone(),
+            host: record.site.as_ref().map(|site| site.host.clone()),
+            sealed: record.sealed,
+            problem: self.blocked().filter(|why| *why != "draining").map(|why| crate::error::Failure {
+                code: ErrorCode::Unavailable,
+                message: why.to_owned(),
+                remedy: None,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

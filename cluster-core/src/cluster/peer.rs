@@ -1,0 +1,211 @@
+//! What is known of a node: what it has, what people want of it, and what is seen of it.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::Failure,
+    ids::{ExecutionId, NodeId, Tag, UserName},
+};
+
+/// How a node coordinates with the others (`spec.cluster.role`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Controller,
+    Worker,
+    Hybrid,
+}
+
+impl Role {
+    pub const fn is_controller(self) -> bool {
+        matches!(self, Role::Controller | Role::Hybrid)
+    }
+
+    pub const fn runs_executions(self) -> bool {
+        matches!(self, Role::Worker | Role::Hybrid)
+    }
+}
+
+/// What people want of a node. Registering again never changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    Schedulable,
+    Draining,
+    Removed,
+}
+
+/// What heartbeats and goodbyes show of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Observed {
+    /// Admitted, and not heard of yet.
+    Expected,
+    Active,
+    /// Missed its heartbeats.
+    Unhealthy,
+    /// Said goodbye.
+    Offline,
+}
+
+/// Both at once, as a person reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerStatus {
+    Active,
+    Draining,
+    Expected,
+    Unhealthy,
+    Offline,
+    Removed,
+}
+
+impl PeerStatus {
+    pub const fn of(desired: Desired, observed: Observed) -> Self {
+        match (desired, observed) {
+            (Desired::Removed, _) => Self::Removed,
+            (_, Observed::Unhealthy) => Self::Unhealthy,
+            (_, Observed::Offline) => Self::Offline,
+            (_, Observed::Expected) => Self::Expected,
+            (Desired::Draining, Observed::Active) => Self::Draining,
+            (Desired::Schedulable, Observed::Active) => Self::Active,
+        }
+    }
+}
+
+/// Amounts that executions share. Also used for what is reserved and what is left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Amounts {
+    pub cpu_millicores: u32,
+    pub memory_mb: u32,
+    pub gpus: u32,
+    pub vram_gb: u32,
+}
+
+impl Amounts {
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            cpu_millicores: self.cpu_millicores.saturating_add(other.cpu_millicores),
+            memory_mb: self.memory_mb.saturating_add(other.memory_mb),
+            gpus: self.gpus.saturating_add(other.gpus),
+            vram_gb: self.vram_gb.saturating_add(other.vram_gb),
+        }
+    }
+
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            cpu_millicores: self.cpu_millicores.saturating_sub(other.cpu_millicores),
+            memory_mb: self.memory_mb.saturating_sub(other.memory_mb),
+            gpus: self.gpus.saturating_sub(other.gpus),
+            vram_gb: self.vram_gb.saturating_sub(other.vram_gb),
+        }
+    }
+}
+
+/// What a node says that it has and is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub total: Amounts,
+    pub disk_gb: u32,
+    pub memory_mb_free: u32,
+    pub runtimes: Vec<String>,
+    pub tags: Vec<Tag>,
+    pub models: Vec<String>,
+    /// "docker 26.1.5"; empty when the engine does not answer.
+    pub engine: String,
+    pub os: String,
+    pub arch: String,
+}
+
+/// The host that a node was deployed to, and how it is reached over SSH.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    pub host: String,
+    pub port: u16,
+    pub user: UserName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_path: Option<PathBuf>,
+}
+
+/// How the controller and a node reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkKind {
+    /// The controller itself.
+    Local,
+    /// Inside the SSH connection that deployed it.
+    Ssh,
+    /// The node dials the controller.
+    Direct,
+}
+
+/// What happens to running work when a drain's deadline passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDeadline {
+    /// Running work goes on; the drain stays unfinished.
+    Leave,
+    /// Running work is cancelled.
+    #[default]
+    Cancel,
+}
+
+/// A drain as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DrainView {
+    pub node_id: NodeId,
+    /// `draining` while work runs, `drained` when none is left, `schedulable` when not draining.
+    pub state: DrainState,
+    /// Executions that still hold the node.
+    pub blockers: Vec<ExecutionId>,
+    /// Seconds until the deadline; absent when there is none or it has passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_in_seconds: Option<u64>,
+    pub on_deadline: OnDeadline,
+    /// Whether the node itself has acknowledged.
+    pub acknowledged: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainState {
+    Schedulable,
+    Draining,
+    Drained,
+}
+
+/// A node as `list_peers` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerView {
+    pub node_id: NodeId,
+    pub role: Role,
+    pub status: PeerStatus,
+    pub desired: Desired,
+    pub tags: Vec<Tag>,
+    /// What executions may use in all, and what is left after reservations.
+    pub capacity: Amounts,
+    pub free: Amounts,
+    /// Executions that run there now.
+    pub running: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_age_ms: Option<u64>,
+    pub link: LinkKind,
+    /// False while the connection to the node is down.
+    pub link_up: bool,
+    pub version: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub engine: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// The host it was deployed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// False for a node of the other implementation, admitted without sealed contexts.
+    pub sealed: bool,
+    /// Why the link is down or the node cannot be used, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Failure>,
+}

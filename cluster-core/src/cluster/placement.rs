@@ -1,0 +1,201 @@
+//! Which node runs an execution: filter, then round-robin in the order of node ids. Pure.
+
+use std::fmt;
+
+use super::peer::Amounts;
+use crate::{
+    error::{Error, ErrorCode},
+    execution::manifest::Demand,
+    ids::{NodeId, Tag},
+};
+
+/// Nodes named in a reason; the rest is counted.
+const REASONS_SHOWN_MAX: usize = 10;
+
+/// A node as placement sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    pub node_id: &'a NodeId,
+    pub tags: &'a [Tag],
+    /// Why it takes no work at all just now.
+    pub blocked: Option<&'static str>,
+    pub total: Amounts,
+    pub free: Amounts,
+}
+
+/// Why one node does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    pub node_id: NodeId,
+    pub why: String,
+    /// Waiting will not help: its tags, its size, or the pin rule it out.
+    pub forever: bool,
+}
+
+/// No node fits now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoFit(pub Vec<Unfit>);
+
+impl NoFit {
+    /// Whether some node could take it later, as it is now.
+    pub fn may_change(&self) -> bool {
+        self.0.iter().any(|unfit| !unfit.forever)
+    }
+
+    pub fn into_error(self) -> Error {
+        Error::new(ErrorCode::NoNodeFits, format!("no node fits: {self}")).remedy(
+            "see list_peers for tags and free resources; deploy, resume or free a node, or ask for less",
+        )
+    }
+}
+
+impl fmt::Display for NoFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("there is no node that runs executions");
+        }
+        for (index, unfit) in self.0.iter().take(REASONS_SHOWN_MAX).enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{}: {}", unfit.node_id, unfit.why)?;
+        }
+        match self.0.len().checked_sub(REASONS_SHOWN_MAX) {
+            Some(more) if more > 0 => write!(f, "; and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Chooses among candidates that come in the order of their ids: the first that fits after `last`,
+/// around the end if need be.
+pub fn place<'a>(
+    demand: &Demand,
+    candidates: impl Iterator<Item = Candidate<'a>>,
+    last: Option<&NodeId>,
+) -> Result<NodeId, NoFit> {
+    let mut unfit = Vec::new();
+    let mut first = None;
+    for candidate in candidates {
+        match why_not(demand, &candidate) {
+            Some((why, forever)) => unfit.push(Unfit { node_id: candidate.node_id.clone(), why, forever }),
+            None if last.is_none_or(|last| candidate.node_id > last) => return Ok(candidate.node_id.clone()),
+            None => {
+                first.get_or_insert(candidate.node_id);
+            }
+        }
+    }
+    first.cloned().ok_or(NoFit(unfit))
+}
+
+/// The reason and whether it is there to stay.
+fn why_not(demand: &Demand, node: &Candidate<'_>) -> Option<(String, bool)> {
+    if demand.node_id.as_ref().is_some_and(|pin| pin != node.node_id) {
+        return Some(("another node is asked for".into(), true));
+    }
+    let missing = demand.tags.iter().filter(|tag| !node.tags.contains(tag)).collect::<Vec<_>>();
+    if !missing.is_empty() {
+        let names = missing.iter().map(|tag| tag.as_str()).collect::<Vec<_>>().join(", ");
+        return Some((format!("needs tag {names}"), true));
+    }
+    if let Some((what, need, has)) = short(demand.amounts, node.total) {
+        // A node that never reported has no size yet.
+        let unknown = node.total == Amounts::default();
+        return Some((format!("needs {need} {what}, has {has} in all"), !unknown));
+    }
+    if let Some(why) = node.blocked {
+        return Some((why.into(), false));
+    }
+    short(demand.amounts, node.free)
+        .map(|(what, need, has)| (format!("needs {need} {what}, {has} free"), false))
+}
+
+fn short(need: Amounts, has: Amounts) -> Option<(&'static str, u32, u32)> {
+    [
+        ("cpu millicores", need.cpu_millicores, has.cpu_millicores),
+        ("MiB memory", need.memory_mb, has.memory_mb),
+        ("gpus", need.gpus, has.gpus),
+        ("GiB vram", need.vram_gb, has.vram_gb),
+    ]
+    .into_iter()
+    .find(|(_, need, has)| need > has)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Node {
+        id: NodeId,
+        tags: Vec<Tag>,
+        blocked: Option<&'static str>,
+        total: Amounts,
+        free: Amounts,
+    }
+
+    fn node(id: &str, tags: &[&str]) -> Node {
+        let amounts = Amounts { cpu_millicores: 2_000, memory_mb: 1_024, gpus: 0, vram_gb: 0 };
+        Node {
+            id: NodeId::parse(id).unwrap(),
+            tags: tags.iter().map(|tag| Tag::parse(*tag).unwrap()).collect(),
+            blocked: None,
+            total: amounts,
+            free: amounts,
+        }
+    }
+
+    fn demand(tags: &[&str], cpu_millicores: u32) -> Demand {
+        Demand {
+            tags: tags.iter().map(|tag| Tag::parse(*tag).unwrap()).collect(),
+            node_id: None,
+            amounts: Amounts { cpu_millicores, ..Default::default() },
+        }
+    }
+
+    fn run(demand: &Demand, nodes: &[Node], last: Option<&NodeId>) -> Result<NodeId, NoFit> {
+        let candidates = nodes.iter().map(|node| Candidate {
+            node_id: &node.id,
+            tags: &node.tags,
+            blocked: node.blocked,
+            total: node.total,
+            free: node.free,
+        });
+        place(demand, candidates, last)
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        let nodes = [node("a", &[]), node("b", &[]), node("c", &[])];
+        let mut last = None;
+        let mut order = String::new();
+        for _ in 0..7 {
+            let chosen = run(&demand(&[], 100), &nodes, last.as_ref()).unwrap();
+            order.push_str(chosen.as_str());
+            last = Some(chosen);
+        }
+        assert_eq!(order, "abcabca");
+    }
+
+    #[test]
+    fn every_node_that_does_not_fit_says_why() {
+        let mut nodes = [node("a", &["gpu"]), node("b", &[]), node("c", &["gpu"]), node("d", &["gpu"])];
+        nodes[0].blocked = Some("draining");
+        nodes[2].free.cpu_millicores = 100;
+        nodes[3].total.cpu_millicores = 200;
+        let no_fit = run(&demand(&["gpu"], 500), &nodes, None).unwrap_err();
+        assert!(no_fit.may_change());
+        assert_eq!(
+            no_fit.to_string(),
+            "a: draining; b: needs tag gpu; c: needs 500 cpu millicores, 100 free; \
+             d: needs 500 cpu millicores, has 200 in all"
+        );
+        assert!(!run(&demand(&["gpu"], 500), &nodes[1..2], None).unwrap_err().may_change());
+        assert!(!run(&demand(&[], 1), &[], None).unwrap_err().may_change());
+    }
+
+    #[test]
+    fn a_pin_is_kept() {
+        let nodes = [node("a", &[]), node("b", &[])];
+        let pinned = Demand { node_id: Some(nodes[1].id.clone()), ..demand(&[], 1) };
+        assert_eq!(run(&pinned, &nodes, None).unwrap(), nodes[1].id);
+        assert!(!run(&pinned, &nodes[..1], None).unwrap_err().may_change());
+    }
+}

@@ -1,0 +1,83 @@
+//! The node's configuration: where it is found, how it is read, what a node runs with.
+//!
+//! Layers pushed by a controller come with a later version; here the file is the whole.
+
+mod read;
+pub mod schema;
+pub mod settings;
+
+use std::path::{Path, PathBuf};
+
+pub use schema::NodeConfig;
+pub use settings::{Overrides, Settings};
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// A configuration with the place it came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// None where no file was found: the defaults.
+    pub path: Option<PathBuf>,
+    pub config: NodeConfig,
+}
+
+/// Who starts us. An assistant may stand in a directory that somebody else filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartedBy {
+    Person,
+    Assistant,
+}
+
+/// Finds and reads the file: the one named, else the first of the usual places, else the defaults.
+pub fn load(named: Option<&Path>, started_by: StartedBy) -> Result<Loaded> {
+    let from_env = std::env::var_os("AEGIS_CONFIG_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(path) = named.map(Path::to_owned).or(from_env) {
+        return read_file(path);
+    }
+    let home = directories::BaseDirs::new().map(|dirs| dirs.home_dir().join(".aegis/aegis-config.yaml"));
+    let here = (started_by == StartedBy::Person).then(|| PathBuf::from("aegis-config.yaml"));
+    let places = [here, home, Some(PathBuf::from("/etc/aegis/aegis-config.yaml"))];
+    match places.into_iter().flatten().find(|path| path.exists()) {
+        Some(path) => read_file(path),
+        None => Ok(Loaded { path: None, config: NodeConfig::default() }),
+    }
+}
+
+fn read_file(path: PathBuf) -> Result<Loaded> {
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        Error::new(ErrorCode::ConfigInvalid, format!("the configuration {} cannot be read", path.display()))
+            .source(e)
+    })?;
+    let config = parse(&text).map_err(|e| {
+        let located = Error::new(e.code(), format!("{}: {}", path.display(), e.message()));
+        match e.remedy_text() {
+            Some(remedy) => located.remedy(remedy),
+            None => located,
+        }
+    })?;
+    Ok(Loaded { path: Some(path), config })
+}
+
+/// Reads a configuration from its text.
+pub fn parse(text: &str) -> Result<NodeConfig> {
+    read::parse(text)
+}
+
+/// Reads a value that may be `env:NAME` or `file:PATH`. The error names the reference, never the value.
+pub fn resolve_secret(value: &str) -> Result<zeroize::Zeroizing<String>> {
+    let missing = |what: String| Error::new(ErrorCode::ConfigInvalid, what);
+    let text = if let Some(name) = value.strip_prefix("env:") {
+        std::env::var(name).map_err(|_| missing(format!("the environment variable {name} is not set")))?
+    } else if let Some(path) = value.strip_prefix("file:") {
+        std::fs::read_to_string(path)
+            .map_err(|e| missing(format!("the file {path} cannot be read")).source(e))?
+            .trim_end()
+            .to_owned()
+    } else {
+        value.to_owned()
+    };
+    Ok(zeroize::Zeroizing::new(text))
+}
+
+#[cfg(test)]
+mod tests;

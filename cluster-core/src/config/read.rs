@@ -1,0 +1,152 @@
+//! From text to a checked [`NodeConfig`]: YAML, both spellings of a key, unknown keys by path.
+
+use serde_json::{Map, Value};
+
+use super::schema::{API_VERSION, KIND, NodeConfig};
+use crate::error::{Error, ErrorCode, Result};
+
+/// A configuration has a few kilobytes.
+pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
+
+/// The second spelling of a key: where, and what we call it.
+const ALIASES: [(&[&str], &str, &[&str]); 4] = [
+    (&["spec", "cluster"], "controller_endpoint", &["controller", "endpoint"]),
+    (&["spec", "cluster"], "keypair_path", &["node_keypair_path"]),
+    (&["spec", "cluster"], "heartbeat_interval_seconds", &["heartbeat_interval_secs"]),
+    (&["spec", "runtime"], "docker_network_mode", &["container_network_mode"]),
+];
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorCode::ConfigInvalid, message)
+}
+
+pub(super) fn parse(text: &str) -> Result<NodeConfig> {
+    if text.len() > CONFIG_BYTES_MAX {
+        return Err(invalid(format!(
+            "the file has {} bytes; at most {CONFIG_BYTES_MAX} are read",
+            text.len()
+        )));
+    }
+    let mut document: Value = if text.trim().is_empty() {
+        Value::Object(Map::new())
+    } else {
+        // The parser's message names line and column.
+        serde_saphyr::from_str(text)
+            .map_err(|e| invalid(format!("it is not sound YAML: {}", first_line(&e))))?
+    };
+    if document.is_null() {
+        document = Value::Object(Map::new());
+    }
+    if !document.is_object() {
+        return Err(invalid("it is not a mapping").remedy(format!("begin with apiVersion: {API_VERSION}")));
+    }
+    for (parent, alias, canonical) in ALIASES {
+        rename(&mut document, parent, alias, canonical)?;
+    }
+    drop_nulls(&mut document);
+    unknown_keys(&document)?;
+    let config: NodeConfig = serde_path_to_error::deserialize(document)
+        .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
+    for (key, given, expected) in
+        [("apiVersion", &config.api_version, API_VERSION), ("kind", &config.kind, KIND)]
+    {
+        if given.as_deref().is_some_and(|given| given != expected) {
+            return Err(
+                invalid(format!("{key} is not {expected}")).remedy(format!("write {key}: {expected}"))
+            );
+        }
+    }
+    Ok(config)
+}
+
+/// The parser adds a drawing of the place below its message.
+fn first_line(error: &serde_saphyr::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A key without a value is a key left out.
+fn drop_nulls(value: &mut Value) {
+    if let Value::Object(map) = value {
+        map.retain(|_, value| !value.is_null());
+        map.values_mut().for_each(drop_nulls);
+    }
+}
+
+fn rename(document: &mut Value, parent: &[&str], alias: &str, canonical: &[&str]) -> Result<()> {
+    let mut at = Some(document);
+    for key in parent {
+        at = at.and_then(|value| value.get_mut(key));
+    }
+    let Some(map) = at.and_then(Value::as_object_mut) else { return Ok(()) };
+    let Some(value) = map.remove(alias) else { return Ok(()) };
+    let Some((last, inner)) = canonical.split_last() else { return Ok(()) };
+    let mut target = map;
+    for key in inner {
+        let entry = target.entry(*key).or_insert_with(|| Value::Object(Map::new()));
+        if entry.is_null() {
+            *entry = Value::Object(Map::new());
+        }
+        match entry.as_object_mut() {
+            Some(map) => target = map,
+            None => return Err(invalid(format!("{}.{key} is not a mapping", parent.join(".")))),
+        }
+    }
+    match target.get(*last) {
+        Some(other) if *other != value => Err(invalid(format!(
+            "{0}.{alias} and {0}.{1} are two spellings of one key and differ",
+            parent.join("."),
+            canonical.join(".")
+        ))
+        .remedy("keep one of them")),
+        _ => {
+            target.insert((*last).to_owned(), value);
+            Ok(())
+        }
+    }
+}
+
+fn unknown_keys(document: &Value) -> Result<()> {
+    let schema = schemars::generate::SchemaSettings::draft2020_12()
+        .with(|settings| settings.inline_subschemas = true)
+        .into_generator()
+        .into_root_schema_for::<NodeConfig>();
+    let mut found = Vec::new();
+    walk(document, schema.as_value(), &mut Vec::new(), &mut found);
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(invalid(found.join("; ")).remedy("correct or remove what is unknown"))
+}
+
+fn walk(value: &Value, schema: &Value, path: &mut Vec<String>, found: &mut Vec<String>) {
+    let (Some(map), Some(known)) = (value.as_object(), properties(schema)) else { return };
+    for (key, inner) in map {
+        path.push(key.clone());
+        match known.get(key) {
+            Some(schema) => walk(inner, schema, path, found),
+            None => found.push(unknown(&path.join("."), key, known)),
+        }
+        path.pop();
+    }
+}
+
+/// The keys of a mapping with fixed keys; `Option` wraps it in `anyOf`.
+fn properties(schema: &Value) -> Option<&Map<String, Value>> {
+    schema.get("properties").and_then(Value::as_object).or_else(|| {
+        schema.get("anyOf").and_then(Value::as_array).and_then(|any| any.iter().find_map(properties))
+    })
+}
+
+fn unknown(path: &str, key: &str, known: &Map<String, Value>) -> String {
+    const SIMILAR: f64 = 0.7;
+    let nearest = known
+        .keys()
+        .map(|candidate| (strsim::jaro_winkler(key, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= SIMILAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let path = crate::ids::shown(path);
+    match nearest {
+        Some((_, nearest)) => format!("unknown key {path}: did you mean {nearest}?"),
+        None => format!("unknown key {path}"),
+    }
+}

@@ -1,0 +1,340 @@
+//! The configuration file as it is written: `apiVersion: 100monkeys.ai/v1`, `kind: NodeConfig`.
+//!
+//! These types are the one source of what is a key and what is not: unknown keys are found by walking
+//! a file along their JSON schema. Fields that this version reads but does not act on are kept so
+//! that a file made for the wider platform loads as it stands.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    cluster::peer::Role,
+    ids::{NodeId, Tag},
+};
+
+pub const API_VERSION: &str = "100monkeys.ai/v1";
+pub const KIND: &str = "NodeConfig";
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct NodeConfig {
+    #[serde(rename = "apiVersion", skip_serializing_if = "Option::is_none")]
+    pub api_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Metadata>,
+    pub spec: Spec,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Metadata {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Spec {
+    pub node: Node,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
+    pub network: Network,
+    pub runtime: Runtime,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Value>,
+    pub database: Database,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Value>,
+    pub deploy: Deploy,
+    pub mcp: Mcp,
+    pub observability: Observability,
+
+    // Sections of the wider platform: accepted, kept, not used by this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub llm_providers: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub llm_selection: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mcp_servers: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smcp: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub security_contexts: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub builtin_dispatchers: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iam: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_auth: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temporal: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cortex: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smcp_gateway: Option<Value>,
+}
+
+/// What a node does for agents, apart from how it coordinates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeType {
+    /// API and scheduling; never runs containers.
+    Orchestrator,
+    /// Runs containers; no public API.
+    Edge,
+    #[default]
+    Hybrid,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Node {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<NodeId>,
+    #[serde(rename = "type")]
+    pub node_type: NodeType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Tag>,
+    pub resources: Resources,
+}
+
+/// A stated value wins over the detected one.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Resources {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_cores: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_gb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_gb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_count: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vram_gb: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Cluster {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Must be equal to `spec.node.id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    pub controller: Controller,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_keypair_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_grpc_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_interval_secs: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_threshold_secs: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sweep_interval_secs: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_refresh_margin_secs: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_unsealed_context: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Controller {
+    /// `http://host:port`, or `unix:///path` inside the SSH link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Enrolment token, for the first contact only: a value, `env:NAME` or `file:PATH`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Base64 of the controller's Ed25519 key; written by a deployment, so that the worker knows who
+    /// may speak to it from the first call on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Tls {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_cert: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Network {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bind_address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_insecure_bind: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Runtime {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_isolation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker_socket_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_network_mode: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orchestrator_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nfs_server_host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nfs_port: Option<u16>,
+    pub policy: Policy,
+}
+
+/// What this node lets executions do.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Policy {
+    /// Image references or prefixes that end in `*`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_images: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_root_filesystem_writes: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_network: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_cpu: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_timeout_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_digests: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Database {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// What happens with a host key that nobody has approved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostKeyChoice {
+    #[default]
+    Strict,
+    AcceptNew,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Deploy {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compose_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project_root: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_config: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_hosts: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_key_policy: Option<HostKeyChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_dirs: Option<Vec<PathBuf>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_roots: Option<Vec<PathBuf>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved_hosts: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_loopback: Option<bool>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_binaries: BTreeMap<String, PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_parallel: Option<u32>,
+    /// Where a stack lives on its host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_dir: Option<PathBuf>,
+    /// Free disk that a host must have, in GB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_free_disk_gb: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Auth {
+    #[default]
+    Token,
+    /// Only on loopback.
+    None,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Mcp {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_hosts: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_origins: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Observability {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logging: Option<Logging>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Value>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Logging {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+}

@@ -1,0 +1,306 @@
+//! What a node runs with: the file, the environment and the defaults, checked and complete.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::schema::{Auth, Deploy, NodeConfig, NodeType, Policy, Resources};
+use crate::{
+    cluster::peer::Role,
+    error::{Error, ErrorCode, Result},
+    identity::PublicKey,
+    ids::{NodeId, Tag},
+};
+
+pub const REST_PORT: u16 = 8088;
+pub const CLUSTER_PORT: u16 = 50056;
+const HEARTBEAT_SECS: u64 = 30;
+const TOKEN_REFRESH_MARGIN_SECS: u64 = 120;
+/// Missed intervals before a node counts as unhealthy, as published.
+const MISSED_HEARTBEATS: u64 = 3;
+
+/// Where the controller is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The SSH link's socket.
+    Unix(PathBuf),
+    /// Loopback only, in this version.
+    Http(url::Url),
+}
+
+#[derive(Debug, Clone)]
+pub struct ControllerSettings {
+    pub endpoint: Endpoint,
+    /// As written: `env:` and `file:` are read when it is needed.
+    pub token: Option<String>,
+    pub public_key: Option<PublicKey>,
+}
+
+/// What the cluster port listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    Unix(PathBuf),
+    Tcp(u16),
+}
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub data_dir: PathBuf,
+    /// As configured; the data directory keeps the generated one.
+    pub node_id: Option<NodeId>,
+    pub node_type: NodeType,
+    pub role: Role,
+    pub region: Option<String>,
+    pub tags: Vec<Tag>,
+    pub resources: Resources,
+    pub controller: Option<ControllerSettings>,
+    pub node_keypair_path: Option<PathBuf>,
+    pub cluster_listen: Listen,
+    pub heartbeat_interval: Duration,
+    pub stale_threshold: Duration,
+    pub sweep_interval: Duration,
+    pub token_refresh_margin: Duration,
+    pub bind_address: IpAddr,
+    pub rest_port: u16,
+    pub docker_socket: Option<PathBuf>,
+    pub container_network: String,
+    pub policy: Policy,
+    pub deploy: Deploy,
+    pub mcp: McpSettings,
+    pub log_level: Option<String>,
+    /// Sections that are kept and not used.
+    pub unused: Vec<&'static str>,
+}
+
+#[derive(Debug, Clone)]
+pub struct McpSettings {
+    pub http: bool,
+    pub allowed_hosts: Vec<String>,
+    pub allowed_origins: Vec<String>,
+    pub auth: Auth,
+    pub read_only: bool,
+    pub tools: Option<Vec<String>>,
+}
+
+/// The environment's say, read once at start.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    pub data_dir: Option<PathBuf>,
+    pub bind_address: Option<String>,
+    pub port: Option<String>,
+    pub log_level: Option<String>,
+}
+
+impl Overrides {
+    pub fn from_env() -> Self {
+        let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self {
+            data_dir: text("AEGIS_DATA_DIR").map(PathBuf::from),
+            bind_address: text("AEGIS_HOST"),
+            port: text("AEGIS_PORT"),
+            log_level: text("AEGIS_LOG_LEVEL"),
+        }
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorCode::ConfigInvalid, message)
+}
+
+impl Settings {
+    pub fn of(config: &NodeConfig, overrides: &Overrides) -> Result<Self> {
+        let spec = &config.spec;
+        let cluster = spec.cluster.clone().unwrap_or_default();
+        let node_id = match (&spec.node.id, &cluster.node_id) {
+            (Some(id), Some(other)) if id != other => {
+                return Err(invalid(format!(
+                    "spec.cluster.node_id is {other} and spec.node.id is {id}: they must be equal"
+                )));
+            }
+            (id, other) => id.clone().or_else(|| other.clone()),
+        };
+        let enabled = cluster.enabled.unwrap_or(spec.cluster.is_some());
+        let role = if enabled { cluster.role.unwrap_or(Role::Hybrid) } else { Role::Hybrid };
+        let controller = controller(&cluster.controller)?;
+        if role == Role::Worker && controller.is_none() {
+            return Err(invalid(
+                "spec.cluster.role is worker and spec.cluster.controller.endpoint is missing",
+            )
+            .remedy("name the controller, for example http://127.0.0.1:50056"));
+        }
+        for (key, path) in [("spec.cluster.tls", &cluster.tls), ("spec.network.tls", &spec.network.tls)] {
+            let named = path.as_ref().is_some_and(|tls| {
+                tls.cert_path.is_some() || tls.key_path.is_some() || tls.ca_cert.is_some()
+            });
+            if named {
+                return Err(Error::new(
+                    ErrorCode::NotOffered,
+                    format!("{key}: certificates are not offered yet"),
+                )
+                .remedy("remove it: in this version everything listens on loopback or inside SSH"));
+            }
+        }
+        if let Some(url) = &spec.database.url
+            && !url.starts_with("sqlite:")
+        {
+            return Err(Error::new(
+                ErrorCode::NotOffered,
+                "spec.database.url: only the embedded SQLite is offered; postgres:// comes with a later version",
+            )
+            .remedy("remove the key: the database is kept in the data directory"));
+        }
+        let heartbeat = bounded("heartbeat_interval_secs", cluster.heartbeat_interval_secs, HEARTBEAT_SECS)?;
+        let stale =
+            bounded("stale_threshold_secs", cluster.stale_threshold_secs, MISSED_HEARTBEATS * heartbeat)?;
+        let sweep = bounded("sweep_interval_secs", cluster.sweep_interval_secs, (heartbeat / 3).max(1))?;
+        let margin = bounded(
+            "token_refresh_margin_secs",
+            cluster.token_refresh_margin_secs,
+            TOKEN_REFRESH_MARGIN_SECS,
+        )?;
+        let bind_address =
+            bind_address(overrides.bind_address.as_ref().or(spec.network.bind_address.as_ref()))?;
+        let rest_port = match &overrides.port {
+            Some(text) => {
+                text.parse().map_err(|_| invalid(format!("AEGIS_PORT \"{text}\" is not a port")))?
+            }
+            None => spec.network.port.unwrap_or(REST_PORT),
+        };
+        let mcp = &spec.mcp;
+        let unused = unused(spec);
+        Ok(Self {
+            data_dir: data_dir(overrides)?,
+            node_id,
+            node_type: spec.node.node_type,
+            role,
+            region: spec.node.region.clone(),
+            tags: spec.node.tags.clone(),
+            resources: spec.node.resources.clone(),
+            cluster_listen: listen(cluster.advertise_address.as_deref(), cluster.cluster_grpc_port)?,
+            controller,
+            node_keypair_path: cluster.node_keypair_path.clone(),
+            heartbeat_interval: Duration::from_secs(heartbeat),
+            stale_threshold: Duration::from_secs(stale),
+            sweep_interval: Duration::from_secs(sweep),
+            token_refresh_margin: Duration::from_secs(margin),
+            bind_address,
+            rest_port,
+            docker_socket: spec.runtime.docker_socket_path.clone(),
+            container_network: spec
+                .runtime
+                .container_network_mode
+                .clone()
+                .unwrap_or_else(|| "aegis-net".to_owned()),
+            policy: spec.runtime.policy.clone(),
+            deploy: spec.deploy.clone(),
+            mcp: McpSettings {
+                http: mcp.http.unwrap_or(true),
+                allowed_hosts: mcp.allowed_hosts.clone().unwrap_or_default(),
+                allowed_origins: mcp.allowed_origins.clone().unwrap_or_default(),
+                auth: mcp.auth.unwrap_or_default(),
+                read_only: mcp.read_only.unwrap_or(false),
+                tools: mcp.tools.clone(),
+            },
+            log_level: overrides
+                .log_level
+                .clone()
+                .or_else(|| spec.observability.logging.as_ref().and_then(|logging| logging.level.clone())),
+            unused,
+        })
+    }
+}
+
+fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSettings>> {
+    let Some(endpoint) = &given.endpoint else { return Ok(None) };
+    let key = "spec.cluster.controller.endpoint";
+    let url = url::Url::parse(endpoint)
+        .map_err(|e| invalid(format!("{key}: {e}")).remedy("write http://127.0.0.1:50056 or unix:///path"))?;
+    let endpoint = match url.scheme() {
+        "unix" => Endpoint::Unix(PathBuf::from(url.path())),
+        // The address is judged when it is dialled, so that a file for a later version loads.
+        "http" | "https" if url.host().is_some() => Endpoint::Http(url),
+        other => return Err(invalid(format!("{key}: the scheme {other} is not http, https or unix"))),
+    };
+    let public_key = given
+        .public_key
+        .as_deref()
+        .map(PublicKey::from_base64)
+        .transpose()
+        .map_err(|e| invalid(format!("spec.cluster.controller.public_key: {}", e.message())))?;
+    Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key }))
+}
+
+fn listen(advertise: Option<&str>, port: Option<u16>) -> Result<Listen> {
+    match advertise {
+        Some(address) => match url::Url::parse(address) {
+            Ok(url) if url.scheme() == "unix" => Ok(Listen::Unix(PathBuf::from(url.path()))),
+            _ => Err(Error::new(
+                ErrorCode::NotOffered,
+                format!(
+                    "spec.cluster.advertise_address {}: the direct link is not offered yet",
+                    crate::ids::shown(address)
+                ),
+            )
+            .remedy("remove it: nodes are reached through their SSH connection or on loopback")),
+        },
+        None => Ok(Listen::Tcp(port.unwrap_or(CLUSTER_PORT))),
+    }
+}
+
+/// Seconds that make sense for any of the intervals.
+fn bounded(key: &str, given: Option<u64>, default: u64) -> Result<u64> {
+    const SECONDS_MAX: u64 = 86_400;
+    match given.unwrap_or(default) {
+        seconds @ 1..=SECONDS_MAX => Ok(seconds),
+        seconds => Err(invalid(format!("spec.cluster.{key}: {seconds} is out of range 1 to {SECONDS_MAX}"))),
+    }
+}
+
+fn bind_address(given: Option<&String>) -> Result<IpAddr> {
+    let Some(text) = given else { return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
+    let address = if text == "localhost" { "127.0.0.1" } else { text.as_str() };
+    let address: IpAddr = address.parse().map_err(|_| {
+        invalid(format!("spec.network.bind_address \"{}\" is not an IP address", crate::ids::shown(text)))
+    })?;
+    if !address.is_loopback() {
+        return Err(Error::new(
+            ErrorCode::NotOffered,
+            format!("spec.network.bind_address {address}: only loopback can be bound in this version"),
+        )
+        .remedy("use 127.0.0.1; edge hosts are reached through their SSH connection"));
+    }
+    Ok(address)
+}
+
+fn data_dir(overrides: &Overrides) -> Result<PathBuf> {
+    if let Some(path) = &overrides.data_dir {
+        return std::path::absolute(path).map_err(|e| invalid("AEGIS_DATA_DIR is not a path").source(e));
+    }
+    directories::BaseDirs::new()
+        .map(|dirs| dirs.home_dir().join(".aegis"))
+        .ok_or_else(|| invalid("there is no home directory").remedy("set AEGIS_DATA_DIR"))
+}
+
+fn unused(spec: &super::schema::Spec) -> Vec<&'static str> {
+    [
+        ("storage", spec.storage.is_some()),
+        ("secrets", spec.secrets.is_some()),
+        ("llm_providers", spec.llm_providers.is_some()),
+        ("llm_selection", spec.llm_selection.is_some()),
+        ("mcp_servers", spec.mcp_servers.is_some()),
+        ("smcp", spec.smcp.is_some()),
+        ("seal", spec.seal.is_some()),
+        ("security_contexts", spec.security_contexts.is_some()),
+        ("builtin_dispatchers", spec.builtin_dispatchers.is_some()),
+        ("iam", spec.iam.is_some()),
+        ("grpc_auth", spec.grpc_auth.is_some()),
+        ("temporal", spec.temporal.is_some()),
+        ("cortex", spec.cortex.is_some()),
+        ("smcp_gateway", spec.smcp_gateway.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, given)| given.then_some(name))
+    .collect()
+}

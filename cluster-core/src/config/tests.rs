@@ -1,0 +1,84 @@
+use super::{settings::Listen, *};
+use crate::cluster::peer::Role;
+
+/// Every configuration example of the published documents, as it stands; `...` is completed.
+const EXAMPLES: [(&str, &str); 6] = [
+    ("orchestrator", include_str!("examples/orchestrator.yaml")),
+    ("edge", include_str!("examples/edge.yaml")),
+    ("controller", include_str!("examples/controller.yaml")),
+    ("worker", include_str!("examples/worker.yaml")),
+    ("hybrid", include_str!("examples/hybrid.yaml")),
+    ("worker lifecycle", include_str!("examples/worker-lifecycle.yaml")),
+];
+
+fn settings(text: &str) -> Result<Settings> {
+    let overrides = Overrides { data_dir: Some("/data".into()), ..Default::default() };
+    Settings::of(&parse(text)?, &overrides)
+}
+
+#[test]
+fn the_published_examples_load() {
+    for (name, text) in EXAMPLES {
+        settings(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    let worker = settings(EXAMPLES[3].1).unwrap();
+    assert_eq!(worker.role, Role::Worker);
+    assert_eq!(worker.node_keypair_path.unwrap().to_str(), Some("/etc/aegis/node-keypair.pem"));
+    assert_eq!(worker.heartbeat_interval.as_secs(), 30);
+    let edge = settings(EXAMPLES[1].1).unwrap();
+    assert_eq!(edge.container_network, "aegis-net", "by its other spelling");
+    let orchestrator = settings(EXAMPLES[0].1).unwrap();
+    assert_eq!(orchestrator.unused, ["storage", "llm_providers"]);
+}
+
+#[test]
+fn no_file_is_a_hybrid_node_on_loopback() {
+    let defaults = settings("").unwrap();
+    assert_eq!(defaults.role, Role::Hybrid);
+    assert!(defaults.bind_address.is_loopback());
+    assert_eq!(defaults.cluster_listen, Listen::Tcp(50056));
+    assert_eq!((defaults.rest_port, defaults.stale_threshold.as_secs()), (8088, 90));
+}
+
+#[test]
+fn unknown_keys_are_all_named_with_path_and_nearest_key() {
+    let error =
+        parse("spec:\n  node:\n    tag: [gpu]\n  clutser:\n    role: worker\n  qqq: 1\n").unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("spec.node.tag: did you mean tags?"), "{text}");
+    assert!(text.contains("spec.clutser: did you mean cluster?"), "{text}");
+    assert!(text.contains("unknown key spec.qqq"), "{text}");
+}
+
+#[test]
+fn wrong_values_are_refused_with_their_path() {
+    for (text, expected) in [
+        ("spec: {node: {id: 'A_b'}}", "spec.node.id"),
+        ("spec: {node: {tags: [no, 1e3]}}", "spec.node.tags"),
+        ("spec: {network: {port: 70000}}", "spec.network.port"),
+        ("spec: {cluster: {role: boss}}", "spec.cluster.role"),
+        ("spec: {cluster: {role: worker}}", "controller.endpoint"),
+        ("spec: {node: {id: a}, cluster: {node_id: b}}", "must be equal"),
+        ("spec: {network: {bind_address: 0.0.0.0}}", "only loopback"),
+        ("spec: {database: {url: 'postgres://u:p@h/d'}}", "postgres"),
+        ("spec: {cluster: {heartbeat_interval_secs: 0}}", "1 to 86400"),
+        ("spec: {cluster: {keypair_path: /a, node_keypair_path: /b}}", "two spellings"),
+        ("apiVersion: v2", "apiVersion"),
+        ("spec: [", "YAML"),
+        ("- a", "mapping"),
+    ] {
+        let error = settings(text).map(|_| ()).expect_err(text);
+        assert!(error.to_string().contains(expected), "{text}: {error}");
+        assert!(!error.to_string().contains("u:p"), "no credentials: {error}");
+    }
+}
+
+#[test]
+fn secrets_are_read_by_reference_and_never_named_by_value() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("token");
+    std::fs::write(&path, "s3cret\n").unwrap();
+    assert_eq!(*resolve_secret(&format!("file:{}", path.display())).unwrap(), "s3cret");
+    assert_eq!(*resolve_secret("plain").unwrap(), "plain");
+    assert!(resolve_secret("env:AEGIS_SURELY_NOT_SET").is_err());
+}

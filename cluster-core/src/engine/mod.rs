@@ -1,0 +1,327 @@
+//! The container engine of a worker: Docker, through its socket.
+//!
+//! Everything an execution's container may and may not do is decided in [`container`]; this file asks
+//! the engine and translates its refusals.
+
+mod container;
+
+use std::{collections::HashMap, path::Path, time::Duration};
+
+use bollard::{
+    Docker,
+    container::LogOutput,
+    errors::Error as DockerError,
+    models::{ContainerState, NetworkCreateRequest},
+    query_parameters::{
+        AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
+        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        StopContainerOptionsBuilder, WaitContainerOptions,
+    },
+};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use tokio::io::AsyncWriteExt as _;
+
+pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, container_name};
+
+use crate::{
+    error::{Error, ErrorCode, Result},
+    execution::view::Stream as OutputStream,
+    ids::{NodeId, shown},
+};
+
+pub const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
+/// For calls that answer at once; streams have none.
+const CALL_TIMEOUT_SECS: u64 = 120;
+
+/// What the engine says of itself and the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineInfo {
+    pub version: String,
+    pub cpu_cores: u32,
+    pub memory_mb: u32,
+    pub os: String,
+    pub arch: String,
+    pub runtimes: Vec<String>,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    pub code: i32,
+    pub out_of_memory: bool,
+}
+
+/// What became of a container that may exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Missing,
+    Created,
+    Running,
+    Exited(Exit),
+}
+
+/// A cheap handle on the engine.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    docker: Docker,
+}
+
+impl Engine {
+    /// Makes the client only; whether the engine answers shows with the first call.
+    pub fn new(socket: Option<&Path>) -> Result<Self> {
+        let socket = socket.unwrap_or(Path::new(SOCKET_DEFAULT));
+        let path = socket.to_string_lossy();
+        let docker = Docker::connect_with_unix(&path, CALL_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
+            .map_err(|e| {
+                Error::new(ErrorCode::Engine, format!("the engine socket {path} cannot be used"))
+                    .remedy("start Docker, or set spec.runtime.docker_socket_path")
+                    .source(e)
+            })?;
+        Ok(Self { docker })
+    }
+
+    /// Asks the engine, and agrees with it on an API version that both speak.
+    pub async fn connect(socket: Option<&Path>) -> Result<Self> {
+        let engine = Self::new(socket)?;
+        let docker = engine.docker.negotiate_version().await.map_err(|e| refused("connect to it", e))?;
+        Ok(Self { docker })
+    }
+
+    pub async fn info(&self) -> Result<EngineInfo> {
+        let info = self.docker.info().await.map_err(|e| refused("describe itself", e))?;
+        let positive = |number: Option<i64>| u32::try_from(number.unwrap_or(0)).unwrap_or(0);
+        Ok(EngineInfo {
+            version: info.server_version.unwrap_or_default(),
+            cpu_cores: positive(info.ncpu),
+            memory_mb: u32::try_from(info.mem_total.unwrap_or(0) / (1024 * 1024)).unwrap_or(0),
+            os: info.operating_system.unwrap_or_default(),
+            arch: info.architecture.unwrap_or_default(),
+            runtimes: info.runtimes.map(|runtimes| runtimes.into_keys().collect()).unwrap_or_default(),
+        })
+    }
+
+    pub async fn has_image(&self, image: &str) -> Result<bool> {
+        match self.docker.inspect_image(image).await {
+            Ok(_) => Ok(true),
+            Err(e) if status(&e) == Some(404) => Ok(false),
+            Err(e) => Err(refused("look for an image", e)),
+        }
+    }
+
+    /// Names of images that are here, for a first trial.
+    pub async fn local_images(&self) -> Result<Vec<String>> {
+        let images = self
+            .docker
+            .list_images(None::<bollard::query_parameters::ListImagesOptions>)
+            .await
+            .map_err(|e| refused("list images", e))?;
+        Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
+    }
+
+    /// Pulls an image that is not here. `progress` hears each new status line.
+    pub async fn ensure_image(&self, image: &str, mut progress: impl FnMut(String) + Send) -> Result<()> {
+        if self.has_image(image).await? {
+            return Ok(());
+        }
+        // A reference without tag or digest would pull every tag there is.
+        let named = image.contains('@') || image.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        let reference = if named { image.to_owned() } else { format!("{image}:latest") };
+        let options = CreateImageOptionsBuilder::new().from_image(&reference).build();
+        let mut pull = self.docker.create_image(Some(options), None, None);
+        let missing = |e: DockerError| {
+            Error::new(
+                ErrorCode::ImageNotFound,
+                format!("the image {image} is not on the node and cannot be pulled: {}", cause(&e)),
+            )
+            .remedy("check its name, load it on the node, or give the node a way to its registry")
+            .source(e)
+        };
+        while let Some(info) = pull.next().await {
+            let info = info.map_err(missing)?;
+            if let Some(status) = info.status {
+                progress(match info.id {
+                    Some(id) => format!("{status} {id}"),
+                    None => status,
+                });
+            }
+        }
+        if self.has_image(image).await? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::ImageNotFound, format!("the image {image} was pulled and is not there")))
+    }
+
+    /// Creates the container, or finds the one of this name: creating twice is once.
+    pub async fn ensure_created(&self, spec: &ContainerSpec<'_>) -> Result<()> {
+        let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
+        match self.docker.create_container(Some(options), spec.to_body()).await {
+            Ok(_) => Ok(()),
+            Err(e) if status(&e) == Some(409) => Ok(()),
+            Err(e) => Err(refused("create the container", e)),
+        }
+    }
+
+    /// Starts a created container with its input on stdin.
+    pub async fn start(&self, name: &str, input: Bytes) -> Result<()> {
+        let options = AttachContainerOptionsBuilder::new().stdin(true).stream(true).build();
+        let mut attached = self
+            .docker
+            .attach_container(name, Some(options))
+            .await
+            .map_err(|e| refused("attach to the container", e))?;
+        self.docker.start_container(name, None).await.map_err(|e| {
+            // 400: the command cannot be executed; a fault of the manifest, told as such.
+            match status(&e) {
+                Some(400) => Error::new(
+                    ErrorCode::ContainerFailed,
+                    format!("the container cannot start: {}", cause(&e)),
+                )
+                .remedy("check command and args against what the image holds")
+                .source(e),
+                _ => refused("start the container", e),
+            }
+        })?;
+        // A container that never reads blocks this writer alone.
+        tokio::spawn(async move {
+            if let Err(error) = attached.input.write_all(&input).await {
+                tracing::debug!(%error, "the container did not read all of its input");
+            }
+            let _ = attached.input.shutdown().await;
+            // The engine closes the container's stdin when this connection ends.
+            drop(attached);
+        });
+        Ok(())
+    }
+
+    /// What the container writes, from its beginning until it ends.
+    pub fn output(&self, name: &str) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
+        let options = LogsOptionsBuilder::new().follow(true).stdout(true).stderr(true).build();
+        self.docker.logs(name, Some(options)).map_err(|e| refused("read the container's output", e)).map_ok(
+            |output| match output {
+                LogOutput::StdErr { message } => (OutputStream::Stderr, message),
+                LogOutput::StdOut { message }
+                | LogOutput::Console { message }
+                | LogOutput::StdIn { message } => (OutputStream::Stdout, message),
+            },
+        )
+    }
+
+    /// Waits for the end. The exit itself is read afterwards, with [`Engine::find`].
+    pub async fn wait(&self, name: &str) -> Result<()> {
+        match self.docker.wait_container(name, None::<WaitContainerOptions>).next().await {
+            // Any exit code is an end.
+            None | Some(Ok(_) | Err(DockerError::DockerContainerWaitError { .. })) => Ok(()),
+            Some(Err(e)) => Err(refused("wait for the container", e)),
+        }
+    }
+
+    pub async fn find(&self, name: &str) -> Result<Found> {
+        match self.docker.inspect_container(name, None).await {
+            Ok(found) => Ok(state(&found.state.unwrap_or_default())),
+            Err(e) if status(&e) == Some(404) => Ok(Found::Missing),
+            Err(e) => Err(refused("look for the container", e)),
+        }
+    }
+
+    /// SIGTERM, then after `grace` SIGKILL. A container that is gone or ended is fine.
+    pub async fn stop(&self, name: &str, grace: Duration) -> Result<()> {
+        let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::new().t(seconds).build();
+        match self.docker.stop_container(name, Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(e) if matches!(status(&e), Some(304 | 404)) => Ok(()),
+            Err(e) => Err(refused("stop the container", e)),
+        }
+    }
+
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        match self.docker.remove_container(name, Some(options)).await {
+            Ok(()) => Ok(()),
+            // 409: its removal is under way.
+            Err(e) if matches!(status(&e), Some(404 | 409)) => Ok(()),
+            Err(e) => Err(refused("remove the container", e)),
+        }
+    }
+
+    /// Names of all containers that bear this node's label.
+    pub async fn ours(&self, node_id: &NodeId) -> Result<Vec<String>> {
+        let label = format!("{LABEL_NODE}={node_id}");
+        let filters = HashMap::from([("label", vec![label.as_str()])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let list = self
+            .docker
+            .list_containers(Some(options))
+            .await
+            .map_err(|e| refused("list its containers", e))?;
+        Ok(list
+            .into_iter()
+            .filter_map(|container| container.names?.into_iter().next())
+            .map(|name| name.trim_start_matches('/').to_owned())
+            .collect())
+    }
+
+    /// The network of executions that may use one. Its containers do not see each other.
+    pub async fn ensure_network(&self, name: &str) -> Result<()> {
+        match self.docker.inspect_network(name, None).await {
+            Ok(_) => return Ok(()),
+            Err(e) if status(&e) == Some(404) => {}
+            Err(e) => return Err(refused("look for a network", e)),
+        }
+        let options = HashMap::from([("com.docker.network.bridge.enable_icc".into(), "false".into())]);
+        let request =
+            NetworkCreateRequest { name: name.to_owned(), options: Some(options), ..Default::default() };
+        match self.docker.create_network(request).await {
+            Ok(_) => Ok(()),
+            Err(e) if status(&e) == Some(409) => Ok(()),
+            Err(e) => Err(refused("create a network", e)),
+        }
+    }
+}
+
+fn state(state: &ContainerState) -> Found {
+    use bollard::models::ContainerStateStatusEnum as Status;
+    match state.status {
+        Some(Status::CREATED) => Found::Created,
+        Some(Status::RUNNING | Status::PAUSED | Status::RESTARTING | Status::STOPPING) => Found::Running,
+        Some(Status::EXITED | Status::DEAD | Status::REMOVING) | Some(Status::EMPTY) | None => {
+            Found::Exited(Exit {
+                code: i32::try_from(state.exit_code.unwrap_or(-1)).unwrap_or(-1),
+                out_of_memory: state.oom_killed.unwrap_or(false),
+            })
+        }
+    }
+}
+
+fn status(error: &DockerError) -> Option<u16> {
+    match error {
+        DockerError::DockerResponseServerError { status_code, .. } => Some(*status_code),
+        _ => None,
+    }
+}
+
+/// The engine's own words, bounded: they come from another machine's software and may hold anything.
+fn cause(error: &DockerError) -> String {
+    match error {
+        DockerError::DockerResponseServerError { message, .. } => shown_long(message),
+        DockerError::DockerStreamError { error } => shown_long(error),
+        other => shown_long(&other.to_string()),
+    }
+}
+
+fn shown_long(text: &str) -> String {
+    const CAUSE_CHARS_MAX: usize = 300;
+    let text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CAUSE_CHARS_MAX);
+    text.collect::<String>().trim().to_owned()
+}
+
+fn refused(what: &str, error: DockerError) -> Error {
+    let remedy = match &error {
+        DockerError::DockerResponseServerError { .. } => "see the engine's own log on the node",
+        _ => "start Docker on the node and give aegis access to its socket",
+    };
+    Error::new(ErrorCode::Engine, format!("the container engine did not {what}: {}", shown(&cause(&error))))
+        .remedy(remedy)
+        .source(error)
+}

@@ -1,0 +1,154 @@
+//! Events in the wire's encoding, which is also how both ends store them.
+
+use aegis_proto::aegis::runtime::v1 as pb;
+use bytes::Bytes;
+use pb::execution_event::Event;
+use prost::Message as _;
+
+use super::view::{EventKind, EventView, Stream};
+use crate::{
+    clock::rfc3339,
+    error::{Error, ErrorCode, Failure, Result},
+    ids::ExecutionId,
+};
+
+/// One-shot executions have one iteration.
+const ITERATION: u32 = 1;
+
+pub fn encode(execution_id: &ExecutionId, event: &EventView) -> Vec<u8> {
+    to_wire(execution_id, event).encode_to_vec()
+}
+
+pub fn decode(bytes: &[u8]) -> Result<EventView> {
+    let event = pb::ExecutionEvent::decode(bytes)
+        .map_err(|e| Error::new(ErrorCode::Storage, "a stored event cannot be read").source(e))?;
+    from_wire(event)
+}
+
+pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEvent {
+    let id = execution_id.to_string();
+    let time = rfc3339(event.time_ms);
+    let kind = match &event.kind {
+        EventKind::Started => Event::ExecutionStarted(pb::ExecutionStarted {
+            execution_id: id,
+            started_at: time,
+            ..Default::default()
+        }),
+        EventKind::ImageProgress { message } => {
+            Event::ImageProgress(pb::ImageProgress { message: message.clone() })
+        }
+        EventKind::IterationStarted { iteration } => Event::IterationStarted(pb::IterationStarted {
+            execution_id: id,
+            iteration_number: *iteration,
+            started_at: time,
+            ..Default::default()
+        }),
+        EventKind::Output { stream, data, truncated } => Event::Output(pb::OutputChunk {
+            stream: match stream {
+                Stream::Stdout => pb::OutputStream::Stdout,
+                Stream::Stderr => pb::OutputStream::Stderr,
+            }
+            .into(),
+            data: data.to_vec(),
+            truncated: *truncated,
+        }),
+        EventKind::Completed => Event::ExecutionCompleted(pb::ExecutionCompleted {
+            execution_id: id,
+            total_iterations: ITERATION,
+            completed_at: time,
+            exit_code: Some(0),
+            ..Default::default()
+        }),
+        EventKind::Failed { failure, exit_code } => Event::ExecutionFailed(pb::ExecutionFailed {
+            execution_id: id,
+            reason: failure.message.clone(),
+            total_iterations: ITERATION,
+            failed_at: time,
+            code: failure.code.name().to_owned(),
+            exit_code: *exit_code,
+        }),
+        EventKind::Cancelled { reason } => {
+            Event::Cancelled(pb::ExecutionCancelled { reason: reason.clone() })
+        }
+        EventKind::TimedOut { timeout_ms } => {
+            Event::TimedOut(pb::ExecutionTimedOut { timeout_ms: *timeout_ms })
+        }
+        EventKind::Gap { first, last } => Event::Gap(pb::EventGap { first: *first, last: *last }),
+    };
+    pb::ExecutionEvent {
+        event: Some(kind),
+        sequence: event.sequence,
+        attempt: event.attempt,
+        time_ms: event.time_ms,
+    }
+}
+
+pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
+    let unknown =
+        || Error::new(ErrorCode::InvalidArgument, "an event of a kind that this version does not know");
+    let kind = match event.event.ok_or_else(unknown)? {
+        Event::ExecutionStarted(_) => EventKind::Started,
+        Event::ImageProgress(progress) => EventKind::ImageProgress { message: progress.message },
+        Event::IterationStarted(started) => {
+            EventKind::IterationStarted { iteration: started.iteration_number }
+        }
+        Event::IterationOutput(output) => {
+            EventKind::Output { stream: Stream::Stdout, data: Bytes::from(output.output), truncated: false }
+        }
+        Event::Output(chunk) => EventKind::Output {
+            stream: match chunk.stream() {
+                pb::OutputStream::Stderr => Stream::Stderr,
+                pb::OutputStream::Stdout | pb::OutputStream::Unspecified => Stream::Stdout,
+            },
+            data: Bytes::from(chunk.data),
+            truncated: chunk.truncated,
+        },
+        Event::ExecutionCompleted(_) => EventKind::Completed,
+        Event::ExecutionFailed(failed) => EventKind::Failed {
+            failure: Failure {
+                code: ErrorCode::from_name(&failed.code).unwrap_or(ErrorCode::ContainerFailed),
+                message: failed.reason,
+                remedy: None,
+            },
+            exit_code: failed.exit_code,
+        },
+        Event::Cancelled(cancelled) => EventKind::Cancelled { reason: cancelled.reason },
+        Event::TimedOut(timed_out) => EventKind::TimedOut { timeout_ms: timed_out.timeout_ms },
+        Event::Gap(gap) => EventKind::Gap { first: gap.first, last: gap.last },
+        Event::IterationCompleted(_)
+        | Event::IterationFailed(_)
+        | Event::RefinementApplied(_)
+        | Event::Reassigned(_) => return Err(unknown()),
+    };
+    Ok(EventView { sequence: event.sequence, attempt: event.attempt, time_ms: event.time_ms, kind })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_ours_reads_back() {
+        let failure = Failure { code: ErrorCode::OutOfMemory, message: "m".into(), remedy: None };
+        let kinds = [
+            EventKind::Started,
+            EventKind::ImageProgress { message: "pulling".into() },
+            EventKind::IterationStarted { iteration: 1 },
+            EventKind::Output {
+                stream: Stream::Stderr,
+                data: Bytes::from_static(b"\xff\x00"),
+                truncated: true,
+            },
+            EventKind::Completed,
+            EventKind::Failed { failure, exit_code: Some(137) },
+            EventKind::Cancelled { reason: "r".into() },
+            EventKind::TimedOut { timeout_ms: 5 },
+            EventKind::Gap { first: 1, last: 2 },
+        ];
+        let id = ExecutionId::mint();
+        for (sequence, kind) in (1..).zip(kinds) {
+            let event = EventView { sequence, attempt: 1, time_ms: 1_700_000_000_000, kind };
+            assert_eq!(decode(&encode(&id, &event)).unwrap(), event);
+        }
+    }
+}

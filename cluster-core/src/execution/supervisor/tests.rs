@@ -1,0 +1,200 @@
+//! Against the real engine of this machine, with an image made here.
+
+use std::process::Command;
+
+use futures::StreamExt as _;
+
+use super::*;
+use crate::execution::manifest::{ExecutionRequest, Submission};
+
+const IMAGE: &str = "busybox:testbed";
+
+struct Setting {
+    directory: tempfile::TempDir,
+    data: Arc<DataDirectory>,
+    node_id: NodeId,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
+        Self { directory, data, node_id: NodeId::mint() }
+    }
+
+    async fn supervisor(&self) -> Supervisor {
+        self.with(Policy::default()).await
+    }
+
+    async fn with(&self, policy: Policy) -> Supervisor {
+        let engine = Engine::connect(None).await.expect("these tests need Docker: run tests/run");
+        let env = vec![("AEGIS_REMOTE_LLM_URL".to_owned(), "http://llm:1".to_owned())];
+        Supervisor::recover(&self.data, self.node_id.clone(), engine, policy, "aegis-net".into(), env)
+            .unwrap()
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let filter = format!("label={}={}", crate::engine::LABEL_NODE, self.node_id);
+        let list = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output().unwrap();
+        for id in String::from_utf8_lossy(&list.stdout).split_whitespace() {
+            let _ = Command::new("docker").args(["rm", "-f", id]).output();
+        }
+    }
+}
+
+fn order(script: &str, input: &str, change: impl FnOnce(&mut ExecutionRequest)) -> Order {
+    let mut request = ExecutionRequest {
+        image: IMAGE.into(),
+        command: vec!["sh".into(), "-c".into(), script.into()],
+        timeout_seconds: Some(60),
+        ..Default::default()
+    };
+    change(&mut request);
+    let submission = Submission::check(request).unwrap();
+    Order {
+        execution_id: ExecutionId::mint(),
+        attempt: 1,
+        manifest: submission.manifest,
+        input: input.to_owned(),
+    }
+}
+
+async fn events(supervisor: &Supervisor, order: &Order, after: u64) -> Vec<EventView> {
+    let stream = supervisor.accept(order.clone(), after).unwrap();
+    stream.map(Result::unwrap).collect().await
+}
+
+use super::super::view::{EventKind, Stream as OutputStream};
+
+fn text(events: &[EventView], wanted: OutputStream) -> String {
+    let mut bytes = Vec::new();
+    for event in events {
+        if let EventKind::Output { stream, data, .. } = &event.kind
+            && *stream == wanted
+        {
+            bytes.extend_from_slice(data);
+        }
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn an_execution_reads_its_input_and_its_events_are_numbered() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let script = "cat; echo err >&2; echo \"$AEGIS_INPUT $AEGIS_REMOTE_LLM_URL $A\"; touch /x; exit 3";
+    let order = order(script, "héllo\n", |request| {
+        request.env.insert("A".into(), "b c".into());
+    });
+    let all = events(&supervisor, &order, 0).await;
+    assert_eq!(text(&all, OutputStream::Stdout), "héllo\nhéllo\n http://llm:1 b c\n");
+    assert!(text(&all, OutputStream::Stderr).contains("Read-only file system"));
+    let sequences = all.iter().map(|event| event.sequence).collect::<Vec<_>>();
+    assert_eq!(sequences, (1..=all.len() as u64).collect::<Vec<_>>());
+    assert!(matches!(&all.last().unwrap().kind, EventKind::Failed { exit_code: Some(3), .. }));
+    assert_eq!(events(&supervisor, &order, 2).await, all[2..], "attached again, not run again");
+    assert!(!supervisor.cancel(&order.execution_id, 1, "late").unwrap());
+    supervisor.release(&[order.execution_id.clone()]).await.unwrap();
+    assert!(supervisor.held().is_empty());
+    assert!(supervisor.engine().ours(&setting.node_id).await.unwrap().is_empty());
+    let error = supervisor.accept(order, 2).err().unwrap();
+    assert_eq!(error.code(), ErrorCode::Lost, "never started anew");
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn cancel_timeout_memory_and_missing_images_are_told_apart() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let sleeping = order("echo up; sleep 1000", "", |_| {});
+    let mut stream = Box::pin(supervisor.accept(sleeping.clone(), 0).unwrap());
+    while let Some(event) = stream.next().await {
+        match event.unwrap().kind {
+            EventKind::Output { .. } => {
+                assert!(supervisor.cancel(&sleeping.execution_id, 1, "enough").unwrap());
+            }
+            EventKind::Cancelled { reason } => assert_eq!(reason, "enough"),
+            kind => assert!(kind.state().is_none_or(|state| !state.is_final()), "{kind:?}"),
+        }
+    }
+    let late = order("trap '' TERM; sleep 1000", "", |request| request.timeout_seconds = Some(1));
+    let hungry = order("tail /dev/zero", "", |request| request.resources.memory_mb = Some(16));
+    let absent = order("true", "", |request| request.image = "localhost:1/absent:1".into());
+    let unfit = order("", "", |request| request.command = vec!["/absent".into()]);
+    let ends = futures::join!(
+        events(&supervisor, &late, 0),
+        events(&supervisor, &hungry, 0),
+        events(&supervisor, &absent, 0),
+        events(&supervisor, &unfit, 0)
+    );
+    let end = |events: &[EventView]| events.last().unwrap().kind.clone();
+    assert!(matches!(end(&ends.0), EventKind::TimedOut { timeout_ms: 1000 }));
+    let code = |kind: EventKind| match kind {
+        EventKind::Failed { failure, .. } => failure.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(code(end(&ends.1)), ErrorCode::OutOfMemory);
+    assert_eq!(code(end(&ends.2)), ErrorCode::ImageNotFound);
+    assert_eq!(code(end(&ends.3)), ErrorCode::ContainerFailed);
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn a_restarted_worker_adopts_what_runs_and_tells_what_ended_meanwhile() {
+    let setting = Setting::new();
+    let script = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.05; done; exit 7";
+    let order = order(script, "", |_| {});
+    // A runtime of its own dies like a killed process: its tasks are gone, the container is not.
+    let (first, node_id, data, sent) =
+        (order.clone(), setting.node_id.clone(), setting.data.clone(), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let engine = Engine::connect(None).await.unwrap();
+            let supervisor =
+                Supervisor::recover(&data, node_id, engine, Policy::default(), "n".into(), vec![]).unwrap();
+            let mut stream = Box::pin(supervisor.accept(first, 0).unwrap());
+            while let Some(event) = stream.next().await {
+                if matches!(event.unwrap().kind, EventKind::Output { .. }) {
+                    break;
+                }
+            }
+        });
+        sent.0.send(()).unwrap();
+    })
+    .join()
+    .unwrap();
+    sent.1.recv().unwrap();
+    let supervisor = setting.supervisor().await;
+    let all = events(&supervisor, &order, 0).await;
+    let expected = (0..40).map(|n| format!("{n}\n")).collect::<String>();
+    assert_eq!(text(&all, OutputStream::Stdout), expected, "no gap and nothing twice");
+    assert!(matches!(&all.last().unwrap().kind, EventKind::Failed { exit_code: Some(7), .. }));
+    assert_eq!(supervisor.engine().ours(&setting.node_id).await.unwrap().len(), 1, "one container");
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn policy_drain_fences_and_epochs_hold() {
+    let setting = Setting::new();
+    let policy = Policy { allowed_images: Some(vec!["agents/*".into()]), ..Default::default() };
+    let supervisor = setting.with(policy).await;
+    let order = order("true", "", |_| {});
+    let refused = supervisor.accept(order.clone(), 0).err().unwrap();
+    assert!(refused.to_string().contains("allowed_images"), "{refused}");
+    supervisor.set_draining(true).unwrap();
+    supervisor.check_epoch(5).unwrap();
+    drop(supervisor);
+    let again = setting.supervisor().await;
+    assert!(again.is_draining(), "a drain survives the restart");
+    assert_eq!(again.accept(order.clone(), 0).err().unwrap().code(), ErrorCode::FailedPrecondition);
+    assert_eq!(again.check_epoch(4).unwrap_err().code(), ErrorCode::Fenced);
+    again.set_draining(false).unwrap();
+    let newer = Order { attempt: 2, ..order.clone() };
+    events(&again, &newer, 0).await;
+    assert_eq!(again.accept(order, 0).err().unwrap().code(), ErrorCode::Fenced);
+    assert!(setting.directory.path().join(CONTROL_FILE).exists());
+}

@@ -1,0 +1,126 @@
+//! Executions and their events as every surface shows them.
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::lifecycle::State;
+use crate::{
+    error::Failure,
+    ids::{ExecutionId, NodeId},
+};
+
+/// An execution as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExecutionView {
+    pub execution_id: ExecutionId,
+    pub state: State,
+    pub image: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// Which assignment this is; 0 before the first.
+    pub attempt: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// Why it waits, node by node, while it is pending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// Unix time in milliseconds.
+    pub created_at_ms: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at_ms: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at_ms: Option<i64>,
+    /// The highest event number that is stored.
+    pub last_sequence: u64,
+}
+
+/// One event of an execution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EventView {
+    pub sequence: u64,
+    pub attempt: u32,
+    pub time_ms: i64,
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EventKind {
+    /// The node has taken it.
+    Started,
+    ImageProgress {
+        message: String,
+    },
+    /// The container runs.
+    IterationStarted {
+        iteration: u32,
+    },
+    /// Bytes as the container wrote them; shown as text, with what is not UTF-8 replaced.
+    Output {
+        stream: Stream,
+        #[serde(rename = "text", with = "text")]
+        #[schemars(with = "String")]
+        data: Bytes,
+        /// The last piece that the output budget lets through.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        truncated: bool,
+    },
+    /// The container exited with 0.
+    Completed,
+    /// Any end but success, cancel and timeout.
+    Failed {
+        failure: Failure,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+    },
+    Cancelled {
+        reason: String,
+    },
+    TimedOut {
+        timeout_ms: u64,
+    },
+    /// Events that are not kept any more.
+    Gap {
+        first: u64,
+        last: u64,
+    },
+}
+
+mod text {
+    use bytes::Bytes;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(data: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&String::from_utf8_lossy(data))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        Ok(Bytes::from(String::deserialize(from)?))
+    }
+}
+
+impl EventKind {
+    /// The state that this event shows, if it shows one.
+    pub fn state(&self) -> Option<State> {
+        match self {
+            EventKind::Started => Some(State::Starting),
+            EventKind::IterationStarted { .. } => Some(State::Running),
+            EventKind::Completed => Some(State::Succeeded),
+            EventKind::Failed { .. } | EventKind::TimedOut { .. } => Some(State::Failed),
+            EventKind::Cancelled { .. } => Some(State::Cancelled),
+            EventKind::ImageProgress { .. } | EventKind::Output { .. } | EventKind::Gap { .. } => None,
+        }
+    }
+}

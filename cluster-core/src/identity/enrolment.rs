@@ -1,0 +1,99 @@
+//! Enrolment tokens, for workers that join without our SSH: `<id>.<secret>.<ca fingerprint>`.
+//!
+//! The secret is shown once and stored as a hash. The fingerprint is `none` as long as no CA of ours
+//! serves the cluster port.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use super::{random, sha256};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::EnrolmentTokenId,
+};
+
+const SECRET_BYTES: usize = 32;
+const NO_CA: &str = "none";
+
+/// A token as a joining node presents it.
+pub struct EnrolmentToken {
+    pub id: EnrolmentTokenId,
+    secret: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for EnrolmentToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EnrolmentToken({})", self.id)
+    }
+}
+
+/// A fresh token: the text for its bearer, the hash for the store.
+pub struct IssuedToken {
+    pub id: EnrolmentTokenId,
+    pub text: Zeroizing<String>,
+    pub secret_hash: [u8; 32],
+}
+
+impl std::fmt::Debug for IssuedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IssuedToken({})", self.id)
+    }
+}
+
+impl EnrolmentToken {
+    pub fn issue() -> Result<IssuedToken> {
+        let id = EnrolmentTokenId::parse(hex::encode(random::<8>()?))?;
+        let secret = Zeroizing::new(random::<SECRET_BYTES>()?);
+        let text = format!("{id}.{}.{NO_CA}", URL_SAFE_NO_PAD.encode(secret.as_slice()));
+        Ok(IssuedToken { id, text: Zeroizing::new(text), secret_hash: sha256(secret.as_slice()) })
+    }
+
+    /// The error never repeats what was given.
+    pub fn parse(text: &str) -> Result<Self> {
+        let invalid = || {
+            Error::new(ErrorCode::EnrolmentInvalid, "the enrolment token is not one").remedy(
+                "create one with `aegis node token create`; it looks like <id>.<secret>.<fingerprint>",
+            )
+        };
+        let mut parts = text.trim().split('.');
+        let (Some(id), Some(secret), Some(_ca), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(invalid());
+        };
+        let secret = URL_SAFE_NO_PAD.decode(secret).map_err(|_| invalid())?;
+        if secret.len() != SECRET_BYTES {
+            return Err(invalid());
+        }
+        Ok(Self { id: EnrolmentTokenId::parse(id).map_err(|_| invalid())?, secret: Zeroizing::new(secret) })
+    }
+
+    /// In constant time.
+    pub fn matches(&self, secret_hash: &[u8; 32]) -> bool {
+        sha256(&self.secret).ct_eq(secret_hash).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issued_token_reads_back_and_matches_only_its_own_hash() {
+        let (issued, other) = (EnrolmentToken::issue().unwrap(), EnrolmentToken::issue().unwrap());
+        let token = EnrolmentToken::parse(&issued.text).unwrap();
+        assert_eq!(token.id, issued.id);
+        assert!(token.matches(&issued.secret_hash));
+        assert!(!token.matches(&other.secret_hash));
+    }
+
+    #[test]
+    fn a_bad_token_is_refused_without_being_repeated() {
+        for bad in ["", "a", "a.b.c", "a.b.c.d", "A.QUJD.none", &"x".repeat(10_000)] {
+            let error = EnrolmentToken::parse(bad).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::EnrolmentInvalid);
+            assert!(bad.len() < 4 || !error.to_string().contains(bad));
+        }
+    }
+}

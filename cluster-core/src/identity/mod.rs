@@ -1,0 +1,31 @@
+//! Who is who: a node's key, the tokens that admit it and name it, and the seal on every call.
+//!
+//! Nothing here knows of the wire's messages or of the network.
+
+mod attestation;
+mod enrolment;
+mod key;
+mod seal;
+mod token;
+
+pub use attestation::{Attestation, Challenge, ChallengeTicket, Challenger, statement};
+pub use enrolment::{EnrolmentToken, IssuedToken};
+pub use key::{NodeKey, PublicKey};
+pub use seal::{SealContext, SealExpectation, SequenceWindow};
+pub use token::{Claims, LocalSigner, TOKEN_LIFETIME_SECS, TokenKeys};
+
+/// SHA-256.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest.as_ref());
+    hash
+}
+
+/// Fresh random bytes from the operating system.
+fn random<const N: usize>() -> crate::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| crate::Error::internal("the system gives no random numbers"))?;
+    Ok(bytes)
+}

@@ -1,0 +1,179 @@
+//! The seal on every call: what binds a signed payload to one call of one session.
+//!
+//! Protobuf bytes carry no type, so a signature over them alone says nothing about where they were
+//! meant to go. The context inside the payload does; this file decides whether it is the right one.
+
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::{NodeId, SessionId},
+};
+
+/// How far the issue time may lie from ours, after correction by the measured offset.
+const ISSUE_TIME_TOLERANCE_MS: u64 = 60_000;
+/// Calls of one session may overtake each other by this many.
+const WINDOW: u64 = 64;
+/// A sender counts by one; a jump beyond this is no counter of ours, and would shut the window.
+const SEQUENCE_JUMP_MAX: u64 = 1 << 32;
+
+/// As it stands in the payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealContext {
+    /// Full gRPC path.
+    pub method: String,
+    pub sender: NodeId,
+    /// The receiver's node id or the cluster id.
+    pub audience: String,
+    pub session_id: SessionId,
+    pub sequence: u64,
+    pub issued_at_ms: i64,
+    /// The controller's.
+    pub epoch: u64,
+    pub token_sha256: [u8; 32],
+}
+
+/// What the receiver of a call expects.
+#[derive(Debug, Clone)]
+pub struct SealExpectation<'a> {
+    pub method: &'a str,
+    /// Every name by which this receiver may be addressed.
+    pub audiences: &'a [&'a str],
+    pub token_sha256: [u8; 32],
+    /// Sender's clock minus ours, measured at attestation.
+    pub clock_offset_ms: i64,
+    pub now_ms: i64,
+}
+
+impl SealContext {
+    /// Path, audience, token, time; the sequence comes last and is the session's to check.
+    pub fn check(&self, expected: &SealExpectation<'_>) -> Result<()> {
+        let refused = |why: String| {
+            Error::new(
+                ErrorCode::InvalidSignature,
+                format!("the sealed context does not fit this call: {why}"),
+            )
+            .remedy("seal each call for its own method, receiver and token")
+        };
+        if self.method != expected.method {
+            return Err(refused(format!("it was sealed for {}", crate::ids::shown(&self.method))));
+        }
+        if !expected.audiences.contains(&self.audience.as_str()) {
+            return Err(refused(format!("it was sealed for {}", crate::ids::shown(&self.audience))));
+        }
+        if self.token_sha256 != expected.token_sha256 {
+            return Err(refused("it was sealed with another token".into()));
+        }
+        let issued_ms = self.issued_at_ms.saturating_sub(expected.clock_offset_ms);
+        let apart_ms = expected.now_ms.abs_diff(issued_ms);
+        if apart_ms > ISSUE_TIME_TOLERANCE_MS {
+            return Err(Error::new(
+                ErrorCode::ClockSkew,
+                format!("the call was sealed {} s away from this node's time", apart_ms / 1000),
+            )
+            .remedy("compare the clocks of both machines; attesting again measures the offset anew"));
+        }
+        Ok(())
+    }
+}
+
+/// Which sequence numbers of one session were seen: the highest, and a bitmap of those just below.
+#[derive(Debug, Clone, Default)]
+pub struct SequenceWindow {
+    highest: u64,
+    seen: u64,
+}
+
+impl SequenceWindow {
+    /// Accepts a number once. Numbers start at 1.
+    pub fn accept(&mut self, sequence: u64) -> Result<()> {
+        let refused = |why: &str| {
+            Error::new(ErrorCode::NonceReplay, format!("sequence {sequence} is refused: {why}"))
+                .remedy("attest again for a new session")
+        };
+        if sequence == 0 {
+            return Err(refused("numbers start at 1"));
+        }
+        if sequence > self.highest {
+            let step = sequence - self.highest;
+            if step > SEQUENCE_JUMP_MAX {
+                return Err(refused("it jumps too far"));
+            }
+            self.seen = if step >= WINDOW { 0 } else { self.seen << step };
+            self.seen |= 1;
+            self.highest = sequence;
+            return Ok(());
+        }
+        let back = self.highest - sequence;
+        if back >= WINDOW {
+            return Err(refused("it is too old"));
+        }
+        if self.seen & (1 << back) != 0 {
+            return Err(refused("it was seen before"));
+        }
+        self.seen |= 1 << back;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> SealContext {
+        SealContext {
+            method: "/s/Heartbeat".into(),
+            sender: NodeId::parse("edge-1").unwrap(),
+            audience: "c1".into(),
+            session_id: SessionId::mint(),
+            sequence: 1,
+            issued_at_ms: 1_000_000,
+            epoch: 1,
+            token_sha256: [1; 32],
+        }
+    }
+
+    fn expectation() -> SealExpectation<'static> {
+        SealExpectation {
+            method: "/s/Heartbeat",
+            audiences: &["c1", "ctrl"],
+            token_sha256: [1; 32],
+            clock_offset_ms: 0,
+            now_ms: 1_000_000,
+        }
+    }
+
+    #[test]
+    fn a_context_fits_only_its_own_call() {
+        context().check(&expectation()).unwrap();
+        let bad = [
+            SealContext { method: "/s/Deregister".into(), ..context() },
+            SealContext { audience: "c2".into(), ..context() },
+            SealContext { token_sha256: [2; 32], ..context() },
+        ];
+        for context in bad {
+            assert_eq!(context.check(&expectation()).unwrap_err().code(), ErrorCode::InvalidSignature);
+        }
+    }
+
+    #[test]
+    fn the_issue_time_is_corrected_by_the_measured_offset() {
+        let ten_minutes_ahead = SealContext { issued_at_ms: 1_600_000, ..context() };
+        assert_eq!(ten_minutes_ahead.check(&expectation()).unwrap_err().code(), ErrorCode::ClockSkew);
+        let corrected = SealExpectation { clock_offset_ms: 600_000, ..expectation() };
+        ten_minutes_ahead.check(&corrected).unwrap();
+        let ancient = SealContext { issued_at_ms: i64::MIN, ..context() };
+        assert_eq!(ancient.check(&corrected).unwrap_err().code(), ErrorCode::ClockSkew);
+    }
+
+    #[test]
+    fn each_sequence_is_accepted_once_within_the_window() {
+        let mut window = SequenceWindow::default();
+        for sequence in [1, 3, 2, 10, 100, 99] {
+            window.accept(sequence).unwrap();
+        }
+        for again in [1, 2, 3, 10, 100, 99, 0, 36, u64::MAX, 100 + (1 << 63)] {
+            assert_eq!(window.accept(again).unwrap_err().code(), ErrorCode::NonceReplay, "{again}");
+        }
+        window.accept(37).unwrap();
+        window.accept(101).unwrap();
+    }
+}

@@ -1,0 +1,133 @@
+//! Executions and their events, as they are stored.
+
+use sqlx::{Row as _, any::AnyRow};
+
+use super::{Store, from_json, read_failed, unreadable};
+use crate::{
+    error::{Failure, Result},
+    execution::{
+        lifecycle::State,
+        manifest::{Demand, Manifest},
+        view::ExecutionView,
+    },
+    ids::{ExecutionId, NodeId},
+};
+
+/// An execution as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutionRecord {
+    pub execution_id: ExecutionId,
+    pub state: State,
+    pub manifest: Manifest,
+    pub demand: Demand,
+    pub input: String,
+    pub node_id: Option<NodeId>,
+    pub attempt: u32,
+    pub exit_code: Option<i32>,
+    pub failure: Option<Failure>,
+    /// Somebody asked for its end.
+    pub cancel_reason: Option<String>,
+    pub created_at_ms: i64,
+    pub started_at_ms: Option<i64>,
+    pub ended_at_ms: Option<i64>,
+    pub last_sequence: u64,
+    pub idempotency_key: Option<String>,
+    /// Of the request, so that a key that comes again with another one is noticed.
+    pub request_digest: String,
+}
+
+impl ExecutionRecord {
+    pub fn view(&self) -> ExecutionView {
+        ExecutionView {
+            execution_id: self.execution_id.clone(),
+            state: self.state,
+            image: self.manifest.image.clone(),
+            node_id: self.node_id.clone(),
+            attempt: self.attempt,
+            exit_code: self.exit_code,
+            failure: self.failure.clone(),
+            waiting: None,
+            created_at_ms: self.created_at_ms,
+            started_at_ms: self.started_at_ms,
+            ended_at_ms: self.ended_at_ms,
+            last_sequence: self.last_sequence,
+        }
+    }
+}
+
+impl Store {
+    pub async fn execution(&self, execution_id: &ExecutionId) -> Result<Option<ExecutionRecord>> {
+        self.one_execution("SELECT * FROM executions WHERE execution_id = $1", execution_id.as_str()).await
+    }
+
+    pub async fn execution_by_key(&self, idempotency_key: &str) -> Result<Option<ExecutionRecord>> {
+        self.one_execution("SELECT * FROM executions WHERE idempotency_key = $1", idempotency_key).await
+    }
+
+    async fn one_execution(&self, sql: &'static str, key: &str) -> Result<Option<ExecutionRecord>> {
+        let row = sqlx::query(sql).bind(key).fetch_optional(&self.read).await.map_err(read_failed)?;
+        row.as_ref().map(execution).transpose()
+    }
+
+    /// Executions that have not ended, oldest first. A lost one is among them: its node may return.
+    pub async fn open_executions(&self) -> Result<Vec<ExecutionRecord>> {
+        let sql = "SELECT * FROM executions
+             WHERE state IN ('pending', 'assigned', 'starting', 'running', 'lost')
+             ORDER BY created_at_ms, execution_id";
+        let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
+        rows.iter().map(execution).collect()
+    }
+
+    /// The newest executions, newest first.
+    pub async fn recent_executions(&self, limit: u32) -> Result<Vec<ExecutionRecord>> {
+        let sql = "SELECT * FROM executions ORDER BY created_at_ms DESC, execution_id DESC LIMIT $1";
+        let rows =
+            sqlx::query(sql).bind(i64::from(limit)).fetch_all(&self.read).await.map_err(read_failed)?;
+        rows.iter().map(execution).collect()
+    }
+
+    /// Encoded events after a sequence number, in order.
+    pub async fn execution_events(
+        &self,
+        execution_id: &ExecutionId,
+        after_sequence: u64,
+        limit: u32,
+    ) -> Result<Vec<Vec<u8>>> {
+        let sql = "SELECT event FROM execution_events WHERE execution_id = $1 AND sequence > $2
+             ORDER BY sequence LIMIT $3";
+        let rows = sqlx::query(sql)
+            .bind(execution_id.as_str())
+            .bind(i64::try_from(after_sequence).unwrap_or(i64::MAX))
+            .bind(i64::from(limit))
+            .fetch_all(&self.read)
+            .await
+            .map_err(read_failed)?;
+        rows.iter().map(|row| row.try_get("event").map_err(read_failed)).collect()
+    }
+}
+
+fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
+    let text = |column| row.try_get::<String, _>(column).map_err(read_failed);
+    let maybe = |column| row.try_get::<Option<String>, _>(column).map_err(read_failed);
+    let number = |column| row.try_get::<i64, _>(column).map_err(read_failed);
+    let time = |column| row.try_get::<Option<i64>, _>(column).map_err(read_failed);
+    let state = text("state")?;
+    Ok(ExecutionRecord {
+        execution_id: ExecutionId::parse(text("execution_id")?)?,
+        state: State::from_name(&state).ok_or_else(|| unreadable("execution state", &state))?,
+        manifest: from_json("manifest", &text("manifest")?)?,
+        demand: from_json("demand", &text("demand")?)?,
+        input: text("input")?,
+        node_id: maybe("node_id")?.map(NodeId::parse).transpose()?,
+        attempt: u32::try_from(number("attempt")?).map_err(|e| unreadable("attempt", e))?,
+        exit_code: time("exit_code")?.and_then(|code| i32::try_from(code).ok()),
+        failure: maybe("failure")?.map(|json| from_json("failure", &json)).transpose()?,
+        cancel_reason: maybe("cancel_reason")?,
+        created_at_ms: number("created_at_ms")?,
+        started_at_ms: time("started_at_ms")?,
+        ended_at_ms: time("ended_at_ms")?,
+        last_sequence: u64::try_from(number("last_sequence")?).map_err(|e| unreadable("sequence", e))?,
+        idempotency_key: maybe("idempotency_key")?,
+        request_digest: text("request_digest")?,
+    })
+}

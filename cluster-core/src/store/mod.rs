@@ -1,0 +1,196 @@
+//! The database: one schema, every write a typed command, one writer.
+//!
+//! Tasks: one writer task owns all writes. It takes what has queued up, runs it in one transaction
+//! and answers after the commit, so that what is acknowledged is durable and a burst costs one
+//! `fsync`. Readers use a small pool beside it. SQL lives in this folder and nowhere else.
+//!
+//! Deliberately absent: PostgreSQL (`postgres://` is refused by name; schema and SQL already keep to
+//! what both databases take) and the replicated log that the typed commands leave room for.
+
+mod deployments;
+mod executions;
+mod nodes;
+mod owner;
+mod write;
+
+use std::{path::Path, sync::Arc};
+
+use sqlx::{
+    AnyPool, Executor as _, Row as _, SqlStr,
+    any::{AnyConnectOptions, AnyPoolOptions},
+    migrate::{Migration, MigrationType, Migrator},
+};
+use tokio::sync::{mpsc, oneshot};
+
+pub use deployments::{DeploymentRow, HostRow};
+pub use executions::ExecutionRecord;
+pub use nodes::{NodeRecord, TokenRecord};
+pub use owner::DataDirectory;
+pub use write::Write;
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// Readers at a time. SQLite reads a few thousand rows a second on one connection; more connections
+/// only cost memory.
+const READ_CONNECTIONS_MAX: u32 = 4;
+/// Writes waiting for the writer. A full queue makes callers wait, which is the back-pressure.
+const WRITE_QUEUE_MAX: usize = 1024;
+/// Writes that share one transaction.
+const WRITE_BATCH_MAX: usize = 256;
+
+type Answer = oneshot::Sender<Result<u64>>;
+
+/// A cheap handle on the database.
+#[derive(Clone)]
+pub struct Store {
+    read: AnyPool,
+    writes: mpsc::Sender<(Write, Answer)>,
+    // Held so that the data directory stays ours as long as any handle lives.
+    _owner: Arc<DataDirectory>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    /// Opens `aegis.db` in a data directory that the caller owns, and brings its schema up to date.
+    pub async fn open(owner: Arc<DataDirectory>) -> Result<Self> {
+        sqlx::any::install_default_drivers();
+        let path = owner.path().join("aegis.db");
+        let url = url::Url::from_file_path(&path)
+            .map_err(|()| Error::new(ErrorCode::Storage, format!("{} is not absolute", path.display())))?;
+        let options = format!("sqlite://{}?mode=rwc", url.path())
+            .parse::<AnyConnectOptions>()
+            .map_err(|e| failed(&path, e))?;
+        let pool = |connections: u32| {
+            AnyPoolOptions::new().max_connections(connections).after_connect(|connection, _| {
+                Box::pin(async move {
+                    for pragma in [
+                        "PRAGMA busy_timeout = 5000",
+                        "PRAGMA journal_mode = WAL",
+                        "PRAGMA synchronous = FULL",
+                        "PRAGMA foreign_keys = ON",
+                        "PRAGMA cache_size = -2000",
+                    ] {
+                        connection.execute(pragma).await?;
+                    }
+                    Ok(())
+                })
+            })
+        };
+        let write_pool = pool(1).connect_with(options.clone()).await.map_err(|e| failed(&path, e))?;
+        migrations().run(&write_pool).await.map_err(|e| {
+            Error::new(ErrorCode::Storage, format!("the schema of {} cannot be used: {e}", path.display()))
+                .remedy("start the version of aegis that wrote it, or a newer one")
+        })?;
+        owner.protect(&path)?;
+        let read = pool(READ_CONNECTIONS_MAX).connect_with(options).await.map_err(|e| failed(&path, e))?;
+        let (writes, queue) = mpsc::channel(WRITE_QUEUE_MAX);
+        tokio::spawn(write_loop(write_pool, queue));
+        Ok(Self { read, writes, _owner: owner })
+    }
+
+    /// Runs one command and returns the rows it changed, once that is durable. A command whose
+    /// condition does not hold changes none.
+    pub async fn write(&self, write: Write) -> Result<u64> {
+        let stopped = || Error::new(ErrorCode::Storage, "the database is closed");
+        let (answer, answered) = oneshot::channel();
+        self.writes.send((write, answer)).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    pub async fn meta(&self, name: &str) -> Result<Option<String>> {
+        let row = sqlx::query("SELECT value FROM meta WHERE name = $1")
+            .bind(name)
+            .fetch_optional(&self.read)
+            .await
+            .map_err(read_failed)?;
+        row.map(|row| row.try_get("value").map_err(read_failed)).transpose()
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.read).await.map(drop).map_err(read_failed)
+    }
+}
+
+fn migrations() -> Migrator {
+    let simple = |version, name: &'static str, sql| {
+        Migration::new(version, name.into(), MigrationType::Simple, SqlStr::from_static(sql), false)
+    };
+    Migrator::with_migrations(vec![simple(1, "init", include_str!("migrations/0001_init.sql"))])
+}
+
+/// Ends when the last handle is gone.
+async fn write_loop(pool: AnyPool, mut queue: mpsc::Receiver<(Write, Answer)>) {
+    let mut batch = Vec::with_capacity(WRITE_BATCH_MAX);
+    while queue.recv_many(&mut batch, WRITE_BATCH_MAX).await > 0 {
+        match commit(&pool, &batch).await {
+            Ok(results) => {
+                for ((_, answer), result) in batch.drain(..).zip(results) {
+                    // The asker may have gone; the write stands all the same.
+                    let _ = answer.send(result);
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %error.chain(), writes = batch.len(), "a transaction failed");
+                for (_, answer) in batch.drain(..) {
+                    let _ = answer.send(Err(Error::new(error.code(), error.message())));
+                }
+            }
+        }
+    }
+}
+
+async fn commit(pool: &AnyPool, batch: &[(Write, Answer)]) -> Result<Vec<Result<u64>>> {
+    let failed = |e: sqlx::Error| {
+        Error::new(ErrorCode::Storage, "the database did not take a write")
+            .remedy("look for a full disk or a missing permission on the data directory")
+            .source(e)
+    };
+    let mut transaction = pool.begin().await.map_err(failed)?;
+    let mut results = Vec::with_capacity(batch.len());
+    for (write, _) in batch {
+        results.push(write.run(&mut transaction).await.map_err(failed));
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok(results)
+}
+
+fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorCode::Storage, format!("the database {} cannot be opened", path.display()))
+        .remedy("check the directory's permissions and free space")
+        .source(error)
+}
+
+fn read_failed(error: sqlx::Error) -> Error {
+    Error::new(ErrorCode::Storage, "the database did not answer a read").source(error)
+}
+
+/// A stored value that this version cannot read.
+fn unreadable(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::new(ErrorCode::Storage, format!("the database holds an unreadable {what}: {error}"))
+}
+
+fn to_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| unreadable(what, e))
+}
+
+/// The stored spelling of a plain enum: its serde name without quotes.
+fn to_name(value: &impl serde::Serialize) -> String {
+    to_json(value).trim_matches('"').to_owned()
+}
+
+fn from_name<T: serde::de::DeserializeOwned>(what: &str, name: String) -> Result<T> {
+    serde_json::from_value(serde_json::Value::String(name)).map_err(|e| unreadable(what, e))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Nodes, enrolment tokens and commands, as they are stored.
+
+use sqlx::{Row as _, any::AnyRow};
+
+use super::{Store, from_json, from_name, read_failed, unreadable};
+use crate::{
+    cluster::peer::{Capabilities, Desired, LinkKind, Observed, OnDeadline, Role, Site},
+    error::Result,
+    ids::{CommandId, EnrolmentTokenId, NodeId},
+};
+
+/// A node as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    pub node_id: NodeId,
+    pub role: Role,
+    /// Ed25519, pinned at admission.
+    pub public_key: Option<[u8; 32]>,
+    pub desired: Desired,
+    pub observed: Observed,
+    pub capabilities: Capabilities,
+    pub address: String,
+    pub link: LinkKind,
+    /// Where we deployed it.
+    pub site: Option<Site>,
+    pub version: String,
+    pub sealed: bool,
+    pub registered_at_ms: Option<i64>,
+    pub last_heartbeat_ms: Option<i64>,
+    pub drain_deadline_ms: Option<i64>,
+    pub on_deadline: OnDeadline,
+}
+
+impl NodeRecord {
+    /// A node that is admitted and not heard of yet.
+    pub fn expected(node_id: NodeId, role: Role, public_key: [u8; 32], link: LinkKind) -> Self {
+        Self {
+            node_id,
+            role,
+            public_key: Some(public_key),
+            desired: Desired::Schedulable,
+            observed: Observed::Expected,
+            capabilities: Capabilities::default(),
+            address: String::new(),
+            link,
+            site: None,
+            version: String::new(),
+            sealed: true,
+            registered_at_ms: None,
+            last_heartbeat_ms: None,
+            drain_deadline_ms: None,
+            on_deadline: OnDeadline::default(),
+        }
+    }
+}
+
+/// An enrolment token as it is stored: never the secret itself.
+#[derive(Debug, Clone)]
+pub struct TokenRecord {
+    pub token_id: EnrolmentTokenId,
+    /// SHA-256.
+    pub secret_hash: [u8; 32],
+    pub node_id: Option<NodeId>,
+    pub created_at_ms: i64,
+    pub expires_at_ms: i64,
+    pub spent: bool,
+}
+
+impl Store {
+    pub async fn nodes(&self) -> Result<Vec<NodeRecord>> {
+        let rows = sqlx::query("SELECT * FROM nodes ORDER BY node_id")
+            .fetch_all(&self.read)
+            .await
+            .map_err(read_failed)?;
+        rows.iter().map(node).collect()
+    }
+
+    pub async fn token(&self, token_id: &EnrolmentTokenId) -> Result<Option<TokenRecord>> {
+        let row = sqlx::query("SELECT * FROM enrolment_tokens WHERE token_id = $1")
+            .bind(token_id.as_str())
+            .fetch_optional(&self.read)
+            .await
+            .map_err(read_failed)?;
+        row.as_ref().map(token).transpose()
+    }
+
+    /// Commands that no heartbeat has acknowledged yet, oldest first, with their bodies.
+    pub async fn open_commands(&self) -> Result<Vec<(NodeId, CommandId, String)>> {
+        let sql = "SELECT command_id, node_id, body FROM commands WHERE acknowledged_ms IS NULL
+             ORDER BY created_at_ms, command_id";
+        let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
+        rows.iter()
+            .map(|row| {
+                let text = |column| row.try_get::<String, _>(column).map_err(read_failed);
+                Ok((NodeId::parse(text("node_id")?)?, CommandId::parse(text("command_id")?)?, text("body")?))
+            })
+            .collect()
+    }
+}
+
+fn node(row: &AnyRow) -> Result<NodeRecord> {
+    let text = |column| row.try_get::<String, _>(column).map_err(read_failed);
+    let time = |column| row.try_get::<Option<i64>, _>(column).map_err(read_failed);
+    let key = row.try_get::<Option<Vec<u8>>, _>("public_key").map_err(read_failed)?;
+    let site = row.try_get::<Option<String>, _>("site").map_err(read_failed)?;
+    Ok(NodeRecord {
+        node_id: NodeId::parse(text("node_id")?)?,
+        role: from_name("role", text("role")?)?,
+        public_key: key.map(bytes32).transpose()?,
+        desired: from_name("desired state", text("desired")?)?,
+        observed: from_name("observed state", text("observed")?)?,
+        capabilities: from_json("capabilities", &text("capabilities")?)?,
+        address: text("address")?,
+        link: from_name("link", text("link")?)?,
+        site: site.map(|json| from_json("site", &json)).transpose()?,
+        version: text("version")?,
+        sealed: row.try_get::<i64, _>("sealed").map_err(read_failed)? != 0,
+        registered_at_ms: time("registered_at_ms")?,
+        last_heartbeat_ms: time("last_heartbeat_ms")?,
+        drain_deadline_ms: time("drain_deadline_ms")?,
+        on_deadline: from_name("deadline policy", text("drain_on_deadline")?)?,
+    })
+}
+
+fn token(row: &AnyRow) -> Result<TokenRecord> {
+    let hash = row.try_get::<Vec<u8>, _>("secret_hash").map_err(read_failed)?;
+    let node_id = row.try_get::<Option<String>, _>("node_id").map_err(read_failed)?;
+    Ok(TokenRecord {
+        token_id: EnrolmentTokenId::parse(row.try_get::<String, _>("token_id").map_err(read_failed)?)?,
+        secret_hash: bytes32(hash)?,
+        node_id: node_id.map(NodeId::parse).transpose()?,
+        created_at_ms: row.try_get("created_at_ms").map_err(read_failed)?,
+        expires_at_ms: row.try_get("expires_at_ms").map_err(read_failed)?,
+        spent: row.try_get::<Option<i64>, _>("spent_at_ms").map_err(read_failed)?.is_some(),
+    })
+}
+
+fn bytes32(bytes: Vec<u8>) -> Result<[u8; 32]> {
+    bytes.try_into().map_err(|_| unreadable("key", "it has not 32 bytes"))
+}

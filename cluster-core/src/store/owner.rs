@@ -1,0 +1,72 @@
+//! A data directory has one owner at a time, held by `flock` so that the kernel frees it with the
+//! process.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::{Error, ErrorCode, Result};
+
+const LOCK_FILE: &str = "lock";
+
+/// A data directory that this process owns.
+#[derive(Debug)]
+pub struct DataDirectory {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl DataDirectory {
+    /// Creates the directory with mode 0700 where it is missing, and takes its lock.
+    pub fn own(path: &Path) -> Result<Self> {
+        let unusable = |e: std::io::Error| {
+            Error::new(ErrorCode::Storage, format!("the data directory {} cannot be used", path.display()))
+                .remedy("give the user who runs aegis a directory it may write (AEGIS_DATA_DIR)")
+                .source(e)
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
+        let path = path.canonicalize().map_err(unusable)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join(LOCK_FILE))
+            .map_err(unusable)?;
+        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let mut owner = String::new();
+                let _ = file.read_to_string(&mut owner);
+                return Err(Error::new(
+                    ErrorCode::Conflict,
+                    format!("the data directory {} belongs to process {}", path.display(), owner.trim()),
+                )
+                .remedy("stop that one with `aegis stop`, or use another --data-dir"));
+            }
+            Err((_, errno)) => return Err(unusable(errno.into())),
+        };
+        // For the message above only; the lock itself is the kernel's.
+        lock.set_len(0).map_err(unusable)?;
+        lock.rewind().map_err(unusable)?;
+        writeln!(lock, "{}", std::process::id()).map_err(unusable)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Readable by its owner alone.
+    pub fn protect(&self, file: &Path) -> Result<()> {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).map_err(|e| {
+            Error::new(ErrorCode::Storage, format!("{} cannot be protected", file.display())).source(e)
+        })
+    }
+}

@@ -1,0 +1,170 @@
+use super::*;
+use crate::{
+    cluster::peer::{Desired, LinkKind, OnDeadline, Role, Site},
+    execution::{
+        lifecycle::State,
+        manifest::{ExecutionRequest, Submission},
+    },
+    ids::{EnrolmentTokenId, ExecutionId, NodeId, UserName},
+};
+
+async fn store(directory: &Path) -> Store {
+    Store::open(Arc::new(DataDirectory::own(directory).unwrap())).await.unwrap()
+}
+
+fn node(id: &str, key: u8) -> NodeRecord {
+    NodeRecord::expected(NodeId::parse(id).unwrap(), Role::Worker, [key; 32], LinkKind::Direct)
+}
+
+fn execution(key: Option<&str>) -> ExecutionRecord {
+    let request = ExecutionRequest { image: "busybox".into(), ..Default::default() };
+    let submission = Submission::check(request).unwrap();
+    ExecutionRecord {
+        execution_id: ExecutionId::mint(),
+        state: State::Pending,
+        manifest: submission.manifest,
+        demand: submission.demand,
+        input: "in".into(),
+        node_id: None,
+        attempt: 0,
+        exit_code: None,
+        failure: None,
+        cancel_reason: None,
+        created_at_ms: 1,
+        started_at_ms: None,
+        ended_at_ms: None,
+        last_sequence: 0,
+        idempotency_key: key.map(Into::into),
+        request_digest: "d".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_has_one_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = DataDirectory::own(directory.path()).unwrap();
+    let error = DataDirectory::own(directory.path()).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Conflict);
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    drop(first);
+    DataDirectory::own(directory.path()).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_reopening() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = store(directory.path()).await;
+    let mut stored = node("edge-1", 7);
+    stored.site = Some(Site {
+        host: "192.0.2.1".into(),
+        port: 22,
+        user: UserName::parse("root").unwrap(),
+        key_path: None,
+    });
+    first.write(Write::PutNode(Box::new(stored.clone()))).await.unwrap();
+    let deadline = Write::SetDesired {
+        node_id: stored.node_id.clone(),
+        desired: Desired::Draining,
+        deadline_ms: Some(9),
+        on_deadline: OnDeadline::Leave,
+    };
+    assert_eq!(first.write(deadline).await.unwrap(), 1);
+    drop(first);
+    // The writer task ends after its last handle; the lock goes with the last reference to it.
+    let second = loop {
+        match DataDirectory::own(directory.path()) {
+            Ok(owner) => break Store::open(Arc::new(owner)).await.unwrap(),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let nodes = second.nodes().await.unwrap();
+    stored.desired = Desired::Draining;
+    stored.drain_deadline_ms = Some(9);
+    stored.on_deadline = OnDeadline::Leave;
+    assert_eq!(nodes, vec![stored]);
+}
+
+#[tokio::test]
+async fn a_token_is_spent_once_however_many_try() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let token_id = EnrolmentTokenId::parse("t1").unwrap();
+    let token = TokenRecord {
+        token_id: token_id.clone(),
+        secret_hash: [1; 32],
+        node_id: None,
+        created_at_ms: 0,
+        expires_at_ms: 100,
+        spent: false,
+    };
+    store.write(Write::CreateToken(token)).await.unwrap();
+    let late = Write::SpendToken { token_id: token_id.clone(), node: Box::new(node("late", 1)), now_ms: 100 };
+    assert_eq!(store.write(late).await.unwrap(), 0, "expired");
+    let tries = (0..100).map(|n| {
+        store.write(Write::SpendToken {
+            token_id: token_id.clone(),
+            node: Box::new(node(&format!("n{n}"), n)),
+            now_ms: 5,
+        })
+    });
+    let admitted = futures::future::try_join_all(tries).await.unwrap();
+    assert_eq!(admitted.iter().sum::<u64>(), 1);
+    assert_eq!(store.nodes().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn another_key_is_not_pinned_over_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let stored = node("edge-1", 7);
+    store.write(Write::PutNode(Box::new(stored.clone()))).await.unwrap();
+    let pin = |key| Write::PinKey { node_id: stored.node_id.clone(), public_key: [key; 32] };
+    assert_eq!(store.write(pin(7)).await.unwrap(), 1);
+    assert_eq!(store.write(pin(8)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_names_one_execution() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let (first, second) = (execution(Some("k")), execution(Some("k")));
+    assert_eq!(store.write(Write::CreateExecution(Box::new(first.clone()))).await.unwrap(), 1);
+    assert_eq!(store.write(Write::CreateExecution(Box::new(second))).await.unwrap(), 0);
+    assert_eq!(store.execution_by_key("k").await.unwrap().unwrap(), first);
+}
+
+#[tokio::test]
+async fn events_of_an_older_attempt_change_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let mut record = execution(None);
+    let id = record.execution_id.clone();
+    store.write(Write::CreateExecution(Box::new(record.clone()))).await.unwrap();
+    let assign =
+        Write::AssignExecution { execution_id: id.clone(), node_id: NodeId::parse("n").unwrap(), attempt: 2 };
+    assert_eq!(store.write(assign.clone()).await.unwrap(), 1);
+    assert_eq!(store.write(assign).await.unwrap(), 0, "assigned once");
+    record.state = State::Succeeded;
+    record.last_sequence = 1;
+    for (attempt, changed) in [(1, 0), (2, 1)] {
+        record.attempt = attempt;
+        let write =
+            Write::RecordEvents { record: Box::new(record.clone()), events: vec![(1, vec![attempt as u8])] };
+        assert_eq!(store.write(write).await.unwrap(), changed);
+    }
+    assert_eq!(store.execution_events(&id, 0, 10).await.unwrap(), vec![vec![2]]);
+    assert_eq!(store.execution(&id).await.unwrap().unwrap().state, State::Succeeded);
+    assert!(store.open_executions().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_newer_schema_stops_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let owner = Arc::new(DataDirectory::own(directory.path()).unwrap());
+    let first = Store::open(owner.clone()).await.unwrap();
+    let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (99, 'later', 1, $1, 0)";
+    sqlx::query(sql).bind(vec![0_u8]).execute(&first.read).await.unwrap();
+    let error = Store::open(owner).await.unwrap_err();
+    assert!(error.to_string().contains("99"), "{error}");
+}

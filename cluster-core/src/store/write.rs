@@ -1,0 +1,298 @@
+//! Every write there is. Each command is atomic, and says by the rows it changed whether its
+//! condition held.
+
+use sqlx::{Any, Transaction};
+
+use super::{DeploymentRow, ExecutionRecord, HostRow, NodeRecord, TokenRecord, to_json, to_name};
+use crate::{
+    cluster::peer::{Desired, Observed, OnDeadline},
+    execution::lifecycle::State,
+    ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId},
+};
+
+type Changed = Result<u64, sqlx::Error>;
+
+/// A typed write.
+#[derive(Debug, Clone)]
+pub enum Write {
+    SetMeta {
+        name: &'static str,
+        value: String,
+    },
+
+    /// The whole record of a node, new or not.
+    PutNode(Box<NodeRecord>),
+    /// Only while no other key is pinned.
+    PinKey {
+        node_id: NodeId,
+        public_key: [u8; 32],
+    },
+    SetDesired {
+        node_id: NodeId,
+        desired: Desired,
+        deadline_ms: Option<i64>,
+        on_deadline: OnDeadline,
+    },
+    SetObserved {
+        node_id: NodeId,
+        observed: Observed,
+        last_heartbeat_ms: Option<i64>,
+    },
+
+    CreateToken(TokenRecord),
+    /// Spends an open, unexpired token and pins the key, or does neither.
+    SpendToken {
+        token_id: EnrolmentTokenId,
+        node: Box<NodeRecord>,
+        now_ms: i64,
+    },
+
+    QueueCommand {
+        command_id: CommandId,
+        node_id: NodeId,
+        body: String,
+        now_ms: i64,
+    },
+    /// Only the node's own commands.
+    AcknowledgeCommands {
+        node_id: NodeId,
+        command_ids: Vec<CommandId>,
+        now_ms: i64,
+    },
+
+    CreateExecution(Box<ExecutionRecord>),
+    /// Only from a state that may become the new one.
+    AssignExecution {
+        execution_id: ExecutionId,
+        node_id: NodeId,
+        attempt: u32,
+    },
+    RequestCancel {
+        execution_id: ExecutionId,
+        reason: String,
+    },
+    /// Stores events and what they show of the execution, in one step. Events of another attempt
+    /// than the current one change nothing.
+    RecordEvents {
+        record: Box<ExecutionRecord>,
+        events: Vec<(u64, Vec<u8>)>,
+    },
+
+    PutDeployment(Box<DeploymentRow>),
+    PutHost(HostRow),
+    ForgetHost {
+        host: String,
+        port: u16,
+    },
+}
+
+impl Write {
+    pub(super) async fn run(&self, to: &mut Transaction<'_, Any>) -> Changed {
+        match self {
+            Write::SetMeta { name, value } => {
+                let sql = "INSERT INTO meta (name, value) VALUES ($1, $2)
+                     ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+                done(sqlx::query(sql).bind(*name).bind(value), to).await
+            }
+            Write::PutNode(node) => put_node(node, to).await,
+            Write::PinKey { node_id, public_key } => {
+                let sql = "UPDATE nodes SET public_key = $1
+                     WHERE node_id = $2 AND (public_key IS NULL OR public_key = $1)";
+                done(sqlx::query(sql).bind(public_key.to_vec()).bind(node_id.as_str()), to).await
+            }
+            Write::SetDesired { node_id, desired, deadline_ms, on_deadline } => {
+                let sql = "UPDATE nodes SET desired = $1, drain_deadline_ms = $2, drain_on_deadline = $3
+                     WHERE node_id = $4";
+                let query = sqlx::query(sql)
+                    .bind(to_name(desired))
+                    .bind(*deadline_ms)
+                    .bind(to_name(on_deadline))
+                    .bind(node_id.as_str());
+                done(query, to).await
+            }
+            Write::SetObserved { node_id, observed, last_heartbeat_ms } => {
+                let sql = "UPDATE nodes SET observed = $1,
+                     last_heartbeat_ms = COALESCE($2, last_heartbeat_ms) WHERE node_id = $3";
+                let query =
+                    sqlx::query(sql).bind(to_name(observed)).bind(*last_heartbeat_ms).bind(node_id.as_str());
+                done(query, to).await
+            }
+            Write::CreateToken(token) => create_token(token, to).await,
+            Write::SpendToken { token_id, node, now_ms } => {
+                let sql = "UPDATE enrolment_tokens SET spent_at_ms = $1, spent_by = $2
+                     WHERE token_id = $3 AND spent_at_ms IS NULL AND expires_at_ms > $1
+                     AND (node_id IS NULL OR node_id = $2)";
+                let query =
+                    sqlx::query(sql).bind(*now_ms).bind(node.node_id.as_str()).bind(token_id.as_str());
+                match done(query, to).await? {
+                    0 => Ok(0),
+                    _ => put_node(node, to).await,
+                }
+            }
+            Write::QueueCommand { command_id, node_id, body, now_ms } => {
+                let sql = "INSERT INTO commands (command_id, node_id, body, created_at_ms)
+                     VALUES ($1, $2, $3, $4)";
+                let query = sqlx::query(sql)
+                    .bind(command_id.as_str())
+                    .bind(node_id.as_str())
+                    .bind(body)
+                    .bind(*now_ms);
+                done(query, to).await
+            }
+            Write::AcknowledgeCommands { node_id, command_ids, now_ms } => {
+                let mut changed = 0;
+                for command_id in command_ids {
+                    let sql = "UPDATE commands SET acknowledged_ms = $1
+                         WHERE command_id = $2 AND node_id = $3 AND acknowledged_ms IS NULL";
+                    let query =
+                        sqlx::query(sql).bind(*now_ms).bind(command_id.as_str()).bind(node_id.as_str());
+                    changed += done(query, to).await?;
+                }
+                Ok(changed)
+            }
+            Write::CreateExecution(record) => create_execution(record, to).await,
+            Write::AssignExecution { execution_id, node_id, attempt } => {
+                let sql = "UPDATE executions SET state = $1, node_id = $2, attempt = $3
+                     WHERE execution_id = $4 AND state = $5 AND cancel_reason IS NULL";
+                let query = sqlx::query(sql)
+                    .bind(State::Assigned.name())
+                    .bind(node_id.as_str())
+                    .bind(i64::from(*attempt))
+                    .bind(execution_id.as_str())
+                    .bind(State::Pending.name());
+                done(query, to).await
+            }
+            Write::RequestCancel { execution_id, reason } => {
+                let sql = "UPDATE executions SET cancel_reason = $1
+                     WHERE execution_id = $2 AND cancel_reason IS NULL";
+                done(sqlx::query(sql).bind(reason).bind(execution_id.as_str()), to).await
+            }
+            Write::RecordEvents { record, events } => record_events(record, events, to).await,
+            Write::PutDeployment(row) => put_deployment(row, to).await,
+            Write::PutHost(row) => {
+                let sql = "INSERT INTO approved_hosts (host, port, record) VALUES ($1, $2, $3)
+                     ON CONFLICT (host, port) DO UPDATE SET record = excluded.record";
+                let query = sqlx::query(sql).bind(&row.host).bind(i64::from(row.port)).bind(&row.record);
+                done(query, to).await
+            }
+            Write::ForgetHost { host, port } => {
+                let sql = "DELETE FROM approved_hosts WHERE host = $1 AND port = $2";
+                done(sqlx::query(sql).bind(host).bind(i64::from(*port)), to).await
+            }
+        }
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, Any, sqlx::any::AnyArguments>;
+
+async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Changed {
+    query.execute(&mut **to).await.map(|result| result.rows_affected())
+}
+
+async fn put_node(node: &NodeRecord, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "INSERT INTO nodes (node_id, role, public_key, desired, observed, capabilities, address, link,
+             site, version, sealed, registered_at_ms, last_heartbeat_ms, drain_deadline_ms, drain_on_deadline)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+         ON CONFLICT (node_id) DO UPDATE SET role = excluded.role, public_key = excluded.public_key,
+             desired = excluded.desired, observed = excluded.observed, capabilities = excluded.capabilities,
+             address = excluded.address, link = excluded.link, site = excluded.site,
+             version = excluded.version, sealed = excluded.sealed,
+             registered_at_ms = excluded.registered_at_ms, last_heartbeat_ms = excluded.last_heartbeat_ms,
+             drain_deadline_ms = excluded.drain_deadline_ms, drain_on_deadline = excluded.drain_on_deadline";
+    let query = sqlx::query(sql)
+        .bind(node.node_id.as_str())
+        .bind(to_name(&node.role))
+        .bind(node.public_key.map(|key| key.to_vec()))
+        .bind(to_name(&node.desired))
+        .bind(to_name(&node.observed))
+        .bind(to_json(&node.capabilities))
+        .bind(&node.address)
+        .bind(to_name(&node.link))
+        .bind(node.site.as_ref().map(to_json))
+        .bind(&node.version)
+        .bind(i64::from(node.sealed))
+        .bind(node.registered_at_ms)
+        .bind(node.last_heartbeat_ms)
+        .bind(node.drain_deadline_ms)
+        .bind(to_name(&node.on_deadline));
+    done(query, to).await
+}
+
+async fn create_token(token: &TokenRecord, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "INSERT INTO enrolment_tokens (token_id, secret_hash, node_id, created_at_ms, expires_at_ms)
+         VALUES ($1, $2, $3, $4, $5)";
+    let query = sqlx::query(sql)
+        .bind(token.token_id.as_str())
+        .bind(token.secret_hash.to_vec())
+        .bind(token.node_id.as_ref().map(|id| id.as_str().to_owned()))
+        .bind(token.created_at_ms)
+        .bind(token.expires_at_ms);
+    done(query, to).await
+}
+
+async fn create_execution(record: &ExecutionRecord, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
+             last_sequence, idempotency_key, request_digest)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8) ON CONFLICT DO NOTHING";
+    let query = sqlx::query(sql)
+        .bind(record.execution_id.as_str())
+        .bind(record.state.name())
+        .bind(to_json(&record.manifest))
+        .bind(to_json(&record.demand))
+        .bind(&record.input)
+        .bind(record.created_at_ms)
+        .bind(record.idempotency_key.clone())
+        .bind(&record.request_digest);
+    done(query, to).await
+}
+
+async fn record_events(
+    record: &ExecutionRecord,
+    events: &[(u64, Vec<u8>)],
+    to: &mut Transaction<'_, Any>,
+) -> Changed {
+    // The attempt fences: what an older one still sends changes nothing.
+    let sql = "UPDATE executions SET state = $1, exit_code = $2, failure = $3, started_at_ms = $4,
+             ended_at_ms = $5, last_sequence = $6 WHERE execution_id = $7 AND attempt = $8";
+    let query = sqlx::query(sql)
+        .bind(record.state.name())
+        .bind(record.exit_code.map(i64::from))
+        .bind(record.failure.as_ref().map(to_json))
+        .bind(record.started_at_ms)
+        .bind(record.ended_at_ms)
+        .bind(signed(record.last_sequence))
+        .bind(record.execution_id.as_str())
+        .bind(i64::from(record.attempt));
+    let changed = done(query, to).await?;
+    if changed > 0 {
+        for (sequence, event) in events {
+            let sql = "INSERT INTO execution_events (execution_id, sequence, event) VALUES ($1, $2, $3)
+                 ON CONFLICT DO NOTHING";
+            let query = sqlx::query(sql)
+                .bind(record.execution_id.as_str())
+                .bind(signed(*sequence))
+                .bind(event.clone());
+            done(query, to).await?;
+        }
+    }
+    Ok(changed)
+}
+
+async fn put_deployment(row: &DeploymentRow, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "INSERT INTO deployments (deployment_id, host, state, record, created_at_ms, idempotency_key)
+         VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (deployment_id) DO UPDATE SET state = excluded.state, record = excluded.record";
+    let query = sqlx::query(sql)
+        .bind(row.deployment_id.as_str())
+        .bind(&row.host)
+        .bind(&row.state)
+        .bind(&row.record)
+        .bind(row.created_at_ms)
+        .bind(row.idempotency_key.clone());
+    done(query, to).await
+}
+
+/// The database knows signed numbers only; no counter of ours comes near the limit.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
