@@ -109,6 +109,7 @@ impl Run {
         self.change(|view| {
             let step = view.step_mut(name);
             (step.state, step.started_at_ms, step.duration_ms) = (StepState::Running, Some(now_ms()), None);
+            (step.evidence, step.message) = (None, None);
         })
         .await?;
         let outcome = loop {

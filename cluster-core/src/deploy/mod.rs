@@ -1,7 +1,7 @@
 //! Deployments: a machine that can be reached by SSH becomes a node of the cluster.
 //!
-//! [`DeploymentRequest`] → validated [`DeploymentSpec`] → facts of the host → [`plan::Plan`] (pure) →
-//! the steps of [`apply`], each recorded before and after. [`Deployments`] is the handle that
+//! [`DeploymentRequest`] → validated [`DeploymentSpec`] → facts of the host and [`plan::Plan`] (pure;
+//! both from `examine`) → the steps of `apply`, each recorded before and after. [`Deployments`] is the handle that
 //! everything above uses.
 //!
 //! Tasks: one per running deployment, owned by [`Deployments`], bounded by `max_parallel`, one a host;

@@ -310,6 +310,8 @@ for file in "$@"; do
   if [ -e "$file.before-aegis" ]; then mv -- "$file.before-aegis" "$file"; fi
 done
 rm -rf -- releases current current.new run .lock .lock.owner
+# A stack that lay here before us runs again.
+if [ -e docker-compose.yml ]; then env -i PATH="$PATH" HOME="$HOME" docker compose -p "$project" up -d || exit 1; fi
 cd / && rmdir -- "$base" 2>/dev/null
 true
 "#;

@@ -342,3 +342,39 @@ async fn a_person_admits_hosts_and_their_keys() {
         ErrorCode::Conflict
     );
 }
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn an_sshd_that_carries_no_sockets_is_a_finding() {
+    let mut host = host(0);
+    let connection = host.connect().await;
+    let sshd =
+        r#"/usr/sbin/sshd -p 2222 -o AllowStreamLocalForwarding=no -o PidFile=/run/aegis-test-sshd.pid"#;
+    run(&connection, sshd, &[]).await;
+    host.port = 2222;
+    let bench = bench(host, None);
+    let view = bench.deployments.plan(&bench.request(), Origin::Person).await;
+    run(&connection, "kill $(cat /run/aegis-test-sshd.pid)", &[]).await;
+    let view = view.unwrap();
+    let codes: Vec<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
+    assert_eq!(codes, ["forwarding"], "{:?}", view.findings);
+    assert!(view.next_step.contains("AllowStreamLocalForwarding"), "{}", view.next_step);
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_user_of_the_docker_group_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = host(0).connect().await;
+    run(&root, r#"install -d -m 700 -o ops "$1""#, &[BASE]).await;
+    let mut host = host(0);
+    host.user = "ops".into();
+    let bench = bench(host, Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
+    let view = bench.deploy(&bench.request()).await;
+    let user = run(&root, r#"docker inspect -f '{{.Config.User}}' aitheros-edge-node-1"#, &[]).await;
+    bench.cluster.links.lock().await.clear();
+    Remote { connection: &root, base: BASE }.remove(None).await.unwrap();
+    run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
+    assert_eq!(view.state, DeploymentState::Ready, "{:?}", view.failure);
+    assert!(!user.starts_with("0:"), "{user}");
+}
