@@ -332,17 +332,20 @@ impl Run {
     async fn read_public_key(&self) -> Result<[u8; 32]> {
         let deadline = Instant::now() + PUBLIC_KEY_LIMIT;
         loop {
-            if let Some(text) = self.remote()?.read_public_key().await? {
-                let bytes = STANDARD.decode(&text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-                return bytes.ok_or_else(|| {
-                    Error::new(
-                        ErrorCode::DeploymentFailed,
-                        "run/node.pub on the host is not an Ed25519 public key",
-                    )
-                });
+            let text = self.remote()?.read_public_key().await?;
+            let bytes = text.as_ref().and_then(|text| STANDARD.decode(text).ok());
+            if let Some(key) = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()) {
+                return Ok(key);
             }
+            // A file that is just being written is read once more, one that stays wrong is told.
             if Instant::now() >= deadline {
-                return Err(Error::new(ErrorCode::Timeout, "the node wrote no public key within 60 s"));
+                return Err(match text {
+                    None => Error::new(ErrorCode::Timeout, "the node wrote no public key within 60 s"),
+                    Some(_) => Error::new(
+                        ErrorCode::DeploymentFailed,
+                        "run/node.pub on the host is not an Ed25519 public key in base64",
+                    ),
+                });
             }
             sleep(PUBLIC_KEY_POLL).await;
         }

@@ -250,3 +250,40 @@ async fn rsa_keys_and_agents_let_us_in() {
     assert!(by_file.is_ok(), "{by_file:?}");
     assert!(by_agent.is_ok(), "{by_agent:?}");
 }
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_frozen_host_is_noticed_and_its_link_heals() {
+    let host = host(1);
+    let base = "/tmp/aegis-test-frozen";
+    let connection = host.connect().await;
+    run(&connection, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
+    let settings = LinkSettings {
+        node: NodeId::parse("edge-test").unwrap(),
+        controller_socket: format!("{base}/controller.sock"),
+        node_socket: format!("{base}/controller.sock"),
+        session_note: format!("{base}/link.session"),
+        owner: "test".into(),
+    };
+    let (sender, mut streams) = mpsc::channel(1);
+    let link = LinkHandle::start(settings, host.dialer(), Some(connection), sender);
+    let mut state = link.state();
+    state.wait_for(|state| matches!(state, LinkState::Up { .. })).await.unwrap();
+    let outer =
+        |verb: &str| std::process::Command::new("docker").args([verb, &host.container]).output().unwrap();
+    assert!(outer("pause").status.success());
+    let frozen = std::time::Instant::now();
+    let down = state.wait_for(|state| matches!(state, LinkState::Down { .. }));
+    let down = tokio::time::timeout(Duration::from_secs(20), down).await.map(|down| down.is_ok());
+    println!("noticed after {:?}", frozen.elapsed());
+    let thawed = outer("unpause").status.success();
+    assert!(down.is_ok() && thawed);
+    let up = state.wait_for(|state| matches!(state, LinkState::Up { .. }));
+    tokio::time::timeout(Duration::from_secs(60), up).await.unwrap().unwrap();
+    println!("healed after {:?}", frozen.elapsed());
+    // The session that was cut still held the socket; it was ended and its socket taken over.
+    let _out = link.connect_node().await.unwrap();
+    assert!(streams.recv().await.is_some());
+    link.stop().await;
+    run(&host.connect().await, r#"rm -rf "$1""#, &[base]).await;
+}

@@ -32,6 +32,8 @@ pub struct Host {
     pub user: String,
     pub key_path: PathBuf,
     pub known_hosts_path: PathBuf,
+    /// The container that is the host, on this machine's own engine.
+    pub container: String,
 }
 
 pub fn host(index: usize) -> Host {
