@@ -71,7 +71,6 @@ impl Capacity {
     fn disk_gb(&self) -> u32 {
         let Ok(disks) = Disks::new_with_refreshed_list() else { return 0 };
         disks
-            .list()
             .iter()
             .filter(|disk| self.disk_path.starts_with(disk.mount_point()))
             .max_by_key(|disk| disk.mount_point().as_os_str().len())

@@ -5,6 +5,7 @@ pub mod capacity;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod deploy;
 pub mod engine;
 pub mod error;
 pub mod execution;

@@ -15,7 +15,9 @@ const SCRIPT: &str = include_str!("scripts/checks.sh");
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct Gpu {
     pub name: String,
     pub memory_mb: u64,
@@ -58,7 +60,12 @@ pub struct HostFacts {
 }
 
 /// Gathers everything; an error means that the host could not be asked at all.
-pub async fn gather(connection: &Connection, base_dir: &str, images: &[String], now_seconds: i64) -> Result<HostFacts> {
+pub async fn gather(
+    connection: &Connection,
+    base_dir: &str,
+    images: &[String],
+    now_seconds: i64,
+) -> Result<HostFacts> {
     let mut arguments = vec![base_dir, PROJECT];
     arguments.extend(images.iter().map(String::as_str));
     let output = connection.script(SCRIPT, &arguments, SCRIPT_LIMIT).await?;

@@ -36,7 +36,8 @@ impl EnvFile {
     }
 
     pub fn render(&self) -> String {
-        let mut text = String::from("# Written by aegis at deployment; changes are lost with the next one.\n");
+        let mut text =
+            String::from("# Written by aegis at deployment; changes are lost with the next one.\n");
         for (key, value) in &self.values {
             let _ = writeln!(text, "{key}=\"{}\"", escape(value.reveal()));
         }
@@ -118,8 +119,24 @@ mod tests {
     #[test]
     fn every_value_reads_back() {
         for value in [
-            "", "plain", "it's", "\"", "ends with \\", "$X", "${X}", "#x", " a # b ", "a\nb", "\r", "\t", "\\n", "é✓",
-            "\\\\", "$$", "'\"`", "%s",
+            "",
+            "plain",
+            "it's",
+            "\"",
+            "ends with \\",
+            "$X",
+            "${X}",
+            "#x",
+            " a # b ",
+            "a\nb",
+            "\r",
+            "\t",
+            "\\n",
+            "é✓",
+            "\\\\",
+            "$$",
+            "'\"`",
+            "%s",
         ] {
             let mut file = EnvFile::default();
             file.set("KEY", value).unwrap();

@@ -61,7 +61,11 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec
     }
     let ollama = spec.services.contains(&Service::Ollama);
     if facts.memory_total_mb < MEMORY_MINIMUM_MB {
-        found.error("memory", format!("the host has {} MB of memory", facts.memory_total_mb), "use a larger machine");
+        found.error(
+            "memory",
+            format!("the host has {} MB of memory", facts.memory_total_mb),
+            "use a larger machine",
+        );
     } else if ollama && facts.memory_total_mb < MEMORY_FOR_OLLAMA_MB {
         found.warning(
             "memory",
@@ -150,7 +154,11 @@ fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
             "install docker-compose-plugin (or docker-compose v2) on the host",
         ),
         Some(version) if version_of(version).0 < COMPOSE_MINIMUM => {
-            found.error("compose_too_old", format!("Compose {version} is older than v2"), "upgrade it on the host");
+            found.error(
+                "compose_too_old",
+                format!("Compose {version} is older than v2"),
+                "upgrade it on the host",
+            );
         }
         Some(_) => {}
     }
@@ -168,7 +176,8 @@ fn port(facts: &HostFacts, port: u16, ours: &[&str], found: &mut Findings) {
 }
 
 fn version_of(text: &str) -> (u32, u32) {
-    let mut numbers = text.trim_start_matches('v').split(['.', '-', '+']).map(|part| part.parse().unwrap_or(0));
+    let mut numbers =
+        text.trim_start_matches('v').split(['.', '-', '+']).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
@@ -178,7 +187,9 @@ pub fn refusal(host: &str, found: &[Finding]) -> Option<Error> {
     if errors.is_empty() {
         return None;
     }
-    let join = |part: fn(&Finding) -> &str| errors.iter().map(|finding| part(finding)).collect::<Vec<_>>().join("; ");
+    let join = |part: fn(&Finding) -> &str| {
+        errors.iter().map(|finding| part(finding)).collect::<Vec<_>>().join("; ")
+    };
     let message = format!("{host} is not ready: {}", join(|finding| &finding.message));
     Some(Error::new(ErrorCode::HostCheckFailed, message).remedy(join(|finding| &finding.fix)))
 }
@@ -245,7 +256,10 @@ mod tests {
         let cases: Vec<(&str, HostFacts)> = vec![
             ("os", HostFacts { os: "Darwin".into(), ..good() }),
             ("docker_missing", HostFacts { docker_cli: false, ..good() }),
-            ("docker_permission", HostFacts { docker_version: None, docker_error: "Permission denied".into(), ..good() }),
+            (
+                "docker_permission",
+                HostFacts { docker_version: None, docker_error: "Permission denied".into(), ..good() },
+            ),
             ("docker_not_running", HostFacts { docker_version: None, ..good() }),
             ("docker_too_old", HostFacts { docker_version: Some("19.03.15".into()), ..good() }),
             ("compose_missing", HostFacts { compose_version: None, ..good() }),

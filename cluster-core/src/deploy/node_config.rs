@@ -75,7 +75,12 @@ const NODE_ENDPOINT: &str = "unix:///run/aegis/node.sock";
 /// Free disk is reported in steps, so that a redeploy that changes nothing writes the same file.
 const DISK_STEP_GB: u64 = 100;
 
-pub fn render(spec: &DeploymentSpec, facts: &HostFacts, port: u16, controller_key: &[u8; 32]) -> Result<String> {
+pub fn render(
+    spec: &DeploymentSpec,
+    facts: &HostFacts,
+    port: u16,
+    controller_key: &[u8; 32],
+) -> Result<String> {
     let gpus = &facts.gpus;
     let has_gpu = !gpus.is_empty();
     let file = File {

@@ -38,7 +38,8 @@ pub struct Stack {
 /// The operator's stack as it lies on this machine; `None` for the embedded one.
 pub fn read_foreign(path: Option<&Path>) -> Result<Option<String>> {
     let Some(path) = path else { return Ok(None) };
-    let refuse = |why: &str| Error::new(ErrorCode::ConfigInvalid, format!("compose file {}: {why}", path.display()));
+    let refuse =
+        |why: &str| Error::new(ErrorCode::ConfigInvalid, format!("compose file {}: {why}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|error| refuse("it cannot be read").source(error))?;
     if !metadata.is_file() || metadata.len() > FOREIGN_BYTES_MAX {
         return Err(refuse("it is not a file of sensible size"));
@@ -95,8 +96,10 @@ fn node_fragment(service: &str, port: u16) -> String {
 }
 
 fn beside_foreign(spec: &DeploymentSpec, text: &str) -> Result<Stack> {
-    let refuse = |why: String| Error::new(ErrorCode::ConfigInvalid, format!("the compose file cannot be used: {why}"));
-    let document: Value = serde_saphyr::from_str(text).map_err(|error| refuse("it is not YAML".into()).source(error))?;
+    let refuse =
+        |why: String| Error::new(ErrorCode::ConfigInvalid, format!("the compose file cannot be used: {why}"));
+    let document: Value =
+        serde_saphyr::from_str(text).map_err(|error| refuse("it is not YAML".into()).source(error))?;
     if document.get("include").is_some() {
         return Err(refuse("`include` names files that are not sent along".into()));
     }
@@ -104,28 +107,40 @@ fn beside_foreign(spec: &DeploymentSpec, text: &str) -> Result<Stack> {
         return Err(refuse("it has no services".into()));
     };
     let node_service = if foreign.contains_key("node") { "aegis-node" } else { "node" };
-    let node_port = if text.contains(&NODE_PORT_DEFAULT.to_string()) { NODE_PORT_BESIDE } else { NODE_PORT_DEFAULT };
+    let node_port =
+        if text.contains(&NODE_PORT_DEFAULT.to_string()) { NODE_PORT_BESIDE } else { NODE_PORT_DEFAULT };
     let mut override_file = String::from("# Added by aegis to the operator's stack.\nservices:\n");
     override_file.push_str(&node_fragment(node_service, node_port));
     let mut images = Vec::new();
     for (name, service) in foreign {
         if service.pointer("/extends/file").is_some() || service.get("env_file").is_some() {
-            return Err(refuse(format!("service {name}: `extends` and `env_file` name files that are not sent along")));
+            return Err(refuse(format!(
+                "service {name}: `extends` and `env_file` name files that are not sent along"
+            )));
         }
         match (service.get("build"), &spec.image) {
             (Some(_), Some(image)) => {
-                let _ = write!(override_file, "  {name}:\n    image: ${{AITHER_EDGE_IMAGE}}\n    build: !reset null\n");
+                let _ = write!(
+                    override_file,
+                    "  {name}:\n    image: ${{AITHER_EDGE_IMAGE}}\n    build: !reset null\n"
+                );
                 images.push(image.clone());
             }
             (Some(_), None) => {
-                return Err(refuse(format!("service {name} is built from sources that the host does not have"))
-                    .remedy("name a built image: `image`, or AITHER_EDGE_IMAGE for the controller"));
+                return Err(refuse(format!(
+                    "service {name} is built from sources that the host does not have"
+                ))
+                .remedy("name a built image: `image`, or AITHER_EDGE_IMAGE for the controller"));
             }
-            (None, _) => images.extend(service.get("image").and_then(Value::as_str).filter(|i| !i.contains('$')).map(str::to_owned)),
+            (None, _) => images.extend(
+                service.get("image").and_then(Value::as_str).filter(|i| !i.contains('$')).map(str::to_owned),
+            ),
         }
     }
     override_file.push_str("\nvolumes:\n  node_data: {}\n");
-    let mut services: Vec<String> = foreign.keys().cloned().collect();
+    // A service with profiles is not started unasked.
+    let started = foreign.iter().filter(|(_, service)| service.get("profiles").is_none());
+    let mut services: Vec<String> = started.map(|(name, _)| name.clone()).collect();
     services.push(node_service.to_owned());
     images.sort();
     images.dedup();
@@ -199,8 +214,13 @@ mod tests {
         assert!(added.contains("build: !reset null") && added.contains("127.0.0.1:8091/health"), "{added}");
         assert_eq!(stack.node_port, 8091);
         assert_eq!(stack.images, ["ghcr.io/x/y:1", "ollama/ollama"]);
-        for bad in ["include: [x.yml]\nservices: {a: {image: b}}", "services: {a: {image: b, env_file: ../x}}", "x", "a: [",
-            "services: {a: {extends: {file: ../x.yml, service: y}}}"] {
+        for bad in [
+            "include: [x.yml]\nservices: {a: {image: b}}",
+            "services: {a: {image: b, env_file: ../x}}",
+            "x",
+            "a: [",
+            "services: {a: {extends: {file: ../x.yml, service: y}}}",
+        ] {
             assert!(build(&spec(|_| {}), Some(bad), false).is_err(), "{bad}");
         }
     }

@@ -19,7 +19,10 @@ pub enum TunnelSource {
 }
 
 /// The argument, else the controller's environment, else that line of `.env` under `project_root`.
-pub fn resolve(argument: Option<&Secret>, settings: &DeploySettings) -> Result<(TunnelSource, Option<Secret>)> {
+pub fn resolve(
+    argument: Option<&Secret>,
+    settings: &DeploySettings,
+) -> Result<(TunnelSource, Option<Secret>)> {
     if let Some(token) = argument.filter(|token| !token.is_empty()) {
         return Ok((TunnelSource::Argument, Some(token.clone())));
     }
@@ -42,7 +45,12 @@ fn read(path: &Path) -> Result<Option<Secret>> {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Ok(metadata) if metadata.is_file() && metadata.len() <= ENV_FILE_BYTES_MAX => {}
-        _ => return Err(Error::invalid(format!("{} is not a readable file of sensible size", path.display()))),
+        _ => {
+            return Err(Error::invalid(format!(
+                "{} is not a readable file of sensible size",
+                path.display()
+            )));
+        }
     }
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::invalid(format!("{} cannot be read", path.display())).source(error))?;
@@ -57,8 +65,9 @@ mod tests {
     fn the_first_source_wins() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join(".env"), "X=1\nCLOUDFLARE_TUNNEL_TOKEN=from-file\n").unwrap();
-        let mut settings = DeploySettings { project_root: Some(root.path().to_owned()), ..Default::default() };
-        let argument = Secret::new("from-argument");
+        let mut settings =
+            DeploySettings { project_root: Some(root.path().to_owned()), ..Default::default() };
+        let (argument, empty) = (Secret::new("from-argument"), Secret::new(""));
         let source = |argument, settings: &DeploySettings| {
             let (source, token) = resolve(argument, settings).unwrap();
             (source, token.map(|token| token.reveal().to_owned()))
@@ -66,8 +75,11 @@ mod tests {
         assert_eq!(source(None, &settings), (TunnelSource::ProjectEnvFile, Some("from-file".into())));
         settings.environment_tunnel_token = Some(Secret::new("from-environment"));
         assert_eq!(source(None, &settings).0, TunnelSource::ControllerEnvironment);
-        assert_eq!(source(Some(&argument), &settings), (TunnelSource::Argument, Some("from-argument".into())));
-        assert_eq!(source(Some(&Secret::new("")), &settings).0, TunnelSource::ControllerEnvironment);
+        assert_eq!(
+            source(Some(&argument), &settings),
+            (TunnelSource::Argument, Some("from-argument".into()))
+        );
+        assert_eq!(source(Some(&empty), &settings).0, TunnelSource::ControllerEnvironment);
         assert_eq!(source(None, &DeploySettings::default()), (TunnelSource::None, None));
     }
 }

@@ -273,7 +273,8 @@ impl Connection {
                     .remedy("allow forwarding in sshd_config on the host"))
             }
             Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
-                Err(Error::new(ErrorCode::Unavailable, format!("{host} cannot open {what}: {reason:?}")))
+                Err(Error::new(ErrorCode::Unavailable, format!("{host} cannot open {what}: {reason:?}"))
+                    .remedy("for a session: MaxSessions in sshd_config on the host must be 4 or more"))
             }
             Ok(Err(error)) => Err(self.lost().source(error)),
             Err(_) => Err(self.lost()),

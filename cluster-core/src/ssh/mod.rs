@@ -28,7 +28,7 @@ pub mod target;
 
 pub use auth::Credentials;
 pub use connection::{ConnectOptions, Connection, SshStream, Timeouts};
-pub use exec::ScriptOutput;
+pub use exec::{Held, ScriptOutput};
 pub use host_keys::{HostKey, HostKeyPolicy, HostKeyRules};
 pub use link::{Dialer, LinkHandle, LinkSettings, LinkState, LinkStream};
 pub use target::{HostAddress, SshTarget};

@@ -1,16 +1,13 @@
-//! SSH and deployment parts against real hosts: sshd, Docker, Compose. `AEGIS_TESTBED_HOSTS` names a
-//! JSON list of hosts (`name, ip, port, user, key_path, known_hosts_path`), as `tests/testbed up 2
-//! --json` prints it. Each test leaves its host as it found it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Connections, scripts, files, channels and links.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use cluster_core::{
     ErrorCode,
-    ids::{NodeId, UserName},
+    ids::NodeId,
     ssh::{
-        ConnectOptions, Connection, Credentials, Dialer, HostAddress, HostKeyPolicy, HostKeyRules,
-        LinkHandle, LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
+        ConnectOptions, Connection, Credentials, HostAddress, HostKeyPolicy, LinkHandle, LinkSettings,
+        LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
     },
 };
 use tokio::{
@@ -18,53 +15,7 @@ use tokio::{
     sync::mpsc,
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
-
-#[derive(serde::Deserialize, Clone)]
-struct Host {
-    ip: String,
-    port: u16,
-    user: String,
-    key_path: PathBuf,
-    known_hosts_path: PathBuf,
-}
-
-fn host(index: usize) -> Host {
-    let path =
-        std::env::var("AEGIS_TESTBED_HOSTS").expect("AEGIS_TESTBED_HOSTS names the list of testbed hosts");
-    let text = std::fs::read_to_string(path).expect("the list of testbed hosts");
-    let hosts: Vec<Host> = serde_json::from_str(&text).expect("a JSON list of hosts");
-    hosts.get(index).expect("enough testbed hosts").clone()
-}
-
-impl Host {
-    fn target(&self) -> SshTarget {
-        SshTarget {
-            host: HostAddress::parse(&self.ip, false).unwrap(),
-            port: self.port,
-            user: UserName::parse(self.user.clone()).unwrap(),
-            key_path: Some(self.key_path.clone()),
-        }
-    }
-
-    fn options(&self, known: KnownHosts, policy: HostKeyPolicy) -> ConnectOptions {
-        ConnectOptions { rules: Arc::new(HostKeyRules { pinned: None, known, policy }), ..Default::default() }
-    }
-
-    fn known(&self) -> ConnectOptions {
-        self.options(KnownHosts::read(&[&self.known_hosts_path]).unwrap(), HostKeyPolicy::Strict)
-    }
-
-    async fn connect(&self) -> Connection {
-        Connection::open(&self.target(), &self.known()).await.unwrap()
-    }
-}
-
-async fn run(connection: &Connection, script: &'static str, args: &[&str]) -> String {
-    let output = connection.script(script, args, LIMIT).await.unwrap();
-    assert!(output.success(), "{output:?}");
-    output.stdout
-}
+use crate::support::{LIMIT, host, run};
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
@@ -210,13 +161,6 @@ async fn sockets_are_carried_in_both_directions() {
     run(&connection, r#"rm -f "$1""#, &[path]).await;
 }
 
-fn dialer(host: Host) -> Dialer {
-    Arc::new(move || {
-        let host = host.clone();
-        Box::pin(async move { Connection::open(&host.target(), &host.known()).await })
-    })
-}
-
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
 async fn a_link_comes_back_and_takes_its_socket_over() {
@@ -233,13 +177,12 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
     };
     // A session of ours that still holds the forward, as after a cut that sshd did not notice.
     let (stale_sender, mut stale_streams) = mpsc::channel(1);
-    let stale =
-        LinkHandle::start(settings.clone(), dialer(host.clone()), Some(host.connect().await), stale_sender);
+    let stale = LinkHandle::start(settings.clone(), host.dialer(), Some(host.connect().await), stale_sender);
     let up = |state: &LinkState| matches!(state, LinkState::Up { .. });
     stale.state().wait_for(up).await.unwrap();
 
     let (sender, mut streams) = mpsc::channel(1);
-    let link = LinkHandle::start(settings, dialer(host.clone()), Some(connection), sender);
+    let link = LinkHandle::start(settings, host.dialer(), Some(connection), sender);
     link.state().wait_for(up).await.unwrap();
     // The stale one was ended on the host, and is not to come back.
     stale.state().wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap();
@@ -264,6 +207,83 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
             assert!(link.connect_node().await.is_err());
         }
     }
+    link.stop().await;
+    run(&host.connect().await, r#"rm -rf "$1""#, &[base]).await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn rsa_keys_and_agents_let_us_in() {
+    let host = host(0);
+    let dir = tempfile::tempdir().unwrap();
+    let (key, socket) = (dir.path().join("id_rsa"), dir.path().join("agent"));
+    let made = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"])
+        .arg(&key)
+        .status();
+    assert!(made.unwrap().success());
+    let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
+    let connection = host.connect().await;
+    run(&connection, r#"cp -p ~/.ssh/authorized_keys /tmp/aegis-test-keys; cat /tmp/aegis-test-keys > ~/.ssh/authorized_keys.new; printf '%s\n' "$1" >> ~/.ssh/authorized_keys.new; cat ~/.ssh/authorized_keys.new > ~/.ssh/authorized_keys || mount | grep authorized; rm ~/.ssh/authorized_keys.new"#, &[public.trim()]).await;
+
+    let by_file = SshTarget { key_path: Some(key.clone()), ..host.target() };
+    let by_file = Connection::open(&by_file, &host.known()).await;
+    let mut agent = tokio::process::Command::new("ssh-agent")
+        .arg("-D")
+        .arg("-a")
+        .arg(&socket)
+        .kill_on_drop(true)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !socket.exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let added =
+        std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
+    assert!(added.unwrap().success());
+    let credentials = Credentials { agent_socket: Some(socket), ..Default::default() };
+    let options = ConnectOptions { credentials, ..host.known() };
+    let by_agent = Connection::open(&SshTarget { key_path: None, ..host.target() }, &options).await;
+    run(&connection, "cat /tmp/aegis-test-keys > ~/.ssh/authorized_keys; rm /tmp/aegis-test-keys", &[]).await;
+    agent.kill().await.unwrap();
+    assert!(by_file.is_ok(), "{by_file:?}");
+    assert!(by_agent.is_ok(), "{by_agent:?}");
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_frozen_host_is_noticed_and_its_link_heals() {
+    let host = host(1);
+    let base = "/tmp/aegis-test-frozen";
+    let connection = host.connect().await;
+    run(&connection, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
+    let settings = LinkSettings {
+        node: NodeId::parse("edge-test").unwrap(),
+        controller_socket: format!("{base}/controller.sock"),
+        node_socket: format!("{base}/controller.sock"),
+        session_note: format!("{base}/link.session"),
+        owner: "test".into(),
+    };
+    let (sender, mut streams) = mpsc::channel(1);
+    let link = LinkHandle::start(settings, host.dialer(), Some(connection), sender);
+    let mut state = link.state();
+    state.wait_for(|state| matches!(state, LinkState::Up { .. })).await.unwrap();
+    let outer =
+        |verb: &str| std::process::Command::new("docker").args([verb, &host.container]).output().unwrap();
+    assert!(outer("pause").status.success());
+    let frozen = std::time::Instant::now();
+    let down = state.wait_for(|state| matches!(state, LinkState::Down { .. }));
+    let down = tokio::time::timeout(Duration::from_secs(20), down).await.map(|down| down.is_ok());
+    println!("noticed after {:?}", frozen.elapsed());
+    let thawed = outer("unpause").status.success();
+    assert!(down.is_ok() && thawed);
+    let up = state.wait_for(|state| matches!(state, LinkState::Up { .. }));
+    tokio::time::timeout(Duration::from_secs(60), up).await.unwrap().unwrap();
+    println!("healed after {:?}", frozen.elapsed());
+    // The session that was cut still held the socket; it was ended and its socket taken over.
+    let _out = link.connect_node().await.unwrap();
+    assert!(streams.recv().await.is_some());
     link.stop().await;
     run(&host.connect().await, r#"rm -rf "$1""#, &[base]).await;
 }

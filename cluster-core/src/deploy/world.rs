@@ -1,0 +1,93 @@
+//! What a deployment needs of the rest of the program: the cluster it joins, and a place to record.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::{spec::DeploymentSpec, view::DeploymentView};
+use crate::{
+    error::Result,
+    ids::{DeploymentId, NodeId},
+    ssh::{Connection, HostAddress, HostKey, SshTarget},
+};
+
+/// The cluster, as a deployment sees it.
+pub trait Membership: Send + Sync {
+    /// An identity that is pinned to another host is a `Conflict` that names both.
+    fn check_identity<'a>(&'a self, node: &'a NodeId, target: &'a SshTarget) -> BoxFuture<'a, Result<()>>;
+
+    /// Pins the key that was read from the host over the verified connection. Idempotent.
+    fn admit<'a>(
+        &'a self,
+        node: &'a NodeId,
+        public_key: [u8; 32],
+        spec: &'a DeploymentSpec,
+    ) -> BoxFuture<'a, Result<()>>;
+
+    /// Starts (or replaces) the standing link of the node, over this connection. Idempotent.
+    fn attach_link<'a>(
+        &'a self,
+        node: &'a NodeId,
+        spec: &'a DeploymentSpec,
+        connection: Connection,
+    ) -> BoxFuture<'a, Result<()>>;
+
+    /// Returns once the node is Active, or with a `Timeout` that says what it is instead.
+    fn await_active<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<()>>;
+
+    /// Has the node run a container of this image, which lies on it; the answer is the evidence.
+    fn prove<'a>(&'a self, node: &'a NodeId, image: &'a str) -> BoxFuture<'a, Result<String>>;
+
+    /// A first deployment failed and the host is being cleaned: undo `admit` and `attach_link`.
+    fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
+
+    fn controller_public_key(&self) -> [u8; 32];
+}
+
+/// A deployment as it is stored: without secrets, and enough to resume it.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct DeploymentRecord {
+    pub view: DeploymentView,
+    pub spec: DeploymentSpec,
+    pub idempotency_key: Option<String>,
+    pub request_digest: String,
+}
+
+/// A host that a person (or the configuration) admitted, with the key that is pinned.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct ApprovedHost {
+    pub host: HostAddress,
+    pub port: u16,
+    pub key: HostKey,
+    /// `host approve`, `deploy`, `configuration`.
+    pub approved_by: String,
+    pub approved_at_ms: i64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct DeploymentFilter {
+    pub state: Option<super::view::DeploymentState>,
+    pub host: Option<String>,
+    pub limit: usize,
+    pub offset: usize,
+}
+
+/// The store, as a deployment sees it. What returned `Ok` is durable.
+pub trait Journal: Send + Sync {
+    fn put<'a>(&'a self, record: &'a DeploymentRecord) -> BoxFuture<'a, Result<()>>;
+    fn get<'a>(&'a self, id: &'a DeploymentId) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
+    fn by_idempotency_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
+    /// Newest first, and how many there are in all.
+    fn list<'a>(
+        &'a self,
+        filter: &'a DeploymentFilter,
+    ) -> BoxFuture<'a, Result<(Vec<DeploymentRecord>, usize)>>;
+    /// Those whose state is not final.
+    fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DeploymentRecord>>>;
+
+    fn put_host<'a>(&'a self, host: &'a ApprovedHost) -> BoxFuture<'a, Result<()>>;
+    fn host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<Option<ApprovedHost>>>;
+    fn hosts(&self) -> BoxFuture<'_, Result<Vec<ApprovedHost>>>;
+    /// Whether there was one.
+    fn forget_host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<bool>>;
+}

@@ -1,0 +1,380 @@
+//! Checks, images and whole deployments, with a stand-in for the node and for the cluster.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use cluster_core::{
+    ErrorCode,
+    deploy::{
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, Origin,
+        Secret, StepName, StepState, TunnelSource, checks,
+        env_file::EnvFile,
+        image::{ImageSource, NodeImage},
+        plan::Change,
+        remote::Remote,
+    },
+    ids::DeploymentId,
+};
+
+use crate::support::{
+    BROKEN_NODE, GOOD_NODE, Host, LIMIT, MemoryJournal, StandInCluster, host, run, stand_in_node,
+};
+
+const BASE: &str = "/opt/aitheros-edge";
+
+struct Bench {
+    host: Host,
+    deployments: Deployments,
+    journal: Arc<MemoryJournal>,
+    cluster: Arc<StandInCluster>,
+    settings: DeploySettings,
+}
+
+fn bench(host: Host, binary: Option<PathBuf>) -> Bench {
+    let settings = DeploySettings {
+        known_hosts: vec![host.known_hosts_path.clone()],
+        key_dirs: vec![host.key_path.parent().unwrap().to_owned()],
+        approved_hosts: vec!["10.*".into()],
+        node_binaries: binary.map(|path| (std::env::consts::ARCH.to_owned(), path)).into_iter().collect(),
+        minimum_disk_gb: 1,
+        owner: "test".into(),
+        ..Default::default()
+    };
+    let journal = Arc::new(MemoryJournal::default());
+    let cluster = Arc::new(StandInCluster::new(host.clone()));
+    with_settings(host, settings, journal, cluster)
+}
+
+fn with_settings(
+    host: Host,
+    settings: DeploySettings,
+    journal: Arc<MemoryJournal>,
+    cluster: Arc<StandInCluster>,
+) -> Bench {
+    let hosts = Hosts::new(Arc::new(settings.clone()), journal.clone());
+    let deployments = Deployments::new(hosts, journal.clone(), cluster.clone());
+    Bench { host, deployments, journal, cluster, settings }
+}
+
+impl Bench {
+    /// The same controller with another node executable, as after an upgrade.
+    fn upgraded(&self, binary: PathBuf) -> Bench {
+        let binaries = BTreeMap::from([(std::env::consts::ARCH.to_owned(), binary)]);
+        let settings = DeploySettings { node_binaries: binaries, ..self.settings.clone() };
+        with_settings(self.host.clone(), settings, self.journal.clone(), self.cluster.clone())
+    }
+
+    fn request(&self) -> DeploymentRequest {
+        DeploymentRequest {
+            host: self.host.ip.clone(),
+            ssh_port: Some(self.host.port.into()),
+            ssh_user: Some(self.host.user.clone()),
+            ssh_key_path: Some(self.host.key_path.to_string_lossy().into_owned()),
+            services: Some("node".into()),
+            tags: vec!["gpu".into()],
+            remote_llm_url: Some("http://primary:8150".into()),
+            ..Default::default()
+        }
+    }
+
+    async fn deploy(&self, request: &DeploymentRequest) -> DeploymentView {
+        let view = self.deployments.start(request, Origin::Assistant).await.unwrap();
+        self.end_of(&view.deployment_id).await
+    }
+
+    async fn end_of(&self, id: &DeploymentId) -> DeploymentView {
+        let mut views = self.deployments.watch(id).await.unwrap();
+        let ended = views.wait_for(|view| view.state.is_final());
+        let view = tokio::time::timeout(Duration::from_secs(120), ended).await.unwrap().unwrap().clone();
+        for step in &view.steps {
+            println!(
+                "{:<8} {:?} {:?} ms {}",
+                step.name,
+                step.state,
+                step.duration_ms.unwrap_or(0),
+                step.evidence.as_deref().or(step.message.as_deref()).unwrap_or("")
+            );
+        }
+        view
+    }
+
+    async fn clean(&self) {
+        let connection = self.host.connect().await;
+        Remote { connection: &connection, base: BASE }.remove(None).await.unwrap();
+        run(&connection, "docker volume rm -f aitheros-edge_node_data >/dev/null; [ ! -e \"$1\" ]", &[BASE])
+            .await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_good_host_passes_its_checks_and_nothing_is_left() {
+    let connection = host(0).connect().await;
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    let started = std::time::Instant::now();
+    let facts = checks::gather(&connection, BASE, &["none:none".to_owned()], now).await.unwrap();
+    println!("facts in {:?}: {facts:?}", started.elapsed());
+    assert_eq!((facts.os.as_str(), facts.arch.as_str()), ("Linux", std::env::consts::ARCH));
+    assert!(facts.docker_version.is_some() && facts.compose_version.is_some() && facts.has_flock);
+    assert!(facts.base_writable && !facts.base_exists && facts.clock_skew_seconds.abs() < 5);
+    assert_eq!(facts.forwarding_error, None);
+    assert!(facts.listening.contains(&22));
+    run(&connection, "! ls /tmp/aegis-check-* 2>/dev/null", &[]).await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn users_without_docker_or_directory_get_findings() {
+    let mut host = host(0);
+    host.user = "plain".into();
+    let bench = bench(host, None);
+    let view = bench.deployments.plan(&bench.request(), Origin::Person).await.unwrap();
+    let codes: Vec<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
+    assert!(codes.contains(&"docker_permission") && codes.contains(&"base_directory"), "{:?}", view.findings);
+    assert!(!view.can_deploy);
+    let ended = bench.deploy(&bench.request()).await;
+    assert_eq!(ended.state, DeploymentState::Failed);
+    assert_eq!(ended.failure.unwrap().code, ErrorCode::HostCheckFailed);
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn our_own_executable_runs_in_its_image() {
+    let connection = host(0).connect().await;
+    let image = NodeImage::build(&ImageSource::Own).unwrap();
+    let remote = Remote { connection: &connection, base: BASE };
+    remote.load(&image).await.unwrap();
+    assert!(remote.missing_images(std::slice::from_ref(&image.reference)).await.unwrap().is_empty());
+    let script = r#"docker run --rm --read-only --cap-drop ALL --user 1234:1234 "$1" --list | tail -1; docker image rm "$1" >/dev/null"#;
+    let listed = run(&connection, script, &[&image.reference]).await;
+    assert!(listed.contains("tests, "), "{listed}");
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn env_values_arrive_byte_for_byte_through_compose() {
+    let connection = host(0).connect().await;
+    let values = [
+        "it's", "\"", "end\\", "$X", "${X}", "#", " # x", "a\nb", "\r", "\t", "\\n", "é✓", "$$", "a=b",
+        "'\"`\\$",
+    ];
+    let mut file = EnvFile::default();
+    let mut compose = String::from("services:\n  a:\n    image: x\n    environment:\n");
+    for (index, value) in values.iter().enumerate() {
+        file.set(&format!("V{index}"), *value).unwrap();
+        compose.push_str(&format!("      V{index}: \"${{V{index}}}\"\n"));
+    }
+    run(&connection, r#"rm -rf "$1"; mkdir "$1""#, &["/tmp/aegis-test-env"]).await;
+    let sftp = connection.sftp().await.unwrap();
+    sftp.write_file("/tmp/aegis-test-env/.env", file.render().as_bytes(), 0o600).await.unwrap();
+    sftp.write_file("/tmp/aegis-test-env/docker-compose.yml", compose.as_bytes(), 0o600).await.unwrap();
+    let read = run(
+        &connection,
+        r#"cd "$1" && docker compose config --format json; rm -rf "$1""#,
+        &["/tmp/aegis-test-env"],
+    )
+    .await;
+    let read: serde_json::Value = serde_json::from_str(&read).unwrap();
+    for (index, value) in values.iter().enumerate() {
+        // `config` prints a dollar sign doubled, so that its output can be read again.
+        let printed =
+            read["services"]["a"]["environment"][format!("V{index}")].as_str().unwrap().replace("$$", "$");
+        assert_eq!(printed, *value, "V{index}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_machine_becomes_a_node_and_only_what_changed_is_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = stand_in_node(dir.path(), "good", GOOD_NODE);
+    let bench = bench(host(1), Some(good));
+    bench.clean().await;
+    let connection = bench.host.connect().await;
+
+    let plan = bench.deployments.plan(&bench.request(), Origin::Assistant).await.unwrap();
+    println!("{}", plan.plan);
+    assert!(plan.can_deploy && plan.plan.first_deployment);
+    run(&connection, r#"[ ! -e "$1" ]"#, &[BASE]).await;
+
+    let request = DeploymentRequest { idempotency_key: Some("one".into()), ..bench.request() };
+    let first = bench.deploy(&request).await;
+    assert_eq!(first.state, DeploymentState::Ready, "{:?}", first.failure);
+    let same = bench.deployments.start(&request, Origin::Assistant).await.unwrap();
+    assert_eq!(same.deployment_id, first.deployment_id);
+    let other = DeploymentRequest { tags: vec![], ..request.clone() };
+    assert_eq!(
+        bench.deployments.start(&other, Origin::Assistant).await.unwrap_err().code(),
+        ErrorCode::Conflict
+    );
+
+    let layout = run(&connection, r#"cd "$1"; stat -c '%a %N' . .env current run current/aegis-config.yaml; until docker compose ps --format '{{.Service}} {{.Health}}' | grep healthy; do sleep 0.5; done; docker compose logs node 2>&1 | grep llm"#, &[BASE]).await;
+    println!("{layout}");
+    assert!(layout.contains("node healthy") && layout.contains("llm http://primary:8150"));
+    let container = r#"docker ps -q --no-trunc --filter label=com.docker.compose.project=aitheros-edge"#;
+    let before = run(&connection, container, &[]).await;
+
+    let again = bench.deploy(&bench.request()).await;
+    assert_eq!(again.state, DeploymentState::Ready, "{:?}", again.failure);
+    assert_eq!(
+        run(&connection, container, &[]).await,
+        before,
+        "a redeploy that changes nothing recreates nothing"
+    );
+    let plan = bench.deployments.plan(&bench.request(), Origin::Assistant).await.unwrap().plan;
+    assert!(plan.files.iter().all(|file| file.change == Change::Unchanged), "{:?}", plan.files);
+
+    let identity = DeploymentRequest { identity: Some("other-node".into()), ..bench.request() };
+    let refused = bench.deploy(&identity).await;
+    assert!(refused.failure.unwrap().message.contains("already is the node"));
+
+    let broken = stand_in_node(dir.path(), "broken", BROKEN_NODE);
+    let failed = bench.upgraded(broken.clone()).deploy(&bench.request()).await;
+    assert_eq!(failed.state, DeploymentState::RolledBack, "{:?}", failed.failure);
+    assert!(failed.log_tail.unwrap().contains("broken on purpose"));
+    let after =
+        run(&connection, r#"cd "$1"; docker compose ps --format '{{.Image}} {{.State}}'"#, &[BASE]).await;
+    assert!(after.contains("running"), "{after}");
+
+    bench.clean().await;
+    let failed = bench.upgraded(broken).deploy(&bench.request()).await;
+    assert_eq!(failed.state, DeploymentState::Failed);
+    assert!(failed.failure.as_ref().unwrap().message.contains("as it was before"), "{:?}", failed.failure);
+    run(&connection, r#"[ ! -e "$1" ] && [ -z "$(docker ps -aq)" ]"#, &[BASE]).await;
+    assert!(bench.cluster.admitted.lock().unwrap().len() <= 2);
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_busy_host_names_who_holds_it_and_secrets_stay_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
+    bench.clean().await;
+    let connection = bench.host.connect().await;
+    let remote = Remote { connection: &connection, base: BASE };
+    let (mine, theirs) = (DeploymentId::mint(1, 1), DeploymentId::mint(2, 2));
+    let held = remote.lock(&theirs, "another controller", "noon").await.unwrap();
+    let busy = remote.lock(&mine, "test", "now").await.unwrap_err();
+    assert_eq!(busy.code(), ErrorCode::HostBusy);
+    assert!(busy.message().contains("another controller since noon"), "{busy}");
+    // The same deployment from a connection that was cut: its lock is taken over.
+    let again = remote.lock(&theirs, "another controller", "later").await.unwrap();
+    drop((held, again));
+    remote.remove(None).await.unwrap();
+
+    let request = DeploymentRequest { tunnel_token: Some(Secret::new("hunter2$\"\\")), ..bench.request() };
+    let view = bench.deploy(&request).await;
+    // The image of cloudflared cannot be had in the testbed.
+    assert_eq!(view.state, DeploymentState::Failed);
+    assert_eq!(view.failure.as_ref().unwrap().code, ErrorCode::ImageNotFound, "{:?}", view.failure);
+    assert!(!serde_json::to_string(&view).unwrap().contains("hunter2"));
+    run(&connection, r#"[ ! -e "$1" ]"#, &[BASE]).await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_cut_connection_is_looked_into_and_a_stopped_controller_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
+    bench.clean().await;
+    let killer = bench.host.connect().await;
+    let view = bench.deployments.start(&bench.request(), Origin::Assistant).await.unwrap();
+    let mut views = bench.deployments.watch(&view.deployment_id).await.unwrap();
+    views.wait_for(|view| view.step_is_done(StepName::Images)).await.unwrap();
+    // Every session but the one that does this.
+    let cut = r#"me=$PPID; while ! grep -q '^sshd' /proc/$me/comm; do me=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$me/status); done
+        for pid in $(pgrep sshd-session || pgrep -f 'sshd: '); do [ "$pid" = "$me" ] || [ "$pid" = "$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$me/status)" ] || kill -9 "$pid"; done; true"#;
+    let _ = killer.script(cut, &[], LIMIT).await;
+    let ended = bench.end_of(&view.deployment_id).await;
+    assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
+    let again =
+        ended.steps.iter().filter_map(|step| step.evidence.as_deref()).any(|text| text.contains("was cut"));
+    assert!(again, "the cut was not noticed: {:?}", ended.steps);
+
+    // As if the controller had been killed: the record says running, nothing runs.
+    use cluster_core::deploy::Journal;
+    let mut record = bench.journal.get(&view.deployment_id).await.unwrap().unwrap();
+    record.view.state = DeploymentState::Running;
+    bench.journal.put(&record).await.unwrap();
+    let restarted = with_settings(
+        bench.host.clone(),
+        bench.settings.clone(),
+        bench.journal.clone(),
+        bench.cluster.clone(),
+    );
+    assert_eq!(restarted.deployments.resume_unfinished().await.unwrap(), 1);
+    let ended = restarted.end_of(&view.deployment_id).await;
+    assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
+    bench.clean().await;
+
+    // Killed before the upload, with a token that only the caller knew.
+    record.spec.tunnel = TunnelSource::Argument;
+    record.view.steps.iter_mut().for_each(|step| step.state = StepState::Pending);
+    bench.journal.put(&record).await.unwrap();
+    assert_eq!(restarted.deployments.resume_unfinished().await.unwrap(), 1);
+    let failure = restarted.end_of(&view.deployment_id).await.failure.unwrap();
+    assert!(failure.message.contains("interrupted before upload"), "{failure:?}");
+    run(&bench.host.connect().await, r#"[ ! -e "$1" ]"#, &[BASE]).await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_person_admits_hosts_and_their_keys() {
+    let bench = bench(host(0), None);
+    let settings = DeploySettings { approved_hosts: vec![], known_hosts: vec![], ..bench.settings.clone() };
+    let bench = with_settings(bench.host, settings, bench.journal, bench.cluster);
+    let (hosts, target) = (bench.deployments.hosts(), bench.host.target());
+    let refused = bench.deployments.start(&bench.request(), Origin::Assistant).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::HostNotApproved);
+    assert!(refused.to_string().contains(&format!("aegis host approve {}", bench.host.ip)), "{refused}");
+    let unknown = hosts.connect(&target, Origin::Person).await.unwrap_err();
+    assert_eq!(unknown.code(), ErrorCode::HostKeyUnknown);
+    let wrong = hosts.approve(&target.host, target.port, Some("SHA256:nonsense")).await.unwrap_err();
+    assert_eq!(wrong.code(), ErrorCode::HostKeyChanged);
+    let approved = hosts.approve(&target.host, target.port, None).await.unwrap();
+    assert_eq!(hosts.list().await.unwrap(), [approved]);
+    assert!(hosts.connect(&target, Origin::Assistant).await.is_ok());
+    hosts.forget(&target.host, target.port).await.unwrap();
+    assert_eq!(hosts.forget(&target.host, target.port).await.unwrap_err().code(), ErrorCode::NotFound);
+
+    let pinned = DeploymentRequest { identity: Some("pinned-elsewhere".into()), ..bench.request() };
+    assert_eq!(
+        bench.deployments.start(&pinned, Origin::Person).await.unwrap_err().code(),
+        ErrorCode::Conflict
+    );
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn an_sshd_that_carries_no_sockets_is_a_finding() {
+    let mut host = host(0);
+    let connection = host.connect().await;
+    let sshd =
+        r#"/usr/sbin/sshd -p 2222 -o AllowStreamLocalForwarding=no -o PidFile=/run/aegis-test-sshd.pid"#;
+    run(&connection, sshd, &[]).await;
+    host.port = 2222;
+    let bench = bench(host, None);
+    let view = bench.deployments.plan(&bench.request(), Origin::Person).await;
+    run(&connection, "kill $(cat /run/aegis-test-sshd.pid)", &[]).await;
+    let view = view.unwrap();
+    let codes: Vec<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
+    assert_eq!(codes, ["forwarding"], "{:?}", view.findings);
+    assert!(view.next_step.contains("AllowStreamLocalForwarding"), "{}", view.next_step);
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_user_of_the_docker_group_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = host(0).connect().await;
+    run(&root, r#"install -d -m 700 -o ops "$1""#, &[BASE]).await;
+    let mut host = host(0);
+    host.user = "ops".into();
+    let bench = bench(host, Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
+    let view = bench.deploy(&bench.request()).await;
+    let user = run(&root, r#"docker inspect -f '{{.Config.User}}' aitheros-edge-node-1"#, &[]).await;
+    bench.cluster.links.lock().await.clear();
+    Remote { connection: &root, base: BASE }.remove(None).await.unwrap();
+    run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
+    assert_eq!(view.state, DeploymentState::Ready, "{:?}", view.failure);
+    assert!(!user.starts_with("0:"), "{user}");
+}
