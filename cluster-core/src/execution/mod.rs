@@ -1,5 +1,12 @@
 //! Running one agent: what is asked for, how it lives, where it runs, what it says.
+//!
+//! - [`manifest`], [`lifecycle`], [`view`]: what is asked for, its states, what is shown; pure.
+//! - [`dispatch`], `drive`: the controller's side, from submission to the stored end.
+//! - [`supervisor`], `run`, [`log`]: the worker's side, from the journaled order to the last event.
+//! - [`encoding`]: events on the wire and in both stores.
 
+pub mod dispatch;
+mod drive;
 pub mod encoding;
 pub mod lifecycle;
 pub mod log;

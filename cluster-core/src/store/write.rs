@@ -61,7 +61,7 @@ pub enum Write {
     },
 
     CreateExecution(Box<ExecutionRecord>),
-    /// Only from a state that may become the new one.
+    /// Only what waits, or was assigned to a node that did not take it, and nothing that is cancelled.
     AssignExecution {
         execution_id: ExecutionId,
         node_id: NodeId,
@@ -153,7 +153,8 @@ impl Write {
             Write::CreateExecution(record) => create_execution(record, to).await,
             Write::AssignExecution { execution_id, node_id, attempt } => {
                 let sql = "UPDATE executions SET state = $1, node_id = $2, attempt = $3
-                     WHERE execution_id = $4 AND state = $5 AND cancel_reason IS NULL";
+                     WHERE execution_id = $4 AND attempt < $3 AND state IN ($1, $5)
+                     AND cancel_reason IS NULL";
                 let query = sqlx::query(sql)
                     .bind(State::Assigned.name())
                     .bind(node_id.as_str())
