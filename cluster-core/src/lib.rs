@@ -5,15 +5,17 @@ pub mod capacity;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod core;
 pub mod deploy;
 pub mod engine;
 pub mod error;
 pub mod execution;
 pub mod identity;
 pub mod ids;
-
+mod ops;
 pub mod rpc;
 pub mod ssh;
 pub mod store;
 
+pub use self::core::Core;
 pub use error::{Error, ErrorCode, Failure, Result};

@@ -34,7 +34,13 @@ const META_CLUSTER_ID: &str = "cluster_id";
 const META_EPOCH: &str = "epoch";
 
 type Stored = Box<dyn FnOnce(Result<()>) + Send>;
-type Decision = Box<dyn FnOnce(&mut Membership, i64) -> (Vec<Change>, Stored) + Send>;
+type Decide = Box<dyn FnOnce(&mut Membership, i64) -> (Vec<Change>, Stored) + Send>;
+
+struct Decision {
+    decide: Decide,
+    /// It changes what others may wait for, beyond the changes it returns.
+    stirs: bool,
+}
 
 /// How the controller watches its nodes.
 #[derive(Debug, Clone, Copy)]
@@ -184,8 +190,16 @@ impl Controller {
         &self,
         decide: impl FnOnce(&mut Membership, i64) -> Result<(Vec<Change>, T)> + Send + 'static,
     ) -> Result<T> {
+        self.send(false, decide).await
+    }
+
+    async fn send<T: Send + 'static>(
+        &self,
+        stirs: bool,
+        decide: impl FnOnce(&mut Membership, i64) -> Result<(Vec<Change>, T)> + Send + 'static,
+    ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
-        let decision: Decision = Box::new(move |membership, now_ms| match decide(membership, now_ms) {
+        let decide: Decide = Box::new(move |membership, now_ms| match decide(membership, now_ms) {
             Ok((changes, value)) => {
                 let stored: Stored = Box::new(move |stored| drop(answer.send(stored.map(|()| value))));
                 (changes, stored)
@@ -193,7 +207,7 @@ impl Controller {
             Err(error) => (Vec::new(), Box::new(move |_| drop(answer.send(Err(error))))),
         });
         let stopped = || Error::new(ErrorCode::Unavailable, "the controller is stopping");
-        self.0.decisions.send(decision).await.map_err(|_| stopped())?;
+        self.0.decisions.send(Decision { decide, stirs }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
     }
 
@@ -449,11 +463,11 @@ impl Controller {
     }
 
     pub async fn set_link(&self, node_id: NodeId, up: bool) -> Result<()> {
-        self.decide(move |membership, _| {
+        let set = move |membership: &mut Membership, _| {
             membership.set_link(&node_id, up);
             Ok((Vec::new(), ()))
-        })
-        .await
+        };
+        self.send(true, set).await
     }
 
     pub async fn views(&self) -> Result<Vec<PeerView>> {
@@ -494,6 +508,15 @@ impl Controller {
 
     // --- placement -------------------------------------------------------------------------
 
+    /// What an execution reserved is free again.
+    pub async fn release(&self, execution_id: ExecutionId) -> Result<()> {
+        let release = move |membership: &mut Membership, _| {
+            membership.release(&execution_id);
+            Ok((Vec::new(), ()))
+        };
+        self.send(true, release).await
+    }
+
     /// Runs a placement decision; what it reserves holds until it is released.
     pub(crate) async fn with_placement<T: Send + 'static>(
         &self,
@@ -533,9 +556,12 @@ impl Owner {
     }
 
     async fn take(&mut self, decision: Decision) {
-        let (changes, stored) = decision(&mut self.membership, now_ms());
+        let (changes, stored) = (decision.decide)(&mut self.membership, now_ms());
+        let stirred = decision.stirs || !changes.is_empty();
         let result = self.store_and_apply(changes).await;
-        self.version.send_modify(|version| *version += 1);
+        if stirred {
+            self.version.send_modify(|version| *version += 1);
+        }
         stored(result);
     }
 

@@ -128,6 +128,10 @@ pub struct Site {
     pub user: UserName,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_path: Option<PathBuf>,
+    /// Where the stack lies on the host.
+    pub base_dir: String,
+    /// A person deployed it: their own keys may be used for its connection.
+    pub by_person: bool,
 }
 
 /// How the controller and a node reach each other.

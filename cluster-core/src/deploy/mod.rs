@@ -53,17 +53,17 @@ pub use self::{
 };
 use crate::{
     error::{Error, ErrorCode, Failure, Result},
-    ids::DeploymentId,
+    ids::{DeploymentId, NodeId},
 };
 
 const LIST_LIMIT_DEFAULT: usize = 20;
 const LIST_LIMIT_MAX: usize = 200;
 
-/// Where a deployment's node finds its sockets, seen from the host.
-pub fn link_settings(spec: &DeploymentSpec, owner: &str) -> crate::ssh::LinkSettings {
-    let run = format!("{}/run", spec.base_dir);
+/// Where a deployed node finds its sockets, seen from the host. `owner` names this controller.
+pub fn link_settings(node: &NodeId, base_dir: &str, owner: &str) -> crate::ssh::LinkSettings {
+    let run = format!("{base_dir}/run");
     crate::ssh::LinkSettings {
-        node: spec.node.clone(),
+        node: node.clone(),
         controller_socket: format!("{run}/controller.sock"),
         node_socket: format!("{run}/node.sock"),
         session_note: format!("{run}/link.session"),

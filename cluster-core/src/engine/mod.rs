@@ -5,7 +5,15 @@
 
 mod container;
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bollard::{
     Docker,
@@ -65,6 +73,8 @@ pub enum Found {
 #[derive(Debug, Clone)]
 pub struct Engine {
     docker: Docker,
+    /// Client and engine have agreed on an API version.
+    negotiated: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -78,17 +88,17 @@ impl Engine {
                     .remedy("start Docker, or set spec.runtime.docker_socket_path")
                     .source(e)
             })?;
-        Ok(Self { docker })
+        Ok(Self { docker, negotiated: Arc::default() })
     }
 
-    /// Asks the engine, and agrees with it on an API version that both speak.
-    pub async fn connect(socket: Option<&Path>) -> Result<Self> {
-        let engine = Self::new(socket)?;
-        let docker = engine.docker.negotiate_version().await.map_err(|e| refused("connect to it", e))?;
-        Ok(Self { docker })
-    }
-
+    /// Asks the engine to describe itself, and with the first answer agrees with it on an API version
+    /// that both speak.
     pub async fn info(&self) -> Result<EngineInfo> {
+        if !self.negotiated.load(Ordering::Acquire) {
+            // The version is shared by all clones of the client.
+            self.docker.clone().negotiate_version().await.map_err(|e| refused("agree on a version", e))?;
+            self.negotiated.store(true, Ordering::Release);
+        }
         let info = self.docker.info().await.map_err(|e| refused("describe itself", e))?;
         let positive = |number: Option<i64>| u32::try_from(number.unwrap_or(0)).unwrap_or(0);
         Ok(EngineInfo {

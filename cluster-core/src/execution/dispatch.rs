@@ -238,7 +238,7 @@ impl Shared {
     pub(super) async fn retire(&self, record: &ExecutionRecord) {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.execution_id);
         let id = record.execution_id.clone();
-        if let Err(error) = self.controller.with_placement(move |m| m.release(&id)).await {
+        if let Err(error) = self.controller.release(id).await {
             tracing::debug!(error = %error.chain(), "nothing to release any more");
         }
     }
@@ -357,7 +357,7 @@ impl Queue {
         let assigned = self.shared.store.write(write).await;
         if !matches!(assigned, Ok(1)) {
             let id = record.execution_id.clone();
-            self.shared.controller.with_placement(move |m| m.release(&id)).await?;
+            self.shared.controller.release(id).await?;
             self.waiting.push_back(record);
             // No row: cancelled between the look and the write, which the next round sees.
             return assigned.map(drop);

@@ -68,7 +68,7 @@ async fn drive(shared: &Arc<Shared>, mut record: ExecutionRecord, live: &Live) -
             Cut::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 let id = record.execution_id.clone();
-                shared.controller.with_placement(move |m| m.release(&id)).await?;
+                shared.controller.release(id).await?;
                 shared.enqueue(record).await;
                 return Ok(());
             }

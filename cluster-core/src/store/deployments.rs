@@ -37,11 +37,31 @@ impl Store {
         row.map_err(read_failed)?.as_ref().map(deployment).transpose()
     }
 
-    /// The newest deployments, newest first.
-    pub async fn recent_deployments(&self, limit: u32) -> Result<Vec<DeploymentRow>> {
-        let sql = "SELECT * FROM deployments ORDER BY created_at_ms DESC, deployment_id DESC LIMIT $1";
-        let rows = sqlx::query(sql).bind(i64::from(limit)).fetch_all(&self.read).await;
-        rows.map_err(read_failed)?.iter().map(deployment).collect()
+    /// The newest deployments, newest first, and how many there are in all.
+    pub async fn list_deployments(
+        &self,
+        state: Option<&str>,
+        host: Option<&str>,
+        limit: u32,
+        offset: u32,
+    ) -> Result<(Vec<DeploymentRow>, u64)> {
+        let sql = "SELECT * FROM deployments WHERE ($1 IS NULL OR state = $1) AND ($2 IS NULL OR host = $2)
+             ORDER BY created_at_ms DESC, deployment_id DESC LIMIT $3 OFFSET $4";
+        let rows = sqlx::query(sql)
+            .bind(state)
+            .bind(host)
+            .bind(i64::from(limit))
+            .bind(i64::from(offset))
+            .fetch_all(&self.read)
+            .await
+            .map_err(read_failed)?;
+        let sql = "SELECT COUNT(*) AS total FROM deployments
+             WHERE ($1 IS NULL OR state = $1) AND ($2 IS NULL OR host = $2)";
+        let total =
+            sqlx::query(sql).bind(state).bind(host).fetch_one(&self.read).await.map_err(read_failed)?;
+        let total = total.try_get::<i64, _>("total").map_err(read_failed)?;
+        let rows = rows.iter().map(deployment).collect::<Result<_>>()?;
+        Ok((rows, u64::try_from(total).unwrap_or(0)))
     }
 
     pub async fn deployments_in_state(&self, state: &str) -> Result<Vec<DeploymentRow>> {

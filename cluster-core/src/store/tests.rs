@@ -60,6 +60,8 @@ async fn what_was_acknowledged_is_there_after_reopening() {
         port: 22,
         user: UserName::parse("root").unwrap(),
         key_path: None,
+        base_dir: "/opt/e".into(),
+        by_person: true,
     });
     first.write(Write::PutNode(Box::new(stored.clone()))).await.unwrap();
     let deadline = Write::SetDesired {

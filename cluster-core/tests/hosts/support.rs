@@ -226,7 +226,7 @@ impl Membership for StandInCluster {
             if let Some(old) = links.remove(node) {
                 old.stop().await;
             }
-            let settings = link_settings(spec, "test");
+            let settings = link_settings(&spec.node, &spec.base_dir, "test");
             let link = LinkHandle::start(settings, self.host.dialer(), Some(connection), mpsc::channel(1).0);
             links.insert(node.clone(), link);
             Ok(())

@@ -27,7 +27,8 @@ impl Setting {
     }
 
     async fn with(&self, policy: Policy) -> Supervisor {
-        let engine = Engine::connect(None).await.expect("these tests need Docker: run tests/run");
+        let engine = Engine::new(None).unwrap();
+        engine.info().await.expect("these tests need Docker: run tests/run");
         let env = vec![("AEGIS_REMOTE_LLM_URL".to_owned(), "http://llm:1".to_owned())];
         Supervisor::recover(&self.data, self.node_id.clone(), engine, policy, "aegis-net".into(), env)
             .unwrap()
@@ -153,7 +154,8 @@ async fn a_restarted_worker_adopts_what_runs_and_tells_what_ended_meanwhile() {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let engine = Engine::connect(None).await.unwrap();
+            let engine = Engine::new(None).unwrap();
+            engine.info().await.unwrap();
             let supervisor =
                 Supervisor::recover(&data, node_id, engine, Policy::default(), "n".into(), vec![]).unwrap();
             let mut stream = Box::pin(supervisor.accept(first, 0).unwrap());

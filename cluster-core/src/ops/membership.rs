@@ -1,0 +1,187 @@
+//! What a deployment asks of the cluster: a name that is free, a pinned key, a link, a member that is
+//! Active and has run a container.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use crate::{
+    cluster::{
+        controller::Controller,
+        nodes::Nodes,
+        peer::{Desired, PeerStatus, Site},
+    },
+    deploy::{self, DeploymentSpec, Hosts, Origin},
+    error::{Error, ErrorCode, Result},
+    execution::{
+        dispatch::Executions,
+        lifecycle::State,
+        manifest::{ExecutionRequest, NetworkMode, ResourceRequest},
+    },
+    identity::PublicKey,
+    ids::NodeId,
+    ssh::{Connection, HostAddress, LinkSettings, SshTarget},
+    store::NodeRecord,
+};
+
+/// A container of the node's own image starts in under a second; a busy machine gets a minute.
+const PROOF_TIMEOUT_SECS: u64 = 60;
+/// Placement and start beside the run itself.
+const PROOF_WAIT: Duration = Duration::from_secs(PROOF_TIMEOUT_SECS + 15);
+
+#[derive(Debug, Clone)]
+pub struct ClusterMembership {
+    pub controller: Controller,
+    pub nodes: Nodes,
+    pub executions: Executions,
+    pub hosts: Hosts,
+}
+
+fn site(spec: &DeploymentSpec) -> Site {
+    Site {
+        base_dir: spec.base_dir.clone(),
+        by_person: spec.origin == Origin::Person,
+        ..bare_site(&spec.target)
+    }
+}
+
+fn bare_site(target: &SshTarget) -> Site {
+    Site {
+        host: target.host.to_string(),
+        port: target.port,
+        user: target.user.clone(),
+        key_path: target.key_path.clone(),
+        base_dir: String::new(),
+        by_person: false,
+    }
+}
+
+impl ClusterMembership {
+    /// Connects to a node that was deployed in an earlier life of the controller.
+    pub fn restore_link(&self, record: &NodeRecord, allow_loopback: bool) -> Result<()> {
+        let Some(site) = &record.site else { return Ok(()) };
+        if record.desired == Desired::Removed {
+            return Ok(());
+        }
+        let target = SshTarget {
+            host: HostAddress::parse(&site.host, allow_loopback)?,
+            port: site.port,
+            user: site.user.clone(),
+            key_path: site.key_path.clone(),
+        };
+        let origin = if site.by_person { Origin::Person } else { Origin::Assistant };
+        let settings = self.link_settings(&record.node_id, &site.base_dir);
+        self.nodes.attach_link(settings, self.hosts.dialer(target, origin), None);
+        Ok(())
+    }
+
+    fn link_settings(&self, node_id: &NodeId, base_dir: &str) -> LinkSettings {
+        deploy::link_settings(node_id, base_dir, self.controller.cluster_id().as_str())
+    }
+
+    async fn wait_until_active(&self, node_id: &NodeId) -> Result<()> {
+        let mut version = self.controller.version();
+        loop {
+            version.mark_unchanged();
+            let view = self.controller.view(node_id.clone()).await?;
+            if view.link_up && matches!(view.status, PeerStatus::Active | PeerStatus::Draining) {
+                return Ok(());
+            }
+            version
+                .changed()
+                .await
+                .map_err(|_| Error::new(ErrorCode::Unavailable, "the controller is stopping"))?;
+        }
+    }
+
+    async fn run_proof(&self, node_id: &NodeId, image: &str) -> Result<String> {
+        let view = self.controller.view(node_id.clone()).await?;
+        if view.desired == Desired::Draining {
+            return Ok("the node is draining and takes no work, so no container was run".to_owned());
+        }
+        let request = ExecutionRequest {
+            image: image.to_owned(),
+            command: vec!["/aegis".to_owned(), "--version".to_owned()],
+            node_id: Some(node_id.clone()),
+            resources: ResourceRequest { cpu: Some(0.1), memory_mb: Some(128), ..Default::default() },
+            network: NetworkMode::None,
+            timeout_seconds: Some(PROOF_TIMEOUT_SECS),
+            queue: true,
+            ..Default::default()
+        };
+        let submitted = self.executions.submit(request).await?;
+        let id = submitted.execution_id;
+        let ended = self.executions.wait(&id, PROOF_WAIT, |view| view.state.is_settled()).await?;
+        if ended.state == State::Succeeded {
+            let took_ms = ended.ended_at_ms.unwrap_or(0) - submitted.created_at_ms;
+            return Ok(format!("{id} ran a container of {image} and exited with 0 after {took_ms} ms"));
+        }
+        let why = ended.failure.map(|failure| failure.message).or(ended.waiting).unwrap_or_default();
+        let _ = self.executions.cancel(&id, "the proof took too long").await;
+        Err(Error::new(
+            ErrorCode::DeploymentFailed,
+            format!("the node could not run a container: {} {why}", ended.state.name()),
+        )
+        .remedy("see the node's log: docker compose logs node"))
+    }
+}
+
+impl deploy::Membership for ClusterMembership {
+    fn check_identity<'a>(&'a self, node: &'a NodeId, target: &'a SshTarget) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.controller.check_identity(node.clone(), bare_site(target)))
+    }
+
+    fn admit<'a>(
+        &'a self,
+        node: &'a NodeId,
+        public_key: [u8; 32],
+        spec: &'a DeploymentSpec,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site(spec)).await
+        })
+    }
+
+    fn attach_link<'a>(
+        &'a self,
+        node: &'a NodeId,
+        spec: &'a DeploymentSpec,
+        connection: Connection,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let dialer = self.hosts.dialer(spec.target.clone(), spec.origin);
+            self.nodes.attach_link(self.link_settings(node, &spec.base_dir), dialer, Some(connection));
+            Ok(())
+        })
+    }
+
+    fn await_active<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if let Ok(active) = tokio::time::timeout(limit, self.wait_until_active(node)).await {
+                return active;
+            }
+            let view = self.controller.view(node.clone()).await?;
+            let why = view.problem.map(|problem| problem.message).unwrap_or_default();
+            Err(Error::new(
+                ErrorCode::Timeout,
+                format!("node {node} is {:?} and not Active after {} s: {why}", view.status, limit.as_secs()),
+            )
+            .remedy("see the node's log: docker compose logs node"))
+        })
+    }
+
+    fn prove<'a>(&'a self, node: &'a NodeId, image: &'a str) -> BoxFuture<'a, Result<String>> {
+        Box::pin(self.run_proof(node, image))
+    }
+
+    fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.nodes.detach(node);
+            self.controller.withdraw(node.clone()).await
+        })
+    }
+
+    fn controller_public_key(&self) -> [u8; 32] {
+        *self.controller.public_key().as_bytes()
+    }
+}
