@@ -4,6 +4,8 @@
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod core;
+pub mod deploy;
 pub mod error;
 pub mod execution;
 pub mod identity;
