@@ -1,1 +1,6 @@
+//! `aegis`
+#![allow(dead_code)]
+mod codes;
+mod server;
+mod tools;
 fn main() {}
