@@ -20,7 +20,9 @@ mod schema;
 mod submit_execution;
 mod text;
 
-pub use arguments::{check_range, parse, secret};
-pub use catalogue::{Call, Catalogue, Hints, Tool};
+pub use arguments::{check_range, check_secret, parse};
+pub use cancel_execution::reason as cancel_reason;
+pub use catalogue::Catalogue;
+pub use drain_node::order as drain_order;
 pub use progress::whole;
 pub use text::clean;

@@ -1,0 +1,65 @@
+//! Reading requests so that every refusal is one of our errors, with what is wrong and where.
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+};
+use cluster_core::{Error, ErrorCode};
+use http::{StatusCode, request::Parts};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::Problem;
+
+/// A JSON object; no body is an empty one.
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB")
+            } else {
+                Error::invalid("the body could not be read")
+            }
+        })?;
+        let value: Value = if bytes.is_empty() {
+            Value::Object(serde_json::Map::new())
+        } else {
+            // The parser's own words name a place and never the content.
+            serde_json::from_slice(&bytes).map_err(|e| {
+                Error::invalid(format!("the body is not JSON (line {}, column {})", e.line(), e.column()))
+            })?
+        };
+        Ok(Self(crate::tools::parse(value)?))
+    }
+}
+
+/// The query string; unknown parameters are refused by the type.
+pub struct Asked<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = Query::<T>::try_from_uri(&parts.uri)
+            .map_err(|e| Error::invalid(format!("query: {}", crate::tools::clean(&e.body_text()))))?;
+        Ok(Self(query.0))
+    }
+}
+
+/// A part of the path that is one of our ids.
+pub struct Named<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|e| Error::invalid(format!("path: {}", crate::tools::clean(&e.body_text()))))?;
+        Ok(Self(path.0))
+    }
+}
