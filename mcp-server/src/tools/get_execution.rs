@@ -2,10 +2,7 @@
 
 use cluster_core::{
     Failure, Result,
-    execution::{
-        lifecycle::State,
-        view::{EventView, ExecutionView},
-    },
+    execution::{lifecycle::State, view::EventView},
     ids::{ExecutionId, NodeId},
 };
 use schemars::JsonSchema;

@@ -1,9 +1,6 @@
 //! The sockets in the data directory: made by its owner, for its owner's processes alone.
 
-use std::{
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
 use tokio::net::{UnixListener, UnixStream};
@@ -37,10 +34,6 @@ impl Socket {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self { listener, path })
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The next connection of our own user; others are turned away.
