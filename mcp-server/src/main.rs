@@ -10,6 +10,8 @@ mod codes;
 mod daemon;
 mod rest;
 mod server;
+#[cfg(test)]
+mod testing;
 mod tools;
 mod transport;
 

@@ -3,6 +3,7 @@
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    response::{IntoResponse as _, Response},
 };
 use cluster_core::{Error, ErrorCode};
 use http::{StatusCode, request::Parts};
@@ -15,26 +16,31 @@ use super::error::Problem;
 pub struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Problem;
+    type Rejection = Response;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB")
-            } else {
-                Error::invalid("the body could not be read")
+                // HTTP has a status of its own for this bound.
+                let error = Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB");
+                return (StatusCode::PAYLOAD_TOO_LARGE, Problem(error).body()).into_response();
             }
+            Problem(Error::invalid("the body could not be read")).into_response()
         })?;
-        let value: Value = if bytes.is_empty() {
-            Value::Object(serde_json::Map::new())
-        } else {
-            // The parser's own words name a place and never the content.
-            serde_json::from_slice(&bytes).map_err(|e| {
-                Error::invalid(format!("the body is not JSON (line {}, column {})", e.line(), e.column()))
-            })?
-        };
-        Ok(Self(crate::tools::parse(value)?))
+        read(&bytes).map(Self).map_err(|error| Problem(error).into_response())
     }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> cluster_core::Result<T> {
+    let value: Value = if bytes.is_empty() {
+        Value::Object(serde_json::Map::new())
+    } else {
+        // The parser's own words could repeat the content; the place is enough.
+        serde_json::from_slice(bytes).map_err(|e| {
+            Error::invalid(format!("the body is not JSON (line {}, column {})", e.line(), e.column()))
+        })?
+    };
+    crate::tools::parse(value)
 }
 
 /// The query string; unknown parameters are refused by the type.

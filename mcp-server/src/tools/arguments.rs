@@ -30,7 +30,7 @@ pub fn parse<T: DeserializeOwned>(mut arguments: Value) -> Result<T> {
         object.retain(|_, value| !value.is_null());
     }
     serde_path_to_error::deserialize(arguments).map_err(|e| {
-        let path = e.path().to_string();
+        let path = bounded(&e.path().to_string());
         let why = bounded(&e.into_inner().to_string());
         let place = if path == "." { String::new() } else { format!("{path}: ") };
         Error::invalid(format!("{place}{why}"))

@@ -238,3 +238,83 @@ fn log(tool: &str, error: &Error) {
         tracing::debug!(tool, code = %error.code(), error = %error, "a tool call was refused");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster_core::config::schema::Auth;
+
+    fn settings() -> McpSettings {
+        McpSettings {
+            http: true,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            auth: Auth::Token,
+            read_only: false,
+            tools: None,
+        }
+    }
+
+    #[test]
+    fn every_tool_tells_all_that_clients_use() {
+        for tool in Catalogue::all().manifests() {
+            let name = tool.name.as_ref();
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+            // With the server's name and two separators.
+            assert!(name.len() + "mcp__aegis__".len() <= 60, "{name}");
+            assert!(tool.title.is_some(), "{name}");
+            let hints = tool.annotations.unwrap();
+            for hint in
+                [hints.read_only_hint, hints.destructive_hint, hints.idempotent_hint, hints.open_world_hint]
+            {
+                assert!(hint.is_some(), "{name}");
+            }
+            assert_eq!(tool.input_schema["type"], "object", "{name}");
+            assert_eq!(tool.input_schema["additionalProperties"], false, "{name}");
+            for (argument, schema) in tool.input_schema["properties"].as_object().unwrap() {
+                assert!(schema.get("description").is_some(), "{name}.{argument} is not described");
+            }
+            let output = tool.output_schema.unwrap();
+            assert_eq!(output["type"], "object", "{name}");
+            assert!(output["properties"].get("next_step").is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_schema_has_what_clients_stumble_over() {
+        let text = Catalogue::all().listing().to_string();
+        for bad in ["\"format\"", "$ref", "$defs", "nullable", "\"null\""] {
+            assert!(!text.contains(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_two_that_are_always_needed_are_loaded_at_once() {
+        let loaded: Vec<_> = Catalogue::all()
+            .manifests()
+            .into_iter()
+            .filter(|tool| tool.meta.is_some())
+            .map(|tool| tool.name)
+            .collect();
+        assert_eq!(loaded, ["deploy_edge_node", "list_peers"]);
+    }
+
+    #[test]
+    fn a_read_only_node_offers_only_reading() {
+        let catalogue = Catalogue::of(&McpSettings { read_only: true, ..settings() }).unwrap();
+        assert_eq!(
+            catalogue.names(),
+            ["get_deployment_status", "list_deployments", "list_peers", "get_execution"]
+        );
+        assert!(catalogue.switched_off.contains(&"drain_node"));
+    }
+
+    #[test]
+    fn a_filter_keeps_the_order_and_refuses_unknown_names() {
+        let tools = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        let filtered = McpSettings { tools: tools(&["resume_node", "list_peers"]), ..settings() };
+        assert_eq!(Catalogue::of(&filtered).unwrap().names(), ["list_peers", "resume_node"]);
+        let unknown = McpSettings { tools: tools(&["list_peer"]), ..settings() };
+        assert_eq!(Catalogue::of(&unknown).unwrap_err().code(), ErrorCode::ConfigInvalid);
+    }
+}

@@ -48,6 +48,10 @@ pub fn simplify(schema: &mut Value) {
             {
                 object.remove("format");
             }
+            // Doc comments are wrapped for us, not for a model.
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            }
             drop_nullable_required(object);
             drop_null_type(object);
         }
@@ -87,6 +91,9 @@ fn drop_null_type(object: &mut JsonObject) {
             let only = only.clone();
             object.insert("type".to_owned(), only);
         }
+    }
+    if let Some(Value::Array(values)) = object.get_mut("enum") {
+        values.retain(|value| !value.is_null());
     }
     if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
         let before = choices.len();
@@ -140,10 +147,18 @@ mod tests {
 
     #[derive(JsonSchema, serde::Serialize)]
     #[allow(dead_code)]
+    enum Choice {
+        Left,
+        Right,
+    }
+
+    #[derive(JsonSchema, serde::Serialize)]
+    #[allow(dead_code)]
     struct Outer {
         /// Its own words.
         inner: Option<Inner>,
         list: Vec<Inner>,
+        choice: Option<Choice>,
         port: u16,
     }
 

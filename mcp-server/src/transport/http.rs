@@ -189,3 +189,145 @@ pub fn mcp_service(
     sessions.session_config = session;
     StreamableHttpService::new(move || Ok(server.clone()), Arc::new(sessions), config)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::middleware;
+    use cluster_core::deploy::Origin;
+    use serde_json::{Value, json};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::{rest, testing, transport::guard};
+
+    /// The whole stack on a port of its own.
+    async fn start() -> (SocketAddr, CancellationToken) {
+        let (settings, stop) = (testing::settings(), CancellationToken::new());
+        let guard = guard::Guard::new(&settings, "t0ken").unwrap();
+        let api = rest::Api { core: testing::core(), origin: Origin::Assistant, stop: stop.clone() };
+        let router = rest::router(api)
+            .merge(
+                Router::new().route_service("/mcp", mcp_service(testing::server(), &settings, stop.clone())),
+            )
+            .layer(middleware::from_fn_with_state(guard, guard::guard));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve_tcp(listener, router, stop.clone()));
+        (address, stop)
+    }
+
+    /// Status and body of one request that closes its connection.
+    async fn send(address: SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head =
+            format!("{head}host: {address}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // A refusal may come before all of the body is taken.
+        let _ = stream.write_all(body).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        (status, answer)
+    }
+
+    const MCP: &str = "POST /mcp HTTP/1.1\r\naccept: application/json, text/event-stream\r\n\
+                       content-type: application/json\r\n";
+    const TOKEN: &str = "authorization: Bearer t0ken\r\n";
+
+    fn list(meta: Value) -> Vec<u8> {
+        json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}})
+            .to_string()
+            .into_bytes()
+    }
+
+    #[tokio::test]
+    async fn tools_are_listed_over_http_in_the_newer_era() {
+        let (address, stop) = start().await;
+        let meta = json!({
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {}
+        });
+        let head = format!("{MCP}{TOKEN}mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/list\r\n");
+        let (status, answer) = send(address, &head, &list(meta)).await;
+        assert_eq!(status, 200, "{answer}");
+        assert!(answer.contains("deploy_edge_node") && answer.contains("ttlMs"), "{answer}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn the_older_era_initializes_over_http() {
+        let (address, stop) = start().await;
+        let body = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+            "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}});
+        // The session's stream stays open, so only the beginning is read.
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let body = body.to_string();
+        let head = format!("{MCP}{TOKEN}host: {address}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        while !answer.contains("\"serverInfo\"") {
+            let mut chunk = [0; 4096];
+            let count = stream.read(&mut chunk).await.unwrap();
+            assert!(count > 0, "{answer}");
+            answer.push_str(&String::from_utf8_lossy(&chunk[..count]));
+        }
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn mcp_needs_the_token_the_host_and_a_good_origin() {
+        let (address, stop) = start().await;
+        assert_eq!(send(address, MCP, b"{}").await.0, 401);
+        assert_eq!(send(address, &format!("{MCP}authorization: Bearer no\r\n"), b"{}").await.0, 401);
+        assert_eq!(
+            send(address, &format!("{MCP}{TOKEN}origin: http://evil.example\r\n"), b"{}").await.0,
+            403
+        );
+        assert_eq!(send(address, &format!("{MCP}{TOKEN}host: evil.example\r\n"), b"{}").await.0, 403);
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn too_large_bodies_are_refused_on_both_surfaces() {
+        let (address, stop) = start().await;
+        let large = vec![b' '; BODY_BYTES_MAX + 1];
+        let (status, answer) = send(address, &format!("{MCP}{TOKEN}"), &large).await;
+        assert_eq!(status, 413, "{answer}");
+        let deploy = format!("POST /deploy/edge-node HTTP/1.1\r\n{TOKEN}");
+        let (status, answer) = send(address, &deploy, &large).await;
+        assert_eq!(status, 413, "{answer}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn rest_refuses_in_json_what_is_wrong_and_what_is_for_persons() {
+        let (address, stop) = start().await;
+        let post = |path: &str| format!("POST {path} HTTP/1.1\r\n{TOKEN}");
+        let (status, answer) =
+            send(address, &post("/deploy/edge-node"), b"{\"host\":\"a\",\"hots\":1}").await;
+        assert_eq!(status, 400);
+        assert!(answer.contains("InvalidArgument") && answer.contains("hots"), "{answer}");
+        let (status, answer) = send(
+            address,
+            &post("/deploy/edge-node"),
+            b"{\"host\":\"a\",\"tunnel_token\":\"file:/etc/passwd\"}",
+        )
+        .await;
+        assert_eq!(status, 400, "{answer}");
+        for path in ["/v1/hosts", "/v1/hosts/probe", "/v1/shutdown"] {
+            assert_eq!(send(address, &post(path), b"{}").await.0, 404, "{path}");
+        }
+        assert_eq!(send(address, &post("/v1/executions"), b"not json").await.0, 400);
+        assert_eq!(send(address, "GET /health/live HTTP/1.1\r\n", b"").await.0, 200);
+        assert!(!stop.is_cancelled());
+        stop.cancel();
+    }
+}
