@@ -19,6 +19,9 @@ use tokio::time::Instant;
 use super::{Context, client::Client, own_path};
 
 const LOG_FILE: &str = "aegis.log";
+/// A larger log is put aside at the next start; the one before is dropped then.
+const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const LOG_FILE_OLD: &str = "aegis.log.old";
 const LOCK_FILE: &str = "start.lock";
 /// Includes making keys and opening the database on a slow disk.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
@@ -85,11 +88,16 @@ async fn take_turn(data_dir: &Path, deadline: Instant) -> Result<Flock<File>> {
 }
 
 fn spawn(context: &Context, data_dir: &Path, config: Option<&Path>, started_by: StartedBy) -> Result<Child> {
+    let path = data_dir.join(LOG_FILE);
+    // Here and only here: nobody writes to it now.
+    if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        std::fs::rename(&path, data_dir.join(LOG_FILE_OLD)).map_err(|e| unusable(&path, e))?;
+    }
     let log = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
-        .open(data_dir.join(LOG_FILE))
+        .open(path)
         .map_err(|e| unusable(data_dir, e))?;
     let mut command = Command::new(own_path()?);
     command.arg("serve").arg("--detached").arg("--data-dir").arg(data_dir);

@@ -6,6 +6,9 @@ use cluster_core::{Result, config::StartedBy};
 use super::{Context, launch, up};
 use crate::transport::{pipe, unix};
 
+/// What assistants expect of a server that ended by itself.
+const PIPE_BROKE: u8 = 1;
+
 #[derive(Debug, Args)]
 pub struct Mcp {
     /// Print how to add it to Claude Code, Cursor and Codex, and end
@@ -14,10 +17,11 @@ pub struct Mcp {
 }
 
 impl Mcp {
-    pub async fn run(self, context: &Context) -> Result<()> {
+    pub async fn run(self, context: &Context) -> Result<u8> {
         if self.print_config {
             let clients = up::Clients::of(&context.data_dir()?)?;
-            return context.output.show(&clients, || clients.text());
+            context.output.show(&clients, || clients.text())?;
+            return Ok(0);
         }
         let launched = launch::ensure(context, None, StartedBy::Assistant).await?;
         if !launched.health.ready {
@@ -26,6 +30,14 @@ impl Mcp {
                 context.output.say(&format!("aegis: {} is not up: {}", part.name, part.detail));
             }
         }
-        pipe::run(&launched.data_dir.join(unix::MCP), tokio::io::stdin(), tokio::io::stdout()).await
+        let socket = launched.data_dir.join(unix::MCP);
+        match pipe::run(&socket, tokio::io::stdin(), tokio::io::stdout()).await {
+            Ok(()) => Ok(0),
+            Err(error) => {
+                // stdout belongs to the protocol, whatever --output says.
+                context.output.talk_error(&error);
+                Ok(PIPE_BROKE)
+            }
+        }
     }
 }

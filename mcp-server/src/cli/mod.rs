@@ -109,7 +109,7 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Up(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Stop => stop::run(&context).await.map(|()| 0),
         Verb::Serve(verb) => verb.run(&context).await.map(|()| 0),
-        Verb::Mcp(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Mcp(verb) => verb.run(&context).await,
         Verb::Host(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Deploy(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Deployments(verb) => verb.run(&context).await.map(|()| 0),

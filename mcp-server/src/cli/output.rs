@@ -69,12 +69,18 @@ impl Output {
         self.error_bytes(b"\n");
     }
 
-    pub fn error(&self, error: &Error) {
+    /// An error for people only.
+    pub fn talk_error(&self, error: &Error) {
         self.say(&format!("error: {}", error.message()));
         if let Some(remedy) = error.remedy_text() {
             self.say(&format!("hint: {remedy}"));
         }
         tracing::debug!(error = %error.chain(), "failed");
+    }
+
+    /// For people on stderr, and for machines in their format on stdout.
+    pub fn error(&self, error: &Error) {
+        self.talk_error(error);
         let machine: Value = json!({ "error": Failure::from(error) });
         match self.format {
             Format::Json => self.bytes(format!("{machine}\n").as_bytes()),
@@ -96,7 +102,9 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     for row in rows {
         table.add_row(row);
     }
-    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    // Every cell is padded by one; the first column's would indent the whole.
+    let line = |line: &str| line.strip_prefix(' ').unwrap_or(line).trim_end().to_owned();
+    table.to_string().lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// For what goes wrong before there is an [`Output`].
