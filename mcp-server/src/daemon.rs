@@ -77,8 +77,17 @@ pub async fn run(options: Options) -> Result<()> {
 
     let core = Core::start(settings.clone(), Arc::clone(&data)).await?;
     let listening = Listening { core: core.clone(), settings, guard, catalogue, stop: stop.clone() };
-    let mut listeners = listening.spawn(&data, listener)?;
-    files::write_address(&data, address)?;
+    let listeners = listening.spawn(&data, listener).and_then(|listeners| {
+        files::write_address(&data, address)?;
+        Ok(listeners)
+    });
+    let mut listeners = match listeners {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            core.shutdown().await;
+            return Err(error);
+        }
+    };
     tracing::info!(%address, node_id = %core.node_id(), "listening");
 
     stop.cancelled().await;

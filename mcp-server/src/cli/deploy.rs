@@ -48,13 +48,14 @@ pub struct Deploy {
 }
 
 impl Deploy {
-    pub async fn run(self, context: &Context) -> Result<()> {
+    pub async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
         let (plan, no_wait) = (self.plan, self.no_wait);
         let body = self.body()?;
         if plan {
             let plan: PlanView = client.post("/deploy/edge-node", &body).await?;
-            return context.output.show(&plan, || plan_text(&plan));
+            context.output.show(&plan, || plan_text(&plan))?;
+            return Ok(0);
         }
         let mut view: DeploymentView = client.post("/deploy/edge-node", &body).await?;
         if !no_wait {
@@ -63,12 +64,17 @@ impl Deploy {
         context.output.show(&view, || {
             format!("{} {} {}", view.deployment_id, view.node_id, super::deployments::state(view.state))
         })?;
-        match (&view.failure, view.state) {
-            (_, DeploymentState::Ready | DeploymentState::Pending | DeploymentState::Running) => Ok(()),
-            (Some(failure), _) => Err(failure.clone().into()),
-            (None, _) => Err(Error::new(ErrorCode::DeploymentFailed, "the deployment did not succeed")
-                .remedy(view.next_step)),
-        }
+        let error: Error = match (view.failure, view.state) {
+            (_, DeploymentState::Ready | DeploymentState::Pending | DeploymentState::Running) => {
+                return Ok(0);
+            }
+            (Some(failure), _) => failure.into(),
+            (None, _) => Error::new(ErrorCode::DeploymentFailed, "the deployment did not succeed")
+                .remedy(view.next_step),
+        };
+        // stdout has the deployment already.
+        context.output.talk_error(&error);
+        Ok(crate::codes::of(error.code()).exit)
     }
 
     fn body(self) -> Result<Value> {

@@ -111,7 +111,7 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Serve(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Mcp(verb) => verb.run(&context).await,
         Verb::Host(verb) => verb.run(&context).await.map(|()| 0),
-        Verb::Deploy(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Deploy(verb) => verb.run(&context).await,
         Verb::Deployments(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Node(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Run(verb) => verb.run(&context).await,

@@ -77,10 +77,15 @@ impl Run {
                 cancelled(context, &client, &id).await?
             }
         };
-        if !context.output.is_human() {
-            context.output.show(&ended, String::new)?;
+        if context.output.is_human() {
+            return finish(&ended);
         }
-        finish(&ended)
+        context.output.show(&ended, String::new)?;
+        // stdout has the execution already.
+        Ok(finish(&ended).unwrap_or_else(|error| {
+            context.output.talk_error(&error);
+            crate::codes::of(error.code()).exit
+        }))
     }
 
     fn body(self) -> Result<Value> {

@@ -169,8 +169,28 @@ impl Followed for DeploymentView {
     }
 }
 
+/// Evidence of all steps together: with the rest of a result below its 20 KB.
+const EVIDENCE_BYTES_MAX: usize = 10 * 1024;
+
+/// Cuts the evidence to so many lines a step and to what fits into a result.
+pub fn bound_evidence(steps: &mut [StepView], lines_max: usize) {
+    let mut left = EVIDENCE_BYTES_MAX;
+    for step in steps {
+        step.evidence.truncate(lines_max);
+        step.evidence.retain(|line| {
+            let fits = line.len() <= left;
+            left = if fits { left - line.len() } else { 0 };
+            fits
+        });
+    }
+}
+
+/// Evidence that a concise answer shows of each step.
+pub const EVIDENCE_LINES_CONCISE: usize = 2;
+
 impl From<DeploymentView> for Outcome {
-    fn from(view: DeploymentView) -> Self {
+    fn from(mut view: DeploymentView) -> Self {
+        bound_evidence(&mut view.steps, EVIDENCE_LINES_CONCISE);
         Self {
             deployment_id: Some(view.deployment_id),
             state: state_name(view.state).to_owned(),

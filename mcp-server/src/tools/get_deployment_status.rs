@@ -11,15 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::{
     arguments::{ResponseFormat, wait},
     catalogue::{Call, Hints, Tool},
+    deploy_edge_node::{EVIDENCE_LINES_CONCISE, bound_evidence},
     text,
 };
 
 const LOG_BYTES_MAX: usize = 6 * 1024;
-/// Evidence that a concise answer shows of each step.
-const EVIDENCE_LINES_CONCISE: usize = 2;
-/// Together with the log below the 20 KB of a result.
-const EVIDENCE_BYTES_MAX: usize = 10 * 1024;
-
 pub struct GetDeploymentStatus;
 
 #[derive(Deserialize, JsonSchema)]
@@ -59,17 +55,11 @@ pub struct Outcome {
 impl Outcome {
     fn of(view: DeploymentView, format: ResponseFormat) -> Self {
         let mut steps = view.steps;
-        let mut left = EVIDENCE_BYTES_MAX;
-        for step in &mut steps {
-            if format == ResponseFormat::Concise {
-                step.evidence.truncate(EVIDENCE_LINES_CONCISE);
-            }
-            step.evidence.retain(|line| {
-                let fits = line.len() <= left;
-                left = left.saturating_sub(line.len());
-                fits
-            });
-        }
+        let lines = match format {
+            ResponseFormat::Concise => EVIDENCE_LINES_CONCISE,
+            ResponseFormat::Detailed => usize::MAX,
+        };
+        bound_evidence(&mut steps, lines);
         let log = view.log_tail.join("\n");
         let (log, _) = text::tail(&log, LOG_BYTES_MAX);
         Self {
