@@ -9,8 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    arguments::{cursor, cursor_of, page_limit},
+    arguments::{cursor, page_limit},
     catalogue::{Call, Hints, Tool},
+    paging::{fit, page},
 };
 
 /// Deployments that are looked through; older ones are reached by their id.
@@ -69,22 +70,6 @@ fn line(view: DeploymentView) -> Line {
     }
 }
 
-/// One page of a list, and the cursor of the next.
-pub fn page<T>(
-    items: Vec<T>,
-    after: Option<&str>,
-    limit: usize,
-    id: impl Fn(&T) -> &str,
-) -> (Vec<T>, Option<String>) {
-    let start = after
-        .and_then(|after| items.iter().position(|item| id(item) == after).map(|index| index + 1))
-        .unwrap_or(0);
-    let more = items.len() > start + limit;
-    let page: Vec<T> = items.into_iter().skip(start).take(limit).collect();
-    let next = page.last().filter(|_| more).map(|last| cursor_of(id(last)));
-    (page, next)
-}
-
 impl Tool for ListDeployments {
     const NAME: &'static str = "list_deployments";
     const TITLE: &'static str = "List deployments";
@@ -104,33 +89,14 @@ or host; pages of up to 100 by cursor. For the steps of one, call get_deployment
         });
         let total = all.len();
         let (page, next_cursor) = page(all, after.as_deref(), limit, |view| view.deployment_id.as_str());
+        let (deployments, cut) =
+            fit(page.into_iter().map(line).collect(), |line| line.deployment_id.as_str());
+        let next_cursor = cut.or(next_cursor);
         let next_step = match (&next_cursor, total) {
             (_, 0) => "There is none. Deploy a machine with deploy_edge_node.",
             (Some(_), _) => "Pass next_cursor as cursor for the next page.",
             (None, _) => "Call get_deployment_status with a deployment_id for its steps.",
         };
-        Ok(Outcome {
-            deployments: page.into_iter().map(line).collect(),
-            total,
-            next_cursor,
-            next_step: next_step.to_owned(),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_join_without_a_gap_or_a_repeat() {
-        let items: Vec<String> = (0..5).map(|n| format!("i{n}")).collect();
-        let (first, next) = page(items.clone(), None, 2, String::as_str);
-        let after = cursor(&next.unwrap()).unwrap();
-        let (second, next) = page(items.clone(), Some(&after), 2, String::as_str);
-        let after = cursor(&next.unwrap()).unwrap();
-        let (third, next) = page(items.clone(), Some(&after), 2, String::as_str);
-        assert!(next.is_none());
-        assert_eq!([first, second, third].concat(), items);
+        Ok(Outcome { deployments, total, next_cursor, next_step: next_step.to_owned() })
     }
 }

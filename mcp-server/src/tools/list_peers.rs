@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     arguments::{ResponseFormat, cursor, cursor_of, page_limit},
     catalogue::{Call, Hints, Tool},
+    paging::fit,
 };
 
 pub struct ListPeers;
@@ -110,30 +111,6 @@ fn peer(view: PeerView, format: ResponseFormat) -> Peer {
     }
 }
 
-/// A page ends early where a whole one would be too much for a model at once.
-const PAGE_BYTES_MAX: usize = 18 * 1024;
-
-/// The peers that fit, and the cursor when some did not.
-fn fit(mut peers: Vec<Peer>) -> (Vec<Peer>, Option<String>) {
-    let mut left = PAGE_BYTES_MAX;
-    let fitting = peers
-        .iter()
-        .take_while(|peer| {
-            let size = serde_json::to_string(peer).map_or(0, |text| text.len());
-            let fits = size <= left;
-            left = left.saturating_sub(size);
-            fits
-        })
-        .count()
-        .max(1);
-    if fitting >= peers.len() {
-        return (peers, None);
-    }
-    peers.truncate(fitting);
-    let next = peers.last().map(|last| cursor_of(last.node_id.as_str()));
-    (peers, next)
-}
-
 /// Peers come ordered by id, so a page begins after the last id even when that node has gone.
 fn page(mut peers: Vec<PeerView>, after: Option<&str>, limit: usize) -> (Vec<PeerView>, Option<String>) {
     if let Some(after) = after {
@@ -165,7 +142,10 @@ tags; pages of up to 100 by cursor. response_format detailed adds capacity, link
         let total = peers.len();
         let active = peers.iter().any(|view| view.status == PeerStatus::Active);
         let (page, next_cursor) = page(peers, after.as_deref(), limit);
-        let (peers, cut) = fit(page.into_iter().map(|view| peer(view, arguments.response_format)).collect());
+        let (peers, cut) =
+            fit(page.into_iter().map(|view| peer(view, arguments.response_format)).collect(), |peer| {
+                peer.node_id.as_str()
+            });
         let next_cursor = cut.or(next_cursor);
         let next_step = if next_cursor.is_some() {
             "Pass next_cursor as cursor for the next page."
@@ -175,34 +155,5 @@ tags; pages of up to 100 by cursor. response_format detailed adds capacity, link
             "No active node matches. Deploy one with deploy_edge_node, or resume a drained one."
         };
         Ok(Outcome { peers, total, cluster_id, next_cursor, next_step: next_step.to_owned() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peers(count: usize) -> Vec<Peer> {
-        (0..count)
-            .map(|n| Peer {
-                node_id: NodeId::parse(format!("node-{n:03}")).unwrap(),
-                status: PeerStatus::Active,
-                tags: Vec::new(),
-                free: Amounts::default(),
-                running: 0,
-                last_heartbeat_age_ms: None,
-                problem: None,
-                host: Some("h".repeat(500)),
-                details: None,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_page_is_cut_to_what_a_model_takes_at_once() {
-        let (fitting, next) = fit(peers(100));
-        assert!(serde_json::to_string(&fitting).unwrap().len() <= PAGE_BYTES_MAX + fitting.len() + 2);
-        assert_eq!(cursor(&next.unwrap()).unwrap(), fitting.last().unwrap().node_id.as_str());
-        assert!(fit(peers(3)).1.is_none());
     }
 }

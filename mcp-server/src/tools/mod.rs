@@ -14,6 +14,7 @@ mod get_execution;
 mod list_deployments;
 mod list_peers;
 mod output;
+mod paging;
 mod progress;
 mod resume_node;
 mod schema;
