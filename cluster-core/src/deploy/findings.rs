@@ -30,6 +30,16 @@ pub struct Finding {
     pub fix: String,
 }
 
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{severity} ({}): {}. To fix it: {}", self.code, self.message, self.fix)
+    }
+}
+
 /// What the judgement needs to know of the stack that is to run.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {

@@ -43,6 +43,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::{apply::Run, examine::Context, images::NodeImages, world::DeploymentRecord};
 pub use self::{
+    findings::Finding,
     hosts::Hosts,
     secret::Secret,
     settings::DeploySettings,

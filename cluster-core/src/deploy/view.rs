@@ -51,16 +51,22 @@ impl DeploymentState {
     }
 }
 
-impl fmt::Display for DeploymentState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl DeploymentState {
+    pub const fn name(self) -> &'static str {
+        match self {
             DeploymentState::Planned => "planned",
             DeploymentState::Running => "running",
             DeploymentState::Ready => "ready",
             DeploymentState::Failed => "failed",
             DeploymentState::RolledBack => "rolled_back",
             DeploymentState::Interrupted => "interrupted",
-        })
+        }
+    }
+}
+
+impl fmt::Display for DeploymentState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -136,6 +142,22 @@ pub enum StepState {
     Rechecking,
     Done,
     Failed,
+}
+
+impl StepState {
+    pub const fn name(self) -> &'static str {
+        match self {
+            StepState::Pending => "pending",
+            StepState::Running => "running",
+            StepState::Rechecking => "rechecking",
+            StepState::Done => "done",
+            StepState::Failed => "failed",
+        }
+    }
+
+    pub const fn is_ended(self) -> bool {
+        matches!(self, StepState::Done | StepState::Failed)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

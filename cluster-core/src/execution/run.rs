@@ -24,6 +24,8 @@ use crate::{
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Pieces of output that are ready together become one event.
 const OUTPUT_PIECES_MAX: usize = 64;
+/// Readers page by events, so that one must be a small part of a page.
+const OUTPUT_EVENT_BYTES_MAX: usize = 8 * 1024;
 /// While the engine does not answer, an adopted container is asked for again.
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
 /// For how long an engine may be away (its restart takes seconds) before the run is given up.
@@ -222,12 +224,23 @@ impl Writer {
     /// False once the log takes no more.
     fn write(&mut self, run: &Run, all: bool) -> Result<bool> {
         let held = if all { 0 } else { unfinished(&self.pending) };
-        let ready = self.pending.split_to(self.pending.len() - held);
-        if ready.is_empty() {
-            return Ok(true);
+        let mut ready = self.pending.split_to(self.pending.len() - held);
+        while !ready.is_empty() {
+            let piece = ready.split_to(piece_length(&ready));
+            if !run.log.append_output(self.stream, piece.freeze())? {
+                return Ok(false);
+            }
         }
-        run.log.append_output(self.stream, ready.freeze())
+        Ok(true)
     }
+}
+
+/// What fits into one event, without cutting a character in two.
+fn piece_length(bytes: &[u8]) -> usize {
+    if bytes.len() <= OUTPUT_EVENT_BYTES_MAX {
+        return bytes.len();
+    }
+    OUTPUT_EVENT_BYTES_MAX - unfinished(&bytes[..OUTPUT_EVENT_BYTES_MAX])
 }
 
 /// Bytes at the end that begin a UTF-8 character and do not finish it.

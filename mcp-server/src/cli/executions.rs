@@ -1,0 +1,130 @@
+//! `aegis executions`: what ran, what it wrote, and how to end it.
+
+use clap::Subcommand;
+use cluster_core::{
+    Error, Result,
+    execution::view::{EventView, ExecutionView},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Context, node,
+    output::table,
+    run::{follow, write},
+    segment,
+};
+
+#[derive(Debug, Subcommand)]
+pub enum Executions {
+    /// The latest ones
+    List {
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// One of them
+    Get { id: String },
+    /// What it wrote so far
+    Logs {
+        id: String,
+        /// Go on until it ends
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// End it
+    Cancel {
+        id: String,
+        #[arg(long)]
+        reason: Option<String>,
+    },
+}
+
+#[derive(Deserialize)]
+struct List {
+    executions: Vec<ExecutionView>,
+}
+
+impl Executions {
+    pub async fn run(self, context: &Context) -> Result<u8> {
+        let client = context.client()?;
+        match self {
+            Executions::List { limit } => {
+                let data: Value = client.get(&format!("/v1/executions?limit={limit}")).await?;
+                let list = List::deserialize(&data)
+                    .map_err(|e| Error::internal("the list is not understood").source(e))?
+                    .executions;
+                context.output.show(&data, || executions_table(&list))?;
+            }
+            Executions::Get { id } => {
+                let view: ExecutionView = client.get(&format!("/v1/executions/{}", segment(&id))).await?;
+                context.output.show(&view, || detail(&view))?;
+            }
+            Executions::Logs { id, follow: true } => {
+                follow(context, &client, &id, 0).await?;
+            }
+            Executions::Logs { id, follow: false } => logs(context, &id).await?,
+            Executions::Cancel { id, reason } => {
+                let path = format!("/v1/executions/{}/cancel", segment(&id));
+                let view: ExecutionView = client.post(&path, &json!({ "reason": reason })).await?;
+                context.output.show(&view, || format!("{} {}", view.execution_id, view.state.name()))?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Up to what is stored now.
+async fn logs(context: &Context, id: &str) -> Result<()> {
+    let client = context.client()?;
+    let path = format!("/v1/executions/{}", segment(id));
+    let view: ExecutionView = client.get(&path).await?;
+    if view.last_sequence == 0 {
+        return Ok(());
+    }
+    client
+        .follow(&format!("{path}/events"), |name, data| {
+            if name != "event" {
+                return Ok(false);
+            }
+            let event: EventView = serde_json::from_str(data)
+                .map_err(|e| Error::internal("an event is not understood").source(e))?;
+            write(context, &event);
+            Ok(event.sequence < view.last_sequence)
+        })
+        .await
+}
+
+fn executions_table(list: &[ExecutionView]) -> String {
+    let rows = list
+        .iter()
+        .map(|view| {
+            vec![
+                view.execution_id.to_string(),
+                view.state.name().to_owned(),
+                view.node_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+                view.exit_code.map(|code| code.to_string()).unwrap_or_default(),
+                view.image.clone(),
+                cluster_core::clock::rfc3339(view.created_at_ms),
+            ]
+        })
+        .collect();
+    table(&["execution", "state", "node", "exit", "image", "created at"], rows)
+}
+
+fn detail(view: &ExecutionView) -> String {
+    let mut lines = vec![format!("{}: {}", view.execution_id, node::name(&view.state))];
+    lines.push(format!("image {}, attempt {}", view.image, view.attempt));
+    if let Some(id) = &view.node_id {
+        lines.push(format!("node {id}"));
+    }
+    if let Some(code) = view.exit_code {
+        lines.push(format!("exit code {code}"));
+    }
+    if let Some(why) = &view.waiting {
+        lines.push(format!("waiting: {why}"));
+    }
+    if let Some(failure) = &view.failure {
+        lines.push(format!("{}: {}", failure.code, failure.message));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,178 @@
+//! Starting the daemon in the background, for `aegis up` and `aegis mcp`.
+//!
+//! Two that start at once take turns by a lock in the data directory, so that one daemon comes of it;
+//! the daemon's own lock on the directory would refuse a second one anyway.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use cluster_core::{Error, ErrorCode, Result, config::StartedBy, core::HealthView};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::time::Instant;
+
+use super::{Context, client::Client, own_path};
+
+const LOG_FILE: &str = "aegis.log";
+/// A larger log is put aside at the next start; the one before is dropped then.
+const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const LOG_FILE_OLD: &str = "aegis.log.old";
+const LOCK_FILE: &str = "start.lock";
+/// Includes making keys and opening the database on a slow disk.
+const START_TIME_MAX: Duration = Duration::from_secs(60);
+/// A daemon that answers but lacks a part (no Docker) is used as it is after this long.
+const READY_TIME_MAX: Duration = Duration::from_secs(15);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const LOG_BYTES_SHOWN_MAX: u64 = 4096;
+const LOG_LINES_SHOWN_MAX: usize = 15;
+
+/// What a start found or made.
+#[derive(Debug)]
+pub struct Launched {
+    pub data_dir: PathBuf,
+    pub client: Client,
+    pub health: HealthView,
+    /// False when a daemon ran already.
+    pub started: bool,
+}
+
+/// A daemon that answers: the one that runs, or a new one.
+pub async fn ensure(context: &Context, config: Option<&Path>, started_by: StartedBy) -> Result<Launched> {
+    let data_dir = context.data_dir()?;
+    let client = Client::new(&data_dir);
+    if let Ok(health) = health(&client).await
+        && health.ready
+    {
+        return Ok(Launched { data_dir, client, health, started: false });
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(&data_dir).map_err(|e| unusable(&data_dir, e))?;
+    let deadline = Instant::now() + START_TIME_MAX;
+    let turn = take_turn(&data_dir, deadline).await?;
+    let mut child = match health(&client).await {
+        // Somebody else started it while we waited.
+        Ok(_) => None,
+        Err(_) => Some(spawn(context, &data_dir, config, started_by)?),
+    };
+    let started = child.is_some();
+    let health = await_ready(&client, &data_dir, child.as_mut(), deadline).await?;
+    drop(turn);
+    Ok(Launched { data_dir, client, health, started })
+}
+
+/// The health of a daemon, ready or not.
+async fn health(client: &Client) -> Result<HealthView> {
+    client.health().await
+}
+
+async fn take_turn(data_dir: &Path, deadline: Instant) -> Result<Flock<File>> {
+    let open = || {
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(data_dir.join(LOCK_FILE))
+    };
+    let mut file = open().map_err(|e| unusable(data_dir, e))?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = back,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(Error::new(ErrorCode::Timeout, "another start of the daemon does not end"));
+            }
+            Err((_, errno)) => return Err(unusable(data_dir, errno.into())),
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+fn spawn(context: &Context, data_dir: &Path, config: Option<&Path>, started_by: StartedBy) -> Result<Child> {
+    let path = data_dir.join(LOG_FILE);
+    // Here and only here: nobody writes to it now.
+    if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        std::fs::rename(&path, data_dir.join(LOG_FILE_OLD)).map_err(|e| unusable(&path, e))?;
+    }
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| unusable(data_dir, e))?;
+    let mut command = Command::new(own_path()?);
+    command.arg("serve").arg("--detached").arg("--data-dir").arg(data_dir);
+    if let Some(path) = config {
+        let path = std::path::absolute(path).map_err(|e| unusable(path, e))?;
+        command.arg("--config").arg(path);
+    }
+    match started_by {
+        // Whatever lies in an assistant's working directory is none of our business.
+        StartedBy::Assistant => {
+            command.arg("--started-by-assistant").current_dir(data_dir);
+        }
+        StartedBy::Person => {}
+    }
+    tracing::debug!(overrides = ?context.overrides, "starting the daemon");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().map_err(|e| Error::internal("the daemon could not be started").source(e))
+}
+
+async fn await_ready(
+    client: &Client,
+    data_dir: &Path,
+    mut child: Option<&mut Child>,
+    deadline: Instant,
+) -> Result<HealthView> {
+    let ready_by = Instant::now() + READY_TIME_MAX;
+    loop {
+        let known = health(client).await;
+        if let Ok(health) = known
+            && (health.ready || Instant::now() >= ready_by)
+        {
+            return Ok(health);
+        }
+        if let Some(running) = child.as_mut()
+            && let Ok(Some(status)) = running.try_wait()
+        {
+            // Lost a race for the data directory? Then the winner answers soon.
+            let conflict = i32::from(crate::codes::of(ErrorCode::Conflict).exit);
+            if status.code() != Some(conflict) || Instant::now() >= ready_by {
+                return Err(Error::new(
+                    ErrorCode::Unavailable,
+                    format!("the daemon ended at its start ({status}):\n{}", log_end(data_dir)),
+                )
+                .remedy(format!("the whole log is {}", data_dir.join(LOG_FILE).display())));
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                ErrorCode::Timeout,
+                format!("the daemon is not up after {} s", START_TIME_MAX.as_secs()),
+            )
+            .remedy(format!("see {}", data_dir.join(LOG_FILE).display())));
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// The last lines of the log, as an answer to "why".
+fn log_end(data_dir: &Path) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(data_dir.join(LOG_FILE))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_SHOWN_MAX)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(LOG_LINES_SHOWN_MAX);
+    lines[from..].join("\n")
+}
+
+fn unusable(path: &Path, e: std::io::Error) -> Error {
+    Error::new(ErrorCode::Storage, format!("{} cannot be used", path.display()))
+        .remedy("give the user who runs aegis a data directory it may write (--data-dir)")
+        .source(e)
+}

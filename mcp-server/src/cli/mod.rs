@@ -1,0 +1,187 @@
+//! The command line: one file a verb. Verbs talk to the daemon over its socket; only `serve` is the
+//! daemon, and only `config check`, `tools` and `probe` need none.
+
+mod client;
+mod config;
+mod deploy;
+mod deployments;
+mod executions;
+mod host;
+mod launch;
+mod mcp;
+mod node;
+pub mod output;
+mod probe;
+mod run;
+mod serve;
+mod status;
+mod stop;
+mod tools;
+mod up;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use cluster_core::{
+    Result,
+    config::{NodeConfig, Overrides, Settings},
+};
+
+use client::Client;
+use output::{Format, Output};
+
+/// Turns machines into nodes over SSH and runs agent containers on them; for assistants over MCP and
+/// for people.
+#[derive(Debug, Parser)]
+#[command(name = "aegis", version, max_term_width = 100)]
+pub struct Cli {
+    /// Where state is kept and the daemon is found [default: ~/.aegis]
+    #[arg(long, global = true, env = "AEGIS_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// How results are written
+    #[arg(long, short = 'o', global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start the daemon if none runs, show how it is, and how assistants connect
+    Up(up::Up),
+    /// Stop the daemon
+    Stop,
+    /// Run the daemon in the foreground
+    Serve(serve::Serve),
+    /// Serve MCP over stdin and stdout, for an assistant to start
+    Mcp(mcp::Mcp),
+    /// Hosts that may be deployed to
+    #[command(subcommand)]
+    Host(host::Host),
+    /// Turn a machine into a node
+    Deploy(deploy::Deploy),
+    /// List deployments, or show one
+    Deployments(deployments::Deployments),
+    /// Nodes of the cluster
+    #[command(subcommand)]
+    Node(node::Node),
+    /// Run a container on the cluster and show what it writes
+    Run(run::Run),
+    /// Executions
+    #[command(subcommand)]
+    Executions(executions::Executions),
+    /// How the daemon and the cluster are
+    Status,
+    /// Configuration files
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Print the tool manifest that assistants see
+    Tools,
+    #[command(hide = true)]
+    Probe(probe::Probe),
+}
+
+/// What every verb works with.
+#[derive(Debug)]
+pub struct Context {
+    pub output: Output,
+    pub overrides: Overrides,
+}
+
+impl Context {
+    pub fn data_dir(&self) -> Result<PathBuf> {
+        Settings::of(&NodeConfig::default(), &self.overrides).map(|settings| settings.data_dir)
+    }
+
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::new(&self.data_dir()?))
+    }
+}
+
+/// Runs the verb; the number is the exit status.
+pub async fn run(cli: Cli) -> u8 {
+    let mut overrides = Overrides::from_env();
+    if let Some(path) = cli.data_dir {
+        overrides.data_dir = Some(path);
+    }
+    let context = Context { output: Output::new(cli.output), overrides };
+    let ended = match cli.verb {
+        Verb::Up(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Stop => stop::run(&context).await.map(|()| 0),
+        Verb::Serve(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Mcp(verb) => verb.run(&context).await,
+        Verb::Host(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Deploy(verb) => verb.run(&context).await,
+        Verb::Deployments(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Node(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Run(verb) => verb.run(&context).await,
+        Verb::Executions(verb) => verb.run(&context).await,
+        Verb::Status => status::run(&context).await.map(|()| 0),
+        Verb::Config(verb) => verb.run(&context).map(|()| 0),
+        Verb::Tools => tools::run(&context).map(|()| 0),
+        Verb::Probe(verb) => verb.run().await.map(|()| 0),
+    };
+    ended.unwrap_or_else(|error| {
+        context.output.error(&error);
+        crate::codes::of(error.code()).exit
+    })
+}
+
+/// A part of a path in a URL: everything but unreserved characters is escaped.
+pub fn segment(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+/// The file that runs, to start it again or to name it to a client.
+pub fn own_path() -> Result<PathBuf> {
+    std::env::current_exe()
+        .map_err(|e| cluster_core::Error::internal("our own file cannot be found").source(e))
+}
+
+/// As a person reads it.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_a_command_after_two_dashes() {
+        let cli = Cli::try_parse_from([
+            "aegis",
+            "run",
+            "--image",
+            "busybox:1.36",
+            "--tag",
+            "gpu",
+            "--env",
+            "A=b=c",
+            "--",
+            "sh",
+            "-c",
+            "echo -n",
+        ])
+        .unwrap();
+        assert!(matches!(cli.verb, Verb::Run(_)));
+    }
+
+    #[test]
+    fn path_segments_are_escaped() {
+        assert_eq!(segment("fe80::1%eth0/x"), "fe80%3A%3A1%25eth0%2Fx");
+    }
+}

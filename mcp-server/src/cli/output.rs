@@ -1,0 +1,114 @@
+//! The only place that writes to the terminal: data to stdout, talk to stderr.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::io::Write as _;
+
+use cluster_core::{Error, Failure, Result};
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// The same, with lists as tables.
+    Table,
+    /// The fields of the REST API.
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    format: Format,
+}
+
+impl Output {
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// The result of a verb: for machines as it is, for people as `human` writes it.
+    pub fn show<T: Serialize>(&self, data: &T, human: impl FnOnce() -> String) -> Result<()> {
+        let text = match self.format {
+            Format::Text | Format::Table => human(),
+            Format::Json => serde_json::to_string_pretty(data)
+                .map_err(|e| Error::internal("the result cannot be written as JSON").source(e))?,
+            Format::Yaml => serde_saphyr::to_string(data)
+                .map_err(|e| Error::internal("the result cannot be written as YAML").source(e))?,
+        };
+        self.bytes(text.trim_end().as_bytes());
+        self.bytes(b"\n");
+        Ok(())
+    }
+
+    /// Whether a person reads.
+    pub fn is_human(&self) -> bool {
+        matches!(self.format, Format::Text | Format::Table)
+    }
+
+    /// Raw data on stdout. A reader that has gone ends the program as it would end any other.
+    pub fn bytes(&self, bytes: &[u8]) {
+        let mut stdout = std::io::stdout().lock();
+        if stdout.write_all(bytes).and_then(|()| stdout.flush()).is_err() {
+            std::process::exit(0);
+        }
+    }
+
+    /// Raw data on stderr: what a container wrote there.
+    pub fn error_bytes(&self, bytes: &[u8]) {
+        // Nobody is left to tell.
+        let _ = std::io::stderr().lock().write_all(bytes);
+    }
+
+    /// Talk.
+    pub fn say(&self, text: &str) {
+        self.error_bytes(text.as_bytes());
+        self.error_bytes(b"\n");
+    }
+
+    /// An error for people only.
+    pub fn talk_error(&self, error: &Error) {
+        self.say(&format!("error: {}", error.message()));
+        if let Some(remedy) = error.remedy_text() {
+            self.say(&format!("hint: {remedy}"));
+        }
+        tracing::debug!(error = %error.chain(), "failed");
+    }
+
+    /// For people on stderr, and for machines in their format on stdout.
+    pub fn error(&self, error: &Error) {
+        self.talk_error(error);
+        let machine: Value = json!({ "error": Failure::from(error) });
+        match self.format {
+            Format::Json => self.bytes(format!("{machine}\n").as_bytes()),
+            Format::Yaml => {
+                if let Ok(text) = serde_saphyr::to_string(&machine) {
+                    self.bytes(text.as_bytes());
+                }
+            }
+            Format::Text | Format::Table => {}
+        }
+    }
+}
+
+/// A table without lines, as `ps` writes it.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().map(|name| name.to_uppercase()));
+    for row in rows {
+        table.add_row(row);
+    }
+    // Every cell is padded by one; the first column's would indent the whole.
+    let line = |line: &str| line.strip_prefix(' ').unwrap_or(line).trim_end().to_owned();
+    table.to_string().lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// For what goes wrong before there is an [`Output`].
+pub fn fatal(text: &str) {
+    // Nobody is left to tell.
+    let _ = writeln!(std::io::stderr(), "error: {text}");
+}

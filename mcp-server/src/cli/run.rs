@@ -1,0 +1,246 @@
+//! `aegis run`: like `docker run`, on the node that fits best.
+
+use std::{collections::BTreeMap, io::Read as _};
+
+use clap::{Args, ValueEnum};
+use cluster_core::{
+    Error, ErrorCode, Result,
+    execution::{
+        lifecycle::State,
+        manifest::{INPUT_BYTES_MAX, NetworkMode, ResourceRequest},
+        view::{EventKind, EventView, ExecutionView, Stream},
+    },
+};
+use serde_json::{Value, json};
+
+use super::{Context, client::Client, node::duration, segment};
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Network {
+    None,
+    Allow,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Container image
+    #[arg(long, default_value = super::up::TRIAL_IMAGE)]
+    image: String,
+    /// A tag that the node must have; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Run on this node
+    #[arg(long)]
+    node: Option<String>,
+    /// CPU cores, like 0.5
+    #[arg(long)]
+    cpu: Option<f64>,
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
+    #[arg(long, value_enum, default_value = "none")]
+    network: Network,
+    /// Environment variable; may be repeated
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// Text for the container's stdin; - reads ours
+    #[arg(long, value_name = "TEXT|-")]
+    input: Option<String>,
+    /// End it after this long, like 90s or 10m
+    #[arg(long, value_parser = duration)]
+    timeout: Option<std::time::Duration>,
+    /// The program and its arguments [default: the image's own]
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+fn pair(text: &str) -> std::result::Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Run {
+    pub async fn run(self, context: &Context) -> Result<u8> {
+        let client = context.client()?;
+        let body = self.body()?;
+        let view: ExecutionView = client.post("/v1/executions", &body).await?;
+        if context.output.is_human() {
+            let place = view.node_id.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
+            let why = view.waiting.as_ref().map(|why| format!(", waiting: {why}")).unwrap_or_default();
+            context.output.say(&format!("{}{place}{why}", view.execution_id));
+        }
+        let id = view.execution_id.to_string();
+        let ended = tokio::select! {
+            ended = follow(context, &client, &id, 0) => ended?,
+            _ = tokio::signal::ctrl_c() => {
+                context.output.say("cancelling; press Ctrl-C again to leave it running");
+                cancelled(context, &client, &id).await?
+            }
+        };
+        if context.output.is_human() {
+            return finish(&ended);
+        }
+        context.output.show(&ended, String::new)?;
+        // stdout has the execution already.
+        Ok(finish(&ended).unwrap_or_else(|error| {
+            context.output.talk_error(&error);
+            crate::codes::of(error.code()).exit
+        }))
+    }
+
+    fn body(self) -> Result<Value> {
+        let input = match self.input {
+            Some(dash) if dash == "-" => Some(stdin()?),
+            other => other,
+        };
+        let network = match self.network {
+            Network::None => NetworkMode::None,
+            Network::Allow => NetworkMode::Allow,
+        };
+        let resources =
+            ResourceRequest { cpu: self.cpu, memory_mb: self.memory, ..ResourceRequest::default() };
+        Ok(json!({
+            "image": self.image,
+            "command": self.command,
+            "env": self.env.into_iter().collect::<BTreeMap<_, _>>(),
+            "input": input,
+            "target_tags": self.tags,
+            "node_id": self.node,
+            "resources": resources,
+            "network": network,
+            "timeout_seconds": self.timeout.map(|timeout| timeout.as_secs()),
+        }))
+    }
+}
+
+fn stdin() -> Result<String> {
+    let mut text = String::new();
+    let bound = u64::try_from(INPUT_BYTES_MAX).unwrap_or(u64::MAX) + 1;
+    std::io::stdin()
+        .take(bound)
+        .read_to_string(&mut text)
+        .map_err(|e| Error::invalid("stdin is not text").source(e))?;
+    Ok(text)
+}
+
+async fn cancelled(context: &Context, client: &Client, id: &str) -> Result<ExecutionView> {
+    let path = format!("/v1/executions/{}/cancel", segment(id));
+    let reason = json!({ "reason": "Ctrl-C in aegis run" });
+    let _: ExecutionView = client.post(&path, &reason).await?;
+    tokio::select! {
+        ended = follow_silently(client, id) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            context.output.say("left to itself");
+            Err(Error::new(ErrorCode::Cancelled, "interrupted"))
+        }
+    }
+}
+
+async fn follow_silently(client: &Client, id: &str) -> Result<ExecutionView> {
+    loop {
+        let path = format!("/v1/executions/{}?wait_seconds=30", segment(id));
+        let view: ExecutionView = client.get(&path).await?;
+        if view.state.is_settled() {
+            return Ok(view);
+        }
+    }
+}
+
+/// Writes the container's output to where the container meant it, until it ends.
+pub async fn follow(context: &Context, client: &Client, id: &str, after: u64) -> Result<ExecutionView> {
+    let mut ended = None;
+    let mut failed = None;
+    let path = format!("/v1/executions/{}/events?after={after}", segment(id));
+    client
+        .follow(&path, |name, data| {
+            let unread = |e: serde_json::Error| Error::internal("an event is not understood").source(e);
+            match name {
+                "end" => {
+                    ended = Some(serde_json::from_str(data).map_err(unread)?);
+                    Ok(false)
+                }
+                "error" => {
+                    failed = Some(serde_json::from_str::<cluster_core::Failure>(data).map_err(unread)?);
+                    Ok(false)
+                }
+                _ => {
+                    let event: EventView = serde_json::from_str(data).map_err(unread)?;
+                    write(context, &event);
+                    Ok(true)
+                }
+            }
+        })
+        .await?;
+    match (ended, failed) {
+        (Some(view), _) => Ok(view),
+        (None, Some(failure)) => Err(failure.into()),
+        (None, None) => Err(Error::internal("the stream ended without an end")),
+    }
+}
+
+/// With a format for machines, stdout is theirs: output goes to stderr then.
+pub fn write(context: &Context, event: &EventView) {
+    match &event.kind {
+        EventKind::Output { stream: Stream::Stdout, data, .. } if context.output.is_human() => {
+            context.output.bytes(data);
+        }
+        EventKind::Output { data, .. } => context.output.error_bytes(data),
+        EventKind::Gap { first, last } => {
+            context.output.say(&format!("(events {first} to {last} are not kept any more)"));
+        }
+        _ => {}
+    }
+}
+
+/// The container's exit code; any other end is an error of its own.
+pub fn finish(view: &ExecutionView) -> Result<u8> {
+    let code = view.exit_code.map(|code| u8::try_from(code & 0xff).unwrap_or(u8::MAX));
+    match (view.state, code, &view.failure) {
+        (State::Succeeded, _, _) => Ok(code.unwrap_or(0)),
+        // A container that was ended for a reason has a code too (137); the reason is what counts.
+        (State::Failed, Some(code), Some(failure)) if failure.code == ErrorCode::ContainerFailed => Ok(code),
+        (_, _, Some(failure)) => Err(failure.clone().into()),
+        (State::Cancelled, _, None) => Err(Error::new(ErrorCode::Cancelled, "the execution was cancelled")),
+        (State::Lost, _, None) => {
+            Err(Error::new(ErrorCode::Lost, "the node is gone; what became of it is not known")
+                .remedy("`aegis node peers` shows the node; it is corrected when the node returns"))
+        }
+        (_, _, None) => Err(Error::internal("the execution did not end")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(state: &str, rest: Value) -> ExecutionView {
+        let mut value = json!({
+            "execution_id": "exec-1", "state": state, "image": "busybox", "attempt": 1,
+            "created_at_ms": 0, "last_sequence": 3
+        });
+        value.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn the_containers_exit_code_is_ours() {
+        assert_eq!(finish(&ended("succeeded", json!({"exit_code": 0}))).unwrap(), 0);
+        let failure = json!({"code": "ContainerFailed", "message": "it exited with code 42"});
+        let failed = ended("failed", json!({"exit_code": 42, "failure": failure}));
+        assert_eq!(finish(&failed).unwrap(), 42);
+    }
+
+    #[test]
+    fn an_end_without_an_exit_code_is_an_error() {
+        let failure = json!({"failure": {"code": "Timeout", "message": "300 s are over"}, "exit_code": 137});
+        assert_eq!(finish(&ended("failed", failure)).unwrap_err().code(), ErrorCode::Timeout);
+        assert_eq!(finish(&ended("cancelled", json!({}))).unwrap_err().code(), ErrorCode::Cancelled);
+        assert_eq!(finish(&ended("lost", json!({}))).unwrap_err().code(), ErrorCode::Lost);
+    }
+
+    #[test]
+    fn an_environment_value_may_hold_an_equals_sign() {
+        assert_eq!(pair("A=b=c").unwrap(), ("A".to_owned(), "b=c".to_owned()));
+        assert!(pair("A").is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! `aegis serve`: the daemon itself.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use cluster_core::{Error, Result, config::StartedBy};
+
+use super::Context;
+use crate::daemon::{self, Options};
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration file [default: the first of $AEGIS_CONFIG_PATH, ./aegis-config.yaml,
+    /// ~/.aegis/aegis-config.yaml, /etc/aegis/aegis-config.yaml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Leave the terminal's session; set by `up` and `mcp`
+    #[arg(long, hide = true)]
+    detached: bool,
+    /// Read nothing from the working directory; set by `mcp`
+    #[arg(long, hide = true)]
+    started_by_assistant: bool,
+}
+
+impl Serve {
+    pub async fn run(self, context: &Context) -> Result<()> {
+        if self.detached {
+            // A session of its own: closing the terminal or Ctrl-C in it must not reach us.
+            nix::unistd::setsid()
+                .map_err(|e| Error::internal("the daemon could not leave its session").source(e))?;
+        }
+        let started_by = if self.started_by_assistant { StartedBy::Assistant } else { StartedBy::Person };
+        daemon::run(Options { config: self.config, overrides: context.overrides.clone(), started_by }).await
+    }
+}

@@ -1,0 +1,166 @@
+//! `aegis serve`: the process that everything else talks to.
+//!
+//! It owns the data directory, the core, and one task a listener: `api.sock` (REST for the command
+//! line), `mcp.sock` (assistants over `aegis mcp`) and the HTTP port (REST and `/mcp`; on a plain
+//! worker health alone). The story: configuration, data directory, core, listeners, wait, then stop
+//! intake, let connections end, stop the core; each with a bound.
+
+mod files;
+mod log;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use axum::{Router, middleware};
+use cluster_core::{
+    Error, ErrorCode, Result,
+    config::{self, Overrides, Settings, StartedBy},
+    core::Core,
+    deploy::Origin,
+    store::DataDirectory,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    rest::{self, Api},
+    server::AegisServer,
+    tools::Catalogue,
+    transport::{
+        guard::{self, Guard},
+        http::{mcp_service, serve_tcp, serve_unix},
+        mcp_socket,
+        unix::{self, Socket},
+    },
+};
+pub use files::{HTTP_ADDRESS, HTTP_TOKEN};
+
+/// Connections get this long to end; then they are cut.
+const LISTENERS_STOP_TIME_MAX: Duration = Duration::from_secs(5);
+/// The core says goodbye and closes its links; what it has not stored by then it finds at its next start.
+const CORE_STOP_TIME_MAX: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub struct Options {
+    pub config: Option<PathBuf>,
+    pub overrides: Overrides,
+    pub started_by: StartedBy,
+}
+
+/// Runs until told to stop by a signal or `aegis stop`.
+pub async fn run(options: Options) -> Result<()> {
+    let loaded = config::load(options.config.as_deref(), options.started_by)?;
+    let settings = Settings::of(&loaded.config, &options.overrides)?;
+    log::init(settings.log_level.as_deref())?;
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+
+    let data = Arc::new(DataDirectory::own(&settings.data_dir)?);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        data_dir = %data.path().display(),
+        config = %loaded.path.as_ref().map_or("defaults".into(), |path| path.to_string_lossy()),
+        "starting"
+    );
+    if !settings.unused.is_empty() {
+        tracing::info!(sections = ?settings.unused, "these sections of the configuration are not used by this node");
+    }
+    // Before the core starts: a mistake in here must not leave it half-started.
+    let token = files::http_token(&data)?;
+    let guard = Guard::new(&settings, &token)?;
+    let catalogue = Arc::new(Catalogue::of(&settings.mcp)?);
+    let listener = bind(&settings).await?;
+    let address = listener.local_addr().map_err(|e| Error::internal("no local address").source(e))?;
+
+    let core = Core::start(settings.clone(), Arc::clone(&data)).await?;
+    let listening = Listening { core: core.clone(), settings, guard, catalogue, stop: stop.clone() };
+    let listeners = listening.spawn(&data, listener).and_then(|listeners| {
+        files::write_address(&data, address)?;
+        Ok(listeners)
+    });
+    let mut listeners = match listeners {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            core.shutdown().await;
+            return Err(error);
+        }
+    };
+    tracing::info!(%address, node_id = %core.node_id(), "listening");
+
+    stop.cancelled().await;
+    tracing::info!("stopping");
+    let ended = async { while listeners.join_next().await.is_some() {} };
+    if tokio::time::timeout(LISTENERS_STOP_TIME_MAX, ended).await.is_err() {
+        tracing::warn!("some connections did not end in time and were cut");
+        listeners.abort_all();
+    }
+    if tokio::time::timeout(CORE_STOP_TIME_MAX, core.shutdown()).await.is_err() {
+        tracing::warn!("the core did not stop in time");
+    }
+    files::remove_address(&data);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What the listeners are made of.
+struct Listening {
+    core: Core,
+    settings: Settings,
+    guard: Guard,
+    catalogue: Arc<Catalogue>,
+    stop: CancellationToken,
+}
+
+impl Listening {
+    fn spawn(self, data: &DataDirectory, http: TcpListener) -> Result<JoinSet<()>> {
+        let mut tasks = JoinSet::new();
+        let serves_api = self.core.role().is_controller();
+        let api = |origin| Api { core: self.core.clone(), origin, stop: self.stop.clone() };
+        let routes = |origin| match serves_api {
+            true => rest::router(api(origin)),
+            false => rest::worker_router(api(origin)),
+        };
+        let socket = Socket::bind(data, unix::API)?;
+        tasks.spawn(serve_unix(socket, routes(Origin::Person), self.stop.clone()));
+        let mut outside = routes(Origin::Assistant);
+        if serves_api {
+            let server = AegisServer::new(self.core.clone(), Arc::clone(&self.catalogue));
+            let socket = Socket::bind(data, unix::MCP)?;
+            tasks.spawn(mcp_socket::serve(socket, server.clone(), self.stop.clone()));
+            if self.settings.mcp.http {
+                let service = mcp_service(server, &self.settings, self.stop.child_token());
+                outside = outside.merge(Router::new().route_service("/mcp", service));
+            }
+        }
+        let outside = outside.layer(middleware::from_fn_with_state(self.guard, guard::guard));
+        tasks.spawn(serve_tcp(http, outside, self.stop));
+        Ok(tasks)
+    }
+}
+
+async fn bind(settings: &Settings) -> Result<TcpListener> {
+    let address = std::net::SocketAddr::new(settings.bind_address, settings.rest_port);
+    TcpListener::bind(address).await.map_err(|e| {
+        Error::new(ErrorCode::Conflict, format!("{address} cannot be listened on: {e}"))
+            .remedy("stop what uses it, or choose another port with AEGIS_PORT or spec.network.port (0: any free one)")
+            .source(e)
+    })
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals =
+            signal(kind).map_err(|e| Error::internal("signals cannot be received").source(e))?;
+        let stop = stop.clone();
+        // Ends with the process.
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                stop.cancel();
+            }
+        });
+    }
+    Ok(())
+}

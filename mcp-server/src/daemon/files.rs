@@ -1,0 +1,85 @@
+//! The files in the data directory that tell clients how to reach us over HTTP.
+
+use std::{io::Write as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::Path};
+
+use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
+
+/// Where HTTP is served; there while the daemon runs.
+pub const HTTP_ADDRESS: &str = "http.addr";
+/// The bearer token for HTTP.
+pub const HTTP_TOKEN: &str = "http.token";
+/// A shorter one was not made by us.
+const TOKEN_LENGTH_MIN: usize = 32;
+
+/// The token, made at the first start and kept.
+pub fn http_token(data: &DataDirectory) -> Result<String> {
+    let path = data.path().join(HTTP_TOKEN);
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().len() >= TOKEN_LENGTH_MIN => {
+            data.protect(&path)?;
+            return Ok(text.trim().to_owned());
+        }
+        // Empty: we were ended between creating and writing it.
+        Ok(text) if text.trim().is_empty() => {}
+        Ok(_) => {
+            return Err(Error::new(
+                ErrorCode::Storage,
+                format!("{} is too short to be a token", path.display()),
+            )
+            .remedy("remove the file: a new one is made at the next start"));
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed(&path, e)),
+    }
+    // 244 random bits from the operating system.
+    let token = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+    write(&path, &token)?;
+    Ok(token)
+}
+
+pub fn write_address(data: &DataDirectory, address: SocketAddr) -> Result<()> {
+    write(&data.path().join(HTTP_ADDRESS), &address.to_string())
+}
+
+pub fn remove_address(data: &DataDirectory) {
+    // Left behind, it is written anew at the next start.
+    let _ = std::fs::remove_file(data.path().join(HTTP_ADDRESS));
+}
+
+/// Whole or not at all, readable by its owner alone.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_extension("new");
+    let written = || {
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        writeln!(file, "{text}")?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)
+    };
+    written().map_err(|e| failed(path, e))
+}
+
+fn failed(path: &Path, e: std::io::Error) -> Error {
+    Error::new(ErrorCode::Storage, format!("{} cannot be used", path.display()))
+        .remedy("check the data directory's permissions and free space")
+        .source(e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_token_is_made_once_and_is_its_owners_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDirectory::own(dir.path()).unwrap();
+        let token = http_token(&data).unwrap();
+        assert!(token.len() >= TOKEN_LENGTH_MIN);
+        assert_eq!(http_token(&data).unwrap(), token);
+        let mode = std::fs::metadata(data.path().join(HTTP_TOKEN)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::write(data.path().join(HTTP_TOKEN), "short").unwrap();
+        assert!(http_token(&data).is_err());
+    }
+}

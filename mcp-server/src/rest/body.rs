@@ -1,0 +1,71 @@
+//! Reading requests so that every refusal is one of our errors, with what is wrong and where.
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    response::{IntoResponse as _, Response},
+};
+use cluster_core::{Error, ErrorCode};
+use http::{StatusCode, request::Parts};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::Problem;
+
+/// A JSON object; no body is an empty one.
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                // HTTP has a status of its own for this bound.
+                let error = Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB");
+                return (StatusCode::PAYLOAD_TOO_LARGE, Problem(error).body()).into_response();
+            }
+            Problem(Error::invalid("the body could not be read")).into_response()
+        })?;
+        read(&bytes).map(Self).map_err(|error| Problem(error).into_response())
+    }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> cluster_core::Result<T> {
+    let value: Value = if bytes.is_empty() {
+        Value::Object(serde_json::Map::new())
+    } else {
+        // The parser's own words could repeat the content; the place is enough.
+        serde_json::from_slice(bytes).map_err(|e| {
+            Error::invalid(format!("the body is not JSON (line {}, column {})", e.line(), e.column()))
+        })?
+    };
+    crate::tools::parse(value)
+}
+
+/// The query string; unknown parameters are refused by the type.
+pub struct Asked<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = Query::<T>::try_from_uri(&parts.uri)
+            .map_err(|e| Error::invalid(format!("query: {}", crate::tools::clean(&e.body_text()))))?;
+        Ok(Self(query.0))
+    }
+}
+
+/// A part of the path that is one of our ids.
+pub struct Named<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|e| Error::invalid(format!("path: {}", crate::tools::clean(&e.body_text()))))?;
+        Ok(Self(path.0))
+    }
+}

@@ -1,0 +1,117 @@
+//! Nodes over HTTP.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State};
+use cluster_core::{
+    cluster::peer::{DrainView, OnDeadline, PeerStatus, PeerView, Role},
+    core::{EnrolmentGrant, HealthView, PeerFilter},
+    ids::{ClusterId, NodeId},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api,
+    body::{Asked, Body, Named},
+    deployments::WAIT_SECONDS_MAX,
+    error::Answer,
+};
+use crate::tools::{check_range, drain_order, whole};
+
+const TOKEN_TTL_SECONDS_DEFAULT: u64 = 15 * 60;
+const TOKEN_TTL_SECONDS_MAX: u64 = 24 * 60 * 60;
+
+#[derive(Serialize)]
+pub struct Status {
+    cluster_id: ClusterId,
+    health: HealthView,
+    nodes: Vec<PeerView>,
+}
+
+#[derive(Serialize)]
+pub struct Nodes {
+    nodes: Vec<PeerView>,
+    total: usize,
+}
+
+pub async fn status(State(api): State<Api>) -> Answer<Json<Status>> {
+    let cluster_id = api.core.cluster_id()?;
+    let nodes = api.core.peers(PeerFilter::default()).await?;
+    Ok(Json(Status { cluster_id, health: api.core.health().await, nodes }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    status: Option<PeerStatus>,
+    role: Option<Role>,
+    /// Comma-separated: all of them.
+    tags: Option<String>,
+}
+
+pub async fn nodes(State(api): State<Api>, Asked(query): Asked<List>) -> Answer<Json<Nodes>> {
+    let tags = query.tags.iter().flat_map(|tags| tags.split(',')).filter(|tag| !tag.is_empty());
+    let tags = tags.map(cluster_core::ids::Tag::parse).collect::<Result<_, _>>()?;
+    let filter = PeerFilter { status: query.status, role: query.role, tags };
+    let nodes = api.core.peers(filter).await?;
+    Ok(Json(Nodes { total: nodes.len(), nodes }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    #[serde(default)]
+    deadline_seconds: Option<u64>,
+    #[serde(default)]
+    on_deadline: OnDeadline,
+}
+
+pub async fn drain(
+    State(api): State<Api>,
+    Named(id): Named<NodeId>,
+    Body(body): Body<Drain>,
+) -> Answer<Json<DrainView>> {
+    let order = drain_order(body.deadline_seconds, body.on_deadline)?;
+    Ok(Json(whole(async move { api.core.drain(&id, order).await }).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wait {
+    wait_seconds: Option<u64>,
+}
+
+pub async fn drain_status(
+    State(api): State<Api>,
+    Named(id): Named<NodeId>,
+    Asked(query): Asked<Wait>,
+) -> Answer<Json<DrainView>> {
+    let wait = check_range("wait_seconds", query.wait_seconds.unwrap_or(0), 0..=WAIT_SECONDS_MAX)?;
+    let view = match wait {
+        0 => api.core.drain_status(&id).await?,
+        seconds => api.core.await_drain(&id, Duration::from_secs(seconds)).await?,
+    };
+    Ok(Json(view))
+}
+
+pub async fn resume(State(api): State<Api>, Named(id): Named<NodeId>) -> Answer<Json<PeerView>> {
+    Ok(Json(whole(async move { api.core.resume(&id).await }).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    #[serde(default)]
+    node_id: Option<NodeId>,
+    #[serde(default)]
+    ttl_seconds: Option<u64>,
+}
+
+pub async fn create_token(State(api): State<Api>, Body(body): Body<Token>) -> Answer<Json<EnrolmentGrant>> {
+    let ttl = check_range(
+        "ttl_seconds",
+        body.ttl_seconds.unwrap_or(TOKEN_TTL_SECONDS_DEFAULT),
+        1..=TOKEN_TTL_SECONDS_MAX,
+    )?;
+    Ok(Json(api.core.create_enrolment_token(body.node_id, Duration::from_secs(ttl)).await?))
+}

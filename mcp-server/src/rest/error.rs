@@ -1,0 +1,37 @@
+//! Errors as JSON: `{code, message, remedy}` with the code's HTTP status.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use cluster_core::{Error, ErrorCode, Failure};
+
+/// An error on its way out.
+#[derive(Debug)]
+pub struct Problem(pub Error);
+
+pub type Answer<T> = Result<T, Problem>;
+
+impl Problem {
+    pub fn body(&self) -> Json<Failure> {
+        Json(Failure::from(&self.0))
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let code = self.0.code();
+        if matches!(code, ErrorCode::Internal | ErrorCode::Storage) {
+            tracing::error!(%code, error = %self.0.chain(), "a request failed");
+        } else {
+            tracing::debug!(%code, error = %self.0, "a request was refused");
+        }
+        (crate::codes::of(code).http, self.body()).into_response()
+    }
+}

@@ -1,0 +1,130 @@
+//! An execution's events as a stream (SSE), from a sequence on.
+//!
+//! Each reader pulls for itself: a slow one holds up neither the container nor another reader.
+
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
+
+use axum::{
+    extract::State,
+    response::sse::{Event, KeepAlive, Sse},
+};
+use cluster_core::{
+    Error, Failure, Result,
+    core::Core,
+    execution::view::{EventView, ExecutionView},
+    ids::ExecutionId,
+};
+use futures::Stream;
+use http::HeaderMap;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api,
+    body::{Asked, Named},
+    error::Answer,
+};
+
+/// Read from the store at a time, and so held for a slow reader.
+const BATCH_MAX: u32 = 64;
+const WAIT: Duration = Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// The stream's last message bears this name and the execution as it ended.
+pub const END: &str = "end";
+/// Every other message: one event.
+pub const EVENT: &str = "event";
+/// The stream broke on our side; reading on from the last id is right.
+pub const ERROR: &str = "error";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Events after this sequence.
+    after: Option<u64>,
+}
+
+pub async fn stream(
+    State(api): State<Api>,
+    Named(id): Named<ExecutionId>,
+    Asked(query): Asked<Query>,
+    headers: HeaderMap,
+) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
+    // What a reconnecting reader last saw wins over where it first began.
+    let resumed = match headers.get("last-event-id") {
+        None => None,
+        Some(value) => Some(
+            value
+                .to_str()
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| Error::invalid("Last-Event-ID: it is not a sequence number"))?,
+        ),
+    };
+    let after: u64 = resumed.or(query.after).unwrap_or(0);
+    // Said with a status, not inside the stream.
+    api.core.execution(&id).await?;
+    let reader = Reader { core: api.core, id, after, ready: VecDeque::new(), ended: false };
+    let events = futures::stream::unfold(reader, |mut reader| async move {
+        let event = reader.next().await?;
+        Some((Ok(event), reader))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+struct Reader {
+    core: Core,
+    id: ExecutionId,
+    after: u64,
+    ready: VecDeque<EventView>,
+    ended: bool,
+}
+
+impl Reader {
+    async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        match self.pull().await {
+            Ok(Pulled::Event(event)) => {
+                self.after = event.sequence;
+                Some(message(EVENT, &event).id(event.sequence.to_string()))
+            }
+            Ok(Pulled::End(execution)) => {
+                self.ended = true;
+                Some(message(END, &execution))
+            }
+            Err(error) => {
+                tracing::warn!(execution_id = %self.id, error = %error.chain(), "an event stream broke");
+                self.ended = true;
+                Some(message(ERROR, &Failure::from(&error)))
+            }
+        }
+    }
+
+    async fn pull(&mut self) -> Result<Pulled> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Pulled::Event(event));
+            }
+            self.ready = self.core.execution_events(&self.id, self.after, BATCH_MAX).await?.into();
+            if !self.ready.is_empty() {
+                continue;
+            }
+            let execution = self.core.await_execution_change(&self.id, self.after, WAIT).await?;
+            if execution.state.is_settled() && execution.last_sequence <= self.after {
+                return Ok(Pulled::End(execution));
+            }
+        }
+    }
+}
+
+enum Pulled {
+    Event(EventView),
+    End(ExecutionView),
+}
+
+fn message(name: &str, data: &impl Serialize) -> Event {
+    // JSON of our own types is always possible; a reader of an empty object asks again.
+    let json = serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned());
+    Event::default().event(name).data(json)
+}

@@ -1,0 +1,82 @@
+//! Executions over HTTP.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State};
+use cluster_core::{
+    execution::{manifest::ExecutionRequest, view::ExecutionView},
+    ids::ExecutionId,
+};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api,
+    body::{Asked, Body, Named},
+    deployments::WAIT_SECONDS_MAX,
+    error::Answer,
+};
+use crate::tools::{cancel_reason, check_range, whole};
+
+const EXECUTIONS_DEFAULT: u32 = 50;
+const EXECUTIONS_MAX: u32 = 1000;
+
+#[derive(Serialize)]
+pub struct Executions {
+    executions: Vec<ExecutionView>,
+}
+
+pub async fn submit(
+    State(api): State<Api>,
+    Body(request): Body<ExecutionRequest>,
+) -> Answer<(StatusCode, Json<ExecutionView>)> {
+    let view = whole(async move { api.core.submit(request).await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(view)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    limit: Option<u32>,
+}
+
+pub async fn list(State(api): State<Api>, Asked(query): Asked<List>) -> Answer<Json<Executions>> {
+    let limit = check_range("limit", query.limit.unwrap_or(EXECUTIONS_DEFAULT), 1..=EXECUTIONS_MAX)?;
+    Ok(Json(Executions { executions: api.core.executions(limit).await? }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Show {
+    /// Waits for the end.
+    wait_seconds: Option<u64>,
+}
+
+pub async fn show(
+    State(api): State<Api>,
+    Named(id): Named<ExecutionId>,
+    Asked(query): Asked<Show>,
+) -> Answer<Json<ExecutionView>> {
+    let wait = check_range("wait_seconds", query.wait_seconds.unwrap_or(0), 0..=WAIT_SECONDS_MAX)?;
+    let view = match wait {
+        0 => api.core.execution(&id).await?,
+        seconds => api.core.await_execution_end(&id, Duration::from_secs(seconds)).await?,
+    };
+    Ok(Json(view))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cancel {
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+pub async fn cancel(
+    State(api): State<Api>,
+    Named(id): Named<ExecutionId>,
+    Body(body): Body<Cancel>,
+) -> Answer<Json<ExecutionView>> {
+    let reason = cancel_reason(body.reason)?;
+    Ok(Json(whole(async move { api.core.cancel_execution(&id, &reason).await }).await?))
+}

@@ -1,0 +1,106 @@
+//! The HTTP API: thin handlers that read, call one method of the core, and write.
+//!
+//! The same routes are served twice: over HTTP behind the guard, where callers count as assistants,
+//! and over the unix socket of the data directory, where they are the person who owns it. Only there
+//! can hosts be admitted and the daemon be stopped.
+
+mod body;
+mod cluster;
+mod deployments;
+pub mod error;
+mod events;
+mod executions;
+mod health;
+mod hosts;
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::{delete, get, post},
+};
+use cluster_core::{Error, ErrorCode, core::Core, deploy::Origin};
+use tokio_util::sync::CancellationToken;
+
+use crate::transport::http::BODY_BYTES_MAX;
+use error::Problem;
+
+/// Above the longest wait that a caller can ask for, with room for the host checks of a dry run.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub core: Core,
+    pub origin: Origin,
+    /// Cancelled to stop the daemon.
+    pub stop: CancellationToken,
+}
+
+/// Routes of a node that serves an API.
+pub fn router(api: Api) -> Router {
+    let mut router = Router::new()
+        .route("/deploy/edge-node", post(deployments::deploy))
+        .route("/deployments", get(deployments::list))
+        .route("/deployments/{id}", get(deployments::show))
+        .route("/v1/cluster/status", get(cluster::status))
+        .route("/v1/cluster/nodes", get(cluster::nodes))
+        .route("/v1/cluster/nodes/{id}/drain", get(cluster::drain_status).post(cluster::drain))
+        .route("/v1/cluster/nodes/{id}/resume", post(cluster::resume))
+        .route("/v1/cluster/enrolment-tokens", post(cluster::create_token))
+        .route("/v1/executions", get(executions::list).post(executions::submit))
+        .route("/v1/executions/{id}", get(executions::show))
+        .route("/v1/executions/{id}/events", get(events::stream))
+        .route("/v1/executions/{id}/cancel", post(executions::cancel))
+        .merge(health_routes());
+    if api.origin == Origin::Person {
+        router = router
+            .route("/v1/hosts", get(hosts::list).post(hosts::approve))
+            .route("/v1/hosts/probe", post(hosts::probe))
+            .route("/v1/hosts/{host}/{port}", delete(hosts::forget))
+            .merge(shutdown_route());
+    }
+    finish(router, api)
+}
+
+/// Routes of a plain worker: health, and over its own socket also its end.
+pub fn worker_router(api: Api) -> Router {
+    let mut router = health_routes();
+    if api.origin == Origin::Person {
+        router = router.merge(shutdown_route());
+    }
+    finish(router, api)
+}
+
+fn health_routes() -> Router<Api> {
+    Router::new()
+        .route("/health", get(health::full))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+}
+
+fn shutdown_route() -> Router<Api> {
+    Router::new().route("/v1/shutdown", post(health::shutdown))
+}
+
+fn finish(router: Router<Api>, api: Api) -> Router {
+    router
+        .fallback(async || Problem(Error::new(ErrorCode::NotFound, "there is no such path")))
+        .method_not_allowed_fallback(async || {
+            let problem = Problem(Error::invalid("this path does not take this method"));
+            (http::StatusCode::METHOD_NOT_ALLOWED, problem.body())
+        })
+        .layer(middleware::from_fn(bounded))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+/// Until the answer begins; an event stream then goes on as long as it has something to say.
+async fn bounded(request: Request, next: Next) -> Response {
+    tokio::time::timeout(REQUEST_TIME_MAX, next.run(request)).await.unwrap_or_else(|_| {
+        Problem(Error::new(ErrorCode::Timeout, "the request took too long")).into_response()
+    })
+}

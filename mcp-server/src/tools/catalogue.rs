@@ -1,0 +1,320 @@
+//! All tools in their fixed order, and the one way to call them.
+
+use std::sync::Arc;
+
+use cluster_core::{Error, ErrorCode, Result, config::settings::McpSettings, core::Core, deploy::Secret};
+use futures::{FutureExt as _, future::BoxFuture};
+use rmcp::{
+    RoleServer,
+    model::{CallToolResult, ContentBlock, MetaObject, Tool as Manifest, ToolAnnotations},
+    service::RequestContext,
+};
+use schemars::JsonSchema;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{
+    arguments, cancel_execution::CancelExecution, deploy_edge_node::DeployEdgeNode, drain_node::DrainNode,
+    get_deployment_status::GetDeploymentStatus, get_execution::GetExecution,
+    list_deployments::ListDeployments, list_peers::ListPeers, progress::Progress, resume_node::ResumeNode,
+    schema, submit_execution::SubmitExecution, text,
+};
+
+/// The four hints; none has a default that a client could get wrong.
+#[derive(Debug, Clone, Copy)]
+pub struct Hints {
+    pub read_only: bool,
+    pub destructive: bool,
+    pub idempotent: bool,
+    pub open_world: bool,
+}
+
+/// One tool.
+pub trait Tool {
+    const NAME: &'static str;
+    const TITLE: &'static str;
+    const DESCRIPTION: &'static str;
+    const HINTS: Hints;
+    /// Shown to the model from the start by clients that load tools on demand.
+    const ALWAYS_LOADED: bool = false;
+    type Arguments: DeserializeOwned + JsonSchema + Send;
+    type Outcome: Serialize + JsonSchema;
+
+    fn call(
+        arguments: Self::Arguments,
+        call: &mut Call,
+    ) -> impl Future<Output = Result<Self::Outcome>> + Send;
+}
+
+/// What a call works with.
+#[derive(Debug)]
+pub struct Call {
+    pub core: Core,
+    pub progress: Progress,
+    secrets: Vec<Secret>,
+}
+
+impl Call {
+    /// From now on this value is taken out of everything the call returns.
+    pub fn hide(&mut self, secret: Option<&Secret>) {
+        self.secrets.extend(secret.cloned());
+    }
+}
+
+type Handler = for<'a> fn(Value, &'a mut Call) -> BoxFuture<'a, Result<Value>>;
+
+#[derive(Clone)]
+struct Entry {
+    manifest: Manifest,
+    read_only: bool,
+    handler: Handler,
+}
+
+impl Entry {
+    fn of<T: Tool>() -> Self {
+        let hints = T::HINTS;
+        let annotations = ToolAnnotations::with_title(T::TITLE)
+            .read_only(hints.read_only)
+            .destructive(hints.destructive)
+            .idempotent(hints.idempotent)
+            .open_world(hints.open_world);
+        let mut manifest = Manifest::new(T::NAME, T::DESCRIPTION, Arc::new(schema::input::<T::Arguments>()))
+            .with_title(T::TITLE)
+            .with_raw_output_schema(Arc::new(schema::output::<T::Outcome>()))
+            .with_annotations(annotations);
+        if T::ALWAYS_LOADED {
+            let mut meta = MetaObject::new();
+            meta.0.insert("anthropic/alwaysLoad".to_owned(), Value::Bool(true));
+            manifest = manifest.with_meta(meta);
+        }
+        Self { manifest, read_only: hints.read_only, handler: run::<T> }
+    }
+}
+
+fn run<T: Tool>(given: Value, call: &mut Call) -> BoxFuture<'_, Result<Value>> {
+    async move {
+        let outcome = T::call(arguments::parse(given)?, call).await?;
+        serde_json::to_value(outcome)
+            .map_err(|e| Error::internal("the result cannot be written as JSON").source(e))
+    }
+    .boxed()
+}
+
+/// The tools that this node offers.
+#[derive(Clone)]
+pub struct Catalogue {
+    entries: Vec<Entry>,
+    /// Known, but switched off by the configuration.
+    switched_off: Vec<&'static str>,
+}
+
+impl std::fmt::Debug for Catalogue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.entries.iter().map(|entry| &entry.manifest.name)).finish()
+    }
+}
+
+impl Catalogue {
+    /// Every tool. The order is part of the surface: clients cache by it.
+    pub fn all() -> Self {
+        Self {
+            entries: vec![
+                Entry::of::<DeployEdgeNode>(),
+                Entry::of::<GetDeploymentStatus>(),
+                Entry::of::<ListDeployments>(),
+                Entry::of::<ListPeers>(),
+                Entry::of::<SubmitExecution>(),
+                Entry::of::<GetExecution>(),
+                Entry::of::<CancelExecution>(),
+                Entry::of::<DrainNode>(),
+                Entry::of::<ResumeNode>(),
+            ],
+            switched_off: Vec::new(),
+        }
+    }
+
+    /// Those that `spec.mcp` allows. A name that does not exist stops the start: it would otherwise
+    /// look like a tool that is allowed.
+    pub fn of(settings: &McpSettings) -> Result<Self> {
+        let mut all = Self::all();
+        if let Some(names) = &settings.tools {
+            let known = |name: &String| all.entries.iter().any(|entry| entry.manifest.name == *name);
+            if let Some(unknown) = names.iter().find(|name| !known(name)) {
+                return Err(Error::new(
+                    ErrorCode::ConfigInvalid,
+                    format!("spec.mcp.tools: there is no tool \"{}\"", cluster_core::ids::shown(unknown)),
+                )
+                .remedy(format!("the tools are {}", all.names().join(", "))));
+            }
+        }
+        let allowed = |entry: &Entry| {
+            (entry.read_only || !settings.read_only)
+                && settings.tools.as_ref().is_none_or(|names| names.iter().any(|n| *n == entry.manifest.name))
+        };
+        let (on, off): (Vec<_>, Vec<_>) = all.entries.drain(..).partition(allowed);
+        let switched_off = off
+            .into_iter()
+            .filter_map(|entry| match entry.manifest.name {
+                std::borrow::Cow::Borrowed(name) => Some(name),
+                std::borrow::Cow::Owned(_) => None,
+            })
+            .collect();
+        Ok(Self { entries: on, switched_off })
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.entries.iter().map(|entry| &*entry.manifest.name).collect()
+    }
+
+    pub fn manifests(&self) -> Vec<Manifest> {
+        self.entries.iter().map(|entry| entry.manifest.clone()).collect()
+    }
+
+    pub fn manifest(&self, name: &str) -> Option<Manifest> {
+        self.find(name).map(|entry| entry.manifest.clone())
+    }
+
+    /// The answer to `tools/list`, as kept in `tools.json`.
+    pub fn listing(&self) -> Value {
+        json!({ "tools": self.manifests() })
+    }
+
+    fn find(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.manifest.name == name)
+    }
+
+    /// Calls a tool by its name; `None` when there is no such tool.
+    pub async fn call(
+        &self,
+        core: &Core,
+        name: &str,
+        arguments: Value,
+        context: &RequestContext<RoleServer>,
+    ) -> Option<CallToolResult> {
+        let Some(entry) = self.find(name) else {
+            return self.switched_off.contains(&name).then(|| {
+                failed(
+                    &Error::new(ErrorCode::Forbidden, format!("{name} is switched off on this node"))
+                        .remedy("its operator can allow it (spec.mcp.read_only, spec.mcp.tools)"),
+                    &[],
+                )
+            });
+        };
+        let mut call = Call { core: core.clone(), progress: Progress::of(context), secrets: Vec::new() };
+        let result = (entry.handler)(arguments, &mut call).await;
+        Some(match result {
+            Ok(value) => succeeded(value, &call.secrets),
+            Err(error) => {
+                log(name, &error);
+                failed(&error, &call.secrets)
+            }
+        })
+    }
+}
+
+/// The text is a twin of the structured part: clients show the model one or the other.
+fn succeeded(mut value: Value, secrets: &[Secret]) -> CallToolResult {
+    schema::drop_nulls(&mut value);
+    text::clean_value(&mut value, secrets);
+    CallToolResult::structured(value)
+}
+
+/// Text only: some clients show nothing else of an error, and others check structured content
+/// against the schema of success.
+fn failed(error: &Error, secrets: &[Secret]) -> CallToolResult {
+    let mut words = format!("{}: {}", error.code(), error.message());
+    if let Some(remedy) = error.remedy_text() {
+        words.push_str("\nWhat to do: ");
+        words.push_str(remedy);
+    }
+    CallToolResult::error(vec![ContentBlock::text(text::redact(text::clean(&words), secrets))])
+}
+
+fn log(tool: &str, error: &Error) {
+    // The caller reads code, message and remedy; the causes are for us.
+    if matches!(error.code(), ErrorCode::Internal | ErrorCode::Storage) {
+        tracing::error!(tool, code = %error.code(), error = %error.chain(), "a tool call failed");
+    } else {
+        tracing::debug!(tool, code = %error.code(), error = %error, "a tool call was refused");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster_core::config::schema::Auth;
+
+    fn settings() -> McpSettings {
+        McpSettings {
+            http: true,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            auth: Auth::Token,
+            read_only: false,
+            tools: None,
+        }
+    }
+
+    #[test]
+    fn every_tool_tells_all_that_clients_use() {
+        for tool in Catalogue::all().manifests() {
+            let name = tool.name.as_ref();
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+            // With the server's name and two separators.
+            assert!(name.len() + "mcp__aegis__".len() <= 60, "{name}");
+            assert!(tool.title.is_some(), "{name}");
+            let hints = tool.annotations.unwrap();
+            for hint in
+                [hints.read_only_hint, hints.destructive_hint, hints.idempotent_hint, hints.open_world_hint]
+            {
+                assert!(hint.is_some(), "{name}");
+            }
+            assert_eq!(tool.input_schema["type"], "object", "{name}");
+            assert_eq!(tool.input_schema["additionalProperties"], false, "{name}");
+            for (argument, schema) in tool.input_schema["properties"].as_object().unwrap() {
+                assert!(schema.get("description").is_some(), "{name}.{argument} is not described");
+            }
+            let output = tool.output_schema.unwrap();
+            assert_eq!(output["type"], "object", "{name}");
+            assert!(output["properties"].get("next_step").is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_schema_has_what_clients_stumble_over() {
+        let text = Catalogue::all().listing().to_string();
+        for bad in ["\"format\"", "$ref", "$defs", "nullable", "\"null\""] {
+            assert!(!text.contains(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_two_that_are_always_needed_are_loaded_at_once() {
+        let loaded: Vec<_> = Catalogue::all()
+            .manifests()
+            .into_iter()
+            .filter(|tool| tool.meta.is_some())
+            .map(|tool| tool.name)
+            .collect();
+        assert_eq!(loaded, ["deploy_edge_node", "list_peers"]);
+    }
+
+    #[test]
+    fn a_read_only_node_offers_only_reading() {
+        let catalogue = Catalogue::of(&McpSettings { read_only: true, ..settings() }).unwrap();
+        assert_eq!(
+            catalogue.names(),
+            ["get_deployment_status", "list_deployments", "list_peers", "get_execution"]
+        );
+        assert!(catalogue.switched_off.contains(&"drain_node"));
+    }
+
+    #[test]
+    fn a_filter_keeps_the_order_and_refuses_unknown_names() {
+        let tools = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        let filtered = McpSettings { tools: tools(&["resume_node", "list_peers"]), ..settings() };
+        assert_eq!(Catalogue::of(&filtered).unwrap().names(), ["list_peers", "resume_node"]);
+        let unknown = McpSettings { tools: tools(&["list_peer"]), ..settings() };
+        assert_eq!(Catalogue::of(&unknown).unwrap_err().code(), ErrorCode::ConfigInvalid);
+    }
+}

@@ -1,0 +1,103 @@
+//! `list_deployments`: what was deployed where, newest first.
+
+use cluster_core::{
+    Result,
+    deploy::{DeploymentFilter, DeploymentState, DeploymentView},
+    ids::{DeploymentId, NodeId},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    arguments::{cursor, page_limit},
+    catalogue::{Call, Hints, Tool},
+    paging::{fit, page},
+};
+
+/// Deployments that are looked through; older ones are reached by their id.
+const DEPLOYMENTS_MAX: usize = 200;
+
+pub struct ListDeployments;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// Only those in this state.
+    #[serde(default)]
+    state: Option<DeploymentState>,
+    /// Only those to this host, spelled as it was given.
+    #[serde(default)]
+    host: Option<String>,
+    /// At most this many: 1 to 100, default 20.
+    #[serde(default)]
+    limit: Option<u32>,
+    /// next_cursor of the last answer.
+    #[serde(default)]
+    cursor: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Line {
+    deployment_id: DeploymentId,
+    host: String,
+    node_id: NodeId,
+    state: DeploymentState,
+    created_at: String,
+    updated_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Outcome {
+    deployments: Vec<Line>,
+    /// All that match, on every page together.
+    total: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+    next_step: String,
+}
+
+fn line(view: DeploymentView) -> Line {
+    Line {
+        deployment_id: view.deployment_id,
+        host: view.host,
+        node_id: view.node_id,
+        state: view.state,
+        created_at: cluster_core::clock::rfc3339(view.created_at_ms),
+        updated_at: cluster_core::clock::rfc3339(view.updated_at_ms),
+        problem: view.failure.map(|failure| failure.message),
+    }
+}
+
+impl Tool for ListDeployments {
+    const NAME: &'static str = "list_deployments";
+    const TITLE: &'static str = "List deployments";
+    const DESCRIPTION: &'static str = "Deployments, newest first, with host, node and state. Filter by state \
+or host; pages of up to 100 by cursor. For the steps of one, call get_deployment_status.";
+    const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
+    type Arguments = Arguments;
+    type Outcome = Outcome;
+
+    async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
+        let limit = page_limit(arguments.limit)?;
+        let after = arguments.cursor.as_deref().map(cursor).transpose()?;
+        let filter = DeploymentFilter {
+            state: arguments.state,
+            host: arguments.host,
+            limit: DEPLOYMENTS_MAX,
+            offset: 0,
+        };
+        let (all, total) = call.core.deployments(filter).await?;
+        let (page, next_cursor) = page(all, after.as_deref(), limit, |view| view.deployment_id.as_str());
+        let (deployments, cut) =
+            fit(page.into_iter().map(line).collect(), |line| line.deployment_id.as_str());
+        let next_cursor = cut.or(next_cursor);
+        let next_step = match (&next_cursor, total) {
+            (_, 0) => "There is none. Deploy a machine with deploy_edge_node.",
+            (Some(_), _) => "Pass next_cursor as cursor for the next page.",
+            (None, _) => "Call get_deployment_status with a deployment_id for its steps.",
+        };
+        Ok(Outcome { deployments, total, next_cursor, next_step: next_step.to_owned() })
+    }
+}

@@ -1,0 +1,159 @@
+//! `list_peers`: who is in the cluster and how they are.
+
+use cluster_core::{
+    Failure, Result,
+    cluster::peer::{Amounts, Desired, LinkKind, PeerStatus, PeerView, Role},
+    core::PeerFilter,
+    ids::{ClusterId, NodeId, Tag},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    arguments::{ResponseFormat, cursor, cursor_of, page_limit},
+    catalogue::{Call, Hints, Tool},
+    paging::fit,
+};
+
+pub struct ListPeers;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// Only those with this status.
+    #[serde(default)]
+    status: Option<PeerStatus>,
+    /// Only those with this role.
+    #[serde(default)]
+    role: Option<Role>,
+    /// Only those that have all of these tags.
+    #[serde(default)]
+    tags: Vec<Tag>,
+    /// At most this many: 1 to 100, default 20.
+    #[serde(default)]
+    limit: Option<u32>,
+    /// next_cursor of the last answer.
+    #[serde(default)]
+    cursor: Option<String>,
+    /// concise (default), or detailed with role, capacity, link, version, engine and models.
+    #[serde(default)]
+    response_format: ResponseFormat,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Peer {
+    node_id: NodeId,
+    /// Only an active node gets new work.
+    status: PeerStatus,
+    tags: Vec<Tag>,
+    /// What is left for new executions.
+    free: Amounts,
+    /// Executions that run there now.
+    running: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_heartbeat_age_ms: Option<u64>,
+    /// Why it cannot be used, when known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Failure>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(flatten)]
+    details: Option<Details>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Details {
+    role: Role,
+    /// What people want of it.
+    desired: Desired,
+    /// What executions may use in all.
+    capacity: Amounts,
+    link: LinkKind,
+    link_up: bool,
+    version: String,
+    engine: String,
+    models: Vec<String>,
+    sealed: bool,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Outcome {
+    peers: Vec<Peer>,
+    /// All that match, on every page together.
+    total: usize,
+    cluster_id: ClusterId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+    next_step: String,
+}
+
+fn peer(view: PeerView, format: ResponseFormat) -> Peer {
+    Peer {
+        node_id: view.node_id,
+        status: view.status,
+        tags: view.tags,
+        free: view.free,
+        running: view.running,
+        last_heartbeat_age_ms: view.last_heartbeat_age_ms,
+        problem: view.problem,
+        host: view.host,
+        details: (format == ResponseFormat::Detailed).then_some(Details {
+            role: view.role,
+            desired: view.desired,
+            capacity: view.capacity,
+            link: view.link,
+            link_up: view.link_up,
+            version: view.version,
+            engine: view.engine,
+            models: view.models,
+            sealed: view.sealed,
+        }),
+    }
+}
+
+/// Peers come ordered by id, so a page begins after the last id even when that node has gone.
+fn page(mut peers: Vec<PeerView>, after: Option<&str>, limit: usize) -> (Vec<PeerView>, Option<String>) {
+    if let Some(after) = after {
+        peers.retain(|view| view.node_id.as_str() > after);
+    }
+    let more = peers.len() > limit;
+    peers.truncate(limit);
+    let next = peers.last().filter(|_| more).map(|last| cursor_of(last.node_id.as_str()));
+    (peers, next)
+}
+
+impl Tool for ListPeers {
+    const NAME: &'static str = "list_peers";
+    const TITLE: &'static str = "List cluster nodes";
+    const DESCRIPTION: &'static str = "The nodes of the cluster: id, status (active, draining, expected, \
+unhealthy, offline), tags, what is free on each and how many executions run there. Filter by status, role and \
+tags; pages of up to 100 by cursor. response_format detailed adds capacity, link, version, engine and models.";
+    const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
+    const ALWAYS_LOADED: bool = true;
+    type Arguments = Arguments;
+    type Outcome = Outcome;
+
+    async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
+        let limit = page_limit(arguments.limit)?;
+        let after = arguments.cursor.as_deref().map(cursor).transpose()?;
+        let cluster_id = call.core.cluster_id()?;
+        let filter = PeerFilter { status: arguments.status, role: arguments.role, tags: arguments.tags };
+        let peers = call.core.peers(filter).await?;
+        let total = peers.len();
+        let active = peers.iter().any(|view| view.status == PeerStatus::Active);
+        let (page, next_cursor) = page(peers, after.as_deref(), limit);
+        let (peers, cut) =
+            fit(page.into_iter().map(|view| peer(view, arguments.response_format)).collect(), |peer| {
+                peer.node_id.as_str()
+            });
+        let next_cursor = cut.or(next_cursor);
+        let next_step = if next_cursor.is_some() {
+            "Pass next_cursor as cursor for the next page."
+        } else if active {
+            "Run work with submit_execution; target_tags or node_id choose where."
+        } else {
+            "No active node matches. Deploy one with deploy_edge_node, or resume a drained one."
+        };
+        Ok(Outcome { peers, total, cluster_id, next_cursor, next_step: next_step.to_owned() })
+    }
+}

@@ -1,0 +1,29 @@
+//! The tools an assistant sees: one file a tool with its arguments, its result and its call.
+//!
+//! A tool is a type that implements [`Tool`]; [`Catalogue`] holds them in their fixed order with
+//! their schemas, made once. The name stands once, in the tool's own file. Whatever leaves here has
+//! gone through [`text`]: no control characters, no secret of the call.
+
+mod arguments;
+mod cancel_execution;
+mod catalogue;
+pub mod deploy_edge_node;
+mod drain_node;
+mod get_deployment_status;
+mod get_execution;
+mod list_deployments;
+mod list_peers;
+mod output;
+mod paging;
+mod progress;
+mod resume_node;
+mod schema;
+mod submit_execution;
+mod text;
+
+pub use arguments::{check_range, check_secret, parse};
+pub use cancel_execution::reason as cancel_reason;
+pub use catalogue::Catalogue;
+pub use drain_node::order as drain_order;
+pub use progress::whole;
+pub use text::clean;

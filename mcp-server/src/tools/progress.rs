@@ -1,0 +1,119 @@
+//! Telling a waiting client how things go, and the bounded wait itself.
+//!
+//! A call never owns the work it started: when the client gives up, the waiting ends and nothing
+//! else does.
+
+use std::time::Duration;
+
+use cluster_core::{Result, core::Core};
+use rmcp::{
+    RoleServer,
+    model::{ProgressNotificationParam, ProgressToken},
+    service::{Peer, RequestContext},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// At most twice a second.
+const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(500);
+/// At least this often, changed or not: it keeps HTTP streams and idle timers alive.
+const REPORT_INTERVAL_MAX: Duration = Duration::from_secs(10);
+
+/// Work that goes on by itself and can be watched.
+pub trait Followed: Send + Sync + Sized {
+    /// Waits until it changed or `wait` is over, and returns it as it is then.
+    fn change(&self, core: &Core, wait: Duration) -> impl Future<Output = Result<Self>> + Send;
+
+    /// How it stands, in one line.
+    fn describe(&self) -> String;
+}
+
+/// The client's side of one call.
+#[derive(Debug)]
+pub struct Progress {
+    listener: Option<(Peer<RoleServer>, ProgressToken)>,
+    gone: CancellationToken,
+    counter: u32,
+    sent_at: Option<Instant>,
+    last: String,
+    unsent: bool,
+}
+
+impl Progress {
+    pub fn of(context: &RequestContext<RoleServer>) -> Self {
+        Self {
+            listener: context.meta.get_progress_token().map(|token| (context.peer.clone(), token)),
+            gone: context.ct.clone(),
+            counter: 0,
+            sent_at: None,
+            last: String::new(),
+            unsent: false,
+        }
+    }
+
+    /// Waits until `enough` says so, `wait` is over or the client has gone, and returns what is known
+    /// then.
+    pub async fn follow<V: Followed>(
+        &mut self,
+        core: &Core,
+        first: V,
+        wait: Duration,
+        enough: impl Fn(&V) -> bool + Send,
+    ) -> Result<V> {
+        let deadline = Instant::now() + wait;
+        let mut known = first;
+        loop {
+            self.note(known.describe());
+            self.report().await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if enough(&known) || left.is_zero() {
+                return Ok(known);
+            }
+            let slice = left.min(self.until_next_report());
+            let gone = self.gone.clone();
+            known = tokio::select! {
+                biased;
+                () = gone.cancelled() => return Ok(known),
+                changed = known.change(core, slice) => changed?,
+            };
+        }
+    }
+
+    fn note(&mut self, message: String) {
+        if message != self.last {
+            self.last = message;
+            self.unsent = true;
+        }
+    }
+
+    fn until_next_report(&self) -> Duration {
+        let interval = if self.unsent { REPORT_INTERVAL_MIN } else { REPORT_INTERVAL_MAX };
+        match self.sent_at {
+            Some(at) => interval.saturating_sub(at.elapsed()).max(Duration::from_millis(1)),
+            None => interval,
+        }
+    }
+
+    async fn report(&mut self) {
+        let Some((peer, token)) = &self.listener else { return };
+        let age = self.sent_at.map_or(Duration::MAX, |at| at.elapsed());
+        if age < REPORT_INTERVAL_MIN || (!self.unsent && age < REPORT_INTERVAL_MAX) {
+            return;
+        }
+        self.counter = self.counter.saturating_add(1);
+        let note = ProgressNotificationParam::new(token.clone(), f64::from(self.counter))
+            .with_message(super::text::clean(&self.last));
+        // A client that has gone needs no progress; its call is cancelled separately.
+        let _ = peer.notify_progress(note).await;
+        self.sent_at = Some(Instant::now());
+        self.unsent = false;
+    }
+}
+
+/// Runs work that must not be half-done to its end, even when the call that asked for it is dropped.
+pub async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|e| {
+        tracing::error!(error = %e, "a task ended early");
+        Err(cluster_core::Error::internal("the request was not finished"))
+    })
+}

@@ -1,0 +1,50 @@
+//! `resume_node`: takes a drained node back into service.
+
+use cluster_core::{Result, cluster::peer::PeerStatus, ids::NodeId};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    catalogue::{Call, Hints, Tool},
+    progress::whole,
+};
+
+pub struct ResumeNode;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// As list_peers shows it.
+    node_id: NodeId,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Outcome {
+    node_id: NodeId,
+    /// active when it takes work now.
+    state: PeerStatus,
+    next_step: String,
+}
+
+impl Tool for ResumeNode {
+    const NAME: &'static str = "resume_node";
+    const TITLE: &'static str = "Resume a node";
+    const DESCRIPTION: &'static str = "Undo a drain: the node takes new work again. Resuming a node that is \
+not draining changes nothing.";
+    const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: false };
+    type Arguments = Arguments;
+    type Outcome = Outcome;
+
+    async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
+        let core = call.core.clone();
+        let view = whole(async move { core.resume(&arguments.node_id).await }).await?;
+        let next_step = match view.status {
+            PeerStatus::Active => "It takes work again: submit_execution.".to_owned(),
+            status => format!(
+                "It may take work again, but is {} now; list_peers with response_format detailed says why.",
+                serde_json::to_value(status).ok().as_ref().and_then(|v| v.as_str()).unwrap_or("not active")
+            ),
+        };
+        Ok(Outcome { node_id: view.node_id, state: view.status, next_step })
+    }
+}

@@ -1,0 +1,196 @@
+//! JSON schemas as every client takes them.
+//!
+//! Written out without `$ref` (several clients follow references badly), without the formats that
+//! schemars adds to the standard (`uint32`, `double`, …: Ajv clients warn about them), and without
+//! `null`: an argument may be null but need not be told so, and a result leaves nulls out.
+
+use rmcp::model::JsonObject;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde_json::Value;
+
+/// Formats that JSON Schema itself knows and that we use; any other one goes.
+const STANDARD_FORMATS: [&str; 3] = ["date-time", "uri", "uuid"];
+
+/// What a tool takes.
+pub fn input<T: JsonSchema>() -> JsonObject {
+    root::<T>(SchemaSettings::draft2020_12())
+}
+
+/// What a tool gives.
+pub fn output<T: JsonSchema>() -> JsonObject {
+    root::<T>(SchemaSettings::draft2020_12().for_serialize())
+}
+
+fn root<T: JsonSchema>(settings: SchemaSettings) -> JsonObject {
+    let generator = settings.with(|settings| settings.inline_subschemas = true).into_generator();
+    let mut schema = generator.into_root_schema_for::<T>().to_value();
+    simplify(&mut schema);
+    let mut object = match schema {
+        Value::Object(object) => object,
+        // `true` and `false` are schemas too; no tool has one of them.
+        _ => JsonObject::new(),
+    };
+    // The struct's name and doc say nothing that the tool's own do not.
+    object.remove("title");
+    object.remove("description");
+    object.remove("$schema");
+    object
+}
+
+/// Applies the module's rules to a schema and everything inside it, `$defs` included.
+pub fn simplify(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(simplify),
+        Value::Object(object) => {
+            object.values_mut().for_each(simplify);
+            if let Some(Value::String(format)) = object.get("format")
+                && !STANDARD_FORMATS.contains(&format.as_str())
+            {
+                object.remove("format");
+            }
+            // Doc comments are wrapped for us, not for a model.
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            }
+            drop_nullable_required(object);
+            drop_null_type(object);
+        }
+        _ => {}
+    }
+}
+
+/// A field that may be null is left out instead, so it is not required.
+fn drop_nullable_required(object: &mut JsonObject) {
+    // `simplify` has run on the properties: a mark says which of them allowed null.
+    let mut nullable = Vec::new();
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        for (name, property) in properties {
+            if property.as_object_mut().and_then(|schema| schema.remove(NULLABLE)).is_some() {
+                nullable.push(name.clone());
+            }
+        }
+    }
+    if let Some(Value::Array(required)) = object.get_mut("required") {
+        required.retain(|name| !nullable.iter().any(|other| name == other));
+        if required.is_empty() {
+            object.remove("required");
+        }
+    }
+}
+
+/// Left on a property by [`drop_null_type`], taken off by its parent.
+const NULLABLE: &str = "x-nullable";
+
+fn drop_null_type(object: &mut JsonObject) {
+    let mut dropped = false;
+    if let Some(Value::Array(types)) = object.get_mut("type") {
+        let before = types.len();
+        types.retain(|name| name != "null");
+        dropped = types.len() < before;
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            object.insert("type".to_owned(), only);
+        }
+    }
+    if let Some(Value::Array(values)) = object.get_mut("enum") {
+        values.retain(|value| !value.is_null());
+    }
+    if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
+        let before = choices.len();
+        choices.retain(|choice| choice.get("type") != Some(&Value::String("null".to_owned())));
+        let nulls = choices.len() < before;
+        if nulls
+            && choices.len() == 1
+            && let Some(Value::Object(only)) = choices.pop()
+        {
+            object.remove("anyOf");
+            for (key, value) in only {
+                // The field's own words win over those of its type.
+                object.entry(key).or_insert(value);
+            }
+        }
+        dropped |= nulls;
+    }
+    if dropped {
+        // A default of null says the same as leaving it out.
+        if object.get("default") == Some(&Value::Null) {
+            object.remove("default");
+        }
+        object.insert(NULLABLE.to_owned(), Value::Bool(true));
+    }
+}
+
+/// Leaves nulls out of a result.
+pub fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Object(object) => {
+            object.retain(|_, value| !value.is_null());
+            object.values_mut().for_each(drop_nulls);
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[derive(JsonSchema, serde::Serialize)]
+    #[allow(dead_code)]
+    struct Inner {
+        ratio: f64,
+        count: u32,
+        maybe: Option<u64>,
+    }
+
+    #[derive(JsonSchema, serde::Serialize)]
+    #[allow(dead_code)]
+    enum Choice {
+        Left,
+        Right,
+    }
+
+    #[derive(JsonSchema, serde::Serialize)]
+    #[allow(dead_code)]
+    struct Outer {
+        /// Its own words.
+        inner: Option<Inner>,
+        list: Vec<Inner>,
+        choice: Option<Choice>,
+        port: u16,
+    }
+
+    #[test]
+    fn no_strange_format_no_reference_and_no_null_remains() {
+        let text = serde_json::to_string(&output::<Outer>()).unwrap();
+        for bad in ["uint", "double", "$ref", "$defs", "null", NULLABLE] {
+            assert!(!text.contains(bad), "{bad} in {text}");
+        }
+        let schema = output::<Outer>();
+        assert_eq!(schema["required"], json!(["list", "port"]));
+        assert_eq!(schema["properties"]["inner"]["type"], "object");
+        assert_eq!(schema["properties"]["inner"]["description"], "Its own words.");
+        assert_eq!(schema["properties"]["list"]["items"]["required"], json!(["ratio", "count"]));
+    }
+
+    #[test]
+    fn formats_are_stripped_in_defs_too() {
+        let mut schema = json!({"$defs": {"a": {"type": "integer", "format": "uint32"}},
+            "properties": {"t": {"type": "string", "format": "date-time"}}});
+        simplify(&mut schema);
+        assert_eq!(
+            schema,
+            json!({"$defs": {"a": {"type": "integer"}},
+            "properties": {"t": {"type": "string", "format": "date-time"}}})
+        );
+    }
+
+    #[test]
+    fn nulls_are_left_out_of_results() {
+        let mut value = json!({"a": null, "b": [{"c": null, "d": 1}]});
+        drop_nulls(&mut value);
+        assert_eq!(value, json!({"b": [{"d": 1}]}));
+    }
+}

@@ -1,0 +1,277 @@
+//! Who may speak HTTP to us: Host and Origin on every route, a bearer token on all but the health ones.
+//!
+//! Host and Origin stop a web page that a person visits from talking to a daemon on loopback (DNS
+//! rebinding); the token stops other users of the machine.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use cluster_core::{
+    Error, ErrorCode, Result,
+    config::{
+        schema::Auth,
+        settings::{McpSettings, Settings},
+    },
+};
+use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
+use subtle::ConstantTimeEq as _;
+
+use crate::rest::error::Problem;
+
+const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// The rules, made once from the configuration.
+#[derive(Clone)]
+pub struct Guard {
+    /// `None`: no token is asked for (`auth: none`, loopback only).
+    token: Option<Arc<str>>,
+    hosts: Arc<[String]>,
+    origins: Arc<[Origin]>,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard")
+            .field("hosts", &self.hosts)
+            .field("origins", &self.origins)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A web origin; no port means any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Origin {
+    scheme: String,
+    host: String,
+    port: Option<u16>,
+}
+
+impl Origin {
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_suffix(":*").unwrap_or(text);
+        let uri: Uri = text.parse().ok()?;
+        let authority = uri.authority()?;
+        Some(Self {
+            scheme: uri.scheme_str()?.to_ascii_lowercase(),
+            host: host_of(authority),
+            port: authority.port_u16(),
+        })
+    }
+
+    fn admits(&self, other: &Self) -> bool {
+        self.scheme == other.scheme
+            && self.host == other.host
+            && (self.port.is_none() || self.port == other.port)
+    }
+}
+
+/// In lower case and without the brackets of IPv6.
+fn host_of(authority: &Authority) -> String {
+    authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase()
+}
+
+impl Guard {
+    pub fn new(settings: &Settings, token: &str) -> Result<Self> {
+        let McpSettings { allowed_hosts, allowed_origins, auth, .. } = &settings.mcp;
+        let mut hosts: Vec<String> = LOOPBACK_HOSTS.iter().map(|host| (*host).to_owned()).collect();
+        hosts.push(settings.bind_address.to_string());
+        hosts.extend(allowed_hosts.iter().map(|host| host.to_ascii_lowercase()));
+        let mut origins: Vec<Origin> = LOOPBACK_HOSTS
+            .iter()
+            .map(|host| Origin { scheme: "http".to_owned(), host: (*host).to_owned(), port: None })
+            .collect();
+        for text in allowed_origins {
+            let origin = Origin::parse(text).ok_or_else(|| {
+                Error::new(
+                    ErrorCode::ConfigInvalid,
+                    format!(
+                        "spec.mcp.allowed_origins: \"{}\" is not an origin",
+                        cluster_core::ids::shown(text)
+                    ),
+                )
+                .remedy("write it like https://app.example.com")
+            })?;
+            origins.push(origin);
+        }
+        let token = match auth {
+            Auth::Token => Some(token.into()),
+            Auth::None if settings.bind_address.is_loopback() => None,
+            Auth::None => {
+                return Err(Error::new(
+                    ErrorCode::ConfigInvalid,
+                    "spec.mcp.auth: none is allowed on loopback only",
+                )
+                .remedy("remove it, or bind to 127.0.0.1"));
+            }
+        };
+        Ok(Self { token, hosts: hosts.into(), origins: origins.into() })
+    }
+
+    fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<()> {
+        let mut named = headers.get_all(header::HOST).iter();
+        // HTTP/2 carries the host in the URI.
+        let authority = match (named.next(), named.next()) {
+            (Some(value), None) => value.to_str().ok().and_then(|text| text.parse::<Authority>().ok()),
+            (None, _) => uri.authority().cloned(),
+            (Some(_), Some(_)) => None,
+        };
+        let known = authority.is_some_and(|authority| {
+            let host = host_of(&authority);
+            let full = authority.as_str().to_ascii_lowercase();
+            self.hosts.iter().any(|allowed| *allowed == host || *allowed == full)
+        });
+        known.then_some(()).ok_or_else(|| {
+            Error::new(ErrorCode::Forbidden, "this Host is not served here")
+                .remedy("use 127.0.0.1, or add the name to spec.mcp.allowed_hosts")
+        })
+    }
+
+    fn check_origin(&self, headers: &HeaderMap) -> Result<()> {
+        for value in headers.get_all(header::ORIGIN) {
+            let origin = value.to_str().ok().and_then(Origin::parse);
+            if !origin.is_some_and(|origin| self.origins.iter().any(|allowed| allowed.admits(&origin))) {
+                return Err(Error::new(ErrorCode::Forbidden, "this Origin is not admitted")
+                    .remedy("add it to spec.mcp.allowed_origins"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_token(&self, headers: &HeaderMap) -> Result<()> {
+        let Some(expected) = &self.token else { return Ok(()) };
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map_or("", |(_, token)| token.trim());
+        if bool::from(given.as_bytes().ct_eq(expected.as_bytes())) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::Unauthenticated, "the bearer token is missing or wrong")
+            .remedy("send Authorization: Bearer with the token in http.token of the data directory"))
+    }
+}
+
+/// Health is for probes, which have no token; well-known paths say 404 since there is no OAuth here.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/health" | "/health/live" | "/health/ready") || path.starts_with("/.well-known/")
+}
+
+/// The middleware around every route.
+pub async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let outside = guard.check_host(request.uri(), headers).and_then(|()| guard.check_origin(headers));
+    if let Err(error) = outside {
+        return Problem(error).into_response();
+    }
+    if !is_open(request.uri().path())
+        && let Err(error) = guard.check_token(headers)
+    {
+        let mut response = Problem(error).into_response();
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"aegis\""));
+        return response;
+    }
+    next.run(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Router, body::Body, routing::get};
+    use http::StatusCode;
+    use tower::ServiceExt as _;
+
+    fn guarded(auth: &str) -> Router {
+        let config = cluster_core::config::parse(&format!(
+            "apiVersion: 100monkeys.ai/v1\nkind: NodeConfig\nmetadata: {{name: t}}\nspec:\n  node: {{type: hybrid}}\n  \
+             mcp: {{auth: {auth}, allowed_hosts: [box.example], allowed_origins: ['https://app.example:8443']}}\n"
+        ))
+        .unwrap();
+        let overrides = cluster_core::config::Overrides {
+            data_dir: Some("/nonexistent".into()),
+            ..cluster_core::config::Overrides::default()
+        };
+        let settings = Settings::of(&config, &overrides).unwrap();
+        let guard = Guard::new(&settings, "t0ken").unwrap();
+        Router::new()
+            .route("/v1/thing", get(async || "thing"))
+            .route("/health/live", get(async || "live"))
+            .layer(axum::middleware::from_fn_with_state(guard, super::guard))
+    }
+
+    async fn status(path: &str, headers: &[(&str, &str)]) -> StatusCode {
+        let mut request = http::Request::get(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        guarded("token").oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    const HOST: (&str, &str) = ("host", "127.0.0.1:8088");
+    const TOKEN: (&str, &str) = ("authorization", "Bearer t0ken");
+
+    #[tokio::test]
+    async fn the_token_is_needed_but_for_health() {
+        assert_eq!(status("/v1/thing", &[HOST]).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(
+            status("/v1/thing", &[HOST, ("authorization", "Bearer t0kem")]).await,
+            StatusCode::UNAUTHORIZED
+        );
+        assert_eq!(
+            status("/v1/thing", &[HOST, ("authorization", "Basic t0ken")]).await,
+            StatusCode::UNAUTHORIZED
+        );
+        assert_eq!(status("/v1/thing", &[HOST, TOKEN]).await, StatusCode::OK);
+        assert_eq!(status("/health/live", &[HOST]).await, StatusCode::OK);
+        assert_eq!(status("/.well-known/oauth-protected-resource", &[HOST]).await, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn a_challenge_names_the_scheme() {
+        let request =
+            http::Request::get("/v1/thing").header("host", "localhost").body(Body::empty()).unwrap();
+        let response = guarded("token").oneshot(request).await.unwrap();
+        assert!(response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"));
+    }
+
+    #[tokio::test]
+    async fn host_is_checked_on_every_route() {
+        for bad in ["evil.example", "127.0.0.1.evil.example:8088", "localhost.", ""] {
+            assert_eq!(status("/health/live", &[("host", bad)]).await, StatusCode::FORBIDDEN, "{bad}");
+            assert_eq!(status("/v1/thing", &[("host", bad), TOKEN]).await, StatusCode::FORBIDDEN, "{bad}");
+        }
+        assert_eq!(status("/health/live", &[]).await, StatusCode::FORBIDDEN);
+        assert_eq!(status("/health/live", &[HOST, ("host", "evil.example")]).await, StatusCode::FORBIDDEN);
+        for good in ["localhost", "LOCALHOST:1", "[::1]:8088", "box.example:9"] {
+            assert_eq!(status("/health/live", &[("host", good)]).await, StatusCode::OK, "{good}");
+        }
+    }
+
+    #[tokio::test]
+    async fn origin_is_checked_where_a_browser_sends_one() {
+        for bad in ["http://evil.example", "null", "https://app.example", "http://localhost.evil.example"] {
+            assert_eq!(
+                status("/v1/thing", &[HOST, TOKEN, ("origin", bad)]).await,
+                StatusCode::FORBIDDEN,
+                "{bad}"
+            );
+        }
+        for good in ["http://localhost:3000", "https://app.example:8443"] {
+            assert_eq!(status("/v1/thing", &[HOST, TOKEN, ("origin", good)]).await, StatusCode::OK, "{good}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_auth_no_token_is_needed_on_loopback() {
+        let request =
+            http::Request::get("/v1/thing").header("host", "localhost").body(Body::empty()).unwrap();
+        assert_eq!(guarded("none").oneshot(request).await.unwrap().status(), StatusCode::OK);
+    }
+}

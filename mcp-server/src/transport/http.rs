@@ -1,0 +1,334 @@
+//! Serving HTTP: the accept loop with its bounds, and MCP over Streamable HTTP.
+//!
+//! `axum::serve` leaves Nagle's algorithm on, which costs an MCP call up to 44 ms; hence our own loop.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use cluster_core::config::Settings;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use rmcp::transport::streamable_http_server::{
+    StreamableHttpServerConfig, StreamableHttpService,
+    session::local::{LocalSessionManager, SessionConfig},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::unix::Socket;
+use crate::server::AegisServer;
+
+/// A few assistants with a few streams each; more is a leak or an attack.
+const CONNECTIONS_MAX: usize = 256;
+/// One request: larger ones are refused with 413.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const HEADER_READ_TIME_MAX: Duration = Duration::from_secs(15);
+const HEADERS_MAX: usize = 64;
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+const HTTP2_STREAMS_MAX: u32 = 64;
+const HTTP2_RESETS_MAX: usize = 64;
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Streams that are open when the daemon stops get this long to end.
+const GOODBYE_TIME_MAX: Duration = Duration::from_secs(2);
+/// A person may think for an hour between two calls of one session.
+const MCP_SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
+/// After a failed accept (no descriptors left): trying again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves connections until `stop`; returns when all of them have ended.
+pub async fn serve_tcp(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let server = Server::new(router, stop.clone());
+    while let Some(permit) = server.slot().await {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                if let Err(e) = stream.set_nodelay(true) {
+                    tracing::debug!(error = %e, "no TCP_NODELAY");
+                }
+                server.spawn(stream, permit);
+            }
+            Err(e) => pause(&e).await,
+        }
+    }
+    server.finish().await;
+}
+
+/// The same over a unix socket.
+pub async fn serve_unix(socket: Socket, router: Router, stop: CancellationToken) {
+    let server = Server::new(router, stop.clone());
+    while let Some(permit) = server.slot().await {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok(stream) => server.spawn(stream, permit),
+            Err(e) => pause(&e).await,
+        }
+    }
+    server.finish().await;
+}
+
+async fn pause(error: &std::io::Error) {
+    tracing::warn!(%error, "a connection could not be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// What an accept loop shares with its connections.
+struct Server {
+    router: Router,
+    stop: CancellationToken,
+    slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    fn new(router: Router, stop: CancellationToken) -> Self {
+        Self { router, stop, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks: TaskTracker::new() }
+    }
+
+    /// A free place; at the bound, new connections wait in the kernel's queue. `None` when stopping.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            () = self.stop.cancelled() => None,
+            permit = Arc::clone(&self.slots).acquire_owned() => permit.ok(),
+        }
+    }
+
+    fn spawn<S>(&self, stream: S, permit: OwnedSemaphorePermit)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (router, stop) = (self.router.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            serve_connection(stream, router, stop).await;
+            drop(permit);
+        });
+    }
+
+    async fn finish(self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+async fn serve_connection<S>(stream: S, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIME_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEADER_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .max_pending_accept_reset_streams(HTTP2_RESETS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX as u32)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIME_MAX);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(GOODBYE_TIME_MAX, connection).await {
+                Ok(ended) => ended,
+                // An open event stream; its client resumes by sequence.
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP connection ended early");
+    }
+}
+
+/// MCP over Streamable HTTP, both eras. Host and Origin are checked by the guard around every route,
+/// and once more here, where the specification asks for it.
+pub fn mcp_service(
+    server: AegisServer,
+    settings: &Settings,
+    stop: CancellationToken,
+) -> StreamableHttpService<AegisServer, LocalSessionManager> {
+    let loopback = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let hosts = loopback
+        .iter()
+        .cloned()
+        .chain([settings.bind_address.to_string()])
+        .chain(settings.mcp.allowed_hosts.iter().cloned());
+    let origins = ["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(settings.mcp.allowed_origins.iter().cloned());
+    let config = StreamableHttpServerConfig::default()
+        .with_allowed_hosts(hosts)
+        .with_allowed_origins(origins)
+        .enforce_origin_validation()
+        .with_max_request_body_bytes(BODY_BYTES_MAX)
+        .with_cancellation_token(stop);
+    let mut sessions = LocalSessionManager::default();
+    let mut session = SessionConfig::default();
+    session.keep_alive = Some(MCP_SESSION_IDLE_MAX);
+    sessions.session_config = session;
+    StreamableHttpService::new(move || Ok(server.clone()), Arc::new(sessions), config)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::middleware;
+    use cluster_core::deploy::Origin;
+    use serde_json::{Value, json};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::{rest, testing, transport::guard};
+
+    /// The whole stack on a port of its own.
+    async fn start() -> (SocketAddr, CancellationToken) {
+        let (settings, stop) = (testing::settings(), CancellationToken::new());
+        let guard = guard::Guard::new(&settings, "t0ken").unwrap();
+        let api = rest::Api { core: testing::core().await, origin: Origin::Assistant, stop: stop.clone() };
+        let router = rest::router(api)
+            .merge(
+                Router::new()
+                    .route_service("/mcp", mcp_service(testing::server().await, &settings, stop.clone())),
+            )
+            .layer(middleware::from_fn_with_state(guard, guard::guard));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve_tcp(listener, router, stop.clone()));
+        (address, stop)
+    }
+
+    /// Status and body of one request that closes its connection.
+    async fn send(address: SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head =
+            format!("{head}host: {address}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // A refusal may come before all of the body is taken.
+        let _ = stream.write_all(body).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        (status, answer)
+    }
+
+    const MCP: &str = "POST /mcp HTTP/1.1\r\naccept: application/json, text/event-stream\r\n\
+                       content-type: application/json\r\n";
+    const TOKEN: &str = "authorization: Bearer t0ken\r\n";
+
+    fn list(meta: Value) -> Vec<u8> {
+        json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}})
+            .to_string()
+            .into_bytes()
+    }
+
+    #[tokio::test]
+    async fn tools_are_listed_over_http_in_the_newer_era() {
+        let (address, stop) = start().await;
+        let meta = json!({
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {}
+        });
+        let head = format!("{MCP}{TOKEN}mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/list\r\n");
+        let (status, answer) = send(address, &head, &list(meta)).await;
+        assert_eq!(status, 200, "{answer}");
+        assert!(answer.contains("deploy_edge_node") && answer.contains("ttlMs"), "{answer}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn the_older_era_initializes_over_http() {
+        let (address, stop) = start().await;
+        let body = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+            "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}});
+        // The session's stream stays open, so only the beginning is read.
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let body = body.to_string();
+        let head = format!("{MCP}{TOKEN}host: {address}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        while !answer.contains("\"serverInfo\"") {
+            let mut chunk = [0; 4096];
+            let count = stream.read(&mut chunk).await.unwrap();
+            assert!(count > 0, "{answer}");
+            answer.push_str(&String::from_utf8_lossy(&chunk[..count]));
+        }
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn mcp_needs_the_token_the_host_and_a_good_origin() {
+        let (address, stop) = start().await;
+        assert_eq!(send(address, MCP, b"{}").await.0, 401);
+        assert_eq!(send(address, &format!("{MCP}authorization: Bearer no\r\n"), b"{}").await.0, 401);
+        assert_eq!(
+            send(address, &format!("{MCP}{TOKEN}origin: http://evil.example\r\n"), b"{}").await.0,
+            403
+        );
+        assert_eq!(send(address, &format!("{MCP}{TOKEN}host: evil.example\r\n"), b"{}").await.0, 403);
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn too_large_bodies_are_refused_on_both_surfaces() {
+        let (address, stop) = start().await;
+        let large = vec![b' '; BODY_BYTES_MAX + 1];
+        let (status, answer) = send(address, &format!("{MCP}{TOKEN}"), &large).await;
+        assert_eq!(status, 413, "{answer}");
+        let deploy = format!("POST /deploy/edge-node HTTP/1.1\r\n{TOKEN}");
+        let (status, answer) = send(address, &deploy, &large).await;
+        assert_eq!(status, 413, "{answer}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn rest_refuses_in_json_what_is_wrong_and_what_is_for_persons() {
+        let (address, stop) = start().await;
+        let post = |path: &str| format!("POST {path} HTTP/1.1\r\n{TOKEN}");
+        let (status, answer) =
+            send(address, &post("/deploy/edge-node"), b"{\"host\":\"a\",\"hots\":1}").await;
+        assert_eq!(status, 400);
+        assert!(answer.contains("InvalidArgument") && answer.contains("hots"), "{answer}");
+        let (status, answer) = send(
+            address,
+            &post("/deploy/edge-node"),
+            b"{\"host\":\"a\",\"tunnel_token\":\"file:/etc/passwd\"}",
+        )
+        .await;
+        assert_eq!(status, 400, "{answer}");
+        for path in ["/v1/hosts", "/v1/hosts/probe", "/v1/shutdown"] {
+            assert_eq!(send(address, &post(path), b"{}").await.0, 404, "{path}");
+        }
+        assert_eq!(send(address, &post("/v1/executions"), b"not json").await.0, 400);
+        assert_eq!(send(address, "GET /health/live HTTP/1.1\r\n", b"").await.0, 200);
+        assert!(!stop.is_cancelled());
+        stop.cancel();
+    }
+}

@@ -1,0 +1,57 @@
+//! The sockets in the data directory: made by its owner, for its owner's processes alone.
+
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
+
+use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
+use tokio::net::{UnixListener, UnixStream};
+
+/// REST for the command line.
+pub const API: &str = "api.sock";
+/// MCP streams, after the handshake.
+pub const MCP: &str = "mcp.sock";
+
+/// A listening socket, removed when the daemon ends.
+#[derive(Debug)]
+pub struct Socket {
+    pub listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Only the owner of the data directory may call this: a socket that is left there is stale then.
+    pub fn bind(data: &DataDirectory, name: &str) -> Result<Self> {
+        let path = data.path().join(name);
+        let failed = |e: std::io::Error| {
+            Error::new(ErrorCode::Storage, format!("the socket {} cannot be made", path.display()))
+                .remedy("a socket's path has at most 107 bytes: use a data directory with a shorter one")
+                .source(e)
+        };
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(Self { listener, path })
+    }
+
+    /// The next connection of our own user; others are turned away.
+    pub async fn accept(&self) -> std::io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let uid = stream.peer_cred()?.uid();
+            if uid == nix::unistd::geteuid().as_raw() {
+                return Ok(stream);
+            }
+            tracing::warn!(uid, socket = %self.path.display(), "a process of another user was turned away");
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Left behind, it would be replaced at the next start.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
