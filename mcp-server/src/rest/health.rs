@@ -17,16 +17,14 @@ pub async fn ready(State(api): State<Api>) -> (StatusCode, Json<Value>) {
     let health = api.core.health().await;
     let missing: Vec<_> =
         health.subsystems.iter().filter(|part| part.critical && !part.ok).map(|part| &part.name).collect();
-    (status(health.ready), Json(json!({ "ready": health.ready, "missing": missing })))
+    let status = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ready": health.ready, "missing": missing })))
 }
 
-pub async fn full(State(api): State<Api>) -> (StatusCode, Json<HealthView>) {
-    let health = api.core.health().await;
-    (status(health.ready), Json(health))
-}
-
-fn status(ready: bool) -> StatusCode {
-    if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+/// How every part is, with 200 as long as the process answers: a node that has not joined yet is
+/// healthy, and not ready.
+pub async fn full(State(api): State<Api>) -> Json<HealthView> {
+    Json(api.core.health().await)
 }
 
 /// Begins the end; the answer comes before it.
