@@ -486,11 +486,10 @@ impl Membership {
         }
     }
 
-    /// Whether anything was freed.
-    pub fn release(&mut self, execution_id: &ExecutionId) -> bool {
-        self.nodes
-            .values_mut()
-            .fold(false, |freed, node| node.reserved.remove(execution_id).is_some() || freed)
+    pub fn release(&mut self, execution_id: &ExecutionId) {
+        for node in self.nodes.values_mut() {
+            node.reserved.remove(execution_id);
+        }
     }
 
     pub fn views(&self, now_ms: i64) -> Vec<PeerView> {

@@ -94,7 +94,7 @@ pub fn render(
                 tags: spec.tags.iter().map(|tag| tag.as_str()).collect(),
                 resources: Resources {
                     cpu_cores: facts.cpus,
-                    memory_gb: facts.memory_total_mb.div_ceil(1024),
+                    memory_gb: (facts.memory_total_mb / 1024).max(1),
                     disk_gb: facts.disk_total_mb.div_ceil(1024).next_multiple_of(DISK_STEP_GB),
                     gpu: has_gpu.then_some(true),
                     gpu_count: has_gpu.then(|| u32::try_from(gpus.len()).unwrap_or(u32::MAX)),

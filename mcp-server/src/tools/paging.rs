@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_page_is_cut_to_what_a_model_takes_at_once() {
-        let items: Vec<String> = (0..100).map(|n| format!("{n:0250}")).collect();
+        let items: Vec<String> = (0..1000).map(|n| format!("{n:0100}")).collect();
         let (fitting, next) = fit(items.clone(), String::as_str);
         assert!(fitting.len() < items.len());
         assert!(fitting.iter().map(String::len).sum::<usize>() <= PAGE_BYTES_MAX);

@@ -98,7 +98,7 @@ async fn an_execution_reads_its_input_and_its_events_are_numbered() {
     assert!(matches!(&all.last().unwrap().kind, EventKind::Failed { exit_code: Some(3), .. }));
     assert_eq!(events(&supervisor, &order, 2).await, all[2..], "attached again, not run again");
     assert!(!supervisor.cancel(&order.execution_id, 1, "late").unwrap());
-    supervisor.release(&[order.execution_id.clone()]).await.unwrap();
+    supervisor.release(std::slice::from_ref(&order.execution_id)).await.unwrap();
     assert!(supervisor.held().is_empty());
     assert!(supervisor.engine().ours(&setting.node_id).await.unwrap().is_empty());
     let error = supervisor.accept(order, 2).err().unwrap();
