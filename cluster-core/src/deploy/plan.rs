@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(config["apiVersion"], "100monkeys.ai/v1");
         assert_eq!(config["spec"]["node"]["type"], "edge");
         assert_eq!(config["spec"]["node"]["tags"][0], "gpu");
-        assert_eq!(config["spec"]["node"]["resources"]["memory_gb"], 8);
+        assert_eq!(config["spec"]["node"]["resources"]["memory_gb"], 7);
         assert_eq!(config["spec"]["cluster"]["role"], "worker");
         assert_eq!(config["spec"]["cluster"]["controller"]["endpoint"], "unix:///run/aegis/controller.sock");
         assert_eq!(config["spec"]["network"]["port"], 8090);
