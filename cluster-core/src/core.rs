@@ -13,7 +13,7 @@ use std::{
 use base64::Engine as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -40,7 +40,9 @@ use crate::{
     },
     identity::NodeKey,
     ids::{ClusterId, DeploymentId, ExecutionId, NodeId, Tag},
-    ops::{deploy_settings, journal::StoreJournal, local_node::LocalNode, membership::ClusterMembership},
+    ops::{
+        deploy_settings, journal::StoreJournal, local_node::LocalNode, membership::ClusterMembership, trial,
+    },
     rpc::{
         controller_api::ControllerApi, controller_client::Applicant, listener::Intake, worker_api::WorkerApi,
     },
@@ -255,12 +257,14 @@ impl Core {
         }
     }
 
-    /// Images that this node's engine has, for a first trial.
-    pub async fn local_images(&self) -> Result<Vec<String>> {
-        match &self.0.engine {
-            Some(engine) => engine.local_images().await,
-            None => Ok(Vec::new()),
-        }
+    /// Runs a first container on this machine, with an image made from this executable.
+    pub async fn run_trial(&self) -> Result<ExecutionView> {
+        let part = self.controller()?;
+        let engine = self.0.engine.as_ref().ok_or_else(|| {
+            Error::new(ErrorCode::FailedPrecondition, "this node runs no containers")
+                .remedy("deploy a machine that does: aegis deploy HOST")
+        })?;
+        trial::run_here(engine, &part.executions, &self.0.node_id).await
     }
 
     fn controller(&self) -> Result<&ControllerPart> {
@@ -296,7 +300,10 @@ impl Core {
     }
 
     pub async fn drain(&self, node_id: &NodeId, order: DrainOrder) -> Result<DrainView> {
-        self.controller()?.controller.drain(node_id.clone(), order.deadline, order.on_deadline).await
+        let part = self.controller()?;
+        let view = part.controller.drain(node_id.clone(), order.deadline, order.on_deadline).await?;
+        part.nodes.nudge(node_id);
+        Ok(view)
     }
 
     pub async fn drain_status(&self, node_id: &NodeId) -> Result<DrainView> {
@@ -323,7 +330,10 @@ impl Core {
     }
 
     pub async fn resume(&self, node_id: &NodeId) -> Result<PeerView> {
-        self.controller()?.controller.resume(node_id.clone()).await
+        let part = self.controller()?;
+        let view = part.controller.resume(node_id.clone()).await?;
+        part.nodes.nudge(node_id);
+        Ok(view)
     }
 
     pub async fn create_enrolment_token(
@@ -539,7 +549,9 @@ async fn start_worker(
         }
         Listen::Tcp(port) => format!("http://{}", intake.listen_loopback(*port).await?),
     };
-    let served = WorkerApi::spawn(node_id.clone(), session.clone(), supervisor.clone(), intake);
+    let nudge = Arc::new(Notify::new());
+    let served =
+        WorkerApi::spawn(node_id.clone(), session.clone(), supervisor.clone(), nudge.clone(), intake);
     let task = WorkerTask {
         applicant: Applicant {
             node_id: node_id.clone(),
@@ -551,6 +563,7 @@ async fn start_worker(
         controller,
         session,
         supervisor,
+        nudge,
         capacity: Capacity::new(settings, Some(engine)),
         heartbeat_interval: settings.heartbeat_interval,
         token_refresh_margin: settings.token_refresh_margin,

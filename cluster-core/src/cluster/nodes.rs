@@ -167,6 +167,18 @@ impl Nodes {
         Ok(Worker::Remote { client, sealer })
     }
 
+    /// A command waits for a node: it is asked to fetch it now. One that cannot be called fetches it
+    /// with its next heartbeat.
+    pub fn nudge(&self, node_id: &NodeId) {
+        if let Ok(Worker::Remote { client, sealer }) = self.worker(node_id) {
+            tokio::spawn(async move {
+                if let Err(error) = client.nudge(&sealer).await {
+                    tracing::debug!(error = %error.chain(), "not nudged");
+                }
+            });
+        }
+    }
+
     /// The connection of a node's link, to run something on its host.
     pub fn connection(&self, node_id: &NodeId) -> Option<Connection> {
         let link = self.remote().get(node_id).and_then(|remote| remote.link.clone());

@@ -6,7 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::membership::Command;
@@ -45,6 +48,8 @@ pub struct WorkerTask {
     pub session: CurrentSession,
     pub supervisor: Supervisor,
     pub capacity: Capacity,
+    /// The controller asks for a heartbeat now.
+    pub nudge: Arc<Notify>,
     pub heartbeat_interval: Duration,
     pub token_refresh_margin: Duration,
 }
@@ -117,6 +122,7 @@ impl WorkerTask {
                     session = self.attest(&mut client).await?;
                     client.register(&session, &self.applicant, &self.capacity.measure().await).await?;
                 }
+                () = self.nudge.notified() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
                     let commands = self.beat(&mut client, &session, &acknowledged).await?;
                     acknowledged = self.obey(commands)?;

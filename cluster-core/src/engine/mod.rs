@@ -22,13 +22,14 @@ use bollard::{
     models::{ContainerState, NetworkCreateRequest},
     query_parameters::{
         AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
-        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        ImportImageOptions, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
         StopContainerOptionsBuilder, WaitContainerOptions,
     },
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWriteExt as _};
+use tokio_util::io::ReaderStream;
 
 pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, container_name};
 
@@ -119,14 +120,15 @@ impl Engine {
         }
     }
 
-    /// Names of images that are here, for a first trial.
-    pub async fn local_images(&self) -> Result<Vec<String>> {
-        let images = self
-            .docker
-            .list_images(None::<bollard::query_parameters::ListImagesOptions>)
-            .await
-            .map_err(|e| refused("list images", e))?;
-        Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
+    /// Loads an image in the form of `docker save`.
+    pub async fn load_image(&self, tar: impl AsyncRead + Send + 'static) -> Result<()> {
+        let loading =
+            self.docker.import_image_stream(ImportImageOptions::default(), ReaderStream::new(tar), None);
+        let mut loading = std::pin::pin!(loading);
+        while let Some(line) = loading.next().await {
+            line.map_err(|e| refused("load an image", e))?;
+        }
+        Ok(())
     }
 
     /// Pulls an image that is not here. `progress` hears each new status line.

@@ -21,6 +21,8 @@ use crate::{
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Before what a node did not take is placed anew.
+const REPLACE_PAUSE: Duration = Duration::from_secs(1);
 /// After so long a silence the outcome is told as lost; the node's return still corrects it.
 const LOST_AFTER: Duration = Duration::from_secs(600);
 /// Events that are ready together are stored together.
@@ -69,7 +71,10 @@ async fn drive(shared: &Arc<Shared>, mut record: ExecutionRecord, live: &Live) -
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 let id = record.execution_id.clone();
                 shared.controller.release(id).await?;
-                shared.enqueue(record).await;
+                // A node that refuses for a moment must not be asked as fast as it can answer.
+                if shared.stop.run_until_cancelled(tokio::time::sleep(REPLACE_PAUSE)).await.is_some() {
+                    shared.enqueue(record).await;
+                }
                 return Ok(());
             }
             Cut::Away(error) => {

@@ -13,21 +13,13 @@ use crate::{
     },
     deploy::{self, DeploymentSpec, Hosts, Origin},
     error::{Error, ErrorCode, Result},
-    execution::{
-        dispatch::Executions,
-        lifecycle::State,
-        manifest::{ExecutionRequest, NetworkMode, ResourceRequest},
-    },
+    execution::{dispatch::Executions, lifecycle::State},
     identity::PublicKey,
     ids::NodeId,
+    ops::trial,
     ssh::{Connection, HostAddress, LinkSettings, SshTarget},
     store::NodeRecord,
 };
-
-/// A container of the node's own image starts in under a second; a busy machine gets a minute.
-const PROOF_TIMEOUT_SECS: u64 = 60;
-/// Placement and start beside the run itself.
-const PROOF_WAIT: Duration = Duration::from_secs(PROOF_TIMEOUT_SECS + 15);
 
 #[derive(Debug, Clone)]
 pub struct ClusterMembership {
@@ -99,21 +91,10 @@ impl ClusterMembership {
         if view.desired == Desired::Draining {
             return Ok("the node is draining and takes no work, so no container was run".to_owned());
         }
-        let request = ExecutionRequest {
-            image: image.to_owned(),
-            command: vec!["/aegis".to_owned(), "--version".to_owned()],
-            node_id: Some(node_id.clone()),
-            resources: ResourceRequest { cpu: Some(0.1), memory_mb: Some(128), ..Default::default() },
-            network: NetworkMode::None,
-            timeout_seconds: Some(PROOF_TIMEOUT_SECS),
-            queue: true,
-            ..Default::default()
-        };
-        let submitted = self.executions.submit(request).await?;
-        let id = submitted.execution_id;
-        let ended = self.executions.wait(&id, PROOF_WAIT, |view| view.state.is_settled()).await?;
+        let ended = trial::run_version(&self.executions, node_id, image).await?;
+        let id = ended.execution_id;
         if ended.state == State::Succeeded {
-            let took_ms = ended.ended_at_ms.unwrap_or(0) - submitted.created_at_ms;
+            let took_ms = ended.ended_at_ms.unwrap_or(0) - ended.created_at_ms;
             return Ok(format!("{id} ran a container of {image} and exited with 0 after {took_ms} ms"));
         }
         let why = ended.failure.map(|failure| failure.message).or(ended.waiting).unwrap_or_default();

@@ -5,3 +5,4 @@ pub mod deploy_settings;
 pub mod journal;
 pub mod local_node;
 pub mod membership;
+pub mod trial;

@@ -56,6 +56,7 @@ sealed! {
     pb::DeregisterNodeInner, "/aegis.cluster.v1.NodeClusterService/DeregisterNode", |m| Some(&m.node_id);
     pb::ForwardExecutionInner, "/aegis.cluster.v1.NodeClusterService/ForwardExecution", |_| None;
     agent::CancelExecutionInner, "/aegis.agent.v1.WorkerService/CancelExecution", |_| None;
+    agent::NudgeInner, "/aegis.agent.v1.WorkerService/Nudge", |_| None;
     agent::ReleaseExecutionsInner, "/aegis.agent.v1.WorkerService/ReleaseExecutions", |_| None;
 }
 

@@ -17,6 +17,7 @@ use aegis_proto::aegis::{
     runtime::v1::ExecutionEvent,
 };
 use futures::{Stream, StreamExt as _};
+use tokio::sync::Notify;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
@@ -42,6 +43,8 @@ pub struct WorkerApi {
     node_id: NodeId,
     session: CurrentSession,
     supervisor: Supervisor,
+    /// Wakes the task that sends heartbeats.
+    nudge: Arc<Notify>,
 }
 
 impl WorkerApi {
@@ -50,9 +53,10 @@ impl WorkerApi {
         node_id: NodeId,
         session: CurrentSession,
         supervisor: Supervisor,
+        nudge: Arc<Notify>,
         intake: Intake,
     ) -> tokio::task::JoinHandle<()> {
-        let api = Self { node_id, session, supervisor };
+        let api = Self { node_id, session, supervisor, nudge };
         let cluster = NodeClusterServiceServer::new(api.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -138,6 +142,18 @@ impl WorkerService for WorkerApi {
             Ok(agent::CancelExecutionResponse { cancelling })
         });
         answer("CancelExecution", result)
+    }
+
+    async fn nudge(
+        &self,
+        request: Request<agent::NudgeRequest>,
+    ) -> Result<Response<agent::NudgeResponse>, Status> {
+        let (metadata, _, body) = request.into_parts();
+        let result = self.open::<agent::NudgeInner>(&metadata, body.envelope).map(|_| {
+            self.nudge.notify_one();
+            agent::NudgeResponse {}
+        });
+        answer("Nudge", result)
     }
 
     async fn release_executions(

@@ -100,6 +100,14 @@ impl WorkerClient {
         Ok(answer.cancelling)
     }
 
+    /// Asks for a heartbeat now.
+    pub async fn nudge(&self, sealer: &Sealer) -> Result<()> {
+        let inner = agent::NudgeInner { seal: None };
+        let request = sealer.seal(inner, |e| agent::NudgeRequest { envelope: Some(e) })?;
+        in_time(WorkerServiceClient::new(self.channel.clone()).nudge(request)).await?;
+        Ok(())
+    }
+
     pub async fn release(&self, sealer: &Sealer, execution_ids: &[ExecutionId]) -> Result<()> {
         let inner = agent::ReleaseExecutionsInner {
             execution_ids: execution_ids.iter().map(ToString::to_string).collect(),

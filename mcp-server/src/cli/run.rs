@@ -24,7 +24,7 @@ enum Network {
 #[derive(Debug, Args)]
 pub struct Run {
     /// Container image
-    #[arg(long, default_value = super::up::TRIAL_IMAGE)]
+    #[arg(long, value_name = "IMAGE")]
     image: String,
     /// A tag that the node must have; may be repeated
     #[arg(long = "tag", value_name = "TAG")]

@@ -15,15 +15,9 @@ use super::{
     Context,
     client::Client,
     launch::{self, Launched},
-    own_path, segment, shown, status,
+    own_path, shown, status,
 };
 use crate::daemon::{HTTP_ADDRESS, HTTP_TOKEN};
-
-/// Small, and on every registry: 2 MB when the machine does not have it.
-pub const TRIAL_IMAGE: &str = "busybox:1.36";
-const TRIAL_WORDS: &str = "hello from aegis";
-/// Pulling 2 MB over a slow line included.
-const TRIAL_TIMEOUT_SECONDS: u64 = 60;
 
 #[derive(Debug, Args)]
 pub struct Up {
@@ -68,23 +62,11 @@ async fn trial(client: &Client) -> Trial {
 }
 
 async fn try_container(client: &Client) -> Result<Trial> {
-    let health = client.health().await?;
-    let body = json!({
-        "image": TRIAL_IMAGE,
-        "command": ["echo", TRIAL_WORDS],
-        "node_id": health.node_id,
-        "timeout_seconds": TRIAL_TIMEOUT_SECONDS,
-        "queue": false,
-    });
-    let mut view: ExecutionView = client.post("/v1/executions", &body).await?;
-    while !view.state.is_settled() {
-        let path = format!("/v1/executions/{}?wait_seconds=30", segment(view.execution_id.as_str()));
-        view = client.get(&path).await?;
-    }
+    let view: ExecutionView = client.post("/v1/trial", &json!({})).await?;
     match (view.state, view.failure) {
         (State::Succeeded, _) => Ok(Trial::Ran {
             execution_id: view.execution_id.to_string(),
-            node_id: health.node_id.to_string(),
+            node_id: view.node_id.map(|id| id.to_string()).unwrap_or_default(),
             milliseconds: view.ended_at_ms.unwrap_or(view.created_at_ms) - view.created_at_ms,
         }),
         (_, Some(failure)) => Ok(Trial::Failed { failure }),
@@ -120,7 +102,6 @@ pub struct Clients {
     cursor: Value,
     http_url: String,
     http_token_file: String,
-    claude_code_http: String,
 }
 
 impl Clients {
@@ -147,10 +128,6 @@ impl Clients {
             claude_code: format!("claude mcp add aegis -- {line}"),
             codex: format!("codex mcp add aegis -- {line}"),
             cursor: json!({ "mcpServers": { "aegis": { "command": words[0], "args": words[1..] } } }),
-            claude_code_http: format!(
-                "claude mcp add --transport http aegis {http_url} --header \"Authorization: Bearer $(cat {})\"",
-                quoted(&token)
-            ),
             http_url,
             http_token_file: token,
             command,
@@ -164,8 +141,7 @@ impl Clients {
              Claude Code   {}\n  \
              Codex         {}\n  \
              Cursor        {} in ~/.cursor/mcp.json\n  \
-             over HTTP     {}  (bearer token in {})\n                \
-             {}\n\n\
+             over HTTP     {}  (bearer token in {})\n\n\
              Deploy a first machine:\n  \
              {} host approve HOST\n  \
              then ask the assistant, which calls deploy_edge_node {{\"host\": \"HOST\"}}, or: {} deploy HOST",
@@ -174,7 +150,6 @@ impl Clients {
             self.cursor,
             self.http_url,
             self.http_token_file,
-            self.claude_code_http,
             quoted(&self.command),
             quoted(&self.command),
         )

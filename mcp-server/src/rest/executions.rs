@@ -80,3 +80,8 @@ pub async fn cancel(
     let reason = cancel_reason(body.reason)?;
     Ok(Json(whole(async move { api.core.cancel_execution(&id, &reason).await }).await?))
 }
+
+/// A first container on this machine, to its end.
+pub async fn trial(State(api): State<Api>) -> Answer<Json<ExecutionView>> {
+    Ok(Json(whole(async move { api.core.run_trial().await }).await?))
+}

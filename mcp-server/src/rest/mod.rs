@@ -58,6 +58,7 @@ pub fn router(api: Api) -> Router {
         .merge(health_routes());
     if api.origin == Origin::Person {
         router = router
+            .route("/v1/trial", post(executions::trial))
             .route("/v1/hosts", get(hosts::list).post(hosts::approve))
             .route("/v1/hosts/probe", post(hosts::probe))
             .route("/v1/hosts/{host}/{port}", delete(hosts::forget))
