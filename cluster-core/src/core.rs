@@ -159,9 +159,6 @@ impl Core {
             true => Some(Engine::new(settings.docker_socket.as_deref())?),
             false => None,
         };
-        for section in &settings.unused {
-            tracing::info!(section, "accepted, and not used by this node");
-        }
         let stop = CancellationToken::new();
         let mut tasks = Vec::new();
         let role = settings.role;
@@ -341,9 +338,9 @@ impl Core {
         node_id: Option<NodeId>,
         ttl: Duration,
     ) -> Result<EnrolmentGrant> {
-        const TTL_MAX: Duration = Duration::from_secs(7 * 86_400);
+        const TTL_MAX: Duration = Duration::from_secs(86_400);
         if ttl < Duration::from_secs(1) || ttl > TTL_MAX {
-            return Err(Error::invalid("the token's lifetime is out of range 1s to 7d"));
+            return Err(Error::invalid("the token's lifetime is out of range 1s to 24h"));
         }
         let controller = &self.controller()?.controller;
         let (issued, expires_at_ms) = controller.issue_enrolment_token(node_id.clone(), ttl).await?;

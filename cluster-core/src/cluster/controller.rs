@@ -463,6 +463,11 @@ impl Controller {
     }
 
     pub async fn set_link(&self, node_id: NodeId, up: bool) -> Result<()> {
+        let (id, known) = (node_id.clone(), up);
+        let same = self.decide(move |membership, _| Ok((Vec::new(), membership.link_is(&id, known)))).await?;
+        if same {
+            return Ok(());
+        }
         let set = move |membership: &mut Membership, _| {
             membership.set_link(&node_id, up);
             Ok((Vec::new(), ()))

@@ -334,6 +334,10 @@ impl Membership {
         self.nodes.get(node_id).map(|node| node.commands.clone()).unwrap_or_default()
     }
 
+    pub fn link_is(&self, node_id: &NodeId, up: bool) -> bool {
+        self.nodes.get(node_id).is_none_or(|node| node.link_up == up)
+    }
+
     pub fn set_link(&mut self, node_id: &NodeId, up: bool) {
         if let Some(node) = self.nodes.get_mut(node_id) {
             node.link_up = up;
@@ -517,7 +521,7 @@ impl Node {
             Observed::Active => {}
         }
         if !self.link_up {
-            return Some("its SSH connection is down");
+            return Some("its SSH connection is down, or it does not answer there");
         }
         self.record.capabilities.engine.is_empty().then_some("its container engine does not answer")
     }

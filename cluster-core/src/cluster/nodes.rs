@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -28,7 +28,11 @@ use crate::{
     ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream},
 };
 
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between looks at a node that answers: with the probe's own limit, a death is noticed within 15 s.
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(10);
+/// Between looks at one that does not.
+const ABSENCE_INTERVAL: Duration = Duration::from_millis(500);
 /// Reports that the dispatcher has not looked at; a newer heartbeat says it again.
 const REPORTS_MAX: usize = 256;
 const LINK_STREAMS_MAX: usize = 64;
@@ -47,6 +51,12 @@ struct Shared {
     remote: Mutex<HashMap<NodeId, Remote>>,
     inbound: mpsc::Sender<LinkStream>,
     reports: mpsc::Sender<(NodeId, Vec<Held>)>,
+}
+
+/// Whether the node's socket takes connections.
+async fn answers(link: &Weak<LinkHandle>) -> bool {
+    let Some(link) = link.upgrade() else { return false };
+    matches!(tokio::time::timeout(PROBE_TIMEOUT, link.connect_node()).await, Ok(Ok(_)))
 }
 
 /// What comes in from nodes, each for one taker.
@@ -88,11 +98,19 @@ impl Nodes {
         let link = Arc::new(LinkHandle::start(settings, dialer, adopted, self.0.inbound.clone()));
         let mut state = link.state();
         let (controller, watched) = (self.0.controller.clone(), node_id.clone());
+        let probed = Arc::downgrade(&link);
         tokio::spawn(async move {
             loop {
-                let up = matches!(*state.borrow_and_update(), LinkState::Up { .. });
-                if controller.set_link(watched.clone(), up).await.is_err() || state.changed().await.is_err() {
+                let connected = matches!(*state.borrow_and_update(), LinkState::Up { .. });
+                // A worker that died behind a living connection must get no work either.
+                let up = connected && answers(&probed).await;
+                if controller.set_link(watched.clone(), up).await.is_err() {
                     return;
+                }
+                let interval = if connected && !up { ABSENCE_INTERVAL } else { PRESENCE_INTERVAL };
+                match tokio::time::timeout(interval, state.changed()).await {
+                    Ok(Err(_)) => return,
+                    Ok(Ok(())) | Err(_) => {}
                 }
             }
         });

@@ -142,6 +142,20 @@ impl Settings {
                 .remedy("remove it: in this version everything listens on loopback or inside SSH"));
             }
         }
+        if cluster.allow_unsealed_context == Some(true) {
+            return Err(Error::new(
+                ErrorCode::NotOffered,
+                "spec.cluster.allow_unsealed_context: the compatible mode is not offered yet",
+            )
+            .remedy("remove it: every call is sealed"));
+        }
+        if spec.mcp.confirm.as_deref().is_some_and(|confirm| confirm != "never") {
+            return Err(Error::new(
+                ErrorCode::NotOffered,
+                "spec.mcp.confirm: confirmation through the assistant is not offered yet",
+            )
+            .remedy("remove it; first deployments are admitted with `aegis host approve`"));
+        }
         if let Some(url) = &spec.database.url
             && !url.starts_with("sqlite:")
         {
@@ -299,6 +313,16 @@ fn unused(spec: &super::schema::Spec) -> Vec<&'static str> {
         ("temporal", spec.temporal.is_some()),
         ("cortex", spec.cortex.is_some()),
         ("smcp_gateway", spec.smcp_gateway.is_some()),
+        ("deploy.ssh_config", spec.deploy.ssh_config.is_some()),
+        ("deploy.workspace_roots", spec.deploy.workspace_roots.is_some()),
+        ("network.grpc_port", spec.network.grpc_port.is_some()),
+        ("network.allow_insecure_bind", spec.network.allow_insecure_bind.is_some()),
+        ("observability.metrics", spec.observability.metrics.is_some()),
+        ("observability.tracing", spec.observability.tracing.is_some()),
+        ("runtime.default_isolation", spec.runtime.default_isolation.is_some()),
+        ("runtime.orchestrator_url", spec.runtime.orchestrator_url.is_some()),
+        ("runtime.nfs_server_host", spec.runtime.nfs_server_host.is_some()),
+        ("runtime.nfs_port", spec.runtime.nfs_port.is_some()),
     ]
     .into_iter()
     .filter_map(|(name, given)| given.then_some(name))

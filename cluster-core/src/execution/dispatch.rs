@@ -32,6 +32,8 @@ use crate::{
 /// Executions that wait for a node.
 const QUEUE_MAX: usize = 10_000;
 const ORDERS_MAX: usize = 1024;
+/// After the store refused a placement (a full disk, say).
+const PLACE_RETRY: Duration = Duration::from_secs(5);
 /// Events read at a time on behalf of a reader.
 const EVENTS_READ_MAX: u32 = 1000;
 
@@ -278,10 +280,13 @@ impl Queue {
         loop {
             // Placing raises the version itself: what it placed is not worth another look.
             version.mark_unchanged();
+            let mut retry = false;
             if let Err(error) = self.place_all().await {
-                tracing::error!(error = %error.chain(), "nothing could be placed");
+                tracing::error!(error = %error.chain(), "nothing could be placed; it is tried again");
+                retry = true;
             }
             tokio::select! {
+                () = tokio::time::sleep(PLACE_RETRY), if retry => {}
                 () = stop.cancelled() => return,
                 record = incoming.recv() => match record {
                     Some(record) => self.waiting.push_back(record),
@@ -317,28 +322,33 @@ impl Queue {
 
     /// In the order in which they came; one that does not fit holds nobody up.
     async fn place_all(&mut self) -> Result<()> {
-        for mut record in std::mem::take(&mut self.waiting) {
-            let Some(live) = self.live(&record.execution_id) else { continue };
-            let cancelled = live.cancel.borrow().clone();
-            if let Some(reason) = cancelled {
-                self.shared.end(&mut record, &live, EventKind::Cancelled { reason }).await?;
-                continue;
-            }
-            let (id, demand) = (record.execution_id.clone(), record.demand.clone());
-            let placed = self
-                .shared
-                .controller
-                .with_placement(move |membership| membership.place(&id, &demand))
-                .await?;
-            match placed {
-                Ok(node_id) => self.assign(record, live, node_id).await?,
-                Err(no_fit) => {
-                    tell(&live, &no_fit);
-                    self.waiting.push_back(record);
-                }
-            }
+        // Taken one by one: what an error leaves behind still waits.
+        for _ in 0..self.waiting.len() {
+            let Some(record) = self.waiting.front().cloned() else { return Ok(()) };
+            self.place_one(record).await?;
+            // Placed, ended, or put back at the end: this place in the queue is done with.
+            self.waiting.pop_front();
         }
         Ok(())
+    }
+
+    async fn place_one(&mut self, mut record: Box<ExecutionRecord>) -> Result<()> {
+        let Some(live) = self.live(&record.execution_id) else { return Ok(()) };
+        let cancelled = live.cancel.borrow().clone();
+        if let Some(reason) = cancelled {
+            return self.shared.end(&mut record, &live, EventKind::Cancelled { reason }).await;
+        }
+        let (id, demand) = (record.execution_id.clone(), record.demand.clone());
+        let placed =
+            self.shared.controller.with_placement(move |membership| membership.place(&id, &demand)).await?;
+        match placed {
+            Ok(node_id) => self.assign(record, live, node_id).await,
+            Err(no_fit) => {
+                tell(&live, &no_fit);
+                self.waiting.push_back(record);
+                Ok(())
+            }
+        }
     }
 
     /// Stored before the node hears of it.
@@ -358,9 +368,11 @@ impl Queue {
         if !matches!(assigned, Ok(1)) {
             let id = record.execution_id.clone();
             self.shared.controller.release(id).await?;
+            // An error leaves it where it waits. No row: cancelled between the look and the write, which
+            // the next round sees.
+            assigned?;
             self.waiting.push_back(record);
-            // No row: cancelled between the look and the write, which the next round sees.
-            return assigned.map(drop);
+            return Ok(());
         }
         tracing::info!(execution_id = %record.execution_id, %node_id, attempt, "assigned");
         record.state = State::Assigned;

@@ -23,6 +23,8 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Before what a node did not take is placed anew.
 const REPLACE_PAUSE: Duration = Duration::from_secs(1);
+/// Before what could not be stored is asked for again.
+const STORE_RETRY: Duration = Duration::from_secs(5);
 /// After so long a silence the outcome is told as lost; the node's return still corrects it.
 const LOST_AFTER: Duration = Duration::from_secs(600);
 /// Events that are ready together are stored together.
@@ -47,33 +49,43 @@ enum Cut {
 pub(super) fn spawn(shared: Arc<Shared>, record: ExecutionRecord, live: Arc<Live>) {
     tokio::spawn(async move {
         let execution_id = record.execution_id.clone();
-        if let Err(error) = drive(&shared, record, &live).await {
-            // Only the store fails here. The record stays open and is taken up at the next start.
-            tracing::error!(%execution_id, error = %error.chain(), "an execution is not followed any more");
+        let mut record = record;
+        // Only the store fails here: a full disk, say. What was not stored is asked of the node again.
+        while let Err(error) = drive(&shared, &mut record, &live).await {
+            tracing::error!(%execution_id, error = %error.chain(), "an execution could not be stored");
+            let stored = async {
+                tokio::time::sleep(STORE_RETRY).await;
+                shared.store.execution(&execution_id).await
+            };
+            match shared.stop.run_until_cancelled(stored).await {
+                None => return,
+                Some(Ok(Some(stored))) => record = stored,
+                Some(Ok(None) | Err(_)) => {}
+            }
         }
     });
 }
 
-async fn drive(shared: &Arc<Shared>, mut record: ExecutionRecord, live: &Live) -> Result<()> {
+async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) -> Result<()> {
     let mut away_since: Option<Instant> = None;
     let mut pause = RETRY_MIN;
     loop {
         let before = record.last_sequence;
-        match connection(shared, &mut record, live).await? {
+        match connection(shared, record, live).await? {
             Cut::Stopped => return Ok(()),
             Cut::Ended => {
-                shared.retire(&record).await;
-                release(shared, &record).await;
+                shared.retire(record).await;
+                release(shared, record).await;
                 return Ok(());
             }
-            Cut::Refused(error) => return shared.end(&mut record, live, failed(&error)).await,
+            Cut::Refused(error) => return shared.end(record, live, failed(&error)).await,
             Cut::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 let id = record.execution_id.clone();
                 shared.controller.release(id).await?;
                 // A node that refuses for a moment must not be asked as fast as it can answer.
                 if shared.stop.run_until_cancelled(tokio::time::sleep(REPLACE_PAUSE)).await.is_some() {
-                    shared.enqueue(record).await;
+                    shared.enqueue(record.clone()).await;
                 }
                 return Ok(());
             }
@@ -82,7 +94,7 @@ async fn drive(shared: &Arc<Shared>, mut record: ExecutionRecord, live: &Live) -
                     (away_since, pause) = (None, RETRY_MIN);
                 }
                 let since = *away_since.get_or_insert_with(Instant::now);
-                tell_away(shared, &mut record, live, &error, since).await?;
+                tell_away(shared, record, live, &error, since).await?;
                 let mut version = shared.controller.version();
                 tokio::select! {
                     () = shared.stop.cancelled() => return Ok(()),
@@ -174,7 +186,10 @@ async fn is_removed(shared: &Shared, record: &ExecutionRecord) -> Result<bool> {
 fn judge(record: &ExecutionRecord, error: Error) -> Cut {
     let untouched = record.state == State::Assigned && record.last_sequence == 0;
     match error.code() {
-        ErrorCode::FailedPrecondition | ErrorCode::ResourceExhausted if untouched => Cut::NotTaken(error),
+        // Storage: the node could not journal the order, so it did not begin.
+        ErrorCode::FailedPrecondition | ErrorCode::ResourceExhausted | ErrorCode::Storage if untouched => {
+            Cut::NotTaken(error)
+        }
         ErrorCode::Forbidden
         | ErrorCode::InvalidArgument
         | ErrorCode::Lost

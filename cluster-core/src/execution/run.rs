@@ -22,6 +22,8 @@ use crate::{
 
 /// Between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// For reading what a stopped container still wrote.
+const LAST_OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 /// Pieces of output that are ready together become one event.
 const OUTPUT_PIECES_MAX: usize = 64;
 /// Readers page by events, so that one must be a small part of a page.
@@ -54,16 +56,24 @@ pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
 async fn drive(shared: &Shared, run: &Run) -> EventKind {
     let name =
         container_name(&shared.node_id, &run.journaled.order.execution_id, run.journaled.order.attempt);
+    // What ended while this worker was down ended by itself, however late that is noticed.
+    let over = matches!(patiently(|| shared.engine.find(&name)).await, Ok(Found::Exited(_)));
     let stop = tokio::select! {
         result = work(shared, run, &name) => return match result {
             Ok(exit) => ended(exit),
             Err(error) => failed(&error),
         },
-        stop = stopped(run) => stop,
+        stop = stopped(run), if !over => stop,
     };
     if let Err(error) = shared.engine.stop(&name, STOP_GRACE).await {
         tracing::warn!(container = %name, error = %error.chain(), "a container could not be stopped");
         return failed(&error);
+    }
+    // What it wrote until then belongs to the story.
+    match tokio::time::timeout(LAST_OUTPUT_LIMIT, collect(shared, run, &name)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = %error.chain(), "no last output"),
+        Err(_) => tracing::debug!("the last output took too long"),
     }
     match stop {
         Stop::Cancelled(reason) => EventKind::Cancelled { reason },

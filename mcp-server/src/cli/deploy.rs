@@ -14,7 +14,7 @@ const WAIT_SECONDS: u64 = 30;
 
 #[derive(Debug, Args)]
 pub struct Deploy {
-    /// Address, name or ssh_config alias
+    /// Address or name of the machine
     host: String,
     #[arg(long)]
     ssh_port: Option<u16>,

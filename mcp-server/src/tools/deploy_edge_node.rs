@@ -21,33 +21,33 @@ use super::{
 };
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
-/// A DNS name is no longer; IPv6 addresses and ssh_config aliases are shorter.
+/// A DNS name is no longer; an IPv6 address is shorter.
 const HOST_LENGTH_MAX: usize = 253;
 const PATH_LENGTH_MAX: usize = 4096;
-const TAGS_MAX: usize = 64;
+const TAGS_MAX: usize = 32;
 
 pub struct DeployEdgeNode;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Address, name or ssh_config alias of the machine, 1 to 253 characters. Loopback addresses are
+    /// Address or name of the machine, 1 to 253 characters. Loopback addresses are
     /// refused.
     pub host: String,
-    /// SSH port, 1 to 65535. Default: from ssh_config, else 22.
+    /// SSH port, 1 to 65535. Default: 22.
     #[serde(default)]
     pub ssh_port: Option<u32>,
-    /// Login name. Default: from ssh_config, else root.
+    /// Login name. Default: root.
     #[serde(default)]
     pub ssh_user: Option<String>,
     /// Private key file on the controller's machine, in one of its configured key directories.
-    /// Default: from ssh_config, the agent and the usual keys.
+    /// Default: the ssh agent and the usual keys.
     #[serde(default)]
     pub ssh_key_path: Option<String>,
     /// The node's id: 1 to 63 of a-z, 0-9 and '-'. Default: made from host.
     #[serde(default)]
     pub identity: Option<String>,
-    /// Tags for placement, like gpu or zone=eu; at most 64.
+    /// Tags for placement, like gpu or zone=eu; at most 32.
     #[serde(default)]
     pub tags: Vec<String>,
     /// Compose services to start, comma-separated. Default: node,ollama (and cloudflared where there
@@ -84,7 +84,7 @@ impl Arguments {
     pub fn check(self) -> Result<DeploymentRequest> {
         if self.host.is_empty() || self.host.len() > HOST_LENGTH_MAX {
             return Err(Error::invalid(format!("host: it must have 1 to {HOST_LENGTH_MAX} characters"))
-                .remedy("name the machine as ssh would: an address, a name or an ssh_config alias"));
+                .remedy("name the machine: its DNS name or IP address"));
         }
         if let Some(port) = self.ssh_port {
             check_range("ssh_port", port, 1..=u32::from(u16::MAX))?;
@@ -283,7 +283,7 @@ mod tests {
             json!({"host": "a".repeat(300)}),
             json!({"host": "a", "ssh_port": 0}),
             json!({"host": "a", "ssh_port": 65_536}),
-            json!({"host": "a", "tags": vec!["t"; 65]}),
+            json!({"host": "a", "tags": vec!["t"; 33]}),
         ] {
             assert!(arguments(bad.clone()).and_then(Arguments::check).is_err(), "{bad}");
         }

@@ -55,7 +55,8 @@ pub struct Arguments {
     /// none (default): no network at all. allow: a network of the executions' own, with a way out.
     #[serde(default)]
     network: NetworkMode,
-    /// Ended after this long: 1 to 86400, default 300.
+    /// Ended after this many seconds: 1 to 86400, default 300; a node allows 3600 unless its operator
+    /// says otherwise.
     #[serde(default)]
     timeout_seconds: Option<u64>,
     /// True (default): wait in a queue for a node with room. False: fail at once when none fits.
