@@ -1,0 +1,194 @@
+//! The wiring: which parts a controller and a worker are made of, in the order in which they need each
+//! other.
+
+use std::{fs, path::Path, sync::Arc};
+
+use base64::Engine as _;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::ControllerPart;
+use crate::{
+    capacity::Capacity,
+    cluster::{
+        controller::{Controller, HealthSettings},
+        nodes::Nodes,
+        peer::Role,
+        worker::{JoinState, WorkerTask},
+    },
+    config::{Settings, settings::Listen},
+    deploy::{Deployments, Hosts, Journal},
+    engine::Engine,
+    error::{Error, ErrorCode, Result},
+    execution::{dispatch::Executions, supervisor::Supervisor},
+    identity::NodeKey,
+    ids::NodeId,
+    ops::{deploy_settings, journal::StoreJournal, local_node::LocalNode, membership::ClusterMembership},
+    rpc::{
+        controller_api::ControllerApi, controller_client::Applicant, listener::Intake, worker_api::WorkerApi,
+    },
+    store::{DataDirectory, Store},
+};
+
+/// As configured, or minted once.
+const NODE_ID_FILE: &str = "node-id";
+/// Beside the node's socket, for the deployment to read.
+const PUBLIC_KEY_FILE: &str = "node.pub";
+
+pub(super) async fn start_controller(
+    settings: &Settings,
+    data: &Arc<DataDirectory>,
+    node_id: &NodeId,
+    key: Arc<NodeKey>,
+    engine: Option<Engine>,
+    stop: &CancellationToken,
+) -> Result<(ControllerPart, tokio::task::JoinHandle<()>)> {
+    let store = Store::open(data.clone()).await?;
+    let health =
+        HealthSettings { stale_threshold: settings.stale_threshold, sweep_interval: settings.sweep_interval };
+    let controller =
+        Controller::start(node_id.clone(), key, data.path(), store.clone(), health, stop.clone()).await?;
+    let local = match &engine {
+        Some(engine) => Some(supervisor(settings, data, node_id, engine.clone())?),
+        None => None,
+    };
+    let (nodes, streams) = Nodes::new(controller.clone(), local.clone());
+
+    let intake = Intake::new(stop.clone());
+    match &settings.cluster_listen {
+        Listen::Tcp(port) => {
+            let address = intake.listen_loopback(*port).await?;
+            tracing::info!(%address, "the cluster port listens");
+        }
+        Listen::Unix(path) => intake.listen_unix(path)?,
+    }
+    intake.take_links(streams.links);
+    let served = ControllerApi::spawn(controller.clone(), nodes.clone(), intake);
+
+    if let Some(supervisor) = local {
+        let capacity = Capacity::new(settings, engine);
+        let interval = settings.heartbeat_interval;
+        let local = LocalNode { controller: controller.clone(), supervisor, capacity, interval };
+        local.register().await?;
+        local.spawn(stop.clone());
+    }
+    let executions =
+        Executions::start(store.clone(), controller.clone(), nodes.clone(), streams.reports, stop.clone())
+            .await?;
+
+    let journal: Arc<dyn Journal> = Arc::new(StoreJournal(store.clone()));
+    let deploy = Arc::new(deploy_settings::of(&settings.deploy, controller.cluster_id()));
+    let allow_loopback = deploy.allow_loopback;
+    let hosts = Hosts::new(deploy, journal.clone());
+    let membership = ClusterMembership {
+        controller: controller.clone(),
+        nodes: nodes.clone(),
+        executions: executions.clone(),
+        hosts: hosts.clone(),
+    };
+    for record in controller.records().await? {
+        if let Err(error) = membership.restore_link(&record, allow_loopback) {
+            tracing::error!(node_id = %record.node_id, error = %error.chain(), "its link cannot be restored");
+        }
+    }
+    let deployments = Deployments::new(hosts.clone(), journal, Arc::new(membership));
+    let resumed = deployments.resume_unfinished().await?;
+    if resumed > 0 {
+        tracing::info!(resumed, "deployments are taken up again");
+    }
+    let part = ControllerPart { store, controller, nodes, executions, deployments, hosts, allow_loopback };
+    Ok((part, served))
+}
+
+pub(super) async fn start_worker(
+    settings: &Settings,
+    data: &Arc<DataDirectory>,
+    node_id: &NodeId,
+    key: Arc<NodeKey>,
+    engine: Option<Engine>,
+    stop: &CancellationToken,
+) -> Result<(watch::Receiver<JoinState>, Vec<tokio::task::JoinHandle<()>>)> {
+    let missing = |what: &str| Error::new(ErrorCode::ConfigInvalid, what.to_owned());
+    let controller = settings.controller.clone().ok_or_else(|| missing("a worker needs a controller"))?;
+    let engine = engine.ok_or_else(|| {
+        missing("spec.node.type is orchestrator, which runs no containers, and spec.cluster.role is worker")
+            .remedy("set spec.node.type to edge")
+    })?;
+    let supervisor = supervisor(settings, data, node_id, engine.clone())?;
+    let session = Arc::new(arc_swap::ArcSwapOption::empty());
+    let intake = Intake::new(stop.clone());
+    let address = match &settings.cluster_listen {
+        Listen::Unix(path) => {
+            publish_key(&path.with_file_name(PUBLIC_KEY_FILE), &key)?;
+            intake.listen_unix(path)?;
+            format!("unix://{}", path.display())
+        }
+        Listen::Tcp(port) => format!("http://{}", intake.listen_loopback(*port).await?),
+    };
+    let nudge = Arc::new(Notify::new());
+    let served =
+        WorkerApi::spawn(node_id.clone(), session.clone(), supervisor.clone(), nudge.clone(), intake);
+    let task = WorkerTask {
+        applicant: Applicant {
+            node_id: node_id.clone(),
+            role: Role::Worker,
+            key,
+            address,
+            controller_key: controller.public_key,
+        },
+        controller,
+        session,
+        supervisor,
+        nudge,
+        capacity: Capacity::new(settings, Some(engine)),
+        heartbeat_interval: settings.heartbeat_interval,
+        token_refresh_margin: settings.token_refresh_margin,
+    };
+    let (state, joined) = task.spawn(stop.clone());
+    Ok((state, vec![served, joined]))
+}
+
+fn supervisor(
+    settings: &Settings,
+    data: &DataDirectory,
+    node_id: &NodeId,
+    engine: Engine,
+) -> Result<Supervisor> {
+    // Both addresses are the node's own and come from its environment.
+    let env = ["AEGIS_REMOTE_LLM_URL", "AEGIS_LOCAL_LLM_URL"].into_iter().filter_map(|name| {
+        std::env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (name.to_owned(), value))
+    });
+    let network = settings.container_network.clone();
+    Supervisor::recover(data, node_id.clone(), engine, settings.policy.clone(), network, env.collect())
+}
+
+/// As configured, else the one that was generated once.
+pub(super) fn node_id(settings: &Settings, data: &Path) -> Result<NodeId> {
+    if let Some(id) = &settings.node_id {
+        return Ok(id.clone());
+    }
+    let path = data.join(NODE_ID_FILE);
+    let failed = |e: std::io::Error| {
+        Error::new(ErrorCode::Storage, format!("the node id {} cannot be kept", path.display())).source(e)
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) => NodeId::parse(text.trim()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let minted = NodeId::mint();
+            fs::write(&path, minted.as_str()).map_err(failed)?;
+            Ok(minted)
+        }
+        // A fresh id would make another node of this one.
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// For the deployment, which reads it over its verified connection and pins it.
+fn publish_key(path: &Path, key: &NodeKey) -> Result<()> {
+    let text = base64::engine::general_purpose::STANDARD.encode(key.public().as_bytes());
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path)).map_err(|e| {
+        Error::new(ErrorCode::Storage, format!("the public key {} cannot be written", path.display()))
+            .source(e)
+    })
+}
