@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::Engine as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -25,8 +24,8 @@ use crate::{
     },
     config::{Settings, schema::NodeType},
     deploy::{
-        ApprovedHost, DeploymentFilter, DeploymentRequest, DeploymentView, Deployments, Hosts, Journal,
-        Origin, PlanView,
+        ApprovedHost, DeploymentFilter, DeploymentRequest, DeploymentView, Deployments, Hosts, Origin,
+        PlanView,
     },
     engine::Engine,
     error::{Error, ErrorCode, Result},
