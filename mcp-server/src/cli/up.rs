@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use cluster_core::{
     Failure, Result,
+    cluster::peer::Role,
     config::StartedBy,
     execution::{lifecycle::State, view::ExecutionView},
 };
@@ -40,6 +41,10 @@ impl Up {
         let Launched { data_dir, client, health, started } = &launched;
         context.output.say(if *started { "The daemon was started." } else { "The daemon runs already." });
         let clients = Clients::of(data_dir)?;
+        // A worker's cluster is asked at its controller, and there is its MCP.
+        if health.role == Role::Worker {
+            return status::show(context, client).await;
+        }
         let trial = if health.role.runs_executions() { Some(trial(client).await) } else { None };
         if !context.output.is_human() {
             let data = json!({ "health": client.health().await?, "trial": trial, "clients": clients });
@@ -95,6 +100,7 @@ impl Trial {
 /// How assistants connect.
 #[derive(Debug, Serialize)]
 pub struct Clients {
+    /// What every other command begins with.
     command: String,
     data_dir: String,
     claude_code: String,
@@ -114,12 +120,13 @@ impl Clients {
             &cluster_core::config::Overrides::default(),
         )
         .is_ok_and(|settings| settings.data_dir == data_dir);
-        let mut words = vec![command.clone()];
+        let mut words = vec![command];
         if !is_default {
             words.extend(["--data-dir".to_owned(), dir.clone()]);
         }
+        let prefix = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         words.push("mcp".to_owned());
-        let line = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let line = format!("{prefix} mcp");
         let address = std::fs::read_to_string(data_dir.join(HTTP_ADDRESS))
             .map_or_else(|_| "127.0.0.1:8088".to_owned(), |text| text.trim().to_owned());
         let token = shown(&data_dir.join(HTTP_TOKEN));
@@ -130,7 +137,7 @@ impl Clients {
             cursor: json!({ "mcpServers": { "aegis": { "command": words[0], "args": words[1..] } } }),
             http_url,
             http_token_file: token,
-            command,
+            command: prefix,
             data_dir: dir,
         })
     }
@@ -150,8 +157,8 @@ impl Clients {
             self.cursor,
             self.http_url,
             self.http_token_file,
-            quoted(&self.command),
-            quoted(&self.command),
+            self.command,
+            self.command,
         )
     }
 }
