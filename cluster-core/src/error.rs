@@ -169,6 +169,7 @@ impl Error {
 
     pub fn not_found(what: &str, id: &str) -> Self {
         Self::new(ErrorCode::NotFound, format!("there is no {what} \"{}\"", crate::ids::shown(id)))
+            .remedy(format!("check the {what}'s id; the list of those that are known has it"))
     }
 
     pub fn internal(message: impl Into<String>) -> Self {

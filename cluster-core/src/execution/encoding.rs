@@ -66,6 +66,7 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
             failed_at: time,
             code: failure.code.name().to_owned(),
             exit_code: *exit_code,
+            remedy: failure.remedy.clone(),
         }),
         EventKind::Cancelled { reason } => {
             Event::Cancelled(pb::ExecutionCancelled { reason: reason.clone() })
@@ -108,7 +109,7 @@ pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
             failure: Failure {
                 code: ErrorCode::from_name(&failed.code).unwrap_or(ErrorCode::ContainerFailed),
                 message: failed.reason,
-                remedy: None,
+                remedy: failed.remedy,
             },
             exit_code: failed.exit_code,
         },
@@ -129,7 +130,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_ours_reads_back() {
-        let failure = Failure { code: ErrorCode::OutOfMemory, message: "m".into(), remedy: None };
+        let failure = Failure { code: ErrorCode::OutOfMemory, message: "m".into(), remedy: Some("r".into()) };
         let kinds = [
             EventKind::Started,
             EventKind::ImageProgress { message: "pulling".into() },

@@ -1,0 +1,93 @@
+//! A worker that a person starts by hand on this machine and that joins with an enrolment token.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{
+    IMAGE,
+    controller::{Controller, Setup, free_port},
+    poll::until,
+};
+
+const JOIN_LIMIT: Duration = Duration::from_secs(30);
+
+fn worker(controller_port: u16, token: &str) -> Setup {
+    let cluster = format!(
+        "role: worker\n    cluster_grpc_port: {}\n    controller: {{endpoint: 'http://127.0.0.1:{controller_port}', token: '{token}'}}",
+        free_port()
+    );
+    Setup { id: "by-hand", cluster, ..Setup::default() }
+}
+
+async fn status_of(controller: &Controller, node: &str) -> Option<String> {
+    let peers = controller.cli(&["node", "peers", "--output", "json"]).await.json();
+    let nodes = peers["nodes"].as_array()?.clone();
+    let found = nodes.into_iter().find(|known| known["node_id"] == node)?;
+    found["status"].as_str().map(str::to_owned)
+}
+
+#[tokio::test]
+async fn it_joins_by_its_token_once_and_comes_back_by_its_key() {
+    let port = free_port();
+    let setup = Setup { cluster: format!("role: hybrid\n    cluster_grpc_port: {port}"), ..Setup::default() };
+    let mut controller = Controller::start(&setup).await;
+    let words = ["node", "token", "create", "--node-id", "by-hand", "--ttl", "5m", "--output", "json"];
+    let grant = controller.cli(&words).await.json();
+    let token = grant["token"].as_str().expect("a token").to_owned();
+    assert!(grant["expires_at"].is_string(), "{grant}");
+
+    let mut worker = Controller::start(&worker(port, &token)).await;
+    until("the worker is active", JOIN_LIMIT, async || {
+        (status_of(&controller, "by-hand").await? == "active").then_some(())
+    })
+    .await;
+    let run = ["run", "--image", IMAGE, "--node", "by-hand", "--", "sh", "-c", "echo on $AEGIS_NODE_ID"];
+    assert_eq!(controller.cli(&run).await.succeeded(), "on by-hand\n");
+
+    // Its goodbye is seen; its key alone brings it back, the token being spent.
+    worker.stop().await;
+    until("it is offline", JOIN_LIMIT, async || {
+        (status_of(&controller, "by-hand").await? == "offline").then_some(())
+    })
+    .await;
+    worker.start_again().await;
+    until("it is active again", JOIN_LIMIT, async || {
+        (status_of(&controller, "by-hand").await? == "active").then_some(())
+    })
+    .await;
+    // Killed, both of them: the same.
+    worker.kill();
+    controller.kill();
+    controller.start_again().await;
+    worker.start_again().await;
+    until("it is active after all were killed", JOIN_LIMIT, async || {
+        (status_of(&controller, "by-hand").await? == "active").then_some(())
+    })
+    .await;
+    assert_eq!(controller.cli(&run).await.succeeded(), "on by-hand\n");
+    for (path, content) in controller.everything_written() {
+        assert!(!crate::support::files::holds(&content, &token), "the token is in {}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn a_token_made_up_or_of_another_node_admits_nobody() {
+    let port = free_port();
+    let setup = Setup { cluster: format!("role: hybrid\n    cluster_grpc_port: {port}"), ..Setup::default() };
+    let controller = Controller::start(&setup).await;
+    let words = ["node", "token", "create", "--node-id", "another", "--output", "json"];
+    let token = controller.cli(&words).await.json()["token"].as_str().expect("a token").to_owned();
+    for (bad, why) in [(token.as_str(), "EnrolmentInvalid"), ("made.up.token", "EnrolmentInvalid")] {
+        let mut worker = Controller::prepare(&worker(port, bad));
+        worker.launch();
+        until("the worker says why it is not let in", JOIN_LIMIT, async || {
+            let log = worker.log();
+            (log.contains(why) || log.contains("enrolment")).then_some(())
+        })
+        .await;
+        assert_eq!(status_of(&controller, "by-hand").await, None);
+        let health = worker.api("/health").await.expect("it answers");
+        assert_eq!(health["ready"], json!(false), "{health}");
+    }
+}

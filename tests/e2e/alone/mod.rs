@@ -1,0 +1,6 @@
+//! Tests that need no machine but this one.
+
+mod config;
+mod doors;
+mod joined_by_hand;
+mod protocol;

@@ -1,0 +1,167 @@
+//! Processes killed with `kill -9`, and the network cut, while a container runs: it is lost in no case,
+//! and run once.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{
+    fleet::{ONE, fleet},
+    mcp::Client,
+    poll::until,
+    testbed::{Disturbed, Host},
+    work::{counted, counting, id_of, read_to_end, script, statuses},
+};
+
+const LINES: u32 = 16;
+const EXIT_CODE: u32 = 5;
+const RUNNING_LIMIT: Duration = Duration::from_secs(20);
+const BACK_LIMIT: Duration = Duration::from_secs(60);
+
+/// The full ids of the containers of an execution, ended ones too.
+fn containers_of(host: &Host, execution_id: &str) -> Vec<String> {
+    let filter = format!("label=aegis.execution_id={execution_id}");
+    let ids = host.sh(&format!("docker ps -a --no-trunc --filter {filter} --format '{{{{.ID}}}}'"));
+    ids.lines().map(str::to_owned).collect()
+}
+
+/// Submits work that counts for some seconds; returns when its first lines have been read.
+async fn begin_counting(client: &mut Client) -> String {
+    let started = client.call("submit_execution", script(&counting(LINES, EXIT_CODE), &["one"])).await;
+    let id = id_of(&started, "execution_id");
+    until("the container has written something", RUNNING_LIMIT, async || {
+        let view = client.call("get_execution", json!({"execution_id": id})).await;
+        view["output"]["stdout"].as_str()?.contains("line 2").then_some(())
+    })
+    .await;
+    id
+}
+
+async fn assert_whole(client: &mut Client, execution_id: &str) {
+    let ended = read_to_end(client, execution_id).await;
+    assert_eq!(ended.view["state"], "failed", "{:#}", ended.view);
+    assert_eq!(ended.view["exit_code"], EXIT_CODE, "{:#}", ended.view);
+    assert_eq!(ended.view["attempt"], 1, "{:#}", ended.view);
+    assert_eq!(ended.stdout, counted(LINES), "every line once, in order");
+}
+
+/// Kills the worker's process in its container; the engine starts it again.
+fn kill_worker(host: &Host) -> String {
+    host.sh("pid=$(pgrep -x aegis) && kill -KILL $pid && echo $pid")
+}
+
+async fn worker_is_back(client: &mut Client, host: &Host, killed: &str) {
+    until("the worker is started again", BACK_LIMIT, async || {
+        host.holds(&format!("pid=$(pgrep -x aegis) && [ \"$pid\" != {} ]", killed.trim())).then_some(())
+    })
+    .await;
+    until("the node is active again", BACK_LIMIT, async || {
+        (statuses(client).await[ONE] == "active").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_controller_while_an_execution_runs() {
+    let mut fleet = fleet().await;
+    let mut client = fleet.client().await;
+    let id = begin_counting(&mut client).await;
+    let host = fleet.host_of(ONE).clone();
+    let before = containers_of(&host, &id);
+    assert_eq!(before.len(), 1);
+    fleet.controller.kill();
+    fleet.controller.start_again().await;
+    let mut client = fleet.client().await;
+    assert_eq!(containers_of(&host, &id), before);
+    assert_whole(&mut client, &id).await;
+    until("both nodes are active again", BACK_LIMIT, async || {
+        let nodes = statuses(&mut client).await;
+        nodes.values().all(|status| status == "active").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_controller_while_an_execution_ends() {
+    let mut fleet = fleet().await;
+    let mut client = fleet.client().await;
+    let id = begin_counting(&mut client).await;
+    let host = fleet.host_of(ONE).clone();
+    fleet.controller.kill();
+    // The end comes while nobody is there to hear of it.
+    until("the container has ended", BACK_LIMIT, async || {
+        let filter = format!("label=aegis.execution_id={id}");
+        host.sh(&format!("docker ps -q --filter {filter}")).is_empty().then_some(())
+    })
+    .await;
+    fleet.controller.start_again().await;
+    let mut client = fleet.client().await;
+    assert_whole(&mut client, &id).await;
+    until("both nodes are active again", BACK_LIMIT, async || {
+        let nodes = statuses(&mut client).await;
+        nodes.values().all(|status| status == "active").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_worker_while_an_execution_runs() {
+    let fleet = fleet().await;
+    let mut client = fleet.client().await;
+    let host = fleet.host_of(ONE);
+    let id = begin_counting(&mut client).await;
+    let before = containers_of(host, &id);
+    let killed = kill_worker(host);
+    worker_is_back(&mut client, host, &killed).await;
+    let after = containers_of(host, &id);
+    assert!(after == before || after.is_empty(), "another container: {before:?} {after:?}");
+    assert_whole(&mut client, &id).await;
+}
+
+#[tokio::test]
+async fn the_worker_and_then_the_container() {
+    let fleet = fleet().await;
+    let mut client = fleet.client().await;
+    let host = fleet.host_of(ONE);
+    let id = begin_counting(&mut client).await;
+    let container = containers_of(host, &id).remove(0);
+    let killed = kill_worker(host);
+    host.sh(&format!("docker kill {container}"));
+    worker_is_back(&mut client, host, &killed).await;
+    let ended = read_to_end(&mut client, &id).await;
+    assert_eq!((&ended.view["state"], &ended.view["exit_code"]), (&json!("failed"), &json!(137)));
+    assert!(ended.stdout.starts_with("line 1\nline 2\n"), "{}", ended.stdout);
+}
+
+#[tokio::test]
+async fn the_network_while_an_execution_runs() {
+    let fleet = fleet().await;
+    let mut client = fleet.client().await;
+    let host = fleet.host_of(ONE);
+    let id = begin_counting(&mut client).await;
+    let before = containers_of(host, &id);
+    // Silently, both ways: nobody is told that the connection is gone.
+    let cut = Disturbed::new(
+        host,
+        "iptables -I INPUT -p tcp --dport 22 -j DROP; iptables -I OUTPUT -p tcp --sport 22 -j DROP",
+        "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP",
+    );
+    until("the cut is noticed", BACK_LIMIT, async || {
+        let peers = client.call("list_peers", json!({"tags": ["one"], "response_format": "detailed"})).await;
+        (peers["peers"][0]["link_up"] == false).then_some(())
+    })
+    .await;
+    drop(cut);
+    until("the node is active again", BACK_LIMIT, async || {
+        (statuses(&mut client).await[ONE] == "active").then_some(())
+    })
+    .await;
+    assert_whole(&mut client, &id).await;
+    let after = containers_of(host, &id);
+    assert!(after == before || after.is_empty(), "another container: {before:?} {after:?}");
+    until("its link is up again", BACK_LIMIT, async || {
+        let peers = client.call("list_peers", json!({"tags": ["one"], "response_format": "detailed"})).await;
+        (peers["peers"][0]["link_up"] == true).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,7 @@
+//! Tests that share one controller with two nodes, and leave both active and idle.
+
+mod bad_input;
+mod cli;
+mod drain;
+mod killed;
+mod output;

@@ -1,0 +1,7 @@
+//! Tests that begin with machines as good as new.
+
+mod interrupted;
+mod journey;
+mod python;
+mod refused;
+mod seed_bugs;

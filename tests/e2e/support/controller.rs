@@ -1,0 +1,253 @@
+//! A real `aegis serve` with a data directory of its own: started, killed, started again.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write as _,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{
+    cli::{self, Answer},
+    http,
+    poll::until,
+    testbed::Host,
+};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(40);
+const LOG_LINES_SHOWN: usize = 60;
+
+/// What a controller is started with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Lines below `spec.deploy`.
+    pub deploy: String,
+    /// Lines below `spec.cluster`.
+    pub cluster: String,
+    /// The node's id.
+    pub id: &'static str,
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        // A free port of this moment; a test that loses the race for it fails at its start, clearly.
+        let cluster = format!("role: hybrid\n    cluster_grpc_port: {}", free_port());
+        Self { deploy: "min_free_disk_gb: 1".into(), cluster, id: "home", environment: Vec::new() }
+    }
+}
+
+impl Setup {
+    /// Admits the keys of the testbed: its known_hosts, and the directory of its login key.
+    pub fn for_hosts(hosts: &[Host]) -> Self {
+        let host = &hosts[0];
+        let key_dir = host.key_path.parent().expect("a directory");
+        let deploy = format!(
+            "min_free_disk_gb: 1\n    known_hosts: {}\n    key_dirs: [{}]\n    host_key_policy: strict",
+            host.known_hosts_path.display(),
+            key_dir.display()
+        );
+        Self { deploy, ..Self::default() }
+    }
+
+    fn file(&self) -> String {
+        format!(
+            "apiVersion: 100monkeys.ai/v1\nkind: NodeConfig\nmetadata: {{name: e2e}}\nspec:\n  \
+             node: {{id: {}, type: hybrid, tags: [home]}}\n  cluster:\n    {}\n  \
+             network: {{port: 0}}\n  deploy:\n    {}\n",
+            self.id, self.cluster, self.deploy
+        )
+    }
+}
+
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    listener.local_addr().expect("an address").port()
+}
+
+pub struct Controller {
+    pub data: PathBuf,
+    environment: Vec<(&'static str, String)>,
+    daemon: Option<Daemon>,
+    // Last: the directory goes when the daemon has ended.
+    _directory: tempfile::TempDir,
+}
+
+struct Daemon {
+    child: Child,
+    /// Ends the daemon when this process ends, however it does; its pipe is what it waits for.
+    reaper: Child,
+}
+
+impl Controller {
+    pub async fn start(setup: &Setup) -> Self {
+        let mut controller = Self::prepare(setup);
+        controller.start_again().await;
+        controller
+    }
+
+    /// Everything but the process: for a daemon that another one starts.
+    pub fn prepare(setup: &Setup) -> Self {
+        // Short: a socket's path has at most 107 bytes.
+        let directory = tempfile::Builder::new().prefix("aegis-e2e-").tempdir().expect("a directory");
+        let data = directory.path().join("data");
+        std::fs::create_dir(&data).expect("the data directory");
+        std::fs::write(directory.path().join("aegis.yaml"), setup.file()).expect("the configuration");
+        Self { data, environment: setup.environment.clone(), daemon: None, _directory: directory }
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.data.with_file_name("aegis.yaml")
+    }
+
+    pub async fn start_again(&mut self) {
+        self.launch();
+        until("the controller is ready", START_LIMIT, async || {
+            self.check_alive();
+            let health = self.api("/health").await.ok()?;
+            (health["ready"] == true && self.address().is_some()).then_some(())
+        })
+        .await;
+    }
+
+    /// Starts the process and does not wait for it.
+    pub fn launch(&mut self) {
+        assert!(self.daemon.is_none(), "it runs already");
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log");
+        let child = Command::new(cli::BINARY)
+            .args(["serve", "--config"])
+            .arg(self.config())
+            .env("AEGIS_DATA_DIR", &self.data)
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
+            // Nothing of the person who runs the tests.
+            .env("HOME", self.data.parent().expect("a parent"))
+            .env_remove("SSH_AUTH_SOCK")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("aegis starts");
+        let reaper = Command::new("sh")
+            .args(["-c", "read -r _; kill -KILL \"$1\"", "reaper", &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        self.daemon = Some(Daemon { child, reaper });
+    }
+
+    fn check_alive(&mut self) {
+        if let Some(daemon) = &mut self.daemon
+            && let Ok(Some(status)) = daemon.child.try_wait()
+        {
+            panic!("the controller ended: {status}\n{}", self.log_end());
+        }
+    }
+
+    /// As a power cut would.
+    pub fn kill(&mut self) {
+        self.end(Signal::SIGKILL);
+    }
+
+    /// As an operator would.
+    pub async fn stop(&mut self) {
+        let Some(daemon) = &mut self.daemon else { return };
+        signal(&daemon.child, Signal::SIGTERM);
+        until("the controller stops when told to", STOP_LIMIT, async || daemon.child.try_wait().ok()?).await;
+        self.end(Signal::SIGKILL);
+    }
+
+    fn end(&mut self, with: Signal) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // The reaper first: the daemon's number may be another's soon.
+            signal(&daemon.reaper, Signal::SIGKILL);
+            daemon.reaper.wait().expect("the reaper ends");
+            signal(&daemon.child, with);
+            daemon.child.wait().expect("the controller ends");
+            // A killed one leaves it behind, and the next start must not be taken for the last.
+            let _ = std::fs::remove_file(self.data.join("http.addr"));
+        }
+    }
+
+    /// GET over the data directory's own socket, as a person.
+    pub async fn api(&self, path: &str) -> Result<Value, String> {
+        http::get_unix(&self.data.join("api.sock"), path).await
+    }
+
+    /// Where HTTP is served, like `127.0.0.1:41234`.
+    pub fn address(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.data.join("http.addr")).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    pub fn token(&self) -> String {
+        std::fs::read_to_string(self.data.join("http.token")).expect("the token").trim().to_owned()
+    }
+
+    /// One run of the command line against this controller.
+    pub async fn cli(&self, words: &[&str]) -> Answer {
+        cli::run(&self.data, words, b"").await
+    }
+
+    /// A person admits the host, having compared the fingerprint.
+    pub async fn approve(&self, host: &Host) {
+        let port = host.port.to_string();
+        let fingerprint = host.fingerprint();
+        let words = ["host", "approve", &host.ip, "--port", &port, "--fingerprint", &fingerprint];
+        self.cli(&words).await.succeeded();
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.data.with_file_name("serve.log")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
+    }
+
+    /// Everything that the controller wrote anywhere: its database, its files and its log.
+    pub fn everything_written(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        super::files::below(self.data.parent().expect("a parent"))
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).expect("a process id");
+    // It may have ended by itself.
+    let _ = kill(Pid::from_raw(pid), signal);
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.end(Signal::SIGKILL);
+        if std::thread::panicking() {
+            keep_log(&self.log_path(), &self.log());
+        }
+    }
+}
+
+/// What the controller said, beside the other logs of the run.
+fn keep_log(path: &Path, log: &str) {
+    let name = std::thread::current().name().unwrap_or("test").replace("::", "-");
+    let kept = super::files::logs_dir().join(format!("controller-{name}.log"));
+    let copied = File::create(&kept).and_then(|mut file| file.write_all(log.as_bytes()));
+    match copied {
+        Ok(()) => eprintln!("the controller's log ({}) is {}", path.display(), kept.display()),
+        Err(e) => eprintln!("the controller's log could not be kept: {e}\n{log}"),
+    }
+}

@@ -1,0 +1,72 @@
+//! HTTP below any client: every header is the test's own.
+
+use std::{path::Path, time::Duration};
+
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
+
+use super::poll::within;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Reply {
+    /// The JSON-RPC answer of a POST to `/mcp`, whether it came as JSON or as an event stream.
+    pub fn message(&self) -> Value {
+        let stream = self.body.lines().filter_map(|line| line.strip_prefix("data:"));
+        let texts = stream.map(str::trim).chain([self.body.trim()]);
+        let mut messages = texts.filter_map(|text| serde_json::from_str::<Value>(text).ok());
+        let found = messages.find(|message| message.get("id").is_some());
+        found.unwrap_or_else(|| panic!("no answer in {} {}", self.status, self.body))
+    }
+}
+
+pub async fn send(address: &str, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+    let stream = TcpStream::connect(address).await.expect("it listens");
+    request(stream, method, path, headers, body).await.expect("an answer")
+}
+
+/// A body of JSON, or what is wrong.
+pub async fn get_unix(socket: &Path, path: &str) -> Result<Value, String> {
+    let stream = UnixStream::connect(socket).await.map_err(|e| e.to_string())?;
+    let reply = request(stream, Method::GET, path, &[("host", "localhost")], "").await?;
+    serde_json::from_str(&reply.body).map_err(|e| format!("{}: {e}: {}", reply.status, reply.body))
+}
+
+async fn request(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Reply, String> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("a request");
+    let answered = async {
+        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Ok(Reply { status: parts.status, headers: parts.headers, body })
+    };
+    within(path, LIMIT, answered).await
+}

@@ -1,0 +1,33 @@
+//! The one place where tests wait.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// Asks until there is an answer; fails with `what` when there is none in time.
+pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    let asked = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return Some(answer);
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            sleep(INTERVAL).await;
+        }
+    };
+    // The question itself may hang.
+    match timeout(limit + INTERVAL, asked).await {
+        Ok(Some(answer)) => answer,
+        _ => panic!("not within {limit:?}: {what}"),
+    }
+}
+
+/// Bounds one future.
+pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output = T>) -> T {
+    timeout(limit, future).await.unwrap_or_else(|_| panic!("not within {limit:?}: {what}"))
+}

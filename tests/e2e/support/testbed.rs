@@ -1,0 +1,111 @@
+//! The edge hosts: which there are, and what is done to them past their sshd.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Host {
+    pub name: String,
+    pub ip: String,
+    pub port: u16,
+    pub user: String,
+    pub key_path: PathBuf,
+    pub known_hosts_path: PathBuf,
+}
+
+fn from_environment(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests are run by tests/run"))
+}
+
+pub fn hosts() -> [Host; 2] {
+    let path = from_environment("AEGIS_TESTBED_HOSTS");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let hosts: Vec<Host> = serde_json::from_str(&text).expect("a JSON list of hosts");
+    hosts.try_into().expect("two hosts: tests/testbed up 2 --json")
+}
+
+/// A Python that has the official MCP client.
+pub fn python() -> PathBuf {
+    from_environment("AEGIS_TEST_PYTHON").into()
+}
+
+/// Runs the testbed script and gives its output, whatever its status.
+fn testbed(words: &[&str]) -> Output {
+    Command::new(from_environment("AEGIS_TESTBED")).args(words).output().expect("the testbed script starts")
+}
+
+fn stdout_of(words: &[&str]) -> String {
+    let output = testbed(words);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "testbed {words:?}: {stderr}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Both hosts as good as new.
+pub fn reset() {
+    stdout_of(&["reset"]);
+}
+
+/// The client of this machine's own engine, on which the hosts are containers.
+pub fn own_engine(words: &[&str]) -> String {
+    stdout_of(&[&["docker"], words].concat())
+}
+
+impl Host {
+    /// Runs a shell script in the host; it must succeed.
+    pub fn sh(&self, script: &str) -> String {
+        stdout_of(&["exec", &self.name, "sh", "-c", script])
+    }
+
+    /// Whether a shell script succeeds in the host.
+    pub fn holds(&self, script: &str) -> bool {
+        testbed(&["exec", &self.name, "sh", "-c", script]).status.success()
+    }
+
+    /// As `ssh-keygen -l` shows it: what a person compares.
+    pub fn fingerprint(&self) -> String {
+        let line = self.sh("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub");
+        line.split_whitespace().nth(1).expect("a fingerprint").to_owned()
+    }
+
+    /// What a deployment by hand takes here, as the testbed measures it.
+    pub fn by_hand(&self) -> serde_json::Value {
+        serde_json::from_str(&stdout_of(&["by-hand", &self.name])).expect("JSON")
+    }
+
+    /// Everything that a deployment could leave: nothing, on a host that was not touched. (An engine
+    /// that starts makes /opt/containerd.)
+    pub fn traces(&self) -> String {
+        self.sh("ls -A /opt | grep -vx containerd; docker ps -a --format '{{.Names}}'; docker volume ls -q; \
+             docker image ls --format '{{.Repository}}:{{.Tag}}' | grep -vx busybox:testbed; true")
+    }
+
+    pub fn key(&self) -> String {
+        self.key_path.display().to_string()
+    }
+}
+
+/// Undoes what a test did to a host, also when the test fails.
+pub struct Disturbed<'a> {
+    host: &'a Host,
+    undo: &'static str,
+}
+
+impl<'a> Disturbed<'a> {
+    pub fn new(host: &'a Host, script: &str, undo: &'static str) -> Self {
+        // Before the disturbance: half of one is undone too.
+        let disturbed = Self { host, undo };
+        host.sh(script);
+        disturbed
+    }
+}
+
+impl Drop for Disturbed<'_> {
+    fn drop(&mut self) {
+        if !self.host.holds(self.undo) {
+            eprintln!("{}: could not be undone: {}", self.host.name, self.undo);
+        }
+    }
+}
