@@ -108,9 +108,8 @@ impl Nodes {
                     return;
                 }
                 let interval = if connected && !up { ABSENCE_INTERVAL } else { PRESENCE_INTERVAL };
-                match tokio::time::timeout(interval, state.changed()).await {
-                    Ok(Err(_)) => return,
-                    Ok(Ok(())) | Err(_) => {}
+                if let Ok(Err(_)) = tokio::time::timeout(interval, state.changed()).await {
+                    return;
                 }
             }
         });
