@@ -1,6 +1,12 @@
 //! The client's side of `aegis mcp`: stdin and stdout, byte for byte, to and from the daemon.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use cluster_core::{Error, ErrorCode, Result};
 use tokio::{
@@ -31,9 +37,15 @@ where
     let (mut read, mut write) = stream.into_split();
     // A task of its own: what was asked last is sent before the end of stdin is passed on, while
     // answers are still being read.
-    let upstream = tokio::spawn(async move {
-        tokio::io::copy(&mut input, &mut write).await?;
-        write.shutdown().await
+    let stdin_ended = Arc::new(AtomicBool::new(false));
+    let upstream = tokio::spawn({
+        let stdin_ended = Arc::clone(&stdin_ended);
+        async move {
+            tokio::io::copy(&mut input, &mut write).await?;
+            // Before the daemon hears of it: it may close before this task is seen as finished.
+            stdin_ended.store(true, Ordering::Release);
+            write.shutdown().await
+        }
     });
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
@@ -52,7 +64,7 @@ where
         }
     }
     // The daemon closed. That is right when stdin ended first, and its death otherwise.
-    if upstream.is_finished() {
+    if stdin_ended.load(Ordering::Acquire) {
         return Ok(());
     }
     upstream.abort();
