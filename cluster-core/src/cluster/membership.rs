@@ -523,6 +523,10 @@ impl Node {
         if !self.link_up {
             return Some("its SSH connection is down, or it does not answer there");
         }
+        // Until it knows, it would refuse what it is given.
+        if self.commands.iter().any(|(_, command)| *command == Command::Resume) {
+            return Some("resuming: it has not acknowledged yet");
+        }
         self.record.capabilities.engine.is_empty().then_some("its container engine does not answer")
     }
 

@@ -118,7 +118,13 @@ fn a_drain_waits_for_its_executions_and_then_asks_for_their_end() {
     let changes = membership.resume(&id("a")).unwrap();
     apply(&mut membership, changes, 1);
     assert_eq!(status(&membership, "a"), PeerStatus::Active);
-    assert_eq!(membership.commands(&id("a"))[0].1, Command::Resume);
+    let command = membership.commands(&id("a"));
+    assert_eq!(command[0].1, Command::Resume);
+    assert!(membership.fit(&demand()).unwrap_err().to_string().contains("resuming"));
+    let acknowledged = Report { acknowledged: vec![command[0].0.clone()], ..Default::default() };
+    let changes = membership.heartbeat(&id("a"), acknowledged, 2).unwrap();
+    apply(&mut membership, changes, 2);
+    membership.fit(&demand()).unwrap();
     assert!(membership.resume(&id("a")).unwrap().is_empty(), "resuming twice is once");
 }
 
