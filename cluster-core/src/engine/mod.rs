@@ -206,9 +206,16 @@ impl Engine {
         Ok(())
     }
 
-    /// What the container writes, from its beginning until it ends.
-    pub fn output(&self, name: &str) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
-        let options = LogsOptionsBuilder::new().follow(true).stdout(true).stderr(true).build();
+    /// What the container wrote, from its beginning; followed until it ends, or as far as it is now.
+    ///
+    /// Engines end a followed stream early at times when the container ends (seen with 20.10): only
+    /// what is read after the end is sure to be all.
+    pub fn output(
+        &self,
+        name: &str,
+        follow: bool,
+    ) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
+        let options = LogsOptionsBuilder::new().follow(follow).stdout(true).stderr(true).build();
         self.docker.logs(name, Some(options)).map_err(|e| refused("read the container's output", e)).map_ok(
             |output| match output {
                 LogOutput::StdErr { message } => (OutputStream::Stderr, message),

@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 
 use super::{
     manifest::ARGUMENT_BYTES_MAX,
@@ -22,10 +22,14 @@ use crate::{
 
 /// Between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Tries to write the rest of an ended container's output.
+const OUTPUT_RETRIES: usize = 5;
 /// For reading what a stopped container still wrote.
 const LAST_OUTPUT_LIMIT: Duration = Duration::from_secs(10);
-/// Pieces of output that are ready together become one event.
-const OUTPUT_PIECES_MAX: usize = 64;
+/// Lines that come together become one event: an event a line would cost a write a line.
+const OUTPUT_PIECES_MAX: usize = 256;
+/// How long a line waits for the next.
+const OUTPUT_GATHER: Duration = Duration::from_millis(20);
 /// Readers page by events, so that one must be a small part of a page.
 const OUTPUT_EVENT_BYTES_MAX: usize = 8 * 1024;
 /// While the engine does not answer, an adopted container is asked for again.
@@ -70,7 +74,7 @@ async fn drive(shared: &Shared, run: &Run) -> EventKind {
         return failed(&error);
     }
     // What it wrote until then belongs to the story.
-    match tokio::time::timeout(LAST_OUTPUT_LIMIT, collect(shared, run, &name)).await {
+    match tokio::time::timeout(LAST_OUTPUT_LIMIT, collect(shared, run, &name, false)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(error = %error.chain(), "no last output"),
         Err(_) => tracing::debug!("the last output took too long"),
@@ -119,10 +123,13 @@ async fn work(shared: &Shared, run: &Run, name: &str) -> Result<Exit> {
         Found::Running | Found::Exited(_) => {}
     }
     loop {
-        let output = collect(shared, run, name).await;
+        let output = collect(shared, run, name, true).await;
         // The stream also ends when the engine does; only the container's state tells.
         match patiently(|| shared.engine.find(name)).await? {
-            Found::Exited(exit) => return Ok(exit),
+            Found::Exited(exit) => {
+                finish_output(shared, run, name).await;
+                return Ok(exit);
+            }
             Found::Missing => {
                 return Err(Error::new(ErrorCode::Lost, "the container was removed while it ran"));
             }
@@ -184,10 +191,10 @@ fn environment(shared: &Shared, run: &Run) -> Vec<String> {
 }
 
 /// Reads what the container writes into the log, without what is there already.
-async fn collect(shared: &Shared, run: &Run, name: &str) -> Result<()> {
+async fn collect(shared: &Shared, run: &Run, name: &str, follow: bool) -> Result<()> {
     let (stdout_bytes, stderr_bytes) = run.log.output_bytes();
     let mut writers = [Writer::new(Stream::Stdout, stdout_bytes), Writer::new(Stream::Stderr, stderr_bytes)];
-    let output = shared.engine.output(name).ready_chunks(OUTPUT_PIECES_MAX);
+    let output = shared.engine.output(name, follow).chunks_timeout(OUTPUT_PIECES_MAX, OUTPUT_GATHER);
     let mut output = std::pin::pin!(output);
     while let Some(pieces) = output.next().await {
         let mut failure = None;
@@ -211,6 +218,25 @@ async fn collect(shared: &Shared, run: &Run, name: &str) -> Result<()> {
         writer.write(run, true)?;
     }
     Ok(())
+}
+
+/// Reads an ended container's output to its end. What cannot be written (a full disk) is tried again;
+/// what still cannot be is told as cut off.
+async fn finish_output(shared: &Shared, run: &Run, name: &str) {
+    let mut output = collect(shared, run, name, false).await;
+    for _ in 0..OUTPUT_RETRIES {
+        let Err(error) = output else { return };
+        tracing::warn!(container = %name, error = %error.chain(), "its output could not be kept");
+        tokio::time::sleep(ENGINE_RETRY).await;
+        output = collect(shared, run, name, false).await;
+    }
+    if output.is_err() {
+        let mark = EventKind::Output { stream: Stream::Stdout, data: Bytes::new(), truncated: true };
+        while let Err(error) = run.log.append(mark.clone()) {
+            tracing::error!(container = %name, error = %error.chain(), "the log cannot be written");
+            tokio::time::sleep(ENGINE_RETRY).await;
+        }
+    }
 }
 
 /// Joins pieces of one stream and never cuts a character in two.

@@ -16,7 +16,7 @@ mod write;
 use std::{path::Path, sync::Arc};
 
 use sqlx::{
-    AnyPool, Executor as _, Row as _, SqlStr,
+    AnyConnection, AnyPool, Connection as _, Executor as _, Row as _, SqlStr,
     any::{AnyConnectOptions, AnyPoolOptions},
     migrate::{Migration, MigrationType, Migrator},
 };
@@ -128,36 +128,60 @@ fn migrations() -> Migrator {
 async fn write_loop(pool: AnyPool, mut queue: mpsc::Receiver<(Write, Answer)>) {
     let mut batch = Vec::with_capacity(WRITE_BATCH_MAX);
     while queue.recv_many(&mut batch, WRITE_BATCH_MAX).await > 0 {
-        match commit(&pool, &batch).await {
-            Ok(results) => {
-                for ((_, answer), result) in batch.drain(..).zip(results) {
-                    // The asker may have gone; the write stands all the same.
-                    let _ = answer.send(result);
+        let (writes, answers): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
+        let results = match commit(&pool, &writes).await {
+            Ok(changed) => changed.into_iter().map(Ok).collect(),
+            // Each by itself, so that only what cannot be written fails.
+            Err(_) if writes.len() > 1 => {
+                let mut results = Vec::with_capacity(writes.len());
+                for write in &writes {
+                    results.push(commit(&pool, std::slice::from_ref(write)).await.map(|rows| rows[0]));
                 }
+                results
             }
-            Err(error) => {
-                tracing::error!(error = %error.chain(), writes = batch.len(), "a transaction failed");
-                for (_, answer) in batch.drain(..) {
-                    let _ = answer.send(Err(Error::new(error.code(), error.message())));
-                }
+            Err(error) => vec![Err(error)],
+        };
+        for (answer, result) in answers.into_iter().zip(results) {
+            if let Err(error) = &result {
+                tracing::error!(error = %error.chain(), "a write failed");
             }
+            // The asker may have gone; the write stands all the same.
+            let _ = answer.send(result);
         }
     }
 }
 
-async fn commit(pool: &AnyPool, batch: &[(Write, Answer)]) -> Result<Vec<Result<u64>>> {
+/// Runs writes in one transaction: all of them, or none.
+///
+/// After a failure nobody knows what the connection holds: a full disk ends SQLite's transaction in
+/// some places and leaves it open in others, and a later "commit" inside one left open would be
+/// acknowledged and lost. So that connection is never used again.
+async fn commit(pool: &AnyPool, writes: &[Write]) -> Result<Vec<u64>> {
     let failed = |e: sqlx::Error| {
         Error::new(ErrorCode::Storage, "the database did not take a write")
             .remedy("look for a full disk or a missing permission on the data directory")
             .source(e)
     };
-    let mut transaction = pool.begin().await.map_err(failed)?;
-    let mut results = Vec::with_capacity(batch.len());
-    for (write, _) in batch {
-        results.push(write.run(&mut transaction).await.map_err(failed));
+    let mut connection = pool.acquire().await.map_err(failed)?;
+    match transact(&mut connection, writes).await {
+        Ok(changed) => Ok(changed),
+        Err(error) => {
+            if let Err(error) = connection.close().await {
+                tracing::debug!(%error, "the failed connection did not close in order");
+            }
+            Err(failed(error))
+        }
     }
-    transaction.commit().await.map_err(failed)?;
-    Ok(results)
+}
+
+async fn transact(connection: &mut AnyConnection, writes: &[Write]) -> Result<Vec<u64>, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let mut changed = Vec::with_capacity(writes.len());
+    for write in writes {
+        changed.push(write.run(&mut transaction).await?);
+    }
+    transaction.commit().await?;
+    Ok(changed)
 }
 
 fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {

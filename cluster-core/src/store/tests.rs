@@ -170,3 +170,33 @@ async fn a_newer_schema_stops_the_start() {
     let error = Store::open(owner).await.unwrap_err();
     assert!(error.to_string().contains("99"), "{error}");
 }
+
+/// A limit on the pages of the file stands in for a full disk: SQLite answers both with SQLITE_FULL.
+#[tokio::test]
+async fn after_a_full_disk_nothing_is_acknowledged_that_is_not_stored() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static PAGES_MAX: AtomicU32 = AtomicU32::new(60);
+    let directory = tempfile::tempdir().unwrap();
+    let reader = store(directory.path()).await;
+    let options = format!("sqlite://{}/aegis.db", directory.path().display());
+    let writer = AnyPoolOptions::new()
+        .max_connections(1)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                let limit = format!("PRAGMA max_page_count = {}", PAGES_MAX.load(Ordering::Relaxed));
+                connection.execute(sqlx::AssertSqlSafe(limit)).await.map(drop)
+            })
+        })
+        .connect_with(options.parse::<AnyConnectOptions>().unwrap())
+        .await
+        .unwrap();
+    let put = |name, bytes: usize| Write::SetMeta { name, value: "x".repeat(bytes) };
+    commit(&writer, &[put("small", 10)]).await.unwrap();
+    let error = commit(&writer, &[put("first", 10), put("large", 1_000_000)]).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Storage);
+    assert!(reader.meta("first").await.unwrap().is_none(), "all or none");
+    PAGES_MAX.store(1_000_000, Ordering::Relaxed);
+    assert_eq!(commit(&writer, &[put("large", 1_000_000)]).await.unwrap(), [1]);
+    assert_eq!(reader.meta("large").await.unwrap().map(|text| text.len()), Some(1_000_000));
+    assert!(reader.meta("small").await.unwrap().is_some());
+}

@@ -200,3 +200,17 @@ async fn policy_drain_fences_and_epochs_hold() {
     assert_eq!(again.accept(order, 0).err().unwrap().code(), ErrorCode::Fenced);
     assert!(setting.directory.path().join(CONTROL_FILE).exists());
 }
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn every_byte_of_a_fast_writer_that_ends_arrives() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let order = order("yes 0123456789012345678901234567890123456789 | head -c 3000000", "", |_| {});
+    let all = events(&supervisor, &order, 0).await;
+    let expected = "0123456789012345678901234567890123456789\n".repeat(80_000);
+    let written = text(&all, OutputStream::Stdout);
+    assert_eq!(written.len(), 3_000_000);
+    assert!(expected.starts_with(&written), "in order and unchanged");
+    assert!(matches!(all.last().unwrap().kind, EventKind::Completed));
+}
