@@ -16,6 +16,7 @@ use super::{
 use crate::{
     cluster::{nodes::Worker, peer::PeerStatus},
     error::{Error, ErrorCode, Failure, Result},
+    ids::ExecutionId,
     store::{ExecutionRecord, Write},
 };
 
@@ -53,17 +54,23 @@ pub(super) fn spawn(shared: Arc<Shared>, record: ExecutionRecord, live: Arc<Live
         // Only the store fails here: a full disk, say. What was not stored is asked of the node again.
         while let Err(error) = drive(&shared, &mut record, &live).await {
             tracing::error!(%execution_id, error = %error.chain(), "an execution could not be stored");
-            let stored = async {
-                tokio::time::sleep(STORE_RETRY).await;
-                shared.store.execution(&execution_id).await
-            };
-            match shared.stop.run_until_cancelled(stored).await {
-                None => return,
-                Some(Ok(Some(stored))) => record = stored,
-                Some(Ok(None) | Err(_)) => {}
+            match shared.stop.run_until_cancelled(read_again(&shared, &execution_id)).await {
+                Some(Some(stored)) => record = stored,
+                Some(None) | None => return,
             }
         }
     });
+}
+
+/// The record as it is stored: what memory holds has run ahead of it. None when there is none any more.
+async fn read_again(shared: &Shared, execution_id: &ExecutionId) -> Option<ExecutionRecord> {
+    loop {
+        tokio::time::sleep(STORE_RETRY).await;
+        match shared.store.execution(execution_id).await {
+            Ok(stored) => return stored,
+            Err(error) => tracing::warn!(%execution_id, error = %error.chain(), "not read yet"),
+        }
+    }
 }
 
 async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) -> Result<()> {
@@ -315,10 +322,7 @@ async fn release(shared: &Shared, record: &ExecutionRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        execution::manifest::{ExecutionRequest, Submission},
-        ids::ExecutionId,
-    };
+    use crate::execution::manifest::{ExecutionRequest, Submission};
 
     fn record(state: State) -> ExecutionRecord {
         let request = ExecutionRequest { image: "busybox".into(), ..Default::default() };
