@@ -2,8 +2,10 @@
 //!
 //! The parts of a node are made and wired in [`start`]; [`Core::shutdown`] stops them.
 
+mod nodes;
 mod start;
 
+pub use nodes::{DrainOrder, EnrolmentGrant, EnrolmentOrder, PeerFilter, RemovalOrder};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -11,16 +13,14 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::rfc3339,
     cluster::{
         controller::Controller,
         nodes::Nodes,
-        peer::{DrainState, DrainView, OnDeadline, PeerStatus, PeerView, Role},
-        worker::JoinState,
+        peer::Role,
+        worker::{JoinState, Member},
     },
     config::{Settings, schema::NodeType},
     deploy::{
@@ -34,8 +34,9 @@ use crate::{
         manifest::ExecutionRequest,
         view::{EventView, ExecutionView},
     },
-    identity::NodeKey,
-    ids::{ClusterId, DeploymentId, ExecutionId, NodeId, Tag},
+    identity::{KeyFile, sha256},
+    ids::{ClusterId, DeploymentId, ExecutionId, NodeId},
+    metrics::Metrics,
     ops::trial,
     ssh::{HostAddress, HostKey},
     store::{DataDirectory, Store},
@@ -56,13 +57,16 @@ struct Inner {
     engine: Option<Engine>,
     part: Part,
     stop: CancellationToken,
+    /// Cancelled when the membership wants the process to end.
+    end: CancellationToken,
+    metrics: Metrics,
     tasks: tokio::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
 enum Part {
     Controller(Box<ControllerPart>),
-    Worker { state: watch::Receiver<JoinState> },
+    Worker { member: Member },
 }
 
 #[derive(Debug)]
@@ -74,29 +78,8 @@ struct ControllerPart {
     deployments: Deployments,
     hosts: Hosts,
     allow_loopback: bool,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct PeerFilter {
-    pub status: Option<PeerStatus>,
-    pub role: Option<Role>,
-    pub tags: Vec<Tag>,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct DrainOrder {
-    pub deadline: Duration,
-    pub on_deadline: OnDeadline,
-}
-
-/// An enrolment token for its bearer: shown once.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct EnrolmentGrant {
-    pub token: String,
-    /// RFC 3339.
-    pub expires_at: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_id: Option<NodeId>,
+    /// Where nodes find this controller.
+    endpoint: String,
 }
 
 /// The key that a host shows now.
@@ -136,30 +119,38 @@ pub struct HealthView {
 
 impl Core {
     /// Starts everything the settings ask for: controller, worker or both.
-    pub async fn start(settings: Settings, data: Arc<DataDirectory>) -> Result<Core> {
+    ///
+    /// `operator_token` is the bearer token that operators of this node use.
+    pub async fn start(
+        settings: Settings,
+        data: Arc<DataDirectory>,
+        operator_token: Option<&str>,
+    ) -> Result<Core> {
         let node_id = start::node_id(&settings, data.path())?;
         let key_path =
             settings.node_keypair_path.clone().unwrap_or_else(|| data.path().join("node-keypair.pem"));
-        let key = Arc::new(NodeKey::load_or_create(&key_path)?);
+        let keys = Arc::new(KeyFile::open(&key_path)?);
         // An orchestrator never runs containers, whatever its part in the cluster.
         let runs_containers = settings.node_type != NodeType::Orchestrator && settings.role.runs_executions();
         let engine = match runs_containers {
             true => Some(Engine::new(settings.docker_socket.as_deref())?),
             false => None,
         };
-        let stop = CancellationToken::new();
+        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let metrics = Metrics::default();
+        let node =
+            start::Node { settings: &settings, data: &data, id: &node_id, keys, engine: engine.clone() };
         let mut tasks = Vec::new();
         let role = settings.role;
         let part = match role {
             Role::Worker => {
-                let worker = start::start_worker(&settings, &data, &node_id, key, engine.clone(), &stop);
-                let (state, served) = worker.await?;
+                let (member, served) = start::start_worker(node, &stop, &end).await?;
                 tasks.extend(served);
-                Part::Worker { state }
+                Part::Worker { member }
             }
             Role::Controller | Role::Hybrid => {
-                let (part, served) =
-                    start::start_controller(&settings, &data, &node_id, key, engine.clone(), &stop).await?;
+                let operator = operator_token.map(|token| sha256(token.as_bytes()));
+                let (part, served) = start::start_controller(node, metrics.clone(), operator, &stop).await?;
                 tasks.push(served);
                 Part::Controller(Box::new(part))
             }
@@ -171,6 +162,8 @@ impl Core {
             engine,
             part,
             stop,
+            end,
+            metrics,
             tasks: tokio::sync::Mutex::new(tasks),
         };
         Ok(Core(Arc::new(inner)))
@@ -186,6 +179,23 @@ impl Core {
         if tokio::time::timeout(SHUTDOWN_LIMIT, futures::future::join_all(tasks)).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
+    }
+
+    /// Cancelled when the membership wants the process to end: shut down by the controller, or left.
+    pub fn end(&self) -> &CancellationToken {
+        &self.0.end
+    }
+
+    /// What is counted, as a Prometheus server reads it.
+    pub async fn metrics(&self) -> Result<String> {
+        for part in self.health().await.subsystems {
+            self.0.metrics.part(&part.name, part.ok);
+        }
+        if let Part::Controller(part) = &self.0.part {
+            let views = part.controller.views().await?;
+            self.0.metrics.nodes(views.iter().map(|view| view.status));
+        }
+        self.0.metrics.text(self.0.started.elapsed())
     }
 
     pub fn node_id(&self) -> &NodeId {
@@ -212,12 +222,15 @@ impl Core {
                 let peers = part.controller.views().await;
                 let peers = peers.map(|peers| format!("{} nodes", peers.len())).map_err(|e| e.to_string());
                 add("cluster", true, peers);
+                let newest = part.controller.events().newest();
+                add("events", true, Ok(format!("newest {newest}")));
             }
-            Part::Worker { state } => {
-                let state = match &*state.borrow() {
+            Part::Worker { member } => {
+                let state = match member.state() {
                     JoinState::Joined => Ok("joined".to_owned()),
                     JoinState::Connecting => Err("connecting".to_owned()),
-                    JoinState::Waiting(reason) => Err(reason.clone()),
+                    JoinState::Left => Err("left the cluster".to_owned()),
+                    JoinState::Waiting(reason) => Err(reason),
                 };
                 add("cluster", true, state);
             }
@@ -265,74 +278,6 @@ impl Core {
 
     pub fn cluster_id(&self) -> Result<ClusterId> {
         Ok(self.controller()?.controller.cluster_id().clone())
-    }
-
-    // --- nodes -----------------------------------------------------------------------------
-
-    /// All matching peers, in the order of their ids; removed ones only when asked for.
-    pub async fn peers(&self, filter: PeerFilter) -> Result<Vec<PeerView>> {
-        let mut peers = self.controller()?.controller.views().await?;
-        peers.retain(|peer| {
-            let status = match filter.status {
-                Some(status) => peer.status == status,
-                None => peer.status != PeerStatus::Removed,
-            };
-            status
-                && filter.role.is_none_or(|role| peer.role == role)
-                && filter.tags.iter().all(|tag| peer.tags.contains(tag))
-        });
-        Ok(peers)
-    }
-
-    pub async fn drain(&self, node_id: &NodeId, order: DrainOrder) -> Result<DrainView> {
-        let part = self.controller()?;
-        let view = part.controller.drain(node_id.clone(), order.deadline, order.on_deadline).await?;
-        part.nodes.nudge(node_id);
-        Ok(view)
-    }
-
-    pub async fn drain_status(&self, node_id: &NodeId) -> Result<DrainView> {
-        self.controller()?.controller.drain_view(node_id.clone()).await
-    }
-
-    /// Waits until the drain is done or the time is over, then says how it stands.
-    pub async fn await_drain(&self, node_id: &NodeId, wait: Duration) -> Result<DrainView> {
-        let controller = &self.controller()?.controller;
-        let mut version = controller.version();
-        let drained = async {
-            loop {
-                version.mark_unchanged();
-                let view = controller.drain_view(node_id.clone()).await?;
-                if view.state != DrainState::Draining || version.changed().await.is_err() {
-                    return Ok(view);
-                }
-            }
-        };
-        match tokio::time::timeout(wait, drained).await {
-            Ok(view) => view,
-            Err(_) => self.drain_status(node_id).await,
-        }
-    }
-
-    pub async fn resume(&self, node_id: &NodeId) -> Result<PeerView> {
-        let part = self.controller()?;
-        let view = part.controller.resume(node_id.clone()).await?;
-        part.nodes.nudge(node_id);
-        Ok(view)
-    }
-
-    pub async fn create_enrolment_token(
-        &self,
-        node_id: Option<NodeId>,
-        ttl: Duration,
-    ) -> Result<EnrolmentGrant> {
-        const TTL_MAX: Duration = Duration::from_secs(86_400);
-        if ttl < Duration::from_secs(1) || ttl > TTL_MAX {
-            return Err(Error::invalid("the token's lifetime is out of range 1s to 24h"));
-        }
-        let controller = &self.controller()?.controller;
-        let (issued, expires_at_ms) = controller.issue_enrolment_token(node_id.clone(), ttl).await?;
-        Ok(EnrolmentGrant { token: issued.text.to_string(), expires_at: rfc3339(expires_at_ms), node_id })
     }
 
     // --- executions ------------------------------------------------------------------------

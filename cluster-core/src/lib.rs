@@ -12,6 +12,7 @@ pub mod error;
 pub mod execution;
 pub mod identity;
 pub mod ids;
+pub mod metrics;
 mod ops;
 pub mod rpc;
 pub mod ssh;

@@ -75,7 +75,7 @@ pub async fn run(options: Options) -> Result<()> {
     let listener = bind(&settings).await?;
     let address = listener.local_addr().map_err(|e| Error::internal("no local address").source(e))?;
 
-    let core = Core::start(settings.clone(), Arc::clone(&data)).await?;
+    let core = Core::start(settings.clone(), Arc::clone(&data), Some(&token)).await?;
     let listening = Listening { core: core.clone(), settings, guard, catalogue, stop: stop.clone() };
     let listeners = listening.spawn(&data, listener).and_then(|listeners| {
         files::write_address(&data, address)?;
@@ -90,7 +90,11 @@ pub async fn run(options: Options) -> Result<()> {
     };
     tracing::info!(%address, node_id = %core.node_id(), "listening");
 
-    stop.cancelled().await;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        // Shut down by its controller, or no member any more.
+        () = core.end().cancelled() => stop.cancel(),
+    }
     tracing::info!("stopping");
     let ended = async { while listeners.join_next().await.is_some() {} };
     if tokio::time::timeout(LISTENERS_STOP_TIME_MAX, ended).await.is_err() {

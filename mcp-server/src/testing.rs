@@ -27,7 +27,7 @@ pub fn settings() -> Settings {
 pub async fn core() -> Core {
     let directory = tempfile::tempdir().unwrap();
     let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
-    Core::start(settings(), data).await.unwrap()
+    Core::start(settings(), data, None).await.unwrap()
 }
 
 pub async fn server() -> AegisServer {

@@ -5,3 +5,9 @@
 #![allow(clippy::all)]
 
 include!(concat!(env!("OUT_DIR"), "/protos.rs"));
+
+/// The published protocol without our fields, as another implementation would generate it.
+#[cfg(feature = "published")]
+pub mod published {
+    include!(concat!(env!("OUT_DIR"), "/published/published.rs"));
+}

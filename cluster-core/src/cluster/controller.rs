@@ -8,25 +8,30 @@ mod admission;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-pub use admission::{Admission, ChallengeAnswer};
+pub use admission::{
+    Admission, ChallengeAnswer, ChallengeSignature, Rotation, TokenOrder, TokenState, TokenView,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    events::{NodeEventKind, NodeEvents, event_of},
     membership::{Change, Command, Membership, Registration, Report},
-    peer::{Desired, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
+    peer::{Desired, DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
     sessions::Sessions,
 };
 use crate::{
     clock::now_ms,
-    error::{Error, ErrorCode, Result},
-    identity::{Challenger, LocalSigner, NodeKey, PublicKey, TokenKeys},
+    error::{Error, ErrorCode, Failure, Result},
+    identity::{Challenger, LocalSigner, NodeKey, PublicKey, SealContext, TokenKeys},
     ids::{ClusterId, CommandId, ExecutionId, NodeId},
     store::{NodeRecord, Store, Write},
 };
 
 /// Decisions waiting for the owner. A full queue makes callers wait.
 const DECISIONS_MAX: usize = 256;
+/// What runs on a node that leaves may go on for so long, as with a drain.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(300);
 /// Between looks at drain deadlines.
 const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
 const META_CLUSTER_ID: &str = "cluster_id";
@@ -58,11 +63,22 @@ struct Shared {
     keys: TokenKeys,
     challenger: Challenger,
     sessions: Sessions,
+    events: NodeEvents,
     store: Store,
     decisions: mpsc::Sender<Decision>,
     /// Rises with every change of the membership.
     version: watch::Receiver<u64>,
     overdue: watch::Receiver<Vec<ExecutionId>>,
+}
+
+/// What a member's record says of it.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    pub role: Role,
+    /// The key that is pinned now.
+    pub key: PublicKey,
+    /// False for a node of the other implementation.
+    pub sealed: bool,
 }
 
 /// A cheap handle on the controller.
@@ -105,8 +121,10 @@ impl Controller {
         let (decisions, queue) = mpsc::channel(DECISIONS_MAX);
         let (version_sender, version) = watch::channel(0);
         let (overdue_sender, overdue) = watch::channel(Vec::new());
+        let events = NodeEvents::new(epoch);
         let owner = Owner {
             membership,
+            events: events.clone(),
             store: store.clone(),
             version: version_sender,
             overdue: overdue_sender,
@@ -124,6 +142,7 @@ impl Controller {
             keys,
             challenger,
             sessions,
+            events,
             store,
             decisions,
             version,
@@ -153,6 +172,11 @@ impl Controller {
 
     pub fn sessions(&self) -> &Sessions {
         &self.0.sessions
+    }
+
+    /// What happens to nodes, for who wants to follow it.
+    pub fn events(&self) -> &NodeEvents {
+        &self.0.events
     }
 
     /// Changes whenever the membership did.
@@ -191,21 +215,39 @@ impl Controller {
         answered.await.map_err(|_| stopped())?
     }
 
-    /// The key of the node that a token names, or why that node may not speak.
-    pub async fn pinned_key(&self, node_id: &NodeId) -> Result<PublicKey> {
-        let id = node_id.clone();
-        let record = self.record(&id).await?;
-        let record = record.ok_or_else(|| {
-            Error::new(ErrorCode::Unauthenticated, format!("node {id} is not a member"))
+    /// What the record of the node that a token names says, or why that node may not speak.
+    pub async fn standing(&self, node_id: &NodeId) -> Result<Standing> {
+        let record = self.record(node_id).await?.ok_or_else(|| {
+            Error::new(ErrorCode::Unauthenticated, format!("node {node_id} is not a member"))
                 .remedy("attest again")
         })?;
         if record.desired == Desired::Removed {
-            return Err(Error::new(ErrorCode::NodeRemoved, format!("node {id} was removed")));
+            return Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
+                .remedy("enrol it again with a new token, or deploy it again"));
         }
         let key = record
             .public_key
-            .ok_or_else(|| Error::new(ErrorCode::Unauthenticated, format!("node {id} has no key")))?;
-        PublicKey::parse(&key)
+            .ok_or_else(|| Error::new(ErrorCode::Unauthenticated, format!("node {node_id} has no key")))?;
+        Ok(Standing { role: record.role, key: PublicKey::parse(&key)?, sealed: record.sealed })
+    }
+
+    /// The key that a call in this node's session must be signed with, if the session may speak.
+    pub fn session_key(&self, node_id: &NodeId, context: &SealContext, now_ms: i64) -> Result<PublicKey> {
+        if context.epoch != self.0.epoch {
+            return Err(Error::new(
+                ErrorCode::SessionUnknown,
+                "the session is from an earlier life of this controller",
+            )
+            .remedy("attest again"));
+        }
+        let sessions = &self.0.sessions;
+        let known = sessions.is_contended(node_id, now_ms);
+        let key = sessions.key(&context.session_id, node_id, now_ms);
+        if !known && sessions.is_contended(node_id, now_ms) {
+            tracing::error!(%node_id, "two sessions of this node's key alternate: somebody may have a copy of it");
+            self.0.events.append(NodeEventKind::NodeContended, node_id.clone(), now_ms);
+        }
+        key
     }
 
     pub async fn record(&self, node_id: &NodeId) -> Result<Option<NodeRecord>> {
@@ -237,12 +279,8 @@ impl Controller {
     /// Undoes an admission whose deployment failed.
     pub async fn withdraw(&self, node_id: NodeId) -> Result<()> {
         self.decide(move |membership, _| {
-            let Some(record) = membership.record(&node_id) else { return Ok((Vec::new(), ())) };
-            let mut record = record.clone();
-            record.desired = Desired::Removed;
-            record.observed = Observed::Offline;
-            record.site = None;
-            Ok((vec![Change::Put(Box::new(record))], ()))
+            let known = membership.record(&node_id).is_some();
+            Ok((known.then_some(Change::Remove { node_id }).into_iter().collect(), ()))
         })
         .await
     }
@@ -273,9 +311,7 @@ impl Controller {
 
     /// A heartbeat, answered with what the node is to do.
     pub async fn heartbeat(&self, node_id: NodeId, report: Report) -> Result<Vec<(CommandId, Command)>> {
-        let id = node_id.clone();
-        self.decide(move |membership, now_ms| Ok((membership.heartbeat(&id, report, now_ms)?, ()))).await?;
-        self.decide(move |membership, _| Ok((Vec::new(), membership.commands(&node_id)))).await
+        self.decide(move |membership, now_ms| membership.heartbeat(&node_id, report, now_ms)).await
     }
 
     pub async fn goodbye(&self, node_id: NodeId) -> Result<()> {
@@ -296,11 +332,36 @@ impl Controller {
     }
 
     pub async fn views(&self) -> Result<Vec<PeerView>> {
-        self.decide(|membership, now_ms| Ok((Vec::new(), membership.views(now_ms)))).await
+        let views = self.decide(|membership, now_ms| Ok((Vec::new(), membership.views(now_ms)))).await?;
+        Ok(views.into_iter().map(|view| self.with_contention(view)).collect())
     }
 
     pub async fn view(&self, node_id: NodeId) -> Result<PeerView> {
-        self.decide(move |membership, now_ms| Ok((Vec::new(), membership.view(&node_id, now_ms)?))).await
+        let view =
+            self.decide(move |membership, now_ms| Ok((Vec::new(), membership.view(&node_id, now_ms)?)));
+        Ok(self.with_contention(view.await?))
+    }
+
+    /// Views with what is stored, for who needs both.
+    pub async fn members(&self) -> Result<Vec<(PeerView, NodeRecord)>> {
+        let views = self.views().await?;
+        let records = self.records().await?;
+        let record = |id: &NodeId| records.iter().find(|record| record.node_id == *id).cloned();
+        Ok(views.into_iter().filter_map(|view| record(&view.node_id).map(|known| (view, known))).collect())
+    }
+
+    fn with_contention(&self, mut view: PeerView) -> PeerView {
+        if self.0.sessions.is_contended(&view.node_id, now_ms()) {
+            view.problem = Some(Failure {
+                code: ErrorCode::KeyMismatch,
+                message: "two sessions of its key alternate: somebody may have a copy of the key".to_owned(),
+                remedy: Some(format!(
+                    "stop one of the two machines; if the key was copied, remove {} and enrol it again",
+                    view.node_id
+                )),
+            });
+        }
+        view
     }
 
     // --- drain -----------------------------------------------------------------------------
@@ -331,6 +392,26 @@ impl Controller {
         self.view(node_id).await
     }
 
+    /// Drains the node, then removes it: see [`Membership::remove`].
+    pub async fn remove(&self, node_id: NodeId, deadline: Duration, force: bool) -> Result<DrainView> {
+        let id = node_id.clone();
+        self.decide(move |membership, now_ms| {
+            let deadline_ms = now_ms + i64::try_from(deadline.as_millis()).unwrap_or(i64::MAX / 2);
+            Ok((membership.remove(&id, deadline_ms, force)?, ()))
+        })
+        .await?;
+        self.drain_view(node_id).await
+    }
+
+    /// The node's own wish to be no member any more: true once it is none.
+    pub async fn leave(&self, node_id: NodeId) -> Result<bool> {
+        Ok(self.remove(node_id, LEAVE_DEADLINE, false).await?.state == DrainState::Removed)
+    }
+
+    pub async fn shut_down(&self, node_id: NodeId) -> Result<()> {
+        self.decide(move |membership, _| Ok((membership.shutdown(&node_id)?, ()))).await
+    }
+
     // --- placement -------------------------------------------------------------------------
 
     /// What an execution reserved is free again.
@@ -354,6 +435,7 @@ impl Controller {
 /// The task that holds the membership.
 struct Owner {
     membership: Membership,
+    events: NodeEvents,
     store: Store,
     version: watch::Sender<u64>,
     overdue: watch::Sender<Vec<ExecutionId>>,
@@ -375,7 +457,10 @@ impl Owner {
                     None => return,
                 },
                 _ = sweep.tick() => self.sweep().await,
-                _ = deadlines.tick() => self.look_at_deadlines(),
+                _ = deadlines.tick() => {
+                    self.finish_removals().await;
+                    self.look_at_deadlines();
+                }
             }
         }
     }
@@ -385,6 +470,7 @@ impl Owner {
         let stirred = decision.stirs || !changes.is_empty();
         let result = self.store_and_apply(changes).await;
         if stirred {
+            self.finish_removals().await;
             self.version.send_modify(|version| *version += 1);
         }
         stored(result);
@@ -394,20 +480,33 @@ impl Owner {
         for change in changes {
             let now_ms = now_ms();
             self.store.write(change.to_write(now_ms)).await?;
+            let node_id = change.node_id().clone();
+            let before = self.membership.record(&node_id).cloned();
             self.membership.apply(change, now_ms);
+            let after = self.membership.record(&node_id);
+            if let Some(kind) = after.and_then(|after| event_of(before.as_ref(), after)) {
+                tracing::info!(%node_id, event = kind.name(), "node event");
+                self.events.append(kind, node_id, now_ms);
+            }
         }
         Ok(())
+    }
+
+    async fn finish_removals(&mut self) {
+        let removals = self.membership.finished_removals();
+        if removals.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store_and_apply(removals).await {
+            tracing::error!(error = %error.chain(), "a removal could not be stored");
+        }
+        self.version.send_modify(|version| *version += 1);
     }
 
     async fn sweep(&mut self) {
         let changes = self.membership.sweep(self.stale_ms, now_ms());
         if changes.is_empty() {
             return;
-        }
-        for change in &changes {
-            if let Change::Observed { node_id, .. } = change {
-                tracing::warn!(%node_id, "unhealthy: its heartbeats are missing");
-            }
         }
         if let Err(error) = self.store_and_apply(changes).await {
             tracing::error!(error = %error.chain(), "the sweep could not be stored");

@@ -26,25 +26,65 @@ const BRAKE_NODES_MIN: usize = 4;
 /// For how long it is doubted.
 const BRAKE_MS: i64 = 300_000;
 
+const DRAINING: &str = "draining";
+const REMOVING: &str = "being removed";
+
 /// What a node is told to do, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     Drain,
     Resume,
+    /// Ends the process once nothing runs there.
+    Shutdown,
 }
+
+/// Commands that the node has not acknowledged, oldest first.
+pub type OpenCommands = Vec<(CommandId, Command)>;
 
 /// A change of the stored state.
 #[derive(Debug, Clone)]
 pub enum Change {
     Put(Box<NodeRecord>),
-    Observed { node_id: NodeId, observed: Observed, last_heartbeat_ms: Option<i64> },
-    Desired { node_id: NodeId, desired: Desired, deadline_ms: Option<i64>, on_deadline: OnDeadline },
-    Queue { node_id: NodeId, command_id: CommandId, command: Command },
-    Acknowledge { node_id: NodeId, command_ids: Vec<CommandId> },
+    Observed {
+        node_id: NodeId,
+        observed: Observed,
+        last_heartbeat_ms: Option<i64>,
+    },
+    Desired {
+        node_id: NodeId,
+        desired: Desired,
+        deadline_ms: Option<i64>,
+        on_deadline: OnDeadline,
+    },
+    /// The node's key, commands and enrolment tokens go with it.
+    Remove {
+        node_id: NodeId,
+    },
+    Queue {
+        node_id: NodeId,
+        command_id: CommandId,
+        command: Command,
+    },
+    Acknowledge {
+        node_id: NodeId,
+        command_ids: Vec<CommandId>,
+    },
 }
 
 impl Change {
+    /// The node that changes.
+    pub fn node_id(&self) -> &NodeId {
+        match self {
+            Change::Put(record) => &record.node_id,
+            Change::Observed { node_id, .. }
+            | Change::Desired { node_id, .. }
+            | Change::Remove { node_id }
+            | Change::Queue { node_id, .. }
+            | Change::Acknowledge { node_id, .. } => node_id,
+        }
+    }
+
     pub fn to_write(&self, now_ms: i64) -> Write {
         match self.clone() {
             Change::Put(record) => Write::PutNode(record),
@@ -54,6 +94,7 @@ impl Change {
             Change::Desired { node_id, desired, deadline_ms, on_deadline } => {
                 Write::SetDesired { node_id, desired, deadline_ms, on_deadline }
             }
+            Change::Remove { node_id } => Write::RemoveNode { node_id, now_ms },
             Change::Queue { node_id, command_id, command } => Write::QueueCommand {
                 command_id,
                 node_id,
@@ -90,7 +131,6 @@ struct Node {
     link_up: bool,
     reserved: BTreeMap<ExecutionId, Amounts>,
     commands: Vec<(CommandId, Command)>,
-    drain_acknowledged: bool,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +138,16 @@ pub struct Membership {
     nodes: BTreeMap<NodeId, Node>,
     last_placed: Option<NodeId>,
     brake_since_ms: Option<i64>,
+}
+
+fn removed(node_id: &NodeId) -> Error {
+    Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
+        .remedy("deploy it again, or enrol it with a new token")
+}
+
+fn being_removed(node_id: &NodeId) -> Error {
+    Error::new(ErrorCode::FailedPrecondition, format!("node {node_id} is being removed"))
+        .remedy("resume it first to keep it")
 }
 
 fn unknown(node_id: &NodeId) -> Error {
@@ -117,7 +167,6 @@ impl Membership {
         }
         for (node_id, command_id, command) in commands {
             if let Some(node) = membership.nodes.get_mut(&node_id) {
-                node.drain_acknowledged &= command != Command::Drain;
                 node.commands.push((command_id, command));
             }
         }
@@ -134,7 +183,6 @@ impl Membership {
                     link_up: record.link != LinkKind::Ssh,
                     reserved: BTreeMap::new(),
                     commands: Vec::new(),
-                    drain_acknowledged: true,
                     record,
                 };
                 self.nodes.insert(node.record.node_id.clone(), node);
@@ -171,16 +219,25 @@ impl Membership {
                     node.record.on_deadline = on_deadline;
                 }
             }
+            Change::Remove { node_id } => {
+                if let Some(node) = self.nodes.get_mut(&node_id) {
+                    node.record.desired = Desired::Removed;
+                    node.record.observed = Observed::Offline;
+                    node.record.public_key = None;
+                    node.record.drain_deadline_ms = None;
+                    node.record.site = None;
+                    node.commands.clear();
+                    node.reserved.clear();
+                }
+            }
             Change::Queue { node_id, command_id, command } => {
                 if let Some(node) = self.nodes.get_mut(&node_id) {
-                    node.drain_acknowledged = false;
                     node.commands.push((command_id, command));
                 }
             }
             Change::Acknowledge { node_id, command_ids } => {
                 if let Some(node) = self.nodes.get_mut(&node_id) {
                     node.commands.retain(|(id, _)| !command_ids.contains(id));
-                    node.drain_acknowledged = node.commands.is_empty();
                 }
             }
         }
@@ -203,8 +260,7 @@ impl Membership {
             };
         };
         if node.record.desired == Desired::Removed && !has_token {
-            return Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
-                .remedy("enrol it again with a new token, or deploy it again"));
+            return Err(removed(node_id));
         }
         match &node.record.public_key {
             Some(pinned) if pinned == public_key.as_bytes() || has_token => Ok(()),
@@ -224,6 +280,7 @@ impl Membership {
     pub fn check_identity(&self, node_id: &NodeId, site: &Site) -> Result<()> {
         let Some(node) = self.nodes.get(node_id) else { return Ok(()) };
         let elsewhere = match &node.record.site {
+            _ if node.record.desired == Desired::Removed => return Ok(()),
             Some(known) if known.host == site.host && known.port == site.port => return Ok(()),
             Some(known) => format!("host {} port {}", known.host, known.port),
             None if node.record.link == LinkKind::Local => "this controller itself".to_owned(),
@@ -252,26 +309,52 @@ impl Membership {
         record.public_key = Some(*public_key.as_bytes());
         record.site = Some(site);
         record.link = LinkKind::Ssh;
-        if record.desired == Desired::Removed {
-            record.desired = Desired::Schedulable;
-        }
+        reinstate(&mut record);
         Ok(vec![Change::Put(Box::new(record))])
     }
 
     /// The record that a spent token admits.
-    pub fn enrol(&self, node_id: &NodeId, role: Role, public_key: &PublicKey) -> NodeRecord {
-        match self.nodes.get(node_id) {
+    pub fn enrol(&self, node_id: &NodeId, role: Role, public_key: &PublicKey, sealed: bool) -> NodeRecord {
+        let mut record = match self.nodes.get(node_id) {
             Some(node) => {
                 let mut record = node.record.clone();
                 record.public_key = Some(*public_key.as_bytes());
                 record.role = role;
                 if record.desired == Desired::Removed {
-                    record.desired = Desired::Schedulable;
+                    record.link = LinkKind::Direct;
                 }
+                reinstate(&mut record);
                 record
             }
             None => NodeRecord::expected(node_id.clone(), role, *public_key.as_bytes(), LinkKind::Direct),
+        };
+        record.sealed = sealed;
+        record
+    }
+
+    /// A node that has sealed its calls once never stops: whoever leaves the seal out then is not it, or
+    /// was talked out of it. Only an operator's new token undoes that.
+    pub fn seals(&self, node_id: &NodeId, sealed: bool) -> Result<Vec<Change>> {
+        let record = &self.node(node_id)?.record;
+        match (record.sealed, sealed) {
+            (true, false) => {
+                Err(Error::new(ErrorCode::UnsealedContext, format!("node {node_id} has sealed its calls before"))
+                    .remedy(format!(
+                        "to admit another implementation under this id, run `aegis node token create --node-id {node_id}`"
+                    )))
+            }
+            (false, true) => {
+                Ok(vec![Change::Put(Box::new(NodeRecord { sealed: true, ..record.clone() }))])
+            }
+            _ => Ok(Vec::new()),
         }
+    }
+
+    /// The record with another key, which its old one signed for.
+    pub fn rotate_key(&self, node_id: &NodeId, public_key: &PublicKey) -> Result<Vec<Change>> {
+        let mut record = self.node(node_id)?.record.clone();
+        record.public_key = Some(*public_key.as_bytes());
+        Ok(vec![Change::Put(Box::new(record))])
     }
 
     pub fn register(&self, node_id: &NodeId, registration: Registration, now_ms: i64) -> Result<Vec<Change>> {
@@ -285,8 +368,14 @@ impl Membership {
         Ok(vec![Change::Put(Box::new(record))])
     }
 
-    /// A good heartbeat. A steady one changes nothing that is stored.
-    pub fn heartbeat(&mut self, node_id: &NodeId, report: Report, now_ms: i64) -> Result<Vec<Change>> {
+    /// A good heartbeat, answered with the commands that are still open after it. A steady one changes
+    /// nothing that is stored.
+    pub fn heartbeat(
+        &mut self,
+        node_id: &NodeId,
+        report: Report,
+        now_ms: i64,
+    ) -> Result<(Vec<Change>, OpenCommands)> {
         let node = self.nodes.get_mut(node_id).ok_or_else(|| unknown(node_id))?;
         node.heard_ms = now_ms;
         let mut changes = Vec::new();
@@ -295,6 +384,7 @@ impl Membership {
             .into_iter()
             .filter(|id| node.commands.iter().any(|(open, _)| open == id))
             .collect::<Vec<_>>();
+        let open = node.commands.iter().filter(|(id, _)| !known.contains(id)).cloned().collect();
         if !known.is_empty() {
             changes.push(Change::Acknowledge { node_id: node_id.clone(), command_ids: known });
         }
@@ -307,7 +397,7 @@ impl Membership {
                 record.observed = Observed::Active;
                 record.last_heartbeat_ms = Some(now_ms);
                 changes.push(Change::Put(Box::new(record)));
-                return Ok(changes);
+                return Ok((changes, open));
             }
         }
         if node.record.observed != Observed::Active {
@@ -317,7 +407,7 @@ impl Membership {
                 last_heartbeat_ms: Some(now_ms),
             });
         }
-        Ok(changes)
+        Ok((changes, open))
     }
 
     /// "Going away": the node stays a member and comes back by its key alone.
@@ -328,10 +418,6 @@ impl Membership {
             observed: Observed::Offline,
             last_heartbeat_ms: Some(now_ms),
         }])
-    }
-
-    pub fn commands(&self, node_id: &NodeId) -> Vec<(CommandId, Command)> {
-        self.nodes.get(node_id).map(|node| node.commands.clone()).unwrap_or_default()
     }
 
     pub fn link_is(&self, node_id: &NodeId, up: bool) -> bool {
@@ -386,9 +472,8 @@ impl Membership {
     pub fn drain(&self, node_id: &NodeId, deadline_ms: i64, on_deadline: OnDeadline) -> Result<Vec<Change>> {
         let node = self.node(node_id)?;
         let mut changes = match node.record.desired {
-            Desired::Removed => {
-                return Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed")));
-            }
+            Desired::Removed => return Err(removed(node_id)),
+            Desired::Removing => return Err(being_removed(node_id)),
             Desired::Draining => Vec::new(),
             Desired::Schedulable => vec![queue(node_id, Command::Drain)],
         };
@@ -401,15 +486,68 @@ impl Membership {
         Ok(changes)
     }
 
+    /// Removes the node once nothing runs there, which at the deadline is made so; with `force` at once.
+    /// Asking again moves the deadline; a node that is removed already stays so.
+    pub fn remove(&self, node_id: &NodeId, deadline_ms: i64, force: bool) -> Result<Vec<Change>> {
+        let node = self.node(node_id)?;
+        if node.record.link == LinkKind::Local {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("node {node_id} is the controller itself"),
+            )
+            .remedy("drain it instead, or stop it with `aegis stop`"));
+        }
+        let mut changes = match node.record.desired {
+            Desired::Removed => return Ok(Vec::new()),
+            Desired::Removing | Desired::Draining => Vec::new(),
+            Desired::Schedulable => vec![queue(node_id, Command::Drain)],
+        };
+        if force || node.reserved.is_empty() {
+            return Ok(vec![Change::Remove { node_id: node_id.clone() }]);
+        }
+        changes.push(Change::Desired {
+            node_id: node_id.clone(),
+            desired: Desired::Removing,
+            deadline_ms: Some(deadline_ms),
+            on_deadline: OnDeadline::Cancel,
+        });
+        Ok(changes)
+    }
+
+    /// The removals that nothing holds up any more.
+    pub fn finished_removals(&self) -> Vec<Change> {
+        self.nodes
+            .values()
+            .filter(|node| node.record.desired == Desired::Removing && node.reserved.is_empty())
+            .map(|node| Change::Remove { node_id: node.record.node_id.clone() })
+            .collect()
+    }
+
+    /// Has the node end its process, once.
+    pub fn shutdown(&self, node_id: &NodeId) -> Result<Vec<Change>> {
+        let node = self.node(node_id)?;
+        if node.record.desired == Desired::Removed {
+            return Err(removed(node_id));
+        }
+        if node.record.link == LinkKind::Local {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("node {node_id} is the controller itself"),
+            )
+            .remedy("stop it with `aegis stop`"));
+        }
+        if node.has_open(&[Command::Shutdown]) {
+            return Ok(Vec::new());
+        }
+        Ok(vec![queue(node_id, Command::Shutdown)])
+    }
+
     pub fn resume(&self, node_id: &NodeId) -> Result<Vec<Change>> {
         let node = self.node(node_id)?;
         match node.record.desired {
-            Desired::Removed => {
-                Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
-                    .remedy("deploy it again, or enrol it with a new token"))
-            }
+            Desired::Removed => Err(removed(node_id)),
             Desired::Schedulable => Ok(Vec::new()),
-            Desired::Draining => Ok(vec![
+            Desired::Draining | Desired::Removing => Ok(vec![
                 queue(node_id, Command::Resume),
                 Change::Desired {
                     node_id: node_id.clone(),
@@ -426,7 +564,7 @@ impl Membership {
         self.nodes
             .values()
             .filter(|node| {
-                node.record.desired == Desired::Draining
+                matches!(node.record.desired, Desired::Draining | Desired::Removing)
                     && node.record.on_deadline == OnDeadline::Cancel
                     && node.record.drain_deadline_ms.is_some_and(|deadline_ms| deadline_ms <= now_ms)
             })
@@ -446,13 +584,14 @@ impl Membership {
             node_id: node_id.clone(),
             state: match (node.record.desired, blockers.is_empty()) {
                 (Desired::Schedulable, _) => DrainState::Schedulable,
-                (_, true) => DrainState::Drained,
-                (_, false) => DrainState::Draining,
+                (Desired::Removed, _) => DrainState::Removed,
+                (Desired::Draining | Desired::Removing, true) => DrainState::Drained,
+                (Desired::Draining | Desired::Removing, false) => DrainState::Draining,
             },
             blockers,
             deadline_in_seconds,
             on_deadline: node.record.on_deadline,
-            acknowledged: node.drain_acknowledged,
+            acknowledged: !node.has_open(&[Command::Drain, Command::Resume]),
         })
     }
 
@@ -505,14 +644,29 @@ impl Membership {
     }
 }
 
+/// A removed node that is admitted anew begins anew.
+fn reinstate(record: &mut NodeRecord) {
+    if record.desired == Desired::Removed {
+        record.desired = Desired::Schedulable;
+        record.observed = Observed::Expected;
+        record.registered_at_ms = None;
+    }
+}
+
 fn queue(node_id: &NodeId, command: Command) -> Change {
     Change::Queue { node_id: node_id.clone(), command_id: CommandId::mint(), command }
 }
 
 impl Node {
+    fn has_open(&self, commands: &[Command]) -> bool {
+        self.commands.iter().any(|(_, open)| commands.contains(open))
+    }
+
     fn blocked(&self) -> Option<&'static str> {
-        if self.record.desired == Desired::Draining {
-            return Some("draining");
+        match self.record.desired {
+            Desired::Draining => return Some(DRAINING),
+            Desired::Removing => return Some(REMOVING),
+            Desired::Schedulable | Desired::Removed => {}
         }
         match self.record.observed {
             Observed::Expected => return Some("has not registered yet"),
@@ -524,7 +678,7 @@ impl Node {
             return Some("its SSH connection is down, or it does not answer there");
         }
         // Until it knows, it would refuse what it is given.
-        if self.commands.iter().any(|(_, command)| *command == Command::Resume) {
+        if self.has_open(&[Command::Resume]) {
             return Some("resuming: it has not acknowledged yet");
         }
         self.record.capabilities.engine.is_empty().then_some("its container engine does not answer")
@@ -561,10 +715,8 @@ impl Node {
             models: record.capabilities.models.clone(),
             host: record.site.as_ref().map(|site| site.host.clone()),
             sealed: record.sealed,
-            problem: self.blocked().filter(|why| *why != "draining").map(|why| crate::error::Failure {
-                code: ErrorCode::Unavailable,
-                message: why.to_owned(),
-                remedy: None,
+            problem: self.blocked().filter(|why| !matches!(*why, DRAINING | REMOVING)).map(|why| {
+                crate::error::Failure { code: ErrorCode::Unavailable, message: why.to_owned(), remedy: None }
             }),
         }
     }

@@ -8,6 +8,7 @@
 //! - [`worker`]: the task by which a worker belongs to its controller.
 
 pub mod controller;
+pub mod events;
 pub mod membership;
 pub mod nodes;
 pub mod peer;

@@ -35,6 +35,8 @@ impl Role {
 pub enum Desired {
     Schedulable,
     Draining,
+    /// Drained, then removed.
+    Removing,
     Removed,
 }
 
@@ -64,13 +66,27 @@ pub enum PeerStatus {
 }
 
 impl PeerStatus {
+    pub const ALL: [Self; 6] =
+        [Self::Active, Self::Draining, Self::Expected, Self::Unhealthy, Self::Offline, Self::Removed];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Expected => "expected",
+            Self::Unhealthy => "unhealthy",
+            Self::Offline => "offline",
+            Self::Removed => "removed",
+        }
+    }
+
     pub const fn of(desired: Desired, observed: Observed) -> Self {
         match (desired, observed) {
             (Desired::Removed, _) => Self::Removed,
             (_, Observed::Unhealthy) => Self::Unhealthy,
             (_, Observed::Offline) => Self::Offline,
             (_, Observed::Expected) => Self::Expected,
-            (Desired::Draining, Observed::Active) => Self::Draining,
+            (Desired::Draining | Desired::Removing, Observed::Active) => Self::Draining,
             (Desired::Schedulable, Observed::Active) => Self::Active,
         }
     }
@@ -161,7 +177,8 @@ pub enum OnDeadline {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainView {
     pub node_id: NodeId,
-    /// `draining` while work runs, `drained` when none is left, `schedulable` when not draining.
+    /// `draining` while work runs, `drained` when none is left, `schedulable` when not draining,
+    /// `removed` when the node is no member any more.
     pub state: DrainState,
     /// Executions that still hold the node.
     pub blockers: Vec<ExecutionId>,
@@ -179,6 +196,7 @@ pub enum DrainState {
     Schedulable,
     Draining,
     Drained,
+    Removed,
 }
 
 /// A node as `list_peers` shows it.

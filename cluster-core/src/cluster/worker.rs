@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -32,11 +32,60 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Acknowledged at once rather than with the next regular heartbeat.
 const ACKNOWLEDGE_DELAY: Duration = Duration::from_millis(50);
 
+/// Orders of the person whose machine this is, waiting for the task.
+const ORDERS_MAX: usize = 8;
+/// Between looks at what still runs on a node that is to shut down.
+const SHUTDOWN_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What the person whose machine this is wants of the membership.
+#[derive(Debug)]
+enum Order {
+    /// To be no member any more; true once that is done.
+    Leave(oneshot::Sender<Result<bool>>),
+    RotateKey(oneshot::Sender<Result<()>>),
+}
+
+/// A cheap handle on the worker's task.
+#[derive(Debug, Clone)]
+pub struct Member {
+    state: watch::Receiver<JoinState>,
+    orders: mpsc::Sender<Order>,
+}
+
+impl Member {
+    pub fn state(&self) -> JoinState {
+        self.state.borrow().clone()
+    }
+
+    /// Asks the controller to remove this node, which first is drained: ask again until it is true.
+    pub async fn leave(&self) -> Result<bool> {
+        self.order(Order::Leave).await
+    }
+
+    /// Changes this node's key.
+    pub async fn rotate_key(&self) -> Result<()> {
+        self.order(Order::RotateKey).await
+    }
+
+    async fn order<T>(&self, order: impl FnOnce(oneshot::Sender<Result<T>>) -> Order) -> Result<T> {
+        if let JoinState::Waiting(reason) = self.state() {
+            return Err(Error::new(ErrorCode::Unavailable, format!("this node has not joined: {reason}"))
+                .remedy("`aegis status` says when it has"));
+        }
+        let (answer, answered) = oneshot::channel();
+        let gone = || Error::new(ErrorCode::Unavailable, "the membership ended before it answered");
+        self.orders.send(order(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
 /// Where the worker stands with its controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinState {
     Connecting,
     Joined,
+    /// No member any more, by its own wish or at an operator's order: the process ends.
+    Left,
     /// Not joined, and why; it goes on trying.
     Waiting(String),
 }
@@ -50,14 +99,18 @@ pub struct WorkerTask {
     pub capacity: Capacity,
     /// The controller asks for a heartbeat now.
     pub nudge: Arc<Notify>,
+    /// Cancelled when the process is to end: the controller shut this node down, or it left.
+    pub end: CancellationToken,
     pub heartbeat_interval: Duration,
     pub token_refresh_margin: Duration,
 }
 
 impl WorkerTask {
     /// Runs until told to stop.
-    pub fn spawn(self, stop: CancellationToken) -> (watch::Receiver<JoinState>, tokio::task::JoinHandle<()>) {
+    pub fn spawn(self, stop: CancellationToken) -> (Member, tokio::task::JoinHandle<()>) {
         let (state, watched) = watch::channel(JoinState::Connecting);
+        let (orders, mut ordered) = mpsc::channel(ORDERS_MAX);
+        let member = Member { state: watched, orders };
         let task = tokio::spawn(async move {
             let delays = || {
                 ExponentialBuilder::default()
@@ -70,7 +123,7 @@ impl WorkerTask {
             let mut backoff = delays();
             while !stop.is_cancelled() {
                 let mut joined = false;
-                let end = self.member(&state, &mut joined, &stop).await;
+                let end = self.member(&state, &mut joined, &mut ordered, &stop).await;
                 let Err(error) = end else { return };
                 if joined {
                     backoff = delays();
@@ -91,7 +144,7 @@ impl WorkerTask {
                 }
             }
         });
-        (watched, task)
+        (member, task)
     }
 
     /// One membership: ends with an error when it is lost, with Ok when the process ends.
@@ -99,6 +152,7 @@ impl WorkerTask {
         &self,
         state: &watch::Sender<JoinState>,
         joined: &mut bool,
+        orders: &mut mpsc::Receiver<Order>,
         stop: &CancellationToken,
     ) -> Result<()> {
         let Some(joining) = stop.run_until_cancelled(self.join()).await else { return Ok(()) };
@@ -108,6 +162,7 @@ impl WorkerTask {
         tracing::info!(controller = %session.controller_id, "joined");
         let mut acknowledged = Vec::new();
         let mut next = Instant::now() + self.heartbeat_interval;
+        let mut look = tokio::time::interval(SHUTDOWN_INTERVAL);
         loop {
             let refresh = session.since + session.lifetime.saturating_sub(self.token_refresh_margin);
             tokio::select! {
@@ -118,9 +173,36 @@ impl WorkerTask {
                 () = client.lost() => {
                     return Err(Error::new(ErrorCode::Unavailable, "the connection to the controller was lost"));
                 }
-                () = tokio::time::sleep_until(refresh.into()) => {
-                    session = self.attest(&mut client).await?;
-                    client.register(&session, &self.applicant, &self.capacity.measure().await).await?;
+                () = tokio::time::sleep_until(refresh.into()) => session = self.renew(&mut client).await?,
+                Some(order) = orders.recv() => match order {
+                    Order::Leave(answer) => {
+                        let left = client.leave(&session, &self.applicant.node_id, "its operator's wish").await;
+                        let done = matches!(left, Ok(true));
+                        let _ = answer.send(left);
+                        if done {
+                            tracing::info!("left the cluster");
+                            state.send_replace(JoinState::Left);
+                            self.end.cancel();
+                            return Ok(());
+                        }
+                    }
+                    Order::RotateKey(answer) => {
+                        let rotated = self.rotate_key(&mut client, &session).await;
+                        let done = rotated.is_ok();
+                        let _ = answer.send(rotated);
+                        if done {
+                            session = self.renew(&mut client).await?;
+                        }
+                    }
+                },
+                _ = look.tick(), if self.supervisor.is_closing() && acknowledged.is_empty() => {
+                    if self.supervisor.running() == 0 {
+                        tracing::info!("shut down by the controller");
+                        self.goodbye(&mut client, &session).await;
+                        state.send_replace(JoinState::Left);
+                        self.end.cancel();
+                        return Ok(());
+                    }
                 }
                 () = self.nudge.notified() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
@@ -147,9 +229,45 @@ impl WorkerTask {
         Ok((client, session))
     }
 
+    async fn renew(&self, client: &mut ControllerClient) -> Result<Arc<Session>> {
+        let session = self.attest(client).await?;
+        client.register(&session, &self.applicant, &self.capacity.measure().await).await?;
+        Ok(session)
+    }
+
+    /// The next key is kept until the controller's answer is known: see [`Self::attest`].
+    async fn rotate_key(&self, client: &mut ControllerClient, session: &Session) -> Result<()> {
+        let keys = &self.applicant.keys;
+        let next = keys.prepare_next()?;
+        match client.rotate_key(session, &self.applicant.node_id, &next).await {
+            Ok(()) => {
+                keys.adopt_next()?;
+                tracing::info!(key = ?keys.current().public(), "changed its key");
+                Ok(())
+            }
+            // It may have been pinned: the next attestation shows.
+            Err(error) if matches!(error.code(), ErrorCode::Unavailable | ErrorCode::Timeout) => Err(error),
+            Err(error) => {
+                keys.drop_next()?;
+                Err(error)
+            }
+        }
+    }
+
     async fn attest(&self, client: &mut ControllerClient) -> Result<Arc<Session>> {
         let capabilities = self.capacity.measure().await;
-        let session = match client.attest(&self.applicant, &capabilities, None).await {
+        let (applicant, keys) = (&self.applicant, &self.applicant.keys);
+        let mut attested = client.attest(applicant, keys.current(), &capabilities, None).await;
+        if attested.as_ref().is_err_and(|error| error.code() == ErrorCode::KeyMismatch)
+            && let Some(next) = keys.next()?
+        {
+            // A change whose answer was lost.
+            attested = client.attest(applicant, Arc::new(next), &capabilities, None).await;
+            if attested.is_ok() {
+                keys.adopt_next()?;
+            }
+        }
+        let session = match attested {
             // Not known by key: the first contact, which needs the token.
             Err(error)
                 if matches!(
@@ -159,7 +277,7 @@ impl WorkerTask {
             {
                 let Some(reference) = &self.controller.token else { return Err(error) };
                 let token = resolve_secret(reference)?;
-                client.attest(&self.applicant, &capabilities, Some(token)).await?
+                client.attest(applicant, keys.current(), &capabilities, Some(token)).await?
             }
             attested => attested?,
         };
@@ -190,7 +308,12 @@ impl WorkerTask {
             .into_iter()
             .map(|(command_id, command)| {
                 tracing::info!(%command_id, ?command, "obeyed");
-                self.supervisor.set_draining(command == Command::Drain).map(|()| command_id)
+                match command {
+                    Command::Drain => self.supervisor.set_draining(true)?,
+                    Command::Resume => self.supervisor.set_draining(false)?,
+                    Command::Shutdown => self.supervisor.close(),
+                }
+                Ok(command_id)
             })
             .collect()
     }

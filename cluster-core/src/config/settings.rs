@@ -61,6 +61,8 @@ pub struct Settings {
     pub heartbeat_interval: Duration,
     pub stale_threshold: Duration,
     pub sweep_interval: Duration,
+    /// Nodes of the other implementation are admitted, over loopback alone.
+    pub allow_unsealed_context: bool,
     pub token_refresh_margin: Duration,
     pub bind_address: IpAddr,
     pub rest_port: u16,
@@ -142,13 +144,6 @@ impl Settings {
                 .remedy("remove it: in this version everything listens on loopback or inside SSH"));
             }
         }
-        if cluster.allow_unsealed_context == Some(true) {
-            return Err(Error::new(
-                ErrorCode::NotOffered,
-                "spec.cluster.allow_unsealed_context: the compatible mode is not offered yet",
-            )
-            .remedy("remove it: every call is sealed"));
-        }
         if spec.mcp.confirm.as_deref().is_some_and(|confirm| confirm != "never") {
             return Err(Error::new(
                 ErrorCode::NotOffered,
@@ -198,6 +193,7 @@ impl Settings {
             heartbeat_interval: Duration::from_secs(heartbeat),
             stale_threshold: Duration::from_secs(stale),
             sweep_interval: Duration::from_secs(sweep),
+            allow_unsealed_context: cluster.allow_unsealed_context.unwrap_or(false),
             token_refresh_margin: Duration::from_secs(margin),
             bind_address,
             rest_port,

@@ -4,7 +4,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use base64::Engine as _;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::ControllerPart;
@@ -14,18 +14,25 @@ use crate::{
         controller::{Controller, HealthSettings},
         nodes::Nodes,
         peer::Role,
-        worker::{JoinState, WorkerTask},
+        worker::{Member, WorkerTask},
     },
     config::{Settings, settings::Listen},
     deploy::{Deployments, Hosts, Journal},
     engine::Engine,
     error::{Error, ErrorCode, Result},
     execution::{dispatch::Executions, supervisor::Supervisor},
-    identity::NodeKey,
+    identity::{KeyFile, NodeKey},
     ids::NodeId,
-    ops::{deploy_settings, journal::StoreJournal, local_node::LocalNode, membership::ClusterMembership},
+    metrics::Metrics,
+    ops::{
+        departures, deploy_settings, journal::StoreJournal, local_node::LocalNode,
+        membership::ClusterMembership,
+    },
     rpc::{
-        controller_api::ControllerApi, controller_client::Applicant, listener::Intake, worker_api::WorkerApi,
+        controller_api::{ControllerApi, ControllerApiSettings},
+        controller_client::Applicant,
+        listener::Intake,
+        worker_api::WorkerApi,
     },
     store::{DataDirectory, Store},
 };
@@ -35,19 +42,29 @@ const NODE_ID_FILE: &str = "node-id";
 /// Beside the node's socket, for the deployment to read.
 const PUBLIC_KEY_FILE: &str = "node.pub";
 
+/// What every node is made of, whatever its role.
+pub(super) struct Node<'a> {
+    pub settings: &'a Settings,
+    pub data: &'a Arc<DataDirectory>,
+    pub id: &'a NodeId,
+    pub keys: Arc<KeyFile>,
+    /// None where no containers run.
+    pub engine: Option<Engine>,
+}
+
 pub(super) async fn start_controller(
-    settings: &Settings,
-    data: &Arc<DataDirectory>,
-    node_id: &NodeId,
-    key: Arc<NodeKey>,
-    engine: Option<Engine>,
+    node: Node<'_>,
+    metrics: Metrics,
+    operator_token_sha256: Option<[u8; 32]>,
     stop: &CancellationToken,
 ) -> Result<(ControllerPart, tokio::task::JoinHandle<()>)> {
+    let Node { settings, data, id: node_id, keys, engine } = node;
     let store = Store::open(data.clone()).await?;
     let health =
         HealthSettings { stale_threshold: settings.stale_threshold, sweep_interval: settings.sweep_interval };
     let controller =
-        Controller::start(node_id.clone(), key, data.path(), store.clone(), health, stop.clone()).await?;
+        Controller::start(node_id.clone(), keys.current(), data.path(), store.clone(), health, stop.clone())
+            .await?;
     let local = match &engine {
         Some(engine) => Some(supervisor(settings, data, node_id, engine.clone())?),
         None => None,
@@ -55,15 +72,25 @@ pub(super) async fn start_controller(
     let (nodes, streams) = Nodes::new(controller.clone(), local.clone());
 
     let intake = Intake::new(stop.clone());
-    match &settings.cluster_listen {
+    let endpoint = match &settings.cluster_listen {
         Listen::Tcp(port) => {
             let address = intake.listen_loopback(*port).await?;
             tracing::info!(%address, "the cluster port listens");
+            format!("http://{address}")
         }
-        Listen::Unix(path) => intake.listen_unix(path)?,
-    }
+        Listen::Unix(path) => {
+            intake.listen_unix(path)?;
+            format!("unix://{}", path.display())
+        }
+    };
     intake.take_links(streams.links);
-    let served = ControllerApi::spawn(controller.clone(), nodes.clone(), intake);
+    let api = ControllerApiSettings {
+        allow_unsealed_context: settings.allow_unsealed_context,
+        operator_token_sha256,
+        endpoint: endpoint.clone(),
+    };
+    let served = ControllerApi::spawn(controller.clone(), nodes.clone(), metrics.clone(), api, intake);
+    departures::spawn(controller.clone(), nodes.clone(), metrics, stop.clone());
 
     if let Some(supervisor) = local {
         let capacity = Capacity::new(settings, engine);
@@ -96,18 +123,17 @@ pub(super) async fn start_controller(
     if resumed > 0 {
         tracing::info!(resumed, "deployments are taken up again");
     }
-    let part = ControllerPart { store, controller, nodes, executions, deployments, hosts, allow_loopback };
+    let part =
+        ControllerPart { store, controller, nodes, executions, deployments, hosts, allow_loopback, endpoint };
     Ok((part, served))
 }
 
 pub(super) async fn start_worker(
-    settings: &Settings,
-    data: &Arc<DataDirectory>,
-    node_id: &NodeId,
-    key: Arc<NodeKey>,
-    engine: Option<Engine>,
+    node: Node<'_>,
     stop: &CancellationToken,
-) -> Result<(watch::Receiver<JoinState>, Vec<tokio::task::JoinHandle<()>>)> {
+    end: &CancellationToken,
+) -> Result<(Member, Vec<tokio::task::JoinHandle<()>>)> {
+    let Node { settings, data, id: node_id, keys, engine } = node;
     let missing = |what: &str| Error::new(ErrorCode::ConfigInvalid, what.to_owned());
     let controller = settings.controller.clone().ok_or_else(|| missing("a worker needs a controller"))?;
     let engine = engine.ok_or_else(|| {
@@ -119,7 +145,7 @@ pub(super) async fn start_worker(
     let intake = Intake::new(stop.clone());
     let address = match &settings.cluster_listen {
         Listen::Unix(path) => {
-            publish_key(&path.with_file_name(PUBLIC_KEY_FILE), &key)?;
+            publish_key(&path.with_file_name(PUBLIC_KEY_FILE), &keys.current())?;
             intake.listen_unix(path)?;
             format!("unix://{}", path.display())
         }
@@ -132,7 +158,7 @@ pub(super) async fn start_worker(
         applicant: Applicant {
             node_id: node_id.clone(),
             role: Role::Worker,
-            key,
+            keys,
             address,
             controller_key: controller.public_key,
         },
@@ -140,12 +166,13 @@ pub(super) async fn start_worker(
         session,
         supervisor,
         nudge,
+        end: end.clone(),
         capacity: Capacity::new(settings, Some(engine)),
         heartbeat_interval: settings.heartbeat_interval,
         token_refresh_margin: settings.token_refresh_margin,
     };
-    let (state, joined) = task.spawn(stop.clone());
-    Ok((state, vec![served, joined]))
+    let (member, joined) = task.spawn(stop.clone());
+    Ok((member, vec![served, joined]))
 }
 
 fn supervisor(

@@ -94,6 +94,8 @@ pub(super) struct Shared {
     directory: PathBuf,
     control_path: PathBuf,
     draining: AtomicBool,
+    /// The process is to end once nothing runs. Not kept: a node that is started again works again.
+    closing: AtomicBool,
     epoch: AtomicU64,
     runs: Mutex<HashMap<ExecutionId, Arc<Run>>>,
 }
@@ -129,6 +131,7 @@ impl Supervisor {
             network,
             env,
             draining: AtomicBool::new(control.draining),
+            closing: AtomicBool::new(false),
             epoch: AtomicU64::new(control.epoch),
             control_path,
             runs: Mutex::default(),
@@ -212,7 +215,7 @@ impl Supervisor {
     }
 
     fn begin(&self, order: Order) -> Result<Arc<Run>> {
-        if self.0.draining.load(Ordering::Acquire) {
+        if self.is_draining() || self.is_closing() {
             return Err(Error::new(
                 ErrorCode::FailedPrecondition,
                 "this node is draining and takes no new work",
@@ -289,6 +292,15 @@ impl Supervisor {
     /// Executions that have not ended.
     pub fn running(&self) -> usize {
         self.runs().values().filter(|run| !run.log.progress().borrow().ended).count()
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.0.closing.load(Ordering::Acquire)
+    }
+
+    /// Takes no new work until the process ends.
+    pub fn close(&self) {
+        self.0.closing.store(true, Ordering::Release);
     }
 
     pub fn is_draining(&self) -> bool {

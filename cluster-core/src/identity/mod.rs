@@ -5,12 +5,14 @@
 mod attestation;
 mod enrolment;
 mod key;
+mod key_file;
 mod seal;
 mod token;
 
 pub use attestation::{Attestation, Challenge, ChallengeTicket, Challenger, statement};
 pub use enrolment::{EnrolmentToken, IssuedToken};
 pub use key::{NodeKey, PublicKey};
+pub use key_file::KeyFile;
 pub use seal::{SealContext, SealExpectation, SequenceWindow};
 pub use token::{Claims, LocalSigner, TOKEN_LIFETIME_SECS, TokenKeys};
 

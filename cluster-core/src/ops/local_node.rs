@@ -65,7 +65,12 @@ impl LocalNode {
         }
         let mut acknowledged = Vec::with_capacity(commands.len());
         for (command_id, command) in commands {
-            self.supervisor.set_draining(command == Command::Drain)?;
+            match command {
+                Command::Drain => self.supervisor.set_draining(true)?,
+                Command::Resume => self.supervisor.set_draining(false)?,
+                // The controller's process is ended by its operator alone.
+                Command::Shutdown => {}
+            }
             acknowledged.push(command_id);
         }
         self.controller.heartbeat(id, Report { capabilities: None, acknowledged }).await.map(drop)

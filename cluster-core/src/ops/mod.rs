@@ -1,6 +1,7 @@
-//! Uses that touch two areas: what a deployment asks of the cluster and of the store, and the
-//! controller's own node.
+//! Uses that touch two areas: what a deployment asks of the cluster and of the store, the controller's own
+//! node, and what follows from a node's removal.
 
+pub mod departures;
 pub mod deploy_settings;
 pub mod journal;
 pub mod local_node;

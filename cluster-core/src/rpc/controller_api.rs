@@ -1,8 +1,19 @@
-//! What a controller serves to nodes: attestation, registration, heartbeats, goodbyes.
+//! What a controller serves to nodes: the thirteen calls of `NodeClusterService`.
 //!
-//! Handlers convert, call the controller, and map the error. A refusal is logged once, here, with ids.
+//! Handlers convert, call the controller, and map the error. Every answer is counted, and a refusal is
+//! logged once, here, with ids. Proving who called is [`ControllerApi::open`]; what the calls do is in
+//! [`attestation`], [`members`] and [`enrolment`].
 
-use std::{net::SocketAddr, pin::Pin};
+mod attestation;
+mod enrolment;
+mod members;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use aegis_proto::aegis::{
     cluster::v1::{
@@ -16,34 +27,89 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    PROTOCOL_VERSION,
-    convert::{capabilities_from_wire, command_to_wire, held_from_wire, role_from_wire},
-    envelope::{Expected, Opened, Sealed, begin},
+    envelope::{Expected, Sealed, begin},
+    limits::Limits,
     listener::{Intake, MESSAGE_BYTES_MAX, Via, server},
     status::to_status,
 };
 use crate::{
     clock::now_ms,
-    cluster::{
-        controller::{ChallengeAnswer, Controller},
-        membership::{Registration, Report},
-        nodes::Nodes,
-    },
+    cluster::{controller::Controller, nodes::Nodes, peer::Role},
     error::{Error, ErrorCode, Result},
-    identity::{Attestation, EnrolmentToken, PublicKey, sha256},
-    ids::{CommandId, NodeId, shown},
+    ids::NodeId,
+    metrics::Metrics,
 };
 
+/// What the calls need, and what they are held to.
+#[derive(Debug)]
+pub struct ControllerApiSettings {
+    /// Nodes of the other implementation are admitted, over loopback alone.
+    pub allow_unsealed_context: bool,
+    /// SHA-256 of the bearer token that operators use; without one nobody is an operator here.
+    pub operator_token_sha256: Option<[u8; 32]>,
+    /// Where nodes find this controller.
+    pub endpoint: String,
+}
+
 #[derive(Debug, Clone)]
-pub struct ControllerApi {
+pub struct ControllerApi(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     controller: Controller,
     nodes: Nodes,
+    metrics: Metrics,
+    limits: Limits,
+    settings: ControllerApiSettings,
+}
+
+/// A call as it came in.
+struct Arrival {
+    name: &'static str,
+    via: Via,
+    metadata: MetadataMap,
+    at: Instant,
+    /// Known as soon as its token is proven.
+    caller: OnceLock<NodeId>,
+}
+
+/// A node whose call is proven.
+#[derive(Debug)]
+struct Caller {
+    node_id: NodeId,
+    /// By its record, not by its own word.
+    role: Role,
+}
+
+impl Arrival {
+    fn of<T>(name: &'static str, request: Request<T>) -> (Self, T) {
+        // The server sets it on every connection; without it nothing is known, and nobody's link matches.
+        let unknown = Via::Loopback(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let via = request.extensions().get::<Via>().cloned().unwrap_or(unknown);
+        let (metadata, _, body) = request.into_parts();
+        (Self { name, via, metadata, at: Instant::now(), caller: OnceLock::new() }, body)
+    }
+
+    /// The address of a stranger; None where only this machine or one node can come in.
+    fn stranger(&self) -> Option<IpAddr> {
+        match &self.via {
+            Via::Loopback(address) if !address.ip().is_loopback() => Some(address.ip()),
+            Via::Loopback(_) | Via::Unix | Via::Link(_) => None,
+        }
+    }
 }
 
 impl ControllerApi {
     /// Serves until told to stop; the task ends with the last connection.
-    pub fn spawn(controller: Controller, nodes: Nodes, intake: Intake) -> tokio::task::JoinHandle<()> {
-        let service = NodeClusterServiceServer::new(Self { controller, nodes })
+    pub fn spawn(
+        controller: Controller,
+        nodes: Nodes,
+        metrics: Metrics,
+        settings: ControllerApiSettings,
+        intake: Intake,
+    ) -> tokio::task::JoinHandle<()> {
+        let shared = Shared { controller, nodes, metrics, limits: Limits::default(), settings };
+        let service = NodeClusterServiceServer::new(Self(Arc::new(shared)))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         tokio::spawn(async move {
@@ -62,131 +128,49 @@ impl ControllerApi {
     /// Opens a sealed call: proves who sent it, and that it is meant for this very call.
     async fn open<M: Sealed>(
         &self,
-        metadata: &MetadataMap,
-        via: &Via,
+        arrival: &Arrival,
         envelope: Option<pb::SealNodeEnvelope>,
-    ) -> Result<Opened<M>> {
-        let controller = &self.controller;
+    ) -> Result<(Caller, M)> {
+        let controller = &self.0.controller;
         let (cluster_id, own_id) = (controller.cluster_id().as_str(), controller.id().as_str());
         let expected =
             Expected { keys: controller.token_keys(), audiences: &[cluster_id, own_id], now_ms: now_ms() };
         let unopened = begin(envelope, &expected)?;
-        check_via(via, &unopened.claims.sub)?;
-        let key = controller.pinned_key(&unopened.claims.sub).await?;
-        let opened = unopened.open::<M>(metadata, &expected, &key)?;
-        if opened.context.epoch != controller.epoch() {
-            return Err(Error::new(
-                ErrorCode::SessionUnknown,
-                "the session is from an earlier life of this controller",
-            )
-            .remedy("attest again"));
+        let node_id = unopened.claims.sub.clone();
+        // First set wins, and this is the only one.
+        let _ = arrival.caller.set(node_id.clone());
+        check_via(&arrival.via, &node_id)?;
+        let standing = controller.standing(&node_id).await?;
+        let caller = Caller { node_id, role: standing.role };
+        let unproven = unopened.read::<M>()?;
+        if unproven.context.is_none() && self.may_leave_unsealed(&arrival.via, standing.sealed) {
+            let message = unproven.open_unsealed(&arrival.metadata, &standing.key)?;
+            return Ok((caller, message));
         }
-        controller.sessions().accept(&opened.context, expected.now_ms)?;
-        Ok(opened)
+        let key = match &unproven.context {
+            Some(context) => controller.session_key(&caller.node_id, context, expected.now_ms)?,
+            // Refused below, with its name, if nothing before that is wrong.
+            None => standing.key,
+        };
+        let opened = unproven.open(&arrival.metadata, &expected, &key)?;
+        controller.sessions().accept(&opened.context.session_id, opened.context.sequence)?;
+        Ok((caller, opened.message))
     }
 
-    async fn attest(&self, via: Via, request: pb::AttestNodeRequest) -> Result<pb::AttestNodeResponse> {
-        let node_id = NodeId::parse(request.node_id)?;
-        check_via(&via, &node_id)?;
-        let capabilities = request.capabilities.unwrap_or_default();
-        let nonce = match request.nonce.as_str() {
-            "" => None,
-            text => Some(
-                uuid::Uuid::parse_str(text)
-                    .map_err(|_| Error::invalid(format!("the nonce \"{}\" is not a UUID", shown(text))))?,
-            ),
-        };
-        let token = match request.enrolment_token.as_str() {
-            "" => None,
-            text => Some(EnrolmentToken::parse(text)?),
-        };
-        let attestation = Attestation {
-            node_id,
-            role: role_from_wire(request.role)?,
-            public_key: PublicKey::parse(&request.public_key)?,
-            nonce,
-            token_id: None,
-            capabilities_hash: hex::encode(sha256(&prost::Message::encode_to_vec(&capabilities))),
-            software_version: shown(&request.software_version),
-        };
-        let challenge = self.controller.attest(attestation, token).await?;
-        Ok(pb::AttestNodeResponse {
-            challenge_nonce: challenge.bytes.to_vec(),
-            challenge_id: challenge.id,
-            cluster_id: self.controller.cluster_id().to_string(),
-            controller_id: self.controller.id().to_string(),
-            controller_time_ms: now_ms(),
-            protocol_version: PROTOCOL_VERSION,
+    /// Without a context nothing tells a captured call from a fresh one: only where nobody can listen.
+    fn may_leave_unsealed(&self, via: &Via, sealed: bool) -> bool {
+        !sealed && self.0.settings.allow_unsealed_context && matches!(via, Via::Loopback(_))
+    }
+
+    fn answer<T>(&self, arrival: &Arrival, result: Result<T>) -> Result<Response<T>, Status> {
+        let refused = result.as_ref().err().map(Error::code);
+        self.0.metrics.call(arrival.name, refused, arrival.at.elapsed());
+        result.map(Response::new).map_err(|error| {
+            let node_id = arrival.caller.get().map(NodeId::as_str);
+            let (call, via) = (arrival.name, &arrival.via);
+            tracing::warn!(call, node_id, ?via, reason = %error.code(), error = %error.chain(), "refused");
+            to_status(&error)
         })
-    }
-
-    async fn challenge(
-        &self,
-        via: Via,
-        request: pb::ChallengeNodeRequest,
-    ) -> Result<pb::ChallengeNodeResponse> {
-        let node_id = NodeId::parse(request.node_id)?;
-        check_via(&via, &node_id)?;
-        if request.signature_v1.is_empty() {
-            return Err(Error::new(
-                ErrorCode::InvalidSignature,
-                "the answer signs the bare challenge, not the whole statement",
-            )
-            .remedy("send signature_v1; the compatible mode is not offered in this version"));
-        }
-        let answer = ChallengeAnswer {
-            challenge_id: request.challenge_id,
-            node_id: node_id.clone(),
-            signature: request.signature_v1,
-            certificate_request: request.certificate_request,
-        };
-        let admission = self.controller.answer(answer).await?;
-        tracing::info!(%node_id, session_id = %admission.session_id, "attested");
-        Ok(pb::ChallengeNodeResponse {
-            node_security_token: admission.token,
-            expires_at: Some(prost_types::Timestamp { seconds: admission.expires_at_secs, nanos: 0 }),
-            session_id: admission.session_id.to_string(),
-            controller_public_key: self.controller.public_key().as_bytes().to_vec(),
-            token_keys: admission.token_keys,
-            certificate_chain: Vec::new(),
-            ca_bundle: Vec::new(),
-            epoch: self.controller.epoch(),
-        })
-    }
-
-    async fn register(
-        &self,
-        node_id: NodeId,
-        inner: pb::RegisterNodeInner,
-    ) -> Result<pb::RegisterNodeResponse> {
-        let capabilities = capabilities_from_wire(inner.capabilities.unwrap_or_default())?;
-        let address = inner.grpc_address;
-        // A node that cannot be reached would take work and never run it.
-        self.nodes.probe(&node_id, &address).await?;
-        let version = super::SOFTWARE_VERSION.to_owned();
-        self.controller.register(node_id.clone(), Registration { capabilities, address, version }).await?;
-        tracing::info!(%node_id, "registered");
-        Ok(pb::RegisterNodeResponse {
-            accepted: true,
-            cluster_id: self.controller.cluster_id().to_string(),
-            message: String::new(),
-        })
-    }
-
-    async fn beat(
-        &self,
-        node_id: NodeId,
-        inner: pb::NodeHeartbeatInner,
-    ) -> Result<pb::NodeHeartbeatResponse> {
-        let acknowledged =
-            inner.acknowledged_command_ids.into_iter().map(CommandId::parse).collect::<Result<Vec<_>>>()?;
-        let capabilities = inner.capabilities.map(capabilities_from_wire).transpose()?;
-        let held = inner.running.into_iter().map(held_from_wire).collect::<Result<Vec<_>>>()?;
-        let commands =
-            self.controller.heartbeat(node_id.clone(), Report { capabilities, acknowledged }).await?;
-        self.nodes.report_held(node_id, held);
-        let pending_commands = commands.iter().map(|(id, command)| command_to_wire(id, *command)).collect();
-        Ok(pb::NodeHeartbeatResponse { pending_commands })
     }
 }
 
@@ -201,23 +185,6 @@ fn check_via(via: &Via, node_id: &NodeId) -> Result<()> {
     }
 }
 
-fn via<T>(request: &Request<T>) -> Via {
-    // The server sets it on every connection; without it nothing is known, and nobody's link matches.
-    let unknown = Via::Loopback(SocketAddr::from(([127, 0, 0, 1], 0)));
-    request.extensions().get::<Via>().cloned().unwrap_or(unknown)
-}
-
-fn answer<T>(call: &'static str, result: Result<T>) -> Result<Response<T>, Status> {
-    result.map(Response::new).map_err(|error| {
-        tracing::warn!(call, reason = %error.code(), error = %error.chain(), "refused");
-        to_status(&error)
-    })
-}
-
-fn not_offered(call: &str) -> Status {
-    to_status(&Error::new(ErrorCode::NotOffered, format!("{call} is not offered in this version")))
-}
-
 type Events = Pin<Box<dyn Stream<Item = Result<ExecutionEvent, Status>> + Send>>;
 type EdgeCommands = Pin<Box<dyn Stream<Item = Result<pb::EdgeCommand, Status>> + Send>>;
 
@@ -230,113 +197,148 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::AttestNodeRequest>,
     ) -> Result<Response<pb::AttestNodeResponse>, Status> {
-        let via = via(&request);
-        answer("AttestNode", self.attest(via, request.into_inner()).await)
+        let (arrival, body) = Arrival::of("AttestNode", request);
+        self.answer(&arrival, self.attest(&arrival, body).await)
     }
 
     async fn challenge_node(
         &self,
         request: Request<pb::ChallengeNodeRequest>,
     ) -> Result<Response<pb::ChallengeNodeResponse>, Status> {
-        let via = via(&request);
-        answer("ChallengeNode", self.challenge(via, request.into_inner()).await)
+        let (arrival, body) = Arrival::of("ChallengeNode", request);
+        self.answer(&arrival, self.challenge(&arrival, body).await)
     }
 
     async fn register_node(
         &self,
         request: Request<pb::RegisterNodeRequest>,
     ) -> Result<Response<pb::RegisterNodeResponse>, Status> {
-        let via = via(&request);
-        let (metadata, _, body) = request.into_parts();
+        let (arrival, body) = Arrival::of("RegisterNode", request);
         let result = async {
-            let opened = self.open::<pb::RegisterNodeInner>(&metadata, &via, body.envelope).await?;
-            self.register(opened.claims.sub, opened.message).await
+            let (caller, inner) = self.open::<pb::RegisterNodeInner>(&arrival, body.envelope).await?;
+            self.register(caller, inner).await
         };
-        answer("RegisterNode", result.await)
+        self.answer(&arrival, result.await)
     }
 
     async fn heartbeat(
         &self,
         request: Request<pb::NodeHeartbeatRequest>,
     ) -> Result<Response<pb::NodeHeartbeatResponse>, Status> {
-        let via = via(&request);
-        let (metadata, _, body) = request.into_parts();
+        let (arrival, body) = Arrival::of("Heartbeat", request);
         let result = async {
-            let opened = self.open::<pb::NodeHeartbeatInner>(&metadata, &via, body.envelope).await?;
-            self.beat(opened.claims.sub, opened.message).await
+            let (caller, inner) = self.open::<pb::NodeHeartbeatInner>(&arrival, body.envelope).await?;
+            self.beat(caller, inner).await
         };
-        answer("Heartbeat", result.await)
+        self.answer(&arrival, result.await)
     }
 
     async fn deregister_node(
         &self,
         request: Request<pb::DeregisterNodeRequest>,
     ) -> Result<Response<pb::DeregisterNodeResponse>, Status> {
-        let via = via(&request);
-        let (metadata, _, body) = request.into_parts();
+        let (arrival, body) = Arrival::of("DeregisterNode", request);
         let result = async {
-            let opened = self.open::<pb::DeregisterNodeInner>(&metadata, &via, body.envelope).await?;
-            let node_id = opened.claims.sub;
-            tracing::info!(%node_id, reason = %shown(&opened.message.reason), "said goodbye");
-            self.controller.goodbye(node_id).await?;
-            Ok(pb::DeregisterNodeResponse { accepted: true })
+            let (caller, inner) = self.open::<pb::DeregisterNodeInner>(&arrival, body.envelope).await?;
+            self.deregister(caller, inner).await
         };
-        answer("DeregisterNode", result.await)
+        self.answer(&arrival, result.await)
     }
 
     async fn route_execution(
         &self,
-        _: Request<pb::RouteExecutionRequest>,
+        request: Request<pb::RouteExecutionRequest>,
     ) -> Result<Response<pb::RouteExecutionResponse>, Status> {
-        Err(not_offered("RouteExecution"))
+        let (arrival, body) = Arrival::of("RouteExecution", request);
+        let result = async {
+            let (caller, inner) = self.open::<pb::RouteExecutionInner>(&arrival, body.envelope).await?;
+            self.route(caller, inner).await
+        };
+        self.answer(&arrival, result.await)
     }
 
     async fn forward_execution(
         &self,
-        _: Request<pb::ForwardExecutionRequest>,
+        request: Request<pb::ForwardExecutionRequest>,
     ) -> Result<Response<Events>, Status> {
-        Err(not_offered("ForwardExecution to a controller"))
+        let (arrival, body) = Arrival::of("ForwardExecution", request);
+        let result = async {
+            let (caller, _) = self.open::<pb::ForwardExecutionInner>(&arrival, body.envelope).await?;
+            Err(not_a_worker(&caller))
+        };
+        self.answer(&arrival, result.await)
     }
 
     async fn sync_config(
         &self,
         _: Request<pb::SyncConfigRequest>,
     ) -> Result<Response<pb::SyncConfigResponse>, Status> {
-        Err(not_offered("SyncConfig"))
+        Err(to_status(&Error::new(ErrorCode::NotOffered, "SyncConfig is not offered in this version")))
     }
 
     async fn push_config(
         &self,
         _: Request<pb::PushConfigRequest>,
     ) -> Result<Response<pb::PushConfigResponse>, Status> {
-        Err(not_offered("PushConfig"))
+        Err(to_status(&Error::new(ErrorCode::NotOffered, "PushConfig is not offered in this version")))
     }
 
     async fn list_peers(
         &self,
-        _: Request<pb::ListPeersRequest>,
+        request: Request<pb::ListPeersRequest>,
     ) -> Result<Response<pb::ListPeersResponse>, Status> {
-        Err(not_offered("ListPeers"))
+        let (arrival, body) = Arrival::of("ListPeers", request);
+        let result = async {
+            let (caller, inner) = self.open::<pb::ListPeersInner>(&arrival, body.envelope).await?;
+            self.peers(caller, inner).await
+        };
+        self.answer(&arrival, result.await)
     }
 
     async fn connect_edge(
         &self,
-        _: Request<tonic::Streaming<pb::EdgeEvent>>,
+        request: Request<tonic::Streaming<pb::EdgeEvent>>,
     ) -> Result<Response<EdgeCommands>, Status> {
-        Err(not_offered("ConnectEdge"))
+        let (arrival, _) = Arrival::of("ConnectEdge", request);
+        let refusal = Error::new(ErrorCode::NotOffered, "ConnectEdge is not offered in this version")
+            .remedy("join as a worker: AttestNode, ChallengeNode, RegisterNode, Heartbeat");
+        self.answer(&arrival, Err(refusal))
     }
 
     async fn rotate_edge_key(
         &self,
-        _: Request<pb::RotateEdgeKeyRequest>,
+        request: Request<pb::RotateEdgeKeyRequest>,
     ) -> Result<Response<pb::RotateEdgeKeyResponse>, Status> {
-        Err(not_offered("RotateEdgeKey"))
+        let (arrival, body) = Arrival::of("RotateEdgeKey", request);
+        let result = async {
+            let payload = body.current_envelope.as_ref().map(|envelope| envelope.payload.clone());
+            let opened = self.open::<pb::RotateEdgeKeyInner>(&arrival, body.current_envelope).await?;
+            let proof = members::NewKeyProof {
+                key: body.new_public_key,
+                signature: body.signature_with_new_key,
+                payload: payload.unwrap_or_default(),
+            };
+            self.rotate_key(opened.0, opened.1, proof).await
+        };
+        self.answer(&arrival, result.await)
     }
 
     async fn issue_enrollment_token(
         &self,
-        _: Request<pb::IssueEnrollmentTokenRequest>,
+        request: Request<pb::IssueEnrollmentTokenRequest>,
     ) -> Result<Response<pb::IssueEnrollmentTokenResponse>, Status> {
-        Err(not_offered("IssueEnrollmentToken"))
+        let (arrival, body) = Arrival::of("IssueEnrollmentToken", request);
+        self.answer(&arrival, self.issue_token(&arrival, body).await)
     }
+}
+
+fn not_a_worker(caller: &Caller) -> Error {
+    Error::new(
+        ErrorCode::NotYours,
+        format!(
+            "{} is not the controller of this node: executions are submitted, not forwarded to it",
+            caller.node_id
+        ),
+    )
+    .remedy("submit the execution to this controller; it forwards to the node that fits best")
 }

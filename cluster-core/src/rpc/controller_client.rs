@@ -34,7 +34,7 @@ use crate::{
     config::settings::Endpoint,
     error::{Error, ErrorCode, Result},
     execution::supervisor::Held,
-    identity::{NodeKey, PublicKey, SequenceWindow, TokenKeys, statement},
+    identity::{KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys, statement},
     ids::{ClusterId, CommandId, NodeId, SessionId},
 };
 
@@ -67,7 +67,7 @@ impl Session {
 pub struct Applicant {
     pub node_id: NodeId,
     pub role: Role,
-    pub key: Arc<NodeKey>,
+    pub keys: Arc<KeyFile>,
     pub address: String,
     /// Pinned beforehand, where a deployment wrote it.
     pub controller_key: Option<PublicKey>,
@@ -134,10 +134,11 @@ impl ControllerClient {
     pub async fn attest(
         &mut self,
         applicant: &Applicant,
+        key: Arc<NodeKey>,
         capabilities: &Capabilities,
         token: Option<Zeroizing<String>>,
     ) -> Result<Session> {
-        let public_key = applicant.key.public();
+        let public_key = key.public();
         let asked = Instant::now();
         let request = pb::AttestNodeRequest {
             node_id: applicant.node_id.to_string(),
@@ -168,8 +169,8 @@ impl ControllerClient {
             challenge_id: challenge.challenge_id,
             node_id: applicant.node_id.to_string(),
             // For a controller of the other implementation.
-            challenge_signature: applicant.key.sign(&challenge.challenge_nonce).to_vec(),
-            signature_v1: applicant.key.sign(&statement).to_vec(),
+            challenge_signature: key.sign(&challenge.challenge_nonce).to_vec(),
+            signature_v1: key.sign(&statement).to_vec(),
             ..Default::default()
         };
         let admitted = self.rpc.challenge_node(answer).await.map_err(|e| from_status(&e))?.into_inner();
@@ -185,7 +186,7 @@ impl ControllerClient {
         let claims = token_keys.verify(&admitted.node_security_token, clock.now_ms() / 1000)?;
         let lifetime = u64::try_from(claims.exp - claims.iat).unwrap_or(0);
         let sealer = Sealer::new(
-            applicant.key.clone(),
+            key,
             applicant.node_id.clone(),
             cluster_id.to_string(),
             admitted.node_security_token,
@@ -249,12 +250,53 @@ impl ControllerClient {
         Ok(commands.into_iter().flatten().collect())
     }
 
-    pub async fn goodbye(&mut self, session: &Session, node_id: &NodeId, reason: &str) -> Result<()> {
-        let inner =
-            pb::DeregisterNodeInner { node_id: node_id.to_string(), reason: reason.to_owned(), seal: None };
-        let request = session.sealer.seal(inner, |e| pb::DeregisterNodeRequest { envelope: Some(e) })?;
-        self.rpc.deregister_node(request).await.map_err(|e| from_status(&e))?;
+    /// Changes this node's key to the next one, signed with both. The session goes on for a short overlap:
+    /// attest with the new key then.
+    pub async fn rotate_key(&mut self, session: &Session, node_id: &NodeId, next: &NodeKey) -> Result<()> {
+        let new_public_key = next.public().as_bytes().to_vec();
+        let inner = pb::RotateEdgeKeyInner {
+            node_id: node_id.to_string(),
+            new_public_key: new_public_key.clone(),
+            nonce: uuid::Uuid::new_v4().as_bytes().to_vec(),
+            seal: None,
+        };
+        let request = session.sealer.seal(inner, |envelope| {
+            let signature_with_new_key = next.sign(&envelope.payload).to_vec();
+            pb::RotateEdgeKeyRequest {
+                current_envelope: Some(envelope),
+                new_public_key,
+                signature_with_new_key,
+            }
+        })?;
+        self.rpc.rotate_edge_key(request).await.map_err(|e| from_status(&e))?;
         Ok(())
+    }
+
+    pub async fn goodbye(&mut self, session: &Session, node_id: &NodeId, reason: &str) -> Result<()> {
+        self.deregister(session, node_id, reason, false).await.map(drop)
+    }
+
+    /// Asks to be no member any more: true once that is done.
+    pub async fn leave(&mut self, session: &Session, node_id: &NodeId, reason: &str) -> Result<bool> {
+        self.deregister(session, node_id, reason, true).await
+    }
+
+    async fn deregister(
+        &mut self,
+        session: &Session,
+        node_id: &NodeId,
+        reason: &str,
+        leave: bool,
+    ) -> Result<bool> {
+        let inner = pb::DeregisterNodeInner {
+            node_id: node_id.to_string(),
+            reason: reason.to_owned(),
+            seal: None,
+            leave,
+        };
+        let request = session.sealer.seal(inner, |e| pb::DeregisterNodeRequest { envelope: Some(e) })?;
+        let answer = self.rpc.deregister_node(request).await.map_err(|e| from_status(&e))?;
+        Ok(answer.into_inner().accepted)
     }
 }
 

@@ -3,13 +3,15 @@
 use aegis_proto::aegis::cluster::v1 as pb;
 
 use crate::{
+    clock::now_ms,
     cluster::{
         membership::Command,
-        peer::{Amounts, Capabilities, Role},
+        peer::{Amounts, Capabilities, PeerStatus, PeerView, Role},
     },
     error::{Error, Result},
     execution::supervisor::Held,
     ids::{CommandId, ExecutionId, Tag},
+    store::{NodeRecord, to_name},
 };
 
 /// Lists in a message are bounded by its size; these bound what is kept.
@@ -83,17 +85,60 @@ pub fn capabilities_from_wire(theirs: pb::NodeCapabilities) -> Result<Capabiliti
 pub fn command_to_wire(command_id: &CommandId, command: Command) -> pb::NodeCommand {
     pb::NodeCommand {
         command_id: command_id.to_string(),
-        command: Some(pb::node_command::Command::Drain(pb::DrainCommand {
-            drain: command == Command::Drain,
-        })),
+        command: Some(match command {
+            Command::Drain => pb::node_command::Command::Drain(pb::DrainCommand { drain: true }),
+            Command::Resume => pb::node_command::Command::Drain(pb::DrainCommand { drain: false }),
+            Command::Shutdown => pb::node_command::Command::Shutdown(pb::ShutdownCommand {
+                reason: "an operator shuts the node down".to_owned(),
+            }),
+        }),
     }
 }
 
 /// None for a command that this version does not know: it is left unacknowledged.
 pub fn command_from_wire(command: pb::NodeCommand) -> Result<Option<(CommandId, Command)>> {
-    let Some(pb::node_command::Command::Drain(drain)) = command.command else { return Ok(None) };
-    let known = if drain.drain { Command::Drain } else { Command::Resume };
+    let known = match command.command {
+        Some(pb::node_command::Command::Drain(drain)) if drain.drain => Command::Drain,
+        Some(pb::node_command::Command::Drain(_)) => Command::Resume,
+        Some(pb::node_command::Command::Shutdown(_)) => Command::Shutdown,
+        Some(pb::node_command::Command::PushConfig(_)) | None => return Ok(None),
+    };
     Ok(Some((CommandId::parse(command.command_id)?, known)))
+}
+
+pub fn status_to_wire(status: PeerStatus) -> pb::NodeStatus {
+    match status {
+        PeerStatus::Active => pb::NodeStatus::Active,
+        PeerStatus::Draining => pb::NodeStatus::Draining,
+        PeerStatus::Unhealthy | PeerStatus::Offline => pb::NodeStatus::Unhealthy,
+        PeerStatus::Expected | PeerStatus::Removed => pb::NodeStatus::Unspecified,
+    }
+}
+
+pub fn peer_to_wire(view: &PeerView, record: &NodeRecord) -> pb::NodeInfo {
+    let time = |ms: i64| prost_types::Timestamp {
+        seconds: ms.div_euclid(1000),
+        nanos: i32::try_from(ms.rem_euclid(1000) * 1_000_000).unwrap_or(0),
+    };
+    let heard_ms = view
+        .last_heartbeat_age_ms
+        .and_then(|age| now_ms().checked_sub_unsigned(age))
+        .or(record.last_heartbeat_ms);
+    pb::NodeInfo {
+        node_id: view.node_id.to_string(),
+        role: role_to_wire(view.role).into(),
+        status: status_to_wire(view.status).into(),
+        capabilities: Some(capabilities_to_wire(&record.capabilities)),
+        grpc_address: record.address.clone(),
+        last_heartbeat_at: heard_ms.map(time),
+        registered_at: record.registered_at_ms.map(time),
+        desired: to_name(&record.desired),
+        observed: to_name(&record.observed),
+        active_executions: view.running,
+        link: to_name(&record.link),
+        software_version: view.version.clone(),
+        sealed: record.sealed,
+    }
 }
 
 pub fn held_to_wire(held: &Held) -> pb::RunningExecution {

@@ -1,8 +1,8 @@
 //! The sealed envelope: a node security token, the payload, and a signature over exactly its bytes.
 //!
-//! [`begin`] and [`Unopened::open`] check in the order that the protocol states, before anything acts: token; the node's
-//! record; that token, payload and metadata name one node; signature; path, audience and token hash;
-//! issue time. The sequence is checked by the session, last.
+//! [`begin`], [`Unopened::read`] and [`Unproven::open`] check in the order that the protocol states, before
+//! anything acts: token; the node's record and session; that token, payload and metadata name one node;
+//! signature; path, audience and token hash; issue time. The sequence is checked by the session, last.
 
 use std::{
     sync::{
@@ -54,6 +54,9 @@ sealed! {
     pb::RegisterNodeInner, "/aegis.cluster.v1.NodeClusterService/RegisterNode", |m| Some(&m.node_id);
     pb::NodeHeartbeatInner, "/aegis.cluster.v1.NodeClusterService/Heartbeat", |m| Some(&m.node_id);
     pb::DeregisterNodeInner, "/aegis.cluster.v1.NodeClusterService/DeregisterNode", |m| Some(&m.node_id);
+    pb::ListPeersInner, "/aegis.cluster.v1.NodeClusterService/ListPeers", |_| None;
+    pb::RouteExecutionInner, "/aegis.cluster.v1.NodeClusterService/RouteExecution", |_| None;
+    pb::RotateEdgeKeyInner, "/aegis.cluster.v1.NodeClusterService/RotateEdgeKey", |m| Some(&m.node_id);
     pb::ForwardExecutionInner, "/aegis.cluster.v1.NodeClusterService/ForwardExecution", |_| None;
     agent::CancelExecutionInner, "/aegis.agent.v1.WorkerService/CancelExecution", |_| None;
     agent::NudgeInner, "/aegis.agent.v1.WorkerService/Nudge", |_| None;
@@ -158,7 +161,6 @@ pub struct Expected<'a> {
 /// A call whose sender is proven, but for the sequence.
 #[derive(Debug)]
 pub struct Opened<M> {
-    pub claims: Claims,
     pub context: SealContext,
     pub message: M,
 }
@@ -167,6 +169,16 @@ pub struct Opened<M> {
 #[derive(Debug)]
 pub struct Unopened {
     pub claims: Claims,
+    envelope: pb::SealNodeEnvelope,
+}
+
+/// A message that is read and not yet believed: only good for finding the key to check it with.
+#[derive(Debug)]
+pub struct Unproven<M> {
+    pub claims: Claims,
+    /// None in a payload of the published protocol, which binds it to nothing.
+    pub context: Option<SealContext>,
+    message: M,
     envelope: pb::SealNodeEnvelope,
 }
 
@@ -179,52 +191,76 @@ pub fn begin(envelope: Option<pb::SealNodeEnvelope>, expected: &Expected<'_>) ->
 }
 
 impl Unopened {
-    /// Then everything else, with the key that is pinned for the node.
-    pub fn open<M: Sealed>(
-        self,
-        metadata: &MetadataMap,
-        expected: &Expected<'_>,
-        key: &PublicKey,
-    ) -> Result<Opened<M>> {
+    /// Then, once the node's record allows it to speak at all, the payload.
+    pub fn read<M: Sealed>(self) -> Result<Unproven<M>> {
         let Self { claims, envelope } = self;
-        if claims.cnf != key.thumbprint() {
-            return Err(Error::new(ErrorCode::KeyMismatch, "the token was issued for another key")
-                .remedy("attest again"));
-        }
         let message = M::decode(envelope.payload.as_slice())
             .map_err(|e| Error::invalid("the sealed payload is not the message of this call").source(e))?;
-        let bearer = metadata.get("authorization").and_then(|value| value.to_str().ok());
-        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
-        if bearer != Some(envelope.node_security_token.as_str()) {
-            return Err(Error::new(
-                ErrorCode::Unauthenticated,
-                "the token in the metadata is not the one in the envelope",
-            ));
-        }
-        let named = message.node_id().or_else(|| message.context().map(|context| context.sender.as_str()));
-        // Without either there is no context, which is told below.
-        if named.is_some_and(|named| named != claims.sub.as_str()) {
-            return Err(not_itself(&claims));
-        }
-        key.verify(&envelope.payload, &envelope.signature)?;
-        let context = message.context().cloned().ok_or_else(|| {
-            Error::new(ErrorCode::UnsealedContext, "the payload carries no SealContext")
-                .remedy("nodes of the other implementation are not admitted in this version")
-        })?;
-        let context = context_of(context)?;
+        let context = message.context().cloned().map(context_of).transpose()?;
+        Ok(Unproven { claims, context, message, envelope })
+    }
+}
+
+impl<M: Sealed> Unproven<M> {
+    /// Then everything else, with the key of the node's session.
+    pub fn open(self, metadata: &MetadataMap, expected: &Expected<'_>, key: &PublicKey) -> Result<Opened<M>> {
+        let context = self.context.clone().ok_or_else(unsealed)?;
+        let token_sha256 = sha256(self.envelope.node_security_token.as_bytes());
+        let Self { claims, message, .. } = self.proven(metadata, key)?;
         if context.sender != claims.sub {
             return Err(not_itself(&claims));
         }
         context.check(&SealExpectation {
             method: M::METHOD,
             audiences: expected.audiences,
-            token_sha256: sha256(envelope.node_security_token.as_bytes()),
+            token_sha256,
             // Both ends count in the controller's time.
             clock_offset_ms: 0,
             now_ms: expected.now_ms,
         })?;
-        Ok(Opened { claims, context, message })
+        Ok(Opened { context, message })
     }
+
+    /// A payload of the published protocol: everything but what the context would bind. Only for a node
+    /// that was admitted so.
+    pub fn open_unsealed(self, metadata: &MetadataMap, key: &PublicKey) -> Result<M> {
+        let Self { message, .. } = self.proven(metadata, key)?;
+        match message.node_id() {
+            Some(_) => Ok(message),
+            // Nothing would tie it to its sender.
+            None => Err(unsealed()),
+        }
+    }
+
+    /// That token, payload and metadata name one node, and that its key signed.
+    fn proven(self, metadata: &MetadataMap, key: &PublicKey) -> Result<Self> {
+        if self.claims.cnf != key.thumbprint() {
+            return Err(Error::new(ErrorCode::KeyMismatch, "the token was issued for another key")
+                .remedy("attest again"));
+        }
+        let bearer = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
+        if bearer != Some(self.envelope.node_security_token.as_str()) {
+            return Err(Error::new(
+                ErrorCode::Unauthenticated,
+                "the token in the metadata is not the one in the envelope",
+            ));
+        }
+        let sender = self.context.as_ref().map(|context| context.sender.as_str());
+        // Without either there is no context, which its caller looks at.
+        let named = self.message.node_id().or(sender);
+        if named.is_some_and(|named| named != self.claims.sub.as_str()) {
+            return Err(not_itself(&self.claims));
+        }
+        key.verify(&self.envelope.payload, &self.envelope.signature)?;
+        Ok(self)
+    }
+}
+
+fn unsealed() -> Error {
+    Error::new(ErrorCode::UnsealedContext, "the payload carries no SealContext").remedy(
+        "seal it; nodes of the other implementation need spec.cluster.allow_unsealed_context on the controller",
+    )
 }
 
 fn not_itself(claims: &Claims) -> Error {

@@ -5,6 +5,7 @@
 //! - [`convert`]: messages to domain types and back.
 //! - [`status`]: [`crate::ErrorCode`] to gRPC status and back.
 //! - [`listener`]: what is listened on, with every limit set on purpose.
+//! - [`limits`]: how much strangers may ask.
 //! - [`controller_api`], [`worker_api`]: what each side serves.
 //! - [`controller_client`], [`worker_client`]: what each side calls.
 //!
@@ -14,6 +15,7 @@ pub mod controller_api;
 pub mod controller_client;
 mod convert;
 mod envelope;
+mod limits;
 pub mod listener;
 mod status;
 pub mod worker_api;

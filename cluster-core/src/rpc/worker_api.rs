@@ -32,6 +32,7 @@ use crate::{
         encoding,
         supervisor::{Order, Supervisor},
     },
+    identity::SealContext,
     ids::{ExecutionId, NodeId},
 };
 
@@ -87,10 +88,12 @@ impl WorkerApi {
         if unopened.claims.sub != session.controller_id || !unopened.claims.role.is_controller() {
             return Err(Error::new(ErrorCode::NotYours, "only the controller may call this"));
         }
-        let opened = unopened.open::<M>(metadata, &expected, &session.controller_key)?;
-        if opened.context.session_id != *session.sealer.session_id() {
+        let unproven = unopened.read::<M>()?;
+        let current = |context: &SealContext| context.session_id == *session.sealer.session_id();
+        if unproven.context.as_ref().is_some_and(|context| !current(context)) {
             return Err(Error::new(ErrorCode::SessionUnknown, "the call belongs to an older session"));
         }
+        let opened = unproven.open(metadata, &expected, &session.controller_key)?;
         self.supervisor.check_epoch(opened.context.epoch)?;
         session.accept(opened.context.sequence)?;
         Ok(opened.message)

@@ -121,7 +121,10 @@ fn migrations() -> Migrator {
     let simple = |version, name: &'static str, sql| {
         Migration::new(version, name.into(), MigrationType::Simple, SqlStr::from_static(sql), false)
     };
-    Migrator::with_migrations(vec![simple(1, "init", include_str!("migrations/0001_init.sql"))])
+    Migrator::with_migrations(vec![
+        simple(1, "init", include_str!("migrations/0001_init.sql")),
+        simple(3, "enrolment", include_str!("migrations/0003_enrolment.sql")),
+    ])
 }
 
 /// Ends when the last handle is gone.
@@ -208,7 +211,7 @@ fn from_json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> Result<T
 }
 
 /// The stored spelling of a plain enum: its serde name without quotes.
-fn to_name(value: &impl serde::Serialize) -> String {
+pub(crate) fn to_name(value: &impl serde::Serialize) -> String {
     to_json(value).trim_matches('"').to_owned()
 }
 

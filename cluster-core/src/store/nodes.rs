@@ -61,9 +61,19 @@ pub struct TokenRecord {
     /// SHA-256.
     pub secret_hash: [u8; 32],
     pub node_id: Option<NodeId>,
+    /// The role that it admits.
+    pub role: Role,
     pub created_at_ms: i64,
     pub expires_at_ms: i64,
-    pub spent: bool,
+    pub spent: Option<Spent>,
+    pub revoked: bool,
+}
+
+/// Who used a token, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spent {
+    pub by: NodeId,
+    pub at_ms: i64,
 }
 
 impl Store {
@@ -82,6 +92,14 @@ impl Store {
             .await
             .map_err(read_failed)?;
         row.as_ref().map(token).transpose()
+    }
+
+    /// Newest first; at most this many.
+    pub async fn tokens(&self, limit: u32) -> Result<Vec<TokenRecord>> {
+        let sql = "SELECT * FROM enrolment_tokens ORDER BY created_at_ms DESC, token_id LIMIT $1";
+        let rows =
+            sqlx::query(sql).bind(i64::from(limit)).fetch_all(&self.read).await.map_err(read_failed)?;
+        rows.iter().map(token).collect()
     }
 
     /// Commands that no heartbeat has acknowledged yet, oldest first, with their bodies.
@@ -129,10 +147,21 @@ fn token(row: &AnyRow) -> Result<TokenRecord> {
         token_id: EnrolmentTokenId::parse(row.try_get::<String, _>("token_id").map_err(read_failed)?)?,
         secret_hash: bytes32(hash)?,
         node_id: node_id.map(NodeId::parse).transpose()?,
+        role: from_name("role", row.try_get::<String, _>("role").map_err(read_failed)?)?,
         created_at_ms: row.try_get("created_at_ms").map_err(read_failed)?,
         expires_at_ms: row.try_get("expires_at_ms").map_err(read_failed)?,
-        spent: row.try_get::<Option<i64>, _>("spent_at_ms").map_err(read_failed)?.is_some(),
+        spent: spent(row)?,
+        revoked: row.try_get::<Option<i64>, _>("revoked_at_ms").map_err(read_failed)?.is_some(),
     })
+}
+
+fn spent(row: &AnyRow) -> Result<Option<Spent>> {
+    let at_ms = row.try_get::<Option<i64>, _>("spent_at_ms").map_err(read_failed)?;
+    let by = row.try_get::<Option<String>, _>("spent_by").map_err(read_failed)?;
+    match (at_ms, by) {
+        (Some(at_ms), Some(by)) => Ok(Some(Spent { by: NodeId::parse(by)?, at_ms })),
+        _ => Ok(None),
+    }
 }
 
 fn bytes32(bytes: Vec<u8>) -> Result<[u8; 32]> {

@@ -97,7 +97,9 @@ async fn a_token_is_spent_once_however_many_try() {
         node_id: None,
         created_at_ms: 0,
         expires_at_ms: 100,
-        spent: false,
+        role: Role::Worker,
+        spent: None,
+        revoked: false,
     };
     store.write(Write::CreateToken(token)).await.unwrap();
     let late = Write::SpendToken { token_id: token_id.clone(), node: Box::new(node("late", 1)), now_ms: 100 };

@@ -33,6 +33,11 @@ pub enum Write {
         deadline_ms: Option<i64>,
         on_deadline: OnDeadline,
     },
+    /// Unpins the key, and drops the node's open commands and the tokens bound to it.
+    RemoveNode {
+        node_id: NodeId,
+        now_ms: i64,
+    },
     SetObserved {
         node_id: NodeId,
         observed: Observed,
@@ -44,6 +49,12 @@ pub enum Write {
     SpendToken {
         token_id: EnrolmentTokenId,
         node: Box<NodeRecord>,
+        now_ms: i64,
+    },
+
+    /// An open token cannot be used any more.
+    RevokeToken {
+        token_id: EnrolmentTokenId,
         now_ms: i64,
     },
 
@@ -110,6 +121,7 @@ impl Write {
                     .bind(node_id.as_str());
                 done(query, to).await
             }
+            Write::RemoveNode { node_id, now_ms } => remove_node(node_id, *now_ms, to).await,
             Write::SetObserved { node_id, observed, last_heartbeat_ms } => {
                 let sql = "UPDATE nodes SET observed = $1,
                      last_heartbeat_ms = COALESCE($2, last_heartbeat_ms) WHERE node_id = $3";
@@ -120,7 +132,8 @@ impl Write {
             Write::CreateToken(token) => create_token(token, to).await,
             Write::SpendToken { token_id, node, now_ms } => {
                 let sql = "UPDATE enrolment_tokens SET spent_at_ms = $1, spent_by = $2
-                     WHERE token_id = $3 AND spent_at_ms IS NULL AND expires_at_ms > $1
+                     WHERE token_id = $3 AND spent_at_ms IS NULL AND revoked_at_ms IS NULL
+                     AND expires_at_ms > $1
                      AND (node_id IS NULL OR node_id = $2)";
                 let query =
                     sqlx::query(sql).bind(*now_ms).bind(node.node_id.as_str()).bind(token_id.as_str());
@@ -128,6 +141,11 @@ impl Write {
                     0 => Ok(0),
                     _ => put_node(node, to).await,
                 }
+            }
+            Write::RevokeToken { token_id, now_ms } => {
+                let sql = "UPDATE enrolment_tokens SET revoked_at_ms = $1
+                     WHERE token_id = $2 AND spent_at_ms IS NULL AND revoked_at_ms IS NULL";
+                done(sqlx::query(sql).bind(*now_ms).bind(token_id.as_str()), to).await
             }
             Write::QueueCommand { command_id, node_id, body, now_ms } => {
                 let sql = "INSERT INTO commands (command_id, node_id, body, created_at_ms)
@@ -219,13 +237,31 @@ async fn put_node(node: &NodeRecord, to: &mut Transaction<'_, Any>) -> Changed {
     done(query, to).await
 }
 
+async fn remove_node(node_id: &NodeId, now_ms: i64, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "UPDATE nodes SET desired = $1, observed = $2, public_key = NULL, site = NULL,
+         drain_deadline_ms = NULL WHERE node_id = $3";
+    let query = sqlx::query(sql)
+        .bind(to_name(&Desired::Removed))
+        .bind(to_name(&Observed::Offline))
+        .bind(node_id.as_str());
+    let removed = done(query, to).await?;
+    let sql = "DELETE FROM commands WHERE node_id = $1 AND acknowledged_ms IS NULL";
+    done(sqlx::query(sql).bind(node_id.as_str()), to).await?;
+    let sql = "UPDATE enrolment_tokens SET revoked_at_ms = $1
+         WHERE node_id = $2 AND spent_at_ms IS NULL AND revoked_at_ms IS NULL";
+    done(sqlx::query(sql).bind(now_ms).bind(node_id.as_str()), to).await?;
+    Ok(removed)
+}
+
 async fn create_token(token: &TokenRecord, to: &mut Transaction<'_, Any>) -> Changed {
-    let sql = "INSERT INTO enrolment_tokens (token_id, secret_hash, node_id, created_at_ms, expires_at_ms)
-         VALUES ($1, $2, $3, $4, $5)";
+    let sql = "INSERT INTO enrolment_tokens (token_id, secret_hash, node_id, role, created_at_ms,
+             expires_at_ms)
+         VALUES ($1, $2, $3, $4, $5, $6)";
     let query = sqlx::query(sql)
         .bind(token.token_id.as_str())
         .bind(token.secret_hash.to_vec())
         .bind(token.node_id.as_ref().map(|id| id.as_str().to_owned()))
+        .bind(to_name(&token.role))
         .bind(token.created_at_ms)
         .bind(token.expires_at_ms);
     done(query, to).await

@@ -71,7 +71,7 @@ enum Verb {
     #[command(subcommand)]
     Executions(executions::Executions),
     /// How the daemon and the cluster are
-    Status,
+    Status(status::StatusVerb),
     /// Configuration files
     #[command(subcommand)]
     Config(config::Config),
@@ -116,7 +116,7 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Node(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Run(verb) => verb.run(&context).await,
         Verb::Executions(verb) => verb.run(&context).await,
-        Verb::Status => status::run(&context).await.map(|()| 0),
+        Verb::Status(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Config(verb) => verb.run(&context).map(|()| 0),
         Verb::Tools => tools::run(&context).map(|()| 0),
         Verb::Probe(verb) => verb.run().await.map(|()| 0),

@@ -1,6 +1,11 @@
 //! `aegis status`: the daemon, its parts, and the nodes.
 
-use cluster_core::{ErrorCode, Result, cluster::peer::PeerView, core::HealthView};
+use clap::Args;
+use cluster_core::{
+    Error, ErrorCode, Result,
+    cluster::peer::{PeerStatus, PeerView},
+    core::HealthView,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -11,12 +16,48 @@ struct Status {
     nodes: Vec<PeerView>,
 }
 
-pub async fn run(context: &Context) -> Result<()> {
-    show(context, &context.client()?).await
+#[derive(Debug, Args)]
+pub struct StatusVerb {
+    /// Fail, with a reason each, unless everything is well: this node's parts, its membership, and on a
+    /// controller every node
+    #[arg(long)]
+    cluster: bool,
+}
+
+impl StatusVerb {
+    pub async fn run(self, context: &Context) -> Result<()> {
+        let client = context.client()?;
+        let (health, nodes) = show(context, &client).await?;
+        if !self.cluster {
+            return Ok(());
+        }
+        let ills = ills(&health, &nodes);
+        if ills.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::Unavailable, format!("not all is well: {}", ills.join("; "))))
+    }
+}
+
+fn ills(health: &HealthView, nodes: &[PeerView]) -> Vec<String> {
+    let parts = health.subsystems.iter().filter(|part| part.critical && !part.ok);
+    let mut ills: Vec<_> = parts.map(|part| format!("{}: {}", part.name, part.detail)).collect();
+    for peer in nodes {
+        let ill = match peer.status {
+            PeerStatus::Unhealthy | PeerStatus::Offline | PeerStatus::Expected => Some(peer.status.name()),
+            PeerStatus::Active | PeerStatus::Draining if !peer.link_up => Some("its link is down"),
+            PeerStatus::Active | PeerStatus::Draining | PeerStatus::Removed => None,
+        };
+        let problem = peer.problem.as_ref().map(|problem| problem.message.as_str());
+        if let Some(why) = problem.or(ill) {
+            ills.push(format!("node {}: {why}", peer.node_id));
+        }
+    }
+    ills
 }
 
 /// Also what `aegis up` shows.
-pub async fn show(context: &Context, client: &Client) -> Result<()> {
+pub async fn show(context: &Context, client: &Client) -> Result<(HealthView, Vec<PeerView>)> {
     let health = client.health().await?;
     let data: Value = match client.get("/v1/cluster/status").await {
         Ok(data) => data,
@@ -27,7 +68,8 @@ pub async fn show(context: &Context, client: &Client) -> Result<()> {
         Err(error) => return Err(error),
     };
     let nodes = Status::deserialize(&data).map(|status| status.nodes).unwrap_or_default();
-    context.output.show(&data, || text(&health, &nodes))
+    context.output.show(&data, || text(&health, &nodes))?;
+    Ok((health, nodes))
 }
 
 fn text(health: &HealthView, nodes: &[PeerView]) -> String {

@@ -43,7 +43,7 @@ impl Up {
         let clients = Clients::of(data_dir)?;
         // A worker's cluster is asked at its controller, and there is its MCP.
         if health.role == Role::Worker {
-            return status::show(context, client).await;
+            return status::show(context, client).await.map(drop);
         }
         let trial = if health.role.runs_executions() { Some(trial(client).await) } else { None };
         if !context.output.is_human() {

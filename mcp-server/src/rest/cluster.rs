@@ -5,10 +5,12 @@ use std::time::Duration;
 use axum::{Json, extract::State};
 use cluster_core::{
     cluster::peer::{DrainView, OnDeadline, PeerStatus, PeerView, Role},
-    core::{EnrolmentGrant, HealthView, PeerFilter},
+    core::{HealthView, PeerFilter, RemovalOrder},
     ids::{ClusterId, NodeId},
 };
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{
     Api,
@@ -17,9 +19,6 @@ use super::{
     error::Answer,
 };
 use crate::tools::{check_range, drain_order, whole};
-
-const TOKEN_TTL_SECONDS_DEFAULT: u64 = 15 * 60;
-const TOKEN_TTL_SECONDS_MAX: u64 = 24 * 60 * 60;
 
 #[derive(Serialize)]
 pub struct Status {
@@ -100,18 +99,27 @@ pub async fn resume(State(api): State<Api>, Named(id): Named<NodeId>) -> Answer<
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Token {
+pub struct Removal {
+    deadline_seconds: Option<u64>,
     #[serde(default)]
-    node_id: Option<NodeId>,
-    #[serde(default)]
-    ttl_seconds: Option<u64>,
+    force: bool,
 }
 
-pub async fn create_token(State(api): State<Api>, Body(body): Body<Token>) -> Answer<Json<EnrolmentGrant>> {
-    let ttl = check_range(
-        "ttl_seconds",
-        body.ttl_seconds.unwrap_or(TOKEN_TTL_SECONDS_DEFAULT),
-        1..=TOKEN_TTL_SECONDS_MAX,
-    )?;
-    Ok(Json(api.core.create_enrolment_token(body.node_id, Duration::from_secs(ttl)).await?))
+/// Answers with the drain as it stands: asking again follows it, until the state is `removed`.
+pub async fn remove(
+    State(api): State<Api>,
+    Named(id): Named<NodeId>,
+    Asked(query): Asked<Removal>,
+) -> Answer<Json<DrainView>> {
+    let deadline = drain_order(query.deadline_seconds, OnDeadline::Cancel)?.deadline;
+    let order = RemovalOrder { deadline, force: query.force };
+    Ok(Json(whole(async move { api.core.remove(&id, order).await }).await?))
+}
+
+pub async fn shut_down(
+    State(api): State<Api>,
+    Named(id): Named<NodeId>,
+) -> Answer<(StatusCode, Json<Value>)> {
+    whole(async move { api.core.shut_down_node(&id).await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "ordered": true }))))
 }

@@ -2,7 +2,7 @@
 //!
 //! Each reader pulls for itself: a slow one holds up neither the container nor another reader.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, str::FromStr, time::Duration};
 
 use axum::{
     extract::State,
@@ -27,7 +27,7 @@ use super::{
 /// Read from the store at a time, and so held for a slow reader.
 const BATCH_MAX: u32 = 64;
 const WAIT: Duration = Duration::from_secs(15);
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// The stream's last message bears this name and the execution as it ended.
 pub const END: &str = "end";
@@ -49,17 +49,7 @@ pub async fn stream(
     Asked(query): Asked<Query>,
     headers: HeaderMap,
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
-    // What a reconnecting reader last saw wins over where it first began.
-    let resumed = match headers.get("last-event-id") {
-        None => None,
-        Some(value) => Some(
-            value
-                .to_str()
-                .ok()
-                .and_then(|text| text.parse().ok())
-                .ok_or_else(|| Error::invalid("Last-Event-ID: it is not a sequence number"))?,
-        ),
-    };
+    let resumed = last_event_id(&headers)?;
     let after: u64 = resumed.or(query.after).unwrap_or(0);
     // Said with a status, not inside the stream.
     api.core.execution(&id).await?;
@@ -69,6 +59,13 @@ pub async fn stream(
         Some((Ok(event), reader))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// What a reconnecting reader last saw, which wins over where it first began.
+pub fn last_event_id<T: FromStr>(headers: &HeaderMap) -> Result<Option<T>> {
+    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
+    let id = value.to_str().ok().and_then(|text| text.parse().ok());
+    id.map(Some).ok_or_else(|| Error::invalid("Last-Event-ID: it is not the id of an event"))
 }
 
 struct Reader {
@@ -123,7 +120,7 @@ enum Pulled {
     End(ExecutionView),
 }
 
-fn message(name: &str, data: &impl Serialize) -> Event {
+pub fn message(name: &str, data: &impl Serialize) -> Event {
     // JSON of our own types is always possible; a reader of an empty object asks again.
     let json = serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned());
     Event::default().event(name).data(json)

@@ -2,10 +2,10 @@
 
 use axum::{Json, extract::State};
 use cluster_core::core::HealthView;
-use http::StatusCode;
+use http::{HeaderName, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::Api;
+use super::{Api, error::Answer};
 
 /// The process answers.
 pub async fn live() -> Json<Value> {
@@ -25,6 +25,12 @@ pub async fn ready(State(api): State<Api>) -> (StatusCode, Json<Value>) {
 /// healthy, and not ready.
 pub async fn full(State(api): State<Api>) -> Json<HealthView> {
     Json(api.core.health().await)
+}
+
+/// What is counted, as a Prometheus server reads it.
+pub async fn metrics(State(api): State<Api>) -> Answer<([(HeaderName, &'static str); 1], String)> {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], api.core.metrics().await?))
 }
 
 /// Begins the end; the answer comes before it.

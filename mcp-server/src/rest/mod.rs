@@ -7,11 +7,14 @@
 mod body;
 mod cluster;
 mod deployments;
+mod enrolment;
 pub mod error;
 mod events;
 mod executions;
 mod health;
 mod hosts;
+mod member;
+mod node_events;
 
 use std::time::Duration;
 
@@ -50,7 +53,11 @@ pub fn router(api: Api) -> Router {
         .route("/v1/cluster/nodes", get(cluster::nodes))
         .route("/v1/cluster/nodes/{id}/drain", get(cluster::drain_status).post(cluster::drain))
         .route("/v1/cluster/nodes/{id}/resume", post(cluster::resume))
-        .route("/v1/cluster/enrolment-tokens", post(cluster::create_token))
+        .route("/v1/cluster/nodes/{id}", delete(cluster::remove))
+        .route("/v1/cluster/nodes/{id}/shutdown", post(cluster::shut_down))
+        .route("/v1/cluster/events", get(node_events::stream))
+        .route("/v1/cluster/enrolment-tokens", get(enrolment::list).post(enrolment::create))
+        .route("/v1/cluster/enrolment-tokens/{id}", delete(enrolment::revoke))
         .route("/v1/executions", get(executions::list).post(executions::submit))
         .route("/v1/executions/{id}", get(executions::show))
         .route("/v1/executions/{id}/events", get(events::stream))
@@ -67,11 +74,14 @@ pub fn router(api: Api) -> Router {
     finish(router, api)
 }
 
-/// Routes of a plain worker: health, and over its own socket also its end.
+/// Routes of a plain worker: health, and over its own socket also its membership and its end.
 pub fn worker_router(api: Api) -> Router {
     let mut router = health_routes();
     if api.origin == Origin::Person {
-        router = router.merge(shutdown_route());
+        router = router
+            .route("/v1/node/leave", post(member::leave))
+            .route("/v1/node/rotate-key", post(member::rotate_key))
+            .merge(shutdown_route());
     }
     finish(router, api)
 }
@@ -81,6 +91,7 @@ fn health_routes() -> Router<Api> {
         .route("/health", get(health::full))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
 }
 
 fn shutdown_route() -> Router<Api> {

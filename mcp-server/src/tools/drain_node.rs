@@ -77,6 +77,7 @@ impl Followed for DrainView {
         match self.state {
             DrainState::Drained => format!("{} is drained", self.node_id),
             DrainState::Schedulable => format!("{} takes work again", self.node_id),
+            DrainState::Removed => format!("{} is removed", self.node_id),
             DrainState::Draining => format!("{} drains: {} still run", self.node_id, self.blockers.len()),
         }
     }
@@ -94,6 +95,7 @@ impl From<DrainView> for Outcome {
                 view.node_id
             ),
             DrainState::Schedulable => "It was resumed meanwhile and takes work.".to_owned(),
+            DrainState::Removed => "It is no member any more; deploy_edge_node brings it back.".to_owned(),
         };
         let blockers_total = view.blockers.len();
         view.blockers.truncate(BLOCKERS_SHOWN_MAX);

@@ -2,19 +2,33 @@
 
 use std::{sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::{super::membership::Change, Controller};
 use crate::{
-    clock::now_ms,
-    cluster::peer::Role,
+    clock::{now_ms, rfc3339},
+    cluster::{peer::Role, sessions::OVERLAP_MS},
     error::{Error, ErrorCode, Result},
     identity::{
         Attestation, Challenge, Claims, EnrolmentToken, IssuedToken, PublicKey, TOKEN_LIFETIME_SECS,
         statement,
     },
-    ids::{NodeId, SessionId},
+    ids::{EnrolmentTokenId, NodeId, SessionId},
     rpc::{ClusterClock, Sealer},
     store::{TokenRecord, Write},
 };
+
+/// Old ones are kept for the record; a list shows the newest.
+const TOKENS_SHOWN_MAX: u32 = 500;
+
+/// What a node gets that changed its key.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    pub token: String,
+    pub expires_at_secs: i64,
+    pub overlap_until_ms: i64,
+}
 
 /// What an admitted node is given.
 #[derive(Debug, Clone)]
@@ -30,9 +44,82 @@ pub struct Admission {
 pub struct ChallengeAnswer {
     pub challenge_id: String,
     pub node_id: NodeId,
-    /// Over the statement with everything it stands for.
-    pub signature: Vec<u8>,
+    pub signature: ChallengeSignature,
     pub certificate_request: Vec<u8>,
+}
+
+/// What an answer signs.
+#[derive(Debug, Clone)]
+pub enum ChallengeSignature {
+    /// The statement with everything it stands for.
+    Statement(Vec<u8>),
+    /// The challenge alone, as the published protocol has it: a node that seals nothing.
+    Bare(Vec<u8>),
+}
+
+impl ChallengeSignature {
+    const fn seals(&self) -> bool {
+        matches!(self, Self::Statement(_))
+    }
+}
+
+/// An enrolment token as its operator sees it: never the secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TokenView {
+    pub token_id: EnrolmentTokenId,
+    pub state: TokenState,
+    /// The only node that can use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// The role that it admits.
+    pub role: Role,
+    /// RFC 3339.
+    pub created_at: String,
+    pub expires_at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_by: Option<NodeId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenState {
+    Open,
+    Used,
+    Revoked,
+    Expired,
+}
+
+impl TokenView {
+    fn of(record: TokenRecord, now_ms: i64) -> Self {
+        let state = match (&record.spent, record.revoked) {
+            (Some(_), _) => TokenState::Used,
+            (None, true) => TokenState::Revoked,
+            (None, false) if record.expires_at_ms <= now_ms => TokenState::Expired,
+            (None, false) => TokenState::Open,
+        };
+        let (used_by, used_at) = record.spent.map(|spent| (spent.by, rfc3339(spent.at_ms))).unzip();
+        Self {
+            token_id: record.token_id,
+            state,
+            node_id: record.node_id,
+            role: record.role,
+            created_at: rfc3339(record.created_at_ms),
+            expires_at: rfc3339(record.expires_at_ms),
+            used_by,
+            used_at,
+        }
+    }
+}
+
+/// What an operator wants a token to admit.
+#[derive(Debug, Clone)]
+pub struct TokenOrder {
+    /// Anybody's id where it names none.
+    pub node_id: Option<NodeId>,
+    pub role: Role,
+    pub lifetime: Duration,
 }
 
 impl Controller {
@@ -43,28 +130,44 @@ impl Controller {
         token: Option<EnrolmentToken>,
     ) -> Result<Challenge> {
         let now_ms = now_ms();
+        let mut admitted = None;
         if let Some(token) = &token {
-            self.check_token(token, &attestation.node_id, now_ms).await?;
+            admitted = Some(self.check_token(token, &attestation.node_id, now_ms).await?);
             attestation.token_id = Some(token.id.clone());
         }
         let (node_id, key, has_token) =
             (attestation.node_id.clone(), attestation.public_key, token.is_some());
-        self.decide(move |membership, _| {
-            membership.check_key(&node_id, &key, has_token).map(|()| (Vec::new(), ()))
-        })
-        .await?;
+        let known = self
+            .decide(move |membership, _| {
+                membership.check_key(&node_id, &key, has_token)?;
+                Ok((Vec::new(), membership.record(&node_id).map(|record| record.role)))
+            })
+            .await?;
+        // A node's rights follow from its role, so it is not the node that says which.
+        if let Some(role) = admitted.or(known)
+            && role != attestation.role
+        {
+            return Err(Error::new(
+                ErrorCode::Forbidden,
+                format!("node {} is admitted in another role than it asks for", attestation.node_id),
+            )
+            .remedy("set spec.cluster.role: worker, or create a token with `--role`"));
+        }
         self.0.challenger.issue(attestation, now_ms)
     }
 
-    async fn check_token(&self, token: &EnrolmentToken, node_id: &NodeId, now_ms: i64) -> Result<()> {
+    async fn check_token(&self, token: &EnrolmentToken, node_id: &NodeId, now_ms: i64) -> Result<Role> {
         let invalid = |why: &str| {
             Error::new(ErrorCode::EnrolmentInvalid, format!("the enrolment token {why}"))
                 .remedy("create a new one with `aegis node token create`")
         };
         let record = self.0.store.token(&token.id).await?.filter(|record| token.matches(&record.secret_hash));
         let record = record.ok_or_else(|| invalid("is not one of this cluster"))?;
-        if record.spent {
+        if record.spent.is_some() {
             return Err(invalid("was used before"));
+        }
+        if record.revoked {
+            return Err(invalid("was revoked"));
         }
         if record.expires_at_ms <= now_ms {
             return Err(Error::new(ErrorCode::EnrolmentExpired, "the enrolment token has expired")
@@ -72,7 +175,7 @@ impl Controller {
         }
         match &record.node_id {
             Some(bound) if bound != node_id => Err(invalid("is bound to another node id")),
-            _ => Ok(()),
+            _ => Ok(record.role),
         }
     }
 
@@ -83,22 +186,22 @@ impl Controller {
         if ticket.node_id != answer.node_id {
             return Err(Error::new(ErrorCode::NotYours, "the challenge was issued to another node"));
         }
-        let (cluster, controller) = (&self.0.cluster_id, &self.0.id);
-        let signed = statement(
-            cluster,
-            controller,
-            &ticket.node_id,
-            &ticket.public_key,
-            &challenge,
-            &answer.certificate_request,
-        );
-        ticket.public_key.verify(&signed, &answer.signature)?;
-
         let (node_id, role, key) = (ticket.node_id.clone(), ticket.role, ticket.public_key);
+        let sealed = answer.signature.seals();
+        match &answer.signature {
+            ChallengeSignature::Statement(signature) => {
+                let (cluster, controller) = (&self.0.cluster_id, &self.0.id);
+                let request = &answer.certificate_request;
+                key.verify(&statement(cluster, controller, &node_id, &key, &challenge, request), signature)?;
+            }
+            ChallengeSignature::Bare(signature) => key.verify(&challenge, signature)?,
+        }
         if let Some(token_id) = ticket.token_id {
             let enrolled = node_id.clone();
             let record = self
-                .decide(move |membership, _| Ok((Vec::new(), membership.enrol(&enrolled, role, &key))))
+                .decide(move |membership, _| {
+                    Ok((Vec::new(), membership.enrol(&enrolled, role, &key, sealed)))
+                })
                 .await?;
             let write = Write::SpendToken { token_id, node: Box::new(record.clone()), now_ms: now };
             if self.0.store.write(write).await? == 0 {
@@ -118,7 +221,8 @@ impl Controller {
             // The pin may have changed since the first step.
             let known = node_id.clone();
             self.decide(move |membership, _| {
-                membership.check_key(&known, &key, false).map(|()| (Vec::new(), ()))
+                membership.check_key(&known, &key, false)?;
+                Ok((membership.seals(&known, sealed)?, ()))
             })
             .await?;
         }
@@ -174,23 +278,61 @@ impl Controller {
         })
     }
 
-    pub async fn issue_enrolment_token(
-        &self,
-        node_id: Option<NodeId>,
-        lifetime: Duration,
-    ) -> Result<(IssuedToken, i64)> {
+    pub async fn issue_enrolment_token(&self, order: TokenOrder) -> Result<(IssuedToken, i64)> {
         let issued = EnrolmentToken::issue()?;
         let created_at_ms = now_ms();
-        let expires_at_ms = created_at_ms + i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX / 2);
+        let lifetime_ms = i64::try_from(order.lifetime.as_millis()).unwrap_or(i64::MAX / 2);
+        let expires_at_ms = created_at_ms + lifetime_ms;
         let record = TokenRecord {
             token_id: issued.id.clone(),
             secret_hash: issued.secret_hash,
-            node_id,
+            node_id: order.node_id,
+            role: order.role,
             created_at_ms,
             expires_at_ms,
-            spent: false,
+            spent: None,
+            revoked: false,
         };
         self.0.store.write(Write::CreateToken(record)).await?;
         Ok((issued, expires_at_ms))
+    }
+
+    /// Newest first.
+    pub async fn enrolment_tokens(&self) -> Result<Vec<TokenView>> {
+        let now_ms = now_ms();
+        let records = self.0.store.tokens(TOKENS_SHOWN_MAX).await?;
+        Ok(records.into_iter().map(|record| TokenView::of(record, now_ms)).collect())
+    }
+
+    /// A token that nobody used cannot be used any more.
+    pub async fn revoke_enrolment_token(&self, token_id: &EnrolmentTokenId) -> Result<TokenView> {
+        let now_ms = now_ms();
+        let revoked = self.0.store.write(Write::RevokeToken { token_id: token_id.clone(), now_ms }).await?;
+        let record = self.0.store.token(token_id).await?;
+        let record = record.ok_or_else(|| Error::not_found("enrolment token", token_id.as_str()))?;
+        let view = TokenView::of(record, now_ms);
+        match (revoked, view.state) {
+            (0, TokenState::Used) => Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("the enrolment token {token_id} was used"),
+            )
+            .remedy("remove the node that it admitted: aegis node remove ID")),
+            _ => Ok(view),
+        }
+    }
+
+    /// The node's own wish, signed with both keys: the old one is good for a short overlap.
+    pub async fn rotate_key(&self, node_id: NodeId, role: Role, key: PublicKey) -> Result<Rotation> {
+        let now = now_ms();
+        let id = node_id.clone();
+        self.decide(move |membership, _| Ok((membership.rotate_key(&id, &key)?, ()))).await?;
+        self.0.sessions.retire(&node_id, now);
+        tracing::info!(%node_id, "its key was changed, by itself");
+        let token = self.token(&node_id, role, &key, String::new(), now)?;
+        Ok(Rotation {
+            token,
+            expires_at_secs: now / 1000 + TOKEN_LIFETIME_SECS,
+            overlap_until_ms: now + OVERLAP_MS,
+        })
     }
 }

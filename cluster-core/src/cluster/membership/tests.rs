@@ -52,6 +52,25 @@ fn demand() -> Demand {
     Demand { tags: vec![], node_id: None, amounts: Amounts { cpu_millicores: 1_000, ..Default::default() } }
 }
 
+/// A heartbeat; the commands in its answer.
+fn report(membership: &mut Membership, name: &str, report: Report, now_ms: i64) -> Vec<(CommandId, Command)> {
+    let (changes, commands) = membership.heartbeat(&id(name), report, now_ms).unwrap();
+    apply(membership, changes, now_ms);
+    commands
+}
+
+fn beat(membership: &mut Membership, name: &str, now_ms: i64) -> Vec<Command> {
+    report(membership, name, Report::default(), now_ms).into_iter().map(|(_, command)| command).collect()
+}
+
+/// Acknowledges all that is open; what is left then.
+fn acknowledge(membership: &mut Membership, name: &str, now_ms: i64) -> Vec<Command> {
+    let open = report(membership, name, Report::default(), now_ms);
+    let acknowledged = open.into_iter().map(|(id, _)| id).collect();
+    let left = report(membership, name, Report { acknowledged, ..Default::default() }, now_ms);
+    left.into_iter().map(|(_, command)| command).collect()
+}
+
 fn status(membership: &Membership, name: &str) -> PeerStatus {
     membership.view(&id(name), 0).unwrap().status
 }
@@ -73,14 +92,13 @@ fn registering_again_does_not_undo_a_drain() {
 fn silence_makes_unhealthy_and_the_next_heartbeat_heals() {
     let mut membership = cluster(&["a", "b"]);
     let steady = membership.heartbeat(&id("b"), Report::default(), 80_000).unwrap();
-    assert!(steady.is_empty(), "a steady heartbeat writes nothing");
+    assert!(steady.0.is_empty(), "a steady heartbeat writes nothing");
     let changes = membership.sweep(STALE_MS, STALE_MS + 1);
     assert_eq!(changes.len(), 1);
     apply(&mut membership, changes, STALE_MS + 1);
     assert_eq!(status(&membership, "a"), PeerStatus::Unhealthy);
     assert_eq!(status(&membership, "b"), PeerStatus::Active);
-    let changes = membership.heartbeat(&id("a"), Report::default(), STALE_MS + 2).unwrap();
-    apply(&mut membership, changes, STALE_MS + 2);
+    beat(&mut membership, "a", STALE_MS + 2);
     assert_eq!(status(&membership, "a"), PeerStatus::Active);
 }
 
@@ -107,23 +125,17 @@ fn a_drain_waits_for_its_executions_and_then_asks_for_their_end() {
     membership.release(&execution);
     assert_eq!(membership.drain_view(&id("a"), 1_000).unwrap().state, DrainState::Drained);
 
-    let command = membership.commands(&id("a"));
-    assert_eq!(command[0].1, Command::Drain);
-    let acknowledged = Report { acknowledged: vec![command[0].0.clone()], ..Default::default() };
-    let changes = membership.heartbeat(&id("a"), acknowledged, 1).unwrap();
-    apply(&mut membership, changes, 1);
-    assert!(membership.commands(&id("a")).is_empty());
+    assert_eq!(beat(&mut membership, "a", 1), [Command::Drain]);
+    assert_eq!(beat(&mut membership, "a", 1), [Command::Drain], "until it is acknowledged");
+    assert_eq!(acknowledge(&mut membership, "a", 1), []);
     assert!(membership.drain_view(&id("a"), 0).unwrap().acknowledged);
 
     let changes = membership.resume(&id("a")).unwrap();
     apply(&mut membership, changes, 1);
     assert_eq!(status(&membership, "a"), PeerStatus::Active);
-    let command = membership.commands(&id("a"));
-    assert_eq!(command[0].1, Command::Resume);
     assert!(membership.fit(&demand()).unwrap_err().to_string().contains("resuming"));
-    let acknowledged = Report { acknowledged: vec![command[0].0.clone()], ..Default::default() };
-    let changes = membership.heartbeat(&id("a"), acknowledged, 2).unwrap();
-    apply(&mut membership, changes, 2);
+    assert_eq!(beat(&mut membership, "a", 2), [Command::Resume]);
+    assert_eq!(acknowledge(&mut membership, "a", 2), []);
     membership.fit(&demand()).unwrap();
     assert!(membership.resume(&id("a")).unwrap().is_empty(), "resuming twice is once");
 }
@@ -171,4 +183,76 @@ fn a_node_behind_a_cut_connection_gets_no_work() {
         membership.fit(&demand()).unwrap_err().to_string(),
         "a: its SSH connection is down, or it does not answer there"
     );
+}
+
+#[test]
+fn a_removal_drains_first_and_unpins_the_key() {
+    let mut membership = cluster(&["a", "b"]);
+    let execution = ExecutionId::mint();
+    let pinned = Demand { node_id: Some(id("a")), ..demand() };
+    membership.place(&execution, &pinned).unwrap();
+    let changes = membership.remove(&id("a"), 5_000, false).unwrap();
+    apply(&mut membership, changes, 0);
+    assert_eq!(membership.drain_view(&id("a"), 0).unwrap().state, DrainState::Draining);
+    assert_eq!(status(&membership, "a"), PeerStatus::Draining);
+    assert!(membership.fit(&pinned).unwrap_err().to_string().contains("being removed"));
+    assert_eq!(membership.overdue(5_000), vec![execution.clone()], "at the deadline work is cancelled");
+    assert!(membership.finished_removals().is_empty());
+    membership.release(&execution);
+    let changes = membership.finished_removals();
+    assert_eq!(changes.len(), 1);
+    apply(&mut membership, changes, 1);
+    assert_eq!(status(&membership, "a"), PeerStatus::Removed);
+    assert!(membership.finished_removals().is_empty());
+    assert!(membership.remove(&id("a"), 0, false).unwrap().is_empty(), "removing twice is once");
+
+    // Its key is nobody's any more; only a new enrolment brings it back, and then as a new member.
+    let key = NodeKey::generate().unwrap().public();
+    assert_eq!(membership.check_key(&id("a"), &key, false).unwrap_err().code(), ErrorCode::NodeRemoved);
+    assert!(membership.record(&id("a")).unwrap().public_key.is_none());
+    membership.check_key(&id("a"), &key, true).unwrap();
+    let record = membership.enrol(&id("a"), Role::Worker, &key, true);
+    apply(&mut membership, vec![Change::Put(Box::new(record))], 2);
+    assert_eq!(status(&membership, "a"), PeerStatus::Expected);
+}
+
+#[test]
+fn a_removal_with_force_waits_for_nothing_and_the_controller_cannot_be_removed() {
+    let mut membership = cluster(&["a"]);
+    membership.place(&ExecutionId::mint(), &demand()).unwrap();
+    let changes = membership.remove(&id("a"), 5_000, true).unwrap();
+    apply(&mut membership, changes, 0);
+    assert_eq!(status(&membership, "a"), PeerStatus::Removed);
+    let own = NodeRecord::expected(id("home"), Role::Hybrid, [0; 32], LinkKind::Local);
+    apply(&mut membership, vec![Change::Put(Box::new(own))], 0);
+    for refused in [membership.remove(&id("home"), 0, true), membership.shutdown(&id("home"))] {
+        assert_eq!(refused.unwrap_err().code(), ErrorCode::FailedPrecondition);
+    }
+}
+
+#[test]
+fn a_removal_can_be_undone_until_it_is_done() {
+    let mut membership = cluster(&["a"]);
+    membership.place(&ExecutionId::mint(), &demand()).unwrap();
+    let changes = membership.remove(&id("a"), 5_000, false).unwrap();
+    apply(&mut membership, changes, 0);
+    let changes = membership.resume(&id("a")).unwrap();
+    apply(&mut membership, changes, 0);
+    assert_eq!(status(&membership, "a"), PeerStatus::Active);
+    assert!(membership.finished_removals().is_empty());
+}
+
+#[test]
+fn a_node_that_sealed_once_is_not_taken_without_a_seal() {
+    let membership = cluster(&["a"]);
+    let error = membership.seals(&id("a"), false).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::UnsealedContext);
+    let key = NodeKey::generate().unwrap().public();
+    let record = membership.enrol(&id("b"), Role::Worker, &key, false);
+    let mut membership = membership;
+    apply(&mut membership, vec![Change::Put(Box::new(record))], 0);
+    assert!(membership.seals(&id("b"), false).unwrap().is_empty());
+    let changes = membership.seals(&id("b"), true).unwrap();
+    apply(&mut membership, changes, 0);
+    assert!(membership.seals(&id("b"), false).is_err(), "from its first seal on");
 }

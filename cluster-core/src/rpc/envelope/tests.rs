@@ -50,7 +50,7 @@ impl Setting {
 
     fn open<M: Sealed>(&self, metadata: &MetadataMap, envelope: pb::SealNodeEnvelope) -> Result<Opened<M>> {
         let expected = Expected { keys: &self.keys, audiences: &["c1"], now_ms: NOW_MS };
-        begin(Some(envelope), &expected)?.open(metadata, &expected, &self.node.public())
+        begin(Some(envelope), &expected)?.read::<M>()?.open(metadata, &expected, &self.node.public())
     }
 }
 
@@ -64,7 +64,7 @@ fn a_sealed_call_opens_and_nothing_else_does() {
     let sealer = setting.sealer();
     let (metadata, _, envelope) = sealer.seal(heartbeat("edge-1"), |e| e).unwrap().into_parts();
     let opened = setting.open::<pb::NodeHeartbeatInner>(&metadata, envelope.clone()).unwrap();
-    assert_eq!((opened.context.sequence, opened.claims.sub.as_str()), (1, "edge-1"));
+    assert_eq!((opened.context.sequence, opened.context.sender.as_str()), (1, "edge-1"));
 
     // The same bytes read as another message of the same shape.
     let other = setting.open::<pb::DeregisterNodeInner>(&metadata, envelope.clone()).unwrap_err();

@@ -1,0 +1,147 @@
+//! What is counted, in one registry, and its text for `/metrics` (OpenMetrics 1.0).
+//!
+//! Gauges are read when they are asked for; nothing here has a task.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    cluster::{events::NodeEventKind, peer::PeerStatus},
+    error::{Error, ErrorCode, Result},
+};
+
+/// From a cached answer to a call that waited for the disk.
+const DURATION_BUCKETS: [f64; 9] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    call: &'static str,
+    /// `ok`, or the reason of the refusal.
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Name {
+    call: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Status {
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Part {
+    part: String,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    calls: Family<Call, Counter>,
+    durations: Family<Name, Histogram>,
+    events: Family<Kind, Counter>,
+    nodes: Family<Status, Gauge>,
+    parts: Family<Part, Gauge>,
+    uptime: Gauge,
+}
+
+/// A cheap handle on the counters.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("aegis");
+        let calls = Family::default();
+        let durations: Family<Name, Histogram> =
+            Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
+        let (events, nodes, parts) = (Family::default(), Family::default(), Family::default());
+        let uptime = Gauge::default();
+        registry.register(
+            "cluster_calls",
+            "Calls of the cluster protocol by their outcome: ok, or the reason of the refusal",
+            calls.clone(),
+        );
+        registry.register_with_unit(
+            "cluster_call_duration",
+            "Time to answer a call of the cluster protocol",
+            Unit::Seconds,
+            durations.clone(),
+        );
+        registry.register("node_events", "What happened to nodes", events.clone());
+        registry.register("nodes", "Nodes by status", nodes.clone());
+        registry.register("part_up", "Whether a part of this node works: 1 or 0", parts.clone());
+        registry.register_with_unit("uptime", "Since this process started", Unit::Seconds, uptime.clone());
+        Self(Arc::new(Inner { registry, calls, durations, events, nodes, parts, uptime }))
+    }
+}
+
+impl Metrics {
+    /// Counts a call that was answered.
+    pub fn call(&self, call: &'static str, refused: Option<ErrorCode>, took: Duration) {
+        let outcome = refused.map_or("ok", ErrorCode::name);
+        self.0.calls.get_or_create(&Call { call, outcome }).inc();
+        self.0.durations.get_or_create(&Name { call }).observe(took.as_secs_f64());
+    }
+
+    pub fn event(&self, kind: NodeEventKind) {
+        self.0.events.get_or_create(&Kind { kind: kind.name() }).inc();
+    }
+
+    /// Sets the gauges of all statuses, so that one that nobody has any more falls to 0.
+    pub fn nodes(&self, statuses: impl IntoIterator<Item = PeerStatus>) {
+        let statuses: Vec<_> = statuses.into_iter().collect();
+        for status in &PeerStatus::ALL {
+            let count = statuses.iter().filter(|known| *known == status).count();
+            let gauge = self.0.nodes.get_or_create(&Status { status: status.name() });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub fn part(&self, name: &str, ok: bool) {
+        self.0.parts.get_or_create(&Part { part: name.to_owned() }).set(i64::from(ok));
+    }
+
+    /// The text that a Prometheus server reads.
+    pub fn text(&self, uptime: Duration) -> Result<String> {
+        self.0.uptime.set(i64::try_from(uptime.as_secs()).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        encode(&mut text, &self.0.registry)
+            .map_err(|e| Error::internal("the metrics cannot be written").source(e))?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_call_and_reason() {
+        let metrics = Metrics::default();
+        metrics.call("Heartbeat", None, Duration::from_millis(1));
+        metrics.call("Heartbeat", Some(ErrorCode::NonceReplay), Duration::from_millis(1));
+        metrics.call("Heartbeat", Some(ErrorCode::NonceReplay), Duration::from_millis(1));
+        metrics.nodes([PeerStatus::Active, PeerStatus::Active]);
+        let text = metrics.text(Duration::from_secs(7)).unwrap();
+        for line in [
+            r#"aegis_cluster_calls_total{call="Heartbeat",outcome="NonceReplay"} 2"#,
+            r#"aegis_nodes{status="active"} 2"#,
+            r#"aegis_nodes{status="offline"} 0"#,
+            "aegis_uptime_seconds 7",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! What follows when something happens to a node: events are counted, and a removed node loses its
+//! connection and its sessions.
+//!
+//! One task; it ends with the controller. Nothing depends on its being quick: a removed node is refused by
+//! its record from the moment that is stored.
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cluster::{
+        controller::Controller,
+        events::{EventId, NodeEventKind},
+        nodes::Nodes,
+    },
+    metrics::Metrics,
+};
+
+const BATCH_MAX: usize = 256;
+
+pub fn spawn(controller: Controller, nodes: Nodes, metrics: Metrics, stop: CancellationToken) {
+    tokio::spawn(async move {
+        let mut seen = EventId { epoch: controller.epoch(), sequence: 0 };
+        while stop.run_until_cancelled(controller.events().wait(seen)).await.is_some() {
+            let batch = controller.events().after(seen, BATCH_MAX).events;
+            for event in &batch {
+                metrics.event(event.kind);
+                if event.kind == NodeEventKind::NodeRemoved {
+                    controller.sessions().forget(&event.node_id);
+                    nodes.detach(&event.node_id);
+                }
+            }
+            // Ids of ours read back.
+            seen = batch.last().and_then(|event| event.id.parse().ok()).unwrap_or(seen);
+        }
+    });
+}

@@ -1,0 +1,105 @@
+//! AttestNode and ChallengeNode: the calls of those who have no token yet.
+
+use aegis_proto::aegis::cluster::v1 as pb;
+
+use super::{Arrival, ControllerApi, check_via};
+use crate::{
+    clock::now_ms,
+    cluster::controller::{ChallengeAnswer, ChallengeSignature},
+    error::{Error, ErrorCode, Result},
+    identity::{Attestation, EnrolmentToken, PublicKey, sha256},
+    ids::{NodeId, shown},
+    rpc::{PROTOCOL_VERSION, convert::role_from_wire, listener::Via},
+};
+
+impl ControllerApi {
+    pub(super) async fn attest(
+        &self,
+        arrival: &Arrival,
+        request: pb::AttestNodeRequest,
+    ) -> Result<pb::AttestNodeResponse> {
+        let _admitted = self.0.limits.admit(arrival.stranger()).await?;
+        let node_id = NodeId::parse(request.node_id)?;
+        let _ = arrival.caller.set(node_id.clone());
+        check_via(&arrival.via, &node_id)?;
+        let capabilities = request.capabilities.unwrap_or_default();
+        let nonce = match request.nonce.as_str() {
+            "" => None,
+            text => Some(
+                uuid::Uuid::parse_str(text)
+                    .map_err(|_| Error::invalid(format!("the nonce \"{}\" is not a UUID", shown(text))))?,
+            ),
+        };
+        let token = match request.enrolment_token.as_str() {
+            "" => None,
+            text => Some(EnrolmentToken::parse(text)?),
+        };
+        let attestation = Attestation {
+            node_id,
+            role: role_from_wire(request.role)?,
+            public_key: PublicKey::parse(&request.public_key)?,
+            nonce,
+            token_id: None,
+            capabilities_hash: hex::encode(sha256(&prost::Message::encode_to_vec(&capabilities))),
+            software_version: shown(&request.software_version),
+        };
+        let controller = &self.0.controller;
+        let challenge = controller.attest(attestation, token).await?;
+        Ok(pb::AttestNodeResponse {
+            challenge_nonce: challenge.bytes.to_vec(),
+            challenge_id: challenge.id,
+            cluster_id: controller.cluster_id().to_string(),
+            controller_id: controller.id().to_string(),
+            controller_time_ms: now_ms(),
+            protocol_version: PROTOCOL_VERSION,
+        })
+    }
+
+    pub(super) async fn challenge(
+        &self,
+        arrival: &Arrival,
+        request: pb::ChallengeNodeRequest,
+    ) -> Result<pb::ChallengeNodeResponse> {
+        let _admitted = self.0.limits.admit(arrival.stranger()).await?;
+        let node_id = NodeId::parse(request.node_id)?;
+        let _ = arrival.caller.set(node_id.clone());
+        check_via(&arrival.via, &node_id)?;
+        let signature = match request.signature_v1 {
+            signature if !signature.is_empty() => ChallengeSignature::Statement(signature),
+            _ if self.admits_bare(&arrival.via) => ChallengeSignature::Bare(request.challenge_signature),
+            _ => {
+                return Err(Error::new(
+                    ErrorCode::InvalidSignature,
+                    "the answer signs the bare challenge, not the whole statement",
+                )
+                .remedy(
+                    "send signature_v1; nodes of the other implementation need \
+                     spec.cluster.allow_unsealed_context, and come in over loopback",
+                ));
+            }
+        };
+        let controller = &self.0.controller;
+        let answer = ChallengeAnswer {
+            challenge_id: request.challenge_id,
+            node_id: node_id.clone(),
+            signature,
+            certificate_request: request.certificate_request,
+        };
+        let admission = controller.answer(answer).await?;
+        tracing::info!(%node_id, session_id = %admission.session_id, "attested");
+        Ok(pb::ChallengeNodeResponse {
+            node_security_token: admission.token,
+            expires_at: Some(prost_types::Timestamp { seconds: admission.expires_at_secs, nanos: 0 }),
+            session_id: admission.session_id.to_string(),
+            controller_public_key: controller.public_key().as_bytes().to_vec(),
+            token_keys: admission.token_keys,
+            certificate_chain: Vec::new(),
+            ca_bundle: Vec::new(),
+            epoch: controller.epoch(),
+        })
+    }
+
+    fn admits_bare(&self, via: &Via) -> bool {
+        self.0.settings.allow_unsealed_context && matches!(via, Via::Loopback(_))
+    }
+}

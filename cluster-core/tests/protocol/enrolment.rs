@@ -1,0 +1,155 @@
+//! Who is let in, and with what.
+
+use aegis_proto::aegis::cluster::v1 as pb;
+use cluster_core::{
+    ErrorCode,
+    cluster::{
+        controller::TokenState,
+        peer::{PeerStatus, Role},
+    },
+    identity::KeyFile,
+};
+use futures::future::join_all;
+
+use crate::support::{Cluster, Node, OPERATOR_TOKEN, raw, reason, refused};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_that_use_one_token_at_once_are_one_node() {
+    let cluster = Cluster::start().await;
+    let grant = cluster.token(None).await;
+    let mut nodes = Vec::new();
+    for number in 0..100 {
+        nodes.push(Node::new(&cluster, &format!("node-{number}"), Role::Worker).await);
+    }
+    let tries = nodes.iter_mut().map(|node| node.attest(Some(&grant.token)));
+    let results = join_all(tries).await;
+    let admitted = results.iter().filter(|result| result.is_ok()).count();
+    assert_eq!(admitted, 1);
+    for result in results.into_iter().filter(Result::is_err) {
+        assert_eq!(refused(result), ErrorCode::EnrolmentInvalid);
+    }
+    let tokens = cluster.core().enrolment_tokens().await.unwrap();
+    assert_eq!((tokens.len(), tokens[0].state), (1, TokenState::Used));
+}
+
+#[tokio::test]
+async fn tokens_are_bound_listed_without_secrets_and_revoked() {
+    let cluster = Cluster::start().await;
+    let grant = cluster.token(Some("a")).await;
+    let mut other = Node::new(&cluster, "b", Role::Worker).await;
+    assert_eq!(refused(other.attest(Some(&grant.token)).await), ErrorCode::EnrolmentInvalid);
+    // A mismatch does not spend it.
+    let mut bound = Node::new(&cluster, "a", Role::Worker).await;
+    bound.join(Some(&grant.token)).await.unwrap();
+
+    let unused = cluster.token(None).await;
+    let listed = serde_json::to_string(&cluster.core().enrolment_tokens().await.unwrap()).unwrap();
+    for text in [&grant.token, &unused.token] {
+        let secret = text.split('.').nth(1).unwrap();
+        assert!(!listed.contains(secret));
+    }
+    let revoked = cluster.core().revoke_enrolment_token(&unused.token_id).await.unwrap();
+    assert_eq!(revoked.state, TokenState::Revoked);
+    assert_eq!(refused(other.attest(Some(&unused.token)).await), ErrorCode::EnrolmentInvalid);
+    let again = cluster.core().revoke_enrolment_token(&grant.token_id).await;
+    assert_eq!(refused(again), ErrorCode::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn an_expired_token_says_so() {
+    let cluster = Cluster::start().await;
+    let order = cluster_core::core::EnrolmentOrder {
+        node_id: None,
+        role: Role::Worker,
+        lifetime: std::time::Duration::from_secs(1),
+    };
+    let grant = cluster.core().create_enrolment_token(order).await.unwrap();
+    let mut node = Node::new(&cluster, "a", Role::Worker).await;
+    // Its time is what is waited for.
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    assert_eq!(refused(node.attest(Some(&grant.token)).await), ErrorCode::EnrolmentExpired);
+}
+
+#[tokio::test]
+async fn the_role_is_the_operators_to_give() {
+    let cluster = Cluster::start().await;
+    let grant = cluster.token(Some("a")).await;
+    let mut node = Node::new(&cluster, "a", Role::Hybrid).await;
+    assert_eq!(refused(node.attest(Some(&grant.token)).await), ErrorCode::Forbidden);
+    node.applicant.role = Role::Worker;
+    node.join(Some(&grant.token)).await.unwrap();
+    node.applicant.role = Role::Controller;
+    assert_eq!(refused(node.attest(None).await), ErrorCode::Forbidden, "nor later");
+}
+
+#[tokio::test]
+async fn another_key_for_a_known_id_waits_for_a_new_token() {
+    let mut cluster = Cluster::start().await;
+    let mut first = cluster.member("a").await;
+    let mut thief = Node::new(&cluster, "a", Role::Worker).await;
+    assert_eq!(refused(thief.attest(None).await), ErrorCode::KeyMismatch);
+    let elsewhere = cluster.token(Some("b")).await;
+    assert_eq!(refused(thief.attest(Some(&elsewhere.token)).await), ErrorCode::EnrolmentInvalid);
+    // The pin outlives the controller.
+    cluster.restart().await;
+    thief.reconnect(&cluster).await;
+    assert_eq!(refused(thief.attest(None).await), ErrorCode::KeyMismatch);
+    first.reconnect(&cluster).await;
+    first.join(None).await.unwrap();
+
+    let again = cluster.token(Some("a")).await;
+    thief.join(Some(&again.token)).await.unwrap();
+    assert_eq!(refused(first.beat().await), ErrorCode::SessionUnknown, "the old key's session is over");
+    assert_eq!(refused(first.attest(None).await), ErrorCode::KeyMismatch);
+}
+
+#[tokio::test]
+async fn a_node_changes_its_key_and_the_old_one_is_over() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let mut copy = node.copy(&cluster).await;
+    let directory = tempfile::tempdir().unwrap();
+    let old = node.applicant.keys.current();
+    let keys = KeyFile::open(&directory.path().join("key.pem")).unwrap();
+    let next = keys.prepare_next().unwrap();
+    let id = node.applicant.node_id.clone();
+    node.client.rotate_key(node.session.as_ref().unwrap(), &id, &next).await.unwrap();
+    node.beat().await.expect("calls under way may finish");
+
+    copy.applicant.keys = node.applicant.keys.clone();
+    assert_eq!(copy.applicant.keys.current().public(), old.public());
+    assert_eq!(refused(copy.attest(None).await), ErrorCode::KeyMismatch);
+    keys.adopt_next().unwrap();
+    node.applicant.keys = std::sync::Arc::new(keys);
+    node.join(None).await.unwrap();
+    node.beat().await.unwrap();
+}
+
+#[tokio::test]
+async fn operators_issue_tokens_over_grpc_and_nobody_else_does() {
+    let cluster = Cluster::start().await;
+    let mut rpc = raw(&cluster).await;
+    let body = pb::IssueEnrollmentTokenRequest { issued_to: "a".into() };
+    let status = rpc.issue_enrollment_token(body.clone()).await.unwrap_err();
+    assert_eq!(reason(&status), "Unauthenticated");
+    let node = cluster.member("b").await;
+    for bearer in ["wrong".to_owned(), bearer_of(&node)] {
+        let mut request = tonic::Request::new(body.clone());
+        request.metadata_mut().insert("authorization", format!("Bearer {bearer}").parse().unwrap());
+        assert_eq!(reason(&rpc.issue_enrollment_token(request).await.unwrap_err()), "Unauthenticated");
+    }
+    let mut request = tonic::Request::new(body);
+    request.metadata_mut().insert("authorization", format!("Bearer {OPERATOR_TOKEN}").parse().unwrap());
+    let issued = rpc.issue_enrollment_token(request).await.unwrap().into_inner();
+    assert_eq!(issued.controller_endpoint, cluster.endpoint());
+    assert!(!issued.command_hint.contains(&issued.token), "a command line shows to everybody");
+    let mut joining = Node::new(&cluster, "a", Role::Worker).await;
+    joining.join(Some(&issued.token)).await.unwrap();
+    assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Active);
+}
+
+fn bearer_of(node: &Node) -> String {
+    let request = crate::support::sealed_heartbeat(node);
+    let envelope = request.into_inner().envelope.unwrap();
+    envelope.node_security_token
+}

@@ -1,0 +1,9 @@
+//! The cluster protocol over real sockets: a whole controller in this process, and nodes that speak to it
+//! by gRPC, as members, as strangers, as attackers, and as another implementation would.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod enrolment;
+mod envelope;
+mod membership;
+mod published;
+mod support;

@@ -1,0 +1,120 @@
+//! Membership over the wire: commands, goodbyes, removals, and the events that tell of them.
+
+use cluster_core::{
+    ErrorCode,
+    cluster::{
+        events::NodeEventKind::{self, *},
+        membership::Command,
+        peer::{DrainState, LinkKind, OnDeadline, PeerStatus},
+    },
+    core::{DrainOrder, RemovalOrder},
+};
+
+use crate::support::{Cluster, refused};
+
+const DRAIN: DrainOrder =
+    DrainOrder { deadline: std::time::Duration::from_secs(60), on_deadline: OnDeadline::Cancel };
+
+fn kinds(cluster: &Cluster, node: &str) -> Vec<NodeEventKind> {
+    let events = cluster.events().into_iter();
+    events.filter(|event| event.node_id.as_str() == node).map(|event| event.kind).collect()
+}
+
+#[tokio::test]
+async fn the_events_tell_a_nodes_story() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let id = node.applicant.node_id.clone();
+    cluster.core().drain(&id, DRAIN).await.unwrap();
+    cluster.core().resume(&id).await.unwrap();
+    let (client, session) = (&mut node.client, node.session.as_ref().unwrap());
+    client.goodbye(session, &id, "a reboot").await.unwrap();
+    node.join(None).await.unwrap();
+    cluster.core().remove(&id, RemovalOrder { deadline: DRAIN.deadline, force: false }).await.unwrap();
+    assert_eq!(
+        kinds(&cluster, "a"),
+        [NodeJoined, NodeDraining, NodeResumed, NodeOffline, NodeRecovered, NodeRemoved]
+    );
+    let text = cluster.core().metrics().await.unwrap();
+    assert!(text.contains("aegis_nodes{status=\"active\"} 0"), "{text}");
+}
+
+#[tokio::test]
+async fn silence_is_told_and_the_next_heartbeat_heals_by_itself() {
+    let cluster = Cluster::start_with(
+        "heartbeat_interval_secs: 1\n    stale_threshold_secs: 1\n    sweep_interval_secs: 1",
+    )
+    .await;
+    let mut node = cluster.member("a").await;
+    let events = cluster.core().await_node_event(
+        cluster.events().last().unwrap().id.parse().unwrap(),
+        std::time::Duration::from_secs(10),
+    );
+    events.await.unwrap();
+    assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Unhealthy);
+    node.beat().await.unwrap();
+    assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Active);
+    assert_eq!(kinds(&cluster, "a"), [NodeJoined, NodeUnhealthy, NodeRecovered]);
+}
+
+#[tokio::test]
+async fn a_command_is_given_until_it_is_acknowledged_over_restarts_of_both() {
+    let mut cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let id = node.applicant.node_id.clone();
+    cluster.core().drain(&id, DRAIN).await.unwrap();
+    cluster.core().shut_down_node(&id).await.unwrap();
+    cluster.core().shut_down_node(&id).await.unwrap();
+    let given = node.beat().await.unwrap();
+    let commands: Vec<_> = given.iter().map(|(_, command)| *command).collect();
+    assert_eq!(commands, [Command::Drain, Command::Shutdown], "ordered twice is once");
+    cluster.restart().await;
+    node.reconnect(&cluster).await;
+    node.join(None).await.unwrap();
+    assert_eq!(node.beat().await.unwrap(), given, "the same ids");
+    let acknowledged = vec![given[0].0.clone(), given[1].0.clone()];
+    assert!(node.beat_acknowledging(acknowledged.clone()).await.unwrap().is_empty());
+    assert!(node.beat_acknowledging(acknowledged).await.unwrap().is_empty());
+    assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Draining, "the drain itself stays");
+}
+
+#[tokio::test]
+async fn a_node_cannot_acknowledge_another_nodes_commands() {
+    let cluster = Cluster::start().await;
+    let (mut node, mut other) = (cluster.member("a").await, cluster.member("b").await);
+    cluster.core().drain(&node.applicant.node_id, DRAIN).await.unwrap();
+    let given = node.beat().await.unwrap();
+    other.beat_acknowledging(vec![given[0].0.clone()]).await.unwrap();
+    assert_eq!(node.beat().await.unwrap(), given);
+}
+
+#[tokio::test]
+async fn a_goodbye_keeps_the_key_and_leaving_does_not() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let id = node.applicant.node_id.clone();
+    assert_eq!(cluster.peer("a").await.unwrap().link, LinkKind::Direct);
+    node.client.goodbye(node.session.as_ref().unwrap(), &id, "a reboot").await.unwrap();
+    assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Offline);
+    node.join(None).await.unwrap();
+    assert!(node.client.leave(node.session.as_ref().unwrap(), &id, "for good").await.unwrap());
+    assert!(cluster.peer("a").await.is_none());
+    assert_eq!(refused(node.join(None).await), ErrorCode::NodeRemoved);
+    let token = cluster.token(Some("a")).await.token;
+    node.join(Some(&token)).await.expect("a new enrolment brings it back");
+    assert_eq!(kinds(&cluster, "a").last(), Some(&NodeJoined));
+}
+
+#[tokio::test]
+async fn a_drain_survives_registering_again_and_the_controllers_restart() {
+    let mut cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let id = node.applicant.node_id.clone();
+    cluster.core().drain(&id, DRAIN).await.unwrap();
+    node.join(None).await.unwrap();
+    cluster.restart().await;
+    node.reconnect(&cluster).await;
+    node.join(None).await.unwrap();
+    assert_eq!(cluster.core().drain_status(&id).await.unwrap().state, DrainState::Drained);
+    assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Draining);
+}

@@ -1,0 +1,222 @@
+//! A controller that runs no containers, and nodes made of the client side of the protocol alone.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient};
+use cluster_core::{
+    Core, Error, Result,
+    cluster::{
+        events::{EventId, NodeEvent},
+        membership::Command,
+        peer::{Amounts, Capabilities, PeerView, Role},
+    },
+    config::{self, Overrides, Settings, settings::Endpoint},
+    core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
+    identity::KeyFile,
+    ids::{CommandId, NodeId},
+    rpc::controller_client::{Applicant, Beat, ControllerClient, Session},
+    store::DataDirectory,
+};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
+
+pub const OPERATOR_TOKEN: &str = "operators-bearer-token";
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A controller of its own; its data directory outlives its restarts.
+pub struct Cluster {
+    core: Option<Core>,
+    cluster: String,
+    directory: TempDir,
+    /// Where nodes say that they listen: connections are taken, and nothing more.
+    pub node_address: SocketAddr,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// With more lines below `spec.cluster`, indented by four.
+    pub async fn start_with(cluster: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let core = Some(start(directory.path(), cluster).await);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let node_address = listener.local_addr().unwrap();
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        Self { core, cluster: cluster.to_owned(), directory, node_address }
+    }
+
+    pub fn core(&self) -> &Core {
+        self.core.as_ref().expect("it runs")
+    }
+
+    pub async fn restart(&mut self) {
+        self.core.take().expect("it runs").shutdown().await;
+        self.core = Some(start(self.directory.path(), &self.cluster).await);
+    }
+
+    pub fn endpoint(&self) -> String {
+        self.core().controller_endpoint().unwrap()
+    }
+
+    pub async fn token(&self, node_id: Option<&str>) -> EnrolmentGrant {
+        self.token_for(Role::Worker, node_id).await
+    }
+
+    pub async fn token_for(&self, role: Role, node_id: Option<&str>) -> EnrolmentGrant {
+        let node_id = node_id.map(|id| NodeId::parse(id).unwrap());
+        let order = EnrolmentOrder { node_id, role, lifetime: Duration::from_secs(60) };
+        self.core().create_enrolment_token(order).await.unwrap()
+    }
+
+    /// A node that has joined.
+    pub async fn member(&self, name: &str) -> Node {
+        self.member_as(name, Role::Worker).await
+    }
+
+    pub async fn member_as(&self, name: &str, role: Role) -> Node {
+        let token = self.token_for(role, Some(name)).await.token;
+        let mut node = Node::new(self, name, role).await;
+        node.join(Some(&token)).await.unwrap();
+        node
+    }
+
+    pub async fn peer(&self, name: &str) -> Option<PeerView> {
+        let mut peers = self.core().peers(PeerFilter::default()).await.unwrap();
+        peers.retain(|peer| peer.node_id.as_str() == name);
+        peers.pop()
+    }
+
+    pub fn events(&self) -> Vec<NodeEvent> {
+        self.core().node_events(EventId { epoch: 0, sequence: 0 }, 1_000).unwrap().events
+    }
+}
+
+async fn start(data: &Path, cluster: &str) -> Core {
+    let config = config::parse(&format!(
+        "spec:\n  node: {{id: home, type: orchestrator}}\n  cluster:\n    role: controller\n    \
+         cluster_grpc_port: 0\n    {cluster}\n"
+    ))
+    .unwrap();
+    let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };
+    let settings = Settings::of(&config, &overrides).unwrap();
+    // The last handle on the directory may go a moment after the shutdown.
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    let owned = loop {
+        match DataDirectory::own(data) {
+            Ok(owned) => break owned,
+            Err(error) if tokio::time::Instant::now() > deadline => panic!("{error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    Core::start(settings, Arc::new(owned), Some(OPERATOR_TOKEN)).await.unwrap()
+}
+
+pub struct Node {
+    pub applicant: Applicant,
+    pub client: ControllerClient,
+    pub session: Option<Session>,
+    directory: Arc<TempDir>,
+}
+
+impl Node {
+    pub async fn new(cluster: &Cluster, name: &str, role: Role) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = KeyFile::open(&directory.path().join("key.pem")).unwrap();
+        let applicant = Applicant {
+            node_id: NodeId::parse(name).unwrap(),
+            role,
+            keys: Arc::new(keys),
+            address: format!("http://{}", cluster.node_address),
+            controller_key: None,
+        };
+        let client = connect(cluster).await;
+        Self { applicant, client, session: None, directory: Arc::new(directory) }
+    }
+
+    /// The same key on another machine.
+    pub async fn copy(&self, cluster: &Cluster) -> Self {
+        Self {
+            applicant: self.applicant.clone(),
+            client: connect(cluster).await,
+            session: None,
+            directory: self.directory.clone(),
+        }
+    }
+
+    pub async fn reconnect(&mut self, cluster: &Cluster) {
+        self.client = connect(cluster).await;
+    }
+
+    pub async fn attest(&mut self, token: Option<&str>) -> Result<()> {
+        let token = token.map(|token| Zeroizing::new(token.to_owned()));
+        let key = self.applicant.keys.current();
+        self.session = Some(self.client.attest(&self.applicant, key, &capabilities(), token).await?);
+        Ok(())
+    }
+
+    pub async fn join(&mut self, token: Option<&str>) -> Result<()> {
+        self.attest(token).await?;
+        let (client, session) = (&mut self.client, self.session.as_ref().unwrap());
+        client.register(session, &self.applicant, &capabilities()).await
+    }
+
+    pub fn session(&self) -> &Session {
+        self.session.as_ref().expect("it has attested")
+    }
+
+    pub async fn beat(&mut self) -> Result<Vec<(CommandId, Command)>> {
+        self.beat_acknowledging(Vec::new()).await
+    }
+
+    pub async fn beat_acknowledging(
+        &mut self,
+        acknowledged: Vec<CommandId>,
+    ) -> Result<Vec<(CommandId, Command)>> {
+        let beat = Beat { capabilities: capabilities(), acknowledged, ..Beat::default() };
+        let session = self.session.as_ref().unwrap();
+        self.client.heartbeat(session, &self.applicant.node_id, beat).await
+    }
+}
+
+async fn connect(cluster: &Cluster) -> ControllerClient {
+    let url = url::Url::parse(&cluster.endpoint()).unwrap();
+    ControllerClient::connect(&Endpoint::Http(url)).await.unwrap()
+}
+
+/// Below our own client: for what it would never send.
+pub async fn raw(cluster: &Cluster) -> NodeClusterServiceClient<Channel> {
+    NodeClusterServiceClient::connect(cluster.endpoint()).await.unwrap()
+}
+
+pub fn capabilities() -> Capabilities {
+    Capabilities {
+        total: Amounts { cpu_millicores: 4_000, memory_mb: 8_192, gpus: 0, vram_gb: 0 },
+        engine: "docker 26.1.5".into(),
+        ..Default::default()
+    }
+}
+
+/// The machine-readable reason of a refusal.
+pub fn reason(status: &tonic::Status) -> String {
+    use tonic_types::StatusExt as _;
+    let info = status.get_error_details().error_info().cloned().expect("a refusal names its reason");
+    assert_eq!(info.domain, "aegis.cluster");
+    info.reason
+}
+
+pub fn refused<T: std::fmt::Debug>(result: Result<T>) -> cluster_core::ErrorCode {
+    result.map_err(|error: Error| error.code()).expect_err("it is refused")
+}
+
+/// A heartbeat as it lies on the wire: metadata and envelope.
+pub fn sealed_heartbeat(node: &Node) -> tonic::Request<pb::NodeHeartbeatRequest> {
+    let inner = pb::NodeHeartbeatInner { node_id: node.applicant.node_id.to_string(), ..Default::default() };
+    node.session()
+        .sealer
+        .seal(inner, |envelope| pb::NodeHeartbeatRequest { envelope: Some(envelope) })
+        .unwrap()
+}

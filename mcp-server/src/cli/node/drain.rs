@@ -1,0 +1,130 @@
+//! `aegis node drain` and `aegis node remove`: out of service, for a while or for good.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use cluster_core::{
+    Error, ErrorCode, Result,
+    cluster::peer::{DrainState, DrainView},
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{duration, segment};
+use crate::cli::Context;
+
+/// One wait of the daemon's; there are as many as it takes.
+const WAIT_SECONDS: u64 = 30;
+/// What is cancelled at the deadline has its grace period, and its end must arrive.
+const REMOVAL_GRACE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum OnDeadline {
+    Leave,
+    Cancel,
+}
+
+#[derive(Debug, Args)]
+pub struct Drain {
+    id: String,
+    /// How long running work may go on, like 300s, 5m or 1h
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    deadline: Duration,
+    /// What happens to work that still runs then
+    #[arg(long, value_enum, default_value = "cancel")]
+    on_deadline: OnDeadline,
+    /// Wait until nothing runs there any more
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Remove {
+    id: String,
+    /// How long running work may go on; then it is cancelled
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    deadline: Duration,
+    /// Remove at once; what runs there is told as lost
+    #[arg(long)]
+    force: bool,
+}
+
+impl Drain {
+    pub async fn run(self, context: &Context) -> Result<()> {
+        let client = context.client()?;
+        let path = format!("/v1/cluster/nodes/{}/drain", segment(&self.id));
+        let on_deadline = match self.on_deadline {
+            OnDeadline::Leave => "leave",
+            OnDeadline::Cancel => "cancel",
+        };
+        let body = json!({ "deadline_seconds": self.deadline.as_secs(), "on_deadline": on_deadline });
+        let mut view: DrainView = client.post(&path, &body).await?;
+        if self.wait {
+            view = follow(context, &self.id, view, None).await?;
+        }
+        let resumed = self.wait && view.state == DrainState::Schedulable;
+        show(context, &self.id, &view)?;
+        if resumed {
+            return Err(Error::new(ErrorCode::Cancelled, format!("{} was resumed meanwhile", self.id)));
+        }
+        Ok(())
+    }
+}
+
+impl Remove {
+    pub async fn run(self, context: &Context) -> Result<()> {
+        let seconds = self.deadline.as_secs();
+        let path = format!(
+            "/v1/cluster/nodes/{}?deadline_seconds={seconds}&force={}",
+            segment(&self.id),
+            self.force
+        );
+        let view: DrainView = context.client()?.delete(&path).await?;
+        let view = follow(context, &self.id, view, Some(self.deadline + REMOVAL_GRACE)).await?;
+        show(context, &self.id, &view)?;
+        match view.state {
+            DrainState::Removed => Ok(()),
+            DrainState::Schedulable => {
+                Err(Error::new(ErrorCode::Cancelled, format!("{} was resumed meanwhile", self.id)))
+            }
+            DrainState::Draining | DrainState::Drained => Err(Error::new(
+                ErrorCode::Timeout,
+                format!("{} does not answer, and work is still assigned to it", self.id),
+            )
+            .remedy(format!("to remove it anyway: aegis node remove {} --force", self.id))),
+        }
+    }
+}
+
+/// Until nothing runs there any more, or the time is over.
+async fn follow(
+    context: &Context,
+    id: &str,
+    mut view: DrainView,
+    limit: Option<Duration>,
+) -> Result<DrainView> {
+    let client = context.client()?;
+    let path = format!("/v1/cluster/nodes/{}/drain?wait_seconds={WAIT_SECONDS}", segment(id));
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    let mut said = usize::MAX;
+    while view.state == DrainState::Draining && deadline.is_none_or(|at| Instant::now() < at) {
+        if view.blockers.len() != said {
+            said = view.blockers.len();
+            context.output.say(&format!("{said} still run on {id}"));
+        }
+        view = client.get(&path).await?;
+    }
+    Ok(view)
+}
+
+fn show(context: &Context, id: &str, view: &DrainView) -> Result<()> {
+    context.output.show(view, || match view.state {
+        DrainState::Drained => format!("{id} is drained."),
+        DrainState::Schedulable => format!("{id} takes work."),
+        DrainState::Removed => format!("{id} is removed; only a new token or deployment brings it back."),
+        DrainState::Draining => {
+            let ids: Vec<_> = view.blockers.iter().map(ToString::to_string).collect();
+            format!("{id} drains; {} still run: {}", ids.len(), ids.join(", "))
+        }
+    })
+}

@@ -1,0 +1,160 @@
+//! `aegis node`: who is in the cluster, drains and removals, and how a machine joins and leaves.
+
+mod drain;
+mod join;
+mod token;
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use cluster_core::{Error, Result, cluster::peer::PeerView};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Context, output::table, segment};
+
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// List the nodes
+    Peers,
+    /// Take a node out of service
+    Drain(drain::Drain),
+    /// Take a drained node back into service, or call off its removal
+    Resume { id: String },
+    /// Drain a node and remove it: its key and tokens are void from then on
+    Remove(drain::Remove),
+    /// Have a node end its process once nothing runs there
+    Shutdown { id: String },
+    /// Follow what happens to nodes
+    Events,
+    /// Write a configuration file and a key for this machine
+    Init(join::Init),
+    /// Make this machine a worker of a controller
+    Join(join::Join),
+    /// Have this machine's worker leave its cluster for good
+    Leave,
+    /// Change this worker's key
+    RotateKey,
+    /// Tokens with which a worker joins
+    #[command(subcommand)]
+    Token(token::Token),
+}
+
+#[derive(Deserialize)]
+struct Nodes {
+    nodes: Vec<PeerView>,
+}
+
+impl Node {
+    pub async fn run(self, context: &Context) -> Result<()> {
+        match self {
+            Node::Peers => {
+                let data: Value = context.client()?.get("/v1/cluster/nodes").await?;
+                let nodes = Nodes::deserialize(&data)
+                    .map_err(|e| Error::internal("the list is not understood").source(e))?
+                    .nodes;
+                context.output.show(&data, || peers_table(&nodes))
+            }
+            Node::Drain(verb) => verb.run(context).await,
+            Node::Resume { id } => {
+                let path = format!("/v1/cluster/nodes/{}/resume", segment(&id));
+                let peer: PeerView = context.client()?.post(&path, &json!({})).await?;
+                context.output.show(&peer, || peers_table(std::slice::from_ref(&peer)))
+            }
+            Node::Remove(verb) => verb.run(context).await,
+            Node::Shutdown { id } => {
+                let path = format!("/v1/cluster/nodes/{}/shutdown", segment(&id));
+                let data: Value = context.client()?.post(&path, &json!({})).await?;
+                context.output.show(&data, || {
+                    format!("{id} ends its process once nothing runs there; started again, it comes back by its key.")
+                })
+            }
+            Node::Events => events(context).await,
+            Node::Init(verb) => verb.run(context),
+            Node::Join(verb) => verb.run(context).await,
+            Node::Leave => join::leave(context).await,
+            Node::RotateKey => {
+                let data: Value = context.client()?.post("/v1/node/rotate-key", &json!({})).await?;
+                context.output.show(&data, || "This node signs with a new key.".to_owned())
+            }
+            Node::Token(verb) => verb.run(context).await,
+        }
+    }
+}
+
+/// Until it is interrupted or the daemon ends.
+async fn events(context: &Context) -> Result<()> {
+    let show = |name: &str, data: &str| {
+        let event: Value = serde_json::from_str(data)
+            .map_err(|e| Error::internal("an event is not understood").source(e))?;
+        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        context.output.show(&event, || match name {
+            "gap" => "(earlier events are gone)".to_owned(),
+            _ => format!("{}  {}  {}", text("time"), text("kind"), text("node_id")),
+        })?;
+        Ok(true)
+    };
+    context.client()?.follow("/v1/cluster/events", show).await
+}
+
+/// Peers as every verb shows them.
+pub fn peers_table(peers: &[PeerView]) -> String {
+    let rows = peers
+        .iter()
+        .map(|peer| {
+            let tags: Vec<_> = peer.tags.iter().map(ToString::to_string).collect();
+            vec![
+                peer.node_id.to_string(),
+                name(&peer.status),
+                name(&peer.role),
+                tags.join(","),
+                format!(
+                    "{:.1}/{:.1}",
+                    f64::from(peer.free.cpu_millicores) / 1000.0,
+                    f64::from(peer.capacity.cpu_millicores) / 1000.0
+                ),
+                format!("{}/{}", peer.free.memory_mb, peer.capacity.memory_mb),
+                peer.running.to_string(),
+                if peer.link_up { name(&peer.link) } else { format!("{} (down)", name(&peer.link)) },
+                peer.last_heartbeat_age_ms.map(|ms| format!("{} s", ms / 1000)).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(&["node", "status", "role", "tags", "free cpu", "free mb", "running", "link", "heartbeat"], rows)
+}
+
+/// The spelling of a plain enum in the API.
+pub fn name(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+/// `300s`, `5m`, `1h`; a bare number is seconds.
+pub fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| format!("\"{text}\" is not like 300s, 5m or 1h"))?;
+    let factor = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("\"{text}\" is not like 300s, 5m or 1h")),
+    };
+    number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| format!("\"{text}\" is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read() {
+        assert_eq!(duration("300s"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        for bad in ["", "m", "5d", "-1s", "1e3"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
