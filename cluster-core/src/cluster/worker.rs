@@ -79,6 +79,17 @@ impl Member {
     }
 }
 
+/// How a membership ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The process was told to stop.
+    Stopped,
+    /// The controller shut this node down.
+    ShutDown,
+    /// The node is no member any more.
+    Left,
+}
+
 /// Where the worker stands with its controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinState {
@@ -160,57 +171,85 @@ impl WorkerTask {
         *joined = true;
         state.send_replace(JoinState::Joined);
         tracing::info!(controller = %session.controller_id, "joined");
+        let end = match self.belong(&mut client, &mut session, orders, stop).await {
+            // What failed then was in the way of stopping.
+            Err(_) if stop.is_cancelled() => End::Stopped,
+            end => end?,
+        };
+        if end != End::Left {
+            self.goodbye(&mut client, &session).await;
+        }
+        if end != End::Stopped {
+            tracing::info!(?end, "the membership is over, and the process ends");
+            state.send_replace(JoinState::Left);
+            self.end.cancel();
+        }
+        Ok(())
+    }
+
+    /// Heartbeats, renewals and orders, until the membership is over or lost.
+    async fn belong(
+        &self,
+        client: &mut ControllerClient,
+        session: &mut Arc<Session>,
+        orders: &mut mpsc::Receiver<Order>,
+        stop: &CancellationToken,
+    ) -> Result<End> {
         let mut acknowledged = Vec::new();
         let mut next = Instant::now() + self.heartbeat_interval;
         let mut look = tokio::time::interval(SHUTDOWN_INTERVAL);
         loop {
             let refresh = session.since + session.lifetime.saturating_sub(self.token_refresh_margin);
             tokio::select! {
-                () = stop.cancelled() => {
-                    self.goodbye(&mut client, &session).await;
-                    return Ok(());
-                }
+                () = stop.cancelled() => return Ok(End::Stopped),
                 () = client.lost() => {
                     return Err(Error::new(ErrorCode::Unavailable, "the connection to the controller was lost"));
                 }
-                () = tokio::time::sleep_until(refresh.into()) => session = self.renew(&mut client).await?,
-                Some(order) = orders.recv() => match order {
-                    Order::Leave(answer) => {
-                        let left = client.leave(&session, &self.applicant.node_id, "its operator's wish").await;
-                        let done = matches!(left, Ok(true));
-                        let _ = answer.send(left);
-                        if done {
-                            tracing::info!("left the cluster");
-                            state.send_replace(JoinState::Left);
-                            self.end.cancel();
-                            return Ok(());
-                        }
+                () = tokio::time::sleep_until(refresh.into()) => *session = self.renew(client).await?,
+                Some(order) = orders.recv() => {
+                    if self.take(order, client, session).await? {
+                        return Ok(End::Left);
                     }
-                    Order::RotateKey(answer) => {
-                        let rotated = self.rotate_key(&mut client, &session).await;
-                        let done = rotated.is_ok();
-                        let _ = answer.send(rotated);
-                        if done {
-                            session = self.renew(&mut client).await?;
-                        }
-                    }
-                },
+                }
                 _ = look.tick(), if self.supervisor.is_closing() && acknowledged.is_empty() => {
                     if self.supervisor.running() == 0 {
-                        tracing::info!("shut down by the controller");
-                        self.goodbye(&mut client, &session).await;
-                        state.send_replace(JoinState::Left);
-                        self.end.cancel();
-                        return Ok(());
+                        return Ok(End::ShutDown);
                     }
                 }
                 () = self.nudge.notified() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
-                    let commands = self.beat(&mut client, &session, &acknowledged).await?;
+                    let commands = self.beat(client, session, &acknowledged).await?;
                     acknowledged = self.obey(commands)?;
                     let soon = !acknowledged.is_empty();
                     next = Instant::now() + if soon { ACKNOWLEDGE_DELAY } else { self.heartbeat_interval };
                 }
+            }
+        }
+    }
+
+    /// True when the node is no member any more.
+    async fn take(
+        &self,
+        order: Order,
+        client: &mut ControllerClient,
+        session: &mut Arc<Session>,
+    ) -> Result<bool> {
+        match order {
+            Order::Leave(answer) => {
+                let left = client.leave(session, &self.applicant.node_id, "its operator's wish").await;
+                let done = matches!(left, Ok(true));
+                // The asker may have gone.
+                let _ = answer.send(left);
+                Ok(done)
+            }
+            Order::RotateKey(answer) => {
+                let rotated = self.rotate_key(client, session).await;
+                let done = rotated.is_ok();
+                let _ = answer.send(rotated);
+                if done {
+                    *session = self.renew(client).await?;
+                }
+                Ok(false)
             }
         }
     }

@@ -16,7 +16,8 @@ async fn a_bad_file_is_refused_with_the_key_and_the_nearest_one() {
     let file = directory.path().join("aegis.yaml");
     let path = file.to_str().expect("UTF-8");
     std::fs::write(&file, GOOD).expect("the file");
-    let good = cli::run(directory.path(), &["config", "check", path, "--output", "json"], b"").await.json();
+    let good =
+        cli::run(directory.path(), &["config", "check", path, "--output", "json"], &[], b"").await.json();
     assert_eq!((&good["valid"], &good["role"]), (&json!(true), &json!("hybrid")), "{good:#}");
     for (bad, words) in [
         (format!("{GOOD}  clustr: {{}}\n"), ["spec.clustr", "cluster"]),
@@ -28,13 +29,13 @@ async fn a_bad_file_is_refused_with_the_key_and_the_nearest_one() {
         ("spec: [".to_owned(), ["aegis.yaml", "line"]),
     ] {
         std::fs::write(&file, &bad).expect("the file");
-        let answer = cli::run(directory.path(), &["config", "check", path], b"").await;
+        let answer = cli::run(directory.path(), &["config", "check", path], &[], b"").await;
         assert_ne!(answer.status, 0, "{bad}: {answer:?}");
         assert_eq!(answer.stdout, "", "{bad}");
         for word in words {
             assert!(answer.stderr.contains(word), "{bad}: \"{word}\" is not in: {}", answer.stderr);
         }
-        let served = cli::run(directory.path(), &["serve", "--config", path], b"").await;
+        let served = cli::run(directory.path(), &["serve", "--config", path], &[], b"").await;
         assert_eq!(served.status, answer.status, "serve took what check refused: {bad} {served:?}");
     }
 }

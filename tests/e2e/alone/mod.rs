@@ -3,4 +3,5 @@
 mod config;
 mod doors;
 mod joined_by_hand;
+mod membership;
 mod protocol;

@@ -31,7 +31,7 @@ async fn run_is_the_container_as_far_as_a_script_can_tell() {
     let text = "cat; printf 'no newline at the end'; echo talk >&2; exit 42";
     let words = ["run", "--image", IMAGE, "--tag", "one", "--input", "-", "--", "sh", "-c", text];
     let input = "a\ttab, \u{e4} and a last line\n".as_bytes();
-    let answer = cli::run(&fleet.controller.data, &words, input).await;
+    let answer = cli::run(&fleet.controller.data, &words, &[], input).await;
     assert_eq!(answer.status, 42, "{answer:?}");
     assert_eq!(answer.stdout, "a\ttab, \u{e4} and a last line\nno newline at the end");
     assert!(answer.stderr.contains("talk\n"), "{answer:?}");

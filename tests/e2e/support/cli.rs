@@ -25,6 +25,12 @@ impl Answer {
         self.stdout
     }
 
+    /// What a run that failed said.
+    pub fn failed(&self) -> &str {
+        assert_ne!(self.status, 0, "aegis {} succeeded: {}", self.words, self.stdout);
+        &self.stderr
+    }
+
     pub fn json(self) -> Value {
         let words = self.words.clone();
         let stdout = self.succeeded();
@@ -32,9 +38,10 @@ impl Answer {
     }
 }
 
-pub async fn run(data: &Path, words: &[&str], stdin: &[u8]) -> Answer {
+pub async fn run(data: &Path, words: &[&str], environment: &[(&str, &str)], stdin: &[u8]) -> Answer {
     let mut child = Command::new(BINARY)
         .args(words)
+        .envs(environment.iter().copied())
         .env("AEGIS_DATA_DIR", data)
         .env_remove("RUST_LOG")
         // No configuration of whoever runs the tests.

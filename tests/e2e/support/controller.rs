@@ -183,6 +183,11 @@ impl Controller {
         http::get_unix(&self.data.join("api.sock"), path).await
     }
 
+    /// What a GET brings, as text; of a stream, until it holds what is waited for.
+    pub async fn text(&self, path: &str, holds: impl Fn(&str) -> bool) -> String {
+        http::read_unix(&self.data.join("api.sock"), path, holds).await
+    }
+
     /// Where HTTP is served, like `127.0.0.1:41234`.
     pub fn address(&self) -> Option<String> {
         let text = std::fs::read_to_string(self.data.join("http.addr")).ok()?;
@@ -195,7 +200,11 @@ impl Controller {
 
     /// One run of the command line against this controller.
     pub async fn cli(&self, words: &[&str]) -> Answer {
-        cli::run(&self.data, words, b"").await
+        self.cli_with(words, &[]).await
+    }
+
+    pub async fn cli_with(&self, words: &[&str], environment: &[(&str, &str)]) -> Answer {
+        cli::run(&self.data, words, environment, b"").await
     }
 
     /// A person admits the host, having compared the fingerprint.

@@ -46,6 +46,29 @@ pub async fn get_unix(socket: &Path, path: &str) -> Result<Value, String> {
     serde_json::from_str(&reply.body).map_err(|e| format!("{}: {e}: {}", reply.status, reply.body))
 }
 
+/// Reads a body until it ends or holds what is waited for.
+pub async fn read_unix(socket: &Path, path: &str, holds: impl Fn(&str) -> bool) -> String {
+    let stream = UnixStream::connect(socket).await.expect("it listens");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+    tokio::spawn(connection);
+    let request = Request::get(path).header("host", "localhost").body(Full::new(Bytes::new()));
+    let mut body = sender.send_request(request.expect("a request")).await.expect("an answer").into_body();
+    let mut text = String::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.expect("a part").into_data() {
+                text.push_str(&String::from_utf8_lossy(&data));
+            }
+            if holds(&text) {
+                break;
+            }
+        }
+    };
+    within(path, LIMIT, read).await;
+    text
+}
+
 async fn request(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     method: Method,
