@@ -476,10 +476,16 @@ impl Owner {
         stored(result);
     }
 
+    /// What one decision changes is stored together: a crash never leaves half of it.
     async fn store_and_apply(&mut self, changes: Vec<Change>) -> Result<()> {
+        let now_ms = now_ms();
+        let mut writes: Vec<_> = changes.iter().map(|change| change.to_write(now_ms)).collect();
+        match writes.len() {
+            0 => return Ok(()),
+            1 => drop(self.store.write(writes.remove(0)).await?),
+            _ => drop(self.store.write(Write::Together(writes)).await?),
+        }
         for change in changes {
-            let now_ms = now_ms();
-            self.store.write(change.to_write(now_ms)).await?;
             let node_id = change.node_id().clone();
             let before = self.membership.record(&node_id).cloned();
             self.membership.apply(change, now_ms);

@@ -121,6 +121,8 @@ pub struct Registration {
 pub struct Report {
     pub capabilities: Option<Capabilities>,
     pub acknowledged: Vec<CommandId>,
+    /// Whether the node itself refuses new work; None where it does not say.
+    pub draining: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -384,7 +386,13 @@ impl Membership {
             .into_iter()
             .filter(|id| node.commands.iter().any(|(open, _)| open == id))
             .collect::<Vec<_>>();
-        let open = node.commands.iter().filter(|(id, _)| !known.contains(id)).cloned().collect();
+        let mut open: OpenCommands =
+            node.commands.iter().filter(|(id, _)| !known.contains(id)).cloned().collect();
+        if let Some(command) = node.correction(report.draining, &open) {
+            let command_id = CommandId::mint();
+            open.push((command_id.clone(), command));
+            changes.push(Change::Queue { node_id: node_id.clone(), command_id, command });
+        }
         if !known.is_empty() {
             changes.push(Change::Acknowledge { node_id: node_id.clone(), command_ids: known });
         }
@@ -662,6 +670,19 @@ impl Node {
         self.commands.iter().any(|(_, open)| commands.contains(open))
     }
 
+    /// What the node must be told since it does other than what is wanted: it may have lost its memory, or
+    /// kept that of an earlier membership. Nothing while a command on the matter is under way.
+    fn correction(&self, draining: Option<bool>, open: &[(CommandId, Command)]) -> Option<Command> {
+        let under_way = open.iter().any(|(_, command)| matches!(command, Command::Drain | Command::Resume));
+        let wanted = matches!(self.record.desired, Desired::Draining | Desired::Removing);
+        match draining {
+            Some(draining) if draining != wanted && !under_way => {
+                Some(if wanted { Command::Drain } else { Command::Resume })
+            }
+            _ => None,
+        }
+    }
+
     fn blocked(&self) -> Option<&'static str> {
         match self.record.desired {
             Desired::Draining => return Some(DRAINING),
@@ -722,5 +743,7 @@ impl Node {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -58,7 +58,8 @@ impl LocalNode {
 
     async fn report(&self, capabilities: Option<crate::cluster::peer::Capabilities>) -> Result<()> {
         let id = self.controller.id().clone();
-        let report = Report { capabilities, acknowledged: Vec::new() };
+        let draining = Some(self.supervisor.is_draining());
+        let report = Report { capabilities, acknowledged: Vec::new(), draining };
         let commands = self.controller.heartbeat(id.clone(), report).await?;
         if commands.is_empty() {
             return Ok(());
@@ -73,6 +74,9 @@ impl LocalNode {
             }
             acknowledged.push(command_id);
         }
-        self.controller.heartbeat(id, Report { capabilities: None, acknowledged }).await.map(drop)
+        self.controller
+            .heartbeat(id, Report { capabilities: None, acknowledged, draining: None })
+            .await
+            .map(drop)
     }
 }

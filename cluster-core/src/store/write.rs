@@ -15,6 +15,8 @@ type Changed = Result<u64, sqlx::Error>;
 /// A typed write.
 #[derive(Debug, Clone)]
 pub enum Write {
+    /// All of them, or none: what one decision changes.
+    Together(Vec<Write>),
     SetMeta {
         name: &'static str,
         value: String,
@@ -100,6 +102,13 @@ pub enum Write {
 impl Write {
     pub(super) async fn run(&self, to: &mut Transaction<'_, Any>) -> Changed {
         match self {
+            Write::Together(writes) => {
+                let mut changed = 0;
+                for write in writes {
+                    changed += Box::pin(write.run(to)).await?;
+                }
+                Ok(changed)
+            }
             Write::SetMeta { name, value } => {
                 let sql = "INSERT INTO meta (name, value) VALUES ($1, $2)
                      ON CONFLICT (name) DO UPDATE SET value = excluded.value";

@@ -57,7 +57,12 @@ impl ControllerApi {
             inner.acknowledged_command_ids.into_iter().map(CommandId::parse).collect::<Result<Vec<_>>>()?;
         let capabilities = inner.capabilities.map(capabilities_from_wire).transpose()?;
         let held = inner.running.into_iter().map(held_from_wire).collect::<Result<Vec<_>>>()?;
-        let report = Report { capabilities, acknowledged };
+        let draining = match pb::NodeStatus::try_from(inner.status) {
+            Ok(pb::NodeStatus::Draining) => Some(true),
+            Ok(pb::NodeStatus::Active) => Some(false),
+            Ok(pb::NodeStatus::Unhealthy | pb::NodeStatus::Unspecified) | Err(_) => None,
+        };
+        let report = Report { capabilities, acknowledged, draining };
         let commands = self.0.controller.heartbeat(caller.node_id.clone(), report).await?;
         self.0.nodes.report_held(caller.node_id, held);
         let pending_commands = commands.iter().map(|(id, command)| command_to_wire(id, *command)).collect();
