@@ -89,7 +89,7 @@ pub(super) async fn start_controller(
         operator_token_sha256,
         endpoint: endpoint.clone(),
     };
-    let served = ControllerApi::spawn(controller.clone(), nodes.clone(), metrics.clone(), api, intake);
+    let served = ControllerApi::new(controller.clone(), nodes.clone(), metrics.clone(), api).spawn(intake);
     departures::spawn(controller.clone(), nodes.clone(), metrics, stop.clone());
 
     if let Some(supervisor) = local {

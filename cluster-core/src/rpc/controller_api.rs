@@ -100,16 +100,18 @@ impl Arrival {
 }
 
 impl ControllerApi {
-    /// Serves until told to stop; the task ends with the last connection.
-    pub fn spawn(
+    pub fn new(
         controller: Controller,
         nodes: Nodes,
         metrics: Metrics,
         settings: ControllerApiSettings,
-        intake: Intake,
-    ) -> tokio::task::JoinHandle<()> {
-        let shared = Shared { controller, nodes, metrics, limits: Limits::default(), settings };
-        let service = NodeClusterServiceServer::new(Self(Arc::new(shared)))
+    ) -> Self {
+        Self(Arc::new(Shared { controller, nodes, metrics, limits: Limits::default(), settings }))
+    }
+
+    /// Serves until told to stop; the task ends with the last connection.
+    pub fn spawn(self, intake: Intake) -> tokio::task::JoinHandle<()> {
+        let service = NodeClusterServiceServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         tokio::spawn(async move {

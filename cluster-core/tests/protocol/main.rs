@@ -2,6 +2,7 @@
 //! by gRPC, as members, as strangers, as attackers, and as another implementation would.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod black_hole;
 mod enrolment;
 mod envelope;
 mod membership;

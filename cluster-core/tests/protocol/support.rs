@@ -182,9 +182,12 @@ impl Node {
     }
 }
 
+pub fn url_of(cluster: &Cluster) -> url::Url {
+    url::Url::parse(&cluster.endpoint()).unwrap()
+}
+
 async fn connect(cluster: &Cluster) -> ControllerClient {
-    let url = url::Url::parse(&cluster.endpoint()).unwrap();
-    ControllerClient::connect(&Endpoint::Http(url)).await.unwrap()
+    ControllerClient::connect(&Endpoint::Http(url_of(cluster))).await.unwrap()
 }
 
 /// Below our own client: for what it would never send.
