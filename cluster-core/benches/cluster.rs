@@ -1,0 +1,35 @@
+//! The cluster's figures, each with a floor that is measured in the same run: only ratios count.
+//!
+//! `cargo bench -p cluster-core --bench cluster`; it prints one line a figure. Nothing leaves loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+#[path = "cluster/heartbeats.rs"]
+mod heartbeats;
+#[path = "cluster/placement.rs"]
+mod placement;
+#[path = "cluster/reconnect.rs"]
+mod reconnect;
+#[path = "../tests/protocol/support.rs"]
+#[allow(dead_code)]
+mod support;
+
+use std::time::Duration;
+
+/// One line of the table.
+pub fn line(row: &str, what: &str, ours: &str, floor: &str, ratio: &str) {
+    println!("{row:>3} | {what:<46} | {ours:>16} | {floor:>30} | {ratio}");
+}
+
+/// The value below which this share of them lies.
+pub fn percentile(sorted: &[Duration], share: f64) -> Duration {
+    let index = (sorted.len() as f64 * share) as usize;
+    sorted[index.min(sorted.len() - 1)]
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    line("row", "figure", "ours", "floor or goal", "ratio");
+    placement::run();
+    heartbeats::run().await;
+    reconnect::run().await;
+}

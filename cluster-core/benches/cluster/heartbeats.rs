@@ -1,0 +1,142 @@
+//! Row 7: verified heartbeats, as the controller's own code handles them, without the network.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_server::NodeClusterService as _};
+use cluster_core::{
+    cluster::{
+        controller::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
+        membership::Registration,
+        nodes::Nodes,
+        peer::Role,
+    },
+    identity::{Attestation, EnrolmentToken, NodeKey, statement},
+    ids::NodeId,
+    metrics::Metrics,
+    rpc::{
+        ClusterClock, Sealer,
+        controller_api::{ControllerApi, ControllerApiSettings},
+    },
+    store::{DataDirectory, Store},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+
+use super::{line, support::capabilities};
+
+const NODES: usize = 100;
+const BEATS_PER_NODE: usize = 100;
+
+pub async fn run() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
+    let store = Store::open(data).await.unwrap();
+    let health =
+        HealthSettings { stale_threshold: Duration::from_secs(90), sweep_interval: Duration::from_secs(10) };
+    let (home, key) = (NodeId::parse("home").unwrap(), Arc::new(NodeKey::generate().unwrap()));
+    let stop = CancellationToken::new();
+    let controller = Controller::start(home, key, directory.path(), store, health, stop).await.unwrap();
+    let (nodes, _streams) = Nodes::new(controller.clone(), None);
+    let settings = ControllerApiSettings {
+        allow_unsealed_context: false,
+        operator_token_sha256: None,
+        endpoint: String::new(),
+    };
+    let api = ControllerApi::new(controller.clone(), nodes, Metrics::default(), settings);
+
+    let mut calls = Vec::with_capacity(NODES * BEATS_PER_NODE);
+    let mut sample = None;
+    for number in 0..NODES {
+        let (sealer, key) = member(&controller, number).await;
+        for _ in 0..BEATS_PER_NODE {
+            let node_id = format!("n{number}");
+            let inner = pb::NodeHeartbeatInner { node_id, ..Default::default() };
+            let call = sealer.seal(inner, |e| pb::NodeHeartbeatRequest { envelope: Some(e) }).unwrap();
+            sample.get_or_insert_with(|| (call.get_ref().envelope.clone().unwrap(), key.public()));
+            calls.push(call);
+        }
+    }
+    let (envelope, public_key) = sample.unwrap();
+
+    // The floor: both signatures of each call, and nothing else.
+    let start = Instant::now();
+    let now_secs = now_secs();
+    for _ in 0..calls.len() {
+        controller.token_keys().verify(&envelope.node_security_token, now_secs).unwrap();
+        public_key.verify(&envelope.payload, &envelope.signature).unwrap();
+    }
+    let floor = calls.len() as f64 / start.elapsed().as_secs_f64();
+
+    let beats = calls.len();
+    let start = Instant::now();
+    for call in calls {
+        let answered: Request<_> = call;
+        api.heartbeat(answered).await.unwrap();
+    }
+    let ours = beats as f64 / start.elapsed().as_secs_f64();
+    line(
+        "7",
+        "verified heartbeats, one after the other",
+        &format!("{ours:.0}/s"),
+        &format!("{floor:.0}/s for the signatures"),
+        &format!("{:.2}", ours / floor),
+    );
+    line(
+        "7",
+        "10,000 nodes at 10 s: share of one core",
+        &format!("{:.1} %", 1_000.0 / ours * 100.0),
+        "goal 10 %",
+        &format!("{:.2}", 10_000.0 / ours),
+    );
+}
+
+fn now_secs() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_secs()).unwrap()
+}
+
+/// A node that has attested and registered, below the wire.
+async fn member(controller: &Controller, number: usize) -> (Sealer, Arc<NodeKey>) {
+    let node_id = NodeId::parse(format!("n{number}")).unwrap();
+    let key = Arc::new(NodeKey::generate().unwrap());
+    let lifetime = Duration::from_secs(60);
+    let order = TokenOrder { node_id: None, role: Role::Worker, lifetime };
+    let (issued, _) = controller.issue_enrolment_token(order).await.unwrap();
+    let attestation = Attestation {
+        node_id: node_id.clone(),
+        role: Role::Worker,
+        public_key: key.public(),
+        nonce: None,
+        token_id: None,
+        capabilities_hash: String::new(),
+        software_version: String::new(),
+    };
+    let token = EnrolmentToken::parse(&issued.text).unwrap();
+    let challenge = controller.attest(attestation, Some(token)).await.unwrap();
+    let (cluster, home) = (controller.cluster_id(), controller.id());
+    let signed = statement(cluster, home, &node_id, &key.public(), &challenge.bytes, &[]);
+    let answer = ChallengeAnswer {
+        challenge_id: challenge.id,
+        node_id: node_id.clone(),
+        signature: ChallengeSignature::Statement(key.sign(&signed).to_vec()),
+        certificate_request: Vec::new(),
+    };
+    let admission = controller.answer(answer).await.unwrap();
+    let registration =
+        Registration { capabilities: capabilities(), address: String::new(), version: String::new() };
+    controller.register(node_id.clone(), registration).await.unwrap();
+    let clock = ClusterClock::new(now_secs() * 1000, Instant::now());
+    let sealer = Sealer::new(
+        key.clone(),
+        node_id,
+        cluster.to_string(),
+        admission.token,
+        admission.session_id,
+        controller.epoch(),
+        clock,
+    );
+    (sealer, key)
+}

@@ -1,0 +1,52 @@
+//! Row 4: a placement decision with 10,000 nodes.
+
+use std::time::Instant;
+
+use cluster_core::{
+    cluster::{
+        membership::{Change, Membership},
+        peer::{Amounts, Capabilities, LinkKind, Observed, Role},
+    },
+    execution::manifest::Demand,
+    ids::{ExecutionId, NodeId},
+    store::NodeRecord,
+};
+
+use super::{line, percentile};
+
+const NODES: usize = 10_000;
+const DECISIONS: usize = 10_000;
+
+pub fn run() {
+    let mut membership = Membership::default();
+    for number in 0..NODES {
+        let id = NodeId::parse(format!("n{number}")).unwrap();
+        let mut record = NodeRecord::expected(id, Role::Worker, [1; 32], LinkKind::Direct);
+        record.observed = Observed::Active;
+        record.capabilities = Capabilities {
+            total: Amounts { cpu_millicores: 64_000, memory_mb: 65_536, gpus: 0, vram_gb: 0 },
+            engine: "docker 26".into(),
+            ..Default::default()
+        };
+        membership.apply(Change::Put(Box::new(record)), 0);
+    }
+    let amounts = Amounts { cpu_millicores: 1_000, memory_mb: 128, ..Default::default() };
+    let demand = Demand { tags: vec![], node_id: None, amounts };
+    let mut times = Vec::with_capacity(DECISIONS);
+    for _ in 0..DECISIONS {
+        let execution_id = ExecutionId::mint();
+        let start = Instant::now();
+        membership.place(&execution_id, &demand).unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort();
+    let (p50, p99) = (percentile(&times, 0.5), percentile(&times, 0.99));
+    let ratio = p99.as_secs_f64() / 200e-6;
+    line(
+        "4",
+        "placement among 10,000 nodes, p99 (p50)",
+        &format!("{} µs ({} µs)", p99.as_micros(), p50.as_micros()),
+        "goal 200 µs",
+        &format!("{ratio:.2}"),
+    );
+}
