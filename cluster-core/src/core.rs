@@ -2,6 +2,7 @@
 //!
 //! The parts of a node are made and wired in [`start`]; [`Core::shutdown`] stops them.
 
+mod certificates;
 mod nodes;
 mod start;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::rfc3339,
     cluster::{
         controller::Controller,
         nodes::Nodes,
@@ -38,6 +40,7 @@ use crate::{
     ids::{ClusterId, DeploymentId, ExecutionId, NodeId},
     metrics::Metrics,
     ops::trial,
+    rpc::tls::Credentials,
     ssh::{HostAddress, HostKey},
     store::{DataDirectory, Store},
 };
@@ -66,7 +69,13 @@ struct Inner {
 #[derive(Debug)]
 enum Part {
     Controller(Box<ControllerPart>),
-    Worker { member: Member },
+    Worker(WorkerPart),
+}
+
+#[derive(Debug)]
+struct WorkerPart {
+    member: Member,
+    credentials: Option<Credentials>,
 }
 
 #[derive(Debug)]
@@ -80,6 +89,7 @@ struct ControllerPart {
     allow_loopback: bool,
     /// Where nodes find this controller.
     endpoint: String,
+    tls: certificates::ControllerTls,
 }
 
 /// The key that a host shows now.
@@ -144,9 +154,9 @@ impl Core {
         let role = settings.role;
         let part = match role {
             Role::Worker => {
-                let (member, served) = start::start_worker(node, &stop, &end).await?;
+                let (part, served) = start::start_worker(node, &stop, &end).await?;
                 tasks.extend(served);
-                Part::Worker { member }
+                Part::Worker(part)
             }
             Role::Controller | Role::Hybrid => {
                 let operator = operator_token.map(|token| sha256(token.as_bytes()));
@@ -206,6 +216,13 @@ impl Core {
         self.0.role
     }
 
+    fn credentials(&self) -> Option<&Credentials> {
+        match &self.0.part {
+            Part::Controller(part) => part.tls.credentials.as_ref(),
+            Part::Worker(part) => part.credentials.as_ref(),
+        }
+    }
+
     pub async fn health(&self) -> HealthView {
         let mut subsystems = Vec::new();
         let mut add = |name: &str, critical: bool, state: Result<String, String>| {
@@ -225,8 +242,8 @@ impl Core {
                 let newest = part.controller.events().newest();
                 add("events", true, Ok(format!("newest {newest}")));
             }
-            Part::Worker { member } => {
-                let state = match member.state() {
+            Part::Worker(part) => {
+                let state = match part.member.state() {
                     JoinState::Joined => Ok("joined".to_owned()),
                     JoinState::Connecting => Err("connecting".to_owned()),
                     JoinState::Left => Err("left the cluster".to_owned()),
@@ -234,6 +251,11 @@ impl Core {
                 };
                 add("cluster", true, state);
             }
+        }
+        if let Some(credentials) = self.credentials() {
+            let until = credentials.identity().map(|own| rfc3339(own.facts.not_after_secs * 1000));
+            let good = until.map_or("none yet".to_owned(), |until| format!("valid until {until}"));
+            add("certificates", false, credentials.problem().map_or(Ok(good), Err));
         }
         if let Some(engine) = &self.0.engine {
             let info = engine.info().await;
@@ -268,7 +290,7 @@ impl Core {
     fn controller(&self) -> Result<&ControllerPart> {
         match &self.0.part {
             Part::Controller(part) => Ok(part),
-            Part::Worker { .. } => Err(Error::new(
+            Part::Worker(_) => Err(Error::new(
                 ErrorCode::FailedPrecondition,
                 format!("{} is a worker: the cluster is asked at its controller", self.0.node_id),
             )

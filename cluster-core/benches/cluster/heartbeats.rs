@@ -9,6 +9,7 @@ use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_server::N
 use cluster_core::{
     cluster::{
         controller::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
+        direct::DirectAccess,
         membership::Registration,
         nodes::Nodes,
         peer::Role,
@@ -39,11 +40,13 @@ pub async fn run() {
     let (home, key) = (NodeId::parse("home").unwrap(), Arc::new(NodeKey::generate().unwrap()));
     let stop = CancellationToken::new();
     let controller = Controller::start(home, key, directory.path(), store, health, stop).await.unwrap();
-    let (nodes, _streams) = Nodes::new(controller.clone(), None);
+    let (nodes, _streams) =
+        Nodes::new(controller.clone(), None, DirectAccess { credentials: None, allow_insecure: false });
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
         operator_token_sha256: None,
         endpoint: String::new(),
+        authority: None,
     };
     let api = ControllerApi::new(controller.clone(), nodes, Metrics::default(), settings);
 
@@ -104,7 +107,7 @@ async fn member(controller: &Controller, number: usize) -> (Sealer, Arc<NodeKey>
     let key = Arc::new(NodeKey::generate().unwrap());
     let lifetime = Duration::from_secs(60);
     let order = TokenOrder { node_id: None, role: Role::Worker, lifetime };
-    let (issued, _) = controller.issue_enrolment_token(order).await.unwrap();
+    let (issued, _) = controller.issue_enrolment_token(order, None).await.unwrap();
     let attestation = Attestation {
         node_id: node_id.clone(),
         role: Role::Worker,

@@ -181,8 +181,8 @@ impl Membership {
             None => {
                 let node = Node {
                     heard_ms: now_ms,
-                    // The controller itself and nodes that dial in need no connection of ours.
-                    link_up: record.link != LinkKind::Ssh,
+                    // Others are reached once their link stands, or once they have registered.
+                    link_up: record.link == LinkKind::Local,
                     reserved: BTreeMap::new(),
                     commands: Vec::new(),
                     record,
@@ -696,7 +696,10 @@ impl Node {
             Observed::Active => {}
         }
         if !self.link_up {
-            return Some("its SSH connection is down, or it does not answer there");
+            return Some(match self.record.link {
+                LinkKind::Direct => "it does not answer at its address",
+                LinkKind::Ssh | LinkKind::Local => "its SSH connection is down, or it does not answer there",
+            });
         }
         // Until it knows, it would refuse what it is given.
         if self.has_open(&[Command::Resume]) {

@@ -1,19 +1,22 @@
 //! How the controller reaches its nodes: itself in process, deployed ones through their SSH links,
-//! others on this machine by the address they registered.
+//! others directly, at the address they registered (see [`super::direct`]).
 //!
 //! Tasks: one watcher a link, which tells the membership whether it is up; it ends with the link.
 
 use std::{
     collections::HashMap,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use futures::{Stream, StreamExt as _, future::Either};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
 
-use super::controller::Controller;
+use super::{
+    controller::Controller,
+    direct::{self, DirectAccess},
+};
 use crate::{
     error::{Error, ErrorCode, Result},
     execution::{
@@ -42,12 +45,29 @@ struct Remote {
     client: WorkerClient,
     /// None for a node that registered an address of its own.
     link: Option<Arc<LinkHandle>>,
+    direct: Option<Direct>,
+}
+
+/// What belongs to a node on the direct link.
+struct Direct {
+    dial: Dial,
+    /// Of the certificate under which its client was made.
+    version: u64,
+    /// The watcher ends with this.
+    _watch: DropGuard,
+}
+
+impl std::fmt::Debug for Direct {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Direct({})", self.version)
+    }
 }
 
 #[derive(Debug)]
 struct Shared {
     controller: Controller,
     local: Option<Supervisor>,
+    direct: DirectAccess,
     remote: Mutex<HashMap<NodeId, Remote>>,
     inbound: mpsc::Sender<LinkStream>,
     reports: mpsc::Sender<(NodeId, Vec<Held>)>,
@@ -78,10 +98,15 @@ pub enum Worker {
 }
 
 impl Nodes {
-    pub fn new(controller: Controller, local: Option<Supervisor>) -> (Self, NodeStreams) {
+    pub fn new(
+        controller: Controller,
+        local: Option<Supervisor>,
+        direct: DirectAccess,
+    ) -> (Self, NodeStreams) {
         let (inbound, links) = mpsc::channel(LINK_STREAMS_MAX);
         let (reports_sender, reports) = mpsc::channel(REPORTS_MAX);
-        let shared = Shared { controller, local, remote: Mutex::default(), inbound, reports: reports_sender };
+        let remote = Mutex::default();
+        let shared = Shared { controller, local, direct, remote, inbound, reports: reports_sender };
         (Self(Arc::new(shared)), NodeStreams { links, reports })
     }
 
@@ -119,7 +144,7 @@ impl Nodes {
             Box::pin(async move { link.connect_node().await.map(|stream| Box::new(stream) as Box<dyn Wire>) })
         });
         let client = WorkerClient::new(self.0.controller.id().clone(), dial);
-        self.remote().insert(node_id, Remote { client, link: Some(link) });
+        self.remote().insert(node_id, Remote { client, link: Some(link), direct: None });
     }
 
     pub fn detach(&self, node_id: &NodeId) {
@@ -144,23 +169,15 @@ impl Nodes {
                 Err(_) => Err(unreachable("its socket does not answer".into())),
             };
         }
-        let url = url::Url::parse(address).map_err(|e| unreachable(format!("{e} in its address")))?;
-        let address = crate::rpc::controller_client::loopback(&url)?;
-        match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(&address)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Err(_) => return Err(unreachable("no answer".into())),
-        }
-        let dial: Dial = Arc::new(move || {
-            let address = address.clone();
-            Box::pin(async move {
-                let stream = TcpStream::connect(&address).await?;
-                stream.set_nodelay(true)?;
-                Ok::<_, io::Error>(Box::new(stream) as Box<dyn Wire>)
-            })
-        });
-        let client = WorkerClient::new(self.0.controller.id().clone(), dial);
-        self.remote().insert(node_id.clone(), Remote { client, link: None });
+        let dial = self.0.direct.dial(node_id, address)?;
+        direct::probe(node_id, &dial).await?;
+        let controller = &self.0.controller;
+        controller.set_link(node_id.clone(), true).await?;
+        let version = self.0.direct.version();
+        let watch = direct::watch(controller.clone(), node_id.clone(), dial.clone());
+        let client = WorkerClient::new(controller.id().clone(), dial.clone());
+        let direct = Some(Direct { dial, version, _watch: watch });
+        self.remote().insert(node_id.clone(), Remote { client, link: None, direct });
         Ok(())
     }
 
@@ -177,11 +194,22 @@ impl Nodes {
             return Ok(Worker::Local(supervisor.clone()));
         }
         let away = |why: &str| Error::new(ErrorCode::Unavailable, format!("{node_id} {why}"));
-        let client = self.remote().get(node_id).map(|remote| remote.client.clone());
-        let client = client.ok_or_else(|| away("has no connection"))?;
+        let client = self.client(node_id).ok_or_else(|| away("has no connection"))?;
         let sealer = self.0.controller.sessions().sealer(node_id);
         let sealer = sealer.ok_or_else(|| away("has not attested since the controller started"))?;
         Ok(Worker::Remote { client, sealer })
+    }
+
+    fn client(&self, node_id: &NodeId) -> Option<WorkerClient> {
+        let version = self.0.direct.version();
+        let mut remote = self.remote();
+        let known = remote.get_mut(node_id)?;
+        if let Some(direct) = known.direct.as_mut().filter(|direct| direct.version != version) {
+            // New calls go over a connection that shows the new certificate; what runs on the old one goes on.
+            known.client = WorkerClient::new(self.0.controller.id().clone(), direct.dial.clone());
+            direct.version = version;
+        }
+        Some(known.client.clone())
     }
 
     /// A command waits for a node: it is asked to fetch it now. One that cannot be called fetches it

@@ -21,6 +21,8 @@ use crate::{
     ids::CommandId,
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, Session},
+        controller_line::LinkTls,
+        tls::Credentials,
         worker_api::CurrentSession,
     },
 };
@@ -105,6 +107,7 @@ pub enum JoinState {
 pub struct WorkerTask {
     pub applicant: Applicant,
     pub controller: ControllerSettings,
+    pub tls: LinkTls,
     pub session: CurrentSession,
     pub supervisor: Supervisor,
     pub capacity: Capacity,
@@ -114,6 +117,17 @@ pub struct WorkerTask {
     pub end: CancellationToken,
     pub heartbeat_interval: Duration,
     pub token_refresh_margin: Duration,
+}
+
+/// Resolves when this node has another certificate; never where it has none at all.
+async fn changed(certificate: &mut Option<watch::Receiver<u64>>) {
+    let changed = match certificate {
+        Some(version) => version.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
+    }
 }
 
 impl WorkerTask {
@@ -198,6 +212,7 @@ impl WorkerTask {
         let mut acknowledged = Vec::new();
         let mut next = Instant::now() + self.heartbeat_interval;
         let mut look = tokio::time::interval(SHUTDOWN_INTERVAL);
+        let mut certificate = self.tls.credentials().map(Credentials::version);
         loop {
             let refresh = session.since + session.lifetime.saturating_sub(self.token_refresh_margin);
             tokio::select! {
@@ -215,6 +230,10 @@ impl WorkerTask {
                     if self.supervisor.running() == 0 {
                         return Ok(End::ShutDown);
                     }
+                }
+                () = changed(&mut certificate) => {
+                    // Shown from now on; the session is the same.
+                    *client = ControllerClient::connect(&self.controller.endpoint, &self.tls).await?;
                 }
                 () = self.nudge.notified() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
@@ -255,8 +274,12 @@ impl WorkerTask {
     }
 
     async fn join(&self) -> Result<(ControllerClient, Arc<Session>)> {
-        let mut client = ControllerClient::connect(&self.controller.endpoint).await?;
+        let mut client = ControllerClient::connect(&self.controller.endpoint, &self.tls).await?;
         let session = self.attest(&mut client).await?;
+        if client.is_bare() {
+            // With the certificate that has just come.
+            client = ControllerClient::connect(&self.controller.endpoint, &self.tls).await?;
+        }
         let capabilities = self.capacity.measure().await;
         client.register(&session, &self.applicant, &capabilities).await?;
         // Commands that waited for this node are taken at once, not half a minute later.
@@ -295,13 +318,13 @@ impl WorkerTask {
 
     async fn attest(&self, client: &mut ControllerClient) -> Result<Arc<Session>> {
         let capabilities = self.capacity.measure().await;
-        let (applicant, keys) = (&self.applicant, &self.applicant.keys);
-        let mut attested = client.attest(applicant, keys.current(), &capabilities, None).await;
+        let (applicant, keys, tls) = (&self.applicant, &self.applicant.keys, &self.tls);
+        let mut attested = client.attest(applicant, keys.current(), &capabilities, None, tls).await;
         if attested.as_ref().is_err_and(|error| error.code() == ErrorCode::KeyMismatch)
             && let Some(next) = keys.next()?
         {
             // A change whose answer was lost.
-            attested = client.attest(applicant, Arc::new(next), &capabilities, None).await;
+            attested = client.attest(applicant, Arc::new(next), &capabilities, None, tls).await;
             if attested.is_ok() {
                 keys.adopt_next()?;
             }
@@ -316,7 +339,7 @@ impl WorkerTask {
             {
                 let Some(reference) = &self.controller.token else { return Err(error) };
                 let token = resolve_secret(reference)?;
-                client.attest(applicant, keys.current(), &capabilities, Some(token)).await?
+                client.attest(applicant, keys.current(), &capabilities, Some(token), tls).await?
             }
             attested => attested?,
         };

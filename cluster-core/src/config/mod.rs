@@ -2,6 +2,7 @@
 //!
 //! Layers pushed by a controller come with a later version; here the file is the whole.
 
+pub mod cluster_port;
 mod read;
 pub mod schema;
 pub mod settings;

@@ -144,6 +144,8 @@ pub struct Cluster {
     pub node_keypair_path: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_grpc_port: Option<u16>,
+    /// Where others reach this node: `https://host:port` turns TLS on, and off loopback nothing else is
+    /// taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_address: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,7 +165,7 @@ pub struct Cluster {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Controller {
-    /// `http://host:port`, or `unix:///path` inside the SSH link.
+    /// `https://host:port`, `http://host:port` on loopback, or `unix:///path` inside the SSH link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// Enrolment token, for the first contact only: a value, `env:NAME` or `file:PATH`.
@@ -175,6 +177,7 @@ pub struct Controller {
     pub public_key: Option<String>,
 }
 
+/// The operator's own certificates, all three or none: PEM files, taken up anew when they change.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Tls {
@@ -184,6 +187,7 @@ pub struct Tls {
     pub cert_path: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_path: Option<PathBuf>,
+    /// One or more CAs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_cert: Option<PathBuf>,
 }
@@ -199,6 +203,7 @@ pub struct Network {
     pub grpc_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    /// Plaintext off loopback on the cluster port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_insecure_bind: Option<bool>,
 }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::schema::{Auth, Deploy, NodeConfig, NodeType, Policy, Resources};
+use super::{
+    cluster_port::{ClusterPort, is_loopback},
+    schema::{Auth, Deploy, NodeConfig, NodeType, Policy, Resources},
+};
 use crate::{
     cluster::peer::Role,
     error::{Error, ErrorCode, Result},
@@ -26,8 +29,20 @@ const MISSED_HEARTBEATS: u64 = 3;
 pub enum Endpoint {
     /// The SSH link's socket.
     Unix(PathBuf),
-    /// Loopback only, in this version.
+    /// Plaintext: on loopback, or where somebody allowed it.
     Http(url::Url),
+    /// The direct link.
+    Https(url::Url),
+}
+
+impl Endpoint {
+    /// Off this machine.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            Endpoint::Unix(_) => false,
+            Endpoint::Http(url) | Endpoint::Https(url) => url.host().is_none_or(|host| !is_loopback(&host)),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -36,13 +51,6 @@ pub struct ControllerSettings {
     /// As written: `env:` and `file:` are read when it is needed.
     pub token: Option<String>,
     pub public_key: Option<PublicKey>,
-}
-
-/// What the cluster port listens on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
-    Unix(PathBuf),
-    Tcp(u16),
 }
 
 #[derive(Debug, Clone)]
@@ -57,7 +65,7 @@ pub struct Settings {
     pub resources: Resources,
     pub controller: Option<ControllerSettings>,
     pub node_keypair_path: Option<PathBuf>,
-    pub cluster_listen: Listen,
+    pub cluster_port: ClusterPort,
     pub heartbeat_interval: Duration,
     pub stale_threshold: Duration,
     pub sweep_interval: Duration,
@@ -132,17 +140,15 @@ impl Settings {
             )
             .remedy("name the controller, for example http://127.0.0.1:50056"));
         }
-        for (key, path) in [("spec.cluster.tls", &cluster.tls), ("spec.network.tls", &spec.network.tls)] {
-            let named = path.as_ref().is_some_and(|tls| {
-                tls.cert_path.is_some() || tls.key_path.is_some() || tls.ca_cert.is_some()
-            });
-            if named {
-                return Err(Error::new(
-                    ErrorCode::NotOffered,
-                    format!("{key}: certificates are not offered yet"),
-                )
-                .remedy("remove it: in this version everything listens on loopback or inside SSH"));
-            }
+        let named = |tls: &super::schema::Tls| {
+            tls.cert_path.is_some() || tls.key_path.is_some() || tls.ca_cert.is_some()
+        };
+        if spec.network.tls.as_ref().is_some_and(named) {
+            return Err(Error::new(
+                ErrorCode::NotOffered,
+                "spec.network.tls: HTTP is served on loopback only, without certificates",
+            )
+            .remedy("remove it; the cluster port has its own, spec.cluster.tls"));
         }
         if spec.mcp.confirm.as_deref().is_some_and(|confirm| confirm != "never") {
             return Err(Error::new(
@@ -169,8 +175,13 @@ impl Settings {
             cluster.token_refresh_margin_secs,
             TOKEN_REFRESH_MARGIN_SECS,
         )?;
-        let bind_address =
-            bind_address(overrides.bind_address.as_ref().or(spec.network.bind_address.as_ref()))?;
+        // Only a worker dials.
+        let dialled = controller.as_ref().filter(|_| role == Role::Worker);
+        let endpoint = dialled.map(|controller| &controller.endpoint);
+        let cluster_port = ClusterPort::of(&cluster, &spec.network, endpoint)?;
+        // With a direct link the address in the file is the cluster port's: HTTP stays on loopback.
+        let http = spec.network.bind_address.as_ref().filter(|_| cluster_port.advertise.is_none());
+        let bind_address = bind_address(overrides.bind_address.as_ref().or(http))?;
         let rest_port = match &overrides.port {
             Some(text) => {
                 text.parse().map_err(|_| invalid(format!("AEGIS_PORT \"{text}\" is not a port")))?
@@ -187,7 +198,7 @@ impl Settings {
             region: spec.node.region.clone(),
             tags: spec.node.tags.clone(),
             resources: spec.node.resources.clone(),
-            cluster_listen: listen(cluster.advertise_address.as_deref(), cluster.cluster_grpc_port)?,
+            cluster_port,
             controller,
             node_keypair_path: cluster.node_keypair_path.clone(),
             heartbeat_interval: Duration::from_secs(heartbeat),
@@ -229,8 +240,9 @@ fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSett
         .map_err(|e| invalid(format!("{key}: {e}")).remedy("write http://127.0.0.1:50056 or unix:///path"))?;
     let endpoint = match url.scheme() {
         "unix" => Endpoint::Unix(PathBuf::from(url.path())),
-        // The address is judged when it is dialled, so that a file for a later version loads.
-        "http" | "https" if url.host().is_some() => Endpoint::Http(url),
+        // Plaintext off loopback is refused by the worker's start, so that published examples load.
+        "http" if url.host().is_some() => Endpoint::Http(url),
+        "https" if url.host().is_some() => Endpoint::Https(url),
         other => return Err(invalid(format!("{key}: the scheme {other} is not http, https or unix"))),
     };
     let public_key = given
@@ -240,23 +252,6 @@ fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSett
         .transpose()
         .map_err(|e| invalid(format!("spec.cluster.controller.public_key: {}", e.message())))?;
     Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key }))
-}
-
-fn listen(advertise: Option<&str>, port: Option<u16>) -> Result<Listen> {
-    match advertise {
-        Some(address) => match url::Url::parse(address) {
-            Ok(url) if url.scheme() == "unix" => Ok(Listen::Unix(PathBuf::from(url.path()))),
-            _ => Err(Error::new(
-                ErrorCode::NotOffered,
-                format!(
-                    "spec.cluster.advertise_address {}: the direct link is not offered yet",
-                    crate::ids::shown(address)
-                ),
-            )
-            .remedy("remove it: nodes are reached through their SSH connection or on loopback")),
-        },
-        None => Ok(Listen::Tcp(port.unwrap_or(CLUSTER_PORT))),
-    }
 }
 
 /// Seconds that make sense for any of the intervals.
@@ -312,7 +307,6 @@ fn unused(spec: &super::schema::Spec) -> Vec<&'static str> {
         ("deploy.ssh_config", spec.deploy.ssh_config.is_some()),
         ("deploy.workspace_roots", spec.deploy.workspace_roots.is_some()),
         ("network.grpc_port", spec.network.grpc_port.is_some()),
-        ("network.allow_insecure_bind", spec.network.allow_insecure_bind.is_some()),
         ("observability.metrics", spec.observability.metrics.is_some()),
         ("observability.tracing", spec.observability.tracing.is_some()),
         ("runtime.default_isolation", spec.runtime.default_isolation.is_some()),

@@ -1,4 +1,4 @@
-use super::{settings::Listen, *};
+use super::{cluster_port::Listen, *};
 use crate::cluster::peer::Role;
 
 /// Every configuration example of the published documents, as it stands; `...` is completed.
@@ -36,7 +36,8 @@ fn no_file_is_a_hybrid_node_on_loopback() {
     let defaults = settings("").unwrap();
     assert_eq!(defaults.role, Role::Hybrid);
     assert!(defaults.bind_address.is_loopback());
-    assert_eq!(defaults.cluster_listen, Listen::Tcp(50056));
+    let listen = Listen::Tcp { address: ([127, 0, 0, 1], 50056).into() };
+    assert_eq!(defaults.cluster_port.listen, listen);
     assert_eq!((defaults.rest_port, defaults.stale_threshold.as_secs()), (8088, 90));
 }
 

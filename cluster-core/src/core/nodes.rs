@@ -152,7 +152,8 @@ impl Core {
             return Err(Error::invalid("the token's lifetime is out of range 1s to 24h"));
         }
         let part = self.controller()?;
-        let (issued, expires_at_ms) = part.controller.issue_enrolment_token(order.clone()).await?;
+        let ca = part.tls.authority.as_ref().map(|authority| authority.fingerprint());
+        let (issued, expires_at_ms) = part.controller.issue_enrolment_token(order.clone(), ca).await?;
         Ok(EnrolmentGrant {
             token: issued.text.to_string(),
             token_id: issued.id,
@@ -186,7 +187,7 @@ impl Core {
 
     fn member(&self) -> Result<&Member> {
         match &self.0.part {
-            Part::Worker { member } => Ok(member),
+            Part::Worker(part) => Ok(&part.member),
             Part::Controller(_) => Err(Error::new(
                 ErrorCode::FailedPrecondition,
                 format!("{} is the controller: it has joined nobody", self.0.node_id),

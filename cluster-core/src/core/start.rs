@@ -7,16 +7,17 @@ use base64::Engine as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::ControllerPart;
+use super::{ControllerPart, WorkerPart, certificates};
 use crate::{
     capacity::Capacity,
     cluster::{
         controller::{Controller, HealthSettings},
+        direct::DirectAccess,
         nodes::Nodes,
         peer::Role,
-        worker::{Member, WorkerTask},
+        worker::WorkerTask,
     },
-    config::{Settings, settings::Listen},
+    config::{Settings, cluster_port::Listen},
     deploy::{Deployments, Hosts, Journal},
     engine::Engine,
     error::{Error, ErrorCode, Result},
@@ -30,7 +31,7 @@ use crate::{
     },
     rpc::{
         controller_api::{ControllerApi, ControllerApiSettings},
-        controller_client::Applicant,
+        controller_client::{Applicant, OwnAddress},
         listener::Intake,
         worker_api::WorkerApi,
     },
@@ -69,14 +70,22 @@ pub(super) async fn start_controller(
         Some(engine) => Some(supervisor(settings, data, node_id, engine.clone())?),
         None => None,
     };
-    let (nodes, streams) = Nodes::new(controller.clone(), local.clone());
+    let tls = certificates::of_controller(settings, data.path(), node_id, stop)?;
+    let access = DirectAccess {
+        credentials: tls.credentials.clone(),
+        allow_insecure: settings.cluster_port.allow_insecure,
+    };
+    let (nodes, streams) = Nodes::new(controller.clone(), local.clone(), access);
 
     let intake = Intake::new(stop.clone());
-    let endpoint = match &settings.cluster_listen {
-        Listen::Tcp(port) => {
-            let address = intake.listen_loopback(*port).await?;
-            tracing::info!(%address, "the cluster port listens");
-            format!("http://{address}")
+    let endpoint = match &settings.cluster_port.listen {
+        Listen::Tcp { address } => {
+            let address = intake.listen_tcp(*address, tls.credentials.clone()).await?;
+            tracing::info!(%address, tls = tls.credentials.is_some(), "the cluster port listens");
+            let url = settings.cluster_port.address(address).map(|url| url.to_string());
+            // Bound to every address and advertised as none: the one that nodes use is theirs to know.
+            let url = url.unwrap_or_else(|| format!("{}://{address}", settings.cluster_port.scheme()));
+            url.trim_end_matches('/').to_owned()
         }
         Listen::Unix(path) => {
             intake.listen_unix(path)?;
@@ -88,6 +97,7 @@ pub(super) async fn start_controller(
         allow_unsealed_context: settings.allow_unsealed_context,
         operator_token_sha256,
         endpoint: endpoint.clone(),
+        authority: tls.authority.clone(),
     };
     let served = ControllerApi::new(controller.clone(), nodes.clone(), metrics.clone(), api).spawn(intake);
     departures::spawn(controller.clone(), nodes.clone(), metrics, stop.clone());
@@ -123,8 +133,17 @@ pub(super) async fn start_controller(
     if resumed > 0 {
         tracing::info!(resumed, "deployments are taken up again");
     }
-    let part =
-        ControllerPart { store, controller, nodes, executions, deployments, hosts, allow_loopback, endpoint };
+    let part = ControllerPart {
+        store,
+        controller,
+        nodes,
+        executions,
+        deployments,
+        hosts,
+        allow_loopback,
+        endpoint,
+        tls,
+    };
     Ok((part, served))
 }
 
@@ -132,7 +151,7 @@ pub(super) async fn start_worker(
     node: Node<'_>,
     stop: &CancellationToken,
     end: &CancellationToken,
-) -> Result<(Member, Vec<tokio::task::JoinHandle<()>>)> {
+) -> Result<(WorkerPart, Vec<tokio::task::JoinHandle<()>>)> {
     let Node { settings, data, id: node_id, keys, engine } = node;
     let missing = |what: &str| Error::new(ErrorCode::ConfigInvalid, what.to_owned());
     let controller = settings.controller.clone().ok_or_else(|| missing("a worker needs a controller"))?;
@@ -143,13 +162,21 @@ pub(super) async fn start_worker(
     let supervisor = supervisor(settings, data, node_id, engine.clone())?;
     let session = Arc::new(arc_swap::ArcSwapOption::empty());
     let intake = Intake::new(stop.clone());
-    let address = match &settings.cluster_listen {
+    let tls = certificates::of_worker(settings, &controller, data.path(), node_id, stop)?;
+    let port = &settings.cluster_port;
+    let address = match &port.listen {
         Listen::Unix(path) => {
             publish_key(&path.with_file_name(PUBLIC_KEY_FILE), &keys.current())?;
             intake.listen_unix(path)?;
-            format!("unix://{}", path.display())
+            OwnAddress::Fixed(format!("unix://{}", path.display()))
         }
-        Listen::Tcp(port) => format!("http://{}", intake.listen_loopback(*port).await?),
+        Listen::Tcp { address } => {
+            let bound = intake.listen_tcp(*address, tls.credentials().cloned()).await?;
+            match port.address(bound) {
+                Some(url) => OwnAddress::Fixed(url.as_str().trim_end_matches('/').to_owned()),
+                None => OwnAddress::AsSeen { scheme: port.scheme(), port: bound.port() },
+            }
+        }
     };
     let nudge = Arc::new(Notify::new());
     let served =
@@ -163,6 +190,7 @@ pub(super) async fn start_worker(
             controller_key: controller.public_key,
         },
         controller,
+        tls: tls.clone(),
         session,
         supervisor,
         nudge,
@@ -172,7 +200,8 @@ pub(super) async fn start_worker(
         token_refresh_margin: settings.token_refresh_margin,
     };
     let (member, joined) = task.spawn(stop.clone());
-    Ok((member, vec![served, joined]))
+    let credentials = tls.credentials().cloned();
+    Ok((WorkerPart { member, credentials }, vec![served, joined]))
 }
 
 fn supervisor(

@@ -1,13 +1,13 @@
 //! Enrolment tokens, for workers that join without our SSH: `<id>.<secret>.<ca fingerprint>`.
 //!
-//! The secret is shown once and stored as a hash. The fingerprint is `none` as long as no CA of ours
-//! serves the cluster port.
+//! The secret is shown once and stored as a hash. The fingerprint is that of the built-in CA, by which a
+//! joining node knows its controller, and `none` where no CA of ours serves the cluster port.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::{random, sha256};
+use super::{Fingerprint, random, sha256};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::EnrolmentTokenId,
@@ -19,6 +19,8 @@ const NO_CA: &str = "none";
 /// A token as a joining node presents it.
 pub struct EnrolmentToken {
     pub id: EnrolmentTokenId,
+    /// The CA that the bearer may trust.
+    pub ca: Option<Fingerprint>,
     secret: Zeroizing<Vec<u8>>,
 }
 
@@ -42,10 +44,11 @@ impl std::fmt::Debug for IssuedToken {
 }
 
 impl EnrolmentToken {
-    pub fn issue() -> Result<IssuedToken> {
+    pub fn issue(ca: Option<Fingerprint>) -> Result<IssuedToken> {
         let id = EnrolmentTokenId::parse(hex::encode(random::<8>()?))?;
         let secret = Zeroizing::new(random::<SECRET_BYTES>()?);
-        let text = format!("{id}.{}.{NO_CA}", URL_SAFE_NO_PAD.encode(secret.as_slice()));
+        let ca = ca.map_or_else(|| NO_CA.to_owned(), |ca| ca.to_string());
+        let text = format!("{id}.{}.{ca}", URL_SAFE_NO_PAD.encode(secret.as_slice()));
         Ok(IssuedToken { id, text: Zeroizing::new(text), secret_hash: sha256(secret.as_slice()) })
     }
 
@@ -57,7 +60,7 @@ impl EnrolmentToken {
             )
         };
         let mut parts = text.trim().split('.');
-        let (Some(id), Some(secret), Some(_ca), None) =
+        let (Some(id), Some(secret), Some(ca), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(invalid());
@@ -66,7 +69,12 @@ impl EnrolmentToken {
         if secret.len() != SECRET_BYTES {
             return Err(invalid());
         }
-        Ok(Self { id: EnrolmentTokenId::parse(id).map_err(|_| invalid())?, secret: Zeroizing::new(secret) })
+        let ca = match ca {
+            NO_CA => None,
+            text => Some(Fingerprint::parse(text).ok_or_else(invalid)?),
+        };
+        let id = EnrolmentTokenId::parse(id).map_err(|_| invalid())?;
+        Ok(Self { id, ca, secret: Zeroizing::new(secret) })
     }
 
     /// In constant time.
@@ -81,11 +89,15 @@ mod tests {
 
     #[test]
     fn an_issued_token_reads_back_and_matches_only_its_own_hash() {
-        let (issued, other) = (EnrolmentToken::issue().unwrap(), EnrolmentToken::issue().unwrap());
+        let ca = Fingerprint::of(&vec![1].into());
+        let (issued, other) =
+            (EnrolmentToken::issue(Some(ca)).unwrap(), EnrolmentToken::issue(None).unwrap());
         let token = EnrolmentToken::parse(&issued.text).unwrap();
         assert_eq!(token.id, issued.id);
         assert!(token.matches(&issued.secret_hash));
         assert!(!token.matches(&other.secret_hash));
+        assert_eq!(token.ca, Some(ca));
+        assert_eq!(EnrolmentToken::parse(&other.text).unwrap().ca, None);
     }
 
     #[test]

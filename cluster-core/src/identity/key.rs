@@ -130,7 +130,7 @@ impl NodeKey {
 }
 
 /// Creates a file that only its owner may read, whole or not at all.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }

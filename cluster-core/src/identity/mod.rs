@@ -3,6 +3,8 @@
 //! Nothing here knows of the wire's messages or of the network.
 
 mod attestation;
+mod authority;
+mod certificate;
 mod enrolment;
 mod key;
 mod key_file;
@@ -10,7 +12,10 @@ mod seal;
 mod token;
 
 pub use attestation::{Attestation, Challenge, ChallengeTicket, Challenger, statement};
+pub use authority::{Authority, CertificateRequest, IssuedCertificate, TlsKey};
+pub use certificate::{CertificateFacts, Fingerprint};
 pub use enrolment::{EnrolmentToken, IssuedToken};
+pub(crate) use key::write_new;
 pub use key::{NodeKey, PublicKey};
 pub use key_file::KeyFile;
 pub use seal::{SealContext, SealExpectation, SequenceWindow};

@@ -9,7 +9,7 @@ mod enrolment;
 mod members;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
     time::Instant,
@@ -31,11 +31,13 @@ use super::{
     limits::Limits,
     listener::{Intake, MESSAGE_BYTES_MAX, Via, server},
     status::to_status,
+    via::{self, Stage, via},
 };
 use crate::{
     clock::now_ms,
     cluster::{controller::Controller, nodes::Nodes, peer::Role},
     error::{Error, ErrorCode, Result},
+    identity::Authority,
     ids::NodeId,
     metrics::Metrics,
 };
@@ -49,6 +51,8 @@ pub struct ControllerApiSettings {
     pub operator_token_sha256: Option<[u8; 32]>,
     /// Where nodes find this controller.
     pub endpoint: String,
+    /// Certifies nodes that ask for it; None where the operator does.
+    pub authority: Option<Arc<Authority>>,
 }
 
 #[derive(Debug, Clone)]
@@ -83,9 +87,7 @@ struct Caller {
 
 impl Arrival {
     fn of<T>(name: &'static str, request: Request<T>) -> (Self, T) {
-        // The server sets it on every connection; without it nothing is known, and nobody's link matches.
-        let unknown = Via::Loopback(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let via = request.extensions().get::<Via>().cloned().unwrap_or(unknown);
+        let via = via(&request);
         let (metadata, _, body) = request.into_parts();
         (Self { name, via, metadata, at: Instant::now(), caller: OnceLock::new() }, body)
     }
@@ -93,8 +95,8 @@ impl Arrival {
     /// The address of a stranger; None where only this machine or one node can come in.
     fn stranger(&self) -> Option<IpAddr> {
         match &self.via {
-            Via::Loopback(address) if !address.ip().is_loopback() => Some(address.ip()),
-            Via::Loopback(_) | Via::Unix | Via::Link(_) => None,
+            Via::Plain(from) | Via::Tls { from, .. } => Some(from.ip()).filter(|ip| !ip.is_loopback()),
+            Via::Unix | Via::Link(_) => None,
         }
     }
 }
@@ -141,7 +143,7 @@ impl ControllerApi {
         let node_id = unopened.claims.sub.clone();
         // First set wins, and this is the only one.
         let _ = arrival.caller.set(node_id.clone());
-        check_via(&arrival.via, &node_id)?;
+        via::check(&arrival.via, &node_id, Stage::Admitted)?;
         let standing = controller.standing(&node_id).await?;
         let caller = Caller { node_id, role: standing.role };
         let unproven = unopened.read::<M>()?;
@@ -161,7 +163,13 @@ impl ControllerApi {
 
     /// Without a context nothing tells a captured call from a fresh one: only where nobody can listen.
     fn may_leave_unsealed(&self, via: &Via, sealed: bool) -> bool {
-        !sealed && self.0.settings.allow_unsealed_context && matches!(via, Via::Loopback(_))
+        !sealed && self.admits_bare(via)
+    }
+
+    /// Whether a node of the other implementation may come in this way.
+    fn admits_bare(&self, via: &Via) -> bool {
+        let near = matches!(via, Via::Plain(from) if from.ip().is_loopback());
+        self.0.settings.allow_unsealed_context && near
     }
 
     fn answer<T>(&self, arrival: &Arrival, result: Result<T>) -> Result<Response<T>, Status> {
@@ -173,17 +181,6 @@ impl ControllerApi {
             tracing::warn!(call, node_id, ?via, reason = %error.code(), error = %error.chain(), "refused");
             to_status(&error)
         })
-    }
-}
-
-/// Inside a node's SSH connection only that node may speak.
-fn check_via(via: &Via, node_id: &NodeId) -> Result<()> {
-    match via {
-        Via::Link(owner) if owner != node_id => Err(Error::new(
-            ErrorCode::NotYours,
-            format!("{node_id} speaks on the connection that was made to {owner}"),
-        )),
-        Via::Link(_) | Via::Loopback(_) | Via::Unix => Ok(()),
     }
 }
 

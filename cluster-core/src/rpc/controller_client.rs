@@ -1,29 +1,19 @@
 //! A worker's calls to its controller.
 
 use std::{
-    io,
-    path::Path,
-    pin::Pin,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
-    sync::watch,
-};
-use tonic::transport::{Channel, Endpoint as Target};
-use tower::service_fn;
+use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use super::{
     ClusterClock, PROTOCOL_VERSION, SOFTWARE_VERSION, Sealer,
+    controller_line::{Line, LinkTls},
     convert::{capabilities_to_wire, command_from_wire, held_to_wire, role_to_wire},
-    listener::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
     status::from_status,
 };
 use crate::{
@@ -37,9 +27,6 @@ use crate::{
     identity::{KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys, statement},
     ids::{ClusterId, CommandId, NodeId, SessionId},
 };
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What an attested worker knows of its controller.
 #[derive(Debug)]
@@ -62,13 +49,24 @@ impl Session {
     }
 }
 
+/// Where the controller finds this node.
+#[derive(Debug, Clone)]
+pub enum OwnAddress {
+    Fixed(String),
+    /// Wherever it dials from, on this port.
+    AsSeen {
+        scheme: &'static str,
+        port: u16,
+    },
+}
+
 /// Who attests.
 #[derive(Debug, Clone)]
 pub struct Applicant {
     pub node_id: NodeId,
     pub role: Role,
     pub keys: Arc<KeyFile>,
-    pub address: String,
+    pub address: OwnAddress,
     /// Pinned beforehand, where a deployment wrote it.
     pub controller_key: Option<PublicKey>,
 }
@@ -87,47 +85,34 @@ pub struct Beat {
 #[derive(Debug, Clone)]
 pub struct ControllerClient {
     rpc: NodeClusterServiceClient<Channel>,
-    lost: watch::Receiver<bool>,
+    line: Line,
 }
 
 impl ControllerClient {
-    pub async fn connect(endpoint: &Endpoint) -> Result<Self> {
-        let (dropped, lost) = watch::channel(false);
-        let dropped = Arc::new(dropped);
-        // The URI only fills the `:authority` of the calls.
-        let target = Target::from_static("http://controller")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
-        let shown = match endpoint {
-            Endpoint::Unix(path) => path.display().to_string(),
-            Endpoint::Http(url) => url.to_string(),
-        };
-        let unreachable = |e: tonic::transport::Error| {
-            Error::new(ErrorCode::Unavailable, format!("the controller does not answer at {shown}")).source(e)
-        };
-        let channel = match endpoint {
-            Endpoint::Unix(path) => {
-                let path = path.clone();
-                let connector = service_fn(move |_| watched_unix(path.clone(), dropped.clone()));
-                target.connect_with_connector(connector).await.map_err(unreachable)?
-            }
-            Endpoint::Http(url) => {
-                let address = loopback(url)?;
-                let connector = service_fn(move |_| watched_tcp(address.clone(), dropped.clone()));
-                target.connect_with_connector(connector).await.map_err(unreachable)?
-            }
-        };
-        Ok(Self { rpc: NodeClusterServiceClient::new(channel), lost })
+    pub async fn connect(endpoint: &Endpoint, tls: &LinkTls) -> Result<Self> {
+        let line = Line::open(endpoint, tls).await?;
+        Ok(Self { rpc: NodeClusterServiceClient::new(line.channel()), line })
     }
 
     /// Resolves when the connection under this client is gone.
     pub async fn lost(&self) {
-        let mut lost = self.lost.clone();
-        // Fails only with the sender, which goes with the connection.
-        let _ = lost.wait_for(|lost| *lost).await;
+        self.line.lost().await;
+    }
+
+    /// The connection is under TLS and shows no certificate of ours: it is good for attesting alone.
+    pub fn is_bare(&self) -> bool {
+        self.line.facts().bare
+    }
+
+    fn own_address(&self, applicant: &Applicant) -> String {
+        match (&applicant.address, self.line.facts().local) {
+            (OwnAddress::Fixed(address), _) => address.clone(),
+            (OwnAddress::AsSeen { scheme, port }, Some(ip)) => {
+                format!("{scheme}://{}", SocketAddr::new(ip, *port))
+            }
+            // Through a socket of this machine.
+            (OwnAddress::AsSeen { scheme, port }, None) => format!("{scheme}://127.0.0.1:{port}"),
+        }
     }
 
     /// Both steps of the attestation.
@@ -137,7 +122,14 @@ impl ControllerClient {
         key: Arc<NodeKey>,
         capabilities: &Capabilities,
         token: Option<Zeroizing<String>>,
+        tls: &LinkTls,
     ) -> Result<Session> {
+        let certificate = match tls {
+            LinkTls::BuiltIn(kept) => kept.request(self.line.facts().refused)?.map(|key| (kept, key)),
+            LinkTls::Off | LinkTls::Operator(_) => None,
+        };
+        let certificate_request =
+            certificate.as_ref().map(|(_, key)| key.request_der.clone()).unwrap_or_default();
         let public_key = key.public();
         let asked = Instant::now();
         let request = pb::AttestNodeRequest {
@@ -145,7 +137,7 @@ impl ControllerClient {
             role: role_to_wire(applicant.role).into(),
             public_key: public_key.as_bytes().to_vec(),
             capabilities: Some(capabilities_to_wire(capabilities)),
-            grpc_address: applicant.address.clone(),
+            grpc_address: self.own_address(applicant),
             enrolment_token: token.map(|token| token.to_string()).unwrap_or_default(),
             nonce: uuid::Uuid::new_v4().to_string(),
             protocol_version: PROTOCOL_VERSION,
@@ -162,7 +154,7 @@ impl ControllerClient {
             &applicant.node_id,
             &public_key,
             &challenge.challenge_nonce,
-            &[],
+            &certificate_request,
         );
         let came = Instant::now();
         let answer = pb::ChallengeNodeRequest {
@@ -171,6 +163,7 @@ impl ControllerClient {
             // For a controller of the other implementation.
             challenge_signature: key.sign(&challenge.challenge_nonce).to_vec(),
             signature_v1: key.sign(&statement).to_vec(),
+            certificate_request,
             ..Default::default()
         };
         let admitted = self.rpc.challenge_node(answer).await.map_err(|e| from_status(&e))?.into_inner();
@@ -181,6 +174,10 @@ impl ControllerClient {
                 "the controller answers with another key than the one this node was deployed with",
             )
             .remedy("if its key was replaced on purpose, deploy this node again"));
+        }
+        // A controller whose operator makes the certificates issues none.
+        if let Some((kept, key)) = certificate.filter(|_| !admitted.certificate_chain.is_empty()) {
+            kept.keep(&key, &admitted.certificate_chain, &admitted.ca_bundle)?;
         }
         let token_keys = TokenKeys::parse(&admitted.token_keys, cluster_id.clone(), controller_id.clone())?;
         let claims = token_keys.verify(&admitted.node_security_token, clock.now_ms() / 1000)?;
@@ -215,7 +212,7 @@ impl ControllerClient {
         let inner = pb::RegisterNodeInner {
             node_id: applicant.node_id.to_string(),
             capabilities: Some(capabilities_to_wire(own)),
-            grpc_address: applicant.address.clone(),
+            grpc_address: self.own_address(applicant),
             seal: None,
         };
         let request = session.sealer.seal(inner, |e| pb::RegisterNodeRequest { envelope: Some(e) })?;
@@ -297,76 +294,5 @@ impl ControllerClient {
         let request = session.sealer.seal(inner, |e| pb::DeregisterNodeRequest { envelope: Some(e) })?;
         let answer = self.rpc.deregister_node(request).await.map_err(|e| from_status(&e))?;
         Ok(answer.into_inner().accepted)
-    }
-}
-
-/// The address of a controller on this machine; others need the direct link.
-pub(crate) fn loopback(url: &url::Url) -> Result<String> {
-    let refused = || {
-        Error::new(
-            ErrorCode::NotOffered,
-            format!("{url} is not on loopback: the direct link is not offered yet"),
-        )
-        .remedy("deploy the node from the controller with `aegis deploy HOST`")
-    };
-    let port = url.port().ok_or_else(refused)?;
-    let address = match url.host() {
-        Some(url::Host::Ipv4(address)) if address.is_loopback() => address.to_string(),
-        Some(url::Host::Ipv6(address)) if address.is_loopback() => format!("[{address}]"),
-        Some(url::Host::Domain("localhost")) => "127.0.0.1".to_owned(),
-        _ => return Err(refused()),
-    };
-    if url.scheme() != "http" { Err(refused()) } else { Ok(format!("{address}:{port}")) }
-}
-
-async fn watched_unix(
-    path: impl AsRef<Path>,
-    lost: Arc<watch::Sender<bool>>,
-) -> io::Result<TokioIo<Watched<UnixStream>>> {
-    let stream = UnixStream::connect(path).await?;
-    Ok(TokioIo::new(Watched { stream, lost }))
-}
-
-async fn watched_tcp(
-    address: String,
-    lost: Arc<watch::Sender<bool>>,
-) -> io::Result<TokioIo<Watched<TcpStream>>> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(TokioIo::new(Watched { stream, lost }))
-}
-
-/// Tells when the connection is dropped: a worker that waited for its next heartbeat to notice would be
-/// away for half a minute after every restart of its controller.
-struct Watched<S> {
-    stream: S,
-    lost: Arc<watch::Sender<bool>>,
-}
-
-impl<S> Drop for Watched<S> {
-    fn drop(&mut self) {
-        self.lost.send_replace(true);
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

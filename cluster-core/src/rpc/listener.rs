@@ -1,14 +1,15 @@
 //! What the cluster port listens on: sockets that are ours, merged into one stream of connections, and
 //! a server with every limit set on purpose.
 //!
-//! TLS and the direct link will wrap a connection between accept and hand-over; nothing else changes.
+//! What goes over a network is wrapped in TLS between accept and hand-over (see [`super::tls`]).
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Connected};
 
+use super::tls::{Credentials, TlsConnection, server::Handshakes};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -43,10 +45,22 @@ const RESETS_MAX: usize = 64;
 /// After a failed accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections are made anew after this long, so that none outlives the certificate it was opened with
+/// by more. The server announces the end and takes no new calls on that connection; what runs on it,
+/// streams of executions above all, runs to its end. There is no period of grace after it on purpose:
+/// tonic would cut those streams.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
+
 /// How a connection came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Via {
-    Loopback(SocketAddr),
+    /// In plaintext: on loopback, or where somebody allowed it.
+    Plain(SocketAddr),
+    /// The direct link. The DNS names of the caller's certificate, as verified; None where it showed none.
+    Tls {
+        from: SocketAddr,
+        names: Option<Arc<[String]>>,
+    },
     Unix,
     /// Inside the SSH connection of this node, which alone may speak on it.
     Link(NodeId),
@@ -56,6 +70,7 @@ pub enum Via {
 #[derive(Debug)]
 pub enum Inbound {
     Tcp(TcpStream, SocketAddr),
+    Tls(Box<TlsConnection>),
     Unix(UnixStream),
     Link(LinkStream),
 }
@@ -64,7 +79,8 @@ impl Connected for Inbound {
     type ConnectInfo = Via;
     fn connect_info(&self) -> Via {
         match self {
-            Inbound::Tcp(_, address) => Via::Loopback(*address),
+            Inbound::Tcp(_, address) => Via::Plain(*address),
+            Inbound::Tls(stream) => Via::Tls { from: stream.remote(), names: stream.peer_names().cloned() },
             Inbound::Unix(_) => Via::Unix,
             Inbound::Link(stream) => Via::Link(stream.node().clone()),
         }
@@ -75,6 +91,7 @@ macro_rules! each {
     ($self:expr, $stream:ident => $call:expr) => {
         match $self.get_mut() {
             Inbound::Tcp($stream, _) => $call,
+            Inbound::Tls($stream) => $call,
             Inbound::Unix($stream) => $call,
             Inbound::Link($stream) => $call,
         }
@@ -113,9 +130,12 @@ impl Intake {
         Self { sender, receiver, stop }
     }
 
-    /// Loopback only, by construction.
-    pub async fn listen_loopback(&self, port: u16) -> Result<SocketAddr> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    /// With credentials every connection is under TLS, without them none is.
+    pub async fn listen_tcp(
+        &self,
+        address: SocketAddr,
+        credentials: Option<Credentials>,
+    ) -> Result<SocketAddr> {
         let failed = |e: io::Error| {
             Error::new(ErrorCode::Unavailable, format!("the cluster port {address} cannot be bound"))
                 .remedy("another process has it; set spec.cluster.cluster_grpc_port")
@@ -124,16 +144,29 @@ impl Intake {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
+        let handshakes = credentials.map(|credentials| Arc::new(Handshakes::new(credentials)));
         tokio::spawn(async move {
             while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-                match accepted {
-                    Ok((stream, from)) => {
-                        // Small messages both ways: waiting for more to send costs 40 ms each.
-                        let _ = stream.set_nodelay(true);
-                        hand_over(&sender, Inbound::Tcp(stream, from)).await;
+                let (stream, from) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        pause(&error).await;
+                        continue;
                     }
-                    Err(error) => pause(&error).await,
-                }
+                };
+                // Small messages both ways: waiting for more to send costs 40 ms each.
+                let _ = stream.set_nodelay(true);
+                let Some(handshakes) = &handshakes else {
+                    hand_over(&sender, Inbound::Tcp(stream, from)).await;
+                    continue;
+                };
+                let Some(slot) = handshakes.slot(from) else { continue };
+                let (handshakes, sender) = (handshakes.clone(), sender.clone());
+                tokio::spawn(async move {
+                    if let Some(connection) = handshakes.perform(stream, from, slot).await {
+                        hand_over(&sender, Inbound::Tls(Box::new(connection))).await;
+                    }
+                });
             }
         });
         Ok(bound)
@@ -198,4 +231,5 @@ pub(super) fn server() -> Server {
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_connection_age(CONNECTION_AGE_MAX)
 }

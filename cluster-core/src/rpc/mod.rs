@@ -7,17 +7,20 @@
 //! - [`listener`]: what is listened on, with every limit set on purpose.
 //! - [`limits`]: how much strangers may ask.
 //! - [`controller_api`], [`worker_api`]: what each side serves.
-//! - [`controller_client`], [`worker_client`]: what each side calls.
-//!
-//! Absent: TLS and the direct link; listeners take loopback and unix sockets only.
+//! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
+//!   under a worker's calls.
+//! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
 
 pub mod controller_api;
 pub mod controller_client;
+pub mod controller_line;
 mod convert;
 mod envelope;
 mod limits;
 pub mod listener;
 mod status;
+pub mod tls;
+mod via;
 pub mod worker_api;
 pub mod worker_client;
 

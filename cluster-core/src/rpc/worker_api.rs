@@ -23,8 +23,9 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use super::{
     controller_client::Session,
     envelope::{Expected, Sealed, begin},
-    listener::{Intake, MESSAGE_BYTES_MAX, server},
+    listener::{Intake, MESSAGE_BYTES_MAX, Via, server},
     status::to_status,
+    via::{self, Stage, via},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -77,10 +78,16 @@ impl WorkerApi {
     }
 
     /// Opens a sealed call of the controller.
-    fn open<M: Sealed>(&self, metadata: &MetadataMap, envelope: Option<pb::SealNodeEnvelope>) -> Result<M> {
+    fn open<M: Sealed>(
+        &self,
+        metadata: &MetadataMap,
+        via: &Via,
+        envelope: Option<pb::SealNodeEnvelope>,
+    ) -> Result<M> {
         let session = self.session.load_full().ok_or_else(|| {
             Error::new(ErrorCode::SessionUnknown, "this node has not attested to its controller yet")
         })?;
+        via::check(via, &session.controller_id, Stage::Admitted)?;
         let own_id = self.node_id.as_str();
         let expected =
             Expected { keys: &session.token_keys, audiences: &[own_id], now_ms: session.clock.now_ms() };
@@ -138,12 +145,14 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<agent::CancelExecutionRequest>,
     ) -> Result<Response<agent::CancelExecutionResponse>, Status> {
+        let via = via(&request);
         let (metadata, _, body) = request.into_parts();
-        let result = self.open::<agent::CancelExecutionInner>(&metadata, body.envelope).and_then(|inner| {
-            let execution_id = ExecutionId::parse(inner.execution_id)?;
-            let cancelling = self.supervisor.cancel(&execution_id, inner.attempt, &inner.reason)?;
-            Ok(agent::CancelExecutionResponse { cancelling })
-        });
+        let result =
+            self.open::<agent::CancelExecutionInner>(&metadata, &via, body.envelope).and_then(|inner| {
+                let execution_id = ExecutionId::parse(inner.execution_id)?;
+                let cancelling = self.supervisor.cancel(&execution_id, inner.attempt, &inner.reason)?;
+                Ok(agent::CancelExecutionResponse { cancelling })
+            });
         answer("CancelExecution", result)
     }
 
@@ -151,8 +160,9 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<agent::NudgeRequest>,
     ) -> Result<Response<agent::NudgeResponse>, Status> {
+        let via = via(&request);
         let (metadata, _, body) = request.into_parts();
-        let result = self.open::<agent::NudgeInner>(&metadata, body.envelope).map(|_| {
+        let result = self.open::<agent::NudgeInner>(&metadata, &via, body.envelope).map(|_| {
             self.nudge.notify_one();
             agent::NudgeResponse {}
         });
@@ -163,9 +173,10 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<agent::ReleaseExecutionsRequest>,
     ) -> Result<Response<agent::ReleaseExecutionsResponse>, Status> {
+        let via = via(&request);
         let (metadata, _, body) = request.into_parts();
         let result = async {
-            let inner = self.open::<agent::ReleaseExecutionsInner>(&metadata, body.envelope)?;
+            let inner = self.open::<agent::ReleaseExecutionsInner>(&metadata, &via, body.envelope)?;
             let ids = inner.execution_ids.into_iter().map(ExecutionId::parse).collect::<Result<Vec<_>>>()?;
             self.supervisor.release(&ids).await?;
             Ok(agent::ReleaseExecutionsResponse {})
@@ -183,9 +194,10 @@ impl NodeClusterService for WorkerApi {
         &self,
         request: Request<pb::ForwardExecutionRequest>,
     ) -> Result<Response<Events>, Status> {
+        let via = via(&request);
         let (metadata, _, body) = request.into_parts();
         let result = self
-            .open::<pb::ForwardExecutionInner>(&metadata, body.envelope)
+            .open::<pb::ForwardExecutionInner>(&metadata, &via, body.envelope)
             .and_then(|inner| self.forward(inner));
         answer("ForwardExecution", result)
     }

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cluster_core::{config::settings::Endpoint, rpc::controller_client::ControllerClient};
+use cluster_core::{
+    config::settings::Endpoint,
+    rpc::{controller_client::ControllerClient, controller_line::LinkTls},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -67,7 +70,7 @@ async fn a_half_open_connection_is_noticed_by_both_ends() {
     let mut proxy = Proxy::to(&cluster).await;
     let mut node = cluster.member("a").await;
     let endpoint = Endpoint::Http(proxy.address.parse().unwrap());
-    node.client = ControllerClient::connect(&endpoint).await.unwrap();
+    node.client = ControllerClient::connect(&endpoint, &LinkTls::Off).await.unwrap();
     node.beat().await.unwrap();
     proxy.swallow.send_replace(true);
     let cut = Instant::now();

@@ -14,7 +14,10 @@ use cluster_core::{
     core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
     identity::KeyFile,
     ids::{CommandId, NodeId},
-    rpc::controller_client::{Applicant, Beat, ControllerClient, Session},
+    rpc::{
+        controller_client::{Applicant, Beat, ControllerClient, OwnAddress, Session},
+        controller_line::LinkTls,
+    },
     store::DataDirectory,
 };
 use tempfile::TempDir;
@@ -130,7 +133,7 @@ impl Node {
             node_id: NodeId::parse(name).unwrap(),
             role,
             keys: Arc::new(keys),
-            address: format!("http://{}", cluster.node_address),
+            address: OwnAddress::Fixed(format!("http://{}", cluster.node_address)),
             controller_key: None,
         };
         let client = connect(cluster).await;
@@ -154,7 +157,8 @@ impl Node {
     pub async fn attest(&mut self, token: Option<&str>) -> Result<()> {
         let token = token.map(|token| Zeroizing::new(token.to_owned()));
         let key = self.applicant.keys.current();
-        self.session = Some(self.client.attest(&self.applicant, key, &capabilities(), token).await?);
+        self.session =
+            Some(self.client.attest(&self.applicant, key, &capabilities(), token, &LinkTls::Off).await?);
         Ok(())
     }
 
@@ -187,7 +191,7 @@ pub fn url_of(cluster: &Cluster) -> url::Url {
 }
 
 async fn connect(cluster: &Cluster) -> ControllerClient {
-    ControllerClient::connect(&Endpoint::Http(url_of(cluster))).await.unwrap()
+    ControllerClient::connect(&Endpoint::Http(url_of(cluster)), &LinkTls::Off).await.unwrap()
 }
 
 /// Below our own client: for what it would never send.

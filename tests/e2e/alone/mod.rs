@@ -1,6 +1,7 @@
 //! Tests that need no machine but this one.
 
 mod config;
+mod direct;
 mod doors;
 mod joined_by_hand;
 mod membership;

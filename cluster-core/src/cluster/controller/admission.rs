@@ -11,8 +11,8 @@ use crate::{
     cluster::{peer::Role, sessions::OVERLAP_MS},
     error::{Error, ErrorCode, Result},
     identity::{
-        Attestation, Challenge, Claims, EnrolmentToken, IssuedToken, PublicKey, TOKEN_LIFETIME_SECS,
-        statement,
+        Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PublicKey,
+        TOKEN_LIFETIME_SECS, statement,
     },
     ids::{EnrolmentTokenId, NodeId, SessionId},
     rpc::{ClusterClock, Sealer},
@@ -278,8 +278,13 @@ impl Controller {
         })
     }
 
-    pub async fn issue_enrolment_token(&self, order: TokenOrder) -> Result<(IssuedToken, i64)> {
-        let issued = EnrolmentToken::issue()?;
+    /// `ca` is what the bearer will know the cluster port by, where a CA of ours serves it.
+    pub async fn issue_enrolment_token(
+        &self,
+        order: TokenOrder,
+        ca: Option<Fingerprint>,
+    ) -> Result<(IssuedToken, i64)> {
+        let issued = EnrolmentToken::issue(ca)?;
         let created_at_ms = now_ms();
         let lifetime_ms = i64::try_from(order.lifetime.as_millis()).unwrap_or(i64::MAX / 2);
         let expires_at_ms = created_at_ms + lifetime_ms;

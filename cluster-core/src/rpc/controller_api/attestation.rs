@@ -2,14 +2,18 @@
 
 use aegis_proto::aegis::cluster::v1 as pb;
 
-use super::{Arrival, ControllerApi, check_via};
+use super::{Arrival, ControllerApi};
 use crate::{
     clock::now_ms,
     cluster::controller::{ChallengeAnswer, ChallengeSignature},
     error::{Error, ErrorCode, Result},
-    identity::{Attestation, EnrolmentToken, PublicKey, sha256},
+    identity::{Attestation, CertificateRequest, EnrolmentToken, PublicKey, sha256},
     ids::{NodeId, shown},
-    rpc::{PROTOCOL_VERSION, convert::role_from_wire, listener::Via},
+    rpc::{
+        PROTOCOL_VERSION,
+        convert::role_from_wire,
+        via::{self, Stage},
+    },
 };
 
 impl ControllerApi {
@@ -21,7 +25,7 @@ impl ControllerApi {
         let _admitted = self.0.limits.admit(arrival.stranger()).await?;
         let node_id = NodeId::parse(request.node_id)?;
         let _ = arrival.caller.set(node_id.clone());
-        check_via(&arrival.via, &node_id)?;
+        via::check(&arrival.via, &node_id, Stage::Attesting)?;
         let capabilities = request.capabilities.unwrap_or_default();
         let nonce = match request.nonce.as_str() {
             "" => None,
@@ -63,7 +67,7 @@ impl ControllerApi {
         let _admitted = self.0.limits.admit(arrival.stranger()).await?;
         let node_id = NodeId::parse(request.node_id)?;
         let _ = arrival.caller.set(node_id.clone());
-        check_via(&arrival.via, &node_id)?;
+        via::check(&arrival.via, &node_id, Stage::Attesting)?;
         let signature = match request.signature_v1 {
             signature if !signature.is_empty() => ChallengeSignature::Statement(signature),
             _ if self.admits_bare(&arrival.via) => ChallengeSignature::Bare(request.challenge_signature),
@@ -78,6 +82,14 @@ impl ControllerApi {
                 ));
             }
         };
+        // Before anything is spent on it.
+        let wanted = match (&self.0.settings.authority, request.certificate_request.as_slice()) {
+            (None, _) | (_, []) => None,
+            (Some(authority), der) => {
+                authority.check_name(&node_id)?;
+                Some((authority, CertificateRequest::parse(der)?))
+            }
+        };
         let controller = &self.0.controller;
         let answer = ChallengeAnswer {
             challenge_id: request.challenge_id,
@@ -87,19 +99,23 @@ impl ControllerApi {
         };
         let admission = controller.answer(answer).await?;
         tracing::info!(%node_id, session_id = %admission.session_id, "attested");
+        let (certificate_chain, ca_bundle) = match wanted {
+            Some((authority, wanted)) => {
+                let chain = authority.certify(&node_id, &wanted)?;
+                tracing::info!(%node_id, "a certificate was issued");
+                (chain.into_bytes(), authority.certificate_pem().as_bytes().to_vec())
+            }
+            None => Default::default(),
+        };
         Ok(pb::ChallengeNodeResponse {
             node_security_token: admission.token,
             expires_at: Some(prost_types::Timestamp { seconds: admission.expires_at_secs, nanos: 0 }),
             session_id: admission.session_id.to_string(),
             controller_public_key: controller.public_key().as_bytes().to_vec(),
             token_keys: admission.token_keys,
-            certificate_chain: Vec::new(),
-            ca_bundle: Vec::new(),
+            certificate_chain,
+            ca_bundle,
             epoch: controller.epoch(),
         })
-    }
-
-    fn admits_bare(&self, via: &Via) -> bool {
-        self.0.settings.allow_unsealed_context && matches!(via, Via::Loopback(_))
     }
 }

@@ -31,7 +31,8 @@ impl ControllerApi {
             text => Some(NodeId::parse(text)?),
         };
         let order = TokenOrder { node_id, role: Role::Worker, lifetime: LIFETIME };
-        let (issued, expires_at_ms) = self.0.controller.issue_enrolment_token(order).await?;
+        let ca = self.0.settings.authority.as_ref().map(|authority| authority.fingerprint());
+        let (issued, expires_at_ms) = self.0.controller.issue_enrolment_token(order, ca).await?;
         let endpoint = self.0.settings.endpoint.clone();
         Ok(pb::IssueEnrollmentTokenResponse {
             token: issued.text.to_string(),

@@ -1,0 +1,132 @@
+//! The direct link: the controller dials a node at the address that it registered.
+//!
+//! Tasks: one watcher a node, which tells the membership whether the node answers; it ends with the
+//! node's entry.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use url::Url;
+
+use super::controller::Controller;
+use crate::{
+    config::cluster_port::is_loopback,
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+    rpc::{
+        tls::{self, Credentials, Expect, HostPort, refusal},
+        worker_client::{Dial, Wire},
+    },
+};
+
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between looks at a node that answers: with the probe's own limit, a death is noticed within 15 s.
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(10);
+/// Between looks at one that does not, for a network that heals: one that starts again says so itself.
+const ABSENCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a controller dials nodes with.
+#[derive(Debug, Clone, Default)]
+pub struct DirectAccess {
+    /// None where no TLS is configured: then nodes are reached on this machine alone.
+    pub credentials: Option<Credentials>,
+    /// Plaintext over networks, since somebody allowed it.
+    pub allow_insecure: bool,
+}
+
+impl DirectAccess {
+    /// Changes with the certificate that is shown: a client made under another one is to be made anew.
+    pub fn version(&self) -> u64 {
+        self.credentials.as_ref().map_or(0, |credentials| *credentials.version().borrow())
+    }
+
+    /// How to reach a node at an address it names; the address is judged, nothing is dialled yet.
+    pub fn dial(&self, node_id: &NodeId, address: &str) -> Result<Dial> {
+        let url = Url::parse(address).map_err(|e| {
+            Error::invalid(format!("the address of {node_id} cannot be read: {e}"))
+                .remedy("advertise https://HOST:PORT")
+        })?;
+        let to = HostPort::of(&url)?;
+        match url.scheme() {
+            "https" => {
+                let credentials = self.credentials.clone().ok_or_else(|| {
+                    Error::new(
+                        ErrorCode::FailedPrecondition,
+                        format!("{node_id} is reached by https, and this controller has no certificates"),
+                    )
+                    .remedy("set spec.cluster.advertise_address: https://HOST:PORT on the controller")
+                })?;
+                Ok(under_tls(credentials, to, node_id.clone()))
+            }
+            "http" if is_loopback(to.host()) || self.allow_insecure => Ok(in_plaintext(to)),
+            _ => Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("{url} is not on this machine and not under TLS"),
+            )
+            .remedy(
+                "advertise https://HOST:PORT; or set spec.network.allow_insecure_bind: true on both nodes",
+            )),
+        }
+    }
+}
+
+fn under_tls(credentials: Credentials, to: HostPort, node_id: NodeId) -> Dial {
+    Arc::new(move || {
+        let (credentials, to, expect) = (credentials.clone(), to.clone(), Expect::Node(node_id.clone()));
+        Box::pin(async move {
+            let (connection, _) = tls::client::connect(&credentials, &to, expect, false).await?;
+            Ok(Box::new(connection) as Box<dyn Wire>)
+        })
+    })
+}
+
+fn in_plaintext(to: HostPort) -> Dial {
+    Arc::new(move || {
+        let to = to.clone();
+        Box::pin(async move { Ok(Box::new(to.connect().await?) as Box<dyn Wire>) })
+    })
+}
+
+/// Whether the node takes a connection, and over TLS is who it must be.
+pub async fn probe(node_id: &NodeId, dial: &Dial) -> Result<()> {
+    let unreachable = |why: String| {
+        Error::new(ErrorCode::Unavailable, format!("{node_id} cannot be reached from the controller: {why}"))
+            .remedy("advertise an address on which the node listens")
+    };
+    match timeout(PROBE_TIMEOUT, dial()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(refused(node_id, error).unwrap_or_else(|error| unreachable(error.to_string()))),
+        Err(_) => Err(unreachable("no answer".into())),
+    }
+}
+
+fn refused(node_id: &NodeId, error: io::Error) -> std::result::Result<Error, io::Error> {
+    refusal::of(node_id.as_str(), &error).ok_or(error)
+}
+
+/// Looks at a node again and again until the guard goes.
+pub fn watch(controller: Controller, node_id: NodeId, dial: Dial) -> DropGuard {
+    let ended = CancellationToken::new();
+    let guard = ended.clone().drop_guard();
+    tokio::spawn(async move {
+        let mut up = true;
+        loop {
+            let pause = if up { PRESENCE_INTERVAL } else { ABSENCE_INTERVAL };
+            if ended.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
+            let Some(answer) = ended.run_until_cancelled(probe(&node_id, &dial)).await else { return };
+            match &answer {
+                Err(error) if up => tracing::warn!(%node_id, error = %error.chain(), "does not answer"),
+                Ok(()) if !up => tracing::info!(%node_id, "answers again"),
+                _ => {}
+            }
+            up = answer.is_ok();
+            if controller.set_link(node_id.clone(), up).await.is_err() {
+                return;
+            }
+        }
+    });
+    guard
+}

@@ -1,0 +1,207 @@
+//! The connection under a worker's calls to its controller: a unix socket, TCP, or TLS.
+
+use std::{
+    io,
+    net::IpAddr,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+    sync::watch,
+};
+use tonic::transport::{Channel, Endpoint as Target};
+use tower::service_fn;
+
+use super::{
+    listener::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
+    tls::{self, Credentials, Expect, HostPort, KeptCertificate, TlsConnection, refusal},
+};
+use crate::{
+    config::settings::Endpoint,
+    error::{Error, ErrorCode, Result},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How a worker's link to its controller is secured.
+#[derive(Debug, Clone)]
+pub enum LinkTls {
+    /// Through a unix socket, or in plaintext.
+    Off,
+    Operator(Credentials),
+    BuiltIn(KeptCertificate),
+}
+
+impl LinkTls {
+    pub fn credentials(&self) -> Option<&Credentials> {
+        match self {
+            LinkTls::Off => None,
+            LinkTls::Operator(credentials) => Some(credentials),
+            LinkTls::BuiltIn(kept) => Some(kept.credentials()),
+        }
+    }
+}
+
+/// What is known of the connection under a client.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Facts {
+    pub local: Option<IpAddr>,
+    /// Under TLS, and without a certificate of ours.
+    pub bare: bool,
+    /// The certificate that we have was refused.
+    pub refused: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    channel: Channel,
+    lost: watch::Receiver<bool>,
+    facts: Arc<Mutex<Facts>>,
+}
+
+impl Line {
+    pub async fn open(endpoint: &Endpoint, tls: &LinkTls) -> Result<Self> {
+        let facts = Arc::new(Mutex::new(Facts::default()));
+        let (dropped, lost) = watch::channel(false);
+        let dropped = Arc::new(dropped);
+        // The URI only fills the `:authority` of the calls.
+        let target = Target::from_static("http://controller")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let shown = match endpoint {
+            Endpoint::Unix(path) => path.display().to_string(),
+            Endpoint::Http(url) | Endpoint::Https(url) => url.to_string(),
+        };
+        let unreachable = |e: tonic::transport::Error| {
+            if let Some(refused) = refusal::of(&shown, &e) {
+                return refused;
+            }
+            Error::new(ErrorCode::Unavailable, format!("the controller does not answer at {shown}")).source(e)
+        };
+        let channel = match endpoint {
+            Endpoint::Unix(path) => {
+                let path = path.clone();
+                let connector = service_fn(move |_| watched_unix(path.clone(), dropped.clone()));
+                target.connect_with_connector(connector).await.map_err(unreachable)?
+            }
+            Endpoint::Http(url) => {
+                let (to, noted) = (HostPort::of(url)?, facts.clone());
+                let connector = service_fn(move |_| watched_tcp(to.clone(), dropped.clone(), noted.clone()));
+                target.connect_with_connector(connector).await.map_err(unreachable)?
+            }
+            Endpoint::Https(url) => {
+                let (to, noted, tls) = (HostPort::of(url)?, facts.clone(), tls.clone());
+                let connector =
+                    service_fn(move |_| watched_tls(to.clone(), tls.clone(), dropped.clone(), noted.clone()));
+                target.connect_with_connector(connector).await.map_err(unreachable)?
+            }
+        };
+        Ok(Self { channel, lost, facts })
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub fn facts(&self) -> Facts {
+        *self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when the connection is gone.
+    pub async fn lost(&self) {
+        let mut lost = self.lost.clone();
+        // Fails only with the sender, which goes with the connection.
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+}
+
+async fn watched_unix(
+    path: impl AsRef<Path>,
+    lost: Arc<watch::Sender<bool>>,
+) -> io::Result<TokioIo<Watched<UnixStream>>> {
+    let stream = UnixStream::connect(path).await?;
+    Ok(TokioIo::new(Watched { stream, lost }))
+}
+
+async fn watched_tcp(
+    to: HostPort,
+    lost: Arc<watch::Sender<bool>>,
+    facts: Arc<Mutex<Facts>>,
+) -> io::Result<TokioIo<Watched<TcpStream>>> {
+    let stream = to.connect().await?;
+    note(&facts, Facts { local: stream.local_addr().ok().map(|at| at.ip()), ..Facts::default() });
+    Ok(TokioIo::new(Watched { stream, lost }))
+}
+
+async fn watched_tls(
+    to: HostPort,
+    tls: LinkTls,
+    lost: Arc<watch::Sender<bool>>,
+    facts: Arc<Mutex<Facts>>,
+) -> io::Result<TokioIo<Watched<TlsConnection>>> {
+    let credentials = tls.credentials().ok_or_else(|| io::Error::other("no TLS is configured"))?;
+    let dial = |bare| tls::client::connect(credentials, &to, Expect::Host, bare);
+    let first = dial(false).await;
+    let (stream, shown, refused) = match first {
+        Ok((stream, shown)) => (stream, shown, false),
+        // With a new CA over there, or our time up by its clock: our key still says who we are.
+        Err(error) if matches!(tls, LinkTls::BuiltIn(_)) && refusal::is_of_our_certificate(&error) => {
+            tracing::warn!(%error, "the controller does not take this node's certificate; attesting by key");
+            (dial(true).await?.0, false, true)
+        }
+        Err(error) => return Err(error),
+    };
+    let local = stream.local().ok().map(|at| at.ip());
+    note(&facts, Facts { local, bare: !shown, refused });
+    Ok(TokioIo::new(Watched { stream, lost }))
+}
+
+fn note(noted: &Mutex<Facts>, facts: Facts) {
+    *noted.lock().unwrap_or_else(PoisonError::into_inner) = facts;
+}
+
+/// Tells when the connection is dropped: a worker that waited for its next heartbeat to notice would be
+/// away for half a minute after every restart of its controller.
+struct Watched<S> {
+    stream: S,
+    lost: Arc<watch::Sender<bool>>,
+}
+
+impl<S> Drop for Watched<S> {
+    fn drop(&mut self) {
+        self.lost.send_replace(true);
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

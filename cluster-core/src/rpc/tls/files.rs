@@ -1,0 +1,139 @@
+//! The operator's certificate files: read at start, watched, swapped. A bad new file is told and the old
+//! ones stay in use.
+//!
+//! The directories are watched and not the files: most tools put a new file in the place of the old one,
+//! and mounted secrets change a link beside it.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::{Credentials, Identity, PeerRule, Trust, credentials::REVIEW_INTERVAL};
+use crate::{
+    clock::now_ms,
+    config::cluster_port::CertificatePaths,
+    error::{Error, ErrorCode, Result},
+    identity::sha256,
+};
+
+/// Certificate and key are two files: both are mostly there when this is over.
+const SETTLE: Duration = Duration::from_millis(300);
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What the files hold, to tell whether they have changed.
+type Digest = [u8; 32];
+
+/// Reads the files and keeps the credentials at what they hold until told to stop. What is wrong at the
+/// start is an error.
+pub fn watch(paths: CertificatePaths, rule: PeerRule, stop: CancellationToken) -> Result<Credentials> {
+    let (digest, identity, trust) = load(&paths)?;
+    let credentials = Credentials::new(rule, Some(identity), trust)?;
+    // One is enough: whoever reads it looks at all files.
+    let (changed, changes) = mpsc::channel(1);
+    let watcher = watcher(&paths, changed);
+    if let Err(error) = &watcher {
+        tracing::warn!(%error, "certificate files cannot be watched; they are looked at once a minute");
+    }
+    let watched = credentials.clone();
+    tokio::spawn(async move {
+        let ended = stop.cancelled();
+        tokio::select! {
+            () = ended => {}
+            () = follow(watched, paths, digest, changes) => {}
+        }
+        drop(watcher);
+    });
+    Ok(credentials)
+}
+
+fn watcher(paths: &CertificatePaths, changed: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Being read is no change, and it is we who read.
+        if event.is_ok_and(|event| event.kind.is_access()) {
+            return;
+        }
+        // Full: somebody is about to look anyway.
+        let _ = changed.try_send(());
+    })?;
+    let mut directories: Vec<PathBuf> = [&paths.cert, &paths.key, &paths.ca]
+        .into_iter()
+        .filter_map(|path| path.parent())
+        .map(|parent| if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
+        .collect();
+    directories.sort();
+    directories.dedup();
+    for directory in directories {
+        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
+}
+
+async fn follow(
+    credentials: Credentials,
+    paths: CertificatePaths,
+    mut used: Digest,
+    mut changes: mpsc::Receiver<()>,
+) {
+    loop {
+        // The pause also finds changes on file systems that tell of none.
+        match tokio::time::timeout(REVIEW_INTERVAL, changes.recv()).await {
+            Ok(Some(())) => {
+                tokio::time::sleep(SETTLE).await;
+                let _ = changes.try_recv();
+            }
+            // Without a watcher.
+            Ok(None) => tokio::time::sleep(REVIEW_INTERVAL).await,
+            Err(_) => {}
+        }
+        credentials.review();
+        match load(&paths) {
+            Ok((digest, _, _)) if digest == used => credentials.note(None),
+            Ok((digest, identity, trust)) => match credentials.replace(Some(identity), trust) {
+                Ok(()) => {
+                    used = digest;
+                    credentials.note(None);
+                    tracing::info!(cert = %paths.cert.display(), "certificates were replaced");
+                }
+                Err(error) => credentials.note(Some(&error)),
+            },
+            Err(error) => credentials.note(Some(&error)),
+        }
+    }
+}
+
+fn load(paths: &CertificatePaths) -> Result<(Digest, Identity, Trust)> {
+    let read = |path: &PathBuf| -> Result<Zeroizing<Vec<u8>>> {
+        let failed = |why: String| {
+            Error::new(ErrorCode::ConfigInvalid, format!("{} {why}", path.display()))
+                .remedy("spec.cluster.tls names PEM files that this process can read")
+        };
+        let size = fs::metadata(path).map_err(|e| failed("cannot be read".into()).source(e))?.len();
+        if size > FILE_BYTES_MAX {
+            return Err(failed(format!("is larger than {FILE_BYTES_MAX} bytes")));
+        }
+        fs::read(path).map(Zeroizing::new).map_err(|e| failed("cannot be read".into()).source(e))
+    };
+    let (cert, key, ca) = (read(&paths.cert)?, read(&paths.key)?, read(&paths.ca)?);
+    let named = |path: &PathBuf| {
+        let path = path.display().to_string();
+        move |e: Error| {
+            let told = Error::new(ErrorCode::ConfigInvalid, format!("{path}: {}", e.message()))
+                .remedy("replace it with a file that is whole and in time");
+            match std::error::Error::source(&e) {
+                Some(cause) => told.source(cause.to_string()),
+                None => told,
+            }
+        }
+    };
+    let identity = Identity::of_pem(&cert, &key).map_err(named(&paths.cert))?;
+    if identity.facts.not_before_secs > now_ms() / 1000 {
+        let early = Error::new(ErrorCode::ConfigInvalid, "the certificate is not valid yet");
+        return Err(named(&paths.cert)(early));
+    }
+    let trust = Trust::of_pem(&ca, None).map_err(named(&paths.ca))?;
+    let digests = [sha256(&cert), sha256(&key), sha256(&ca)].concat();
+    Ok((sha256(&digests), identity, trust))
+}

@@ -1,0 +1,168 @@
+//! Accepting under TLS: every handshake has a time limit, and there are only so many of them, and of
+//! connections, at once.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rustls::pki_types::CertificateDer;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Credentials, TlsConnection,
+    newcomers::{Newcomer, Newcomers},
+    open::PeerSide,
+    refusal,
+};
+use crate::identity::CertificateFacts;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Callers that say nothing hold a place until their time is up.
+const HANDSHAKES_MAX: usize = 256;
+/// A node needs one or two.
+const CONNECTIONS_MAX: usize = 2048;
+/// Enough to attest by two calls, not enough to hold a slot.
+const BARE_LIFE: Duration = Duration::from_secs(30);
+/// How long a refused peer may take to read why.
+const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
+/// One line per address in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+const LOGGED_MAX: usize = 1024;
+
+/// What a connection takes up while it is open.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    _connection: OwnedSemaphorePermit,
+    /// Until it has shown a certificate.
+    newcomer: Option<Newcomer>,
+}
+
+/// Performs handshakes for one listener.
+#[derive(Debug)]
+pub(crate) struct Handshakes {
+    credentials: Credentials,
+    handshakes: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    newcomers: Newcomers,
+    logged: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+impl Handshakes {
+    pub fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            newcomers: Newcomers::default(),
+            logged: Mutex::default(),
+        }
+    }
+
+    /// A place for one more connection; None when all are taken, or this address has its share of those
+    /// that have proven nothing, which is said once a minute.
+    pub fn slot(&self, from: SocketAddr) -> Option<Slot> {
+        let connection = self.connections.clone().try_acquire_owned().ok();
+        let slot = connection.zip(self.newcomers.admit(from.ip()));
+        if slot.is_none() && self.may_log(from.ip()) {
+            tracing::warn!(%from, "a connection was turned away: too many are open");
+        }
+        slot.map(|(connection, newcomer)| Slot { _connection: connection, newcomer: Some(newcomer) })
+    }
+
+    /// None when it failed, which is logged here.
+    pub async fn perform(&self, stream: TcpStream, from: SocketAddr, slot: Slot) -> Option<TlsConnection> {
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, from, slot)).await {
+            Ok(Ok(connection)) => Some(connection),
+            Ok(Err(Some(error))) => {
+                if self.may_log(from.ip()) {
+                    let error = refusal::of_caller(&error);
+                    tracing::warn!(%from, reason = %error.code(), error = %error.chain(), "a handshake failed");
+                }
+                None
+            }
+            Ok(Err(None)) => None,
+            Err(_) => {
+                if self.may_log(from.ip()) {
+                    tracing::warn!(%from, "a handshake was not finished in time");
+                }
+                None
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        mut slot: Slot,
+    ) -> Result<TlsConnection, Option<io::Error>> {
+        // Closed never; and then there is nobody to serve.
+        let _turn = self.handshakes.acquire().await.map_err(|_| None)?;
+        // Without a certificate of ours yet there is nothing to say.
+        let config = self.credentials.server().ok_or(None)?;
+        let accepted = TlsAcceptor::from(config).accept(stream).into_fallible().await;
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err((error, stream)) => {
+                tokio::spawn(farewell(stream));
+                return Err(Some(error));
+            }
+        };
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let chain: Vec<CertificateDer<'static>> =
+            chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let names = match chain.first() {
+            Some(leaf) => {
+                let facts = CertificateFacts::of(leaf).map_err(|e| Some(io::Error::other(e)))?;
+                Some(Arc::from(facts.dns_names))
+            }
+            None => None,
+        };
+        let bare = names.is_none();
+        if !bare {
+            slot.newcomer = None;
+        }
+        let entry = self.credentials.enter(PeerSide::Client, chain);
+        let connection = TlsConnection::new(stream.into(), from, names, entry, Some(slot));
+        Ok(if bare { connection.ends_after(BARE_LIFE) } else { connection })
+    }
+
+    fn may_log(&self, from: IpAddr) -> bool {
+        let now = Instant::now();
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.get(&from).is_some_and(|at| now.duration_since(*at) < LOG_INTERVAL) {
+            return false;
+        }
+        if logged.len() >= LOGGED_MAX {
+            logged.retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
+        }
+        // Still full: a flood from many addresses is told by those that are in already.
+        let room = logged.len() < LOGGED_MAX;
+        if room {
+            logged.insert(from, now);
+        }
+        room
+    }
+}
+
+/// Closing with bytes unread would reset the connection and take the alert with it, by which the other
+/// end learns why it was refused.
+async fn farewell(mut stream: TcpStream) {
+    let drained = async {
+        let _ = stream.shutdown().await;
+        let mut unread = stream.take(FAREWELL_BYTES_MAX);
+        tokio::io::copy(&mut unread, &mut tokio::io::sink()).await
+    };
+    // Who does not go is left.
+    let _ = tokio::time::timeout(FAREWELL, drained).await;
+}

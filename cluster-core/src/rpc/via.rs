@@ -1,0 +1,76 @@
+//! Who may speak on a connection, judged by how it came in. What a call says of itself is judged
+//! by its envelope.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tonic::Request;
+
+use super::listener::Via;
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
+
+/// How far the caller has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Proving who it is: it may have no certificate yet.
+    Attesting,
+    /// A member, which has one.
+    Admitted,
+}
+
+pub(super) fn via<T>(request: &Request<T>) -> Via {
+    // The server sets it on every connection; without it nothing is known: a caller under TLS that has
+    // shown nothing may do the least.
+    let unknown = || Via::Tls { from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), names: None };
+    request.extensions().get::<Via>().cloned().unwrap_or_else(unknown)
+}
+
+/// Whether this node may speak here.
+pub(super) fn check(via: &Via, node_id: &NodeId, stage: Stage) -> Result<()> {
+    match via {
+        Via::Link(owner) if owner != node_id => Err(Error::new(
+            ErrorCode::NotYours,
+            format!("{node_id} speaks on the connection that was made to {owner}"),
+        )),
+        Via::Tls { names: None, .. } if stage == Stage::Admitted => {
+            Err(Error::new(ErrorCode::UntrustedCa, format!("{node_id} shows no certificate")).remedy(
+                "attest with a certificate request, then connect with the certificate that comes back",
+            ))
+        }
+        // Byte by byte: a wildcard is a name like any other.
+        Via::Tls { names: Some(names), .. } if !names.iter().any(|name| name == node_id.as_str()) => {
+            Err(Error::new(ErrorCode::NotYours, format!("the certificate shown is not {node_id}'s"))
+                .remedy("a node's certificate holds its id as a DNS name in the subject alternative name"))
+        }
+        Via::Tls { .. } | Via::Link(_) | Via::Plain(_) | Via::Unix => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_speaks_for_the_very_id_it_names() {
+        let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let under = |names: Option<&[&str]>| Via::Tls {
+            from,
+            names: names.map(|names| names.iter().map(ToString::to_string).collect()),
+        };
+        let node = NodeId::parse("edge-1").unwrap();
+        let code = |via: &Via, stage| check(via, &node, stage).map_err(|e| e.code());
+        assert_eq!(code(&under(Some(&["edge-1"])), Stage::Admitted), Ok(()));
+        assert_eq!(code(&under(Some(&["host.example", "edge-1"])), Stage::Attesting), Ok(()));
+        for names in [&["*"][..], &["EDGE-1"], &["edge-10"], &["edge-1."], &["*.edge-1"], &[]] {
+            for stage in [Stage::Attesting, Stage::Admitted] {
+                assert_eq!(code(&under(Some(names)), stage), Err(ErrorCode::NotYours), "{names:?}");
+            }
+        }
+        assert_eq!(code(&under(None), Stage::Attesting), Ok(()));
+        assert_eq!(code(&under(None), Stage::Admitted), Err(ErrorCode::UntrustedCa));
+        let other = NodeId::parse("edge-2").unwrap();
+        assert_eq!(code(&Via::Link(other), Stage::Admitted), Err(ErrorCode::NotYours));
+    }
+}
