@@ -1,6 +1,8 @@
 //! What this machine has for executions: detected, unless the configuration states it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
 
 use sysinfo::{Disks, System};
 
@@ -14,10 +16,23 @@ use crate::{
 /// Left to the machine itself.
 const MEMORY_RESERVED_MB: u32 = 256;
 
-#[derive(Debug, Clone)]
-pub struct Capacity {
+/// What the configuration states, and a later one may change.
+#[derive(Debug)]
+struct Stated {
     resources: Resources,
     tags: Vec<Tag>,
+}
+
+impl Stated {
+    fn of(settings: &Settings) -> Self {
+        Self { resources: settings.resources.clone(), tags: settings.tags.clone() }
+    }
+}
+
+/// A cheap handle.
+#[derive(Debug, Clone)]
+pub struct Capacity {
+    stated: Arc<ArcSwap<Stated>>,
     engine: Option<Engine>,
     disk_path: PathBuf,
 }
@@ -25,11 +40,15 @@ pub struct Capacity {
 impl Capacity {
     pub fn new(settings: &Settings, engine: Option<Engine>) -> Self {
         Self {
-            resources: settings.resources.clone(),
-            tags: settings.tags.clone(),
+            stated: Arc::new(ArcSwap::from_pointee(Stated::of(settings))),
             engine,
             disk_path: settings.data_dir.clone(),
         }
+    }
+
+    /// Another configuration came: resources and tags are as it states from the next measure on.
+    pub fn state(&self, settings: &Settings) {
+        self.stated.store(Arc::new(Stated::of(settings)));
     }
 
     /// As it is now. An engine that does not answer shows as an empty name.
@@ -44,7 +63,8 @@ impl Capacity {
                 .ok(),
             None => None,
         };
-        let stated = &self.resources;
+        let configured = self.stated.load_full();
+        let stated = &configured.resources;
         let gpus = stated.gpu_count.unwrap_or(u32::from(stated.gpu.unwrap_or(false)));
         Capabilities {
             total: Amounts {
@@ -59,7 +79,7 @@ impl Capacity {
             disk_gb: stated.disk_gb.unwrap_or_else(|| self.disk_gb()),
             memory_mb_free,
             runtimes: vec!["docker".to_owned()],
-            tags: self.tags.clone(),
+            tags: configured.tags.clone(),
             models: Vec::new(),
             engine: info.as_ref().map(|info| format!("docker {}", info.version)).unwrap_or_default(),
             os: std::env::consts::OS.to_owned(),

@@ -3,6 +3,7 @@
 //! The parts of a node are made and wired in [`start`]; [`Core::shutdown`] stops them.
 
 mod certificates;
+mod config;
 mod nodes;
 mod start;
 
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::rfc3339,
     cluster::{
+        applied::AppliedConfig,
         controller::Controller,
         nodes::Nodes,
         peer::Role,
@@ -58,6 +60,7 @@ struct Inner {
     role: Role,
     started: Instant,
     engine: Option<Engine>,
+    applied: AppliedConfig,
     part: Part,
     stop: CancellationToken,
     /// Cancelled when the membership wants the process to end.
@@ -136,6 +139,7 @@ impl Core {
         data: Arc<DataDirectory>,
         operator_token: Option<&str>,
     ) -> Result<Core> {
+        let (settings, applied) = AppliedConfig::restore(settings, data.path());
         let node_id = start::node_id(&settings, data.path())?;
         let key_path =
             settings.node_keypair_path.clone().unwrap_or_else(|| data.path().join("node-keypair.pem"));
@@ -148,8 +152,14 @@ impl Core {
         };
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         let metrics = Metrics::default();
-        let node =
-            start::Node { settings: &settings, data: &data, id: &node_id, keys, engine: engine.clone() };
+        let node = start::Node {
+            settings: &settings,
+            data: &data,
+            id: &node_id,
+            keys,
+            engine: engine.clone(),
+            applied: &applied,
+        };
         let mut tasks = Vec::new();
         let role = settings.role;
         let part = match role {
@@ -170,6 +180,7 @@ impl Core {
             role,
             started: Instant::now(),
             engine,
+            applied,
             part,
             stop,
             end,

@@ -156,6 +156,11 @@ name!(
     "an enrolment token looks like <id>.<secret>.<fingerprint>"
 );
 name!(
+    /// A tenant, as configuration layers are keyed.
+    TenantSlug, "tenant", is_label,
+    "use 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"
+);
+name!(
     /// What placement matches: `gpu`, `zone=eu`.
     Tag, "tag", is_tag,
     "use 1 to 63 of a-z, 0-9, '-', '.', '_', '=' and '/', beginning and ending with a letter or digit"

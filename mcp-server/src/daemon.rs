@@ -54,7 +54,7 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<()> {
     let loaded = config::load(options.config.as_deref(), options.started_by)?;
     let settings = Settings::of(&loaded.config, &options.overrides)?;
-    log::init(settings.log_level.as_deref())?;
+    let set_level = log::init(settings.log_level.as_deref())?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
 
@@ -76,6 +76,7 @@ pub async fn run(options: Options) -> Result<()> {
     let address = listener.local_addr().map_err(|e| Error::internal("no local address").source(e))?;
 
     let core = Core::start(settings.clone(), Arc::clone(&data), Some(&token)).await?;
+    follow_log_level(&core, set_level, stop.clone());
     let listening = Listening { core: core.clone(), settings, guard, catalogue, stop: stop.clone() };
     let listeners = listening.spawn(&data, listener).and_then(|listeners| {
         files::write_address(&data, address)?;
@@ -143,6 +144,24 @@ impl Listening {
         tasks.spawn(serve_tcp(http, outside, self.stop));
         Ok(tasks)
     }
+}
+
+/// A pushed configuration may set the level, from its start on and while it runs.
+fn follow_log_level(core: &Core, set_level: log::SetLevel, stop: CancellationToken) {
+    let mut settings = core.settings();
+    // Ends with the daemon or its core.
+    tokio::spawn(async move {
+        loop {
+            let level = settings.borrow_and_update().log_level.clone();
+            if let Err(error) = set_level(level.as_deref()) {
+                tracing::error!(%error, "the log level stays as it is");
+            }
+            match stop.run_until_cancelled(settings.changed()).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) | None => return,
+            }
+        }
+    });
 }
 
 async fn bind(settings: &Settings) -> Result<TcpListener> {

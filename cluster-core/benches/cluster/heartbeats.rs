@@ -39,7 +39,7 @@ pub async fn run() {
         HealthSettings { stale_threshold: Duration::from_secs(90), sweep_interval: Duration::from_secs(10) };
     let (home, key) = (NodeId::parse("home").unwrap(), Arc::new(NodeKey::generate().unwrap()));
     let stop = CancellationToken::new();
-    let controller = Controller::start(home, key, directory.path(), store, health, stop).await.unwrap();
+    let controller = Controller::start(home, key, directory.path(), store, health, None, stop).await.unwrap();
     let (nodes, _streams) =
         Nodes::new(controller.clone(), None, DirectAccess { credentials: None, allow_insecure: false });
     let settings = ControllerApiSettings {

@@ -5,12 +5,14 @@
 //! for drains that are overdue.
 
 mod admission;
+mod config;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 pub use admission::{
     Admission, ChallengeAnswer, ChallengeSignature, Rotation, TokenOrder, TokenState, TokenView,
 };
+pub use config::NodeConfigView;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +25,9 @@ use super::{
 use crate::{
     clock::now_ms,
     error::{Error, ErrorCode, Failure, Result},
-    identity::{Challenger, LocalSigner, NodeKey, PublicKey, SealContext, TokenKeys},
+    identity::{
+        Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
+    },
     ids::{ClusterId, CommandId, ExecutionId, NodeId},
     store::{NodeRecord, Store, Write},
 };
@@ -59,8 +63,7 @@ struct Shared {
     cluster_id: ClusterId,
     epoch: u64,
     key: Arc<NodeKey>,
-    signer: LocalSigner,
-    keys: TokenKeys,
+    signer: Arc<TokenSigner>,
     challenger: Challenger,
     sessions: Sessions,
     events: NodeEvents,
@@ -69,6 +72,9 @@ struct Shared {
     /// Rises with every change of the membership.
     version: watch::Receiver<u64>,
     overdue: watch::Receiver<Vec<ExecutionId>>,
+    /// Configuration changes one after the other.
+    config: tokio::sync::Mutex<()>,
+    stale_threshold: Duration,
 }
 
 /// What a member's record says of it.
@@ -92,6 +98,7 @@ impl Controller {
         data: &Path,
         store: Store,
         health: HealthSettings,
+        transit: Option<TransitSettings>,
         stop: CancellationToken,
     ) -> Result<Self> {
         let cluster_id = match store.meta(META_CLUSTER_ID).await? {
@@ -105,8 +112,11 @@ impl Controller {
         };
         let epoch = 1 + store.meta(META_EPOCH).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         store.write(Write::SetMeta { name: META_EPOCH, value: epoch.to_string() }).await?;
-        let signer = LocalSigner::load_or_create(&data.join("token-key.pem"))?;
-        let keys = TokenKeys::parse(&signer.key_set()?, cluster_id.clone(), id.clone())?;
+        let signer = Arc::new(match transit {
+            Some(transit) => TokenSigner::transit(transit, cluster_id.clone(), id.clone())?,
+            None => TokenSigner::local(&data.join("token-key.pem"), cluster_id.clone(), id.clone())?,
+        });
+        tokio::spawn(signer.clone().keep(stop.clone()));
 
         let mut commands = Vec::new();
         for (node_id, command_id, body) in store.open_commands().await? {
@@ -139,7 +149,6 @@ impl Controller {
             epoch,
             key,
             signer,
-            keys,
             challenger,
             sessions,
             events,
@@ -147,6 +156,8 @@ impl Controller {
             decisions,
             version,
             overdue,
+            config: tokio::sync::Mutex::default(),
+            stale_threshold: health.stale_threshold,
         })))
     }
 
@@ -166,8 +177,18 @@ impl Controller {
         self.0.key.public()
     }
 
-    pub fn token_keys(&self) -> &TokenKeys {
-        &self.0.keys
+    /// What node security tokens are checked with now.
+    pub fn token_keys(&self) -> Arc<TokenKeys> {
+        self.0.signer.keys()
+    }
+
+    pub fn token_keys_view(&self) -> TokenKeysView {
+        self.0.signer.view()
+    }
+
+    /// A new key signs at once; tokens that are out stay valid.
+    pub async fn rotate_token_key(&self) -> Result<TokenKeysView> {
+        self.0.signer.rotate().await
     }
 
     pub fn sessions(&self) -> &Sessions {
@@ -286,13 +307,16 @@ impl Controller {
     }
 
     pub async fn register(&self, node_id: NodeId, registration: Registration) -> Result<()> {
+        let (id, runtimes) = (node_id.clone(), registration.capabilities.runtimes.clone());
         self.decide(move |membership, now_ms| Ok((membership.register(&node_id, registration, now_ms)?, ())))
-            .await
+            .await?;
+        self.assign(&id, runtimes).await
     }
 
     /// The controller's own node, in a hybrid.
     pub async fn register_local(&self, registration: Registration) -> Result<()> {
         let (id, key) = (self.0.id.clone(), *self.public_key().as_bytes());
+        let runtimes = registration.capabilities.runtimes.clone();
         self.decide(move |membership, now_ms| {
             let mut record = match membership.record(&id) {
                 Some(record) => record.clone(),
@@ -306,7 +330,8 @@ impl Controller {
             record.registered_at_ms = Some(now_ms);
             Ok((vec![Change::Put(Box::new(record))], ()))
         })
-        .await
+        .await?;
+        self.assign(&self.0.id, runtimes).await
     }
 
     /// A heartbeat, answered with what the node is to do.

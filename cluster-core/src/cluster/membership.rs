@@ -30,13 +30,20 @@ const DRAINING: &str = "draining";
 const REMOVING: &str = "being removed";
 
 /// What a node is told to do, once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     Drain,
     Resume,
     /// Ends the process once nothing runs there.
     Shutdown,
+    /// To run this version of its configuration.
+    PushConfig {
+        version: String,
+        /// Merged when it is sent, and never stored.
+        #[serde(skip)]
+        body: Vec<u8>,
+    },
 }
 
 /// Commands that the node has not acknowledged, oldest first.
@@ -123,6 +130,15 @@ pub struct Report {
     pub acknowledged: Vec<CommandId>,
     /// Whether the node itself refuses new work; None where it does not say.
     pub draining: Option<bool>,
+    /// What it says of its configuration; None where it says nothing of it.
+    pub config: Option<ConfigReport>,
+}
+
+/// The version that a node runs, and why not a newer one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigReport {
+    pub version: String,
+    pub error: Option<String>,
 }
 
 #[derive(Debug)]
@@ -133,6 +149,8 @@ struct Node {
     link_up: bool,
     reserved: BTreeMap<ExecutionId, Amounts>,
     commands: Vec<(CommandId, Command)>,
+    /// As it last said, in this life of the controller.
+    config: Option<ConfigReport>,
 }
 
 #[derive(Debug, Default)]
@@ -185,6 +203,7 @@ impl Membership {
                     link_up: record.link == LinkKind::Local,
                     reserved: BTreeMap::new(),
                     commands: Vec::new(),
+                    config: None,
                     record,
                 };
                 self.nodes.insert(node.record.node_id.clone(), node);
@@ -380,6 +399,7 @@ impl Membership {
     ) -> Result<(Vec<Change>, OpenCommands)> {
         let node = self.nodes.get_mut(node_id).ok_or_else(|| unknown(node_id))?;
         node.heard_ms = now_ms;
+        node.config = report.config.or(node.config.take());
         let mut changes = Vec::new();
         let known = report
             .acknowledged
@@ -390,7 +410,7 @@ impl Membership {
             node.commands.iter().filter(|(id, _)| !known.contains(id)).cloned().collect();
         if let Some(command) = node.correction(report.draining, &open) {
             let command_id = CommandId::mint();
-            open.push((command_id.clone(), command));
+            open.push((command_id.clone(), command.clone()));
             changes.push(Change::Queue { node_id: node_id.clone(), command_id, command });
         }
         if !known.is_empty() {
@@ -426,6 +446,34 @@ impl Membership {
             observed: Observed::Offline,
             last_heartbeat_ms: Some(now_ms),
         }])
+    }
+
+    /// Tells a node to run another version, unless it is known to run it. `changed`: what it should run
+    /// has changed just now. A newer command takes the place of those that nobody has acknowledged.
+    pub fn push_config(&self, node_id: &NodeId, version: &str, changed: bool) -> Result<Vec<Change>> {
+        let node = self.node(node_id)?;
+        let (mut older, mut queued) = (Vec::new(), false);
+        for (command_id, command) in &node.commands {
+            match command {
+                Command::PushConfig { version: open, .. } if open == version => queued = true,
+                Command::PushConfig { .. } => older.push(command_id.clone()),
+                Command::Drain | Command::Resume | Command::Shutdown => {}
+            }
+        }
+        let mut changes = Vec::new();
+        if !older.is_empty() {
+            changes.push(Change::Acknowledge { node_id: node_id.clone(), command_ids: older });
+        }
+        let runs = node.config.as_ref().map(|config| (config.version.as_str(), config.error.is_none()));
+        let needed = match runs {
+            Some(runs) => runs != (version, true),
+            None => changed,
+        };
+        if needed && !queued {
+            changes
+                .push(queue(node_id, Command::PushConfig { version: version.to_owned(), body: Vec::new() }));
+        }
+        Ok(changes)
     }
 
     pub fn link_is(&self, node_id: &NodeId, up: bool) -> bool {
@@ -739,6 +787,8 @@ impl Node {
             models: record.capabilities.models.clone(),
             host: record.site.as_ref().map(|site| site.host.clone()),
             sealed: record.sealed,
+            config_version: self.config.as_ref().map(|config| config.version.clone()),
+            config_error: self.config.as_ref().and_then(|config| config.error.clone()),
             problem: self.blocked().filter(|why| !matches!(*why, DRAINING | REMOVING)).map(|why| {
                 crate::error::Failure { code: ErrorCode::Unavailable, message: why.to_owned(), remedy: None }
             }),

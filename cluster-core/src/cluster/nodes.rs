@@ -18,6 +18,7 @@ use super::{
     direct::{self, DirectAccess},
 };
 use crate::{
+    config::layers::MergedConfig,
     error::{Error, ErrorCode, Result},
     execution::{
         supervisor::{Held, Order, Supervisor},
@@ -222,6 +223,23 @@ impl Nodes {
                 }
             });
         }
+    }
+
+    /// Sends a node its configuration now. One that cannot be called, or is called in vain, fetches it
+    /// with its next heartbeat.
+    pub fn push_config(&self, node_id: &NodeId, config: MergedConfig) {
+        let Ok(Worker::Remote { client, sealer }) = self.worker(node_id) else { return };
+        let node_id = node_id.clone();
+        tokio::spawn(async move {
+            match client.push_config(&sealer, &node_id, &config).await {
+                Ok(accepted) => tracing::debug!(%node_id, accepted, "the configuration was pushed"),
+                Err(error) => tracing::debug!(%node_id, error = %error.chain(), "not pushed"),
+            }
+            // What came of it is told, and acknowledged, by a heartbeat.
+            if let Err(error) = client.nudge(&sealer).await {
+                tracing::debug!(%node_id, error = %error.chain(), "not nudged");
+            }
+        });
     }
 
     /// The connection of a node's link, to run something on its host.

@@ -227,6 +227,12 @@ pub struct PeerView {
     pub host: Option<String>,
     /// False for a node of the other implementation, admitted without sealed contexts.
     pub sealed: bool,
+    /// Of the pushed configuration that it runs; absent until it has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_version: Option<String>,
+    /// Why it does not run the newest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_error: Option<String>,
     /// Why the link is down or the node cannot be used, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Failure>,

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::membership::Command;
+use super::{applied::AppliedConfig, membership::Command};
 use crate::{
     capacity::Capacity,
     config::{resolve_secret, settings::ControllerSettings},
@@ -30,6 +30,8 @@ use crate::{
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// The controller's socket costs nothing to try: a returning controller is found within seconds.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Between tries of a refresh that the controller cannot serve just now.
+const REFRESH_RETRY: Duration = Duration::from_secs(5);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Acknowledged at once rather than with the next regular heartbeat.
 const ACKNOWLEDGE_DELAY: Duration = Duration::from_millis(50);
@@ -115,8 +117,7 @@ pub struct WorkerTask {
     pub nudge: Arc<Notify>,
     /// Cancelled when the process is to end: the controller shut this node down, or it left.
     pub end: CancellationToken,
-    pub heartbeat_interval: Duration,
-    pub token_refresh_margin: Duration,
+    pub applied: AppliedConfig,
 }
 
 /// Resolves when this node has another certificate; never where it has none at all.
@@ -210,17 +211,32 @@ impl WorkerTask {
         stop: &CancellationToken,
     ) -> Result<End> {
         let mut acknowledged = Vec::new();
-        let mut next = Instant::now() + self.heartbeat_interval;
+        let mut configured = self.applied.watch();
+        let mut next = Instant::now() + self.applied.settings().heartbeat_interval;
+        let mut refresh_again = None;
         let mut look = tokio::time::interval(SHUTDOWN_INTERVAL);
         let mut certificate = self.tls.credentials().map(Credentials::version);
         loop {
-            let refresh = session.since + session.lifetime.saturating_sub(self.token_refresh_margin);
+            let settings = self.applied.settings();
+            let due = session.since + session.lifetime.saturating_sub(settings.token_refresh_margin);
+            let refresh = refresh_again.unwrap_or(due);
             tokio::select! {
                 () = stop.cancelled() => return Ok(End::Stopped),
                 () = client.lost() => {
                     return Err(Error::new(ErrorCode::Unavailable, "the connection to the controller was lost"));
                 }
-                () = tokio::time::sleep_until(refresh.into()) => *session = self.renew(client).await?,
+                () = tokio::time::sleep_until(refresh.into()) => match self.renew(client).await {
+                    Ok(fresh) => {
+                        *session = fresh;
+                        refresh_again = None;
+                    }
+                    // The controller cannot sign just now, and our token is good for a while yet.
+                    Err(error) if error.code() == ErrorCode::Unavailable && session.is_valid() => {
+                        tracing::warn!(error = %error.chain(), "the token could not be refreshed yet");
+                        refresh_again = Some(std::time::Instant::now() + REFRESH_RETRY);
+                    }
+                    Err(error) => return Err(error),
+                },
                 Some(order) = orders.recv() => {
                     if self.take(order, client, session).await? {
                         return Ok(End::Left);
@@ -231,6 +247,10 @@ impl WorkerTask {
                         return Ok(End::ShutDown);
                     }
                 }
+                // A shorter interval holds at once, not after the longer one.
+                _ = configured.changed() => {
+                    next = next.min(Instant::now() + self.applied.settings().heartbeat_interval);
+                }
                 () = changed(&mut certificate) => {
                     // Shown from now on; the session is the same.
                     *client = ControllerClient::connect(&self.controller.endpoint, &self.tls).await?;
@@ -240,7 +260,7 @@ impl WorkerTask {
                     let commands = self.beat(client, session, &acknowledged).await?;
                     acknowledged = self.obey(commands)?;
                     let soon = !acknowledged.is_empty();
-                    next = Instant::now() + if soon { ACKNOWLEDGE_DELAY } else { self.heartbeat_interval };
+                    next = Instant::now() + if soon { ACKNOWLEDGE_DELAY } else { settings.heartbeat_interval };
                 }
             }
         }
@@ -282,6 +302,7 @@ impl WorkerTask {
         }
         let capabilities = self.capacity.measure().await;
         client.register(&session, &self.applicant, &capabilities).await?;
+        self.sync(&mut client, &session).await?;
         // Commands that waited for this node are taken at once, not half a minute later.
         let commands = self.beat(&mut client, &session, &[]).await?;
         let acknowledged = self.obey(commands)?;
@@ -313,6 +334,22 @@ impl WorkerTask {
                 keys.drop_next()?;
                 Err(error)
             }
+        }
+    }
+
+    /// Catches up on the configuration that was pushed while this node was away.
+    async fn sync(&self, client: &mut ControllerClient, session: &Session) -> Result<()> {
+        let (current, _) = self.applied.report();
+        match client.sync_config(session, &self.applicant.node_id, current).await {
+            Ok(Some((version, json))) => {
+                // Refused, it is told by the heartbeat, and the node goes on with what it has.
+                let _ = self.applied.apply(&version, &json);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            // A controller that keeps no layers.
+            Err(error) if error.code() == ErrorCode::NotOffered => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -354,12 +391,15 @@ impl WorkerTask {
         session: &Session,
         acknowledged: &[CommandId],
     ) -> Result<Vec<(CommandId, Command)>> {
+        let (config_version, config_error) = self.applied.report();
         let beat = Beat {
             capabilities: self.capacity.measure().await,
             running: self.supervisor.running(),
             held: self.supervisor.held(),
             acknowledged: acknowledged.to_vec(),
             draining: self.supervisor.is_draining(),
+            config_version,
+            config_error,
         };
         client.heartbeat(session, &self.applicant.node_id, beat).await
     }
@@ -369,12 +409,8 @@ impl WorkerTask {
         commands
             .into_iter()
             .map(|(command_id, command)| {
-                tracing::info!(%command_id, ?command, "obeyed");
-                match command {
-                    Command::Drain => self.supervisor.set_draining(true)?,
-                    Command::Resume => self.supervisor.set_draining(false)?,
-                    Command::Shutdown => self.supervisor.close(),
-                }
+                obey(&self.supervisor, &self.applied, command)?;
+                tracing::info!(%command_id, "obeyed");
                 Ok(command_id)
             })
             .collect()
@@ -386,6 +422,23 @@ impl WorkerTask {
             Ok(Ok(())) => tracing::info!("said goodbye"),
             Ok(Err(error)) => tracing::warn!(error = %error.chain(), "the goodbye was not taken"),
             Err(_) => tracing::warn!("the goodbye was not answered"),
+        }
+    }
+}
+
+/// Does what a command says. A configuration that is refused is obeyed too: its refusal is told by the
+/// next heartbeat, and sending it again would not help.
+pub fn obey(supervisor: &Supervisor, applied: &AppliedConfig, command: Command) -> Result<()> {
+    match command {
+        Command::Drain => supervisor.set_draining(true),
+        Command::Resume => supervisor.set_draining(false),
+        Command::Shutdown => {
+            supervisor.close();
+            Ok(())
+        }
+        Command::PushConfig { version, body } => {
+            let _ = applied.apply(&version, &body);
+            Ok(())
         }
     }
 }

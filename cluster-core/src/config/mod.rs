@@ -1,10 +1,15 @@
 //! The node's configuration: where it is found, how it is read, what a node runs with.
 //!
-//! Layers pushed by a controller come with a later version; here the file is the whole.
+//! - [`read`], [`schema`], [`settings`]: the file.
+//! - [`layers`]: what a controller keeps for its nodes, merged below the file.
+//! - [`pushed`]: what a layer may say, and what it may not.
 
 pub mod cluster_port;
+pub mod layers;
+pub mod pushed;
 mod read;
 pub mod schema;
+mod secrets;
 pub mod settings;
 
 use std::path::{Path, PathBuf};

@@ -34,19 +34,30 @@ pub(super) fn parse(text: &str) -> Result<NodeConfig> {
         serde_saphyr::from_str(text)
             .map_err(|e| invalid(format!("it is not sound YAML: {}", first_line(&e))))?
     };
+    normalise(&mut document)?;
+    typed(document)
+}
+
+/// One spelling of each key, no empty keys, and nothing unknown.
+pub(super) fn normalise(document: &mut Value) -> Result<()> {
     if document.is_null() {
-        document = Value::Object(Map::new());
+        *document = Value::Object(Map::new());
     }
     if !document.is_object() {
         return Err(invalid("it is not a mapping").remedy(format!("begin with apiVersion: {API_VERSION}")));
     }
     for (parent, alias, canonical) in ALIASES {
-        rename(&mut document, parent, alias, canonical)?;
+        rename(document, parent, alias, canonical)?;
     }
-    drop_nulls(&mut document);
-    unknown_keys(&document)?;
-    let config: NodeConfig = serde_path_to_error::deserialize(document)
+    drop_nulls(document);
+    unknown_keys(document)
+}
+
+/// The types of what is normalised.
+pub(super) fn typed(document: Value) -> Result<NodeConfig> {
+    let mut config: NodeConfig = serde_path_to_error::deserialize(document.clone())
         .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
+    config.document = document;
     for (key, given, expected) in
         [("apiVersion", &config.api_version, API_VERSION), ("kind", &config.kind, KIND)]
     {

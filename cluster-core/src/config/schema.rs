@@ -28,6 +28,10 @@ pub struct NodeConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Metadata>,
     pub spec: Spec,
+    /// The same as it was written: what pushed layers are merged below. Null for the defaults.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub document: Value,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -53,7 +57,7 @@ pub struct Spec {
     pub storage: Option<Value>,
     pub database: Database,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub secrets: Option<Value>,
+    pub secrets: Option<Secrets>,
     pub deploy: Deploy,
     pub mcp: Mcp,
     pub observability: Observability,
@@ -252,6 +256,56 @@ pub struct Policy {
 pub struct Database {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+}
+
+/// Where secrets are kept that are not this node's own.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Secrets {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<SecretsBackend>,
+}
+
+/// OpenBao, whose Transit engine signs node security tokens. Values may be `env:NAME` and `file:PATH`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SecretsBackend {
+    /// `https://openbao.internal:8200`; `http://` on loopback only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_method: Option<SecretsAuth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approle: Option<AppRole>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Of the Transit engine: `transit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
+    /// Of the signing key: `aegis-node-tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretsAuth {
+    #[serde(rename = "approle", alias = "app_role")]
+    AppRole,
+    Token,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AppRole {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_id: Option<String>,
 }
 
 /// What happens with a host key that nobody has approved.

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     cluster::peer::Role,
     error::{Error, ErrorCode, Result},
-    identity::PublicKey,
+    identity::{PublicKey, TransitSettings},
     ids::{NodeId, Tag},
 };
 
@@ -80,8 +81,20 @@ pub struct Settings {
     pub deploy: Deploy,
     pub mcp: McpSettings,
     pub log_level: Option<String>,
+    /// OpenBao's key for node security tokens; a key in the data directory where there is none.
+    pub transit: Option<TransitSettings>,
+    /// The file and the environment that these were made of, for layers that come later.
+    pub local: Arc<Local>,
     /// Sections that are kept and not used.
     pub unused: Vec<&'static str>,
+}
+
+/// What wins over every pushed layer.
+#[derive(Debug, Clone, Default)]
+pub struct Local {
+    /// The file, with one spelling of each key. Null where there is none.
+    pub document: serde_json::Value,
+    pub overrides: Overrides,
 }
 
 #[derive(Debug, Clone)]
@@ -228,6 +241,8 @@ impl Settings {
                 .log_level
                 .clone()
                 .or_else(|| spec.observability.logging.as_ref().and_then(|logging| logging.level.clone())),
+            transit: super::secrets::transit(spec.secrets.as_ref())?,
+            local: Arc::new(Local { document: config.document.clone(), overrides: overrides.clone() }),
             unused,
         })
     }
@@ -291,7 +306,6 @@ fn data_dir(overrides: &Overrides) -> Result<PathBuf> {
 fn unused(spec: &super::schema::Spec) -> Vec<&'static str> {
     [
         ("storage", spec.storage.is_some()),
-        ("secrets", spec.secrets.is_some()),
         ("llm_providers", spec.llm_providers.is_some()),
         ("llm_selection", spec.llm_selection.is_some()),
         ("mcp_servers", spec.mcp_servers.is_some()),

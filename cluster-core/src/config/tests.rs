@@ -83,3 +83,29 @@ fn secrets_are_read_by_reference_and_never_named_by_value() {
     assert_eq!(*resolve_secret("plain").unwrap(), "plain");
     assert!(resolve_secret("env:AEGIS_SURELY_NOT_SET").is_err());
 }
+
+#[test]
+fn openbao_is_read_by_reference_and_only_over_tls_off_loopback() {
+    let backend = |lines: &str| settings(&format!("spec: {{secrets: {{backend: {{{lines}}}}}}}"));
+    let good = "address: 'https://bao:8200', auth_method: approle, namespace: team, \
+                approle: {role_id: 'env:ROLE', secret_id: 'file:/run/secret'}, tls: {ca_cert: /ca.pem}";
+    let transit = backend(good).unwrap().transit.unwrap();
+    assert_eq!((transit.mount.as_str(), transit.key_name.as_str()), ("transit", "aegis-node-tokens"));
+    assert!(settings("").unwrap().transit.is_none());
+    assert!(backend("address: 'http://127.0.0.1:8200', token: 'env:T', mount: a/b").is_ok());
+    for (bad, words) in [
+        ("token: 'env:T'", "backend.address"),
+        ("address: 'http://bao:8200', token: 'env:T'", "only https"),
+        ("address: 'https://u:hunter2@bao', token: 'env:T'", "credentials"),
+        ("address: 'https://bao', auth_method: approle, approle: {role_id: r}", "secret_id"),
+        ("address: 'https://bao', auth_method: token", "backend.token"),
+        ("address: 'https://bao', auth_method: ldap", "auth_method"),
+        ("address: 'https://bao', token: t, mount: '../sys'", "backend.mount"),
+        ("address: 'https://bao', token: t, key_name: 'a/b'", "backend.key_name"),
+        ("address: 'https://bao', tokne: t", "did you mean token"),
+        ("address: 'https://bao', token: t, tls: {enabled: false}", "tls.enabled"),
+    ] {
+        let error = backend(bad).map(|_| ()).expect_err(bad).to_string();
+        assert!(error.contains(words) && !error.contains("hunter2"), "{bad}: {error}");
+    }
+}

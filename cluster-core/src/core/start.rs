@@ -11,6 +11,7 @@ use super::{ControllerPart, WorkerPart, certificates};
 use crate::{
     capacity::Capacity,
     cluster::{
+        applied::AppliedConfig,
         controller::{Controller, HealthSettings},
         direct::DirectAccess,
         nodes::Nodes,
@@ -51,6 +52,7 @@ pub(super) struct Node<'a> {
     pub keys: Arc<KeyFile>,
     /// None where no containers run.
     pub engine: Option<Engine>,
+    pub applied: &'a AppliedConfig,
 }
 
 pub(super) async fn start_controller(
@@ -59,13 +61,21 @@ pub(super) async fn start_controller(
     operator_token_sha256: Option<[u8; 32]>,
     stop: &CancellationToken,
 ) -> Result<(ControllerPart, tokio::task::JoinHandle<()>)> {
-    let Node { settings, data, id: node_id, keys, engine } = node;
+    let Node { settings, data, id: node_id, keys, engine, applied } = node;
     let store = Store::open(data.clone()).await?;
     let health =
         HealthSettings { stale_threshold: settings.stale_threshold, sweep_interval: settings.sweep_interval };
-    let controller =
-        Controller::start(node_id.clone(), keys.current(), data.path(), store.clone(), health, stop.clone())
-            .await?;
+    let transit = settings.transit.clone();
+    let controller = Controller::start(
+        node_id.clone(),
+        keys.current(),
+        data.path(),
+        store.clone(),
+        health,
+        transit,
+        stop.clone(),
+    )
+    .await?;
     let local = match &engine {
         Some(engine) => Some(supervisor(settings, data, node_id, engine.clone())?),
         None => None,
@@ -104,8 +114,9 @@ pub(super) async fn start_controller(
 
     if let Some(supervisor) = local {
         let capacity = Capacity::new(settings, engine);
-        let interval = settings.heartbeat_interval;
-        let local = LocalNode { controller: controller.clone(), supervisor, capacity, interval };
+        applied.govern(&capacity, Some(&supervisor));
+        let applied = applied.clone();
+        let local = LocalNode { controller: controller.clone(), supervisor, capacity, applied };
         local.register().await?;
         local.spawn(stop.clone());
     }
@@ -152,7 +163,7 @@ pub(super) async fn start_worker(
     stop: &CancellationToken,
     end: &CancellationToken,
 ) -> Result<(WorkerPart, Vec<tokio::task::JoinHandle<()>>)> {
-    let Node { settings, data, id: node_id, keys, engine } = node;
+    let Node { settings, data, id: node_id, keys, engine, applied } = node;
     let missing = |what: &str| Error::new(ErrorCode::ConfigInvalid, what.to_owned());
     let controller = settings.controller.clone().ok_or_else(|| missing("a worker needs a controller"))?;
     let engine = engine.ok_or_else(|| {
@@ -179,8 +190,16 @@ pub(super) async fn start_worker(
         }
     };
     let nudge = Arc::new(Notify::new());
-    let served =
-        WorkerApi::spawn(node_id.clone(), session.clone(), supervisor.clone(), nudge.clone(), intake);
+    let served = WorkerApi::spawn(
+        node_id.clone(),
+        session.clone(),
+        supervisor.clone(),
+        applied.clone(),
+        nudge.clone(),
+        intake,
+    );
+    let capacity = Capacity::new(settings, Some(engine));
+    applied.govern(&capacity, Some(&supervisor));
     let task = WorkerTask {
         applicant: Applicant {
             node_id: node_id.clone(),
@@ -195,9 +214,8 @@ pub(super) async fn start_worker(
         supervisor,
         nudge,
         end: end.clone(),
-        capacity: Capacity::new(settings, Some(engine)),
-        heartbeat_interval: settings.heartbeat_interval,
-        token_refresh_margin: settings.token_refresh_margin,
+        capacity,
+        applied: applied.clone(),
     };
     let (member, joined) = task.spawn(stop.clone());
     let credentials = tls.credentials().cloned();

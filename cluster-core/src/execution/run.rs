@@ -164,7 +164,7 @@ async fn prepare(shared: &Shared, run: &Run, name: &str) -> Result<()> {
         manifest: &order.manifest,
         env: environment(shared, run),
         network: &shared.network,
-        writable_root: shared.policy.allow_root_filesystem_writes.unwrap_or(false),
+        writable_root: shared.policy.load().allow_root_filesystem_writes.unwrap_or(false),
     };
     shared.engine.ensure_created(&spec).await
 }

@@ -15,6 +15,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use futures::Stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -31,7 +32,7 @@ use crate::{
     engine::{Engine, container_name},
     error::{Error, ErrorCode, Result},
     ids::{ExecutionId, NodeId},
-    store::DataDirectory,
+    store::{DataDirectory, write_synced},
 };
 
 /// Executions that a worker holds, running and ended but not released.
@@ -87,7 +88,7 @@ pub(super) struct Run {
 pub(super) struct Shared {
     pub node_id: NodeId,
     pub engine: Engine,
-    pub policy: Policy,
+    pub policy: ArcSwap<Policy>,
     pub network: String,
     /// Variables that every container of this node gets.
     pub env: Vec<(String, String)>,
@@ -127,7 +128,7 @@ impl Supervisor {
         let shared = Shared {
             node_id,
             engine,
-            policy,
+            policy: ArcSwap::from_pointee(policy),
             network,
             env,
             draining: AtomicBool::new(control.draining),
@@ -221,7 +222,7 @@ impl Supervisor {
                 "this node is draining and takes no new work",
             ));
         }
-        check_policy(&order.manifest, &self.0.policy)?;
+        check_policy(&order.manifest, &self.0.policy.load())?;
         if self.runs().len() >= RUNS_MAX {
             return Err(Error::new(
                 ErrorCode::ResourceExhausted,
@@ -336,6 +337,11 @@ impl Supervisor {
         write_synced(&self.0.control_path, &bytes).map_err(|e| unwritable(&self.0.control_path, e))
     }
 
+    /// For what is accepted or started from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        self.0.policy.store(Arc::new(policy));
+    }
+
     pub fn engine(&self) -> &Engine {
         &self.0.engine
     }
@@ -345,21 +351,6 @@ fn unwritable(path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
         .remedy("free some disk space on the node")
         .source(error)
-}
-
-/// Whole or not at all, and on disk before it returns.
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
-    let temporary = path.with_extension("new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(parent) => fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 /// Events from a number on, to the end.

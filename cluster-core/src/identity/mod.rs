@@ -19,7 +19,10 @@ pub(crate) use key::write_new;
 pub use key::{NodeKey, PublicKey};
 pub use key_file::KeyFile;
 pub use seal::{SealContext, SealExpectation, SequenceWindow};
-pub use token::{Claims, LocalSigner, TOKEN_LIFETIME_SECS, TokenKeys};
+pub use token::{
+    Claims, LocalKeys, TOKEN_LIFETIME_SECS, TokenKeys, TokenKeysView, TokenSigner, TransitAuth,
+    TransitSettings,
+};
 
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -1,14 +1,14 @@
 //! The controller's own node, in a hybrid: it reports and obeys with no network in between.
 
-use std::time::Duration;
-
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     capacity::Capacity,
     cluster::{
+        applied::AppliedConfig,
         controller::Controller,
-        membership::{Command, Registration, Report},
+        membership::{ConfigReport, Registration, Report},
+        worker::obey,
     },
     error::Result,
     execution::supervisor::Supervisor,
@@ -20,7 +20,7 @@ pub struct LocalNode {
     pub controller: Controller,
     pub supervisor: Supervisor,
     pub capacity: Capacity,
-    pub interval: Duration,
+    pub applied: AppliedConfig,
 }
 
 impl LocalNode {
@@ -30,15 +30,19 @@ impl LocalNode {
             address: String::new(),
             version: SOFTWARE_VERSION.to_owned(),
         };
-        self.controller.register_local(registration).await
+        self.controller.register_local(registration).await?;
+        // What was pushed while the process was down, or lost with its file.
+        let config = self.controller.merged_config(self.controller.id()).await?;
+        let _ = self.applied.apply(&config.version, config.json.to_string().as_bytes());
+        Ok(())
     }
 
     /// Reports at every interval, and obeys as soon as the membership changes.
     pub fn spawn(self, stop: CancellationToken) {
         tokio::spawn(async move {
             let mut version = self.controller.version();
-            let mut interval = tokio::time::interval(self.interval);
-            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut configured = self.applied.watch();
+            let mut next = tokio::time::Instant::now();
             loop {
                 let measured = tokio::select! {
                     () = stop.cancelled() => return,
@@ -46,7 +50,12 @@ impl LocalNode {
                         Ok(()) => None,
                         Err(_) => return,
                     },
-                    _ = interval.tick() => Some(self.capacity.measure().await),
+                    // Tags and resources may be others now.
+                    _ = configured.changed() => Some(self.capacity.measure().await),
+                    () = tokio::time::sleep_until(next) => {
+                        next = tokio::time::Instant::now() + self.applied.settings().heartbeat_interval;
+                        Some(self.capacity.measure().await)
+                    }
                 };
                 version.mark_unchanged();
                 if let Err(error) = self.report(measured).await {
@@ -59,24 +68,23 @@ impl LocalNode {
     async fn report(&self, capabilities: Option<crate::cluster::peer::Capabilities>) -> Result<()> {
         let id = self.controller.id().clone();
         let draining = Some(self.supervisor.is_draining());
-        let report = Report { capabilities, acknowledged: Vec::new(), draining };
+        let report = Report { capabilities, acknowledged: Vec::new(), draining, config: self.config() };
         let commands = self.controller.heartbeat(id.clone(), report).await?;
+        let commands = self.controller.with_bodies(&id, commands).await?;
         if commands.is_empty() {
             return Ok(());
         }
         let mut acknowledged = Vec::with_capacity(commands.len());
         for (command_id, command) in commands {
-            match command {
-                Command::Drain => self.supervisor.set_draining(true)?,
-                Command::Resume => self.supervisor.set_draining(false)?,
-                // The controller's process is ended by its operator alone.
-                Command::Shutdown => {}
-            }
+            obey(&self.supervisor, &self.applied, command)?;
             acknowledged.push(command_id);
         }
-        self.controller
-            .heartbeat(id, Report { capabilities: None, acknowledged, draining: None })
-            .await
-            .map(drop)
+        let report = Report { capabilities: None, acknowledged, draining: None, config: self.config() };
+        self.controller.heartbeat(id, report).await.map(drop)
+    }
+
+    fn config(&self) -> Option<ConfigReport> {
+        let (version, error) = self.applied.report();
+        Some(ConfigReport { version, error })
     }
 }

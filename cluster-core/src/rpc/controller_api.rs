@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
+    config_api,
     envelope::{Expected, Sealed, begin},
     limits::Limits,
     listener::{Intake, MESSAGE_BYTES_MAX, Via, server},
@@ -137,8 +138,8 @@ impl ControllerApi {
     ) -> Result<(Caller, M)> {
         let controller = &self.0.controller;
         let (cluster_id, own_id) = (controller.cluster_id().as_str(), controller.id().as_str());
-        let expected =
-            Expected { keys: controller.token_keys(), audiences: &[cluster_id, own_id], now_ms: now_ms() };
+        let keys = controller.token_keys();
+        let expected = Expected { keys: &keys, audiences: &[cluster_id, own_id], now_ms: now_ms() };
         let unopened = begin(envelope, &expected)?;
         let node_id = unopened.claims.sub.clone();
         // First set wins, and this is the only one.
@@ -263,23 +264,33 @@ impl NodeClusterService for ControllerApi {
         let (arrival, body) = Arrival::of("ForwardExecution", request);
         let result = async {
             let (caller, _) = self.open::<pb::ForwardExecutionInner>(&arrival, body.envelope).await?;
-            Err(not_a_worker(&caller))
+            Err(not_a_worker(&caller, "ForwardExecution"))
         };
         self.answer(&arrival, result.await)
     }
 
     async fn sync_config(
         &self,
-        _: Request<pb::SyncConfigRequest>,
+        request: Request<pb::SyncConfigRequest>,
     ) -> Result<Response<pb::SyncConfigResponse>, Status> {
-        Err(to_status(&Error::new(ErrorCode::NotOffered, "SyncConfig is not offered in this version")))
+        let (arrival, body) = Arrival::of("SyncConfig", request);
+        let result = async {
+            let (caller, inner) = self.open::<pb::SyncConfigInner>(&arrival, body.envelope).await?;
+            config_api::sync(&self.0.controller, &caller.node_id, inner).await
+        };
+        self.answer(&arrival, result.await)
     }
 
     async fn push_config(
         &self,
-        _: Request<pb::PushConfigRequest>,
+        request: Request<pb::PushConfigRequest>,
     ) -> Result<Response<pb::PushConfigResponse>, Status> {
-        Err(to_status(&Error::new(ErrorCode::NotOffered, "PushConfig is not offered in this version")))
+        let (arrival, body) = Arrival::of("PushConfig", request);
+        let result = async {
+            let (caller, _) = self.open::<pb::PushConfigInner>(&arrival, body.envelope).await?;
+            Err(not_a_worker(&caller, "PushConfig"))
+        };
+        self.answer(&arrival, result.await)
     }
 
     async fn list_peers(
@@ -331,13 +342,14 @@ impl NodeClusterService for ControllerApi {
     }
 }
 
-fn not_a_worker(caller: &Caller) -> Error {
+/// Nodes are served here, and serve their controller elsewhere.
+fn not_a_worker(caller: &Caller, call: &str) -> Error {
     Error::new(
         ErrorCode::NotYours,
         format!(
-            "{} is not the controller of this node: executions are submitted, not forwarded to it",
+            "{call} is a controller's call to its workers, and {} is no controller of this node",
             caller.node_id
         ),
     )
-    .remedy("submit the execution to this controller; it forwards to the node that fits best")
+    .remedy("submit executions and push configurations at the controller, which forwards them")
 }

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{
     ClusterClock, PROTOCOL_VERSION, SOFTWARE_VERSION, Sealer,
-    controller_line::{Line, LinkTls},
+    controller_line::{CALL_TIMEOUT, Line, LinkTls},
     convert::{capabilities_to_wire, command_from_wire, held_to_wire, role_to_wire},
     status::from_status,
 };
@@ -43,6 +43,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whether the token still lasts, with room for one call.
+    pub fn is_valid(&self) -> bool {
+        self.since.elapsed() + CALL_TIMEOUT < self.lifetime
+    }
+
     /// Takes a call of the controller once.
     pub fn accept(&self, sequence: u64) -> Result<()> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner).accept(sequence)
@@ -79,6 +84,8 @@ pub struct Beat {
     pub held: Vec<Held>,
     pub acknowledged: Vec<CommandId>,
     pub draining: bool,
+    pub config_version: String,
+    pub config_error: Option<String>,
 }
 
 /// One connection to the controller.
@@ -238,6 +245,8 @@ impl ControllerClient {
             acknowledged_command_ids: beat.acknowledged.iter().map(ToString::to_string).collect(),
             capabilities: Some(capabilities_to_wire(&beat.capabilities)),
             running: beat.held.iter().map(held_to_wire).collect(),
+            config_version: beat.config_version,
+            config_error: beat.config_error.unwrap_or_default(),
             ..Default::default()
         };
         let request = session.sealer.seal(inner, |e| pb::NodeHeartbeatRequest { envelope: Some(e) })?;
@@ -245,6 +254,24 @@ impl ControllerClient {
         let commands =
             answer.pending_commands.into_iter().map(command_from_wire).collect::<Result<Vec<_>>>()?;
         Ok(commands.into_iter().flatten().collect())
+    }
+
+    /// This node's configuration where it is another than the one it has: version and body.
+    pub async fn sync_config(
+        &mut self,
+        session: &Session,
+        node_id: &NodeId,
+        current: String,
+    ) -> Result<Option<(String, Vec<u8>)>> {
+        let inner = pb::SyncConfigInner {
+            node_id: node_id.to_string(),
+            current_config_version: current,
+            tenant_id: None,
+            seal: None,
+        };
+        let request = session.sealer.seal(inner, |e| pb::SyncConfigRequest { envelope: Some(e) })?;
+        let answer = self.rpc.sync_config(request).await.map_err(|e| from_status(&e))?.into_inner();
+        Ok((!answer.up_to_date).then_some((answer.latest_version, answer.config_delta)))
     }
 
     /// Changes this node's key to the next one, signed with both. The session goes on for a short overlap:

@@ -5,7 +5,7 @@ use aegis_proto::aegis::cluster::v1 as pb;
 use crate::{
     clock::now_ms,
     cluster::{
-        membership::Command,
+        membership::{Command, ConfigReport},
         peer::{Amounts, Capabilities, PeerStatus, PeerView, Role},
     },
     error::{Error, Result},
@@ -82,26 +82,32 @@ pub fn capabilities_from_wire(theirs: pb::NodeCapabilities) -> Result<Capabiliti
     })
 }
 
-pub fn command_to_wire(command_id: &CommandId, command: Command) -> pb::NodeCommand {
-    pb::NodeCommand {
-        command_id: command_id.to_string(),
-        command: Some(match command {
-            Command::Drain => pb::node_command::Command::Drain(pb::DrainCommand { drain: true }),
-            Command::Resume => pb::node_command::Command::Drain(pb::DrainCommand { drain: false }),
-            Command::Shutdown => pb::node_command::Command::Shutdown(pb::ShutdownCommand {
-                reason: "an operator shuts the node down".to_owned(),
-            }),
-        }),
-    }
+pub fn command_to_wire(command_id: CommandId, command: Command) -> pb::NodeCommand {
+    use pb::node_command::Command as Wire;
+    let command = match command {
+        Command::Drain => Wire::Drain(pb::DrainCommand { drain: true }),
+        Command::Resume => Wire::Drain(pb::DrainCommand { drain: false }),
+        Command::Shutdown => {
+            Wire::Shutdown(pb::ShutdownCommand { reason: "an operator shuts the node down".to_owned() })
+        }
+        Command::PushConfig { version, body } => {
+            Wire::PushConfig(pb::PushConfigCommand { config_version: version, config_payload: body })
+        }
+    };
+    pb::NodeCommand { command_id: command_id.to_string(), command: Some(command) }
 }
 
 /// None for a command that this version does not know: it is left unacknowledged.
 pub fn command_from_wire(command: pb::NodeCommand) -> Result<Option<(CommandId, Command)>> {
+    use pb::node_command::Command as Wire;
     let known = match command.command {
-        Some(pb::node_command::Command::Drain(drain)) if drain.drain => Command::Drain,
-        Some(pb::node_command::Command::Drain(_)) => Command::Resume,
-        Some(pb::node_command::Command::Shutdown(_)) => Command::Shutdown,
-        Some(pb::node_command::Command::PushConfig(_)) | None => return Ok(None),
+        Some(Wire::Drain(drain)) if drain.drain => Command::Drain,
+        Some(Wire::Drain(_)) => Command::Resume,
+        Some(Wire::Shutdown(_)) => Command::Shutdown,
+        Some(Wire::PushConfig(push)) => {
+            Command::PushConfig { version: push.config_version, body: push.config_payload }
+        }
+        None => return Ok(None),
     };
     Ok(Some((CommandId::parse(command.command_id)?, known)))
 }
@@ -139,6 +145,15 @@ pub fn peer_to_wire(view: &PeerView, record: &NodeRecord) -> pb::NodeInfo {
         software_version: view.version.clone(),
         sealed: record.sealed,
     }
+}
+
+/// None for a node that says nothing of its configuration.
+pub fn config_from_wire(version: String, error: &str) -> Option<ConfigReport> {
+    const ERROR_CHARS_MAX: usize = 500;
+    let sound = (1..=64).contains(&version.len()) && version.bytes().all(|b| b.is_ascii_graphic());
+    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let error: String = error.chars().take(ERROR_CHARS_MAX).map(clean).collect();
+    sound.then(|| ConfigReport { version, error: Some(error).filter(|error| !error.is_empty()) })
 }
 
 pub fn held_to_wire(held: &Held) -> pb::RunningExecution {

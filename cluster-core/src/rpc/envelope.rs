@@ -57,6 +57,9 @@ sealed! {
     pb::ListPeersInner, "/aegis.cluster.v1.NodeClusterService/ListPeers", |_| None;
     pb::RouteExecutionInner, "/aegis.cluster.v1.NodeClusterService/RouteExecution", |_| None;
     pb::RotateEdgeKeyInner, "/aegis.cluster.v1.NodeClusterService/RotateEdgeKey", |m| Some(&m.node_id);
+    pb::SyncConfigInner, "/aegis.cluster.v1.NodeClusterService/SyncConfig", |m| Some(&m.node_id);
+    // It names whom it is for, not who speaks.
+    pb::PushConfigInner, "/aegis.cluster.v1.NodeClusterService/PushConfig", |_| None;
     pb::ForwardExecutionInner, "/aegis.cluster.v1.NodeClusterService/ForwardExecution", |_| None;
     agent::CancelExecutionInner, "/aegis.agent.v1.WorkerService/CancelExecution", |_| None;
     agent::NudgeInner, "/aegis.agent.v1.WorkerService/Nudge", |_| None;

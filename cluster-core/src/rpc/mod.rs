@@ -7,10 +7,12 @@
 //! - [`listener`]: what is listened on, with every limit set on purpose.
 //! - [`limits`]: how much strangers may ask.
 //! - [`controller_api`], [`worker_api`]: what each side serves.
+//! - [`config_api`]: the configuration calls of both sides.
 //! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
 //!   under a worker's calls.
 //! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
 
+mod config_api;
 pub mod controller_api;
 pub mod controller_client;
 pub mod controller_line;

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
+    config_api,
     controller_client::Session,
     envelope::{Expected, Sealed, begin},
     listener::{Intake, MESSAGE_BYTES_MAX, Via, server},
@@ -28,6 +29,7 @@ use super::{
     via::{self, Stage, via},
 };
 use crate::{
+    cluster::applied::AppliedConfig,
     error::{Error, ErrorCode, Result},
     execution::{
         encoding,
@@ -45,6 +47,7 @@ pub struct WorkerApi {
     node_id: NodeId,
     session: CurrentSession,
     supervisor: Supervisor,
+    applied: AppliedConfig,
     /// Wakes the task that sends heartbeats.
     nudge: Arc<Notify>,
 }
@@ -55,10 +58,11 @@ impl WorkerApi {
         node_id: NodeId,
         session: CurrentSession,
         supervisor: Supervisor,
+        applied: AppliedConfig,
         nudge: Arc<Notify>,
         intake: Intake,
     ) -> tokio::task::JoinHandle<()> {
-        let api = Self { node_id, session, supervisor, nudge };
+        let api = Self { node_id, session, supervisor, applied, nudge };
         let cluster = NodeClusterServiceServer::new(api.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -253,9 +257,14 @@ impl NodeClusterService for WorkerApi {
 
     async fn push_config(
         &self,
-        _: Request<pb::PushConfigRequest>,
+        request: Request<pb::PushConfigRequest>,
     ) -> Result<Response<pb::PushConfigResponse>, Status> {
-        Err(to_status(&Error::new(ErrorCode::NotOffered, "PushConfig is not offered in this version")))
+        let via = via(&request);
+        let (metadata, _, body) = request.into_parts();
+        let result = self
+            .open::<pb::PushConfigInner>(&metadata, &via, body.envelope)
+            .and_then(|inner| config_api::push(&self.applied, &self.node_id, &inner));
+        answer("PushConfig", result)
     }
 
     async fn list_peers(

@@ -18,6 +18,7 @@ use super::{
     status::from_status,
 };
 use crate::{
+    config::layers::MergedConfig,
     error::{Error, ErrorCode, Result},
     execution::{encoding, supervisor::Order, view::EventView},
     ids::{ExecutionId, NodeId},
@@ -106,6 +107,25 @@ impl WorkerClient {
         let request = sealer.seal(inner, |e| agent::NudgeRequest { envelope: Some(e) })?;
         in_time(WorkerServiceClient::new(self.channel.clone()).nudge(request)).await?;
         Ok(())
+    }
+
+    /// False where the node keeps the configuration that it has.
+    pub async fn push_config(
+        &self,
+        sealer: &Sealer,
+        node_id: &NodeId,
+        config: &MergedConfig,
+    ) -> Result<bool> {
+        let inner = pb::PushConfigInner {
+            target_node_id: node_id.to_string(),
+            config_version: config.version.clone(),
+            config_payload: config.json.to_string().into_bytes(),
+            seal: None,
+        };
+        let request = sealer.seal(inner, |e| pb::PushConfigRequest { envelope: Some(e) })?;
+        let answer =
+            in_time(NodeClusterServiceClient::new(self.channel.clone()).push_config(request)).await?;
+        Ok(answer.accepted)
     }
 
     pub async fn release(&self, sealer: &Sealer, execution_ids: &[ExecutionId]) -> Result<()> {

@@ -7,6 +7,7 @@
 //! Deliberately absent: PostgreSQL (`postgres://` is refused by name; schema and SQL already keep to
 //! what both databases take) and the replicated log that the typed commands leave room for.
 
+mod config;
 mod deployments;
 mod executions;
 mod nodes;
@@ -22,10 +23,12 @@ use sqlx::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deployments::{DeploymentRow, HostRow};
 pub use executions::ExecutionRecord;
 pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::DataDirectory;
+pub(crate) use owner::write_synced;
 pub use write::Write;
 
 use crate::error::{Error, ErrorCode, Result};
@@ -123,6 +126,7 @@ fn migrations() -> Migrator {
     };
     Migrator::with_migrations(vec![
         simple(1, "init", include_str!("migrations/0001_init.sql")),
+        simple(2, "config", include_str!("migrations/0002_config.sql")),
         simple(3, "enrolment", include_str!("migrations/0003_enrolment.sql")),
     ])
 }

@@ -202,3 +202,67 @@ async fn after_a_full_disk_nothing_is_acknowledged_that_is_not_stored() {
     assert_eq!(reader.meta("large").await.unwrap().map(|text| text.len()), Some(1_000_000));
     assert!(reader.meta("small").await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn layers_are_replaced_only_over_the_version_that_is_expected() {
+    use crate::config::layers::{ConfigSnapshot, Scope};
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let layer = |version: &str| ConfigSnapshot {
+        scope: Scope::Global,
+        json: serde_json::json!({ "v": version }),
+        version: version.to_owned(),
+    };
+    let put = |version: &str, if_version: Option<&str>| {
+        let (layer, if_version) = (layer(version), if_version.map(str::to_owned));
+        store.write(Write::Config(Box::new(ConfigWrite::PutLayer { layer, if_version, now_ms: 1 })))
+    };
+    assert_eq!(put("a", Some("z")).await.unwrap(), 0, "there is none yet");
+    assert_eq!(put("a", None).await.unwrap(), 1);
+    assert_eq!(put("b", Some("z")).await.unwrap(), 0);
+    assert_eq!(store.config_layer(&Scope::Global).await.unwrap(), Some(layer("a")));
+    assert_eq!(put("b", Some("a")).await.unwrap(), 1);
+    assert_eq!(store.config_layers().await.unwrap(), [layer("b")]);
+    let delete = |if_version: Option<&str>| {
+        let if_version = if_version.map(str::to_owned);
+        let write = ConfigWrite::DeleteLayer { scope: Scope::Global, if_version };
+        store.write(Write::Config(Box::new(write)))
+    };
+    assert_eq!(delete(Some("a")).await.unwrap(), 0);
+    assert_eq!(delete(None).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_a_node_should_run_is_kept_apart_from_the_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let node_id = NodeId::parse("a").unwrap();
+    let register = |runtimes: &[&str]| ConfigWrite::Register {
+        node_id: node_id.clone(),
+        config_version: "v1".into(),
+        runtimes: runtimes.iter().map(ToString::to_string).collect(),
+        now_ms: 5,
+    };
+    let assign = |version: &str| ConfigWrite::AssignVersion {
+        node_id: node_id.clone(),
+        config_version: version.into(),
+        now_ms: 7,
+    };
+    let tenant = Some(crate::ids::TenantSlug::parse("acme").unwrap());
+    {
+        let store = store(directory.path()).await;
+        let write = |write| store.write(Write::Config(Box::new(write)));
+        assert_eq!(write(assign("v0")).await.unwrap(), 0, "not registered yet");
+        write(register(&["docker"])).await.unwrap();
+        let assign_tenant =
+            ConfigWrite::AssignTenant { node_id: node_id.clone(), tenant: tenant.clone(), now_ms: 6 };
+        write(assign_tenant).await.unwrap();
+        assert_eq!(write(assign("v2")).await.unwrap(), 1);
+        assert_eq!(write(assign("v2")).await.unwrap(), 0, "nothing new");
+        // It registers again, with another runtime: its configuration stays assigned.
+        write(register(&["docker", "wasm"])).await.unwrap();
+    }
+    let store = store(directory.path()).await;
+    let (config, runtimes) = store.assignment(&node_id).await.unwrap().unwrap();
+    assert_eq!((config.config_version.as_str(), config.assigned_at_ms), ("v2", 7));
+    assert_eq!((config.tenant, runtimes.runtimes), (tenant, vec!["docker".to_owned(), "wasm".to_owned()]));
+}

@@ -3,7 +3,9 @@
 
 use sqlx::{Any, Transaction};
 
-use super::{DeploymentRow, ExecutionRecord, HostRow, NodeRecord, TokenRecord, to_json, to_name};
+use super::{
+    ConfigWrite, DeploymentRow, ExecutionRecord, HostRow, NodeRecord, TokenRecord, to_json, to_name,
+};
 use crate::{
     cluster::peer::{Desired, Observed, OnDeadline},
     execution::lifecycle::State,
@@ -90,6 +92,8 @@ pub enum Write {
         record: Box<ExecutionRecord>,
         events: Vec<(u64, Vec<u8>)>,
     },
+
+    Config(Box<ConfigWrite>),
 
     PutDeployment(Box<DeploymentRow>),
     PutHost(HostRow),
@@ -196,6 +200,7 @@ impl Write {
                 done(sqlx::query(sql).bind(reason).bind(execution_id.as_str()), to).await
             }
             Write::RecordEvents { record, events } => record_events(record, events, to).await,
+            Write::Config(write) => write.run(to).await,
             Write::PutDeployment(row) => put_deployment(row, to).await,
             Write::PutHost(row) => {
                 let sql = "INSERT INTO approved_hosts (host, port, record) VALUES ($1, $2, $3)
@@ -213,7 +218,7 @@ impl Write {
 
 type Query<'q> = sqlx::query::Query<'q, Any, sqlx::any::AnyArguments>;
 
-async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Changed {
+pub(super) async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Changed {
     query.execute(&mut **to).await.map(|result| result.rows_affected())
 }
 

@@ -66,16 +66,21 @@ async fn a_command_is_given_until_it_is_acknowledged_over_restarts_of_both() {
     cluster.core().shut_down_node(&id).await.unwrap();
     cluster.core().shut_down_node(&id).await.unwrap();
     let given = node.beat().await.unwrap();
-    let commands: Vec<_> = given.iter().map(|(_, command)| *command).collect();
+    let commands: Vec<_> = given.iter().map(|(_, command)| command.clone()).collect();
     assert_eq!(commands, [Command::Drain, Command::Shutdown], "ordered twice is once");
     cluster.restart().await;
     node.reconnect(&cluster).await;
     node.join(None).await.unwrap();
     assert_eq!(node.beat().await.unwrap(), given, "the same ids");
     let acknowledged = vec![given[0].0.clone(), given[1].0.clone()];
+    node.draining = true;
     assert!(node.beat_acknowledging(acknowledged.clone()).await.unwrap().is_empty());
     assert!(node.beat_acknowledging(acknowledged).await.unwrap().is_empty());
     assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Draining, "the drain itself stays");
+    // A node that has forgotten it is told again.
+    node.draining = false;
+    let again = node.beat().await.unwrap();
+    assert!(matches!(again.as_slice(), [(_, Command::Drain)]), "{again:?}");
 }
 
 #[tokio::test]

@@ -122,6 +122,8 @@ pub struct Node {
     pub applicant: Applicant,
     pub client: ControllerClient,
     pub session: Option<Session>,
+    /// What it says of itself in its heartbeats.
+    pub draining: bool,
     directory: Arc<TempDir>,
 }
 
@@ -137,7 +139,7 @@ impl Node {
             controller_key: None,
         };
         let client = connect(cluster).await;
-        Self { applicant, client, session: None, directory: Arc::new(directory) }
+        Self { applicant, client, session: None, draining: false, directory: Arc::new(directory) }
     }
 
     /// The same key on another machine.
@@ -146,6 +148,7 @@ impl Node {
             applicant: self.applicant.clone(),
             client: connect(cluster).await,
             session: None,
+            draining: false,
             directory: self.directory.clone(),
         }
     }
@@ -180,7 +183,8 @@ impl Node {
         &mut self,
         acknowledged: Vec<CommandId>,
     ) -> Result<Vec<(CommandId, Command)>> {
-        let beat = Beat { capabilities: capabilities(), acknowledged, ..Beat::default() };
+        let draining = self.draining;
+        let beat = Beat { capabilities: capabilities(), acknowledged, draining, ..Beat::default() };
         let session = self.session.as_ref().unwrap();
         self.client.heartbeat(session, &self.applicant.node_id, beat).await
     }

@@ -72,7 +72,7 @@ enum Verb {
     Executions(executions::Executions),
     /// How the daemon and the cluster are
     Status(status::StatusVerb),
-    /// Configuration files
+    /// Configuration: files, and layers that are pushed to nodes
     #[command(subcommand)]
     Config(config::Config),
     /// Print the tool manifest that assistants see
@@ -117,7 +117,7 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Run(verb) => verb.run(&context).await,
         Verb::Executions(verb) => verb.run(&context).await,
         Verb::Status(verb) => verb.run(&context).await.map(|()| 0),
-        Verb::Config(verb) => verb.run(&context).map(|()| 0),
+        Verb::Config(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Tools => tools::run(&context).map(|()| 0),
         Verb::Probe(verb) => verb.run().await.map(|()| 0),
     };

@@ -2,10 +2,11 @@
 //!
 //! The same routes are served twice: over HTTP behind the guard, where callers count as assistants,
 //! and over the unix socket of the data directory, where they are the person who owns it. Only there
-//! can hosts be admitted and the daemon be stopped.
+//! can hosts be admitted, configuration be changed and the daemon be stopped.
 
 mod body;
 mod cluster;
+mod config;
 mod deployments;
 mod enrolment;
 pub mod error;
@@ -23,7 +24,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{delete, get, post},
+    routing::{delete, get, post, put},
 };
 use cluster_core::{Error, ErrorCode, core::Core, deploy::Origin};
 use tokio_util::sync::CancellationToken;
@@ -55,9 +56,13 @@ pub fn router(api: Api) -> Router {
         .route("/v1/cluster/nodes/{id}/resume", post(cluster::resume))
         .route("/v1/cluster/nodes/{id}", delete(cluster::remove))
         .route("/v1/cluster/nodes/{id}/shutdown", post(cluster::shut_down))
+        .route("/v1/cluster/nodes/{id}/config", get(config::node))
         .route("/v1/cluster/events", get(node_events::stream))
         .route("/v1/cluster/enrolment-tokens", get(enrolment::list).post(enrolment::create))
         .route("/v1/cluster/enrolment-tokens/{id}", delete(enrolment::revoke))
+        .route("/v1/cluster/token-keys", get(config::token_keys))
+        .route("/v1/config/layers", get(config::layers))
+        .route("/v1/config/layers/{*scope}", get(config::layer))
         .route("/v1/executions", get(executions::list).post(executions::submit))
         .route("/v1/executions/{id}", get(executions::show))
         .route("/v1/executions/{id}/events", get(events::stream))
@@ -65,6 +70,10 @@ pub fn router(api: Api) -> Router {
         .merge(health_routes());
     if api.origin == Origin::Person {
         router = router
+            .route("/v1/cluster/nodes/{id}/tenant", put(config::assign))
+            .route("/v1/cluster/token-keys/rotate", post(config::rotate_token_key))
+            .route("/v1/config", get(config::effective))
+            .route("/v1/config/layers/{*scope}", put(config::put).delete(config::remove))
             .route("/v1/trial", post(executions::trial))
             .route("/v1/hosts", get(hosts::list).post(hosts::approve))
             .route("/v1/hosts/probe", post(hosts::probe))
@@ -74,13 +83,15 @@ pub fn router(api: Api) -> Router {
     finish(router, api)
 }
 
-/// Routes of a plain worker: health, and over its own socket also its membership and its end.
+/// Routes of a plain worker: health, and over its own socket also its membership, its configuration and
+/// its end.
 pub fn worker_router(api: Api) -> Router {
     let mut router = health_routes();
     if api.origin == Origin::Person {
         router = router
             .route("/v1/node/leave", post(member::leave))
             .route("/v1/node/rotate-key", post(member::rotate_key))
+            .route("/v1/config", get(config::effective))
             .merge(shutdown_route());
     }
     finish(router, api)

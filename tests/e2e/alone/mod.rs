@@ -1,8 +1,10 @@
 //! Tests that need no machine but this one.
 
 mod config;
+mod config_push;
 mod direct;
 mod doors;
 mod joined_by_hand;
 mod membership;
 mod protocol;
+mod token_keys;

@@ -35,6 +35,8 @@ pub struct Setup {
     pub cluster: String,
     /// The node's id.
     pub id: &'static str,
+    /// `spec.node.tags`; nothing stands there when it is empty.
+    pub tags: &'static str,
     pub environment: Vec<(&'static str, String)>,
 }
 
@@ -42,7 +44,13 @@ impl Default for Setup {
     fn default() -> Self {
         // A free port of this moment; a test that loses the race for it fails at its start, clearly.
         let cluster = format!("role: hybrid\n    cluster_grpc_port: {}", free_port());
-        Self { deploy: "min_free_disk_gb: 1".into(), cluster, id: "home", environment: Vec::new() }
+        Self {
+            deploy: "min_free_disk_gb: 1".into(),
+            cluster,
+            id: "home",
+            tags: "home",
+            environment: Vec::new(),
+        }
     }
 }
 
@@ -60,9 +68,13 @@ impl Setup {
     }
 
     fn file(&self) -> String {
+        let tags = match self.tags {
+            "" => String::new(),
+            tags => format!(", tags: [{tags}]"),
+        };
         format!(
             "apiVersion: 100monkeys.ai/v1\nkind: NodeConfig\nmetadata: {{name: e2e}}\nspec:\n  \
-             node: {{id: {}, type: hybrid, tags: [home]}}\n  cluster:\n    {}\n  \
+             node: {{id: {}, type: hybrid{tags}}}\n  cluster:\n    {}\n  \
              network: {{port: 0}}\n  deploy:\n    {}\n",
             self.id, self.cluster, self.deploy
         )

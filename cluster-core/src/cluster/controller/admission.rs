@@ -122,6 +122,12 @@ pub struct TokenOrder {
     pub lifetime: Duration,
 }
 
+/// The tokens of a session: the node's, and our own towards it.
+struct SessionTokens {
+    node: String,
+    own: String,
+}
+
 impl Controller {
     /// First step: who it claims to be, checked as far as it can be without its signature.
     pub async fn attest(
@@ -196,6 +202,16 @@ impl Controller {
             }
             ChallengeSignature::Bare(signature) => key.verify(&challenge, signature)?,
         }
+        // The pin may have changed since the first step.
+        let (known, has_token) = (node_id.clone(), ticket.token_id.is_some());
+        self.decide(move |membership, _| {
+            membership.check_key(&known, &key, has_token)?;
+            let changes = if has_token { Vec::new() } else { membership.seals(&known, sealed)? };
+            Ok((changes, ()))
+        })
+        .await?;
+        // Before anything is stored: while nothing can be signed, no enrolment token is spent.
+        let tokens = self.session_tokens(&node_id, role, &key, ticket.capabilities_hash, now).await?;
         if let Some(token_id) = ticket.token_id {
             let enrolled = node_id.clone();
             let record = self
@@ -217,28 +233,36 @@ impl Controller {
             })
             .await?;
             self.0.sessions.rekey(&node_id, &key);
-        } else {
-            // The pin may have changed since the first step.
-            let known = node_id.clone();
-            self.decide(move |membership, _| {
-                membership.check_key(&known, &key, false)?;
-                Ok((membership.seals(&known, sealed)?, ()))
-            })
-            .await?;
         }
-        self.open_session(node_id, role, key, ticket.capabilities_hash, now)
+        self.open_session(node_id, key, tokens, now)
+    }
+
+    /// The node's token and our own for its session. The second is made anew for each, so that it
+    /// lasts as long as the first.
+    async fn session_tokens(
+        &self,
+        node_id: &NodeId,
+        role: Role,
+        key: &PublicKey,
+        capabilities_hash: String,
+        now_ms: i64,
+    ) -> Result<SessionTokens> {
+        let own_key = self.public_key();
+        let (node, own) = tokio::try_join!(
+            self.token(node_id, role, key, capabilities_hash, now_ms),
+            self.token(&self.0.id, Role::Controller, &own_key, String::new(), now_ms),
+        )?;
+        Ok(SessionTokens { node, own })
     }
 
     fn open_session(
         &self,
         node_id: NodeId,
-        role: Role,
         key: PublicKey,
-        capabilities_hash: String,
+        tokens: SessionTokens,
         now_ms: i64,
     ) -> Result<Admission> {
-        let token = self.token(&node_id, role, &key, capabilities_hash, now_ms)?;
-        let own = self.token(&self.0.id, Role::Controller, &self.public_key(), String::new(), now_ms)?;
+        let SessionTokens { node: token, own } = tokens;
         let session_id = SessionId::mint();
         let clock = ClusterClock::new(now_ms, std::time::Instant::now());
         let sealer = Sealer::new(
@@ -255,7 +279,7 @@ impl Controller {
         Ok(Admission { token, expires_at_secs, session_id, token_keys: self.0.signer.key_set()? })
     }
 
-    fn token(
+    async fn token(
         &self,
         node_id: &NodeId,
         role: Role,
@@ -264,7 +288,7 @@ impl Controller {
         now_ms: i64,
     ) -> Result<String> {
         let iat = now_ms / 1000;
-        self.0.signer.sign(&Claims {
+        let claims = Claims {
             iss: self.0.id.clone(),
             aud: self.0.cluster_id.clone(),
             sub: node_id.clone(),
@@ -275,7 +299,8 @@ impl Controller {
             iat,
             nbf: iat,
             exp: iat + TOKEN_LIFETIME_SECS,
-        })
+        };
+        self.0.signer.sign(&claims).await
     }
 
     /// `ca` is what the bearer will know the cluster port by, where a CA of ours serves it.
@@ -333,7 +358,7 @@ impl Controller {
         self.decide(move |membership, _| Ok((membership.rotate_key(&id, &key)?, ()))).await?;
         self.0.sessions.retire(&node_id, now);
         tracing::info!(%node_id, "its key was changed, by itself");
-        let token = self.token(&node_id, role, &key, String::new(), now)?;
+        let token = self.token(&node_id, role, &key, String::new(), now).await?;
         Ok(Rotation {
             token,
             expires_at_secs: now / 1000 + TOKEN_LIFETIME_SECS,

@@ -294,7 +294,7 @@ impl World {
             match command {
                 Command::Drain => machine.draining = true,
                 Command::Resume => machine.draining = false,
-                Command::Shutdown => {}
+                Command::Shutdown | Command::PushConfig { .. } => {}
             }
             machine.to_acknowledge.push(command_id);
         }

@@ -256,3 +256,61 @@ fn a_node_that_sealed_once_is_not_taken_without_a_seal() {
     apply(&mut membership, changes, 0);
     assert!(membership.seals(&id("b"), false).is_err(), "from its first seal on");
 }
+
+fn pushes(membership: &Membership, node: &NodeId) -> Vec<String> {
+    let version = |(_, command): &(CommandId, Command)| match command {
+        Command::PushConfig { version, .. } => Some(version.clone()),
+        Command::Drain | Command::Resume | Command::Shutdown => None,
+    };
+    membership.nodes[node].commands.iter().filter_map(version).collect()
+}
+
+#[test]
+fn a_newer_configuration_takes_the_place_of_one_that_nobody_acknowledged() {
+    let mut membership = cluster(&["a"]);
+    let node = id("a");
+    let push = |membership: &mut Membership, version: &str, changed| {
+        let changes = membership.push_config(&node, version, changed).unwrap();
+        apply(membership, changes, 0);
+    };
+    // It has said nothing yet: only a change is worth a command.
+    push(&mut membership, "v0", false);
+    assert!(pushes(&membership, &node).is_empty());
+    push(&mut membership, "v1", true);
+    push(&mut membership, "v1", true);
+    assert_eq!(pushes(&membership, &node), ["v1"], "once");
+    push(&mut membership, "v2", true);
+    assert_eq!(pushes(&membership, &node), ["v2"]);
+    assert!(membership.drain_view(&node, 0).unwrap().acknowledged, "no drain waits for it");
+
+    let beat = |membership: &mut Membership, version: &str, error: Option<&str>| {
+        let acknowledged = membership.nodes[&node].commands.iter().map(|(id, _)| id.clone()).collect();
+        let config = Some(ConfigReport { version: version.into(), error: error.map(str::to_owned) });
+        let report = Report { acknowledged, config, ..Default::default() };
+        let (changes, _) = membership.heartbeat(&node, report, 0).unwrap();
+        apply(membership, changes, 0);
+    };
+    beat(&mut membership, "v2", None);
+    assert!(pushes(&membership, &node).is_empty());
+    push(&mut membership, "v2", false);
+    assert!(pushes(&membership, &node).is_empty(), "it runs it");
+    push(&mut membership, "v3", true);
+    beat(&mut membership, "v2", Some("spec.x"));
+    let view = membership.view(&node, 0).unwrap();
+    assert_eq!((view.config_version.as_deref(), view.config_error.as_deref()), (Some("v2"), Some("spec.x")));
+    // Back to what it runs: sent again, since it still says that something is wrong.
+    push(&mut membership, "v2", true);
+    assert_eq!(pushes(&membership, &node), ["v2"]);
+    beat(&mut membership, "v2", None);
+    assert_eq!(membership.view(&node, 0).unwrap().config_error, None);
+}
+
+#[test]
+fn a_configuration_command_is_kept_by_its_version_alone() {
+    let command = Command::PushConfig { version: "v1".into(), body: b"secret".to_vec() };
+    let stored = serde_json::to_string(&command).unwrap();
+    assert_eq!(stored, r#"{"push_config":{"version":"v1"}}"#);
+    assert_eq!(serde_json::to_string(&Command::Drain).unwrap(), r#""drain""#, "as it always was");
+    let read: Command = serde_json::from_str(&stored).unwrap();
+    assert_eq!(read, Command::PushConfig { version: "v1".into(), body: Vec::new() });
+}

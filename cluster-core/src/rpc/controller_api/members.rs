@@ -12,8 +12,8 @@ use crate::{
     rpc::{
         SOFTWARE_VERSION,
         convert::{
-            capabilities_from_wire, command_to_wire, held_from_wire, peer_to_wire, role_to_wire,
-            status_to_wire,
+            capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire, peer_to_wire,
+            role_to_wire, status_to_wire,
         },
     },
 };
@@ -62,10 +62,14 @@ impl ControllerApi {
             Ok(pb::NodeStatus::Active) => Some(false),
             Ok(pb::NodeStatus::Unhealthy | pb::NodeStatus::Unspecified) | Err(_) => None,
         };
-        let report = Report { capabilities, acknowledged, draining };
-        let commands = self.0.controller.heartbeat(caller.node_id.clone(), report).await?;
-        self.0.nodes.report_held(caller.node_id, held);
-        let pending_commands = commands.iter().map(|(id, command)| command_to_wire(id, *command)).collect();
+        let config = config_from_wire(inner.config_version, &inner.config_error);
+        let report = Report { capabilities, acknowledged, draining, config };
+        let node_id = caller.node_id;
+        let commands = self.0.controller.heartbeat(node_id.clone(), report).await?;
+        let commands = self.0.controller.with_bodies(&node_id, commands).await?;
+        self.0.nodes.report_held(node_id, held);
+        let pending_commands =
+            commands.into_iter().map(|(id, command)| command_to_wire(id, command)).collect();
         Ok(pb::NodeHeartbeatResponse { pending_commands })
     }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     cluster::peer::Role,
-    identity::{LocalSigner, TOKEN_LIFETIME_SECS},
+    identity::{TOKEN_LIFETIME_SECS, TokenSigner},
     ids::ClusterId,
 };
 
@@ -9,7 +9,7 @@ const NOW_MS: i64 = 1_700_000_000_000;
 
 struct Setting {
     keys: TokenKeys,
-    signer: LocalSigner,
+    signer: TokenSigner,
     node: Arc<NodeKey>,
 }
 
@@ -31,18 +31,19 @@ fn claims(key: &PublicKey) -> Claims {
 impl Setting {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let signer = LocalSigner::load_or_create(&directory.path().join("k.pem")).unwrap();
-        let keys = TokenKeys::parse(
-            &signer.key_set().unwrap(),
-            ClusterId::parse("c1").unwrap(),
-            NodeId::parse("ctrl").unwrap(),
-        )
-        .unwrap();
+        let (cluster, issuer) = (ClusterId::parse("c1").unwrap(), NodeId::parse("ctrl").unwrap());
+        let path = directory.path().join("k.pem");
+        let signer = TokenSigner::local(&path, cluster.clone(), issuer.clone()).unwrap();
+        let keys = TokenKeys::parse(&signer.key_set().unwrap(), cluster, issuer).unwrap();
         Self { keys, signer, node: Arc::new(NodeKey::generate().unwrap()) }
     }
 
+    fn token(&self, claims: &Claims) -> String {
+        futures::executor::block_on(self.signer.sign(claims)).unwrap()
+    }
+
     fn sealer(&self) -> Sealer {
-        let token = self.signer.sign(&claims(&self.node.public())).unwrap();
+        let token = self.token(&claims(&self.node.public()));
         let clock = ClusterClock::new(NOW_MS, Instant::now());
         let sender = NodeId::parse("edge-1").unwrap();
         Sealer::new(self.node.clone(), sender, "c1".into(), token, SessionId::mint(), 1, clock)
@@ -99,10 +100,32 @@ fn a_payload_without_context_and_one_with_another_token_are_refused() {
     assert_eq!(error.code(), ErrorCode::UnsealedContext);
 
     let (_, _, first) = sealer.seal(heartbeat("edge-1"), |e| e).unwrap().into_parts();
-    let fresh = setting.signer.sign(&Claims { jti: "k".into(), ..claims(&setting.node.public()) }).unwrap();
+    let fresh = setting.token(&Claims { jti: "k".into(), ..claims(&setting.node.public()) });
     let mut metadata = MetadataMap::new();
     metadata.insert("authorization", format!("Bearer {fresh}").parse().unwrap());
     let swapped = pb::SealNodeEnvelope { node_security_token: fresh, ..first };
     let error = setting.open::<pb::NodeHeartbeatInner>(&metadata, swapped).unwrap_err();
     assert!(error.to_string().contains("another token"), "{error}");
+}
+
+#[tokio::test]
+async fn a_rotated_token_key_leaves_an_open_session_as_it_is() {
+    let setting = Setting::new();
+    let sealer = setting.sealer();
+    let before = setting.signer.keys();
+    setting.signer.rotate().await.unwrap();
+    let (metadata, _, envelope) = sealer.seal(heartbeat("edge-1"), |e| e).unwrap().into_parts();
+    let now = setting.signer.keys();
+    // The controller with its new keys, and a worker that knows only those of its attestation.
+    for keys in [&*now, &*before] {
+        let expected = Expected { keys, audiences: &["c1"], now_ms: NOW_MS };
+        let unopened = begin(Some(envelope.clone()), &expected).unwrap();
+        let unproven = unopened.read::<pb::NodeHeartbeatInner>().unwrap();
+        unproven.open(&metadata, &expected, &setting.node.public()).unwrap();
+    }
+    // What is signed from now on is for sessions to come: an older key set does not know its key.
+    let claims = Claims { jti: "n".into(), ..claims(&setting.node.public()) };
+    let fresh = setting.signer.sign(&claims).await.unwrap();
+    assert!(now.verify(&fresh, NOW_MS / 1000).is_ok());
+    assert!(before.verify(&fresh, NOW_MS / 1000).is_err());
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
-use cluster_core::{Error, Result, cluster::controller::TokenView, core::EnrolmentGrant};
+use cluster_core::{
+    Error, Result, cluster::controller::TokenView, core::EnrolmentGrant, identity::TokenKeysView,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -45,6 +47,8 @@ pub enum Token {
     List,
     /// Make an open token unusable
     Revoke { id: String },
+    /// Sign node tokens with a new key from now on; those that are out stay valid
+    RotateKey,
 }
 
 #[derive(Deserialize)]
@@ -76,6 +80,14 @@ impl Token {
                     .map_err(|e| Error::internal("the list is not understood").source(e))?
                     .tokens;
                 context.output.show(&data, || tokens_table(&tokens))
+            }
+            Token::RotateKey => {
+                let keys: TokenKeysView = client.post("/v1/cluster/token-keys/rotate", &json!({})).await?;
+                context.output.show(&keys, || {
+                    let (signs, older) =
+                        (keys.signs.clone().unwrap_or_default(), keys.verifies.len().saturating_sub(1));
+                    format!("{signs} signs now; {older} older keys verify until their last tokens expire.")
+                })
             }
             Token::Revoke { id } => {
                 let token: TokenView = client.delete(&format!("{TOKENS}/{}", segment(&id))).await?;
