@@ -20,6 +20,8 @@ use crate::{
 
 pub const REST_PORT: u16 = 8088;
 pub const CLUSTER_PORT: u16 = 50056;
+/// Where the published documents call ForwardExecution, beside the cluster port.
+pub const GRPC_PORT: u16 = 50051;
 const HEARTBEAT_SECS: u64 = 30;
 const TOKEN_REFRESH_MARGIN_SECS: u64 = 120;
 /// Missed intervals before a node counts as unhealthy, as published.
@@ -75,6 +77,8 @@ pub struct Settings {
     pub token_refresh_margin: Duration,
     pub bind_address: IpAddr,
     pub rest_port: u16,
+    /// The published second port of the cluster protocol; None is the usual one, where it is free.
+    pub grpc_port: Option<u16>,
     pub docker_socket: Option<PathBuf>,
     pub container_network: String,
     pub policy: Policy,
@@ -221,6 +225,7 @@ impl Settings {
             token_refresh_margin: Duration::from_secs(margin),
             bind_address,
             rest_port,
+            grpc_port: spec.network.grpc_port,
             docker_socket: spec.runtime.docker_socket_path.clone(),
             container_network: spec
                 .runtime
@@ -320,7 +325,6 @@ fn unused(spec: &super::schema::Spec) -> Vec<&'static str> {
         ("smcp_gateway", spec.smcp_gateway.is_some()),
         ("deploy.ssh_config", spec.deploy.ssh_config.is_some()),
         ("deploy.workspace_roots", spec.deploy.workspace_roots.is_some()),
-        ("network.grpc_port", spec.network.grpc_port.is_some()),
         ("observability.metrics", spec.observability.metrics.is_some()),
         ("observability.tracing", spec.observability.tracing.is_some()),
         ("runtime.default_isolation", spec.runtime.default_isolation.is_some()),

@@ -1,7 +1,7 @@
 //! The wiring: which parts a controller and a worker are made of, in the order in which they need each
 //! other.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use base64::Engine as _;
 use tokio::sync::Notify;
@@ -18,7 +18,7 @@ use crate::{
         peer::Role,
         worker::WorkerTask,
     },
-    config::{Settings, cluster_port::Listen},
+    config::{Settings, cluster_port::Listen, settings::GRPC_PORT},
     deploy::{Deployments, Hosts, Journal},
     engine::Engine,
     error::{Error, ErrorCode, Result},
@@ -34,6 +34,7 @@ use crate::{
         controller_api::{ControllerApi, ControllerApiSettings},
         controller_client::{Applicant, OwnAddress},
         listener::Intake,
+        tls::Credentials,
         worker_api::WorkerApi,
     },
     store::{DataDirectory, Store},
@@ -102,6 +103,7 @@ pub(super) async fn start_controller(
             format!("unix://{}", path.display())
         }
     };
+    listen_published(settings, &intake, tls.credentials.as_ref()).await?;
     intake.take_links(streams.links);
     let api = ControllerApiSettings {
         allow_unsealed_context: settings.allow_unsealed_context,
@@ -189,6 +191,7 @@ pub(super) async fn start_worker(
             }
         }
     };
+    listen_published(settings, &intake, tls.credentials()).await?;
     let nudge = Arc::new(Notify::new());
     let served = WorkerApi::spawn(
         node_id.clone(),
@@ -220,6 +223,25 @@ pub(super) async fn start_worker(
     let (member, joined) = task.spawn(stop.clone());
     let credentials = tls.credentials().cloned();
     Ok((WorkerPart { member, credentials }, vec![served, joined]))
+}
+
+/// The second port that the published documents name, with the same services behind it. Nothing of ours
+/// needs it: where nobody asked for it, it may be another's.
+async fn listen_published(
+    settings: &Settings,
+    intake: &Intake,
+    credentials: Option<&Credentials>,
+) -> Result<()> {
+    let Listen::Tcp { address } = &settings.cluster_port.listen else { return Ok(()) };
+    let port = settings.grpc_port.unwrap_or(GRPC_PORT);
+    match intake.listen_tcp(SocketAddr::new(address.ip(), port), credentials.cloned()).await {
+        Ok(address) => tracing::info!(%address, "listening for the published port's calls"),
+        Err(error) if settings.grpc_port.is_none() => {
+            tracing::info!(%error, "port {GRPC_PORT} is another's: calls come in on the cluster port alone");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 fn supervisor(

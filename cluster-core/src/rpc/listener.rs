@@ -137,8 +137,10 @@ impl Intake {
         credentials: Option<Credentials>,
     ) -> Result<SocketAddr> {
         let failed = |e: io::Error| {
-            Error::new(ErrorCode::Unavailable, format!("the cluster port {address} cannot be bound"))
-                .remedy("another process has it; set spec.cluster.cluster_grpc_port")
+            Error::new(ErrorCode::Unavailable, format!("the address {address} cannot be bound"))
+                .remedy(
+                    "another process has it; set spec.cluster.cluster_grpc_port or spec.network.grpc_port",
+                )
                 .source(e)
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;

@@ -5,12 +5,14 @@ use cluster_core::{
     cluster::{
         events::NodeEventKind::{self, *},
         membership::Command,
-        peer::{DrainState, LinkKind, OnDeadline, PeerStatus},
+        peer::{DrainState, LinkKind, OnDeadline, PeerStatus, Role},
     },
+    config::settings::Endpoint,
     core::{DrainOrder, RemovalOrder},
+    rpc::{controller_client::ControllerClient, controller_line::LinkTls},
 };
 
-use crate::support::{Cluster, refused};
+use crate::support::{Cluster, Node, refused};
 
 const DRAIN: DrainOrder =
     DrainOrder { deadline: std::time::Duration::from_secs(60), on_deadline: OnDeadline::Cancel };
@@ -42,7 +44,7 @@ async fn the_events_tell_a_nodes_story() {
 #[tokio::test]
 async fn silence_is_told_and_the_next_heartbeat_heals_by_itself() {
     let cluster = Cluster::start_with(
-        "heartbeat_interval_secs: 1\n    stale_threshold_secs: 1\n    sweep_interval_secs: 1",
+        "role: controller\n    heartbeat_interval_secs: 1\n    stale_threshold_secs: 1\n    sweep_interval_secs: 1",
     )
     .await;
     let mut node = cluster.member("a").await;
@@ -81,6 +83,18 @@ async fn a_command_is_given_until_it_is_acknowledged_over_restarts_of_both() {
     node.draining = false;
     let again = node.beat().await.unwrap();
     assert!(matches!(again.as_slice(), [(_, Command::Drain)]), "{again:?}");
+}
+
+#[tokio::test]
+async fn the_published_port_serves_the_same_calls() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let cluster = Cluster::start_with(&format!("role: controller\n  network: {{grpc_port: {free}}}")).await;
+    let token = cluster.token(Some("a")).await.token;
+    let mut node = Node::new(&cluster, "a", Role::Worker).await;
+    let published = format!("http://127.0.0.1:{free}").parse().unwrap();
+    node.client = ControllerClient::connect(&Endpoint::Http(published), &LinkTls::Off).await.unwrap();
+    node.join(Some(&token)).await.unwrap();
+    node.beat().await.unwrap();
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tonic::{Request, transport::Channel};
 
 use crate::support::{Cluster, reason};
 
-const COMPATIBLE: &str = "allow_unsealed_context: true";
+const COMPATIBLE: &str = "role: controller\n    allow_unsealed_context: true";
 
 struct Theirs {
     rpc: NodeClusterServiceClient<Channel>,

@@ -39,10 +39,10 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
-        Self::start_with("").await
+        Self::start_with("role: controller").await
     }
 
-    /// With more lines below `spec.cluster`, indented by four.
+    /// With these lines below `spec.cluster`, indented by four; the role among them.
     pub async fn start_with(cluster: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let core = Some(start(directory.path(), cluster).await);
@@ -100,8 +100,7 @@ impl Cluster {
 
 async fn start(data: &Path, cluster: &str) -> Core {
     let config = config::parse(&format!(
-        "spec:\n  node: {{id: home, type: orchestrator}}\n  cluster:\n    role: controller\n    \
-         cluster_grpc_port: 0\n    {cluster}\n"
+        "spec:\n  node: {{id: home, type: orchestrator}}\n  cluster:\n    cluster_grpc_port: 0\n    {cluster}\n"
     ))
     .unwrap();
     let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };
