@@ -10,7 +10,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::identity::NodeKey;
+use crate::{
+    cluster::peer::Role,
+    execution::manifest::Demand,
+    identity::{NodeKey, PublicKey},
+};
 
 const NODES: usize = 5;
 const STALE_MS: i64 = 90_000;

@@ -1,5 +1,10 @@
-use super::*;
-use crate::{identity::NodeKey, ids::UserName};
+use super::{health::BRAKE_MS, *};
+use crate::{
+    cluster::peer::{DrainState, Role, Site},
+    execution::manifest::Demand,
+    identity::NodeKey,
+    ids::UserName,
+};
 
 const STALE_MS: i64 = 90_000;
 

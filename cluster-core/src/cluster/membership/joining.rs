@@ -1,0 +1,218 @@
+//! Who may be a member, and what members say of themselves: admission, registration, heartbeats, goodbyes.
+
+use super::{Change, Command, Membership, Node, OpenCommands, Registration, Report, removed, unknown};
+use crate::{
+    cluster::peer::{Desired, LinkKind, Observed, Role, Site},
+    error::{Error, ErrorCode, Result},
+    identity::PublicKey,
+    ids::{CommandId, NodeId},
+    store::NodeRecord,
+};
+
+impl Membership {
+    /// Whether a node of this name and key may be admitted. Another key for a known id is refused
+    /// until an operator issues a token for that id.
+    pub fn check_key(&self, node_id: &NodeId, public_key: &PublicKey, has_token: bool) -> Result<()> {
+        let Some(node) = self.nodes.get(node_id) else {
+            return if has_token {
+                Ok(())
+            } else {
+                Err(Error::new(
+                    ErrorCode::EnrolmentInvalid,
+                    format!("node {node_id} is not known and brings no enrolment token"),
+                )
+                .remedy(format!("create one with `aegis node token create --node-id {node_id}`")))
+            };
+        };
+        if node.record.desired == Desired::Removed && !has_token {
+            return Err(removed(node_id));
+        }
+        match &node.record.public_key {
+            Some(pinned) if pinned == public_key.as_bytes() || has_token => Ok(()),
+            None if has_token => Ok(()),
+            _ => Err(Error::new(
+                ErrorCode::KeyMismatch,
+                format!("node {node_id} is known by another key than {}", &public_key.thumbprint()[..16]),
+            )
+            .remedy(format!(
+                "if its key was lost, run `aegis node token create --node-id {node_id}`; \
+                 if not, somebody else uses its name"
+            ))),
+        }
+    }
+
+    /// Whether a deployment may give this id to that host.
+    pub fn check_identity(&self, node_id: &NodeId, site: &Site) -> Result<()> {
+        let Some(node) = self.nodes.get(node_id) else { return Ok(()) };
+        let elsewhere = match &node.record.site {
+            _ if node.record.desired == Desired::Removed => return Ok(()),
+            Some(known) if known.host == site.host && known.port == site.port => return Ok(()),
+            Some(known) => format!("host {} port {}", known.host, known.port),
+            None if node.record.link == LinkKind::Local => "this controller itself".to_owned(),
+            None => "a node that joined by itself".to_owned(),
+        };
+        Err(Error::new(
+            ErrorCode::Conflict,
+            format!(
+                "identity {node_id} belongs to {elsewhere}, not to host {} port {}",
+                site.host, site.port
+            ),
+        )
+        .remedy("choose another identity"))
+    }
+
+    /// The record that admits a node whose key a deployment read over the verified connection.
+    pub fn admit(&self, node_id: &NodeId, public_key: &PublicKey, site: Site) -> Result<Vec<Change>> {
+        self.check_identity(node_id, &site)?;
+        let mut record = match self.nodes.get(node_id) {
+            Some(node) => node.record.clone(),
+            None => {
+                NodeRecord::expected(node_id.clone(), Role::Worker, *public_key.as_bytes(), LinkKind::Ssh)
+            }
+        };
+        // The operator's own deployment is what re-enrols a host whose key was lost.
+        record.public_key = Some(*public_key.as_bytes());
+        record.site = Some(site);
+        record.link = LinkKind::Ssh;
+        reinstate(&mut record);
+        Ok(vec![Change::Put(Box::new(record))])
+    }
+
+    /// The record that a spent token admits.
+    pub fn enrol(&self, node_id: &NodeId, role: Role, public_key: &PublicKey, sealed: bool) -> NodeRecord {
+        let mut record = match self.nodes.get(node_id) {
+            Some(node) => {
+                let mut record = node.record.clone();
+                record.public_key = Some(*public_key.as_bytes());
+                record.role = role;
+                if record.desired == Desired::Removed {
+                    record.link = LinkKind::Direct;
+                }
+                reinstate(&mut record);
+                record
+            }
+            None => NodeRecord::expected(node_id.clone(), role, *public_key.as_bytes(), LinkKind::Direct),
+        };
+        record.sealed = sealed;
+        record
+    }
+
+    /// A node that has sealed its calls once never stops: whoever leaves the seal out then is not it, or
+    /// was talked out of it. Only an operator's new token undoes that.
+    pub fn seals(&self, node_id: &NodeId, sealed: bool) -> Result<Vec<Change>> {
+        let record = &self.node(node_id)?.record;
+        match (record.sealed, sealed) {
+            (true, false) => {
+                Err(Error::new(ErrorCode::UnsealedContext, format!("node {node_id} has sealed its calls before"))
+                    .remedy(format!(
+                        "to admit another implementation under this id, run `aegis node token create --node-id {node_id}`"
+                    )))
+            }
+            (false, true) => {
+                Ok(vec![Change::Put(Box::new(NodeRecord { sealed: true, ..record.clone() }))])
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The record with another key, which its old one signed for.
+    pub fn rotate_key(&self, node_id: &NodeId, public_key: &PublicKey) -> Result<Vec<Change>> {
+        let mut record = self.node(node_id)?.record.clone();
+        record.public_key = Some(*public_key.as_bytes());
+        Ok(vec![Change::Put(Box::new(record))])
+    }
+
+    pub fn register(&self, node_id: &NodeId, registration: Registration, now_ms: i64) -> Result<Vec<Change>> {
+        let mut record = self.node(node_id)?.record.clone();
+        record.capabilities = registration.capabilities;
+        record.address = registration.address;
+        record.version = registration.version;
+        record.observed = Observed::Active;
+        record.registered_at_ms = Some(now_ms);
+        record.last_heartbeat_ms = Some(now_ms);
+        Ok(vec![Change::Put(Box::new(record))])
+    }
+
+    /// A good heartbeat, answered with the commands that are still open after it. A steady one changes
+    /// nothing that is stored.
+    pub fn heartbeat(
+        &mut self,
+        node_id: &NodeId,
+        report: Report,
+        now_ms: i64,
+    ) -> Result<(Vec<Change>, OpenCommands)> {
+        let node = self.nodes.get_mut(node_id).ok_or_else(|| unknown(node_id))?;
+        node.heard_ms = now_ms;
+        node.config = report.config.or(node.config.take());
+        let mut changes = Vec::new();
+        let known = report
+            .acknowledged
+            .into_iter()
+            .filter(|id| node.commands.iter().any(|(open, _)| open == id))
+            .collect::<Vec<_>>();
+        let mut open: OpenCommands =
+            node.commands.iter().filter(|(id, _)| !known.contains(id)).cloned().collect();
+        if let Some(command) = node.correction(report.draining, &open) {
+            let command_id = CommandId::mint();
+            open.push((command_id.clone(), command.clone()));
+            changes.push(Change::Queue { node_id: node_id.clone(), command_id, command });
+        }
+        if !known.is_empty() {
+            changes.push(Change::Acknowledge { node_id: node_id.clone(), command_ids: known });
+        }
+        if let Some(capabilities) = report.capabilities {
+            // Free memory moves all the time and is not worth a write.
+            node.record.capabilities.memory_mb_free = capabilities.memory_mb_free;
+            if capabilities != node.record.capabilities {
+                let mut record = node.record.clone();
+                record.capabilities = capabilities;
+                record.observed = Observed::Active;
+                record.last_heartbeat_ms = Some(now_ms);
+                changes.push(Change::Put(Box::new(record)));
+                return Ok((changes, open));
+            }
+        }
+        if node.record.observed != Observed::Active {
+            changes.push(Change::Observed {
+                node_id: node_id.clone(),
+                observed: Observed::Active,
+                last_heartbeat_ms: Some(now_ms),
+            });
+        }
+        Ok((changes, open))
+    }
+
+    /// "Going away": the node stays a member and comes back by its key alone.
+    pub fn goodbye(&self, node_id: &NodeId, now_ms: i64) -> Result<Vec<Change>> {
+        self.node(node_id)?;
+        Ok(vec![Change::Observed {
+            node_id: node_id.clone(),
+            observed: Observed::Offline,
+            last_heartbeat_ms: Some(now_ms),
+        }])
+    }
+}
+
+impl Node {
+    /// What the node must be told since it does other than what is wanted: it may have lost its memory, or
+    /// kept that of an earlier membership. Nothing while a command on the matter is under way.
+    fn correction(&self, draining: Option<bool>, open: &[(CommandId, Command)]) -> Option<Command> {
+        let under_way = open.iter().any(|(_, command)| matches!(command, Command::Drain | Command::Resume));
+        let wanted = matches!(self.record.desired, Desired::Draining | Desired::Removing);
+        match draining {
+            Some(draining) if draining != wanted && !under_way => {
+                Some(if wanted { Command::Drain } else { Command::Resume })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A removed node that is admitted anew begins anew.
+fn reinstate(record: &mut NodeRecord) {
+    if record.desired == Desired::Removed {
+        record.desired = Desired::Schedulable;
+        record.observed = Observed::Expected;
+        record.registered_at_ms = None;
+    }
+}
