@@ -159,6 +159,7 @@ impl Core {
             keys,
             engine: engine.clone(),
             applied: &applied,
+            metrics: metrics.clone(),
         };
         let mut tasks = Vec::new();
         let role = settings.role;
@@ -170,7 +171,7 @@ impl Core {
             }
             Role::Controller | Role::Hybrid => {
                 let operator = operator_token.map(|token| sha256(token.as_bytes()));
-                let (part, served) = start::start_controller(node, metrics.clone(), operator, &stop).await?;
+                let (part, served) = start::start_controller(node, operator, &stop).await?;
                 tasks.push(served);
                 Part::Controller(Box::new(part))
             }
@@ -250,8 +251,11 @@ impl Core {
                 let peers = part.controller.views().await;
                 let peers = peers.map(|peers| format!("{} nodes", peers.len())).map_err(|e| e.to_string());
                 add("cluster", true, peers);
+                // They are written by the membership's owner: without it nobody hears of anything.
                 let newest = part.controller.events().newest();
-                add("events", true, Ok(format!("newest {newest}")));
+                let told = format!("newest {newest}");
+                let alive = part.controller.is_running();
+                add("events", true, alive.then_some(told).ok_or_else(|| "nobody writes them".to_owned()));
             }
             Part::Worker(part) => {
                 let state = match part.member.state() {

@@ -200,6 +200,11 @@ impl Controller {
         &self.0.events
     }
 
+    /// Whether the membership's owner still takes decisions.
+    pub fn is_running(&self) -> bool {
+        !self.0.decisions.is_closed()
+    }
+
     /// Changes whenever the membership did.
     pub fn version(&self) -> watch::Receiver<u64> {
         self.0.version.clone()

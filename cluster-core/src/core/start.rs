@@ -54,15 +54,15 @@ pub(super) struct Node<'a> {
     /// None where no containers run.
     pub engine: Option<Engine>,
     pub applied: &'a AppliedConfig,
+    pub metrics: Metrics,
 }
 
 pub(super) async fn start_controller(
     node: Node<'_>,
-    metrics: Metrics,
     operator_token_sha256: Option<[u8; 32]>,
     stop: &CancellationToken,
 ) -> Result<(ControllerPart, tokio::task::JoinHandle<()>)> {
-    let Node { settings, data, id: node_id, keys, engine, applied } = node;
+    let Node { settings, data, id: node_id, keys, engine, applied, metrics } = node;
     let store = Store::open(data.clone()).await?;
     let health =
         HealthSettings { stale_threshold: settings.stale_threshold, sweep_interval: settings.sweep_interval };
@@ -88,7 +88,7 @@ pub(super) async fn start_controller(
     };
     let (nodes, streams) = Nodes::new(controller.clone(), local.clone(), access);
 
-    let intake = Intake::new(stop.clone());
+    let intake = Intake::new(metrics.clone(), stop.clone());
     let endpoint = match &settings.cluster_port.listen {
         Listen::Tcp { address } => {
             let address = intake.listen_tcp(*address, tls.credentials.clone()).await?;
@@ -165,7 +165,7 @@ pub(super) async fn start_worker(
     stop: &CancellationToken,
     end: &CancellationToken,
 ) -> Result<(WorkerPart, Vec<tokio::task::JoinHandle<()>>)> {
-    let Node { settings, data, id: node_id, keys, engine, applied } = node;
+    let Node { settings, data, id: node_id, keys, engine, applied, metrics } = node;
     let missing = |what: &str| Error::new(ErrorCode::ConfigInvalid, what.to_owned());
     let controller = settings.controller.clone().ok_or_else(|| missing("a worker needs a controller"))?;
     let engine = engine.ok_or_else(|| {
@@ -174,7 +174,7 @@ pub(super) async fn start_worker(
     })?;
     let supervisor = supervisor(settings, data, node_id, engine.clone())?;
     let session = Arc::new(arc_swap::ArcSwapOption::empty());
-    let intake = Intake::new(stop.clone());
+    let intake = Intake::new(metrics.clone(), stop.clone());
     let tls = certificates::of_worker(settings, &controller, data.path(), node_id, stop)?;
     let port = &settings.cluster_port;
     let address = match &port.listen {
@@ -199,6 +199,7 @@ pub(super) async fn start_worker(
         supervisor.clone(),
         applied.clone(),
         nudge.clone(),
+        metrics,
         intake,
     );
     let capacity = Capacity::new(settings, Some(engine));

@@ -27,6 +27,7 @@ use super::tls::{Credentials, TlsConnection, server::Handshakes};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
+    metrics::Metrics,
     ssh::LinkStream,
 };
 
@@ -122,12 +123,13 @@ pub struct Intake {
     sender: mpsc::Sender<Inbound>,
     receiver: mpsc::Receiver<Inbound>,
     stop: CancellationToken,
+    metrics: Metrics,
 }
 
 impl Intake {
-    pub fn new(stop: CancellationToken) -> Self {
+    pub fn new(metrics: Metrics, stop: CancellationToken) -> Self {
         let (sender, receiver) = mpsc::channel(PENDING_MAX);
-        Self { sender, receiver, stop }
+        Self { sender, receiver, stop, metrics }
     }
 
     /// With credentials every connection is under TLS, without them none is.
@@ -146,7 +148,8 @@ impl Intake {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
-        let handshakes = credentials.map(|credentials| Arc::new(Handshakes::new(credentials)));
+        let handshakes =
+            credentials.map(|credentials| Arc::new(Handshakes::new(credentials, self.metrics.clone())));
         tokio::spawn(async move {
             while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
                 let (stream, from) = match accepted {

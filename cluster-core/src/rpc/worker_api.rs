@@ -3,7 +3,7 @@
 //! Of the published service only `ForwardExecution` concerns a worker. Every call is sealed with the
 //! controller's key, which the worker learned when it attested.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Instant};
 
 use aegis_proto::aegis::{
     agent::v1::{
@@ -37,6 +37,7 @@ use crate::{
     },
     identity::SealContext,
     ids::{ExecutionId, NodeId},
+    metrics::Metrics,
 };
 
 /// The session of this moment: None before the first attestation.
@@ -50,6 +51,7 @@ pub struct WorkerApi {
     applied: AppliedConfig,
     /// Wakes the task that sends heartbeats.
     nudge: Arc<Notify>,
+    metrics: Metrics,
 }
 
 impl WorkerApi {
@@ -60,9 +62,10 @@ impl WorkerApi {
         supervisor: Supervisor,
         applied: AppliedConfig,
         nudge: Arc<Notify>,
+        metrics: Metrics,
         intake: Intake,
     ) -> tokio::task::JoinHandle<()> {
-        let api = Self { node_id, session, supervisor, applied, nudge };
+        let api = Self { node_id, session, supervisor, applied, nudge, metrics };
         let cluster = NodeClusterServiceServer::new(api.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -110,6 +113,16 @@ impl WorkerApi {
         Ok(opened.message)
     }
 
+    /// Every answer is counted, and a refusal is logged once.
+    fn answer<T>(&self, call: &'static str, at: Instant, result: Result<T>) -> Result<Response<T>, Status> {
+        let refused = result.as_ref().err().map(Error::code);
+        self.metrics.call(call, refused, at.elapsed());
+        result.map(Response::new).map_err(|error| {
+            tracing::warn!(call, reason = %error.code(), error = %error.chain(), "refused");
+            to_status(&error)
+        })
+    }
+
     fn forward(&self, inner: pb::ForwardExecutionInner) -> Result<Events> {
         let order = Order {
             execution_id: ExecutionId::parse(inner.execution_id)?,
@@ -130,13 +143,6 @@ impl WorkerApi {
 type Events = Pin<Box<dyn Stream<Item = Result<ExecutionEvent, Status>> + Send>>;
 type EdgeCommands = Pin<Box<dyn Stream<Item = Result<pb::EdgeCommand, Status>> + Send>>;
 
-fn answer<T>(call: &'static str, result: Result<T>) -> Result<Response<T>, Status> {
-    result.map(Response::new).map_err(|error| {
-        tracing::warn!(call, reason = %error.code(), error = %error.chain(), "refused");
-        to_status(&error)
-    })
-}
-
 fn not_here(call: &str) -> Status {
     let error =
         Error::new(ErrorCode::NotOffered, format!("{call} is served by the controller, not by a worker"));
@@ -149,7 +155,7 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<agent::CancelExecutionRequest>,
     ) -> Result<Response<agent::CancelExecutionResponse>, Status> {
-        let via = via(&request);
+        let (at, via) = (Instant::now(), via(&request));
         let (metadata, _, body) = request.into_parts();
         let result =
             self.open::<agent::CancelExecutionInner>(&metadata, &via, body.envelope).and_then(|inner| {
@@ -157,27 +163,27 @@ impl WorkerService for WorkerApi {
                 let cancelling = self.supervisor.cancel(&execution_id, inner.attempt, &inner.reason)?;
                 Ok(agent::CancelExecutionResponse { cancelling })
             });
-        answer("CancelExecution", result)
+        self.answer("CancelExecution", at, result)
     }
 
     async fn nudge(
         &self,
         request: Request<agent::NudgeRequest>,
     ) -> Result<Response<agent::NudgeResponse>, Status> {
-        let via = via(&request);
+        let (at, via) = (Instant::now(), via(&request));
         let (metadata, _, body) = request.into_parts();
         let result = self.open::<agent::NudgeInner>(&metadata, &via, body.envelope).map(|_| {
             self.nudge.notify_one();
             agent::NudgeResponse {}
         });
-        answer("Nudge", result)
+        self.answer("Nudge", at, result)
     }
 
     async fn release_executions(
         &self,
         request: Request<agent::ReleaseExecutionsRequest>,
     ) -> Result<Response<agent::ReleaseExecutionsResponse>, Status> {
-        let via = via(&request);
+        let (at, via) = (Instant::now(), via(&request));
         let (metadata, _, body) = request.into_parts();
         let result = async {
             let inner = self.open::<agent::ReleaseExecutionsInner>(&metadata, &via, body.envelope)?;
@@ -185,7 +191,7 @@ impl WorkerService for WorkerApi {
             self.supervisor.release(&ids).await?;
             Ok(agent::ReleaseExecutionsResponse {})
         };
-        answer("ReleaseExecutions", result.await)
+        self.answer("ReleaseExecutions", at, result.await)
     }
 }
 
@@ -198,12 +204,12 @@ impl NodeClusterService for WorkerApi {
         &self,
         request: Request<pb::ForwardExecutionRequest>,
     ) -> Result<Response<Events>, Status> {
-        let via = via(&request);
+        let (at, via) = (Instant::now(), via(&request));
         let (metadata, _, body) = request.into_parts();
         let result = self
             .open::<pb::ForwardExecutionInner>(&metadata, &via, body.envelope)
             .and_then(|inner| self.forward(inner));
-        answer("ForwardExecution", result)
+        self.answer("ForwardExecution", at, result)
     }
 
     async fn attest_node(
@@ -259,12 +265,12 @@ impl NodeClusterService for WorkerApi {
         &self,
         request: Request<pb::PushConfigRequest>,
     ) -> Result<Response<pb::PushConfigResponse>, Status> {
-        let via = via(&request);
+        let (at, via) = (Instant::now(), via(&request));
         let (metadata, _, body) = request.into_parts();
         let result = self
             .open::<pb::PushConfigInner>(&metadata, &via, body.envelope)
             .and_then(|inner| config_api::push(&self.applied, &self.node_id, &inner));
-        answer("PushConfig", result)
+        self.answer("PushConfig", at, result)
     }
 
     async fn list_peers(

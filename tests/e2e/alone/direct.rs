@@ -120,6 +120,8 @@ async fn a_controller_with_another_ca_than_the_token_says_is_not_joined() {
         assert!(worker.log().contains("is not signed by a CA that this node trusts"), "{}", worker.log());
     }
     assert!(peer(&controller).await.is_none());
+    let counted = controller.text("/metrics", |text| text.ends_with("# EOF\n")).await;
+    assert!(counted.contains(r#"{call="TlsHandshake",outcome="UntrustedCA"}"#), "{counted}");
     // The token was not spent by it.
     let _worker = Controller::start(&self::worker(port, &token, "")).await;
     is_active(&controller).await;

@@ -23,7 +23,11 @@ use super::{
     open::PeerSide,
     refusal,
 };
-use crate::identity::CertificateFacts;
+use crate::{
+    error::{Error, ErrorCode},
+    identity::CertificateFacts,
+    metrics::Metrics,
+};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Callers that say nothing hold a place until their time is up.
@@ -38,6 +42,8 @@ const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 /// One line per address in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 const LOGGED_MAX: usize = 1024;
+/// Under this name handshakes are counted, beside the calls.
+const HANDSHAKE: &str = "TlsHandshake";
 
 /// What a connection takes up while it is open.
 #[derive(Debug)]
@@ -55,16 +61,18 @@ pub(crate) struct Handshakes {
     connections: Arc<Semaphore>,
     newcomers: Newcomers,
     logged: Mutex<HashMap<IpAddr, Instant>>,
+    metrics: Metrics,
 }
 
 impl Handshakes {
-    pub fn new(credentials: Credentials) -> Self {
+    pub fn new(credentials: Credentials, metrics: Metrics) -> Self {
         Self {
             credentials,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             newcomers: Newcomers::default(),
             logged: Mutex::default(),
+            metrics,
         }
     }
 
@@ -81,23 +89,22 @@ impl Handshakes {
 
     /// None when it failed, which is logged here.
     pub async fn perform(&self, stream: TcpStream, from: SocketAddr, slot: Slot) -> Option<TlsConnection> {
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, from, slot)).await {
-            Ok(Ok(connection)) => Some(connection),
-            Ok(Err(Some(error))) => {
-                if self.may_log(from.ip()) {
-                    let error = refusal::of_caller(&error);
-                    tracing::warn!(%from, reason = %error.code(), error = %error.chain(), "a handshake failed");
-                }
-                None
+        let at = Instant::now();
+        let performed = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, from, slot)).await;
+        let error = match performed {
+            Ok(Ok(connection)) => {
+                self.metrics.call(HANDSHAKE, None, at.elapsed());
+                return Some(connection);
             }
-            Ok(Err(None)) => None,
-            Err(_) => {
-                if self.may_log(from.ip()) {
-                    tracing::warn!(%from, "a handshake was not finished in time");
-                }
-                None
-            }
+            Ok(Err(Some(error))) => refusal::of_caller(&error),
+            Ok(Err(None)) => return None,
+            Err(_) => Error::new(ErrorCode::Timeout, "the handshake was not finished in time"),
+        };
+        self.metrics.call(HANDSHAKE, Some(error.code()), at.elapsed());
+        if self.may_log(from.ip()) {
+            tracing::warn!(%from, reason = %error.code(), error = %error.chain(), "a handshake failed");
         }
+        None
     }
 
     async fn handshake(
