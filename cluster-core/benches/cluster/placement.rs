@@ -28,7 +28,9 @@ pub fn run() {
             engine: "docker 26".into(),
             ..Default::default()
         };
+        let id = record.node_id.clone();
         membership.apply(Change::Put(Box::new(record)), 0);
+        membership.set_link(&id, true);
     }
     let amounts = Amounts { cpu_millicores: 1_000, memory_mb: 128, ..Default::default() };
     let demand = Demand { tags: vec![], node_id: None, amounts };
