@@ -20,6 +20,8 @@ use cluster_core::{
     rpc::{
         ClusterClock, Sealer,
         controller_api::{ControllerApi, ControllerApiSettings},
+        listener::{Entered, Via},
+        plain::Proven,
     },
     store::{DataDirectory, Store},
 };
@@ -57,7 +59,8 @@ pub async fn run() {
         for _ in 0..BEATS_PER_NODE {
             let node_id = format!("n{number}");
             let inner = pb::NodeHeartbeatInner { node_id, ..Default::default() };
-            let call = sealer.seal(inner, |e| pb::NodeHeartbeatRequest { envelope: Some(e) }).unwrap();
+            let mut call = sealer.seal(inner, |e| pb::NodeHeartbeatRequest { envelope: Some(e) }).unwrap();
+            call.extensions_mut().insert(Entered { via: Via::Unix, proven: Proven::default() });
             sample.get_or_insert_with(|| (call.get_ref().envelope.clone().unwrap(), key.public()));
             calls.push(call);
         }

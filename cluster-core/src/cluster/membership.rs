@@ -142,6 +142,8 @@ struct Node {
     heard_ms: i64,
     link_up: bool,
     reserved: BTreeMap<ExecutionId, Amounts>,
+    /// The sum of what is reserved.
+    used: Amounts,
     commands: Vec<(CommandId, Command)>,
     /// As it last said, in this life of the controller.
     config: Option<ConfigReport>,
@@ -151,6 +153,8 @@ struct Node {
 pub struct Membership {
     nodes: BTreeMap<NodeId, Node>,
     last_placed: Option<NodeId>,
+    /// Where each execution has its reservation.
+    placed: BTreeMap<ExecutionId, NodeId>,
     brake_since_ms: Option<i64>,
 }
 
@@ -191,6 +195,7 @@ impl Membership {
                     // Others are reached once their link stands, or once they have registered.
                     link_up: record.link == LinkKind::Local,
                     reserved: BTreeMap::new(),
+                    used: Amounts::default(),
                     commands: Vec::new(),
                     config: None,
                     record,
@@ -237,7 +242,10 @@ impl Membership {
                     node.record.drain_deadline_ms = None;
                     node.record.site = None;
                     node.commands.clear();
-                    node.reserved.clear();
+                    for execution_id in std::mem::take(&mut node.reserved).into_keys() {
+                        self.placed.remove(&execution_id);
+                    }
+                    node.used = Amounts::default();
                 }
             }
             Change::Queue { node_id, command_id, command } => {

@@ -1,4 +1,4 @@
-//! Which node runs an execution: filter, then round-robin in the order of node ids. Pure.
+//! Which node runs an execution: the first in turn that fits, or why none does. Pure.
 
 use std::fmt;
 
@@ -65,25 +65,26 @@ impl fmt::Display for NoFit {
     }
 }
 
-/// Chooses among candidates that come in the order of their ids: the first that fits after `last`,
-/// around the end if need be.
-pub fn place<'a>(
-    demand: &Demand,
-    candidates: impl Iterator<Item = Candidate<'a>>,
-    last: Option<&NodeId>,
-) -> Result<NodeId, NoFit> {
-    let mut unfit = Vec::new();
-    let mut first = None;
-    for candidate in candidates {
-        match why_not(demand, &candidate) {
-            Some((why, forever)) => unfit.push(Unfit { node_id: candidate.node_id.clone(), why, forever }),
-            None if last.is_none_or(|last| candidate.node_id > last) => return Ok(candidate.node_id.clone()),
-            None => {
-                first.get_or_insert(candidate.node_id);
-            }
-        }
-    }
-    first.cloned().ok_or(NoFit(unfit))
+/// The first that fits, of candidates that come in the order of their turns.
+pub fn place<'a>(demand: &Demand, turns: impl Iterator<Item = Candidate<'a>>) -> Option<&'a NodeId> {
+    turns.into_iter().find(|candidate| fits(demand, candidate)).map(|candidate| candidate.node_id)
+}
+
+/// What each candidate lacks; for when none fits.
+pub fn reasons<'a>(demand: &Demand, candidates: impl Iterator<Item = Candidate<'a>>) -> NoFit {
+    let unfit = |candidate: Candidate<'a>| {
+        let (why, forever) = why_not(demand, &candidate)?;
+        Some(Unfit { node_id: candidate.node_id.clone(), why, forever })
+    };
+    NoFit(candidates.filter_map(unfit).collect())
+}
+
+/// Asked of every node for every placement: it makes no words.
+fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
+    demand.node_id.as_ref().is_none_or(|pin| pin == node.node_id)
+        && node.blocked.is_none()
+        && short(demand.amounts, node.free).is_none()
+        && demand.tags.iter().all(|tag| node.tags.contains(tag))
 }
 
 /// The reason and whether it is there to stay.
@@ -151,14 +152,22 @@ mod tests {
     }
 
     fn run(demand: &Demand, nodes: &[Node], last: Option<&NodeId>) -> Result<NodeId, NoFit> {
-        let candidates = nodes.iter().map(|node| Candidate {
-            node_id: &node.id,
-            tags: &node.tags,
-            blocked: node.blocked,
-            total: node.total,
-            free: node.free,
-        });
-        place(demand, candidates, last)
+        let candidates = || {
+            nodes.iter().map(|node| Candidate {
+                node_id: &node.id,
+                tags: &node.tags,
+                blocked: node.blocked,
+                total: node.total,
+                free: node.free,
+            })
+        };
+        let after = |candidate: &Candidate<'_>| last.is_none_or(|last| candidate.node_id > last);
+        let turns = candidates().filter(after).chain(candidates().filter(|candidate| !after(candidate)));
+        let chosen = place(demand, turns).cloned();
+        let unfit = reasons(demand, candidates());
+        // Both say the same: whoever has no reason fits.
+        assert_eq!(chosen.is_none(), unfit.0.len() == nodes.len());
+        chosen.ok_or(unfit)
     }
 
     #[test]
@@ -180,6 +189,7 @@ mod tests {
         nodes[0].blocked = Some("draining");
         nodes[2].free.cpu_millicores = 100;
         nodes[3].total.cpu_millicores = 200;
+        nodes[3].free = nodes[3].total;
         let no_fit = run(&demand(&["gpu"], 500), &nodes, None).unwrap_err();
         assert!(no_fit.may_change());
         assert_eq!(

@@ -30,9 +30,10 @@ use super::{
     config_api,
     envelope::{Expected, Sealed, begin},
     limits::Limits,
-    listener::{Intake, MESSAGE_BYTES_MAX, Via, server},
+    listener::{Entered, Intake, MESSAGE_BYTES_MAX, Via, server},
+    plain::Proven,
     status::to_status,
-    via::{self, Stage, via},
+    via::{self, Stage},
 };
 use crate::{
     clock::now_ms,
@@ -72,6 +73,7 @@ struct Shared {
 struct Arrival {
     name: &'static str,
     via: Via,
+    proven: Proven,
     metadata: MetadataMap,
     at: Instant,
     /// Known as soon as its token is proven.
@@ -88,9 +90,9 @@ struct Caller {
 
 impl Arrival {
     fn of<T>(name: &'static str, request: Request<T>) -> (Self, T) {
-        let via = via(&request);
+        let Entered { via, proven } = via::entered(&request);
         let (metadata, _, body) = request.into_parts();
-        (Self { name, via, metadata, at: Instant::now(), caller: OnceLock::new() }, body)
+        (Self { name, via, proven, metadata, at: Instant::now(), caller: OnceLock::new() }, body)
     }
 
     /// The address of a stranger; None where only this machine or one node can come in.
@@ -150,6 +152,7 @@ impl ControllerApi {
         let unproven = unopened.read::<M>()?;
         if unproven.context.is_none() && self.may_leave_unsealed(&arrival.via, standing.sealed) {
             let message = unproven.open_unsealed(&arrival.metadata, &standing.key)?;
+            arrival.proven.set();
             return Ok((caller, message));
         }
         let key = match &unproven.context {
@@ -159,6 +162,7 @@ impl ControllerApi {
         };
         let opened = unproven.open(&arrival.metadata, &expected, &key)?;
         controller.sessions().accept(&opened.context.session_id, opened.context.sequence)?;
+        arrival.proven.set();
         Ok((caller, opened.message))
     }
 

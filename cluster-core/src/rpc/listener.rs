@@ -16,14 +16,17 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::mpsc,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Connected};
 
-use super::tls::{Credentials, TlsConnection, server::Handshakes};
+use super::{
+    plain::{Places, PlainConnection, Proven},
+    tls::{Credentials, TlsConnection, server::Handshakes},
+};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -67,31 +70,41 @@ pub enum Via {
     Link(NodeId),
 }
 
+/// What is known of a connection, for the calls on it.
+#[derive(Debug, Clone)]
+pub struct Entered {
+    pub via: Via,
+    pub proven: Proven,
+}
+
 /// A connection, however it came in.
 #[derive(Debug)]
 pub enum Inbound {
-    Tcp(TcpStream, SocketAddr),
+    Plain(Box<PlainConnection>),
     Tls(Box<TlsConnection>),
     Unix(UnixStream),
-    Link(LinkStream),
+    Link(Box<LinkStream>),
 }
 
 impl Connected for Inbound {
-    type ConnectInfo = Via;
-    fn connect_info(&self) -> Via {
-        match self {
-            Inbound::Tcp(_, address) => Via::Plain(*address),
+    type ConnectInfo = Entered;
+    fn connect_info(&self) -> Entered {
+        let via = match self {
+            Inbound::Plain(stream) => {
+                return Entered { via: Via::Plain(stream.from()), proven: stream.proven() };
+            }
             Inbound::Tls(stream) => Via::Tls { from: stream.remote(), names: stream.peer_names().cloned() },
             Inbound::Unix(_) => Via::Unix,
             Inbound::Link(stream) => Via::Link(stream.node().clone()),
-        }
+        };
+        Entered { via, proven: Proven::default() }
     }
 }
 
 macro_rules! each {
     ($self:expr, $stream:ident => $call:expr) => {
         match $self.get_mut() {
-            Inbound::Tcp($stream, _) => $call,
+            Inbound::Plain($stream) => $call,
             Inbound::Tls($stream) => $call,
             Inbound::Unix($stream) => $call,
             Inbound::Link($stream) => $call,
@@ -148,6 +161,7 @@ impl Intake {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
+        let places = Places::default();
         let handshakes =
             credentials.map(|credentials| Arc::new(Handshakes::new(credentials, self.metrics.clone())));
         tokio::spawn(async move {
@@ -162,7 +176,10 @@ impl Intake {
                 // Small messages both ways: waiting for more to send costs 40 ms each.
                 let _ = stream.set_nodelay(true);
                 let Some(handshakes) = &handshakes else {
-                    hand_over(&sender, Inbound::Tcp(stream, from)).await;
+                    match places.admit(stream, from) {
+                        Some(connection) => hand_over(&sender, Inbound::Plain(Box::new(connection))).await,
+                        None => tracing::warn!(%from, "a connection was turned away: too many are open"),
+                    }
                     continue;
                 };
                 let Some(slot) = handshakes.slot(from) else { continue };
@@ -207,7 +224,7 @@ impl Intake {
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
         tokio::spawn(async move {
             while let Some(Some(stream)) = stop.run_until_cancelled(links.recv()).await {
-                hand_over(&sender, Inbound::Link(stream)).await;
+                hand_over(&sender, Inbound::Link(Box::new(stream))).await;
             }
         });
     }

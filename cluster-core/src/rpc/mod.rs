@@ -10,6 +10,7 @@
 //! - [`config_api`]: the configuration calls of both sides.
 //! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
 //!   under a worker's calls.
+//! - [`plain`]: connections in plaintext.
 //! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
 
 mod config_api;
@@ -20,6 +21,7 @@ mod convert;
 mod envelope;
 mod limits;
 pub mod listener;
+pub mod plain;
 mod status;
 pub mod tls;
 mod via;

@@ -5,7 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use tonic::Request;
 
-use super::listener::Via;
+use super::{
+    listener::{Entered, Via},
+    plain::Proven,
+};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -20,11 +23,14 @@ pub(super) enum Stage {
     Admitted,
 }
 
-pub(super) fn via<T>(request: &Request<T>) -> Via {
+pub(super) fn entered<T>(request: &Request<T>) -> Entered {
     // The server sets it on every connection; without it nothing is known: a caller under TLS that has
     // shown nothing may do the least.
-    let unknown = || Via::Tls { from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), names: None };
-    request.extensions().get::<Via>().cloned().unwrap_or_else(unknown)
+    let unknown = || Entered {
+        via: Via::Tls { from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), names: None },
+        proven: Proven::default(),
+    };
+    request.extensions().get::<Entered>().cloned().unwrap_or_else(unknown)
 }
 
 /// Whether this node may speak here.

@@ -24,9 +24,9 @@ use super::{
     config_api,
     controller_client::Session,
     envelope::{Expected, Sealed, begin},
-    listener::{Intake, MESSAGE_BYTES_MAX, Via, server},
+    listener::{Entered, Intake, MESSAGE_BYTES_MAX, server},
     status::to_status,
-    via::{self, Stage, via},
+    via::{self, Stage},
 };
 use crate::{
     cluster::applied::AppliedConfig,
@@ -88,13 +88,13 @@ impl WorkerApi {
     fn open<M: Sealed>(
         &self,
         metadata: &MetadataMap,
-        via: &Via,
+        entered: &Entered,
         envelope: Option<pb::SealNodeEnvelope>,
     ) -> Result<M> {
         let session = self.session.load_full().ok_or_else(|| {
             Error::new(ErrorCode::SessionUnknown, "this node has not attested to its controller yet")
         })?;
-        via::check(via, &session.controller_id, Stage::Admitted)?;
+        via::check(&entered.via, &session.controller_id, Stage::Admitted)?;
         let own_id = self.node_id.as_str();
         let expected =
             Expected { keys: &session.token_keys, audiences: &[own_id], now_ms: session.clock.now_ms() };
@@ -110,6 +110,7 @@ impl WorkerApi {
         let opened = unproven.open(metadata, &expected, &session.controller_key)?;
         self.supervisor.check_epoch(opened.context.epoch)?;
         session.accept(opened.context.sequence)?;
+        entered.proven.set();
         Ok(opened.message)
     }
 
@@ -155,10 +156,10 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<agent::CancelExecutionRequest>,
     ) -> Result<Response<agent::CancelExecutionResponse>, Status> {
-        let (at, via) = (Instant::now(), via(&request));
+        let (at, entered) = (Instant::now(), via::entered(&request));
         let (metadata, _, body) = request.into_parts();
         let result =
-            self.open::<agent::CancelExecutionInner>(&metadata, &via, body.envelope).and_then(|inner| {
+            self.open::<agent::CancelExecutionInner>(&metadata, &entered, body.envelope).and_then(|inner| {
                 let execution_id = ExecutionId::parse(inner.execution_id)?;
                 let cancelling = self.supervisor.cancel(&execution_id, inner.attempt, &inner.reason)?;
                 Ok(agent::CancelExecutionResponse { cancelling })
@@ -170,9 +171,9 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<agent::NudgeRequest>,
     ) -> Result<Response<agent::NudgeResponse>, Status> {
-        let (at, via) = (Instant::now(), via(&request));
+        let (at, entered) = (Instant::now(), via::entered(&request));
         let (metadata, _, body) = request.into_parts();
-        let result = self.open::<agent::NudgeInner>(&metadata, &via, body.envelope).map(|_| {
+        let result = self.open::<agent::NudgeInner>(&metadata, &entered, body.envelope).map(|_| {
             self.nudge.notify_one();
             agent::NudgeResponse {}
         });
@@ -183,10 +184,10 @@ impl WorkerService for WorkerApi {
         &self,
         request: Request<agent::ReleaseExecutionsRequest>,
     ) -> Result<Response<agent::ReleaseExecutionsResponse>, Status> {
-        let (at, via) = (Instant::now(), via(&request));
+        let (at, entered) = (Instant::now(), via::entered(&request));
         let (metadata, _, body) = request.into_parts();
         let result = async {
-            let inner = self.open::<agent::ReleaseExecutionsInner>(&metadata, &via, body.envelope)?;
+            let inner = self.open::<agent::ReleaseExecutionsInner>(&metadata, &entered, body.envelope)?;
             let ids = inner.execution_ids.into_iter().map(ExecutionId::parse).collect::<Result<Vec<_>>>()?;
             self.supervisor.release(&ids).await?;
             Ok(agent::ReleaseExecutionsResponse {})
@@ -204,10 +205,10 @@ impl NodeClusterService for WorkerApi {
         &self,
         request: Request<pb::ForwardExecutionRequest>,
     ) -> Result<Response<Events>, Status> {
-        let (at, via) = (Instant::now(), via(&request));
+        let (at, entered) = (Instant::now(), via::entered(&request));
         let (metadata, _, body) = request.into_parts();
         let result = self
-            .open::<pb::ForwardExecutionInner>(&metadata, &via, body.envelope)
+            .open::<pb::ForwardExecutionInner>(&metadata, &entered, body.envelope)
             .and_then(|inner| self.forward(inner));
         self.answer("ForwardExecution", at, result)
     }
@@ -265,10 +266,10 @@ impl NodeClusterService for WorkerApi {
         &self,
         request: Request<pb::PushConfigRequest>,
     ) -> Result<Response<pb::PushConfigResponse>, Status> {
-        let (at, via) = (Instant::now(), via(&request));
+        let (at, entered) = (Instant::now(), via::entered(&request));
         let (metadata, _, body) = request.into_parts();
         let result = self
-            .open::<pb::PushConfigInner>(&metadata, &via, body.envelope)
+            .open::<pb::PushConfigInner>(&metadata, &entered, body.envelope)
             .and_then(|inner| config_api::push(&self.applied, &self.node_id, &inner));
         self.answer("PushConfig", at, result)
     }

@@ -35,7 +35,7 @@ use crate::{
     rpc::{
         listener::{Intake, server},
         status::to_status,
-        via::{self, Stage, via},
+        via::{self, Stage},
     },
 };
 
@@ -74,7 +74,7 @@ impl Service<http::Request<Body>> for Echo {
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(ProstCodec::<u64, u64>::default());
             let admitted = move |request: &Request<u64>, stage| {
-                via::check(&via(request), &node, stage).map_err(|e| to_status(&e))
+                via::check(&via::entered(request).via, &node, stage).map_err(|e| to_status(&e))
             };
             Ok(match request.uri().path() {
                 "/test.Echo/Count" => {
