@@ -7,6 +7,7 @@ use std::{
 
 use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_server::NodeClusterService as _};
 use cluster_core::{
+    clock::Clock,
     cluster::{
         controller::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
         direct::DirectAccess,
@@ -37,13 +38,15 @@ pub async fn run() {
     let directory = tempfile::tempdir().unwrap();
     let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
     let store = Store::open(data).await.unwrap();
-    let health =
-        HealthSettings { stale_threshold: Duration::from_secs(90), sweep_interval: Duration::from_secs(10) };
+    let health = HealthSettings {
+        stale_threshold: Duration::from_secs(90),
+        sweep_interval: Duration::from_secs(10),
+        clock: Clock::default(),
+    };
     let (home, key) = (NodeId::parse("home").unwrap(), Arc::new(NodeKey::generate().unwrap()));
     let stop = CancellationToken::new();
     let controller = Controller::start(home, key, directory.path(), store, health, None, stop).await.unwrap();
-    let (nodes, _streams) =
-        Nodes::new(controller.clone(), None, DirectAccess { credentials: None, allow_insecure: false });
+    let (nodes, _streams) = Nodes::new(controller.clone(), None, DirectAccess::default());
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
         operator_token_sha256: None,
@@ -134,7 +137,7 @@ async fn member(controller: &Controller, number: usize) -> (Sealer, Arc<NodeKey>
     let registration =
         Registration { capabilities: capabilities(), address: String::new(), version: String::new() };
     controller.register(node_id.clone(), registration).await.unwrap();
-    let clock = ClusterClock::new(now_secs() * 1000, Instant::now());
+    let clock = ClusterClock::new(now_secs() * 1000, tokio::time::Instant::now());
     let sealer = Sealer::new(
         key.clone(),
         node_id,

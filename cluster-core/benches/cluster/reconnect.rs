@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cluster_core::{ErrorCode, Result};
 use futures::{StreamExt as _, stream};
 
 use super::{
@@ -44,14 +45,18 @@ pub async fn run() {
     let start = Instant::now();
     let cluster = &cluster;
     let back = nodes.iter_mut().map(|node| async move {
-        node.reconnect(cluster).await;
-        node.join(None).await.expect("no error");
-        node.beat().await.expect("no error");
-        start.elapsed()
+        let mut again = 0;
+        while let Err(error) = come_back(node, cluster).await {
+            assert_eq!(error.code(), ErrorCode::Unavailable, "{error}");
+            again += 1;
+        }
+        (start.elapsed(), again)
     });
-    let mut times = futures::future::join_all(back).await;
+    let (mut times, again): (Vec<_>, Vec<u32>) = futures::future::join_all(back).await.into_iter().unzip();
     times.sort();
     let all = *times.last().unwrap();
+    let again: u32 = again.iter().sum();
+    line("8", "  of these, tried again", &again.to_string(), "goal 0", "");
     line(
         "8",
         "1,000 workers attest and register at once (p50)",
@@ -70,6 +75,12 @@ pub async fn run() {
         &format!("{signed:.0} RS256/s"),
         &format!("{:.1} of the above", all.as_secs_f64() / floor.as_secs_f64()),
     );
+}
+
+async fn come_back(node: &mut Node, cluster: &Cluster) -> Result<()> {
+    node.reconnect(cluster).await;
+    node.join(None).await?;
+    node.beat().await.map(drop)
 }
 
 fn signatures_per_second() -> f64 {

@@ -7,7 +7,12 @@
 mod admission;
 mod config;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 pub use admission::{
     Admission, ChallengeAnswer, ChallengeSignature, Rotation, TokenOrder, TokenState, TokenView,
@@ -23,7 +28,7 @@ use super::{
     sessions::Sessions,
 };
 use crate::{
-    clock::now_ms,
+    clock::Clock,
     error::{Error, ErrorCode, Failure, Result},
     identity::{
         Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
@@ -55,6 +60,7 @@ struct Decision {
 pub struct HealthSettings {
     pub stale_threshold: Duration,
     pub sweep_interval: Duration,
+    pub clock: Clock,
 }
 
 #[derive(Debug)]
@@ -67,6 +73,7 @@ struct Shared {
     challenger: Challenger,
     sessions: Sessions,
     events: NodeEvents,
+    standings: Standings,
     store: Store,
     decisions: mpsc::Sender<Decision>,
     /// Rises with every change of the membership.
@@ -74,7 +81,10 @@ struct Shared {
     overdue: watch::Receiver<Vec<ExecutionId>>,
     /// Configuration changes one after the other.
     config: tokio::sync::Mutex<()>,
+    /// Our own newest token, and the second of its signature.
+    own_token: tokio::sync::Mutex<Option<(i64, String)>>,
     stale_threshold: Duration,
+    clock: Clock,
 }
 
 /// What a member's record says of it.
@@ -85,6 +95,24 @@ pub struct Standing {
     pub key: PublicKey,
     /// False for a node of the other implementation.
     pub sealed: bool,
+}
+
+/// Every node's standing; None for one that was removed. Written by the owner, after the store.
+type Standings = Arc<RwLock<HashMap<NodeId, Option<Standing>>>>;
+
+fn set_standing(standings: &Standings, record: &NodeRecord) {
+    let standing = match (record.desired, &record.public_key) {
+        (Desired::Removed, _) | (_, None) => None,
+        (_, Some(key)) => match PublicKey::parse(key) {
+            Ok(key) => Some(Standing { role: record.role, key, sealed: record.sealed }),
+            Err(error) => {
+                tracing::error!(node_id = %record.node_id, %error, "a stored key cannot be used");
+                None
+            }
+        },
+    };
+    let mut standings = standings.write().unwrap_or_else(PoisonError::into_inner);
+    standings.insert(record.node_id.clone(), standing);
 }
 
 /// A cheap handle on the controller.
@@ -127,18 +155,22 @@ impl Controller {
                 }
             }
         }
-        let membership = Membership::restore(store.nodes().await?, commands, now_ms());
+        let membership = Membership::restore(store.nodes().await?, commands, health.clock.now_ms());
         let (decisions, queue) = mpsc::channel(DECISIONS_MAX);
         let (version_sender, version) = watch::channel(0);
         let (overdue_sender, overdue) = watch::channel(Vec::new());
         let events = NodeEvents::new(epoch);
+        let standings = Standings::default();
+        membership.records().for_each(|record| set_standing(&standings, record));
         let owner = Owner {
             membership,
             events: events.clone(),
+            standings: standings.clone(),
             store: store.clone(),
             version: version_sender,
             overdue: overdue_sender,
             stale_ms: i64::try_from(health.stale_threshold.as_millis()).unwrap_or(i64::MAX),
+            clock: health.clock,
         };
         tokio::spawn(owner.run(queue, health.sweep_interval, stop));
         let challenger = Challenger::new()?;
@@ -152,12 +184,15 @@ impl Controller {
             challenger,
             sessions,
             events,
+            standings,
             store,
             decisions,
             version,
             overdue,
             config: tokio::sync::Mutex::default(),
+            own_token: tokio::sync::Mutex::default(),
             stale_threshold: health.stale_threshold,
+            clock: health.clock,
         })))
     }
 
@@ -171,6 +206,11 @@ impl Controller {
 
     pub fn epoch(&self) -> u64 {
         self.0.epoch
+    }
+
+    /// The cluster's time.
+    pub fn now_ms(&self) -> i64 {
+        self.0.clock.now_ms()
     }
 
     pub fn public_key(&self) -> PublicKey {
@@ -241,20 +281,17 @@ impl Controller {
         answered.await.map_err(|_| stopped())?
     }
 
-    /// What the record of the node that a token names says, or why that node may not speak.
-    pub async fn standing(&self, node_id: &NodeId) -> Result<Standing> {
-        let record = self.record(node_id).await?.ok_or_else(|| {
-            Error::new(ErrorCode::Unauthenticated, format!("node {node_id} is not a member"))
-                .remedy("attest again")
-        })?;
-        if record.desired == Desired::Removed {
-            return Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
-                .remedy("enrol it again with a new token, or deploy it again"));
+    /// What the record of the node that a token names says, or why that node may not speak. As of the last
+    /// stored change: no question to the owner, since every call asks.
+    pub fn standing(&self, node_id: &NodeId) -> Result<Standing> {
+        let standings = self.0.standings.read().unwrap_or_else(PoisonError::into_inner);
+        match standings.get(node_id) {
+            Some(Some(standing)) => Ok(standing.clone()),
+            Some(None) => Err(Error::new(ErrorCode::NodeRemoved, format!("node {node_id} was removed"))
+                .remedy("enrol it again with a new token, or deploy it again")),
+            None => Err(Error::new(ErrorCode::Unauthenticated, format!("node {node_id} is not a member"))
+                .remedy("attest again")),
         }
-        let key = record
-            .public_key
-            .ok_or_else(|| Error::new(ErrorCode::Unauthenticated, format!("node {node_id} has no key")))?;
-        Ok(Standing { role: record.role, key: PublicKey::parse(&key)?, sealed: record.sealed })
     }
 
     /// The key that a call in this node's session must be signed with, if the session may speak.
@@ -381,7 +418,7 @@ impl Controller {
     }
 
     fn with_contention(&self, mut view: PeerView) -> PeerView {
-        if self.0.sessions.is_contended(&view.node_id, now_ms()) {
+        if self.0.sessions.is_contended(&view.node_id, self.now_ms()) {
             view.problem = Some(Failure {
                 code: ErrorCode::KeyMismatch,
                 message: "two sessions of its key alternate: somebody may have a copy of the key".to_owned(),
@@ -466,10 +503,12 @@ impl Controller {
 struct Owner {
     membership: Membership,
     events: NodeEvents,
+    standings: Standings,
     store: Store,
     version: watch::Sender<u64>,
     overdue: watch::Sender<Vec<ExecutionId>>,
     stale_ms: i64,
+    clock: Clock,
 }
 
 impl Owner {
@@ -496,7 +535,7 @@ impl Owner {
     }
 
     async fn take(&mut self, decision: Decision) {
-        let (changes, stored) = (decision.decide)(&mut self.membership, now_ms());
+        let (changes, stored) = (decision.decide)(&mut self.membership, self.clock.now_ms());
         let stirred = decision.stirs || !changes.is_empty();
         let result = self.store_and_apply(changes).await;
         if stirred {
@@ -508,7 +547,7 @@ impl Owner {
 
     /// What one decision changes is stored together: a crash never leaves half of it.
     async fn store_and_apply(&mut self, changes: Vec<Change>) -> Result<()> {
-        let now_ms = now_ms();
+        let now_ms = self.clock.now_ms();
         let mut writes: Vec<_> = changes.iter().map(|change| change.to_write(now_ms)).collect();
         match writes.len() {
             0 => return Ok(()),
@@ -520,6 +559,9 @@ impl Owner {
             let before = self.membership.record(&node_id).cloned();
             self.membership.apply(change, now_ms);
             let after = self.membership.record(&node_id);
+            if let Some(after) = after {
+                set_standing(&self.standings, after);
+            }
             if let Some(kind) = after.and_then(|after| event_of(before.as_ref(), after)) {
                 tracing::info!(%node_id, event = kind.name(), "node event");
                 self.events.append(kind, node_id, now_ms);
@@ -540,7 +582,7 @@ impl Owner {
     }
 
     async fn sweep(&mut self) {
-        let changes = self.membership.sweep(self.stale_ms, now_ms());
+        let changes = self.membership.sweep(self.stale_ms, self.clock.now_ms());
         if changes.is_empty() {
             return;
         }
@@ -551,7 +593,7 @@ impl Owner {
     }
 
     fn look_at_deadlines(&self) {
-        let overdue = self.membership.overdue(now_ms());
+        let overdue = self.membership.overdue(self.clock.now_ms());
         self.overdue.send_if_modified(|known| {
             let changed = *known != overdue;
             *known = overdue;

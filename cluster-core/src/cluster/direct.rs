@@ -33,6 +33,29 @@ pub struct DirectAccess {
     pub credentials: Option<Credentials>,
     /// Plaintext over networks, since somebody allowed it.
     pub allow_insecure: bool,
+    pub plain: Plain,
+}
+
+/// How connections in plaintext are opened: by this machine, or in a simulated network.
+#[derive(Clone)]
+pub struct Plain(Arc<dyn Fn(HostPort) -> Dial + Send + Sync>);
+
+impl Plain {
+    pub fn of(dials: impl Fn(HostPort) -> Dial + Send + Sync + 'static) -> Self {
+        Self(Arc::new(dials))
+    }
+}
+
+impl Default for Plain {
+    fn default() -> Self {
+        Self::of(in_plaintext)
+    }
+}
+
+impl std::fmt::Debug for Plain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Plain")
+    }
 }
 
 impl DirectAccess {
@@ -59,7 +82,7 @@ impl DirectAccess {
                 })?;
                 Ok(under_tls(credentials, to, node_id.clone()))
             }
-            "http" if is_loopback(to.host()) || self.allow_insecure => Ok(in_plaintext(to)),
+            "http" if is_loopback(to.host()) || self.allow_insecure => Ok((self.plain.0)(to)),
             _ => Err(Error::new(
                 ErrorCode::FailedPrecondition,
                 format!("{url} is not on this machine and not under TLS"),

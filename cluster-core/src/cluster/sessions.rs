@@ -148,7 +148,7 @@ mod tests {
 
     fn open(sessions: &Sessions, node: &NodeId, key: &Arc<NodeKey>, now_ms: i64) -> SessionId {
         let id = SessionId::mint();
-        let clock = ClusterClock::new(now_ms, std::time::Instant::now());
+        let clock = ClusterClock::new(now_ms, tokio::time::Instant::now());
         let sealer = Sealer::new(key.clone(), node.clone(), "c".into(), "t".into(), id.clone(), 1, clock);
         sessions.open(node.clone(), key.public(), Arc::new(sealer), now_ms);
         id

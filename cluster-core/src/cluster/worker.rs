@@ -225,7 +225,7 @@ impl WorkerTask {
                 () = client.lost() => {
                     return Err(Error::new(ErrorCode::Unavailable, "the connection to the controller was lost"));
                 }
-                () = tokio::time::sleep_until(refresh.into()) => match self.renew(client).await {
+                () = tokio::time::sleep_until(refresh) => match self.renew(client).await {
                     Ok(fresh) => {
                         *session = fresh;
                         refresh_again = None;
@@ -233,7 +233,7 @@ impl WorkerTask {
                     // The controller cannot sign just now, and our token is good for a while yet.
                     Err(error) if error.code() == ErrorCode::Unavailable && session.is_valid() => {
                         tracing::warn!(error = %error.chain(), "the token could not be refreshed yet");
-                        refresh_again = Some(std::time::Instant::now() + REFRESH_RETRY);
+                        refresh_again = Some(Instant::now() + REFRESH_RETRY);
                     }
                     Err(error) => return Err(error),
                 },

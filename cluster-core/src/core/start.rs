@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::{ControllerPart, WorkerPart, certificates};
 use crate::{
     capacity::Capacity,
+    clock::Clock,
     cluster::{
         applied::AppliedConfig,
         controller::{Controller, HealthSettings},
-        direct::DirectAccess,
+        direct::{DirectAccess, Plain},
         nodes::Nodes,
         peer::Role,
         worker::WorkerTask,
@@ -64,8 +65,11 @@ pub(super) async fn start_controller(
 ) -> Result<(ControllerPart, tokio::task::JoinHandle<()>)> {
     let Node { settings, data, id: node_id, keys, engine, applied, metrics } = node;
     let store = Store::open(data.clone()).await?;
-    let health =
-        HealthSettings { stale_threshold: settings.stale_threshold, sweep_interval: settings.sweep_interval };
+    let health = HealthSettings {
+        stale_threshold: settings.stale_threshold,
+        sweep_interval: settings.sweep_interval,
+        clock: Clock::default(),
+    };
     let transit = settings.transit.clone();
     let controller = Controller::start(
         node_id.clone(),
@@ -85,6 +89,7 @@ pub(super) async fn start_controller(
     let access = DirectAccess {
         credentials: tls.credentials.clone(),
         allow_insecure: settings.cluster_port.allow_insecure,
+        plain: Plain::default(),
     };
     let (nodes, streams) = Nodes::new(controller.clone(), local.clone(), access);
 

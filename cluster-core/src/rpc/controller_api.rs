@@ -36,7 +36,6 @@ use super::{
     via::{self, Stage},
 };
 use crate::{
-    clock::now_ms,
     cluster::{controller::Controller, nodes::Nodes, peer::Role},
     error::{Error, ErrorCode, Result},
     identity::Authority,
@@ -141,13 +140,14 @@ impl ControllerApi {
         let controller = &self.0.controller;
         let (cluster_id, own_id) = (controller.cluster_id().as_str(), controller.id().as_str());
         let keys = controller.token_keys();
-        let expected = Expected { keys: &keys, audiences: &[cluster_id, own_id], now_ms: now_ms() };
+        let expected =
+            Expected { keys: &keys, audiences: &[cluster_id, own_id], now_ms: controller.now_ms() };
         let unopened = begin(envelope, &expected)?;
         let node_id = unopened.claims.sub.clone();
         // First set wins, and this is the only one.
         let _ = arrival.caller.set(node_id.clone());
         via::check(&arrival.via, &node_id, Stage::Admitted)?;
-        let standing = controller.standing(&node_id).await?;
+        let standing = controller.standing(&node_id)?;
         let caller = Caller { node_id, role: standing.role };
         let unproven = unopened.read::<M>()?;
         if unproven.context.is_none() && self.may_leave_unsealed(&arrival.via, standing.sealed) {

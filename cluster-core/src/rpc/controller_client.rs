@@ -3,10 +3,11 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
@@ -15,6 +16,7 @@ use super::{
     controller_line::{CALL_TIMEOUT, Line, LinkTls},
     convert::{capabilities_to_wire, command_from_wire, held_to_wire, role_to_wire},
     status::from_status,
+    worker_client::Dial,
 };
 use crate::{
     cluster::{
@@ -98,6 +100,12 @@ pub struct ControllerClient {
 impl ControllerClient {
     pub async fn connect(endpoint: &Endpoint, tls: &LinkTls) -> Result<Self> {
         let line = Line::open(endpoint, tls).await?;
+        Ok(Self { rpc: NodeClusterServiceClient::new(line.channel()), line })
+    }
+
+    /// Over a connection that somebody else opens, to an address that only they know.
+    pub async fn connect_over(dial: Dial) -> Result<Self> {
+        let line = Line::over(dial).await?;
         Ok(Self { rpc: NodeClusterServiceClient::new(line.channel()), line })
     }
 

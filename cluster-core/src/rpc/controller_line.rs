@@ -22,6 +22,7 @@ use tower::service_fn;
 use super::{
     listener::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
     tls::{self, Credentials, Expect, HostPort, KeptCertificate, TlsConnection, refusal},
+    worker_client::{Dial, Wire},
 };
 use crate::{
     config::settings::Endpoint,
@@ -72,13 +73,7 @@ impl Line {
         let facts = Arc::new(Mutex::new(Facts::default()));
         let (dropped, lost) = watch::channel(false);
         let dropped = Arc::new(dropped);
-        // The URI only fills the `:authority` of the calls.
-        let target = Target::from_static("http://controller")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
+        let target = target();
         let shown = match endpoint {
             Endpoint::Unix(path) => path.display().to_string(),
             Endpoint::Http(url) | Endpoint::Https(url) => url.to_string(),
@@ -110,6 +105,17 @@ impl Line {
         Ok(Self { channel, lost, facts })
     }
 
+    pub async fn over(dial: Dial) -> Result<Self> {
+        let (dropped, lost) = watch::channel(false);
+        let dropped = Arc::new(dropped);
+        let connector = service_fn(move |_| watched_other(dial.clone(), dropped.clone()));
+        let channel = target()
+            .connect_with_connector(connector)
+            .await
+            .map_err(|e| Error::new(ErrorCode::Unavailable, "the controller does not answer").source(e))?;
+        Ok(Self { channel, lost, facts: Arc::default() })
+    }
+
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
@@ -124,6 +130,24 @@ impl Line {
         // Fails only with the sender, which goes with the connection.
         let _ = lost.wait_for(|lost| *lost).await;
     }
+}
+
+fn target() -> Target {
+    // The URI only fills the `:authority` of the calls.
+    Target::from_static("http://controller")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+async fn watched_other(
+    dial: Dial,
+    lost: Arc<watch::Sender<bool>>,
+) -> io::Result<TokioIo<Watched<Box<dyn Wire>>>> {
+    let stream = dial().await?;
+    Ok(TokioIo::new(Watched { stream, lost }))
 }
 
 async fn watched_unix(

@@ -4,16 +4,14 @@
 //! anything acts: token; the node's record and session; that token, payload and metadata name one node;
 //! signature; path, audience and token hash; issue time. The sequence is checked by the session, last.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use aegis_proto::aegis::{agent::v1 as agent, cluster::v1 as pb};
 use prost::Message;
+use tokio::time::Instant;
 use tonic::{Request, metadata::MetadataMap};
 use zeroize::Zeroizing;
 

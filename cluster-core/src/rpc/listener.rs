@@ -26,6 +26,7 @@ use tonic::transport::{Server, server::Connected};
 use super::{
     plain::{Places, PlainConnection, Proven},
     tls::{Credentials, TlsConnection, server::Handshakes},
+    worker_client::Wire,
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -84,6 +85,8 @@ pub enum Inbound {
     Tls(Box<TlsConnection>),
     Unix(UnixStream),
     Link(Box<LinkStream>),
+    /// Taken by somebody else, from there.
+    Other(Box<dyn Wire>, SocketAddr),
 }
 
 impl Connected for Inbound {
@@ -96,6 +99,7 @@ impl Connected for Inbound {
             Inbound::Tls(stream) => Via::Tls { from: stream.remote(), names: stream.peer_names().cloned() },
             Inbound::Unix(_) => Via::Unix,
             Inbound::Link(stream) => Via::Link(stream.node().clone()),
+            Inbound::Other(_, address) => Via::Plain(*address),
         };
         Entered { via, proven: Proven::default() }
     }
@@ -108,6 +112,7 @@ macro_rules! each {
             Inbound::Tls($stream) => $call,
             Inbound::Unix($stream) => $call,
             Inbound::Link($stream) => $call,
+            Inbound::Other($stream, _) => $call,
         }
     };
 }
@@ -225,6 +230,16 @@ impl Intake {
         tokio::spawn(async move {
             while let Some(Some(stream)) = stop.run_until_cancelled(links.recv()).await {
                 hand_over(&sender, Inbound::Link(Box::new(stream))).await;
+            }
+        });
+    }
+
+    /// Takes connections that came in elsewhere, each with the address that it came from.
+    pub fn take_others(&self, mut others: mpsc::Receiver<(Box<dyn Wire>, SocketAddr)>) {
+        let (sender, stop) = (self.sender.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            while let Some(Some((stream, from))) = stop.run_until_cancelled(others.recv()).await {
+                hand_over(&sender, Inbound::Other(stream, from)).await;
             }
         });
     }

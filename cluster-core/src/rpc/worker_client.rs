@@ -31,7 +31,13 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-/// Opens a byte stream to a worker.
+impl std::fmt::Debug for dyn Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wire")
+    }
+}
+
+/// Opens a byte stream, to one peer.
 pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Wire>>> + Send + Sync>;
 
 /// A worker reached over the network. Connects with the first call and again after a loss.

@@ -2,9 +2,12 @@
 //! by gRPC, as members, as strangers, as attackers, and as another implementation would.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bent;
 mod black_hole;
 mod enrolment;
 mod envelope;
+mod ids;
 mod membership;
 mod published;
+mod pushes;
 mod support;

@@ -137,3 +137,25 @@ async fn a_drain_survives_registering_again_and_the_controllers_restart() {
     assert_eq!(cluster.core().drain_status(&id).await.unwrap().state, DrainState::Drained);
     assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Draining);
 }
+
+#[tokio::test]
+async fn a_drained_node_is_answered_with_the_drain_until_it_acknowledges_and_then_with_nothing() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let id = node.applicant.node_id.clone();
+    cluster.core().drain(&id, DRAIN).await.unwrap();
+    let given = node.beat().await.unwrap();
+    assert!(matches!(given.as_slice(), [(_, Command::Drain)]), "{given:?}");
+    for _ in 0..3 {
+        assert_eq!(node.beat().await.unwrap(), given, "the same until it is acknowledged");
+    }
+    node.draining = true;
+    assert_eq!(node.beat().await.unwrap(), given, "doing it is not saying so");
+    assert!(node.beat_acknowledging(vec![given[0].0.clone()]).await.unwrap().is_empty());
+    for _ in 0..3 {
+        assert!(node.beat().await.unwrap().is_empty());
+    }
+    let view = cluster.core().drain_status(&id).await.unwrap();
+    assert_eq!((view.state, view.acknowledged), (DrainState::Drained, true));
+    assert_eq!(cluster.peer("a").await.unwrap().status, PeerStatus::Draining);
+}

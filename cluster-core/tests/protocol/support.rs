@@ -56,6 +56,11 @@ impl Cluster {
         self.core.as_ref().expect("it runs")
     }
 
+    /// The controller's data directory.
+    pub fn data(&self) -> &Path {
+        self.directory.path()
+    }
+
     pub async fn restart(&mut self) {
         self.core.take().expect("it runs").shutdown().await;
         self.core = Some(start(self.directory.path(), &self.cluster).await);

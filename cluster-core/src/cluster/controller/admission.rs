@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{super::membership::Change, Controller};
 use crate::{
-    clock::{now_ms, rfc3339},
+    clock::rfc3339,
     cluster::{peer::Role, sessions::OVERLAP_MS},
     error::{Error, ErrorCode, Result},
     identity::{
@@ -135,7 +135,7 @@ impl Controller {
         mut attestation: Attestation,
         token: Option<EnrolmentToken>,
     ) -> Result<Challenge> {
-        let now_ms = now_ms();
+        let now_ms = self.now_ms();
         let mut admitted = None;
         if let Some(token) = &token {
             admitted = Some(self.check_token(token, &attestation.node_id, now_ms).await?);
@@ -187,7 +187,7 @@ impl Controller {
 
     /// Second step: the signature. Key and token are stored before anything is issued.
     pub async fn answer(&self, answer: ChallengeAnswer) -> Result<Admission> {
-        let now = now_ms();
+        let now = self.now_ms();
         let (ticket, challenge) = self.0.challenger.redeem(&answer.challenge_id, now)?;
         if ticket.node_id != answer.node_id {
             return Err(Error::new(ErrorCode::NotYours, "the challenge was issued to another node"));
@@ -219,7 +219,7 @@ impl Controller {
                     Ok((Vec::new(), membership.enrol(&enrolled, role, &key, sealed)))
                 })
                 .await?;
-            let write = Write::SpendToken { token_id, node: Box::new(record.clone()), now_ms: now };
+            let write = Write::SpendToken { token_id, node: Box::new(record), now_ms: now };
             if self.0.store.write(write).await? == 0 {
                 return Err(Error::new(
                     ErrorCode::EnrolmentInvalid,
@@ -227,9 +227,11 @@ impl Controller {
                 )
                 .remedy("create a new one with `aegis node token create`"));
             }
-            self.decide(move |membership, now| {
-                membership.apply(Change::Put(Box::new(record)), now);
-                Ok((Vec::new(), ()))
+            // Decided anew: a drain may have come in between.
+            let enrolled = node_id.clone();
+            self.decide(move |membership, _| {
+                let record = membership.enrol(&enrolled, role, &key, sealed);
+                Ok((vec![Change::Put(Box::new(record))], ()))
             })
             .await?;
             self.0.sessions.rekey(&node_id, &key);
@@ -237,8 +239,7 @@ impl Controller {
         self.open_session(node_id, key, tokens, now)
     }
 
-    /// The node's token and our own for its session. The second is made anew for each, so that it
-    /// lasts as long as the first.
+    /// The node's token and our own for its session, which lasts as long as the first.
     async fn session_tokens(
         &self,
         node_id: &NodeId,
@@ -247,12 +248,26 @@ impl Controller {
         capabilities_hash: String,
         now_ms: i64,
     ) -> Result<SessionTokens> {
-        let own_key = self.public_key();
         let (node, own) = tokio::try_join!(
             self.token(node_id, role, key, capabilities_hash, now_ms),
-            self.token(&self.0.id, Role::Controller, &own_key, String::new(), now_ms),
+            self.own_token(now_ms),
         )?;
         Ok(SessionTokens { node, own })
+    }
+
+    /// Signed once a second at most: when a thousand nodes come back at once, signatures are what costs.
+    async fn own_token(&self, now_ms: i64) -> Result<String> {
+        let mut newest = self.0.own_token.lock().await;
+        let second = now_ms / 1000;
+        if let Some((signed_at, token)) = &*newest
+            && *signed_at == second
+        {
+            return Ok(token.clone());
+        }
+        let token =
+            self.token(&self.0.id, Role::Controller, &self.public_key(), String::new(), now_ms).await?;
+        *newest = Some((second, token.clone()));
+        Ok(token)
     }
 
     fn open_session(
@@ -264,7 +279,7 @@ impl Controller {
     ) -> Result<Admission> {
         let SessionTokens { node: token, own } = tokens;
         let session_id = SessionId::mint();
-        let clock = ClusterClock::new(now_ms, std::time::Instant::now());
+        let clock = ClusterClock::new(now_ms, tokio::time::Instant::now());
         let sealer = Sealer::new(
             self.0.key.clone(),
             self.0.id.clone(),
@@ -310,7 +325,7 @@ impl Controller {
         ca: Option<Fingerprint>,
     ) -> Result<(IssuedToken, i64)> {
         let issued = EnrolmentToken::issue(ca)?;
-        let created_at_ms = now_ms();
+        let created_at_ms = self.now_ms();
         let lifetime_ms = i64::try_from(order.lifetime.as_millis()).unwrap_or(i64::MAX / 2);
         let expires_at_ms = created_at_ms + lifetime_ms;
         let record = TokenRecord {
@@ -329,14 +344,14 @@ impl Controller {
 
     /// Newest first.
     pub async fn enrolment_tokens(&self) -> Result<Vec<TokenView>> {
-        let now_ms = now_ms();
+        let now_ms = self.now_ms();
         let records = self.0.store.tokens(TOKENS_SHOWN_MAX).await?;
         Ok(records.into_iter().map(|record| TokenView::of(record, now_ms)).collect())
     }
 
     /// A token that nobody used cannot be used any more.
     pub async fn revoke_enrolment_token(&self, token_id: &EnrolmentTokenId) -> Result<TokenView> {
-        let now_ms = now_ms();
+        let now_ms = self.now_ms();
         let revoked = self.0.store.write(Write::RevokeToken { token_id: token_id.clone(), now_ms }).await?;
         let record = self.0.store.token(token_id).await?;
         let record = record.ok_or_else(|| Error::not_found("enrolment token", token_id.as_str()))?;
@@ -353,7 +368,7 @@ impl Controller {
 
     /// The node's own wish, signed with both keys: the old one is good for a short overlap.
     pub async fn rotate_key(&self, node_id: NodeId, role: Role, key: PublicKey) -> Result<Rotation> {
-        let now = now_ms();
+        let now = self.now_ms();
         let id = node_id.clone();
         self.decide(move |membership, _| Ok((membership.rotate_key(&id, &key)?, ()))).await?;
         self.0.sessions.retire(&node_id, now);

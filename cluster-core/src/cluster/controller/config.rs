@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Controller;
 use crate::{
-    clock::{now_ms, rfc3339},
+    clock::rfc3339,
     cluster::{membership::Command, peer::Desired},
     config::{
         layers::{ConfigSnapshot, MergedConfig, Scope, version_of},
@@ -77,7 +77,7 @@ impl Controller {
         let known = self.0.store.config_layer(&scope).await?;
         expect(&scope, known.as_ref(), if_version.as_deref())?;
         let layer = ConfigSnapshot { version: version_of(&json), scope, json };
-        let write = ConfigWrite::PutLayer { layer: layer.clone(), if_version, now_ms: now_ms() };
+        let write = ConfigWrite::PutLayer { layer: layer.clone(), if_version, now_ms: self.now_ms() };
         self.0.store.write(Write::Config(Box::new(write))).await?;
         tracing::info!(scope = %layer.scope, version = %layer.version, "a configuration layer is stored");
         let told = self.roll_out().await?;
@@ -105,7 +105,7 @@ impl Controller {
         // A node may be assigned before it has registered.
         let none = MergedConfig::none().version;
         self.register_assignment(node_id, none, None).await?;
-        let write = ConfigWrite::AssignTenant { node_id: node_id.clone(), tenant, now_ms: now_ms() };
+        let write = ConfigWrite::AssignTenant { node_id: node_id.clone(), tenant, now_ms: self.now_ms() };
         self.0.store.write(Write::Config(Box::new(write))).await?;
         self.roll_out().await
     }
@@ -128,7 +128,7 @@ impl Controller {
             None => Vec::new(),
         };
         let node_id = node_id.clone();
-        let write = ConfigWrite::Register { node_id, config_version, runtimes, now_ms: now_ms() };
+        let write = ConfigWrite::Register { node_id, config_version, runtimes, now_ms: self.now_ms() };
         self.0.store.write(Write::Config(Box::new(write))).await.map(drop)
     }
 
@@ -185,7 +185,7 @@ impl Controller {
             let write = ConfigWrite::AssignVersion {
                 node_id: node_id.clone(),
                 config_version: config_version.clone(),
-                now_ms: now_ms(),
+                now_ms: self.now_ms(),
             };
             let changed = self.0.store.write(Write::Config(Box::new(write))).await? > 0;
             let id = node_id.clone();

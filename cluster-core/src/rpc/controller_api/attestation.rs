@@ -4,7 +4,6 @@ use aegis_proto::aegis::cluster::v1 as pb;
 
 use super::{Arrival, ControllerApi};
 use crate::{
-    clock::now_ms,
     cluster::controller::{ChallengeAnswer, ChallengeSignature},
     error::{Error, ErrorCode, Result},
     identity::{Attestation, CertificateRequest, EnrolmentToken, PublicKey, sha256},
@@ -54,7 +53,7 @@ impl ControllerApi {
             challenge_id: challenge.id,
             cluster_id: controller.cluster_id().to_string(),
             controller_id: controller.id().to_string(),
-            controller_time_ms: now_ms(),
+            controller_time_ms: controller.now_ms(),
             protocol_version: PROTOCOL_VERSION,
         })
     }

@@ -1,0 +1,283 @@
+//! Configuration on the wire: who may ask for it, and from whom a worker takes it.
+
+use std::{os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
+
+use aegis_proto::aegis::{
+    agent::v1::{self as agent, worker_service_client::WorkerServiceClient},
+    cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient},
+};
+use arc_swap::ArcSwapOption;
+use cluster_core::{
+    cluster::{applied::AppliedConfig, membership::Command, peer::Role},
+    config::{self, Overrides, Settings, layers::Scope, schema::Policy},
+    engine::Engine,
+    execution::supervisor::Supervisor,
+    identity::{Claims, NodeKey, TOKEN_LIFETIME_SECS, TokenSigner},
+    ids::{ClusterId, NodeId, SessionId},
+    metrics::Metrics,
+    rpc::{
+        Sealer,
+        controller_client::{OwnAddress, Session},
+        listener::Intake,
+        worker_api::WorkerApi,
+    },
+    store::DataDirectory,
+};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::support::{Cluster, Node, raw, reason, url_of};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn interval(seconds: u64) -> serde_json::Value {
+    json!({"spec": {"cluster": {"heartbeat_interval_secs": seconds}}})
+}
+
+fn sync(node: &Node, of: &str, tenant: Option<&str>) -> tonic::Request<pb::SyncConfigRequest> {
+    let inner = pb::SyncConfigInner {
+        node_id: of.to_owned(),
+        current_config_version: String::new(),
+        tenant_id: tenant.map(str::to_owned),
+        seal: None,
+    };
+    node.session().sealer.seal(inner, |e| pb::SyncConfigRequest { envelope: Some(e) }).unwrap()
+}
+
+#[tokio::test]
+async fn a_node_reads_its_own_configuration_and_no_other() {
+    let cluster = Cluster::start().await;
+    let (node, other) = (cluster.member("a").await, cluster.member("b").await);
+    let (a, b) = (&node.applicant.node_id, &other.applicant.node_id);
+    let core = cluster.core();
+    core.put_config_layer(Scope::Node(a.clone()), &interval(11), None).await.unwrap();
+    core.put_config_layer("tenant/acme".parse().unwrap(), &interval(12), None).await.unwrap();
+    core.assign_tenant(b, Some("acme".parse().unwrap())).await.unwrap();
+    let mut rpc = raw(&cluster).await;
+    for (of, tenant, what) in [
+        ("b", None, "another node's"),
+        ("home", None, "the controller's"),
+        ("nobody", None, "that of a node that is none"),
+        ("a", Some("acme"), "another tenant's"),
+        ("a", Some("nobody"), "that of a tenant that is none"),
+        ("b", Some("acme"), "another node's in its tenant"),
+    ] {
+        let status = rpc.sync_config(sync(&node, of, tenant)).await.unwrap_err();
+        assert_eq!(reason(&status), "NotYours", "{what}");
+        assert!(!status.message().contains("11"), "{status}");
+    }
+    let own = rpc.sync_config(sync(&node, "a", None)).await.unwrap().into_inner();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&own.config_delta).unwrap(), interval(11));
+    let own = rpc.sync_config(sync(&other, "b", Some("acme"))).await.unwrap().into_inner();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&own.config_delta).unwrap(), interval(12));
+}
+
+#[tokio::test]
+async fn a_push_that_waits_survives_the_controllers_restart() {
+    let mut cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let layer = cluster.core().put_config_layer(Scope::Global, &interval(13), None).await.unwrap();
+    let before = node.beat().await.unwrap();
+    cluster.restart().await;
+    node.reconnect(&cluster).await;
+    node.join(None).await.unwrap();
+    let after = node.beat().await.unwrap();
+    let [(id, Command::PushConfig { version, body })] = after.as_slice() else { panic!("{after:?}") };
+    assert_eq!(before, after, "the same id, and the body again");
+    assert_eq!((version, body), (&layer.version, &interval(13).to_string().into_bytes()));
+    assert!(node.beat_acknowledging(vec![id.clone()]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_push_to_the_controller_is_refused() {
+    let cluster = Cluster::start().await;
+    let (worker, hybrid) = (cluster.member("a").await, cluster.member_as("h", Role::Hybrid).await);
+    let mut rpc = raw(&cluster).await;
+    for (node, target) in [(&worker, "home"), (&worker, "h"), (&hybrid, "home"), (&hybrid, "a")] {
+        let call = push(&node.session().sealer, target, 14);
+        assert_eq!(reason(&rpc.push_config(call).await.unwrap_err()), "NotYours", "{target}");
+    }
+    let bare = pb::PushConfigRequest { envelope: None };
+    assert_eq!(reason(&rpc.push_config(bare).await.unwrap_err()), "Unauthenticated");
+}
+
+fn push(sealer: &Sealer, target: &str, seconds: u64) -> tonic::Request<pb::PushConfigRequest> {
+    let merged = config::layers::MergedConfig::of([&interval(seconds)]);
+    let inner = pb::PushConfigInner {
+        target_node_id: target.to_owned(),
+        config_version: merged.version,
+        config_payload: merged.json.to_string().into_bytes(),
+        seal: None,
+    };
+    sealer.seal(inner, |e| pb::PushConfigRequest { envelope: Some(e) }).unwrap()
+}
+
+/// A node that serves what a worker serves. Its engine never answers, and is never asked.
+struct Served {
+    session: Arc<Session>,
+    applied: AppliedConfig,
+    address: String,
+    _directory: TempDir,
+    _engine: UnixListener,
+    stop: CancellationToken,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Served {
+    /// Joins as `a`, and serves.
+    async fn start(cluster: &Cluster) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let intake = Intake::new(Metrics::default(), stop.clone());
+        let bound = intake.listen_tcp("127.0.0.1:0".parse().unwrap(), None).await.unwrap();
+        let address = format!("http://{bound}");
+
+        let mut node = Node::new(cluster, "a", Role::Worker).await;
+        node.applicant.address = OwnAddress::Fixed(address.clone());
+        let grant = cluster.token(Some("a")).await;
+        node.attest(Some(&grant.token)).await.unwrap();
+        let current = Arc::new(ArcSwapOption::from(node.session.take().map(Arc::new)));
+        let session = current.load_full().unwrap();
+
+        let socket = directory.path().join("engine.sock");
+        let engine_socket = UnixListener::bind(&socket).unwrap();
+        let engine = Engine::new(Some(&socket)).unwrap();
+        let data = DataDirectory::own(&directory.path().join("data")).unwrap();
+        let own_id = node.applicant.node_id.clone();
+        let (policy, network) = (Policy::default(), "bridge".to_owned());
+        let supervisor = Supervisor::recover(&data, own_id.clone(), engine, policy, network, Vec::new());
+        let (_, applied) = AppliedConfig::restore(settings(cluster, data.path()), data.path());
+        let supervisor = supervisor.unwrap();
+        let nudge = Arc::new(Notify::new());
+        WorkerApi::spawn(own_id, current, supervisor, applied.clone(), nudge, Metrics::default(), intake);
+        node.client.register(&session, &node.applicant, &crate::support::capabilities()).await.unwrap();
+        Self { session, applied, address, _directory: directory, _engine: engine_socket, stop }
+    }
+
+    async fn raw(&self) -> NodeClusterServiceClient<Channel> {
+        NodeClusterServiceClient::connect(self.address.clone()).await.unwrap()
+    }
+
+    fn version(&self) -> String {
+        self.applied.report().0
+    }
+}
+
+fn settings(cluster: &Cluster, data: &Path) -> Settings {
+    let config = config::parse(&format!(
+        "spec:\n  node: {{id: a, type: edge}}\n  cluster:\n    role: worker\n    controller:\n      \
+         endpoint: {}\n",
+        url_of(cluster)
+    ));
+    let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };
+    Settings::of(&config.unwrap(), &overrides).unwrap()
+}
+
+/// What seals as the controller itself would, made from what lies in its data directory.
+struct Forge {
+    key: Arc<NodeKey>,
+    signer: TokenSigner,
+    cluster_id: ClusterId,
+    controller_id: NodeId,
+}
+
+impl Forge {
+    fn of(cluster: &Cluster, session: &Session) -> Self {
+        let (key, tokens) = (cluster.data().join("node-keypair.pem"), cluster.data().join("token-key.pem"));
+        let controller_id = session.controller_id.clone();
+        let context = pb::ListPeersInner::default();
+        let sealed = session.sealer.seal(context, |envelope| envelope).unwrap().into_inner();
+        let inner: pb::ListPeersInner = prost::Message::decode(sealed.payload.as_slice()).unwrap();
+        let cluster_id = ClusterId::parse(inner.seal.unwrap().audience).unwrap();
+        let key = Arc::new(NodeKey::load_or_create(&key).unwrap());
+        assert_eq!(key.public(), session.controller_key);
+        let signer = TokenSigner::local(&tokens, cluster_id.clone(), controller_id.clone()).unwrap();
+        Self { key, signer, cluster_id, controller_id }
+    }
+
+    async fn sealer(&self, session: &Session, audience: &str, session_id: SessionId, epoch: u64) -> Sealer {
+        let iat = session.clock.now_ms() / 1000;
+        let claims = Claims {
+            iss: self.controller_id.clone(),
+            aud: self.cluster_id.clone(),
+            sub: self.controller_id.clone(),
+            role: Role::Controller,
+            capabilities_hash: String::new(),
+            cnf: self.key.public().thumbprint(),
+            jti: uuid::Uuid::new_v4().to_string(),
+            iat,
+            nbf: iat,
+            exp: iat + TOKEN_LIFETIME_SECS,
+        };
+        let token = self.signer.sign(&claims).await.unwrap();
+        let (key, id) = (self.key.clone(), self.controller_id.clone());
+        Sealer::new(key, id, audience.to_owned(), token, session_id, epoch, session.clock)
+    }
+}
+
+#[tokio::test]
+async fn a_worker_takes_its_configuration_from_its_controller_alone() {
+    let cluster = Cluster::start().await;
+    let served = Served::start(&cluster).await;
+    let mut configured = served.applied.watch();
+    let layer = cluster.core().put_config_layer(Scope::Global, &interval(15), None).await.unwrap();
+    tokio::time::timeout(LIMIT, configured.changed()).await.expect("it is pushed").unwrap();
+    assert_eq!(served.version(), layer.version);
+
+    let (worker, hybrid) = (cluster.member("b").await, cluster.member_as("h", Role::Hybrid).await);
+    let elsewhere = Cluster::start().await;
+    let stranger = elsewhere.member("a").await;
+    let mut rpc = served.raw().await;
+    for (sealer, why, what) in [
+        (&worker.session().sealer, "NotYours", "another worker"),
+        (&hybrid.session().sealer, "NotYours", "a hybrid, which is no controller of this node"),
+        (&served.session.sealer, "NotYours", "the node itself"),
+        (&stranger.session().sealer, "Unauthenticated", "a member of another cluster"),
+    ] {
+        let status = rpc.push_config(push(sealer, "a", 16)).await.unwrap_err();
+        assert_eq!(reason(&status), why, "{what}");
+    }
+    let bare = pb::PushConfigRequest { envelope: None };
+    assert_eq!(reason(&rpc.push_config(bare).await.unwrap_err()), "Unauthenticated");
+    assert_eq!(served.version(), layer.version, "it runs what it ran");
+}
+
+#[tokio::test]
+async fn a_worker_obeys_no_earlier_life_of_its_controller_and_no_call_meant_for_another() {
+    let mut cluster = Cluster::start().await;
+    cluster.restart().await;
+    let served = Served::start(&cluster).await;
+    let forge = Forge::of(&cluster, &served.session);
+    let mut rpc = served.raw().await;
+    let current = || served.session.sealer.session_id().clone();
+    let epoch = 2;
+    let good = forge.sealer(&served.session, "a", current(), epoch).await;
+    assert!(rpc.push_config(push(&good, "a", 17)).await.unwrap().into_inner().accepted);
+    let version = served.version();
+
+    let elsewhere = push(&good, "b", 18);
+    assert_eq!(reason(&rpc.push_config(elsewhere).await.unwrap_err()), "NotYours");
+    let older = forge.sealer(&served.session, "a", current(), epoch - 1).await;
+    assert_eq!(reason(&rpc.push_config(push(&older, "a", 18)).await.unwrap_err()), "Fenced");
+    let mut worker = WorkerServiceClient::connect(served.address.clone()).await.unwrap();
+    let nudge = |sealer: &Sealer| {
+        let inner = agent::NudgeInner { seal: None };
+        sealer.seal(inner, |e| agent::NudgeRequest { envelope: Some(e) }).unwrap()
+    };
+    assert_eq!(reason(&worker.nudge(nudge(&older)).await.unwrap_err()), "Fenced");
+    let misled = forge.sealer(&served.session, "b", current(), epoch).await;
+    assert_eq!(reason(&worker.nudge(nudge(&misled)).await.unwrap_err()), "InvalidSignature");
+    let lost = forge.sealer(&served.session, "a", SessionId::mint(), epoch).await;
+    assert_eq!(reason(&worker.nudge(nudge(&lost)).await.unwrap_err()), "SessionUnknown");
+    let again = rpc.push_config(push(&good, "a", 17)).await.unwrap().into_inner();
+    assert!(again.accepted, "the controller of now is heard as before");
+    assert_eq!(served.version(), version);
+}
