@@ -117,7 +117,7 @@ pub(super) async fn start_controller(
         authority: tls.authority.clone(),
     };
     let served = ControllerApi::new(controller.clone(), nodes.clone(), metrics.clone(), api).spawn(intake);
-    departures::spawn(controller.clone(), nodes.clone(), metrics, stop.clone());
+    departures::spawn(controller.clone(), nodes.clone(), tls.credentials.clone(), metrics, stop.clone());
 
     if let Some(supervisor) = local {
         let capacity = Capacity::new(settings, engine);

@@ -13,11 +13,18 @@ use crate::{
         nodes::Nodes,
     },
     metrics::Metrics,
+    rpc::tls::Credentials,
 };
 
 const BATCH_MAX: usize = 256;
 
-pub fn spawn(controller: Controller, nodes: Nodes, metrics: Metrics, stop: CancellationToken) {
+pub fn spawn(
+    controller: Controller,
+    nodes: Nodes,
+    credentials: Option<Credentials>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
     tokio::spawn(async move {
         let mut seen = EventId { epoch: controller.epoch(), sequence: 0 };
         while stop.run_until_cancelled(controller.events().wait(seen)).await.is_some() {
@@ -27,6 +34,9 @@ pub fn spawn(controller: Controller, nodes: Nodes, metrics: Metrics, stop: Cance
                 if event.kind == NodeEventKind::NodeRemoved {
                     controller.sessions().forget(&event.node_id);
                     nodes.detach(&event.node_id);
+                    if let Some(credentials) = &credentials {
+                        credentials.cut(&event.node_id);
+                    }
                 }
             }
             // Ids of ours read back.

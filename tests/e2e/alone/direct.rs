@@ -107,6 +107,21 @@ async fn it_joins_by_token_and_fingerprint_and_is_known_by_its_certificate_from_
 }
 
 #[tokio::test]
+async fn a_removed_nodes_connections_are_cut_and_its_certificate_is_worth_nothing() {
+    let port = free_port();
+    let controller = Controller::start(&controller(port, "")).await;
+    let worker = Controller::start(&worker(port, &token(&controller).await, "")).await;
+    is_active(&controller).await;
+    assert!(controller.cli(&["node", "remove", "by-hand"]).await.succeeded().contains("is removed"));
+    // Far sooner than its next heartbeat.
+    says(&worker, "the connection to the controller was lost").await;
+    says(&worker, "NodeRemoved").await;
+    assert!(peer(&controller).await.is_none());
+    let health = worker.api("/health").await.expect("it answers");
+    assert_eq!(health["ready"], false, "{health}");
+}
+
+#[tokio::test]
 async fn a_controller_with_another_ca_than_the_token_says_is_not_joined() {
     let port = free_port();
     let controller = Controller::start(&controller(port, "")).await;

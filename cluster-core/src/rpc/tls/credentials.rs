@@ -28,6 +28,7 @@ use crate::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
     identity::CertificateFacts,
+    ids::NodeId,
 };
 
 /// Between looks at whether the certificates of open connections still hold: they expire, too.
@@ -147,6 +148,19 @@ impl Credentials {
         let cut = self.0.open.cut_where(|side, chain| refuses(&trust, side, chain, now));
         if cut > 0 {
             tracing::warn!(cut, "connections were cut: their certificates are trusted no longer");
+        }
+    }
+
+    /// Cuts the connections of a node that is no member any more. Its certificate may still open others,
+    /// and no call on them is taken: the node's record says that it was removed.
+    pub fn cut(&self, node_id: &NodeId) {
+        let names_it = |leaf: &CertificateDer<'static>| {
+            let facts = CertificateFacts::of(leaf);
+            facts.is_ok_and(|facts| facts.dns_names.iter().any(|name| name == node_id.as_str()))
+        };
+        let cut = self.0.open.cut_where(|_, chain| chain.first().is_some_and(names_it));
+        if cut > 0 {
+            tracing::info!(%node_id, cut, "the connections of a removed node were cut");
         }
     }
 
