@@ -397,9 +397,10 @@ impl Core {
 
     // --- hosts -----------------------------------------------------------------------------
 
-    pub async fn probe_host(&self, host: &str, port: u16) -> Result<HostKeyView> {
+    pub async fn probe_host(&self, host: &str, port: Option<u16>) -> Result<HostKeyView> {
         let part = self.controller()?;
         let address = HostAddress::parse(host, part.allow_loopback)?;
+        let port = part.hosts.port(&address, port)?;
         let HostKey { public_key, fingerprint } = part.hosts.probe(&address, port).await?;
         let pinned = part.hosts.list().await?;
         let known = pinned.iter().any(|pinned| {
@@ -409,9 +410,15 @@ impl Core {
     }
 
     /// Pins the key with this fingerprint ("SHA256:…"), if it is the one that the host shows now.
-    pub async fn approve_host(&self, host: &str, port: u16, fingerprint: &str) -> Result<ApprovedHost> {
+    pub async fn approve_host(
+        &self,
+        host: &str,
+        port: Option<u16>,
+        fingerprint: &str,
+    ) -> Result<ApprovedHost> {
         let part = self.controller()?;
         let address = HostAddress::parse(host, part.allow_loopback)?;
+        let port = part.hosts.port(&address, port)?;
         part.hosts.approve(&address, port, Some(fingerprint)).await
     }
 
@@ -419,9 +426,10 @@ impl Core {
         self.controller()?.hosts.list().await
     }
 
-    pub async fn forget_host(&self, host: &str, port: u16) -> Result<()> {
+    pub async fn forget_host(&self, host: &str, port: Option<u16>) -> Result<()> {
         let part = self.controller()?;
         let address = HostAddress::parse(host, part.allow_loopback)?;
+        let port = part.hosts.port(&address, port)?;
         part.hosts.forget(&address, port).await
     }
 }

@@ -328,6 +328,9 @@ pub struct Deploy {
     pub ssh_config: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known_hosts: Option<PathBuf>,
+    /// Opens encrypted SSH keys: `env:NAME` or `file:PATH`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_passphrase: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_key_policy: Option<HostKeyChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]

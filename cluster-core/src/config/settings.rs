@@ -323,7 +323,6 @@ fn unused(spec: &super::schema::Spec) -> Vec<&'static str> {
         ("temporal", spec.temporal.is_some()),
         ("cortex", spec.cortex.is_some()),
         ("smcp_gateway", spec.smcp_gateway.is_some()),
-        ("deploy.ssh_config", spec.deploy.ssh_config.is_some()),
         ("deploy.workspace_roots", spec.deploy.workspace_roots.is_some()),
         ("observability.metrics", spec.observability.metrics.is_some()),
         ("observability.tracing", spec.observability.tracing.is_some()),

@@ -132,7 +132,7 @@ pub(super) async fn start_controller(
             .await?;
 
     let journal: Arc<dyn Journal> = Arc::new(StoreJournal(store.clone()));
-    let deploy = Arc::new(deploy_settings::of(&settings.deploy, controller.cluster_id()));
+    let deploy = Arc::new(deploy_settings::of(&settings.deploy, controller.cluster_id())?);
     let allow_loopback = deploy.allow_loopback;
     let hosts = Hosts::new(deploy, journal.clone());
     let membership = ClusterMembership {

@@ -47,6 +47,9 @@ pub(super) struct Run {
     /// Started again after the controller stopped in between.
     resumed: bool,
     connection: Option<Connection>,
+    /// The login works by sudo: the same connection, as root.
+    sudo: bool,
+    elevated: Option<Connection>,
     lock: Option<HostLock>,
     examined: Option<Examined>,
     /// Something on the host may have been changed by this deployment.
@@ -71,6 +74,8 @@ impl Run {
             views,
             resumed,
             connection: None,
+            sudo: false,
+            elevated: None,
             lock: None,
             examined: None,
             touched,
@@ -181,9 +186,16 @@ impl Run {
     async fn connect(&mut self) -> Result<String> {
         let spec = &self.record.spec;
         let connection = self.context.hosts.connect(&spec.target, spec.origin).await?;
-        let evidence = format!("host key {}", connection.host_key().fingerprint);
+        let way: Vec<String> = connection.route().iter().map(ToString::to_string).collect();
+        let evidence = format!("{}, host key {}", way.join(" > "), connection.host_key().fingerprint);
         self.connection = Some(connection);
+        self.work_by_sudo(self.sudo);
         Ok(evidence)
+    }
+
+    fn work_by_sudo(&mut self, sudo: bool) {
+        self.sudo = sudo;
+        self.elevated = self.connection.as_ref().filter(|_| sudo).map(Connection::elevated);
     }
 
     async fn check(&mut self) -> Result<String> {
@@ -196,7 +208,8 @@ impl Run {
         }
         let facts = &examined.facts;
         let evidence = format!(
-            "{} {}, Docker {}, Compose {}, {} cpus, {} MB memory, {} GB free, {} warnings",
+            "{}{} {}, Docker {}, Compose {}, {} cpus, {} MB memory, {} GB free, {} warnings",
+            if facts.sudo { format!("{} works by sudo, ", facts.user) } else { String::new() },
             facts.os,
             facts.arch,
             facts.docker_version.as_deref().unwrap_or("?"),
@@ -206,6 +219,7 @@ impl Run {
             facts.disk_free_mb / 1024,
             found.len()
         );
+        self.work_by_sudo(examined.facts.sudo);
         self.examined = Some(examined);
         Ok(evidence)
     }
@@ -362,10 +376,13 @@ impl Run {
         if self.connection.as_ref().is_none_or(Connection::is_closed) {
             self.reconnect().await?;
         }
+        if self.examined.is_none() {
+            let sudo = self.remote()?.needs_sudo().await?;
+            self.work_by_sudo(sudo);
+        }
         self.ensure_lock().await?;
         let id = self.record.view.deployment_id.clone();
-        let remote = self.remote()?;
-        match remote.back(&id).await? {
+        match self.remote()?.back(&id).await? {
             Back::Previous => return Ok(PREVIOUS_RUNS.to_owned()),
             Back::Untouched => return Ok("nothing was changed on the host".to_owned()),
             Back::First => {}
@@ -425,7 +442,7 @@ impl Run {
 
     async fn reconnect(&mut self) -> Result<()> {
         self.reconnects += 1;
-        (self.connection, self.lock) = (None, None);
+        (self.connection, self.elevated, self.lock) = (None, None, None);
         let delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(500))
             .with_max_delay(RECONNECT_DELAY_MAX)
@@ -482,7 +499,8 @@ impl Run {
     }
 
     fn remote(&self) -> Result<Remote<'_>> {
-        Ok(Remote { connection: self.connection()?, base: &self.record.spec.base_dir })
+        let connection = self.elevated.as_ref().map_or_else(|| self.connection(), Ok)?;
+        Ok(Remote { connection, base: &self.record.spec.base_dir })
     }
 
     fn examined(&self) -> Result<&Examined> {

@@ -31,6 +31,10 @@ pub struct HostFacts {
     pub uid: u32,
     pub gid: u32,
     pub user: String,
+    /// The login may not do it by itself, and works as root by `sudo -n`.
+    pub sudo: bool,
+    /// Why it does not, where it would have to.
+    pub sudo_error: Option<String>,
     /// The host's clock minus ours.
     pub clock_skew_seconds: i64,
     pub cpus: u32,
@@ -109,6 +113,8 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "uid" => facts.uid = value.parse().unwrap_or(u32::MAX),
             "gid" => facts.gid = value.parse().unwrap_or(u32::MAX),
             "user" => facts.user = value.to_owned(),
+            "sudo" => facts.sudo = true,
+            "sudo_error" => facts.sudo_error = some(),
             "epoch" => facts.clock_skew_seconds = value.parse::<i64>().map_or(0, |epoch| epoch - now_seconds),
             "cpus" => facts.cpus = value.parse().unwrap_or(1),
             "memory_total_kb" => facts.memory_total_mb = megabytes(),

@@ -137,8 +137,14 @@ fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
     match &facts.docker_version {
         None if facts.docker_error.to_lowercase().contains("permission denied") => found.error(
             "docker_permission",
-            format!("{user} may not use Docker"),
-            format!("run on the host: sudo usermod -aG docker {user}, or deploy as another user"),
+            match &facts.sudo_error {
+                None => format!("{user} may not use Docker"),
+                Some(why) => format!("{user} may not use Docker, nor sudo -n sh: {why}"),
+            },
+            format!(
+                "run on the host: sudo usermod -aG docker {user}, or let it use sudo without a password: echo \
+                 '{user} ALL=(root) NOPASSWD: ALL' | sudo tee /etc/sudoers.d/{user}; or deploy as another user"
+            ),
         ),
         None => found.error(
             "docker_not_running",
@@ -269,6 +275,15 @@ mod tests {
             (
                 "docker_permission",
                 HostFacts { docker_version: None, docker_error: "Permission denied".into(), ..good() },
+            ),
+            (
+                "docker_permission",
+                HostFacts {
+                    docker_version: None,
+                    docker_error: "permission denied".into(),
+                    sudo_error: Some("sudo: a password is required".into()),
+                    ..good()
+                },
             ),
             ("docker_not_running", HostFacts { docker_version: None, ..good() }),
             ("docker_too_old", HostFacts { docker_version: Some("19.03.15".into()), ..good() }),

@@ -8,7 +8,7 @@ use crate::{
     ids::{Tag, shown},
     ssh::{
         HostAddress,
-        target::{AddressKind, SSH_PORT_DEFAULT, address_kind},
+        target::{AddressKind, address_kind},
     },
 };
 
@@ -17,13 +17,14 @@ const PATH_LENGTH_MAX: usize = 4096;
 const IMAGE_LENGTH_MAX: usize = 255;
 const URL_LENGTH_MAX: usize = 2048;
 
-pub fn port(port: Option<u32>) -> Result<u16> {
+pub fn port(port: Option<u32>) -> Result<Option<u16>> {
     match port {
-        None => Ok(SSH_PORT_DEFAULT),
-        Some(port) => u16::try_from(port)
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(|| Error::invalid(format!("ssh_port {port} is not valid")).remedy("use 1 to 65535")),
+        None => Ok(None),
+        Some(port) => {
+            u16::try_from(port).ok().filter(|port| *port > 0).map(Some).ok_or_else(|| {
+                Error::invalid(format!("ssh_port {port} is not valid")).remedy("use 1 to 65535")
+            })
+        }
     }
 }
 

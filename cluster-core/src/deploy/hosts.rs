@@ -4,18 +4,21 @@ use std::sync::Arc;
 
 use super::{
     now_ms,
-    settings::DeploySettings,
-    spec::Origin,
-    world::{ApprovedHost, Journal},
+    settings::{DeploySettings, SYSTEM_KNOWN_HOSTS},
+    spec::{Origin, SSH_USER_DEFAULT},
+    world::{ApprovedHost, JUMP_HOST, Journal},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
+    ids::UserName,
     ssh::{
-        ConnectOptions, Connection, Credentials, Dialer, HostAddress, HostKey, HostKeyRules, SshTarget,
-        Timeouts,
+        ConnectOptions, Connection, Credentials, Dialer, Endpoint, HostAddress, HostKey, HostKeyPolicy,
+        HostKeyRules, Leg, SshTarget, Timeouts,
+        client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
         host_keys::{Accepted, host_argument},
         known_hosts::KnownHosts,
         probe,
+        target::SSH_PORT_DEFAULT,
     },
 };
 
@@ -46,7 +49,8 @@ impl Hosts {
     pub async fn require_approval(&self, target: &SshTarget, origin: Origin) -> Result<()> {
         let approved = origin == Origin::Person
             || self.settings.approves(&target.host)
-            || self.journal.host(&target.host, target.port).await?.is_some();
+            || self.approves_address(target)?
+            || self.journal.host(&target.host, target.port).await?.is_some_and(|host| host.is_target());
         if approved {
             return Ok(());
         }
@@ -58,13 +62,31 @@ impl Hosts {
         .remedy(format!("ask the person to run: aegis host approve {argument}")))
     }
 
-    /// Connects to an approved host, and pins its key where that was not done before.
+    /// A pattern may also name the address behind an alias, when we reach it ourselves: behind a jump
+    /// host the same address may be another machine.
+    fn approves_address(&self, target: &SshTarget) -> Result<bool> {
+        let asked = Asked {
+            host: &target.host,
+            user: Some(&target.user),
+            port: Some(target.port),
+            user_default: SSH_USER_DEFAULT,
+        };
+        let route = self.settings.client_config()?.route(asked, self.settings.allow_loopback)?;
+        Ok(matches!(route.as_slice(), [only] if self.settings.approves(&only.endpoint.address)))
+    }
+
+    /// Connects to an approved host, by the way that the ssh configuration names now, and pins its key
+    /// where that was not done before.
     pub async fn connect(&self, target: &SshTarget, origin: Origin) -> Result<Connection> {
         self.require_approval(target, origin).await?;
+        let (jumps, mut leg) = self.legs(target).await?;
+        let through = self.jump(jumps).await?;
+        leg.options.credentials.confined_to =
+            (origin == Origin::Assistant).then(|| self.settings.key_dirs.clone());
         let recorded = self.journal.host(&target.host, target.port).await?;
-        let options = self.options(recorded.as_ref().map(|host| host.key.clone()), origin)?;
-        let connection = Connection::open(target, &options).await?;
-        let pin = match (recorded.is_some(), connection.host_key_accepted(), origin) {
+        let recorded = recorded.is_some_and(|host| host.is_target());
+        let connection = Connection::open_leg(through, &leg).await?;
+        let pin = match (recorded, connection.host_key_accepted(), origin) {
             (true, _, _) => None,
             (false, _, Origin::Person) => Some("deploy"),
             (false, Accepted::New, Origin::Assistant) => Some("configuration"),
@@ -76,6 +98,42 @@ impl Hosts {
         Ok(connection)
     }
 
+    /// A connection to each host on the way, over the one before it. Their keys are held to the same
+    /// rules; a key that only the policy took is pinned, which admits no deployment to that host.
+    async fn jump(&self, legs: Vec<Leg>) -> Result<Option<Connection>> {
+        let mut through = None;
+        for leg in legs {
+            let connection = Connection::open_leg(through, &leg).await?;
+            if connection.host_key_accepted() == Accepted::New {
+                let Endpoint { name, port, .. } = &leg.endpoint;
+                self.record(name, *port, connection.host_key().clone(), JUMP_HOST).await?;
+            }
+            through = Some(connection);
+        }
+        Ok(through)
+    }
+
+    /// The hosts on the way, and the host itself.
+    async fn legs(&self, target: &SshTarget) -> Result<(Vec<Leg>, Leg)> {
+        let asked = Asked {
+            host: &target.host,
+            user: Some(&target.user),
+            port: Some(target.port),
+            user_default: SSH_USER_DEFAULT,
+        };
+        let route = self.settings.client_config()?.route(asked, self.settings.allow_loopback)?;
+        let mut legs = Vec::new();
+        for Hop { endpoint, user, settings } in route {
+            let recorded = self.journal.host(&endpoint.name, endpoint.port).await?;
+            let options = self.options(recorded.map(|host| host.key), &settings)?;
+            let target = SshTarget { host: endpoint.name.clone(), port: endpoint.port, user, key_path: None };
+            legs.push(Leg { endpoint, target, options });
+        }
+        let mut last = legs.pop().ok_or_else(|| Error::internal("a route without a host"))?;
+        last.target.key_path = target.key_path.clone();
+        Ok((legs, last))
+    }
+
     /// For the standing link: the rules are read anew each time.
     pub fn dialer(&self, target: SshTarget, origin: Origin) -> Dialer {
         let hosts = self.clone();
@@ -85,9 +143,24 @@ impl Hosts {
         })
     }
 
+    /// The port of a host as a person means it who names none.
+    pub fn port(&self, host: &HostAddress, port: Option<u16>) -> Result<u16> {
+        let asked = Asked { host, user: None, port, user_default: SSH_USER_DEFAULT };
+        let route = self.settings.client_config()?.route(asked, self.settings.allow_loopback)?;
+        Ok(route.last().map_or(SSH_PORT_DEFAULT, |hop| hop.endpoint.port))
+    }
+
     /// The key that a host shows now, for a person to compare.
     pub async fn probe(&self, host: &HostAddress, port: u16) -> Result<HostKey> {
-        probe::host_key(host, port, &self.options(None, Origin::Person)?).await
+        let user = UserName::parse(SSH_USER_DEFAULT)?;
+        let target = SshTarget { host: host.clone(), port, user, key_path: None };
+        let (jumps, leg) = self.legs(&target).await?;
+        let through = self.jump(jumps).await?;
+        let key = probe::host_key(&leg.endpoint, through.as_ref(), &leg.options).await;
+        if let Some(through) = through {
+            through.close().await;
+        }
+        key
     }
 
     /// Pins the key that the host shows. With a fingerprint, only that key; a host that is pinned to
@@ -150,18 +223,31 @@ impl Hosts {
         Ok(approved)
     }
 
-    fn options(&self, pinned: Option<HostKey>, origin: Origin) -> Result<ConnectOptions> {
+    fn options(&self, pinned: Option<HostKey>, host: &HostSettings) -> Result<ConnectOptions> {
         let settings = &self.settings;
-        let rules = HostKeyRules {
-            pinned,
-            known: KnownHosts::read(&settings.known_hosts)?,
-            policy: settings.host_key_policy,
+        let known = match &host.known_hosts {
+            None => KnownHosts::read(&settings.known_hosts)?,
+            Some(files) => {
+                let system =
+                    settings.known_hosts.iter().filter(|path| path.as_os_str() == SYSTEM_KNOWN_HOSTS);
+                KnownHosts::read(&files.iter().chain(system).collect::<Vec<_>>())?
+            }
         };
+        let ours = settings.host_key_policy;
+        let rules =
+            HostKeyRules { pinned, known, policy: policy(ours, host), unheeded: unheeded(ours, host) };
         let credentials = Credentials {
-            key_path: None,
-            confined_to: (origin == Origin::Assistant).then(|| settings.key_dirs.clone()),
-            agent_socket: settings.agent_socket.clone(),
+            agent_socket: match &host.identity_agent {
+                IdentityAgent::Environment => settings.agent_socket.clone(),
+                IdentityAgent::None => None,
+                IdentityAgent::Socket(path) => Some(path.clone()),
+            },
+            identity_files: host.identity_files.clone(),
+            identities_only: host.identities_only,
+            certificate_files: host.certificate_files.clone(),
             identities_dir: settings.home.as_ref().map(|home| home.join(".ssh")),
+            passphrase: settings.key_passphrase.clone(),
+            ..Credentials::default()
         };
         Ok(ConnectOptions {
             rules: Arc::new(rules),
@@ -170,4 +256,29 @@ impl Hosts {
             timeouts: Timeouts::default(),
         })
     }
+}
+
+/// The ssh configuration may be stricter than ours, never laxer. `StrictHostKeyChecking no`, which would
+/// take a changed key as well, counts as `accept-new` at most.
+fn policy(ours: HostKeyPolicy, host: &HostSettings) -> HostKeyPolicy {
+    match host.strict_host_keys {
+        Some((StrictHostKeys::Yes, _)) => HostKeyPolicy::Strict,
+        Some((StrictHostKeys::AcceptNew | StrictHostKeys::No, _)) | None => ours,
+    }
+}
+
+/// What stands in the ssh configuration and would admit a key that our own policy does not.
+fn unheeded(ours: HostKeyPolicy, host: &HostSettings) -> Option<String> {
+    let (strict, place) = host.strict_host_keys.as_ref()?;
+    let written = match strict {
+        StrictHostKeys::Yes => return None,
+        StrictHostKeys::AcceptNew => "accept-new",
+        StrictHostKeys::No => "no",
+    };
+    (ours == HostKeyPolicy::Strict).then(|| {
+        format!(
+            "StrictHostKeyChecking {written} ({place}) does not count, since spec.deploy.host_key_policy is \
+             strict"
+        )
+    })
 }

@@ -8,8 +8,10 @@
 //! it ends with the deployment. The standing connection of a node is not ours: it is handed over to
 //! [`Membership::attach_link`].
 //!
-//! Absent for now, with their seams: `~/.ssh/config` (between argument and default in
-//! [`DeploymentRequest::validate`]), `link: direct`, sudo, TCP forwards where sshd forbids sockets.
+//! Port and user are recorded; all else that `~/.ssh/config` says of a host is read at each connection
+//! (`hosts`). A login that needs sudo runs the scripts of `remote` by it, and nothing else.
+//!
+//! Absent for now: `link: direct`, TCP forwards where sshd forbids sockets.
 
 mod apply;
 pub mod checks;

@@ -70,13 +70,32 @@ impl Remote<'_> {
     pub async fn upload(&self, files: &ReleaseFiles, deployment: &DeploymentId, node: &NodeId) -> Result<()> {
         let release = format!("{}/releases/{deployment}", self.base);
         self.run("make the release directory", PREPARE, &[self.base, deployment.as_str()], SHORT).await?;
-        let sftp = self.connection.sftp().await?;
-        for (name, content) in files.iter() {
-            sftp.write_file(&format!("{release}/{name}"), content, 0o600).await?;
-        }
         // The note comes last: a release without one is incomplete.
-        sftp.write_file(&format!("{release}/{NOTE_FILE}"), &files.note(deployment, node)?, 0o600).await?;
+        let note = files.note(deployment, node)?;
+        let all = files.iter().chain([(NOTE_FILE, note.as_slice())]);
+        if self.connection.is_elevated() {
+            for (name, content) in all {
+                self.write_as_root(&format!("{release}/{name}"), content).await?;
+            }
+        } else {
+            let sftp = self.connection.sftp().await?;
+            for (name, content) in all {
+                sftp.write_file(&format!("{release}/{name}"), content, 0o600).await?;
+            }
+        }
         self.switch_to(deployment).await
+    }
+
+    /// SFTP runs as the login's user. The content goes over standard input, seen by nobody.
+    async fn write_as_root(&self, path: &str, content: &[u8]) -> Result<()> {
+        let (length, input) = (content.len().to_string(), std::io::Cursor::new(content.to_vec()));
+        let output = self.connection.script_with_input(WRITE, &[path, &length], input, SHORT).await?;
+        checked(output, &format!("write {path}")).map(drop)
+    }
+
+    /// Whether this login works on the host by `sudo -n`, for whoever has not examined the host.
+    pub async fn needs_sudo(&self) -> Result<bool> {
+        Ok(self.connection.script(NEEDS_SUDO, &[self.base], SHORT).await?.success())
     }
 
     pub async fn switch_to(&self, deployment: &DeploymentId) -> Result<()> {
@@ -209,9 +228,30 @@ fn checked(output: ScriptOutput, what: &str) -> Result<ScriptOutput> {
     ))
 }
 
+/// $1 base.
+const NEEDS_SUDO: &str = r#"
+[ "$(id -u)" != 0 ] || exit 1
+dir=$1
+while [ ! -e "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
+if [ -w "$dir" ] && docker version >/dev/null 2>&1; then exit 1; fi
+sudo -n sh -c 'docker version' >/dev/null 2>&1
+"#;
+
+/// $1 path, $2 length: what was cut off on the way never takes the file's place. What is made by sudo
+/// belongs to the login's user, who runs the link, and as whom the node runs.
+const WRITE: &str = r#"
+set -e
+cat > "$1.new"
+[ "$(wc -c < "$1.new")" -eq "$2" ]
+[ -z "${SUDO_UID:-}" ] || chown -- "$SUDO_UID:$SUDO_GID" "$1.new"
+sync -- "$1.new" 2>/dev/null || sync
+mv -f -- "$1.new" "$1"
+"#;
+
 /// $1 base, $2 deployment, $3 who. Standard input stays open while we hold the lock.
 const LOCK: &str = r#"
 mkdir -p -m 700 -- "$1" || exit 1
+[ "$(id -u)" != 0 ] || [ -z "${SUDO_UID:-}" ] || chown -- "$SUDO_UID:$SUDO_GID" "$1" || exit 1
 exec 9>>"$1/.lock" || exit 1
 if ! flock -n 9; then
   read -r pid holder < "$1/.lock.owner" || true
@@ -234,10 +274,12 @@ const PREPARE: &str = r#"
 set -e
 cd -- "$1"
 mkdir -p -m 700 releases run
+[ "$(id -u)" != 0 ] || [ -z "${SUDO_UID:-}" ] || chown -- "$SUDO_UID:$SUDO_GID" releases run
 previous=$(readlink current 2>/dev/null || true); previous=${previous#releases/}
 rm -rf -- "releases/$2.part"
 if [ "$previous" != "$2" ]; then
   rm -rf -- "releases/$2"; mkdir -m 700 -- "releases/$2"
+  [ "$(id -u)" != 0 ] || [ -z "${SUDO_UID:-}" ] || chown -- "$SUDO_UID:$SUDO_GID" "releases/$2"
   printf '%s\n' "$previous" > "releases/$2/previous"
 fi
 "#;

@@ -5,11 +5,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::ssh::{HostAddress, HostKeyPolicy, known_hosts::matches_any};
+use crate::{
+    error::Result,
+    ssh::{
+        HostAddress, HostKeyPolicy, Passphrase,
+        client_config::{ClientConfig, ConfigFile, LocalUser},
+        known_hosts::matches_any,
+    },
+};
 
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
 pub const MAX_PARALLEL_DEFAULT: usize = 8;
+/// Counts beside whatever the ssh configuration names.
+pub(super) const SYSTEM_KNOWN_HOSTS: &str = "/etc/ssh/ssh_known_hosts";
 /// Where the operator's own edge stack lies in a project.
 const PROJECT_COMPOSE_FILE: &str = ".DEPLOYMENT/compose/docker-compose.edge.yml";
 
@@ -19,7 +28,12 @@ pub struct DeploySettings {
     pub compose_file: Option<PathBuf>,
     /// The one directory whose compose file and `.env` count.
     pub project_root: Option<PathBuf>,
+    /// The operator's own, whoever asks; never one that lies in a working directory.
+    pub ssh_config: ConfigFile,
+    /// Where the ssh configuration names none for a host.
     pub known_hosts: Vec<PathBuf>,
+    /// Opens encrypted keys.
+    pub key_passphrase: Option<Passphrase>,
     pub host_key_policy: HostKeyPolicy,
     /// Where an assistant may name keys.
     pub key_dirs: Vec<PathBuf>,
@@ -49,7 +63,9 @@ impl Default for DeploySettings {
         Self {
             compose_file: None,
             project_root: None,
+            ssh_config: ConfigFile::None,
             known_hosts: Vec::new(),
+            key_passphrase: None,
             host_key_policy: HostKeyPolicy::Strict,
             key_dirs: Vec::new(),
             approved_hosts: Vec::new(),
@@ -72,7 +88,8 @@ impl DeploySettings {
     pub fn for_home(home: &Path) -> Self {
         let ssh = home.join(".ssh");
         Self {
-            known_hosts: vec![ssh.join("known_hosts"), PathBuf::from("/etc/ssh/ssh_known_hosts")],
+            ssh_config: ConfigFile::Usual(ssh.join("config")),
+            known_hosts: vec![ssh.join("known_hosts"), PathBuf::from(SYSTEM_KNOWN_HOSTS)],
             key_dirs: vec![ssh],
             home: Some(home.to_owned()),
             ..Self::default()
@@ -87,6 +104,12 @@ impl DeploySettings {
         self.environment_tunnel_token = named("CLOUDFLARE_TUNNEL_TOKEN").map(super::Secret::new);
         self.environment_image = named("AITHER_EDGE_IMAGE");
         self
+    }
+
+    /// The ssh configuration as it is at this moment.
+    pub fn client_config(&self) -> Result<ClientConfig> {
+        let home = self.home.clone().unwrap_or_else(|| PathBuf::from("/"));
+        ClientConfig::read(&self.ssh_config, LocalUser::of(&home))
     }
 
     pub fn approves(&self, host: &HostAddress) -> bool {

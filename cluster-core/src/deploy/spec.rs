@@ -10,10 +10,10 @@ use super::{
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, Tag, UserName, shown},
-    ssh::{HostAddress, SshTarget},
+    ssh::{HostAddress, SshTarget, client_config::Asked},
 };
 
-const SSH_USER_DEFAULT: &str = "root";
+pub(super) const SSH_USER_DEFAULT: &str = "root";
 const TOKEN_LENGTH_MAX: usize = 8192;
 const IDEMPOTENCY_KEY_LENGTH_MAX: usize = 128;
 
@@ -115,7 +115,7 @@ pub struct Validated {
 
 impl DeploymentRequest {
     /// Checks every argument by grammar; no socket, no file of the caller's choosing is touched.
-    /// An explicit argument wins over the default; `~/.ssh/config` will stand between them here.
+    /// An explicit argument wins over the operator's ssh configuration, and that over the default.
     pub fn validate(&self, origin: Origin, settings: &DeploySettings) -> Result<Validated> {
         if self.host.is_empty() {
             return Err(
@@ -133,10 +133,12 @@ impl DeploymentRequest {
         if let Some(key) = given(&self.idempotency_key).filter(|key| key.len() > IDEMPOTENCY_KEY_LENGTH_MAX) {
             return Err(Error::invalid(format!("idempotency_key \"{}\" is too long", shown(key))));
         }
+        let user = given(&self.ssh_user).map(UserName::parse).transpose()?;
+        let (port, user) = login(&host, grammar::port(self.ssh_port)?, user.as_ref(), settings)?;
         let target = SshTarget {
             host,
-            port: grammar::port(self.ssh_port)?,
-            user: UserName::parse(given(&self.ssh_user).unwrap_or(SSH_USER_DEFAULT))?,
+            port,
+            user,
             key_path: given(&self.ssh_key_path).map(|path| grammar::key_path(path, settings)).transpose()?,
         };
         let mut services = grammar::services(given(&self.services))?;
@@ -169,6 +171,20 @@ impl DeploymentRequest {
         };
         Ok(Validated { spec, tunnel_token })
     }
+}
+
+/// Port and user as they are recorded. The rest of what the ssh configuration says is read at each
+/// connection, so that a host that moves behind another one is found again.
+fn login(
+    host: &HostAddress,
+    port: Option<u16>,
+    user: Option<&UserName>,
+    settings: &DeploySettings,
+) -> Result<(u16, UserName)> {
+    let asked = Asked { host, user, port, user_default: SSH_USER_DEFAULT };
+    let mut route = settings.client_config()?.route(asked, settings.allow_loopback)?;
+    let last = route.pop().ok_or_else(|| Error::internal("a route without a host"))?;
+    Ok((last.endpoint.port, last.user))
 }
 
 impl DeploymentSpec {
@@ -255,6 +271,24 @@ mod tests {
         assert_eq!(spec.services, BTreeSet::from([Service::Node, Service::Ollama]));
         assert_eq!(spec.target.host.as_str(), "192.168.1.50", "a host is a direct target");
         assert_eq!(spec.tunnel, TunnelSource::None);
+    }
+
+    #[test]
+    fn arguments_win_over_the_ssh_configuration_and_that_over_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config");
+        let config = "Host atlas\n HostName 10.0.0.5\n User ops\n Port 2200\nHost evil\n ProxyCommand sh\n";
+        std::fs::write(&file, config).unwrap();
+        let ssh_config = crate::ssh::client_config::ConfigFile::Named(file);
+        let settings = DeploySettings { ssh_config, ..Default::default() };
+        let validate = |request: DeploymentRequest| request.validate(Origin::Assistant, &settings);
+        let spec = validate(request("Atlas")).unwrap().spec;
+        assert_eq!(spec.target.to_string(), "ops@atlas:2200");
+        assert_eq!(spec.node.as_str(), "atlas", "people see the alias");
+        let given = DeploymentRequest { ssh_port: Some(22), ssh_user: Some("me".into()), ..request("atlas") };
+        assert_eq!(validate(given).unwrap().spec.target.to_string(), "me@atlas:22");
+        assert_eq!(validate(request("other")).unwrap().spec.target.to_string(), "root@other:22");
+        assert!(validate(request("evil")).unwrap_err().to_string().contains("ProxyCommand"));
     }
 
     #[test]

@@ -59,9 +59,19 @@ pub struct ApprovedHost {
     pub host: HostAddress,
     pub port: u16,
     pub key: HostKey,
-    /// `host approve`, `deploy`, `configuration`.
+    /// `host approve`, `deploy`, `configuration`, `jump host`.
     pub approved_by: String,
     pub approved_at_ms: i64,
+}
+
+/// Pinned on the way to another host.
+pub(super) const JUMP_HOST: &str = "jump host";
+
+impl ApprovedHost {
+    /// Whether it may be deployed to, or only passed through.
+    pub fn is_target(&self) -> bool {
+        self.approved_by != JUMP_HOST
+    }
 }
 
 #[derive(Debug, Clone, Default)]

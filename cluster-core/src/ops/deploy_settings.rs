@@ -1,13 +1,17 @@
 //! The configuration's `spec.deploy`, with defaults from home directory and environment.
 
 use crate::{
-    config::schema::{Deploy, HostKeyChoice},
+    config::{
+        resolve_secret,
+        schema::{Deploy, HostKeyChoice},
+    },
     deploy::DeploySettings,
+    error::{Error, ErrorCode, Result},
     ids::ClusterId,
-    ssh::HostKeyPolicy,
+    ssh::{HostKeyPolicy, Passphrase, client_config::ConfigFile},
 };
 
-pub fn of(deploy: &Deploy, cluster_id: &ClusterId) -> DeploySettings {
+pub fn of(deploy: &Deploy, cluster_id: &ClusterId) -> Result<DeploySettings> {
     let base = match directories::BaseDirs::new() {
         Some(dirs) => DeploySettings::for_home(dirs.home_dir()),
         None => DeploySettings::default(),
@@ -23,6 +27,10 @@ pub fn of(deploy: &Deploy, cluster_id: &ClusterId) -> DeploySettings {
     if let Some(known_hosts) = &deploy.known_hosts {
         settings.known_hosts = vec![known_hosts.clone()];
     }
+    if let Some(ssh_config) = &deploy.ssh_config {
+        settings.ssh_config = ConfigFile::Named(ssh_config.clone());
+    }
+    settings.key_passphrase = deploy.key_passphrase.as_deref().map(passphrase).transpose()?;
     if let Some(key_dirs) = &deploy.key_dirs {
         settings.key_dirs = key_dirs.clone();
     }
@@ -38,5 +46,35 @@ pub fn of(deploy: &Deploy, cluster_id: &ClusterId) -> DeploySettings {
     if let Some(gb) = deploy.min_free_disk_gb {
         settings.minimum_disk_gb = u64::from(gb);
     }
-    settings
+    Ok(settings)
+}
+
+/// A reference only: what stands in a configuration file is read by many.
+fn passphrase(reference: &str) -> Result<Passphrase> {
+    if !reference.starts_with("env:") && !reference.starts_with("file:") {
+        return Err(Error::new(
+            ErrorCode::ConfigInvalid,
+            "spec.deploy.key_passphrase holds a value, and must be a reference",
+        )
+        .remedy("write env:NAME or file:PATH"));
+    }
+    Ok(Passphrase::new(resolve_secret(reference)?.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_passphrase_is_given_by_reference_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("passphrase");
+        std::fs::write(&path, "hunter2\n").unwrap();
+        assert!(passphrase(&format!("file:{}", path.display())).is_ok());
+        for refused in ["hunter2", "", "env:AEGIS_SURELY_NOT_SET", "file:/no/such/file"] {
+            let error = passphrase(refused).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::ConfigInvalid);
+            assert!(!error.to_string().contains("hunter2"));
+        }
+    }
 }

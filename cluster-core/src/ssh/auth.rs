@@ -14,16 +14,24 @@ use std::{
 use russh::{
     client::{AuthResult, Handle},
     keys::{
-        Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg,
+        Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey,
         agent::{AgentIdentity, client::AgentClient},
         decode_secret_key,
+        ssh_key::public::KeyData,
     },
 };
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
-use super::{handler::ClientHandler, target::SshTarget};
-use crate::error::{Error, ErrorCode, Result};
+use super::{
+    certificate::{self, KeySigner},
+    handler::ClientHandler,
+    target::SshTarget,
+};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::shown,
+};
 
 /// The largest private key file (RSA 16384) has 13 KiB.
 const KEY_BYTES_MAX: u64 = 64 * 1024;
@@ -31,6 +39,22 @@ const KEY_BYTES_MAX: u64 = 64 * 1024;
 const ATTEMPTS_MAX: usize = 5;
 /// Default identities, in OpenSSH's order.
 const DEFAULT_IDENTITIES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
+
+/// Opens encrypted keys. Never shown.
+#[derive(Clone)]
+pub struct Passphrase(Arc<Zeroizing<String>>);
+
+impl Passphrase {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Arc::new(Zeroizing::new(text.into())))
+    }
+}
+
+impl std::fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Passphrase")
+    }
+}
 
 /// What may be tried on a host, in this order.
 #[derive(Debug, Clone, Default)]
@@ -40,8 +64,16 @@ pub struct Credentials {
     /// When set, `key_path` must lie in one of these (the caller is an assistant).
     pub confined_to: Option<Vec<PathBuf>>,
     pub agent_socket: Option<PathBuf>,
+    /// Named by the ssh configuration, and then instead of the default ones. Public halves choose
+    /// among the agent's keys.
+    pub identity_files: Option<Vec<PathBuf>>,
+    /// Of the agent's keys only those that `identity_files` name.
+    pub identities_only: bool,
+    /// Beside the `-cert.pub` that may lie beside each key.
+    pub certificate_files: Vec<PathBuf>,
     /// Usually `~/.ssh`.
     pub identities_dir: Option<PathBuf>,
+    pub passphrase: Option<Passphrase>,
 }
 
 /// What was tried and what became of it: the evidence in an authentication error.
@@ -67,92 +99,175 @@ pub(super) async fn authenticate(
 ) -> Result<()> {
     let mut tried = Tried::default();
     if let Some(path) = credentials.key_path.as_deref().or(target.key_path.as_deref()) {
-        let key = load_key(path, credentials.confined_to.as_deref())?;
-        return match with_key(handle, target, key).await? {
-            Attempt::In => Ok(()),
-            Attempt::Refused(why) => {
-                tried.note(path.display(), why);
-                Err(refused(target, &tried))
-            }
+        let key = load_key(path, credentials.confined_to.as_deref(), credentials.passphrase.as_ref())?;
+        return match with_file(handle, target, credentials, path, key, &mut tried).await? {
+            true => Ok(()),
+            false => Err(refused(target, &tried)),
         };
     }
-    if let Some(socket) = &credentials.agent_socket
-        && with_agent(handle, target, socket, &mut tried).await?
-    {
-        return Ok(());
+    let mut agent = match &credentials.agent_socket {
+        Some(socket) => AgentKeys::list(socket, &mut tried).await,
+        None => None,
+    };
+    let named = credentials.identity_files.as_deref().map(public_halves);
+    // Of the agent's keys those that are named come first: hosts bound the attempts.
+    if let Some(agent) = &mut agent {
+        let first = agent.take(|key| named.as_ref().is_none_or(|named| named.contains(key.key_data())));
+        if with_agent(handle, target, agent, first, &mut tried).await? {
+            return Ok(());
+        }
     }
-    for name in DEFAULT_IDENTITIES {
-        let Some(path) = credentials.identities_dir.as_ref().map(|dir| dir.join(name)) else { break };
-        if !path.exists() || tried.0.len() >= ATTEMPTS_MAX {
+    for path in identity_files(credentials) {
+        if !path.exists() || path.extension().is_some_and(|end| end == "pub") {
             continue;
         }
-        match load_key(&path, None) {
-            Ok(key) => match with_key(handle, target, key).await? {
-                Attempt::In => return Ok(()),
-                Attempt::Refused(why) => tried.note(path.display(), why),
-            },
+        if tried.0.len() >= ATTEMPTS_MAX {
+            tried.note(path.display(), "not tried: hosts bound attempts");
+            break;
+        }
+        match load_key(&path, None, credentials.passphrase.as_ref()) {
+            Ok(key) => {
+                if with_file(handle, target, credentials, &path, key, &mut tried).await? {
+                    return Ok(());
+                }
+            }
             Err(error) => tried.note(path.display(), error.message()),
+        }
+    }
+    if let Some(agent) = agent.as_mut().filter(|_| !credentials.identities_only) {
+        let others = agent.take(|_| true);
+        if with_agent(handle, target, agent, others, &mut tried).await? {
+            return Ok(());
         }
     }
     Err(refused(target, &tried))
 }
 
-async fn with_key(
+fn identity_files(credentials: &Credentials) -> Vec<PathBuf> {
+    match (&credentials.identity_files, &credentials.identities_dir) {
+        (Some(files), _) => files.clone(),
+        (None, Some(dir)) => DEFAULT_IDENTITIES.iter().map(|name| dir.join(name)).collect(),
+        (None, None) => Vec::new(),
+    }
+}
+
+/// Of each named file the `.pub` beside it, or itself when it is one: a key may live in an agent only.
+fn public_halves(files: &[PathBuf]) -> Vec<KeyData> {
+    let public = |path: &PathBuf| {
+        let mut name = path.clone().into_os_string();
+        if path.extension().is_none_or(|end| end != "pub") {
+            name.push(".pub");
+        }
+        let mut text = String::new();
+        File::open(name).ok()?.take(KEY_BYTES_MAX).read_to_string(&mut text).ok()?;
+        PublicKey::from_openssh(text.trim()).ok().map(|key| key.key_data().clone())
+    };
+    files.iter().filter_map(public).collect()
+}
+
+/// With a key file: first its certificates, then the key alone.
+async fn with_file(
     handle: &mut Handle<ClientHandler>,
     target: &SshTarget,
+    credentials: &Credentials,
+    path: &Path,
     key: PrivateKey,
-) -> Result<Attempt> {
+    tried: &mut Tried,
+) -> Result<bool> {
     let hash = rsa_hash(handle, target, key.algorithm().is_rsa()).await?;
+    for certificate in certificate::for_key(path, &key, credentials) {
+        let what = format!("certificate \"{}\" of {}", shown(certificate.key_id()), path.display());
+        let hash = key.algorithm().is_rsa().then_some(HashAlg::Sha512);
+        let mut signer = KeySigner(&key);
+        match handle.authenticate_certificate_with(target.user.as_str(), certificate, hash, &mut signer).await
+        {
+            Ok(outcome) => match judge(outcome, target)? {
+                Attempt::In => return Ok(true),
+                Attempt::Refused(why) => tried.note(what, why),
+            },
+            Err(error) if handle.is_closed() => return Err(broken(target).source(error)),
+            Err(error) => tried.note(what, error),
+        }
+    }
     let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
     let outcome = handle
         .authenticate_publickey(target.user.as_str(), key)
         .await
         .map_err(|error| broken(target).source(error))?;
-    judge(outcome, target)
+    match judge(outcome, target)? {
+        Attempt::In => Ok(true),
+        Attempt::Refused(why) => {
+            tried.note(path.display(), why);
+            Ok(false)
+        }
+    }
 }
 
-/// Whether one of the agent's keys let us in.
+/// An agent and what of it was not tried yet.
+struct AgentKeys {
+    client: AgentClient<UnixStream>,
+    left: Vec<AgentIdentity>,
+}
+
+impl AgentKeys {
+    async fn list(socket: &Path, tried: &mut Tried) -> Option<Self> {
+        let mut client = match UnixStream::connect(socket).await {
+            Ok(stream) => AgentClient::connect(stream),
+            Err(error) => {
+                tried.note("ssh agent", format_args!("cannot be reached: {}", error.kind()));
+                return None;
+            }
+        };
+        let Ok(left) = client.request_identities().await else {
+            tried.note("ssh agent", "does not list its keys");
+            return None;
+        };
+        if left.is_empty() {
+            tried.note("ssh agent", "holds no key");
+        }
+        Some(Self { client, left })
+    }
+
+    fn take(&mut self, wanted: impl Fn(&PublicKey) -> bool) -> Vec<AgentIdentity> {
+        let (taken, left) =
+            std::mem::take(&mut self.left).into_iter().partition(|one| wanted(&one.public_key()));
+        self.left = left;
+        taken
+    }
+}
+
+/// Whether one of these keys of the agent let us in.
 async fn with_agent(
     handle: &mut Handle<ClientHandler>,
     target: &SshTarget,
-    socket: &Path,
+    agent: &mut AgentKeys,
+    identities: Vec<AgentIdentity>,
     tried: &mut Tried,
 ) -> Result<bool> {
-    let mut agent = match UnixStream::connect(socket).await {
-        Ok(stream) => AgentClient::connect(stream),
-        Err(error) => {
-            tried.note("ssh agent", format_args!("cannot be reached: {}", error.kind()));
-            return Ok(false);
-        }
-    };
-    let identities = match agent.request_identities().await {
-        Ok(identities) => identities,
-        Err(_) => {
-            tried.note("ssh agent", "does not list its keys");
-            return Ok(false);
-        }
-    };
-    if identities.is_empty() {
-        tried.note("ssh agent", "holds no key");
-    }
     for identity in identities {
-        let AgentIdentity::PublicKey { key, comment } = identity else { continue };
         if tried.0.len() >= ATTEMPTS_MAX {
             tried.note("more agent keys", "not tried: hosts bound attempts; name the key file");
             break;
         }
-        let hash = rsa_hash(handle, target, key.algorithm().is_rsa()).await?;
-        match handle.authenticate_publickey_with(target.user.as_str(), key, hash, &mut agent).await {
+        let (user, client) = (target.user.as_str(), &mut agent.client);
+        let hash = rsa_hash(handle, target, identity.public_key().algorithm().is_rsa()).await?;
+        let (what, outcome) = match identity {
+            AgentIdentity::PublicKey { key, comment } => {
+                let outcome = handle.authenticate_publickey_with(user, key, hash, client).await;
+                (format!("agent key {}", shown(&comment)), outcome)
+            }
+            AgentIdentity::Certificate { certificate, comment } => {
+                let outcome = handle.authenticate_certificate_with(user, certificate, hash, client).await;
+                (format!("agent certificate {}", shown(&comment)), outcome)
+            }
+        };
+        match outcome {
             Ok(outcome) => match judge(outcome, target)? {
                 Attempt::In => return Ok(true),
-                Attempt::Refused(why) => {
-                    tried.note(format_args!("agent key {}", crate::ids::shown(&comment)), why)
-                }
+                Attempt::Refused(why) => tried.note(what, why),
             },
             Err(_) if handle.is_closed() => return Err(broken(target)),
-            Err(_) => {
-                tried.note(format_args!("agent key {}", crate::ids::shown(&comment)), "agent did not sign")
-            }
+            Err(_) => tried.note(what, "agent did not sign"),
         }
     }
     Ok(false)
@@ -201,7 +316,11 @@ fn refused(target: &SshTarget, tried: &Tried) -> Error {
 }
 
 /// Reads a private key after checking where it lies and what it is.
-pub fn load_key(path: &Path, confined_to: Option<&[PathBuf]>) -> Result<PrivateKey> {
+pub fn load_key(
+    path: &Path,
+    confined_to: Option<&[PathBuf]>,
+    passphrase: Option<&Passphrase>,
+) -> Result<PrivateKey> {
     let refuse =
         |why: &str| Error::invalid(format!("ssh key {}: {why}", crate::ids::shown(&path.to_string_lossy())));
     let real = path.canonicalize().map_err(|error| match error.kind() {
@@ -242,17 +361,41 @@ pub fn load_key(path: &Path, confined_to: Option<&[PathBuf]>) -> Result<PrivateK
     }
     let mut text = Zeroizing::new(String::new());
     file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(|_| refuse("it is not a private key"))?;
-    // The decoder's own errors may quote what they read: they are not kept as a source.
-    decode_secret_key(&text, None).map_err(|error| match error {
-        KeyError::KeyIsEncrypted => refuse("it is encrypted").remedy(
-            "add it to an ssh agent (ssh-add) and leave ssh_key_path out, or use a key without passphrase",
-        ),
-        _ if text.contains("ENCRYPTED") => refuse("it is encrypted").remedy(
-            "add it to an ssh agent (ssh-add) and leave ssh_key_path out, or use a key without passphrase",
-        ),
-        _ => refuse("it is not a private key that can be read")
+    open_key(&text, passphrase).map_err(refuse_by(&refuse))
+}
+
+/// Why a key file's text is not a key in our hands.
+enum Closed {
+    NoPassphrase,
+    WrongPassphrase,
+    NoKey,
+}
+
+/// The decoder's own errors may quote what they read: they are not kept.
+fn open_key(text: &str, passphrase: Option<&Passphrase>) -> Result<PrivateKey, Closed> {
+    let encrypted = match decode_secret_key(text, None) {
+        Ok(key) => return Ok(key),
+        Err(KeyError::KeyIsEncrypted) => true,
+        Err(_) => text.contains("ENCRYPTED"),
+    };
+    match passphrase {
+        _ if !encrypted => Err(Closed::NoKey),
+        None => Err(Closed::NoPassphrase),
+        Some(passphrase) => decode_secret_key(text, Some(&passphrase.0)).map_err(|_| Closed::WrongPassphrase),
+    }
+}
+
+fn refuse_by(refuse: &impl Fn(&str) -> Error) -> impl Fn(Closed) -> Error {
+    const OPEN_IT: &str = "add it to an ssh agent (ssh-add), or name its passphrase in \
+                           spec.deploy.key_passphrase (env:NAME or file:PATH)";
+    move |closed| match closed {
+        Closed::NoPassphrase => refuse("it is encrypted").remedy(OPEN_IT),
+        Closed::WrongPassphrase => {
+            refuse("it is encrypted, and not with the passphrase that is configured").remedy(OPEN_IT)
+        }
+        Closed::NoKey => refuse("it is not a private key that can be read")
             .remedy("name the private key, not the .pub file"),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -281,8 +424,8 @@ mod tests {
     fn a_private_key_of_ours_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = write(dir.path(), "key", &keys().0, 0o600);
-        assert!(load_key(&path, Some(&[dir.path().to_owned()])).is_ok());
-        assert!(load_key(&path, None).is_ok());
+        assert!(load_key(&path, Some(&[dir.path().to_owned()]), None).is_ok());
+        assert!(load_key(&path, None, None).is_ok());
     }
 
     #[test]
@@ -302,10 +445,21 @@ mod tests {
             (&dir.path().to_owned(), "not a regular file"),
             (&dir.path().join("none"), "no such file"),
         ] {
-            let error = load_key(path, None).unwrap_err();
+            let error = load_key(path, None, None).unwrap_err();
             assert!(error.message().contains(why), "{}: {error}", path.display());
             assert!(!error.chain().contains("secret"));
         }
+    }
+
+    #[test]
+    fn a_passphrase_opens_an_encrypted_key_and_is_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), "encrypted", &keys().1, 0o600);
+        let (right, wrong) = (Passphrase::new("test"), Passphrase::new("hunter2"));
+        assert!(load_key(&path, None, Some(&right)).is_ok());
+        let error = load_key(&path, None, Some(&wrong)).unwrap_err();
+        assert!(error.message().contains("not with the passphrase"), "{error}");
+        assert!(!format!("{error:?} {wrong:?} {}", error.chain()).contains("hunter2"));
     }
 
     #[test]
@@ -316,7 +470,7 @@ mod tests {
         symlink(&key, &link).unwrap();
         let climb = inside.path().join("..").join(outside.path().file_name().unwrap()).join("key");
         for path in [&key, &link, &climb] {
-            let error = load_key(path, Some(&[inside.path().to_owned()])).unwrap_err();
+            let error = load_key(path, Some(&[inside.path().to_owned()]), None).unwrap_err();
             assert!(error.message().contains("outside"), "{error}");
         }
     }

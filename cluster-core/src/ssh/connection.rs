@@ -28,7 +28,7 @@ use super::{
     host_keys::{Accepted, HostKey, HostKeyRules},
     script,
     sftp::Sftp,
-    target::{AddressKind, HostAddress, SshTarget, address_kind},
+    target::{AddressKind, Endpoint, SshTarget, address_kind},
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -66,14 +66,27 @@ pub struct ConnectOptions {
     pub timeouts: Timeouts,
 }
 
+/// One host of a route, and all that is needed to log in there.
+#[derive(Debug, Clone)]
+pub struct Leg {
+    pub endpoint: Endpoint,
+    pub target: SshTarget,
+    pub options: ConnectOptions,
+}
+
 /// A cheap handle; the connection ends when the last one is dropped, or by [`Connection::close`].
 #[derive(Clone)]
 pub struct Connection {
     inner: Arc<Inner>,
+    /// Scripts run as root, by sudo.
+    elevated: bool,
 }
 
 struct Inner {
     handle: Handle<ClientHandler>,
+    /// The connection that carries this one.
+    through: Option<Connection>,
+    endpoint: Endpoint,
     target: SshTarget,
     host_key: HostKey,
     accepted: Accepted,
@@ -89,20 +102,31 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
+    /// To a host that is reached directly, under the name that it has.
     pub async fn open(target: &SshTarget, options: &ConnectOptions) -> Result<Self> {
-        let preferred = options.rules.preferred(&target.host, target.port);
+        let endpoint = Endpoint::direct(&target.host, target.port);
+        Self::open_leg(None, &Leg { endpoint, target: target.clone(), options: options.clone() }).await
+    }
+
+    /// To one host of a route. The connection to the host before it carries this one, belongs to it
+    /// alone and ends with it.
+    pub async fn open_leg(through: Option<Self>, leg: &Leg) -> Result<Self> {
+        let Leg { endpoint, target, options } = leg;
+        let preferred = options.rules.preferred(endpoint);
         let check = KeyCheck::Rules(options.rules.clone());
-        let opened = handshake(&target.host, target.port, check, preferred, options).await?;
-        let mut handle = opened.handle.ok_or_else(|| not_ssh(&target.host, target.port, None))?;
+        let opened = handshake(endpoint, through.as_ref(), check, preferred, options).await?;
+        let mut handle = opened.handle.ok_or_else(|| not_ssh(endpoint, None))?;
         timeout(options.timeouts.login, auth::authenticate(&mut handle, target, &options.credentials))
             .await
-            .map_err(|_| silent(&target.host, target.port, "while logging in"))??;
+            .map_err(|_| silent(endpoint, "while logging in"))??;
         let seen = std::mem::take(&mut *lock(&opened.seen)?);
         let (Some(key), Some(accepted)) = (seen.key, seen.accepted) else {
             return Err(Error::internal("a connection without a judged host key"));
         };
         let inner = Inner {
             handle,
+            through,
+            endpoint: endpoint.clone(),
             target: target.clone(),
             host_key: HostKey::of(&key)?,
             accepted,
@@ -110,7 +134,29 @@ impl Connection {
             closed: opened.closed,
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), elevated: false })
+    }
+
+    /// The same connection, on which scripts run as root by `sudo -n`. Channels, forwards and SFTP stay
+    /// the login's own.
+    pub fn elevated(&self) -> Self {
+        Self { inner: self.inner.clone(), elevated: true }
+    }
+
+    pub fn is_elevated(&self) -> bool {
+        self.elevated
+    }
+
+    /// `-H`: Docker's client looks for its settings in the home directory.
+    fn shell(&self) -> &'static str {
+        if self.elevated { "sudo -n -H sh" } else { "sh" }
+    }
+
+    /// The hosts on the way, nearest first, and this one.
+    pub fn route(&self) -> Vec<&Endpoint> {
+        let mut route = self.inner.through.as_ref().map(Self::route).unwrap_or_default();
+        route.push(&self.inner.endpoint);
+        route
     }
 
     pub fn target(&self) -> &SshTarget {
@@ -139,14 +185,18 @@ impl Connection {
     }
 
     pub async fn close(&self) {
-        let _ = self.inner.handle.disconnect(russh::Disconnect::ByApplication, "done", "en").await;
+        let mut connection = Some(self);
+        while let Some(one) = connection {
+            let _ = one.inner.handle.disconnect(russh::Disconnect::ByApplication, "done", "en").await;
+            connection = one.inner.through.as_ref();
+        }
     }
 
     /// Runs a constant script with arguments; they travel on standard input, not in a process list.
     pub async fn script(&self, script: &'static str, args: &[&str], limit: Duration) -> Result<ScriptOutput> {
         let marker = script::marker();
         let input = script::on_stdin(script, args, &marker)?;
-        self.run("sh -s".to_owned(), Input::Bytes(Bytes::from(input)), &marker, limit).await
+        self.run(format!("{} -s", self.shell()), Input::Bytes(Bytes::from(input)), &marker, limit).await
     }
 
     /// Runs a constant script whose standard input is `input`, for bulk data and secrets. The
@@ -159,7 +209,7 @@ impl Connection {
         limit: Duration,
     ) -> Result<ScriptOutput> {
         let marker = script::marker();
-        let command = script::on_command_line(script, args, &marker)?;
+        let command = script::on_command_line(self.shell(), script, args, &marker)?;
         self.run(command, Input::Reader(Box::new(input)), &marker, limit).await
     }
 
@@ -173,7 +223,7 @@ impl Connection {
         limit: Duration,
     ) -> Result<(ScriptOutput, Held)> {
         let marker = script::marker();
-        let command = script::on_command_line(script, args, &marker)?;
+        let command = script::on_command_line(self.shell(), script, args, &marker)?;
         let (channel, slot) = self.open_session().await?;
         let (raw, held) = exec::hold(channel, slot, command, format!("\n{until}\n"), limit).await?;
         let marked = script::cut_stdout(&raw.stdout, &marker)?;
@@ -215,6 +265,19 @@ impl Connection {
     pub async fn open_tcp(&self, host: &str, port: u16) -> Result<SshStream> {
         let opening = self.inner.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
         self.opened(opening, format!("{host} port {port}")).await.map(Channel::into_stream)
+    }
+
+    /// A channel to the next host of a route, as this one sees it. A name is looked up there.
+    async fn reach(&self, next: &Endpoint) -> Result<SshStream> {
+        self.open_tcp(next.address.as_str(), next.port).await.map_err(|error| match error.code() {
+            ErrorCode::Unavailable => Error::new(
+                ErrorCode::HostUnreachable,
+                format!("{} cannot reach {next}", self.inner.target.host),
+            )
+            .remedy("check HostName and Port in the ssh configuration, and that sshd runs there")
+            .source(error),
+            _ => error,
+        })
     }
 
     /// Has the host listen on a unix socket and hands every connection to `taker`; when it is full,
@@ -302,27 +365,31 @@ pub(super) struct Opened {
 }
 
 pub(super) async fn handshake(
-    host: &HostAddress,
-    port: u16,
+    host: &Endpoint,
+    through: Option<&Connection>,
     check: KeyCheck,
     preferred: Vec<russh::keys::Algorithm>,
     options: &ConnectOptions,
 ) -> Result<Opened> {
-    let stream = dial(host, port, options).await?;
     let (seen, forwards) = (Arc::new(Mutex::new(Seen::default())), Arc::new(Mutex::new(HashMap::new())));
     let (closed_sender, closed) = watch::channel(None);
     let handler = ClientHandler {
         host: host.clone(),
-        port,
         check,
         seen: seen.clone(),
         forwards: forwards.clone(),
         closed: closed_sender,
     };
-    let connecting = client::connect_stream(Arc::new(config(preferred)), stream, handler);
-    let outcome = timeout(options.timeouts.login, connecting)
-        .await
-        .map_err(|_| silent(host, port, "during the key exchange"))?;
+    let certified = !options.rules.authorities(host).is_empty();
+    let config = Arc::new(config(preferred, certified));
+    let limit = options.timeouts.login;
+    let outcome = match through {
+        None => timeout(limit, client::connect_stream(config, dial(host, options).await?, handler)).await,
+        Some(through) => {
+            timeout(limit, client::connect_stream(config, through.reach(host).await?, handler)).await
+        }
+    }
+    .map_err(|_| silent(host, "during the key exchange"))?;
     match outcome {
         Ok(handle) => Ok(Opened { handle: Some(handle), seen, forwards, closed }),
         Err(error) => {
@@ -331,7 +398,7 @@ pub(super) async fn handshake(
                 return Err(refusal);
             }
             if found.key.is_none() {
-                return Err(not_ssh(host, port, Some(error)));
+                return Err(not_ssh(host, Some(error)));
             }
             drop(found);
             Ok(Opened { handle: None, seen, forwards, closed })
@@ -339,8 +406,12 @@ pub(super) async fn handshake(
     }
 }
 
-fn config(first: Vec<russh::keys::Algorithm>) -> Config {
+/// `first` are the key types that are known; `certified` asks for a certificate before any key.
+fn config(first: Vec<russh::keys::Algorithm>, certified: bool) -> Config {
     let mut preferred = Preferred::default();
+    if certified {
+        preferred.host_key_certificates = preferred.key.clone();
+    }
     if !first.is_empty() {
         // A host with several keys then offers the one that is known; an RSA key signs by several
         // names. All others stay behind, so that a change is seen as one.
@@ -360,9 +431,9 @@ fn config(first: Vec<russh::keys::Algorithm>) -> Config {
     }
 }
 
-async fn dial(host: &HostAddress, port: u16, options: &ConnectOptions) -> Result<TcpStream> {
+async fn dial(host: &Endpoint, options: &ConnectOptions) -> Result<TcpStream> {
     let limit = options.timeouts.connect;
-    let resolved = timeout(limit, lookup_host((host.as_str(), port)))
+    let resolved = timeout(limit, lookup_host((host.address.as_str(), host.port)))
         .await
         .map_err(|_| unresolved(host))?
         .map_err(|error| unresolved(host).source(error))?;
@@ -383,44 +454,41 @@ async fn dial(host: &HostAddress, port: u16, options: &ConnectOptions) -> Result
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
-            Ok(Err(error)) => last = unreachable(host, port, &error).source(error),
-            Err(_) => last = silent(host, port, "when connected to"),
+            Ok(Err(error)) => last = unreachable(host, &error).source(error),
+            Err(_) => last = silent(host, "when connected to"),
         }
     }
     Err(last)
 }
 
-fn unresolved(host: &HostAddress) -> Error {
-    Error::new(ErrorCode::HostUnreachable, format!("the name {host} does not resolve"))
+fn unresolved(host: &Endpoint) -> Error {
+    Error::new(ErrorCode::HostUnreachable, format!("the name {} does not resolve", host.address))
         .remedy("check the spelling, or give the host's IP address")
 }
 
-fn misled(host: &HostAddress, address: &SocketAddr, why: &str) -> Error {
-    Error::invalid(format!("host {host} resolves to {}, which is {why}", address.ip()))
+fn misled(host: &Endpoint, address: &SocketAddr, why: &str) -> Error {
+    Error::invalid(format!("host {} resolves to {}, which is {why}", host.address, address.ip()))
         .remedy("give the address of another machine; spec.deploy.allow_loopback permits loopback targets")
 }
 
-fn unreachable(host: &HostAddress, port: u16, error: &io::Error) -> Error {
+fn unreachable(host: &Endpoint, error: &io::Error) -> Error {
     let (what, remedy) = match error.kind() {
         io::ErrorKind::ConnectionRefused => {
             ("refuses the connection", "check that sshd runs there and listens on this port (ssh_port)")
         }
         _ => ("cannot be reached", "check the address, the route and the firewall between here and there"),
     };
-    Error::new(ErrorCode::HostUnreachable, format!("{host} port {port} {what}")).remedy(remedy)
+    Error::new(ErrorCode::HostUnreachable, format!("{host} {what}")).remedy(remedy)
 }
 
-fn silent(host: &HostAddress, port: u16, when: &str) -> Error {
-    Error::new(ErrorCode::HostUnreachable, format!("{host} port {port} is silent {when}"))
+fn silent(host: &Endpoint, when: &str) -> Error {
+    Error::new(ErrorCode::HostUnreachable, format!("{host} is silent {when}"))
         .remedy("check the address, the route and the firewall between here and there")
 }
 
-fn not_ssh(host: &HostAddress, port: u16, error: Option<russh::Error>) -> Error {
-    let plain = Error::new(
-        ErrorCode::HostUnreachable,
-        format!("{host} port {port} did not complete the SSH handshake"),
-    )
-    .remedy("check that this port is sshd's, and its log");
+fn not_ssh(host: &Endpoint, error: Option<russh::Error>) -> Error {
+    let plain = Error::new(ErrorCode::HostUnreachable, format!("{host} did not complete the SSH handshake"))
+        .remedy("check that this port is sshd's, and its log");
     match error {
         Some(error) => plain.source(error),
         None => plain,

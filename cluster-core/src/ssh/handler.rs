@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     host_keys::{Accepted, HostKeyRules},
-    target::HostAddress,
+    target::Endpoint,
 };
 use crate::error::Error;
 
@@ -39,8 +39,7 @@ pub(super) struct Seen {
 }
 
 pub(super) struct ClientHandler {
-    pub host: HostAddress,
-    pub port: u16,
+    pub host: Endpoint,
     pub check: KeyCheck,
     pub seen: Arc<Mutex<Seen>>,
     pub forwards: Forwards,
@@ -56,7 +55,10 @@ impl Handler for ClientHandler {
         let Ok(mut seen) = self.seen.lock() else { return Ok(false) };
         let decision = match &self.check {
             KeyCheck::LookOnly => None,
-            KeyCheck::Rules(rules) => Some(rules.decide(&self.host, self.port, &key)),
+            KeyCheck::Rules(rules) => Some(match offered.certificate() {
+                Some(certificate) => rules.decide_certificate(&self.host, certificate),
+                None => rules.decide(&self.host, &key),
+            }),
         };
         seen.key = Some(key);
         match decision {

@@ -1,11 +1,14 @@
 //! Is this the host? Decided from the pin in our store, the known_hosts files and the policy, in
 //! that order; a revoked key is refused whoever vouches for it.
 
-use russh::keys::{Algorithm, HashAlg, PublicKey};
+use std::time::SystemTime;
+
+use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
 
 use super::{
+    host_certificate::vouches,
     known_hosts::{KnownHosts, Verdict},
-    target::HostAddress,
+    target::{Endpoint, HostAddress},
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -55,6 +58,8 @@ pub struct HostKeyRules {
     pub pinned: Option<HostKey>,
     pub known: KnownHosts,
     pub policy: HostKeyPolicy,
+    /// Said with the refusal of an unknown key: what would have admitted it, and does not.
+    pub unheeded: Option<String>,
 }
 
 /// The key is the host's; `New` means that the policy took it and that it must be pinned now.
@@ -66,32 +71,56 @@ pub enum Accepted {
 }
 
 impl HostKeyRules {
-    pub fn decide(&self, host: &HostAddress, port: u16, offered: &PublicKey) -> Result<Accepted> {
-        let verdict = self.known.verdict(host.as_str(), port, offered);
+    pub fn decide(&self, host: &Endpoint, offered: &PublicKey) -> Result<Accepted> {
+        let verdict = self.known.verdict(host.address.as_str(), host.port, offered);
         if verdict == Verdict::Revoked {
-            return Err(revoked(host, port, offered));
+            return Err(revoked(host, offered));
         }
         if let Some(pinned) = &self.pinned {
             let known = pinned.parsed()?;
             if known.key_data() == offered.key_data() {
                 return Ok(Accepted::Pinned);
             }
-            return Err(changed(host, port, offered, &[known]));
+            return Err(changed(host, offered, &[known]));
         }
         match (verdict, self.policy) {
             (Verdict::Known, _) => Ok(Accepted::Known),
-            (Verdict::Changed { known }, _) => Err(changed(host, port, offered, &known)),
+            (Verdict::Changed { known }, _) => Err(changed(host, offered, &known)),
             (Verdict::Unknown, HostKeyPolicy::AcceptNew) => Ok(Accepted::New),
-            (Verdict::Unknown, HostKeyPolicy::Strict) => Err(unknown(host, port, offered)),
-            (Verdict::Revoked, _) => Err(revoked(host, port, offered)),
+            (Verdict::Unknown, HostKeyPolicy::Strict) => {
+                Err(unknown(host, offered, self.unheeded.as_deref()))
+            }
+            (Verdict::Revoked, _) => Err(revoked(host, offered)),
+        }
+    }
+
+    /// A certificate counts where nothing is pinned and an authority of known_hosts vouches for it;
+    /// else its key is judged like any other. A revoked authority vouches for nobody.
+    pub fn decide_certificate(&self, host: &Endpoint, offered: &Certificate) -> Result<Accepted> {
+        let key = PublicKey::from(offered.public_key().clone());
+        let verdict = |key: &PublicKey| self.known.verdict(host.address.as_str(), host.port, key);
+        let signer = PublicKey::from(offered.signature_key().clone());
+        let revoked = [&key, &signer].into_iter().any(|key| verdict(key) == Verdict::Revoked);
+        let vouched = || vouches(offered, &self.authorities(host), host, SystemTime::now());
+        match self.pinned.is_none() && !revoked && vouched() {
+            true => Ok(Accepted::Known),
+            false => self.decide(host, &key),
+        }
+    }
+
+    /// Empty where a certificate would not count: then none is asked for.
+    pub fn authorities(&self, host: &Endpoint) -> Vec<&PublicKey> {
+        match self.pinned {
+            Some(_) => Vec::new(),
+            None => self.known.authorities(host.address.as_str(), host.port),
         }
     }
 
     /// Key types to ask for first: those by which the host is known.
-    pub fn preferred(&self, host: &HostAddress, port: u16) -> Vec<Algorithm> {
+    pub fn preferred(&self, host: &Endpoint) -> Vec<Algorithm> {
         match self.pinned.as_ref().and_then(|pinned| pinned.parsed().ok()) {
             Some(pinned) => vec![pinned.algorithm()],
-            None => self.known.key_types(host.as_str(), port),
+            None => self.known.key_types(host.address.as_str(), host.port),
         }
     }
 }
@@ -101,28 +130,29 @@ pub fn host_argument(host: &HostAddress, port: u16) -> String {
     if port == super::target::SSH_PORT_DEFAULT { host.to_string() } else { format!("{host} --port {port}") }
 }
 
-fn unknown(host: &HostAddress, port: u16, offered: &PublicKey) -> Error {
+fn unknown(host: &Endpoint, offered: &PublicKey, unheeded: Option<&str>) -> Error {
+    let unheeded = unheeded.map(|what| format!("; {what}")).unwrap_or_default();
     Error::new(
         ErrorCode::HostKeyUnknown,
         format!(
-            "the key of {host} port {port} is not known: it offers {} {}",
+            "the key of {host} is not known: it offers {} {}{unheeded}",
             offered.algorithm(),
             fingerprint(offered)
         ),
     )
     .remedy(format!(
         "compare the fingerprint with the host's own (ssh-keygen -lf on it), then run: aegis host approve {}",
-        host_argument(host, port)
+        host_argument(&host.name, host.port)
     ))
 }
 
-fn changed(host: &HostAddress, port: u16, offered: &PublicKey, known: &[PublicKey]) -> Error {
+fn changed(host: &Endpoint, offered: &PublicKey, known: &[PublicKey]) -> Error {
     let known: Vec<String> =
         known.iter().map(|key| format!("{} {}", key.algorithm(), fingerprint(key))).collect();
     Error::new(
         ErrorCode::HostKeyChanged,
         format!(
-            "the key of {host} port {port} has changed: it offers {} {}, known is {}; nothing was sent",
+            "the key of {host} has changed: it offers {} {}, known is {}; nothing was sent",
             offered.algorithm(),
             fingerprint(offered),
             known.join(", ")
@@ -131,17 +161,14 @@ fn changed(host: &HostAddress, port: u16, offered: &PublicKey, known: &[PublicKe
     .remedy(format!(
         "somebody may be between you and the host; if the change is meant, run: aegis host forget {0} (and \
          ssh-keygen -R for known_hosts), then: aegis host approve {0}",
-        host_argument(host, port)
+        host_argument(&host.name, host.port)
     ))
 }
 
-fn revoked(host: &HostAddress, port: u16, offered: &PublicKey) -> Error {
+fn revoked(host: &Endpoint, offered: &PublicKey) -> Error {
     Error::new(
         ErrorCode::HostKeyChanged,
-        format!(
-            "the key {} of {host} port {port} is revoked in known_hosts; nothing was sent",
-            fingerprint(offered)
-        ),
+        format!("the key {} of {host} is revoked in known_hosts; nothing was sent", fingerprint(offered)),
     )
     .remedy("give the host a new key, then approve it")
 }
@@ -156,14 +183,15 @@ mod tests {
     fn key(text: &str) -> PublicKey {
         PublicKey::from_openssh(text).unwrap()
     }
-    fn host() -> HostAddress {
-        HostAddress::parse("edge1", false).unwrap()
+    fn host(port: u16) -> Endpoint {
+        Endpoint::direct(&HostAddress::parse("edge1", false).unwrap(), port)
     }
     fn rules(pinned: Option<&str>, known: &str, policy: HostKeyPolicy) -> HostKeyRules {
         HostKeyRules {
             pinned: pinned.map(|text| HostKey::of(&key(text)).unwrap()),
             known: KnownHosts::parse(known),
             policy,
+            ..Default::default()
         }
     }
 
@@ -171,19 +199,19 @@ mod tests {
     fn the_pin_decides_alone_unless_the_key_is_revoked() {
         let known_b = format!("edge1 {B}");
         let strict = rules(Some(A), &known_b, HostKeyPolicy::Strict);
-        assert_eq!(strict.decide(&host(), 22, &key(A)).unwrap(), Accepted::Pinned);
-        assert_eq!(strict.decide(&host(), 22, &key(B)).unwrap_err().code(), ErrorCode::HostKeyChanged);
+        assert_eq!(strict.decide(&host(22), &key(A)).unwrap(), Accepted::Pinned);
+        assert_eq!(strict.decide(&host(22), &key(B)).unwrap_err().code(), ErrorCode::HostKeyChanged);
         let revoked = rules(Some(A), &format!("@revoked * {A}"), HostKeyPolicy::AcceptNew);
-        assert_eq!(revoked.decide(&host(), 22, &key(A)).unwrap_err().code(), ErrorCode::HostKeyChanged);
+        assert_eq!(revoked.decide(&host(22), &key(A)).unwrap_err().code(), ErrorCode::HostKeyChanged);
     }
 
     #[test]
     fn an_unknown_key_names_its_fingerprint_and_the_command() {
-        let error = rules(None, "", HostKeyPolicy::Strict).decide(&host(), 2222, &key(A)).unwrap_err();
+        let error = rules(None, "", HostKeyPolicy::Strict).decide(&host(2222), &key(A)).unwrap_err();
         assert_eq!(error.code(), ErrorCode::HostKeyUnknown);
         let text = error.to_string();
         assert!(text.contains("SHA256:") && text.contains("aegis host approve edge1 --port 2222"), "{text}");
-        let new = rules(None, "", HostKeyPolicy::AcceptNew).decide(&host(), 22, &key(A)).unwrap();
+        let new = rules(None, "", HostKeyPolicy::AcceptNew).decide(&host(22), &key(A)).unwrap();
         assert_eq!(new, Accepted::New);
     }
 
@@ -191,7 +219,7 @@ mod tests {
     fn a_changed_key_stops_under_every_policy_and_names_both() {
         let known = format!("edge1 {A}");
         for policy in [HostKeyPolicy::Strict, HostKeyPolicy::AcceptNew] {
-            let error = rules(None, &known, policy).decide(&host(), 22, &key(B)).unwrap_err();
+            let error = rules(None, &known, policy).decide(&host(22), &key(B)).unwrap_err();
             assert_eq!(error.code(), ErrorCode::HostKeyChanged);
             assert!(error.message().contains(&fingerprint(&key(A))));
             assert!(error.message().contains(&fingerprint(&key(B))));

@@ -90,6 +90,14 @@ impl KnownHosts {
         types
     }
 
+    /// The keys that may sign certificates for a host.
+    pub fn authorities(&self, host: &str, port: u16) -> Vec<&PublicKey> {
+        let names = [lookup_name(host, port), lookup_name(host, SSH_PORT_DEFAULT)];
+        let named = |entry: &&Entry| names.iter().any(|name| matches(entry.host_patterns(), name));
+        let authorities = self.entries.iter().filter(|entry| entry.marker() == Some(&Marker::CertAuthority));
+        authorities.filter(named).map(Entry::public_key).collect()
+    }
+
     fn verdict_for_name(&self, name: &str, key: &PublicKey) -> Verdict {
         let mut known = Vec::new();
         let mut found = false;
@@ -157,7 +165,7 @@ pub fn matches_any<'a>(patterns: impl Iterator<Item = &'a str>, name: &str) -> b
 }
 
 /// `*` and `?`; linear in the product of both lengths, whatever the pattern.
-fn glob(pattern: &str, name: &str) -> bool {
+pub(super) fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

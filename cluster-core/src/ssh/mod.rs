@@ -2,6 +2,7 @@
 //!
 //! - [`target`]: where to, checked by grammar before any socket exists.
 //! - [`known_hosts`], [`host_keys`]: is this the host? Pure decisions over files and pins.
+//! - [`client_config`]: what `~/.ssh/config` says about a host, and the hosts on the way there.
 //! - [`auth`]: who are we? Key file, agent, default identities.
 //! - [`connection`]: scripts, bulk input, SFTP, channels to and from the host's sockets.
 //! - [`probe`]: a host's key without logging in, for a person to approve.
@@ -11,13 +12,15 @@
 //! channel stops the whole connection) and ends with the caller, the command or its time limit; every
 //! link has one supervisor, owned by its [`link::LinkHandle`].
 //!
-//! Absent on purpose: passwords and keyboard-interactive logins, agent forwarding, host certificates
-//! (never asked for, so `@cert-authority` lines neither admit nor refuse anybody).
+//! Absent on purpose: passwords and keyboard-interactive logins, agent forwarding.
 
 pub mod auth;
+mod certificate;
+pub mod client_config;
 pub mod connection;
 mod exec;
 mod handler;
+mod host_certificate;
 pub mod host_keys;
 pub mod known_hosts;
 pub mod link;
@@ -26,9 +29,9 @@ pub mod script;
 pub mod sftp;
 pub mod target;
 
-pub use auth::Credentials;
-pub use connection::{ConnectOptions, Connection, SshStream, Timeouts};
+pub use auth::{Credentials, Passphrase};
+pub use connection::{ConnectOptions, Connection, Leg, SshStream, Timeouts};
 pub use exec::{Held, ScriptOutput};
 pub use host_keys::{HostKey, HostKeyPolicy, HostKeyRules};
 pub use link::{Dialer, LinkHandle, LinkSettings, LinkState, LinkStream};
-pub use target::{HostAddress, SshTarget};
+pub use target::{Endpoint, HostAddress, SshTarget};

@@ -29,14 +29,19 @@ pub fn on_stdin(script: &'static str, args: &[&str], marker: &str) -> Result<Str
 
 /// A command line for exec whose standard input belongs to the script (bulk data, or held open).
 /// Its arguments are visible in the host's process list: nothing secret may be among them.
-pub fn on_command_line(script: &'static str, args: &[&str], marker: &str) -> Result<String> {
+pub fn on_command_line(
+    shell: &'static str,
+    script: &'static str,
+    args: &[&str],
+    marker: &str,
+) -> Result<String> {
     let set = set_arguments(args)?;
     let text = format!(
         "{prelude}\n{set}\naegis_script() {{\n{script}\n}}\nprintf '\\n%s\\n' {marker}\n\
          printf '\\n%s\\n' {marker} >&2\n( aegis_script \"$@\" )\nprintf '\\n%s %d\\n' {marker} \"$?\"\nexit 0\n",
         prelude = prelude(),
     );
-    Ok(format!("exec sh -c {}", quote(&text)))
+    Ok(format!("exec {shell} -c {}", quote(&text)))
 }
 
 fn prelude() -> String {

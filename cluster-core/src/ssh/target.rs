@@ -225,6 +225,31 @@ impl fmt::Display for SshTarget {
     }
 }
 
+/// One host as it is connected to: the name people gave it, and where that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// What people see, and what is pinned.
+    pub name: HostAddress,
+    /// What is connected to, and looked up in known_hosts.
+    pub address: HostAddress,
+    pub port: u16,
+}
+
+impl Endpoint {
+    pub fn direct(host: &HostAddress, port: u16) -> Self {
+        Self { name: host.clone(), address: host.clone(), port }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name == self.address {
+            true => write!(f, "{} port {}", self.name, self.port),
+            false => write!(f, "{} ({} port {})", self.name, self.address, self.port),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

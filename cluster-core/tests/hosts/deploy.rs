@@ -13,6 +13,7 @@ use cluster_core::{
         remote::Remote,
     },
     ids::DeploymentId,
+    ssh::{LinkState, client_config::ConfigFile},
 };
 
 use crate::support::{
@@ -130,6 +131,8 @@ async fn users_without_docker_or_directory_get_findings() {
     let view = bench.deployments.plan(&bench.request(), Origin::Person).await.unwrap();
     let codes: Vec<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
     assert!(codes.contains(&"docker_permission") && codes.contains(&"base_directory"), "{:?}", view.findings);
+    let docker = view.findings.iter().find(|finding| finding.code == "docker_permission").unwrap();
+    assert!(docker.message.contains("sudo") && docker.fix.contains("NOPASSWD"), "{docker}");
     assert!(!view.can_deploy);
     let ended = bench.deploy(&bench.request()).await;
     assert_eq!(ended.state, DeploymentState::Failed);
@@ -377,4 +380,99 @@ async fn a_user_of_the_docker_group_will_do() {
     run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
     assert_eq!(view.state, DeploymentState::Ready, "{:?}", view.failure);
     assert!(!user.starts_with("0:"), "{user}");
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn an_alias_behind_another_host_becomes_a_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let (near, far) = (host(0), host(1));
+    let config = dir.path().join("config");
+    let text = format!(
+        "Host bastion\n HostName {}\n User plain\nHost atlas\n HostName {}\n ProxyJump bastion\n User sudoer\nHost *\n \
+         IdentityFile {}\n UserKnownHostsFile {}\n",
+        near.ip,
+        far.ip,
+        far.key_path.display(),
+        far.known_hosts_path.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let bench = bench(far, Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
+    bench.clean().await;
+    let settings = DeploySettings {
+        ssh_config: ConfigFile::Named(config),
+        home: Some(dir.path().to_owned()),
+        approved_hosts: vec!["atlas".into()],
+        known_hosts: vec![],
+        ..bench.settings.clone()
+    };
+    let bench = with_settings(bench.host, settings, bench.journal, bench.cluster);
+    let bare = DeploymentRequest {
+        host: "atlas".into(),
+        ssh_port: None,
+        ssh_user: None,
+        ssh_key_path: None,
+        ..bench.request()
+    };
+    let view = bench.deploy(&bare).await;
+    bench.cluster.links.lock().await.clear();
+    bench.clean().await;
+    assert_eq!(view.state, DeploymentState::Ready, "{:?}", view.failure);
+    assert_eq!((view.host.as_str(), view.node_id.as_str()), ("atlas", "atlas"));
+    let way = view.steps.iter().filter_map(|step| step.evidence.as_deref()).any(|text| {
+        text.contains(&format!("bastion ({} port 22) > atlas ({} port 22)", near.ip, bench.host.ip))
+    });
+    assert!(way, "{:?}", view.steps);
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_user_with_sudo_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = host(0).connect().await;
+    run(&root, r#"[ ! -e "$1" ]"#, &[BASE]).await;
+    let mut host = host(0);
+    host.user = "sudoer".into();
+    let bench = bench(host, Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
+    let plan = bench.deployments.plan(&bench.request(), Origin::Assistant).await.unwrap();
+    assert!(plan.can_deploy && plan.findings.is_empty(), "{:?}", plan.findings);
+    run(&root, r#"[ ! -e "$1" ]"#, &[BASE]).await;
+    let first = bench.deploy(&bench.request()).await;
+    let user = run(&root, r#"docker inspect -f '{{.Config.User}}' aitheros-edge-node-1"#, &[]).await;
+    let owners =
+        run(&root, r#"cd "$1"; stat -c '%U %a %N' . run current/.env current/release.json"#, &[BASE]).await;
+    println!("{owners}");
+    // The link is the login's own work, in a directory that sudo made.
+    let mut link = bench.cluster.links.lock().await.values().next().unwrap().state();
+    let up = link.wait_for(|state| matches!(state, LinkState::Up { .. }));
+    let up = tokio::time::timeout(LIMIT, up).await.map(|up| up.is_ok());
+    let container = r#"docker ps -q --no-trunc --filter label=com.docker.compose.project=aitheros-edge"#;
+    let before = run(&root, container, &[]).await;
+    let again = bench.deploy(&bench.request()).await;
+    let after = run(&root, container, &[]).await;
+    // What fails is put back by sudo as well.
+    let broken = stand_in_node(dir.path(), "broken", BROKEN_NODE);
+    let failed = bench.upgraded(broken.clone()).deploy(&bench.request()).await;
+    bench.cluster.links.lock().await.clear();
+    Remote { connection: &root, base: BASE }.remove(None).await.unwrap();
+    run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
+    let gone = bench.upgraded(broken).deploy(&bench.request()).await;
+    let left = run(
+        &root,
+        r#"ls -d "$1" 2>/dev/null; docker ps -aq; docker volume rm -f aitheros-edge_node_data >/dev/null"#,
+        &[BASE],
+    )
+    .await;
+    assert_eq!(first.state, DeploymentState::Ready, "{:?}", first.failure);
+    assert!(
+        first.steps.iter().any(|step| step.evidence.as_deref().is_some_and(|text| text.contains("by sudo")))
+    );
+    assert!(!user.starts_with("0:"), "{user}");
+    assert!(owners.lines().all(|line| line.starts_with("sudoer ")), "{owners}");
+    assert!(up.is_ok(), "the link is {:?}", *link.borrow());
+    assert_eq!(again.state, DeploymentState::Ready, "{:?}", again.failure);
+    assert_eq!(before, after, "a redeploy that changes nothing recreates nothing");
+    assert_eq!(failed.state, DeploymentState::RolledBack, "{:?}", failed.failure);
+    assert!(gone.failure.as_ref().unwrap().message.contains("as it was before"), "{:?}", gone.failure);
+    assert_eq!(left, "");
 }

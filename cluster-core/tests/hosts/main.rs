@@ -5,4 +5,5 @@
 
 mod deploy;
 mod ssh;
+mod ssh_config;
 mod support;

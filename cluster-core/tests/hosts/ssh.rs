@@ -6,8 +6,8 @@ use cluster_core::{
     ErrorCode,
     ids::NodeId,
     ssh::{
-        ConnectOptions, Connection, Credentials, HostAddress, HostKeyPolicy, LinkHandle, LinkSettings,
-        LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
+        ConnectOptions, Connection, Credentials, Endpoint, HostAddress, HostKeyPolicy, LinkHandle,
+        LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
     },
 };
 use tokio::{
@@ -23,7 +23,9 @@ async fn host_keys_decide_before_anything_is_sent() {
     let host = host(0);
     let connection = host.connect().await;
     assert_eq!(connection.host_key_accepted(), Accepted::Known);
-    let probed = probe::host_key(&host.target().host, host.port, &host.known()).await.unwrap();
+    let probed = probe::host_key(&Endpoint::direct(&host.target().host, host.port), None, &host.known())
+        .await
+        .unwrap();
     assert_eq!(&probed, connection.host_key());
     assert!(probed.fingerprint.starts_with("SHA256:"));
 

@@ -55,7 +55,10 @@ impl Host {
     }
 
     pub fn options(&self, known: KnownHosts, policy: HostKeyPolicy) -> ConnectOptions {
-        ConnectOptions { rules: Arc::new(HostKeyRules { pinned: None, known, policy }), ..Default::default() }
+        ConnectOptions {
+            rules: Arc::new(HostKeyRules { known, policy, ..Default::default() }),
+            ..Default::default()
+        }
     }
 
     pub fn known(&self) -> ConnectOptions {

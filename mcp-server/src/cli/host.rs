@@ -16,8 +16,9 @@ pub enum Host {
     /// Show a host's key and, when you agree, admit the host
     Approve {
         host: String,
-        #[arg(long, default_value_t = SSH_PORT)]
-        port: u16,
+        /// Left out: what the ssh configuration says, else 22
+        #[arg(long)]
+        port: Option<u16>,
         /// The key you expect (SHA256:…): no question is asked, and another key is refused
         #[arg(long, value_name = "SHA256:…")]
         fingerprint: Option<String>,
@@ -27,8 +28,9 @@ pub enum Host {
     /// Take the admission back; nodes that run there go on
     Forget {
         host: String,
-        #[arg(long, default_value_t = SSH_PORT)]
-        port: u16,
+        /// Left out: what the ssh configuration says, else 22
+        #[arg(long)]
+        port: Option<u16>,
     },
 }
 
@@ -43,6 +45,10 @@ impl Host {
             Host::Approve { host, port, fingerprint } => approve(context, host, port, fingerprint).await,
             Host::List => list(context).await,
             Host::Forget { host, port } => {
+                let port = match port {
+                    Some(port) => port,
+                    None => admitted_port(context, &host).await?,
+                };
                 let path = format!("/v1/hosts/{}/{port}", segment(&host));
                 let done: Value = context.client()?.delete(&path).await?;
                 context.output.show(&done, || format!("{host} port {port} is no longer admitted."))
@@ -51,7 +57,12 @@ impl Host {
     }
 }
 
-async fn approve(context: &Context, host: String, port: u16, fingerprint: Option<String>) -> Result<()> {
+async fn approve(
+    context: &Context,
+    host: String,
+    port: Option<u16>,
+    fingerprint: Option<String>,
+) -> Result<()> {
     let client = context.client()?;
     let fingerprint = match fingerprint {
         Some(fingerprint) => fingerprint,
@@ -67,6 +78,17 @@ async fn approve(context: &Context, host: String, port: u16, fingerprint: Option
     context.output.show(&approved, || {
         format!("{} port {} is admitted with key {}.", approved.host, approved.port, approved.key.fingerprint)
     })
+}
+
+/// The port of the one admission that a host has; 22 when there are several.
+async fn admitted_port(context: &Context, host: &str) -> Result<u16> {
+    let Hosts { hosts } = context.client()?.get("/v1/hosts").await?;
+    let mut ports =
+        hosts.iter().filter(|one| one.host.as_str().eq_ignore_ascii_case(host)).map(|one| one.port);
+    match (ports.next(), ports.next()) {
+        (Some(only), None) => Ok(only),
+        _ => Ok(SSH_PORT),
+    }
 }
 
 /// A person compares; nothing else counts as a yes.

@@ -11,8 +11,6 @@ use super::{
     error::Answer,
 };
 
-const SSH_PORT: u16 = 22;
-
 #[derive(Serialize)]
 pub struct Hosts {
     hosts: Vec<ApprovedHost>,
@@ -40,18 +38,17 @@ pub async fn list(State(api): State<Api>) -> Answer<Json<Hosts>> {
 }
 
 pub async fn probe(State(api): State<Api>, Body(body): Body<Probe>) -> Answer<Json<HostKeyView>> {
-    Ok(Json(api.core.probe_host(&body.host, body.port.unwrap_or(SSH_PORT)).await?))
+    Ok(Json(api.core.probe_host(&body.host, body.port).await?))
 }
 
 pub async fn approve(State(api): State<Api>, Body(body): Body<Approve>) -> Answer<Json<ApprovedHost>> {
-    let port = body.port.unwrap_or(SSH_PORT);
-    Ok(Json(api.core.approve_host(&body.host, port, &body.fingerprint).await?))
+    Ok(Json(api.core.approve_host(&body.host, body.port, &body.fingerprint).await?))
 }
 
 pub async fn forget(
     State(api): State<Api>,
     Named((host, port)): Named<(String, u16)>,
 ) -> Answer<Json<Value>> {
-    api.core.forget_host(&host, port).await?;
+    api.core.forget_host(&host, Some(port)).await?;
     Ok(Json(json!({ "host": host, "port": port, "forgotten": true })))
 }

@@ -11,19 +11,30 @@ say cpus "$(nproc 2>/dev/null || echo 1)"
 say memory_total_kb "$(sed -n 's/^MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo)"
 say memory_free_kb "$(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo)"
 command -v flock >/dev/null 2>&1 && say flock yes
+dir=$base
+while [ ! -e "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
+writable=; [ -d "$dir" ] && [ -w "$dir" ] && writable=yes
+sudo=
+as_worker() { if [ -n "$sudo" ]; then sudo -n -H "$@"; else "$@"; fi; }
 if command -v docker >/dev/null 2>&1; then
   say docker_cli yes
   # Each call of the docker command costs some 50 ms: one answers most.
-  info=$(docker info --format '{{.ServerVersion}}|{{.DockerRootDir}}|{{json .Runtimes}}' 2>&1)
+  ask() { as_worker docker info --format '{{.ServerVersion}}|{{.DockerRootDir}}|{{json .Runtimes}}' 2>&1; }
+  info=$(ask)
+  case "$info" in [0-9]*) usable=yes;; *) usable=;; esac
+  if [ "$(id -u)" != 0 ] && { [ -z "$usable" ] || [ -z "$writable" ]; }; then
+    refusal=$(sudo -n -H sh -c 'docker version' 2>&1 >/dev/null) && sudo=yes
+    if [ -n "$sudo" ]; then say sudo yes; writable=yes; info=$(ask); else say sudo_error "$refusal"; fi
+  fi
   version=${info%%|*}; rest=${info#*|}; root=${rest%%|*}
   case "$version" in
     [0-9]*) say docker_version "$version";;
     *) say docker_error "$(docker version --format '{{.Server.Version}}' 2>&1 >/dev/null)"; root=;;
   esac
   case "$rest" in *nvidia*) say nvidia_runtime yes;; esac
-  say compose_version "$(docker compose version --short 2>/dev/null)"
-  for service in $(docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Label "com.docker.compose.service"}}' 2>/dev/null); do say running "$service"; done
-  for image in "$@"; do docker image inspect "$image" >/dev/null 2>&1 && say image "$image"; done
+  say compose_version "$(as_worker docker compose version --short 2>/dev/null)"
+  for service in $(as_worker docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Label "com.docker.compose.service"}}' 2>/dev/null); do say running "$service"; done
+  for image in "$@"; do as_worker docker image inspect "$image" >/dev/null 2>&1 && say image "$image"; done
 fi
 for socket in /var/run/docker.sock /run/docker.sock; do
   if [ -S "$socket" ]; then say docker_socket "$socket"; say docker_gid "$(stat -L -c %g "$socket")"; break; fi
@@ -32,9 +43,7 @@ dir=${root:-/var/lib/docker}
 while [ ! -d "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
 say disk_free_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $4}')"
 say disk_total_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $2}')"
-dir=$base
-while [ ! -e "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
-[ -d "$dir" ] && [ -w "$dir" ] && say base_writable yes
+[ -z "$writable" ] || say base_writable yes
 [ -d "$base" ] && say base_exists yes
 for table in /proc/net/tcp /proc/net/tcp6; do
   [ -r "$table" ] && for port in $(awk '$4=="0A"{split($2,a,":"); print a[length(a)]}' "$table" | sort -u); do say listening "$port"; done
@@ -42,6 +51,6 @@ done
 if command -v nvidia-smi >/dev/null 2>&1; then
   nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null | while read -r line; do say gpu "$line"; done
 fi
-if [ -r "$base/current/release.json" ]; then say current "$(readlink "$base/current")"; printf 'release='; head -c 8192 "$base/current/release.json" | tr -d '\n\r'; echo; fi
-[ -d "$base/releases" ] && for release in $(ls -1 "$base/releases" 2>/dev/null | head -50); do say kept "$release"; done
+if as_worker test -r "$base/current/release.json"; then say current "$(as_worker readlink "$base/current")"; printf 'release='; as_worker head -c 8192 "$base/current/release.json" | tr -d '\n\r'; echo; fi
+as_worker test -d "$base/releases" && for release in $(as_worker ls -1 "$base/releases" 2>/dev/null | head -50); do say kept "$release"; done
 true
