@@ -181,10 +181,10 @@ async fn every_host_on_the_way_must_be_who_it_is() {
     desk.journal.put_host(&cluster_core::deploy::ApprovedHost { key: changed, ..other }).await.unwrap();
     assert_eq!(desk.connect("far").await.unwrap_err().code(), ErrorCode::HostKeyChanged);
 
-    // A file that leads elsewhere is held to the rules for hosts, by whatever way.
+    // What nobody listens on behind a jump host is told as what the jump host cannot reach.
     let nowhere = format!(
-        "Host far\n HostName 10.213.48.250\n Port 1\n ProxyJump near\nHost near\n HostName {}\n",
-        first.ip
+        "Host far\n HostName {}\n Port 1\n ProxyJump near\nHost near\n HostName {}\n",
+        second.ip, first.ip
     );
     let nowhere = Desk::with(&format!("{nowhere}{}", keys(&first)));
     let error = nowhere.connect("far").await.unwrap_err();

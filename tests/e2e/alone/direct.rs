@@ -115,7 +115,8 @@ async fn a_removed_nodes_connections_are_cut_and_its_certificate_is_worth_nothin
     assert!(controller.cli(&["node", "remove", "by-hand"]).await.succeeded().contains("is removed"));
     // Far sooner than its next heartbeat.
     says(&worker, "the connection to the controller was lost").await;
-    says(&worker, "NodeRemoved").await;
+    // Its key is nobody's, and its token is spent.
+    says(&worker, "EnrolmentInvalid").await;
     assert!(peer(&controller).await.is_none());
     let health = worker.api("/health").await.expect("it answers");
     assert_eq!(health["ready"], false, "{health}");
