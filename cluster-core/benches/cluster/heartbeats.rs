@@ -26,13 +26,14 @@ use cluster_core::{
     },
     store::{DataDirectory, Store},
 };
+use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
 
 use super::{line, support::capabilities};
 
 const NODES: usize = 100;
 const BEATS_PER_NODE: usize = 100;
+const AT_ONCE: usize = 64;
 
 pub async fn run() {
     let directory = tempfile::tempdir().unwrap();
@@ -59,15 +60,18 @@ pub async fn run() {
     let mut sample = None;
     for number in 0..NODES {
         let (sealer, key) = member(&controller, number).await;
-        for _ in 0..BEATS_PER_NODE {
+        for beat in 0..BEATS_PER_NODE {
             let node_id = format!("n{number}");
             let inner = pb::NodeHeartbeatInner { node_id, ..Default::default() };
             let mut call = sealer.seal(inner, |e| pb::NodeHeartbeatRequest { envelope: Some(e) }).unwrap();
             call.extensions_mut().insert(Entered { via: Via::Unix, proven: Proven::default() });
             sample.get_or_insert_with(|| (call.get_ref().envelope.clone().unwrap(), key.public()));
-            calls.push(call);
+            calls.push((beat, call));
         }
     }
+    // As they come in: one of each node after the other.
+    calls.sort_by_key(|(beat, _)| *beat);
+    let calls: Vec<_> = calls.into_iter().map(|(_, call)| call).collect();
     let (envelope, public_key) = sample.unwrap();
 
     // The floor: both signatures of each call, and nothing else.
@@ -80,16 +84,21 @@ pub async fn run() {
     let floor = calls.len() as f64 / start.elapsed().as_secs_f64();
 
     let beats = calls.len();
-    let start = Instant::now();
-    for call in calls {
-        let answered: Request<_> = call;
-        api.heartbeat(answered).await.unwrap();
+    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let answers = futures::stream::iter(calls).map(|call| {
+        let api = api.clone();
+        tokio::spawn(async move { api.heartbeat(call).await.map(drop) })
+    });
+    let mut answers = answers.buffer_unordered(AT_ONCE);
+    while let Some(answered) = answers.next().await {
+        answered.unwrap().unwrap();
     }
-    let ours = beats as f64 / start.elapsed().as_secs_f64();
+    let both = beats as f64 / start.elapsed().as_secs_f64();
+    let ours = beats as f64 / (cpu_seconds() - cpu);
     line(
         "7",
-        "verified heartbeats, one after the other",
-        &format!("{ours:.0}/s"),
+        "verified heartbeats a core (on both, 64 at once)",
+        &format!("{ours:.0}/s ({both:.0}/s)"),
         &format!("{floor:.0}/s for the signatures"),
         &format!("{:.2}", ours / floor),
     );
@@ -100,6 +109,15 @@ pub async fn run() {
         "goal 10 %",
         &format!("{:.2}", 10_000.0 / ours),
     );
+}
+
+/// What this process has used of all cores, in the kernel's ticks of 10 ms.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // After the name, which may hold spaces: state is field 3, utime and stime are 14 and 15.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
+    ticks / 100.0
 }
 
 fn now_secs() -> i64 {
