@@ -137,7 +137,7 @@ async fn member(controller: &Controller, number: usize) -> (Sealer, Arc<NodeKey>
         role: Role::Worker,
         public_key: key.public(),
         nonce: None,
-        token_id: None,
+        token: None,
         capabilities_hash: String::new(),
         software_version: String::new(),
     };

@@ -83,6 +83,8 @@ struct Shared {
     config: tokio::sync::Mutex<()>,
     /// Our own newest token, and the second of its signature.
     own_token: tokio::sync::Mutex<Option<(i64, String)>>,
+    /// Enrolments one after the other.
+    enrolling: tokio::sync::Mutex<()>,
     stale_threshold: Duration,
     clock: Clock,
 }
@@ -191,6 +193,7 @@ impl Controller {
             overdue,
             config: tokio::sync::Mutex::default(),
             own_token: tokio::sync::Mutex::default(),
+            enrolling: tokio::sync::Mutex::default(),
             stale_threshold: health.stale_threshold,
             clock: health.clock,
         })))

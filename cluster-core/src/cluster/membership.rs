@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use super::peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView};
 use crate::{
     error::{Error, ErrorCode, Result},
+    identity::PresentedToken,
     ids::{CommandId, ExecutionId, NodeId},
     store::{NodeRecord, Write},
 };
@@ -115,6 +116,27 @@ pub struct Registration {
     pub capabilities: Capabilities,
     pub address: String,
     pub version: String,
+}
+
+/// What a node that attests may join by, beside its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrolment {
+    /// Its key alone.
+    None,
+    /// A token for whoever comes: for names that nobody has.
+    Anybody,
+    /// A token for this very node, which may bring another key.
+    Bound,
+}
+
+impl Enrolment {
+    pub fn of(token: Option<&PresentedToken>) -> Self {
+        match token {
+            None => Self::None,
+            Some(PresentedToken { bound: false, .. }) => Self::Anybody,
+            Some(PresentedToken { bound: true, .. }) => Self::Bound,
+        }
+    }
 }
 
 /// What a heartbeat brings.

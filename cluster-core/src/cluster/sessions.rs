@@ -19,6 +19,8 @@ use crate::{
 pub const OVERLAP_MS: i64 = 10_000;
 /// A session that ended is remembered this long, to notice who still uses it.
 const FENCED_MEMORY_MS: i64 = 600_000;
+/// Of those, for each node: one that attests over and over must not fill the memory.
+const FENCED_MAX: usize = 8;
 /// One late call may be a lost answer. Two within the memory are two speakers.
 const CONTENTIONS_MIN: usize = 2;
 
@@ -37,6 +39,8 @@ struct Session {
 struct State {
     sessions: HashMap<SessionId, Session>,
     current: HashMap<NodeId, SessionId>,
+    /// Sessions of a node that newer ones ended, oldest first.
+    fenced: HashMap<NodeId, VecDeque<SessionId>>,
     /// When ended sessions of a node were used, each session once.
     contentions: HashMap<NodeId, VecDeque<(i64, SessionId)>>,
 }
@@ -66,10 +70,17 @@ impl Sessions {
         let remembered = |at: i64| at + FENCED_MEMORY_MS > now_ms;
         state.sessions.retain(|_, session| session.fenced_at_ms.is_none_or(remembered));
         let session_id = sealer.session_id().clone();
-        if let Some(older) = state.current.insert(node_id.clone(), session_id.clone())
-            && let Some(older) = state.sessions.get_mut(&older)
-        {
-            older.fenced_at_ms = Some(older.fenced_at_ms.unwrap_or(i64::MAX).min(now_ms + OVERLAP_MS));
+        if let Some(older) = state.current.insert(node_id.clone(), session_id.clone()) {
+            if let Some(older) = state.sessions.get_mut(&older) {
+                older.fenced_at_ms = Some(older.fenced_at_ms.unwrap_or(i64::MAX).min(now_ms + OVERLAP_MS));
+            }
+            let fenced = state.fenced.entry(node_id.clone()).or_default();
+            fenced.push_back(older);
+            if fenced.len() > FENCED_MAX
+                && let Some(oldest) = fenced.pop_front()
+            {
+                state.sessions.remove(&oldest);
+            }
         }
         let window = SequenceWindow::default();
         state
@@ -184,6 +195,15 @@ mod tests {
         assert!(sessions.key(&copy, &node, 40_000).is_err());
         assert!(sessions.is_contended(&node, 40_000));
         assert!(!sessions.is_contended(&node, 40_000 + FENCED_MEMORY_MS));
+    }
+
+    #[test]
+    fn a_node_that_attests_over_and_over_fills_no_memory() {
+        let (sessions, node, key) = setting();
+        for _ in 0..1_000 {
+            open(&sessions, &node, &key, 0);
+        }
+        assert_eq!(sessions.lock().sessions.len(), FENCED_MAX + 1);
     }
 
     #[test]

@@ -22,6 +22,14 @@ const NONCE_MEMORY_MS: i64 = 300_000;
 /// 200 attestations a second.
 const REMEMBERED_MAX: usize = 65_536;
 
+/// An enrolment token of this cluster, as a node has shown it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresentedToken {
+    pub id: EnrolmentTokenId,
+    /// Made for the very node that shows it, not for whoever comes.
+    pub bound: bool,
+}
+
 /// What a node that attests says of itself.
 #[derive(Debug, Clone)]
 pub struct Attestation {
@@ -30,7 +38,7 @@ pub struct Attestation {
     pub public_key: PublicKey,
     pub nonce: Option<uuid::Uuid>,
     /// Checked against the store, not yet spent.
-    pub token_id: Option<EnrolmentTokenId>,
+    pub token: Option<PresentedToken>,
     pub capabilities_hash: String,
     pub software_version: String,
 }
@@ -49,7 +57,7 @@ pub struct ChallengeTicket {
     pub role: Role,
     #[serde(with = "key_text")]
     pub public_key: PublicKey,
-    pub token_id: Option<EnrolmentTokenId>,
+    pub token: Option<PresentedToken>,
     pub capabilities_hash: String,
     pub software_version: String,
     pub issued_at_ms: i64,
@@ -104,7 +112,7 @@ impl Challenger {
             node_id: attestation.node_id,
             role: attestation.role,
             public_key: attestation.public_key,
-            token_id: attestation.token_id,
+            token: attestation.token,
             capabilities_hash: attestation.capabilities_hash,
             software_version: attestation.software_version,
             issued_at_ms: now_ms,
@@ -207,7 +215,7 @@ mod tests {
             role: Role::Worker,
             public_key: NodeKey::generate().unwrap().public(),
             nonce,
-            token_id: None,
+            token: None,
             capabilities_hash: String::new(),
             software_version: "1".into(),
         }

@@ -38,7 +38,7 @@ use super::{
 use crate::{
     cluster::{controller::Controller, nodes::Nodes, peer::Role},
     error::{Error, ErrorCode, Result},
-    identity::Authority,
+    identity::{Authority, PublicKey},
     ids::NodeId,
     metrics::Metrics,
 };
@@ -85,6 +85,8 @@ struct Caller {
     node_id: NodeId,
     /// By its record, not by its own word.
     role: Role,
+    /// The key that signed the call.
+    key: PublicKey,
 }
 
 impl Arrival {
@@ -148,22 +150,22 @@ impl ControllerApi {
         let _ = arrival.caller.set(node_id.clone());
         via::check(&arrival.via, &node_id, Stage::Admitted)?;
         let standing = controller.standing(&node_id)?;
-        let caller = Caller { node_id, role: standing.role };
+        let role = standing.role;
         let unproven = unopened.read::<M>()?;
         if unproven.context.is_none() && self.may_leave_unsealed(&arrival.via, standing.sealed) {
             let message = unproven.open_unsealed(&arrival.metadata, &standing.key)?;
             arrival.proven.set();
-            return Ok((caller, message));
+            return Ok((Caller { node_id, role, key: standing.key }, message));
         }
         let key = match &unproven.context {
-            Some(context) => controller.session_key(&caller.node_id, context, expected.now_ms)?,
+            Some(context) => controller.session_key(&node_id, context, expected.now_ms)?,
             // Refused below, with its name, if nothing before that is wrong.
             None => standing.key,
         };
         let opened = unproven.open(&arrival.metadata, &expected, &key)?;
         controller.sessions().accept(&opened.context.session_id, opened.context.sequence)?;
         arrival.proven.set();
-        Ok((caller, opened.message))
+        Ok((Caller { node_id, role, key }, opened.message))
     }
 
     /// Without a context nothing tells a captured call from a fresh one: only where nobody can listen.

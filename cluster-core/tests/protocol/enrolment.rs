@@ -88,6 +88,10 @@ async fn another_key_for_a_known_id_waits_for_a_new_token() {
     let mut first = cluster.member("a").await;
     let mut thief = Node::new(&cluster, "a", Role::Worker).await;
     assert_eq!(refused(thief.attest(None).await), ErrorCode::KeyMismatch);
+    let anybody = cluster.token(None).await;
+    assert_eq!(refused(thief.attest(Some(&anybody.token)).await), ErrorCode::KeyMismatch);
+    let mut controller = Node::new(&cluster, "home", Role::Worker).await;
+    assert_eq!(refused(controller.attest(Some(&anybody.token)).await), ErrorCode::Conflict, "nobody is it");
     let elsewhere = cluster.token(Some("b")).await;
     assert_eq!(refused(thief.attest(Some(&elsewhere.token)).await), ErrorCode::EnrolmentInvalid);
     // The pin outlives the controller.
@@ -115,6 +119,9 @@ async fn a_node_changes_its_key_and_the_old_one_is_over() {
     let id = node.applicant.node_id.clone();
     node.client.rotate_key(node.session.as_ref().unwrap(), &id, &next).await.unwrap();
     node.beat().await.expect("calls under way may finish");
+    let back = cluster_core::identity::NodeKey::generate().unwrap();
+    let taken_back = node.client.rotate_key(node.session.as_ref().unwrap(), &id, &back).await;
+    assert_eq!(refused(taken_back), ErrorCode::KeyMismatch, "the old key takes nothing back");
 
     copy.applicant.keys = node.applicant.keys.clone();
     assert_eq!(copy.applicant.keys.current().public(), old.public());

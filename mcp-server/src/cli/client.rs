@@ -126,8 +126,14 @@ impl Client {
             .source(e)
     }
 
-    /// Follows a stream of events: `each` gets name and data, and says whether to go on.
-    pub async fn follow(&self, path: &str, mut each: impl FnMut(&str, &str) -> Result<bool>) -> Result<()> {
+    /// Follows a stream of events: `each` gets name and data, and says whether to go on. `again` is the
+    /// command that goes on where a broken stream stopped.
+    pub async fn follow(
+        &self,
+        path: &str,
+        again: &str,
+        mut each: impl FnMut(&str, &str) -> Result<bool>,
+    ) -> Result<()> {
         let response = self.send(Method::GET, path, None::<&()>).await?;
         let mut body = response.into_body();
         let mut messages = Messages::default();
@@ -142,7 +148,7 @@ impl Client {
             }
         }
         Err(Error::new(ErrorCode::Unavailable, "the daemon ended the stream")
-            .remedy("`aegis executions logs ID -f` goes on where it stopped"))
+            .remedy(format!("once it runs again: {again}")))
     }
 }
 

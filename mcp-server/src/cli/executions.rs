@@ -82,7 +82,7 @@ async fn logs(context: &Context, id: &str) -> Result<()> {
         return Ok(());
     }
     client
-        .follow(&format!("{path}/events"), |name, data| {
+        .follow(&format!("{path}/events"), &format!("aegis executions logs {id}"), |name, data| {
             if name != "event" {
                 return Ok(false);
             }

@@ -152,7 +152,7 @@ pub async fn follow(context: &Context, client: &Client, id: &str, after: u64) ->
     let mut failed = None;
     let path = format!("/v1/executions/{}/events?after={after}", segment(id));
     client
-        .follow(&path, |name, data| {
+        .follow(&path, &format!("aegis executions logs {id} -f"), |name, data| {
             let unread = |e: serde_json::Error| Error::internal("an event is not understood").source(e);
             match name {
                 "end" => {

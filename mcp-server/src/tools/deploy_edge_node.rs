@@ -34,10 +34,10 @@ pub struct Arguments {
     /// Address or name of the machine, 1 to 253 characters. Loopback addresses are
     /// refused.
     pub host: String,
-    /// SSH port, 1 to 65535. Default: 22.
+    /// SSH port, 1 to 65535. Default: that of ~/.ssh/config, else 22.
     #[serde(default)]
     pub ssh_port: Option<u32>,
-    /// Login name. Default: root.
+    /// Login name. Default: that of ~/.ssh/config, else root.
     #[serde(default)]
     pub ssh_user: Option<String>,
     /// Private key file on the controller's machine, in one of its configured key directories.

@@ -150,6 +150,14 @@ async fn init_writes_a_file_that_loads_and_overwrites_nothing() {
     assert!(again.failed().contains("is there already"), "{again:?}");
     let bad = machine.cli(&["node", "init", "--role", "worker"]).await;
     assert!(bad.failed().contains("--controller"), "{bad:?}");
+    // A file that is there is somebody's: joining does not take its place either.
+    let before = std::fs::read(&path).expect("the file");
+    let token = machine.data.with_file_name("some.token");
+    let made_up = format!("{}.{}.none", "ab".repeat(8), "A".repeat(43));
+    std::fs::write(&token, made_up).expect("a file");
+    let join = ["node", "join", "http://127.0.0.1:1", "--token-file", token.to_str().expect("UTF-8")];
+    assert!(machine.cli(&join).await.failed().contains("is there already"));
+    assert_eq!(std::fs::read(&path).expect("the file"), before);
     let nothing = machine.cli(&["node", "join", "http://127.0.0.1:1"]).await;
     assert!(nothing.failed().contains("no enrolment token was given"), "{nothing:?}");
 }

@@ -5,13 +5,16 @@ use std::{sync::Arc, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{super::membership::Change, Controller};
+use super::{
+    super::membership::{Change, Enrolment},
+    Controller,
+};
 use crate::{
     clock::rfc3339,
     cluster::{peer::Role, sessions::OVERLAP_MS},
     error::{Error, ErrorCode, Result},
     identity::{
-        Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PublicKey,
+        Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PresentedToken, PublicKey,
         TOKEN_LIFETIME_SECS, statement,
     },
     ids::{EnrolmentTokenId, NodeId, SessionId},
@@ -136,16 +139,24 @@ impl Controller {
         token: Option<EnrolmentToken>,
     ) -> Result<Challenge> {
         let now_ms = self.now_ms();
+        if attestation.node_id == self.0.id {
+            return Err(Error::new(
+                ErrorCode::Conflict,
+                format!("{} is the controller's own id", attestation.node_id),
+            )
+            .remedy("give the node another id in spec.node.id"));
+        }
         let mut admitted = None;
         if let Some(token) = &token {
-            admitted = Some(self.check_token(token, &attestation.node_id, now_ms).await?);
-            attestation.token_id = Some(token.id.clone());
+            let record = self.check_token(token, &attestation.node_id, now_ms).await?;
+            admitted = Some(record.role);
+            attestation.token = Some(PresentedToken { id: record.token_id, bound: record.node_id.is_some() });
         }
-        let (node_id, key, has_token) =
-            (attestation.node_id.clone(), attestation.public_key, token.is_some());
+        let (node_id, key) = (attestation.node_id.clone(), attestation.public_key);
+        let enrolment = Enrolment::of(attestation.token.as_ref());
         let known = self
             .decide(move |membership, _| {
-                membership.check_key(&node_id, &key, has_token)?;
+                membership.check_key(&node_id, &key, enrolment)?;
                 Ok((Vec::new(), membership.record(&node_id).map(|record| record.role)))
             })
             .await?;
@@ -162,7 +173,12 @@ impl Controller {
         self.0.challenger.issue(attestation, now_ms)
     }
 
-    async fn check_token(&self, token: &EnrolmentToken, node_id: &NodeId, now_ms: i64) -> Result<Role> {
+    async fn check_token(
+        &self,
+        token: &EnrolmentToken,
+        node_id: &NodeId,
+        now_ms: i64,
+    ) -> Result<TokenRecord> {
         let invalid = |why: &str| {
             Error::new(ErrorCode::EnrolmentInvalid, format!("the enrolment token {why}"))
                 .remedy("create a new one with `aegis node token create`")
@@ -181,7 +197,7 @@ impl Controller {
         }
         match &record.node_id {
             Some(bound) if bound != node_id => Err(invalid("is bound to another node id")),
-            _ => Ok(record.role),
+            _ => Ok(record),
         }
     }
 
@@ -202,23 +218,22 @@ impl Controller {
             }
             ChallengeSignature::Bare(signature) => key.verify(&challenge, signature)?,
         }
-        // The pin may have changed since the first step.
-        let (known, has_token) = (node_id.clone(), ticket.token_id.is_some());
-        self.decide(move |membership, _| {
-            membership.check_key(&known, &key, has_token)?;
-            let changes = if has_token { Vec::new() } else { membership.seals(&known, sealed)? };
-            Ok((changes, ()))
-        })
-        .await?;
         // Before anything is stored: while nothing can be signed, no enrolment token is spent.
         let tokens = self.session_tokens(&node_id, role, &key, ticket.capabilities_hash, now).await?;
-        if let Some(token_id) = ticket.token_id {
-            let enrolled = node_id.clone();
-            let record = self
-                .decide(move |membership, _| {
-                    Ok((Vec::new(), membership.enrol(&enrolled, role, &key, sealed)))
-                })
-                .await?;
+        // One after the other: of two that bring tokens for one new name, the first has it.
+        let turn = self.0.enrolling.lock().await;
+        // The pin may have changed since the first step.
+        let (known, enrolment) = (node_id.clone(), Enrolment::of(ticket.token.as_ref()));
+        let record = self.decide(move |membership, _| {
+            membership.check_key(&known, &key, enrolment)?;
+            let changes = match enrolment {
+                Enrolment::None => membership.seals(&known, sealed)?,
+                Enrolment::Anybody | Enrolment::Bound => Vec::new(),
+            };
+            Ok((changes, membership.enrol(&known, role, &key, sealed)))
+        });
+        let record = record.await?;
+        if let Some(PresentedToken { id: token_id, .. }) = ticket.token {
             let write = Write::SpendToken { token_id, node: Box::new(record), now_ms: now };
             if self.0.store.write(write).await? == 0 {
                 return Err(Error::new(
@@ -236,6 +251,7 @@ impl Controller {
             .await?;
             self.0.sessions.rekey(&node_id, &key);
         }
+        drop(turn);
         self.open_session(node_id, key, tokens, now)
     }
 
@@ -367,10 +383,16 @@ impl Controller {
     }
 
     /// The node's own wish, signed with both keys: the old one is good for a short overlap.
-    pub async fn rotate_key(&self, node_id: NodeId, role: Role, key: PublicKey) -> Result<Rotation> {
+    pub async fn rotate_key(
+        &self,
+        node_id: NodeId,
+        role: Role,
+        old: PublicKey,
+        key: PublicKey,
+    ) -> Result<Rotation> {
         let now = self.now_ms();
         let id = node_id.clone();
-        self.decide(move |membership, _| Ok((membership.rotate_key(&id, &key)?, ()))).await?;
+        self.decide(move |membership, _| Ok((membership.rotate_key(&id, &old, &key)?, ()))).await?;
         self.0.sessions.retire(&node_id, now);
         tracing::info!(%node_id, "its key was changed, by itself");
         let token = self.token(&node_id, role, &key, String::new(), now).await?;

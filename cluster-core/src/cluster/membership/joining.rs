@@ -1,6 +1,8 @@
 //! Who may be a member, and what members say of themselves: admission, registration, heartbeats, goodbyes.
 
-use super::{Change, Command, Membership, Node, OpenCommands, Registration, Report, removed, unknown};
+use super::{
+    Change, Command, Enrolment, Membership, Node, OpenCommands, Registration, Report, removed, unknown,
+};
 use crate::{
     cluster::peer::{Desired, LinkKind, Observed, Role, Site},
     error::{Error, ErrorCode, Result},
@@ -12,33 +14,36 @@ use crate::{
 impl Membership {
     /// Whether a node of this name and key may be admitted. Another key for a known id is refused
     /// until an operator issues a token for that id.
-    pub fn check_key(&self, node_id: &NodeId, public_key: &PublicKey, has_token: bool) -> Result<()> {
+    pub fn check_key(&self, node_id: &NodeId, public_key: &PublicKey, enrolment: Enrolment) -> Result<()> {
         let Some(node) = self.nodes.get(node_id) else {
-            return if has_token {
-                Ok(())
-            } else {
-                Err(Error::new(
+            return match enrolment {
+                Enrolment::Anybody | Enrolment::Bound => Ok(()),
+                Enrolment::None => Err(Error::new(
                     ErrorCode::EnrolmentInvalid,
                     format!("node {node_id} is not known and brings no enrolment token"),
                 )
-                .remedy(format!("create one with `aegis node token create --node-id {node_id}`")))
+                .remedy(format!("create one with `aegis node token create --node-id {node_id}`"))),
             };
         };
-        if node.record.desired == Desired::Removed && !has_token {
-            return Err(removed(node_id));
+        if node.record.desired == Desired::Removed {
+            return match enrolment {
+                Enrolment::Anybody | Enrolment::Bound => Ok(()),
+                Enrolment::None => Err(removed(node_id)),
+            };
         }
-        match &node.record.public_key {
-            Some(pinned) if pinned == public_key.as_bytes() || has_token => Ok(()),
-            None if has_token => Ok(()),
-            _ => Err(Error::new(
-                ErrorCode::KeyMismatch,
-                format!("node {node_id} is known by another key than {}", &public_key.thumbprint()[..16]),
-            )
-            .remedy(format!(
-                "if its key was lost, run `aegis node token create --node-id {node_id}`; \
-                 if not, somebody else uses its name"
-            ))),
+        let pinned = node.record.public_key.as_ref() == Some(public_key.as_bytes());
+        // A token for whoever comes must not hand a member's name to somebody else.
+        if pinned || enrolment == Enrolment::Bound {
+            return Ok(());
         }
+        Err(Error::new(
+            ErrorCode::KeyMismatch,
+            format!("node {node_id} is known by another key than {}", &public_key.thumbprint()[..16]),
+        )
+        .remedy(format!(
+            "if its key was lost, run `aegis node token create --node-id {node_id}`; \
+             if not, somebody else uses its name"
+        )))
     }
 
     /// Whether a deployment may give this id to that host.
@@ -116,8 +121,23 @@ impl Membership {
     }
 
     /// The record with another key, which its old one signed for.
-    pub fn rotate_key(&self, node_id: &NodeId, public_key: &PublicKey) -> Result<Vec<Change>> {
+    ///
+    /// Only the pinned key may do that: one that was changed already is good for calls under way, not for
+    /// taking the node back.
+    pub fn rotate_key(
+        &self,
+        node_id: &NodeId,
+        old: &PublicKey,
+        public_key: &PublicKey,
+    ) -> Result<Vec<Change>> {
         let mut record = self.node(node_id)?.record.clone();
+        if record.public_key.as_ref() != Some(old.as_bytes()) {
+            return Err(Error::new(
+                ErrorCode::KeyMismatch,
+                format!("the key of {node_id} was changed already"),
+            )
+            .remedy("attest again with the key that is pinned now"));
+        }
         record.public_key = Some(*public_key.as_bytes());
         Ok(vec![Change::Put(Box::new(record))])
     }

@@ -200,7 +200,7 @@ impl World {
                 }
                 let id = self.machines[number].id.clone();
                 let key = NodeKey::generate().unwrap().public();
-                self.membership.check_key(&id, &key, true).unwrap();
+                self.membership.check_key(&id, &key, Enrolment::Bound).unwrap();
                 let record = self.membership.enrol(&id, Role::Worker, &key, true);
                 if self.commit(vec![Change::Put(Box::new(record))]) {
                     self.machines[number].key = Some(key);

@@ -149,10 +149,12 @@ fn a_drain_waits_for_its_executions_and_then_asks_for_their_end() {
 fn a_known_name_with_another_key_is_refused_until_a_token_comes() {
     let membership = cluster(&["a"]);
     let other = NodeKey::generate().unwrap().public();
-    let error = membership.check_key(&id("a"), &other, false).unwrap_err();
+    let error = membership.check_key(&id("a"), &other, Enrolment::None).unwrap_err();
     assert_eq!(error.code(), ErrorCode::KeyMismatch);
-    membership.check_key(&id("a"), &other, true).unwrap();
-    let error = membership.check_key(&id("b"), &other, false).unwrap_err();
+    let error = membership.check_key(&id("a"), &other, Enrolment::Anybody).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::KeyMismatch, "a token for anybody is for names that nobody has");
+    membership.check_key(&id("a"), &other, Enrolment::Bound).unwrap();
+    let error = membership.check_key(&id("b"), &other, Enrolment::None).unwrap_err();
     assert_eq!(error.code(), ErrorCode::EnrolmentInvalid);
 }
 
@@ -213,9 +215,12 @@ fn a_removal_drains_first_and_unpins_the_key() {
 
     // Its key is nobody's any more; only a new enrolment brings it back, and then as a new member.
     let key = NodeKey::generate().unwrap().public();
-    assert_eq!(membership.check_key(&id("a"), &key, false).unwrap_err().code(), ErrorCode::NodeRemoved);
+    assert_eq!(
+        membership.check_key(&id("a"), &key, Enrolment::None).unwrap_err().code(),
+        ErrorCode::NodeRemoved
+    );
     assert!(membership.record(&id("a")).unwrap().public_key.is_none());
-    membership.check_key(&id("a"), &key, true).unwrap();
+    membership.check_key(&id("a"), &key, Enrolment::Anybody).unwrap();
     let record = membership.enrol(&id("a"), Role::Worker, &key, true);
     apply(&mut membership, vec![Change::Put(Box::new(record))], 2);
     assert_eq!(status(&membership, "a"), PeerStatus::Expected);

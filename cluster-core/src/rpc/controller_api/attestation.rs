@@ -42,7 +42,7 @@ impl ControllerApi {
             role: role_from_wire(request.role)?,
             public_key: PublicKey::parse(&request.public_key)?,
             nonce,
-            token_id: None,
+            token: None,
             capabilities_hash: hex::encode(sha256(&prost::Message::encode_to_vec(&capabilities))),
             software_version: shown(&request.software_version),
         };

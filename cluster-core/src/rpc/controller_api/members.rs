@@ -158,7 +158,7 @@ impl ControllerApi {
         }
         let key = PublicKey::parse(&proof.key)?;
         key.verify(&proof.payload, &proof.signature)?;
-        let rotation = self.0.controller.rotate_key(caller.node_id, caller.role, key).await?;
+        let rotation = self.0.controller.rotate_key(caller.node_id, caller.role, caller.key, key).await?;
         Ok(pb::RotateEdgeKeyResponse {
             node_security_token: rotation.token,
             expires_at: Some(prost_types::Timestamp { seconds: rotation.expires_at_secs, nanos: 0 }),

@@ -79,6 +79,9 @@ pub struct Join {
     token_file: Option<PathBuf>,
     #[command(flatten)]
     node: NodeArguments,
+    /// Overwrite the file if it is there
+    #[arg(long)]
+    force: bool,
 }
 
 impl Init {
@@ -116,12 +119,12 @@ impl Join {
         EnrolmentToken::parse(&token)?;
         let data_dir = own_directory(context)?;
         let token_path = data_dir.join(TOKEN_FILE);
-        write_private(&token_path, token.trim().as_bytes(), true)?;
         let cluster = json!({
             "role": "worker",
             "controller": { "endpoint": self.controller, "token": format!("file:{}", token_path.display()) },
         });
-        let path = self.node.write(context, &data_dir, cluster, true)?;
+        let path = self.node.write(context, &data_dir, cluster, self.force)?;
+        write_private(&token_path, token.trim().as_bytes(), true)?;
         let launched = launch::ensure(context, Some(&path), StartedBy::Person).await?;
         let deadline = Instant::now() + JOIN_TIME_MAX;
         let health = loop {

@@ -94,7 +94,7 @@ async fn events(context: &Context) -> Result<()> {
         })?;
         Ok(true)
     };
-    context.client()?.follow("/v1/cluster/events", show).await
+    context.client()?.follow("/v1/cluster/events", "aegis node events", show).await
 }
 
 /// Peers as every verb shows them.
