@@ -1,0 +1,202 @@
+//! Carrying out one deployment: the steps in their order, each recorded before and after, visible
+//! while it happens; a cut connection is looked into and the step done again; a failure puts the
+//! host back.
+//!
+//! One task a deployment, owned by [`super::Deployments`]; it ends with the deployment.
+
+mod host;
+mod rollback;
+mod steps;
+
+use std::sync::Arc;
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    examine::{Context, Examined},
+    now_ms,
+    remote::HostLock,
+    secret::Secret,
+    view::{DeploymentState, DeploymentView, StepName, StepState},
+    world::DeploymentRecord,
+};
+use crate::{
+    error::{Error, Result},
+    ssh::Connection,
+};
+
+/// One deployment in progress.
+pub(super) struct Run {
+    context: Arc<Context>,
+    record: DeploymentRecord,
+    token: Option<Secret>,
+    views: watch::Sender<DeploymentView>,
+    /// Started again after the controller stopped in between.
+    resumed: bool,
+    connection: Option<Connection>,
+    /// The login works by sudo: the same connection, as root.
+    sudo: bool,
+    elevated: Option<Connection>,
+    lock: Option<HostLock>,
+    examined: Option<Examined>,
+    /// Something on the host may have been changed by this deployment.
+    touched: bool,
+    loaded_image: bool,
+    reconnects: u32,
+}
+
+impl Run {
+    pub fn new(
+        context: Arc<Context>,
+        record: DeploymentRecord,
+        token: Option<Secret>,
+        views: watch::Sender<DeploymentView>,
+        resumed: bool,
+    ) -> Self {
+        let touched = resumed && record.view.step_is_done(StepName::Check);
+        Self {
+            context,
+            record,
+            token,
+            views,
+            resumed,
+            connection: None,
+            sudo: false,
+            elevated: None,
+            lock: None,
+            examined: None,
+            touched,
+            loaded_image: false,
+            reconnects: 0,
+        }
+    }
+
+    /// To its end, whatever it is. An error here means that the journal failed: nothing more is done
+    /// then, and the next start of the controller resumes.
+    pub async fn run(mut self) -> Result<()> {
+        self.enter(DeploymentState::Running).await?;
+        let failed_before = self.record.view.failure.clone();
+        let outcome = match failed_before {
+            Some(failure) => Err(Error::from(failure)),
+            None => self.pipeline().await,
+        };
+        match outcome {
+            Ok(()) => self.enter(DeploymentState::Ready).await?,
+            Err(error) => self.fail(error).await?,
+        }
+        drop(self.lock.take());
+        tracing::info!(deployment = %self.record.view.deployment_id, state = %self.record.view.state, "deployment ended");
+        Ok(())
+    }
+
+    async fn pipeline(&mut self) -> Result<()> {
+        for name in StepName::PIPELINE {
+            self.step(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, name: StepName) -> Result<()> {
+        let (started, cuts_before) = (Instant::now(), self.reconnects);
+        self.change(|view| {
+            let step = view.step_mut(name);
+            (step.state, step.started_at_ms, step.duration_ms) = (StepState::Running, Some(now_ms()), None);
+            (step.evidence, step.message) = (None, None);
+        })
+        .await?;
+        let outcome = loop {
+            match self.perform(name).await {
+                Err(error) if self.was_cut(name, &error) => {
+                    let text = format!(
+                        "the connection was cut ({}); what became of it is being re-checked",
+                        error.message()
+                    );
+                    self.change(|view| {
+                        let step = view.step_mut(name);
+                        (step.state, step.message) = (StepState::Rechecking, Some(text));
+                    })
+                    .await?;
+                    if let Err(error) = self.reconnect().await {
+                        break Err(error);
+                    }
+                }
+                outcome => break outcome,
+            }
+        };
+        let duration = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let cut =
+            if self.reconnects > cuts_before { " (done again after the connection was cut)" } else { "" };
+        let summary = match &outcome {
+            Ok(evidence) => Ok(format!("{evidence}{cut}")),
+            Err(error) => Err(error.message().to_owned()),
+        };
+        self.change(|view| {
+            let step = view.step_mut(name);
+            step.duration_ms = Some(duration);
+            match summary {
+                Ok(evidence) => {
+                    (step.state, step.evidence, step.message) = (StepState::Done, Some(evidence), None)
+                }
+                Err(message) => (step.state, step.message) = (StepState::Failed, Some(message)),
+            }
+        })
+        .await?;
+        outcome.map(drop)
+    }
+
+    /// Every step is idempotent; its answer is the evidence.
+    async fn perform(&mut self, name: StepName) -> Result<String> {
+        match name {
+            StepName::Plan => self.plan().await,
+            StepName::Connect => self.connect().await,
+            StepName::Check => self.check().await,
+            StepName::Upload => self.upload().await,
+            StepName::Images => self.images().await,
+            StepName::Start => self.start().await,
+            StepName::Health => self.health().await,
+            StepName::Join => self.join().await,
+            StepName::Proof => self.proof().await,
+            StepName::Rollback => self.rollback().await,
+        }
+    }
+
+    fn examined(&self) -> Result<&Examined> {
+        self.examined.as_ref().ok_or_else(|| Error::internal("a step before the checks"))
+    }
+
+    async fn enter(&mut self, state: DeploymentState) -> Result<()> {
+        let next = self.record.view.state.to(state)?;
+        self.change(|view| view.state = next).await
+    }
+
+    /// Recorded first, then shown.
+    async fn change(&mut self, change: impl FnOnce(&mut DeploymentView)) -> Result<()> {
+        change(&mut self.record.view);
+        self.record.view.event = self.record.view.event.max(self.views.borrow().event);
+        self.record.view.touch(now_ms());
+        self.context.journal.put(&self.record).await?;
+        self.views.send_replace(self.record.view.clone());
+        Ok(())
+    }
+
+    /// Shown, not recorded: it is gone with the step.
+    fn progress(&mut self, name: StepName, text: String) {
+        publish_progress(&self.views, &mut self.record.view, name, text);
+    }
+}
+
+fn publish_progress(
+    views: &watch::Sender<DeploymentView>,
+    view: &mut DeploymentView,
+    name: StepName,
+    text: String,
+) {
+    let step = view.step_mut(name);
+    if step.message.as_ref() == Some(&text) {
+        return;
+    }
+    step.message = Some(text);
+    view.event = view.event.max(views.borrow().event);
+    view.touch(now_ms());
+    views.send_replace(view.clone());
+}
