@@ -4,9 +4,11 @@
 
 mod certificates;
 mod config;
+mod deployments;
 mod nodes;
 mod start;
 
+pub use deployments::ReleaseView;
 pub use nodes::{DrainOrder, EnrolmentGrant, EnrolmentOrder, PeerFilter, RemovalOrder};
 use std::{
     sync::Arc,
@@ -27,10 +29,7 @@ use crate::{
         worker::{JoinState, Member},
     },
     config::{Settings, schema::NodeType},
-    deploy::{
-        ApprovedHost, DeploymentFilter, DeploymentRequest, DeploymentView, Deployments, Hosts, Origin,
-        PlanView,
-    },
+    deploy::{ApprovedHost, Deployments, Hosts},
     engine::Engine,
     error::{Error, ErrorCode, Result},
     execution::{
@@ -39,7 +38,7 @@ use crate::{
         view::{EventView, ExecutionView},
     },
     identity::{KeyFile, sha256},
-    ids::{ClusterId, DeploymentId, ExecutionId, NodeId},
+    ids::{ClusterId, ExecutionId, NodeId},
     metrics::Metrics,
     ops::trial,
     rpc::tls::Credentials,
@@ -359,40 +358,6 @@ impl Core {
 
     pub async fn cancel_execution(&self, id: &ExecutionId, reason: &str) -> Result<ExecutionView> {
         self.controller()?.executions.cancel(id, reason).await
-    }
-
-    // --- deployments -----------------------------------------------------------------------
-
-    pub async fn plan_deployment(&self, request: DeploymentRequest, origin: Origin) -> Result<PlanView> {
-        self.controller()?.deployments.plan(&request, origin).await
-    }
-
-    pub async fn deploy(&self, request: DeploymentRequest, origin: Origin) -> Result<DeploymentView> {
-        self.controller()?.deployments.start(&request, origin).await
-    }
-
-    pub async fn deployment(&self, id: &DeploymentId) -> Result<DeploymentView> {
-        self.controller()?.deployments.get(id).await
-    }
-
-    /// Newest first, and how many there are in all.
-    pub async fn deployments(&self, filter: DeploymentFilter) -> Result<(Vec<DeploymentView>, usize)> {
-        self.controller()?.deployments.list(filter).await
-    }
-
-    /// Waits until the deployment changed since `since_event`, is final, or time is over.
-    pub async fn await_deployment_change(
-        &self,
-        id: &DeploymentId,
-        since_event: u64,
-        wait: Duration,
-    ) -> Result<DeploymentView> {
-        let mut views = self.controller()?.deployments.watch(id).await?;
-        let changed = views.wait_for(|view| view.event > since_event || view.state.is_final());
-        // The time limit and the end of the deployment's task both leave the newest view behind.
-        let _ = tokio::time::timeout(wait, changed).await;
-        let view = views.borrow().clone();
-        Ok(view)
     }
 
     // --- hosts -----------------------------------------------------------------------------

@@ -320,6 +320,8 @@ mod tests {
             node_id: NodeId::parse("atlas").unwrap(),
             files: Default::default(),
             services: Vec::new(),
+            cluster: None,
+            goal: None,
         };
         let found = findings(&HostFacts { release: Some(release), ..good() }, &spec(), WANTED);
         assert!(found[0].message.contains("atlas") && found[0].message.contains("edge1"));

@@ -28,6 +28,37 @@ pub fn port(port: Option<u32>) -> Result<Option<u16>> {
     }
 }
 
+const PLAN_DIGEST_LENGTHS: std::ops::RangeInclusive<usize> = 12..=64;
+const IDEMPOTENCY_KEY_LENGTH_MAX: usize = 128;
+const LOCK_WAIT_SECONDS_MAX: u64 = 600;
+
+pub fn plan_digest(text: &str) -> Result<String> {
+    let sound = PLAN_DIGEST_LENGTHS.contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit());
+    match sound {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err(Error::invalid(format!("plan_digest \"{}\" is not one", shown(text)))
+            .remedy("give the digest that a dry run showed: 12 to 64 hexadecimal digits")),
+    }
+}
+
+pub fn idempotency_key(key: &str) -> Result<()> {
+    match key.len() <= IDEMPOTENCY_KEY_LENGTH_MAX {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("idempotency_key \"{}\" is too long", shown(key)))
+            .remedy("use at most 128 bytes")),
+    }
+}
+
+/// Seconds.
+pub fn lock_wait(given: Option<u64>) -> Result<u64> {
+    match given.unwrap_or(0) {
+        seconds if seconds <= LOCK_WAIT_SECONDS_MAX => Ok(seconds),
+        seconds => {
+            Err(Error::invalid(format!("lock_wait_seconds {seconds} is out of range")).remedy("use 0 to 600"))
+        }
+    }
+}
+
 /// Its place is checked when it is read, after links are followed.
 pub fn key_path(path: &str, settings: &DeploySettings) -> Result<PathBuf> {
     if path.contains('\0') || path.len() > PATH_LENGTH_MAX {

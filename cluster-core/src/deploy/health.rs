@@ -35,6 +35,12 @@ pub enum Condition {
     Failed,
 }
 
+impl Condition {
+    pub const fn may_be_well(self) -> bool {
+        matches!(self, Condition::Well | Condition::Waiting)
+    }
+}
+
 impl Container {
     pub fn condition(&self) -> Condition {
         match (self.state.as_str(), self.health.as_str()) {
@@ -48,7 +54,7 @@ impl Container {
         }
     }
 
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         match (self.health.as_str(), self.state.as_str()) {
             (_, "exited") => format!("{} exited {}", self.service, self.exit_code),
             ("", state) => format!("{} {state}", self.service),

@@ -7,7 +7,7 @@ use super::{
     checks::HostFacts,
     env_file::EnvFile,
     hex_digest, node_config,
-    release::ReleaseFiles,
+    release::{Goal, NodeService, ReleaseFiles},
     secret::Secret,
     spec::{DeploymentSpec, Service},
     stack::{self, OLLAMA_PORT, Stack},
@@ -74,6 +74,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Prepared {
     pub plan: Plan,
+    pub goal: Goal,
     pub stack: Stack,
     pub files: ReleaseFiles,
 }
@@ -101,10 +102,18 @@ pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let stack = stack::build(spec, inputs.foreign, gpu)?;
     let config = node_config::render(spec, facts, stack.node_port, inputs.controller_key)?;
     let env = environment(inputs, &config)?;
-    let files =
-        ReleaseFiles::new(&stack.compose, stack.override_file.as_deref(), &env, &config, &stack.services);
+    let files = ReleaseFiles::new(&stack.compose, stack.override_file.as_deref(), &env, &config);
     let plan = decide(inputs, &stack, &files);
-    Ok(Prepared { plan, stack, files })
+    let goal = Goal {
+        services: stack.services.clone(),
+        node: Some(NodeService {
+            service: stack.node_service.clone(),
+            port: stack.node_port,
+            image: inputs.node_image.to_owned(),
+        }),
+        images: plan.images.iter().map(|image| image.reference.clone()).collect(),
+    };
+    Ok(Prepared { plan, goal, stack, files })
 }
 
 fn environment(inputs: &Inputs<'_>, config: &str) -> Result<EnvFile> {
@@ -269,6 +278,8 @@ mod tests {
                 node_id: node.clone(),
                 files: first.files.digests(),
                 services: Vec::new(),
+                cluster: None,
+                goal: None,
             }),
             images: first.plan.images.iter().map(|image| image.reference.clone()).collect(),
             ..HostFacts::default()

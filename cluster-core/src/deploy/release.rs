@@ -5,15 +5,34 @@ use std::collections::BTreeMap;
 
 use super::{env_file::EnvFile, hex_digest};
 use crate::{
-    error::Result,
+    error::{Error, ErrorCode, Result},
     ids::{DeploymentId, NodeId},
 };
 
 pub const NOTE_FILE: &str = "release.json";
+pub const READY_FILE: &str = "ready.json";
 pub const COMPOSE_FILE: &str = "docker-compose.yml";
 pub const OVERRIDE_FILE: &str = "docker-compose.override.yml";
 pub const ENV_FILE: &str = ".env";
 pub const CONFIG_FILE: &str = "aegis-config.yaml";
+
+/// Our node in a stack.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NodeService {
+    pub service: String,
+    /// Of its `/health`, on the host's loopback.
+    pub port: u16,
+    pub image: String,
+}
+
+/// What a release runs.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Goal {
+    pub services: Vec<String>,
+    pub node: Option<NodeService>,
+    /// References of all images.
+    pub images: Vec<String>,
+}
 
 /// `release.json` of a release directory.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -23,13 +42,69 @@ pub struct ReleaseNote {
     /// SHA-256 of each file.
     pub files: BTreeMap<String, String>,
     pub services: Vec<String>,
+    /// Whose it is; releases of earlier versions do not say, nor what they run.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    #[serde(default)]
+    pub goal: Option<Goal>,
+}
+
+/// `ready.json` of a release that was good: the node was Active and had run a container.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ReadyMark {
+    pub at_ms: i64,
+    /// Ids of the images by reference: a tag may mean another image later.
+    pub images: BTreeMap<String, String>,
+}
+
+/// A release as it lies on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptRelease {
+    pub note: ReleaseNote,
+    pub ready: Option<ReadyMark>,
+    pub current: bool,
+}
+
+/// The release that is gone back to: the one that was named, or the newest good one before the current.
+pub fn choose<'a>(releases: &'a [KeptRelease], to: Option<&DeploymentId>) -> Result<&'a KeptRelease> {
+    let names = || {
+        let mut good: Vec<&KeptRelease> =
+            releases.iter().filter(|release| release.ready.is_some() && !release.current).collect();
+        good.sort_by_key(|release| std::cmp::Reverse(release.ready.as_ref().map(|ready| ready.at_ms)));
+        good
+    };
+    let refuse = |why: String| {
+        let kept: Vec<String> =
+            names().iter().map(|release| release.note.deployment_id.to_string()).collect();
+        let remedy = match kept.is_empty() {
+            true => "the host keeps no other good release; deploy what you want to run".to_owned(),
+            false => format!("releases that can be gone back to: {}", kept.join(", ")),
+        };
+        Err(Error::new(ErrorCode::FailedPrecondition, why).remedy(remedy))
+    };
+    let chosen = match to {
+        None => match names().first() {
+            Some(newest) => *newest,
+            None => return refuse("there is no earlier good release on the host".to_owned()),
+        },
+        Some(id) => match releases.iter().find(|release| release.note.deployment_id == *id) {
+            None => return refuse(format!("the host keeps no release {id}")),
+            Some(release) if release.ready.is_none() => {
+                return refuse(format!("release {id} was never good"));
+            }
+            Some(release) => release,
+        },
+    };
+    match chosen.note.goal {
+        Some(_) => Ok(chosen),
+        None => refuse(format!("release {} was written by an earlier version", chosen.note.deployment_id)),
+    }
 }
 
 /// The files of a release before they are sent; `.env` may hold a secret, so `Debug` shows names only.
 #[derive(Clone)]
 pub struct ReleaseFiles {
     files: BTreeMap<&'static str, Vec<u8>>,
-    services: Vec<String>,
 }
 
 impl std::fmt::Debug for ReleaseFiles {
@@ -39,13 +114,7 @@ impl std::fmt::Debug for ReleaseFiles {
 }
 
 impl ReleaseFiles {
-    pub fn new(
-        compose: &str,
-        override_file: Option<&str>,
-        env: &EnvFile,
-        config: &str,
-        services: &[String],
-    ) -> Self {
+    pub fn new(compose: &str, override_file: Option<&str>, env: &EnvFile, config: &str) -> Self {
         let mut files = BTreeMap::from([
             (COMPOSE_FILE, compose.as_bytes().to_vec()),
             (ENV_FILE, env.render().into_bytes()),
@@ -54,7 +123,7 @@ impl ReleaseFiles {
         if let Some(text) = override_file {
             files.insert(OVERRIDE_FILE, text.as_bytes().to_vec());
         }
-        Self { files, services: services.to_vec() }
+        Self { files }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
@@ -65,14 +134,60 @@ impl ReleaseFiles {
         self.files.iter().map(|(name, content)| ((*name).to_owned(), hex_digest(content))).collect()
     }
 
-    pub fn note(&self, deployment: &DeploymentId, node: &NodeId) -> Result<Vec<u8>> {
+    pub fn note(
+        &self,
+        deployment: &DeploymentId,
+        node: &NodeId,
+        cluster: &str,
+        goal: &Goal,
+    ) -> Result<Vec<u8>> {
         let note = ReleaseNote {
             deployment_id: deployment.clone(),
             node_id: node.clone(),
             files: self.digests(),
-            services: self.services.clone(),
+            services: goal.services.clone(),
+            cluster: Some(cluster.to_owned()),
+            goal: Some(goal.clone()),
         };
         serde_json::to_vec(&note)
-            .map_err(|error| crate::Error::internal("a release note cannot be written").source(error))
+            .map_err(|error| Error::internal("a release note cannot be written").source(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn release(number: u64, ready_at_ms: Option<i64>, current: bool) -> KeptRelease {
+        let note = ReleaseNote {
+            deployment_id: DeploymentId::mint(1, number),
+            node_id: NodeId::parse("a").unwrap(),
+            files: BTreeMap::new(),
+            services: Vec::new(),
+            cluster: None,
+            goal: Some(Goal { services: Vec::new(), node: None, images: Vec::new() }),
+        };
+        let ready = ready_at_ms.map(|at_ms| ReadyMark { at_ms, images: BTreeMap::new() });
+        KeptRelease { note, ready, current }
+    }
+
+    #[test]
+    fn the_newest_good_release_before_the_current_one_or_the_one_that_was_named() {
+        let kept = [
+            release(1, Some(10), false),
+            release(2, Some(20), false),
+            release(3, None, false),
+            release(4, Some(40), true),
+        ];
+        let id = |number| DeploymentId::mint(1, number);
+        assert_eq!(choose(&kept, None).unwrap().note.deployment_id, id(2));
+        assert_eq!(choose(&kept, Some(&id(1))).unwrap().note.deployment_id, id(1));
+        let never_good = choose(&kept, Some(&id(3))).unwrap_err();
+        assert!(never_good.remedy_text().unwrap().contains(id(2).as_str()), "{never_good:?}");
+        assert!(choose(&kept, Some(&id(9))).is_err());
+        assert!(choose(&kept[3..], None).is_err(), "the current one is not gone back to");
+        let mut old = release(5, Some(50), false);
+        old.note.goal = None;
+        assert!(choose(&[old], None).unwrap_err().message().contains("earlier version"));
     }
 }

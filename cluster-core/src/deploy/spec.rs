@@ -6,6 +6,7 @@ use super::{
     Secret, grammar,
     settings::DeploySettings,
     tunnel::{self, TunnelSource},
+    world::Deployed,
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -15,7 +16,6 @@ use crate::{
 
 pub(super) const SSH_USER_DEFAULT: &str = "root";
 const TOKEN_LENGTH_MAX: usize = 8192;
-const IDEMPOTENCY_KEY_LENGTH_MAX: usize = 128;
 
 /// Who asks. A model can be talked into things by text it reads, so an assistant may say less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -40,6 +40,12 @@ pub struct DeploymentRequest {
     pub remote_llm_url: Option<String>,
     pub image: Option<String>,
     pub link: Option<String>,
+    /// Digest of the plan that a dry run showed, whole or its first 12 digits at least.
+    pub plan_digest: Option<String>,
+    /// How long to wait for another deployment of the host to end, 0 to 600.
+    pub lock_wait_seconds: Option<u64>,
+    /// Replace a release that another cluster's controller put there.
+    pub take_over: bool,
     pub idempotency_key: Option<String>,
 }
 
@@ -104,6 +110,13 @@ pub struct DeploymentSpec {
     pub base_dir: String,
     pub minimum_disk_gb: u64,
     pub origin: Origin,
+    /// What is done is this plan, or nothing.
+    #[serde(default)]
+    pub plan_digest: Option<String>,
+    #[serde(default)]
+    pub lock_wait_seconds: u64,
+    #[serde(default)]
+    pub take_over: bool,
 }
 
 /// A validated deployment and the one secret that goes with it.
@@ -130,8 +143,8 @@ impl DeploymentRequest {
         if let Some(link) = given(&self.link).filter(|link| *link != "ssh") {
             return Err(link_not_offered(link));
         }
-        if let Some(key) = given(&self.idempotency_key).filter(|key| key.len() > IDEMPOTENCY_KEY_LENGTH_MAX) {
-            return Err(Error::invalid(format!("idempotency_key \"{}\" is too long", shown(key))));
+        if let Some(key) = given(&self.idempotency_key) {
+            grammar::idempotency_key(key)?;
         }
         let user = given(&self.ssh_user).map(UserName::parse).transpose()?;
         let (port, user) = login(&host, grammar::port(self.ssh_port)?, user.as_ref(), settings)?;
@@ -168,6 +181,18 @@ impl DeploymentRequest {
             base_dir: grammar::base_dir(&settings.base_dir)?,
             minimum_disk_gb: settings.minimum_disk_gb,
             origin,
+            plan_digest: given(&self.plan_digest).map(grammar::plan_digest).transpose()?,
+            lock_wait_seconds: grammar::lock_wait(self.lock_wait_seconds)?,
+            take_over: match (self.take_over, origin) {
+                (true, Origin::Assistant) => {
+                    return Err(Error::new(
+                        ErrorCode::Forbidden,
+                        "take_over replaces another cluster's node: only a person may ask for it",
+                    )
+                    .remedy(format!("ask the person to run: aegis deploy {} --take-over", self.host)));
+                }
+                (take_over, _) => take_over,
+            },
         };
         Ok(Validated { spec, tunnel_token })
     }
@@ -188,6 +213,26 @@ fn login(
 }
 
 impl DeploymentSpec {
+    /// For what is done with a node that was deployed already.
+    pub fn of_deployed(node: NodeId, deployed: Deployed, lock_wait_seconds: u64, origin: Origin) -> Self {
+        Self {
+            target: deployed.target,
+            node,
+            tags: Vec::new(),
+            services: BTreeSet::from([Service::Node]),
+            tunnel: TunnelSource::None,
+            remote_llm_url: None,
+            image: None,
+            compose_file: None,
+            base_dir: deployed.base_dir,
+            minimum_disk_gb: 0,
+            origin,
+            plan_digest: None,
+            lock_wait_seconds,
+            take_over: false,
+        }
+    }
+
     /// What makes two requests the same one; the secret takes part by its digest only.
     pub fn digest(&self, tunnel_token: Option<&Secret>) -> String {
         let json = serde_json::to_string(self).unwrap_or_default();

@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use super::{findings::Finding, plan::Plan, spec::DeploymentSpec};
+use super::{
+    findings::Finding,
+    operation::{Action, Operation},
+    plan::Plan,
+    spec::DeploymentSpec,
+};
 use crate::{
     error::{Error, ErrorCode, Failure, Result},
     ids::{DeploymentId, NodeId},
@@ -16,10 +21,16 @@ pub enum DeploymentState {
     Running,
     /// The node is Active in the cluster and has run a container.
     Ready,
+    /// The stack runs; no node of ours was to join with it.
+    Started,
+    /// The node is removed from its host and from the cluster.
+    Removed,
     /// It failed. A first deployment has left the host as it was; otherwise the message says more.
     Failed,
     /// It failed, and the previous release runs again.
     RolledBack,
+    /// It was called off, and the host is as it was before.
+    Cancelled,
     /// The controller stopped in between and what became of it could not be settled.
     Interrupted,
 }
@@ -29,21 +40,35 @@ impl DeploymentState {
         match self {
             DeploymentState::Planned | DeploymentState::Running => false,
             DeploymentState::Ready
+            | DeploymentState::Started
+            | DeploymentState::Removed
             | DeploymentState::Failed
             | DeploymentState::RolledBack
+            | DeploymentState::Cancelled
             | DeploymentState::Interrupted => true,
         }
     }
 
+    pub const fn is_good(self) -> bool {
+        matches!(self, DeploymentState::Ready | DeploymentState::Started | DeploymentState::Removed)
+    }
+
     /// Every transition there is.
     pub fn to(self, next: DeploymentState) -> Result<DeploymentState> {
-        use DeploymentState::{Failed, Interrupted, Planned, Ready, RolledBack, Running};
-        match (self, next) {
-            (Planned, Running | Failed | Interrupted)
-            | (Running, Running | Ready | Failed | RolledBack | Interrupted) => Ok(next),
-            (Planned, Planned | Ready | RolledBack)
-            | (Running, Planned)
-            | (Ready | Failed | RolledBack | Interrupted, _) => Err(Error::new(
+        let possible = match self {
+            DeploymentState::Planned => matches!(
+                next,
+                DeploymentState::Running
+                    | DeploymentState::Failed
+                    | DeploymentState::Cancelled
+                    | DeploymentState::Interrupted
+            ),
+            DeploymentState::Running => next != DeploymentState::Planned,
+            _ => false,
+        };
+        match possible {
+            true => Ok(next),
+            false => Err(Error::new(
                 ErrorCode::FailedPrecondition,
                 format!("a deployment that is {self} cannot become {next}"),
             )),
@@ -57,8 +82,11 @@ impl DeploymentState {
             DeploymentState::Planned => "planned",
             DeploymentState::Running => "running",
             DeploymentState::Ready => "ready",
+            DeploymentState::Started => "started",
+            DeploymentState::Removed => "removed",
             DeploymentState::Failed => "failed",
             DeploymentState::RolledBack => "rolled_back",
+            DeploymentState::Cancelled => "cancelled",
             DeploymentState::Interrupted => "interrupted",
         }
     }
@@ -70,7 +98,7 @@ impl fmt::Display for DeploymentState {
     }
 }
 
-/// The pipeline, in its order.
+/// A step of an operation; see [`Action::steps`].
 #[derive(
     Debug,
     Clone,
@@ -89,41 +117,51 @@ pub enum StepName {
     Connect,
     Check,
     Upload,
+    /// The release that is gone back to takes the place of the current one.
+    Switch,
     Images,
     Start,
     Health,
     Join,
     Proof,
+    /// A last look: nothing restarted meanwhile. The release is marked as good, old ones are dropped.
+    Settle,
+    /// The node gets no new work, and what runs there ends.
+    Drain,
+    /// The stack is taken down and its files go.
+    Stop,
+    /// The node's key is revoked: it is no member any more.
+    Forget,
     /// Only after a failure: the previous release is put back, or the host cleaned.
     Rollback,
 }
 
 impl StepName {
-    pub const PIPELINE: [StepName; 9] = [
-        StepName::Plan,
-        StepName::Connect,
-        StepName::Check,
-        StepName::Upload,
-        StepName::Images,
-        StepName::Start,
-        StepName::Health,
-        StepName::Join,
-        StepName::Proof,
-    ];
-
     pub const fn name(self) -> &'static str {
         match self {
             StepName::Plan => "plan",
             StepName::Connect => "connect",
             StepName::Check => "check",
             StepName::Upload => "upload",
+            StepName::Switch => "switch",
             StepName::Images => "images",
             StepName::Start => "start",
             StepName::Health => "health",
             StepName::Join => "join",
             StepName::Proof => "proof",
+            StepName::Settle => "settle",
+            StepName::Drain => "drain",
+            StepName::Stop => "stop",
+            StepName::Forget => "forget",
             StepName::Rollback => "rollback",
         }
+    }
+}
+
+impl StepName {
+    /// Being put back and being forgotten are done to their end.
+    pub const fn can_be_cancelled(self) -> bool {
+        !matches!(self, StepName::Settle | StepName::Stop | StepName::Forget | StepName::Rollback)
     }
 }
 
@@ -179,11 +217,22 @@ pub struct StepView {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct DeploymentView {
     pub deployment_id: DeploymentId,
+    #[serde(default)]
+    pub operation: Operation,
     pub host: String,
     pub node_id: NodeId,
     pub state: DeploymentState,
     /// Grows with every change: ask again with it to hear only of later ones.
     pub event: u64,
+    /// Of the plan that is carried out, once the host was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_digest: Option<String>,
+    /// The earlier release that is gone back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<DeploymentId>,
+    /// Somebody called it off.
+    #[serde(default)]
+    pub cancel_requested: bool,
     pub steps: Vec<StepView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -197,23 +246,32 @@ pub struct DeploymentView {
     pub updated_at_ms: i64,
 }
 
-impl DeploymentView {
-    pub fn new(deployment_id: DeploymentId, spec: &DeploymentSpec, now_ms: i64) -> Self {
-        let pending = |name| StepView {
+impl StepView {
+    fn pending(name: StepName) -> Self {
+        Self {
             name,
             state: StepState::Pending,
             started_at_ms: None,
             duration_ms: None,
             evidence: None,
             message: None,
-        };
+        }
+    }
+}
+
+impl DeploymentView {
+    pub fn new(deployment_id: DeploymentId, action: &Action, spec: &DeploymentSpec, now_ms: i64) -> Self {
         let mut view = Self {
             deployment_id,
+            operation: action.operation(),
             host: spec.target.host.to_string(),
             node_id: spec.node.clone(),
             state: DeploymentState::Planned,
             event: 0,
-            steps: StepName::PIPELINE.map(pending).to_vec(),
+            plan_digest: None,
+            release: None,
+            cancel_requested: false,
+            steps: action.steps(spec).into_iter().map(StepView::pending).collect(),
             failure: None,
             log_tail: None,
             findings: Vec::new(),
@@ -227,14 +285,7 @@ impl DeploymentView {
 
     pub fn step_mut(&mut self, name: StepName) -> &mut StepView {
         let at = self.steps.iter().position(|step| step.name == name).unwrap_or_else(|| {
-            self.steps.push(StepView {
-                name,
-                state: StepState::Pending,
-                started_at_ms: None,
-                duration_ms: None,
-                evidence: None,
-                message: None,
-            });
+            self.steps.push(StepView::pending(name));
             self.steps.len() - 1
         });
         &mut self.steps[at]
@@ -260,10 +311,22 @@ impl DeploymentView {
             DeploymentState::Ready => {
                 format!("the node {} is in list_peers; submit_execution can use it", self.node_id)
             }
+            DeploymentState::Started => "the stack runs on the host; it is no node of the cluster".to_owned(),
+            DeploymentState::Removed => {
+                format!("{} is no member any more; deploy_edge_node brings it back", self.node_id)
+            }
+            DeploymentState::Cancelled => {
+                "nothing more is done; call the tool again to start anew".to_owned()
+            }
             DeploymentState::Failed | DeploymentState::RolledBack | DeploymentState::Interrupted => {
+                let again = match self.operation {
+                    Operation::Deploy => "deploy_edge_node",
+                    Operation::Rollback => "rollback_edge_node",
+                    Operation::Remove => "remove_edge_node",
+                };
                 match self.failure.as_ref().and_then(|failure| failure.remedy.as_deref()) {
-                    Some(remedy) => format!("{remedy}; then call deploy_edge_node again"),
-                    None => "remove the cause, then call deploy_edge_node again".to_owned(),
+                    Some(remedy) => format!("{remedy}; then call {again} again"),
+                    None => format!("remove the cause, then call {again} again"),
                 }
             }
         }
@@ -287,12 +350,12 @@ mod tests {
     #[test]
     fn a_final_state_stays() {
         use DeploymentState::*;
-        for last in [Ready, Failed, RolledBack, Interrupted] {
-            assert!(last.is_final());
-            for next in [Planned, Running, Ready, Failed, RolledBack, Interrupted] {
-                assert!(last.to(next).is_err());
-            }
+        let all = [Planned, Running, Ready, Started, Removed, Failed, RolledBack, Cancelled, Interrupted];
+        for state in all {
+            assert_eq!(state.is_final(), !matches!(state, Planned | Running));
+            assert!(!state.is_final() || all.iter().all(|next| state.to(*next).is_err()), "{state}");
         }
         assert!(Planned.to(Running).is_ok() && Planned.to(Ready).is_err() && Running.to(Ready).is_ok());
+        assert!(Planned.to(Cancelled).is_ok() && Running.to(Planned).is_err());
     }
 }

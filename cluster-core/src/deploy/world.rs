@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use super::{spec::DeploymentSpec, view::DeploymentView};
+use super::{operation::Action, spec::DeploymentSpec, view::DeploymentView};
 use crate::{
     error::Result,
     ids::{DeploymentId, NodeId},
@@ -41,6 +41,18 @@ pub trait Membership: Send + Sync {
     /// A first deployment failed and the host is being cleaned: undo `admit` and `attach_link`.
     fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
 
+    /// Where the node was deployed; an error when it is unknown or joined by hand.
+    fn deployed<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Deployed>>;
+
+    /// Gives the node no new work and waits for the rest, which is cancelled after `limit`. Idempotent.
+    fn drain<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<String>>;
+
+    /// Takes a drained node back into service.
+    fn resume<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
+
+    /// Revokes the node's key and ends its link: it is no member any more. Idempotent.
+    fn forget<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
+
     fn controller_public_key(&self) -> [u8; 32];
 }
 
@@ -48,9 +60,29 @@ pub trait Membership: Send + Sync {
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct DeploymentRecord {
     pub view: DeploymentView,
+    #[serde(default)]
+    pub action: Action,
     pub spec: DeploymentSpec,
+    /// What ran there before; none until the host was looked at, and then something may be changed.
+    #[serde(default)]
+    pub before: Option<Before>,
     pub idempotency_key: Option<String>,
     pub request_digest: String,
+}
+
+/// What a deployment found on its host.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Before {
+    Nothing,
+    Release(DeploymentId),
+}
+
+/// Where a node lies that was deployed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deployed {
+    pub target: SshTarget,
+    pub base_dir: String,
 }
 
 /// A host that a person (or the configuration) admitted, with the key that is pinned.

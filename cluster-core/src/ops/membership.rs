@@ -16,7 +16,7 @@ use crate::{
     execution::{dispatch::Executions, lifecycle::State},
     identity::PublicKey,
     ids::NodeId,
-    ops::trial,
+    ops::{removal, trial},
     ssh::{Connection, HostAddress, LinkSettings, SshTarget},
     store::NodeRecord,
 };
@@ -160,6 +160,27 @@ impl deploy::Membership for ClusterMembership {
             self.nodes.detach(node);
             self.controller.withdraw(node.clone()).await
         })
+    }
+
+    fn deployed<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<deploy::Deployed>> {
+        let allow_loopback = self.hosts.settings().allow_loopback;
+        Box::pin(removal::deployed(&self.controller, node, allow_loopback))
+    }
+
+    fn drain<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<String>> {
+        Box::pin(removal::drain(&self.controller, &self.nodes, node, limit))
+    }
+
+    fn resume<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.controller.resume(node.clone()).await?;
+            self.nodes.nudge(node);
+            Ok(())
+        })
+    }
+
+    fn forget<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>> {
+        Box::pin(removal::forget(&self.controller, node))
     }
 
     fn controller_public_key(&self) -> [u8; 32] {

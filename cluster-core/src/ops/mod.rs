@@ -6,4 +6,5 @@ pub mod deploy_settings;
 pub mod journal;
 pub mod local_node;
 pub mod membership;
+mod removal;
 pub mod trial;

@@ -1,12 +1,12 @@
 //! Checks, images and whole deployments, with a stand-in for the node and for the cluster.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use cluster_core::{
     ErrorCode,
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, Origin,
-        Secret, StepName, StepState, TunnelSource, checks,
+        DeploySettings, DeploymentRequest, DeploymentState, Origin, Secret, StepName, StepState,
+        TunnelSource, checks,
         env_file::EnvFile,
         image::{ImageSource, NodeImage},
         plan::Change,
@@ -16,95 +16,10 @@ use cluster_core::{
     ssh::{LinkState, client_config::ConfigFile},
 };
 
-use crate::support::{
-    BROKEN_NODE, GOOD_NODE, Host, LIMIT, MemoryJournal, StandInCluster, host, run, stand_in_node,
+use crate::{
+    bench::{BASE, bench, with_settings},
+    support::{BROKEN_NODE, GOOD_NODE, LIMIT, host, run, stand_in_node},
 };
-
-const BASE: &str = "/opt/aitheros-edge";
-
-struct Bench {
-    host: Host,
-    deployments: Deployments,
-    journal: Arc<MemoryJournal>,
-    cluster: Arc<StandInCluster>,
-    settings: DeploySettings,
-}
-
-fn bench(host: Host, binary: Option<PathBuf>) -> Bench {
-    let settings = DeploySettings {
-        known_hosts: vec![host.known_hosts_path.clone()],
-        key_dirs: vec![host.key_path.parent().unwrap().to_owned()],
-        approved_hosts: vec!["10.*".into()],
-        node_binaries: binary.map(|path| (std::env::consts::ARCH.to_owned(), path)).into_iter().collect(),
-        minimum_disk_gb: 1,
-        owner: "test".into(),
-        ..Default::default()
-    };
-    let journal = Arc::new(MemoryJournal::default());
-    let cluster = Arc::new(StandInCluster::new(host.clone()));
-    with_settings(host, settings, journal, cluster)
-}
-
-fn with_settings(
-    host: Host,
-    settings: DeploySettings,
-    journal: Arc<MemoryJournal>,
-    cluster: Arc<StandInCluster>,
-) -> Bench {
-    let hosts = Hosts::new(Arc::new(settings.clone()), journal.clone());
-    let deployments = Deployments::new(hosts, journal.clone(), cluster.clone());
-    Bench { host, deployments, journal, cluster, settings }
-}
-
-impl Bench {
-    /// The same controller with another node executable, as after an upgrade.
-    fn upgraded(&self, binary: PathBuf) -> Bench {
-        let binaries = BTreeMap::from([(std::env::consts::ARCH.to_owned(), binary)]);
-        let settings = DeploySettings { node_binaries: binaries, ..self.settings.clone() };
-        with_settings(self.host.clone(), settings, self.journal.clone(), self.cluster.clone())
-    }
-
-    fn request(&self) -> DeploymentRequest {
-        DeploymentRequest {
-            host: self.host.ip.clone(),
-            ssh_port: Some(self.host.port.into()),
-            ssh_user: Some(self.host.user.clone()),
-            ssh_key_path: Some(self.host.key_path.to_string_lossy().into_owned()),
-            services: Some("node".into()),
-            tags: vec!["gpu".into()],
-            remote_llm_url: Some("http://primary:8150".into()),
-            ..Default::default()
-        }
-    }
-
-    async fn deploy(&self, request: &DeploymentRequest) -> DeploymentView {
-        let view = self.deployments.start(request, Origin::Assistant).await.unwrap();
-        self.end_of(&view.deployment_id).await
-    }
-
-    async fn end_of(&self, id: &DeploymentId) -> DeploymentView {
-        let mut views = self.deployments.watch(id).await.unwrap();
-        let ended = views.wait_for(|view| view.state.is_final());
-        let view = tokio::time::timeout(Duration::from_secs(120), ended).await.unwrap().unwrap().clone();
-        for step in &view.steps {
-            println!(
-                "{:<8} {:?} {:?} ms {}",
-                step.name,
-                step.state,
-                step.duration_ms.unwrap_or(0),
-                step.evidence.as_deref().or(step.message.as_deref()).unwrap_or("")
-            );
-        }
-        view
-    }
-
-    async fn clean(&self) {
-        let connection = self.host.connect().await;
-        Remote { connection: &connection, base: BASE }.remove(None).await.unwrap();
-        run(&connection, "docker volume rm -f aitheros-edge_node_data >/dev/null; [ ! -e \"$1\" ]", &[BASE])
-            .await;
-    }
-}
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
@@ -255,14 +170,14 @@ async fn a_busy_host_names_who_holds_it_and_secrets_stay_out() {
     let connection = bench.host.connect().await;
     let remote = Remote { connection: &connection, base: BASE };
     let (mine, theirs) = (DeploymentId::mint(1, 1), DeploymentId::mint(2, 2));
-    let held = remote.lock(&theirs, "another controller", "noon").await.unwrap();
-    let busy = remote.lock(&mine, "test", "now").await.unwrap_err();
+    let held = remote.lock(&theirs, "another controller", Duration::ZERO).await.unwrap();
+    let busy = remote.lock(&mine, "test", Duration::ZERO).await.unwrap_err();
     assert_eq!(busy.code(), ErrorCode::HostBusy);
-    assert!(busy.message().contains("another controller since noon"), "{busy}");
+    assert!(busy.message().contains("another controller, for "), "{busy}");
     // The same deployment from a connection that was cut: its lock is taken over.
-    let again = remote.lock(&theirs, "another controller", "later").await.unwrap();
+    let again = remote.lock(&theirs, "another controller", Duration::ZERO).await.unwrap();
     drop((held, again));
-    remote.remove(None).await.unwrap();
+    remote.remove(false).await.unwrap();
 
     let request = DeploymentRequest { tunnel_token: Some(Secret::new("hunter2$\"\\")), ..bench.request() };
     let view = bench.deploy(&request).await;
@@ -311,6 +226,7 @@ async fn a_cut_connection_is_looked_into_and_a_stopped_controller_resumes() {
 
     // Killed before the upload, with a token that only the caller knew.
     record.spec.tunnel = TunnelSource::Argument;
+    record.before = None;
     record.view.steps.iter_mut().for_each(|step| step.state = StepState::Pending);
     bench.journal.put(&record).await.unwrap();
     assert_eq!(restarted.deployments.resume_unfinished().await.unwrap(), 1);
@@ -376,7 +292,7 @@ async fn a_user_of_the_docker_group_will_do() {
     let view = bench.deploy(&bench.request()).await;
     let user = run(&root, r#"docker inspect -f '{{.Config.User}}' aitheros-edge-node-1"#, &[]).await;
     bench.cluster.links.lock().await.clear();
-    Remote { connection: &root, base: BASE }.remove(None).await.unwrap();
+    Remote { connection: &root, base: BASE }.remove(false).await.unwrap();
     run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
     assert_eq!(view.state, DeploymentState::Ready, "{:?}", view.failure);
     assert!(!user.starts_with("0:"), "{user}");
@@ -454,7 +370,7 @@ async fn a_user_with_sudo_will_do() {
     let broken = stand_in_node(dir.path(), "broken", BROKEN_NODE);
     let failed = bench.upgraded(broken.clone()).deploy(&bench.request()).await;
     bench.cluster.links.lock().await.clear();
-    Remote { connection: &root, base: BASE }.remove(None).await.unwrap();
+    Remote { connection: &root, base: BASE }.remove(false).await.unwrap();
     run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
     let gone = bench.upgraded(broken).deploy(&bench.request()).await;
     let left = run(

@@ -3,7 +3,9 @@
 //! prints it. Each test leaves its host as it found it; they run one at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod bench;
 mod deploy;
+mod operations;
 mod ssh;
 mod ssh_config;
 mod support;

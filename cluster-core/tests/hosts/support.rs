@@ -11,7 +11,7 @@ use std::{
 use cluster_core::{
     Error, ErrorCode, Result,
     deploy::{
-        ApprovedHost, DeploymentFilter, DeploymentSpec, Journal, Membership, link_settings,
+        ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, link_settings,
         world::DeploymentRecord,
     },
     ids::{DeploymentId, NodeId, UserName},
@@ -108,9 +108,24 @@ pub fn stand_in_node(dir: &Path, name: &str, source: &str) -> PathBuf {
     binary
 }
 
-pub const GOOD_NODE: &str = r#"
+/// The first process of a container is not ended by SIGTERM unless it says so.
+macro_rules! ends_when_told {
+    () => {
+        r#"
+unsafe extern "C" { fn signal(number: i32, handler: extern "C" fn(i32)) -> usize; fn _exit(code: i32) -> !; }
+extern "C" fn end(_: i32) { unsafe { _exit(0) } }
+fn end_when_told() { unsafe { signal(15, end) }; }
+"#
+    };
+}
+pub(crate) use ends_when_told;
+
+pub const GOOD_NODE: &str = concat!(
+    ends_when_told!(),
+    r#"
 use std::{env, fs, io::{Read, Write}, net::{TcpListener, TcpStream}};
 fn main() {
+    end_when_told();
     let args: Vec<String> = env::args().collect();
     if args[1] == "probe" {
         let mut stream = TcpStream::connect("127.0.0.1:8090").unwrap();
@@ -130,7 +145,8 @@ fn main() {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
     }
 }
-"#;
+"#
+);
 
 pub const BROKEN_NODE: &str = r#"
 fn main() { eprintln!("cannot \x1b[31mstart: broken on purpose"); std::process::exit(3); }
@@ -193,11 +209,12 @@ pub struct StandInCluster {
     pub host: Host,
     pub links: tokio::sync::Mutex<HashMap<NodeId, LinkHandle>>,
     pub admitted: Mutex<Vec<NodeId>>,
+    pub resumed: Mutex<Vec<NodeId>>,
 }
 
 impl StandInCluster {
     pub fn new(host: Host) -> Self {
-        Self { host, links: Default::default(), admitted: Mutex::default() }
+        Self { host, links: Default::default(), admitted: Mutex::default(), resumed: Mutex::default() }
     }
 }
 
@@ -249,6 +266,27 @@ impl Membership for StandInCluster {
             self.admitted.lock().unwrap().retain(|known| known != node);
             Ok(())
         })
+    }
+    fn deployed<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Deployed>> {
+        let known = self.admitted.lock().unwrap().contains(node);
+        let deployed = Deployed { target: self.host.target(), base_dir: "/opt/aitheros-edge".to_owned() };
+        Box::pin(
+            async move { if known { Ok(deployed) } else { Err(Error::not_found("node", node.as_str())) } },
+        )
+    }
+    fn drain<'a>(&'a self, _: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<String>> {
+        // What runs here never ends by itself.
+        Box::pin(async move {
+            tokio::time::sleep(limit).await;
+            Ok("nothing runs there any more".to_owned())
+        })
+    }
+    fn resume<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>> {
+        self.resumed.lock().unwrap().push(node.clone());
+        Box::pin(async { Ok(()) })
+    }
+    fn forget<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>> {
+        self.withdraw(node)
     }
     fn controller_public_key(&self) -> [u8; 32] {
         [9; 32]

@@ -1,4 +1,5 @@
-//! Deployments over HTTP, with the body that the seed published.
+//! Deployments over HTTP, with the body that the seed published: each operation is answered with 202 and
+//! an id, goes on by itself, and is followed, streamed and called off by that id.
 
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use cluster_core::{
-    deploy::{DeploymentFilter, DeploymentView, Origin},
-    ids::DeploymentId,
+    cluster::peer::OnDeadline,
+    core::ReleaseView,
+    deploy::{DeploymentFilter, DeploymentState, DeploymentView, LogsAsked, NodeOrder, Origin, Removal},
+    ids::{DeploymentId, NodeId},
 };
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -19,7 +22,7 @@ use super::{
     body::{Asked, Body, Named},
     error::Answer,
 };
-use crate::tools::{check_range, check_secret, deploy_edge_node::Arguments, whole};
+use crate::tools::{check_range, check_secret, clean, deploy_edge_node::Arguments, drain_order, whole};
 
 const DEPLOYMENTS_MAX: u32 = 200;
 const DEPLOYMENTS_DEFAULT: u32 = 100;
@@ -46,16 +49,110 @@ pub async fn deploy(State(api): State<Api>, Body(mut body): Body<Arguments>) -> 
     Ok((StatusCode::ACCEPTED, Json(view)).into_response())
 }
 
+pub async fn cancel(State(api): State<Api>, Named(id): Named<DeploymentId>) -> Answer<Json<DeploymentView>> {
+    Ok(Json(whole(async move { api.core.cancel_deployment(&id).await }).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// The release, as its list names it; none: the newest good one before the current one.
+    to: Option<DeploymentId>,
+    lock_wait_seconds: Option<u64>,
+    idempotency_key: Option<String>,
+}
+
+pub async fn roll_back(
+    State(api): State<Api>,
+    Named(node): Named<NodeId>,
+    Body(body): Body<Rollback>,
+) -> Answer<(StatusCode, Json<DeploymentView>)> {
+    let Rollback { to, lock_wait_seconds, idempotency_key } = body;
+    let order = NodeOrder { node, lock_wait_seconds, idempotency_key };
+    let view = whole(async move { api.core.roll_back(order, to, api.origin).await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(view)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remove {
+    deadline_seconds: Option<u64>,
+    #[serde(default)]
+    volumes: bool,
+    #[serde(default)]
+    host_gone: bool,
+    lock_wait_seconds: Option<u64>,
+    idempotency_key: Option<String>,
+}
+
+pub async fn remove(
+    State(api): State<Api>,
+    Named(node): Named<NodeId>,
+    Asked(query): Asked<Remove>,
+) -> Answer<(StatusCode, Json<DeploymentView>)> {
+    let deadline = drain_order(query.deadline_seconds, OnDeadline::Cancel)?.deadline;
+    let removal = Removal::new(query.volumes, deadline, query.host_gone)?;
+    let Remove { lock_wait_seconds, idempotency_key, .. } = query;
+    let order = NodeOrder { node, lock_wait_seconds, idempotency_key };
+    let view = whole(async move { api.core.remove_edge_node(order, removal, api.origin).await }).await?;
+    Ok((StatusCode::ACCEPTED, Json(view)))
+}
+
+#[derive(Serialize)]
+pub struct Releases {
+    releases: Vec<ReleaseView>,
+}
+
+pub async fn releases(State(api): State<Api>, Named(node): Named<NodeId>) -> Answer<Json<Releases>> {
+    Ok(Json(Releases { releases: api.core.releases(&node, api.origin).await? }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logs {
+    /// Comma-separated; none: all.
+    services: Option<String>,
+    lines: Option<u32>,
+    since_seconds: Option<u64>,
+}
+
+#[derive(Serialize)]
+pub struct NodeLogs {
+    node_id: NodeId,
+    /// What services wrote: data of the host, nobody's instructions.
+    untrusted_logs: String,
+}
+
+pub async fn logs(
+    State(api): State<Api>,
+    Named(node_id): Named<NodeId>,
+    Asked(query): Asked<Logs>,
+) -> Answer<Json<NodeLogs>> {
+    let services = query.services.iter().flat_map(|names| names.split(',')).map(str::trim);
+    let services = services.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let asked = LogsAsked::new(services, query.lines, query.since_seconds)?;
+    let text = api.core.node_logs(&node_id, &asked, api.origin).await?;
+    Ok(Json(NodeLogs { node_id, untrusted_logs: clean(&text) }))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct List {
     limit: Option<u32>,
+    state: Option<DeploymentState>,
+    host: Option<String>,
+    offset: Option<u32>,
 }
 
 pub async fn list(State(api): State<Api>, Asked(query): Asked<List>) -> Answer<Json<Deployments>> {
     let limit = check_range("limit", query.limit.unwrap_or(DEPLOYMENTS_DEFAULT), 1..=DEPLOYMENTS_MAX)?;
-    let filter =
-        DeploymentFilter { limit: usize::try_from(limit).unwrap_or(usize::MAX), ..Default::default() };
+    let whole = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    let filter = DeploymentFilter {
+        state: query.state,
+        host: query.host,
+        limit: whole(limit),
+        offset: whole(query.offset.unwrap_or(0)),
+    };
     let (deployments, total) = api.core.deployments(filter).await?;
     Ok(Json(Deployments { deployments, total }))
 }

@@ -7,6 +7,7 @@
 mod body;
 mod cluster;
 mod config;
+mod deployment_events;
 mod deployments;
 mod enrolment;
 pub mod error;
@@ -49,7 +50,12 @@ pub fn router(api: Api) -> Router {
     let mut router = Router::new()
         .route("/deploy/edge-node", post(deployments::deploy))
         .route("/deployments", get(deployments::list))
+        .route("/deploy/edge-node/{node}", delete(deployments::remove))
+        .route("/deploy/edge-node/{node}/rollback", post(deployments::roll_back))
+        .route("/deploy/edge-node/{node}/releases", get(deployments::releases))
         .route("/deployments/{id}", get(deployments::show))
+        .route("/deployments/{id}/cancel", post(deployments::cancel))
+        .route("/deployments/{id}/events", get(deployment_events::stream))
         .route("/v1/cluster/status", get(cluster::status))
         .route("/v1/cluster/nodes", get(cluster::nodes))
         .route("/v1/cluster/nodes/{id}/drain", get(cluster::drain_status).post(cluster::drain))
@@ -57,6 +63,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/cluster/nodes/{id}", delete(cluster::remove))
         .route("/v1/cluster/nodes/{id}/shutdown", post(cluster::shut_down))
         .route("/v1/cluster/nodes/{id}/config", get(config::node))
+        .route("/v1/cluster/nodes/{id}/logs", get(deployments::logs))
         .route("/v1/cluster/events", get(node_events::stream))
         .route("/v1/cluster/enrolment-tokens", get(enrolment::list).post(enrolment::create))
         .route("/v1/cluster/enrolment-tokens/{id}", delete(enrolment::revoke))

@@ -14,10 +14,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
-    arguments, cancel_execution::CancelExecution, deploy_edge_node::DeployEdgeNode, drain_node::DrainNode,
-    get_deployment_status::GetDeploymentStatus, get_execution::GetExecution,
-    list_deployments::ListDeployments, list_peers::ListPeers, progress::Progress, resume_node::ResumeNode,
-    schema, submit_execution::SubmitExecution, text,
+    arguments, cancel_deployment::CancelDeployment, cancel_execution::CancelExecution,
+    deploy_edge_node::DeployEdgeNode, drain_node::DrainNode, get_deployment_status::GetDeploymentStatus,
+    get_execution::GetExecution, get_node_logs::GetNodeLogs, list_deployments::ListDeployments,
+    list_peers::ListPeers, progress::Progress, remove_edge_node::RemoveEdgeNode, resume_node::ResumeNode,
+    rollback_edge_node::RollbackEdgeNode, schema, submit_execution::SubmitExecution, text,
 };
 
 /// The four hints; none has a default that a client could get wrong.
@@ -122,6 +123,10 @@ impl Catalogue {
                 Entry::of::<DeployEdgeNode>(),
                 Entry::of::<GetDeploymentStatus>(),
                 Entry::of::<ListDeployments>(),
+                Entry::of::<CancelDeployment>(),
+                Entry::of::<RollbackEdgeNode>(),
+                Entry::of::<RemoveEdgeNode>(),
+                Entry::of::<GetNodeLogs>(),
                 Entry::of::<ListPeers>(),
                 Entry::of::<SubmitExecution>(),
                 Entry::of::<GetExecution>(),

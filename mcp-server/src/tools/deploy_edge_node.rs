@@ -70,6 +70,17 @@ pub struct Arguments {
     /// True: check the host and return the plan; change nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// Digest of the plan that a dry run showed: that plan is carried out, or nothing when the host or the
+    /// arguments changed since.
+    #[serde(default)]
+    pub plan_digest: Option<String>,
+    /// How long to wait for another deployment of the host to end: 0 to 600, default 0.
+    #[serde(default)]
+    pub lock_wait_seconds: Option<u64>,
+    /// For a person only: replace another cluster's node.
+    #[serde(default)]
+    #[schemars(skip)]
+    pub take_over: bool,
     /// 1 to 128 characters: the same key with the same arguments gives the same deployment.
     #[serde(default)]
     pub idempotency_key: Option<String>,
@@ -115,6 +126,9 @@ impl Arguments {
             remote_llm_url: given(self.remote_llm_url),
             image: given(self.image),
             link: given(self.link),
+            plan_digest: given(self.plan_digest),
+            lock_wait_seconds: self.lock_wait_seconds,
+            take_over: self.take_over,
             idempotency_key: self.idempotency_key,
         })
     }
@@ -125,7 +139,7 @@ pub struct Outcome {
     /// Valid for as long as the controller keeps its database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deployment_id: Option<DeploymentId>,
-    /// planned (also for a dry run), running, ready, failed, rolled_back or interrupted.
+    /// planned (also for a dry run), running, ready, started, failed, rolled_back, cancelled or interrupted.
     pub state: DeploymentState,
     pub host: String,
     pub node_id: NodeId,

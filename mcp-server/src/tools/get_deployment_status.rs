@@ -2,7 +2,7 @@
 
 use cluster_core::{
     Failure, Result,
-    deploy::{DeploymentState, DeploymentView, Finding, StepView},
+    deploy::{DeploymentState, DeploymentView, Finding, Operation, StepView},
     ids::{DeploymentId, NodeId},
 };
 use schemars::JsonSchema;
@@ -37,7 +37,10 @@ pub struct Arguments {
 #[derive(Serialize, JsonSchema)]
 pub struct Outcome {
     deployment_id: DeploymentId,
+    operation: Operation,
     state: DeploymentState,
+    /// It was called off; the host is being put back.
+    cancel_requested: bool,
     host: String,
     node_id: NodeId,
     /// Each step with its state, duration and evidence.
@@ -67,15 +70,16 @@ impl Outcome {
         let (log, _) = text::tail(log, LOG_BYTES_MAX);
         Self {
             deployment_id: view.deployment_id,
+            operation: view.operation,
             state: view.state,
+            cancel_requested: view.cancel_requested,
             host: view.host,
             node_id: view.node_id,
             steps,
             event: view.event,
             findings: view.findings,
             failure: view.failure,
-            untrusted_log_tail: (!log.is_empty() && view.state != DeploymentState::Ready)
-                .then(|| log.to_owned()),
+            untrusted_log_tail: (!log.is_empty() && !view.state.is_good()).then(|| log.to_owned()),
             next_step: view.next_step,
         }
     }
@@ -84,8 +88,8 @@ impl Outcome {
 impl Tool for GetDeploymentStatus {
     const NAME: &'static str = "get_deployment_status";
     const TITLE: &'static str = "Follow a deployment";
-    const DESCRIPTION: &'static str = "How a deployment stands: its state (planned, running, ready, \
-failed, rolled_back, interrupted), every step with duration and evidence, on failure the cause, what to do and the end of \
+    const DESCRIPTION: &'static str = "How a deployment, rollback or removal stands: its state (planned, \
+running; ready, started, removed; failed, rolled_back, cancelled, interrupted), every step with duration and evidence, on failure the cause, what to do and the end of \
 the failing service's log. Use wait_seconds to wait for its end, or with since_event for the next change, \
 instead of asking again and again. Ids stay valid for as long as the controller keeps its database.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };

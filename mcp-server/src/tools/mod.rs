@@ -5,18 +5,22 @@
 //! gone through [`text`]: no control characters, no secret of the call.
 
 mod arguments;
+mod cancel_deployment;
 mod cancel_execution;
 mod catalogue;
 pub mod deploy_edge_node;
 mod drain_node;
 mod get_deployment_status;
 mod get_execution;
+mod get_node_logs;
 mod list_deployments;
 mod list_peers;
 mod output;
 mod paging;
 mod progress;
+mod remove_edge_node;
 mod resume_node;
+mod rollback_edge_node;
 mod schema;
 mod submit_execution;
 mod text;

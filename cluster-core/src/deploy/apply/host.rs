@@ -72,13 +72,14 @@ impl Run {
             return Ok(());
         }
         let owner = self.context.hosts.settings().owner.clone();
-        let now = time::OffsetDateTime::now_utc()
-            .format(&time::format_description::well_known::Rfc3339)
-            .unwrap_or_default();
-        let lock = self.remote()?.lock(&self.record.view.deployment_id, &owner, &now).await?;
-        self.lock = Some(lock);
-        // The lock's own file may have made the base directory.
-        self.touched |= self.examined.as_ref().is_some_and(|examined| !examined.facts.base_exists);
+        let wait = Duration::from_secs(self.record.spec.lock_wait_seconds);
+        let id = self.record.view.deployment_id.clone();
+        let remote = self.remote()?;
+        self.lock = Some(remote.lock(&id, &owner, wait).await?);
+        if self.record.before.is_none() {
+            let current = self.remote()?.standing(&id).await?.current;
+            self.note_before(current).await?;
+        }
         Ok(())
     }
 

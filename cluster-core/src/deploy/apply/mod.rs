@@ -1,29 +1,40 @@
-//! Carrying out one deployment: the steps in their order, each recorded before and after, visible
+//! Carrying out one operation on a host: its steps in their order, each recorded before and after, visible
 //! while it happens; a cut connection is looked into and the step done again; a failure puts the
-//! host back.
+//! host back, and so does calling it off.
 //!
 //! One task a deployment, owned by [`super::Deployments`]; it ends with the deployment.
 
+mod earlier;
 mod host;
+mod removal;
 mod rollback;
 mod steps;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     examine::{Context, Examined},
     now_ms,
+    release::{Goal, KeptRelease},
     remote::HostLock,
     secret::Secret,
     view::{DeploymentState, DeploymentView, StepName, StepState},
-    world::DeploymentRecord,
+    world::{Before, DeploymentRecord},
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorCode, Result},
+    ids::DeploymentId,
     ssh::Connection,
 };
+
+/// Until a node that was started is Active.
+const ACTIVE_LIMIT: Duration = Duration::from_secs(90);
 
 /// One deployment in progress.
 pub(super) struct Run {
@@ -39,9 +50,11 @@ pub(super) struct Run {
     elevated: Option<Connection>,
     lock: Option<HostLock>,
     examined: Option<Examined>,
-    /// Something on the host may have been changed by this deployment.
-    touched: bool,
-    loaded_image: bool,
+    /// What is to run, and where our node answers.
+    goal: Option<Goal>,
+    /// The release that is gone back to.
+    chosen: Option<KeptRelease>,
+    cancel: CancellationToken,
     reconnects: u32,
 }
 
@@ -51,9 +64,12 @@ impl Run {
         record: DeploymentRecord,
         token: Option<Secret>,
         views: watch::Sender<DeploymentView>,
+        cancel: CancellationToken,
         resumed: bool,
     ) -> Self {
-        let touched = resumed && record.view.step_is_done(StepName::Check);
+        if record.view.cancel_requested {
+            cancel.cancel();
+        }
         Self {
             context,
             record,
@@ -65,23 +81,31 @@ impl Run {
             elevated: None,
             lock: None,
             examined: None,
-            touched,
-            loaded_image: false,
+            goal: None,
+            chosen: None,
+            cancel,
             reconnects: 0,
         }
     }
 
-    /// To its end, whatever it is. An error here means that the journal failed: nothing more is done
-    /// then, and the next start of the controller resumes.
-    pub async fn run(mut self) -> Result<()> {
-        self.enter(DeploymentState::Running).await?;
-        let failed_before = self.record.view.failure.clone();
-        let outcome = match failed_before {
-            Some(failure) => Err(Error::from(failure)),
-            None => self.pipeline().await,
+    /// Waits for its turn, then to its end, whatever it is. An error here means that the journal failed:
+    /// nothing more is done then, and the next start of the controller resumes.
+    pub async fn run(mut self, slots: Arc<Semaphore>) -> Result<()> {
+        let turn = tokio::select! {
+            biased;
+            turn = slots.acquire_owned() => turn.ok(),
+            () = self.cancel.cancelled(), if !self.resumed => None,
+        };
+        let outcome = match (&turn, self.record.view.failure.clone()) {
+            (None, _) => Err(cancelled()),
+            (Some(_), Some(failure)) => Err(Error::from(failure)),
+            (Some(_), None) => {
+                self.enter(DeploymentState::Running).await?;
+                self.pipeline().await
+            }
         };
         match outcome {
-            Ok(()) => self.enter(DeploymentState::Ready).await?,
+            Ok(()) => self.enter(self.record.action.outcome(&self.record.spec)).await?,
             Err(error) => self.fail(error).await?,
         }
         drop(self.lock.take());
@@ -90,7 +114,7 @@ impl Run {
     }
 
     async fn pipeline(&mut self) -> Result<()> {
-        for name in StepName::PIPELINE {
+        for name in self.record.action.steps(&self.record.spec) {
             self.step(name).await?;
         }
         Ok(())
@@ -104,8 +128,14 @@ impl Run {
             (step.evidence, step.message) = (None, None);
         })
         .await?;
+        let cancel = self.cancel.clone();
         let outcome = loop {
-            match self.perform(name).await {
+            let performed = tokio::select! {
+                biased;
+                performed = self.perform(name) => performed,
+                () = cancel.cancelled(), if name.can_be_cancelled() => Err(cancelled()),
+            };
+            match performed {
                 Err(error) if self.was_cut(name, &error) => {
                     let text = format!(
                         "the connection was cut ({}); what became of it is being re-checked",
@@ -151,17 +181,35 @@ impl Run {
             StepName::Connect => self.connect().await,
             StepName::Check => self.check().await,
             StepName::Upload => self.upload().await,
+            StepName::Switch => self.switch().await,
             StepName::Images => self.images().await,
             StepName::Start => self.start().await,
             StepName::Health => self.health().await,
             StepName::Join => self.join().await,
             StepName::Proof => self.proof().await,
+            StepName::Settle => self.settle().await,
+            StepName::Drain => self.drain().await,
+            StepName::Stop => self.stop().await,
+            StepName::Forget => self.forget().await,
             StepName::Rollback => self.rollback().await,
         }
     }
 
     fn examined(&self) -> Result<&Examined> {
         self.examined.as_ref().ok_or_else(|| Error::internal("a step before the checks"))
+    }
+
+    fn goal(&self) -> Result<&Goal> {
+        self.goal.as_ref().ok_or_else(|| Error::internal("a step before the checks"))
+    }
+
+    /// From here on something on the host may be changed by this deployment.
+    async fn note_before(&mut self, current: Option<DeploymentId>) -> Result<()> {
+        if self.record.before.is_none() {
+            self.record.before = Some(current.map_or(Before::Nothing, Before::Release));
+            self.context.journal.put(&self.record).await?;
+        }
+        Ok(())
     }
 
     async fn enter(&mut self, state: DeploymentState) -> Result<()> {
@@ -183,6 +231,10 @@ impl Run {
     fn progress(&mut self, name: StepName, text: String) {
         publish_progress(&self.views, &mut self.record.view, name, text);
     }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorCode::Cancelled, "it was called off")
 }
 
 fn publish_progress(

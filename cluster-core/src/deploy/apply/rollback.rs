@@ -1,18 +1,44 @@
-//! After a failure: the host as it was.
+//! After a failure, or when it was called off: the host as it was.
 
 use super::{
     super::{
-        remote::Back,
+        health::{self, Expected},
+        operation::Action,
+        remote::Standing,
         view::{DeploymentState, StepName},
+        world::Before,
     },
-    Run,
+    ACTIVE_LIMIT, Run, publish_progress,
 };
 use crate::{
-    error::{Error, Failure, Result},
+    error::{Error, ErrorCode, Failure, Result},
+    ids::DeploymentId,
     ssh::Connection,
 };
 
 const PREVIOUS_RUNS: &str = "the previous release runs again";
+
+/// What there is to go back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Back {
+    Release(DeploymentId),
+    /// Nothing that runs was changed.
+    Untouched,
+    /// There was none before.
+    Nothing,
+}
+
+/// A release that never became the current one changed nothing; one whose predecessor is current again is
+/// being put back, and is put back once more.
+fn way_back(release: &DeploymentId, standing: &Standing, before: &Before) -> Back {
+    match (before, &standing.current) {
+        (Before::Release(id), Some(current)) if id == current && id != release && !standing.complete => {
+            Back::Untouched
+        }
+        (Before::Release(id), _) => Back::Release(id.clone()),
+        (Before::Nothing, _) => Back::Nothing,
+    }
+}
 
 impl Run {
     /// Puts the host back; its answer says what it is now.
@@ -25,39 +51,82 @@ impl Run {
             self.work_by_sudo(sudo);
         }
         self.ensure_lock().await?;
-        let id = self.record.view.deployment_id.clone();
-        match self.remote()?.back(&id).await? {
-            Back::Previous => return Ok(PREVIOUS_RUNS.to_owned()),
-            Back::Untouched => return Ok("nothing was changed on the host".to_owned()),
-            Back::First => {}
-        }
-        let image = match (self.loaded_image, &self.examined) {
-            (true, Some(examined)) => {
-                examined.prepared.plan.images.first().map(|image| image.reference.clone())
-            }
-            _ => None,
+        self.remote()?.end_work().await?;
+        let own = self.record.view.deployment_id.clone();
+        let release = match (&self.record.action, &self.chosen) {
+            (Action::Rollback { .. }, Some(chosen)) => chosen.note.deployment_id.clone(),
+            _ => own.clone(),
         };
+        let standing = self.remote()?.standing(&release).await?;
+        let before = self.record.before.clone().unwrap_or(Before::Nothing);
+        match way_back(&release, &standing, &before) {
+            Back::Untouched => {
+                self.remote()?.drop_release(&own).await?;
+                return Ok("nothing that runs on the host was changed".to_owned());
+            }
+            Back::Release(id) => {
+                let evidence = self.put_back(&id).await?;
+                self.remote()?.drop_release(&own).await?;
+                return Ok(format!("{PREVIOUS_RUNS}: {evidence}"));
+            }
+            Back::Nothing => {}
+        }
         self.context.membership.withdraw(&self.record.spec.node).await?;
         // The link went with the withdrawal, and with it perhaps the connection it had adopted.
         if self.connection.as_ref().is_none_or(Connection::is_closed) {
             self.reconnect().await?;
         }
         self.ensure_lock().await?;
-        self.remote()?.remove(image.as_deref()).await?;
+        self.remote()?.remove(false).await?;
         Ok("the host is as it was before, but for volumes".to_owned())
+    }
+
+    /// The release before, checked: it is well, and its node is Active.
+    async fn put_back(&mut self, id: &DeploymentId) -> Result<String> {
+        let remote = self.remote()?;
+        remote.switch_to(id).await?;
+        remote.up().await?;
+        let kept = remote.kept().await?;
+        let goal =
+            kept.into_iter().find(|kept| kept.note.deployment_id == *id).and_then(|kept| kept.note.goal);
+        // One that an earlier version wrote does not say what it runs.
+        let Some(goal) = goal else { return Ok(id.to_string()) };
+        let expected = Expected {
+            services: goal.services.clone(),
+            node_service: goal.node.as_ref().map(|node| node.service.clone()).unwrap_or_default(),
+            node_port: goal.node.as_ref().map_or(0, |node| node.port),
+        };
+        let (views, mut view) = (self.views.clone(), self.record.view.clone());
+        let progress = move |text: String| publish_progress(&views, &mut view, StepName::Rollback, text);
+        let well =
+            health::await_well(self.remote()?, &expected, progress).await.map_err(|unwell| unwell.error)?;
+        if goal.node.is_some() {
+            self.context.membership.await_active(&self.record.spec.node, ACTIVE_LIMIT).await?;
+        }
+        Ok(format!("{id}, {well}"))
     }
 
     pub(super) async fn fail(&mut self, error: Error) -> Result<()> {
         tracing::warn!(deployment = %self.record.view.deployment_id, error = %error.chain(), "deployment failed");
+        let called_off = error.code() == ErrorCode::Cancelled && self.cancel.is_cancelled();
         let mut failure = Failure::from(&error);
-        self.change(|view| view.failure = Some(failure.clone())).await?;
-        let mut state = DeploymentState::Failed;
-        if self.touched {
+        self.change(|view| {
+            view.cancel_requested |= called_off;
+            view.failure = Some(failure.clone());
+        })
+        .await?;
+        let mut state = if called_off { DeploymentState::Cancelled } else { DeploymentState::Failed };
+        if let Action::Remove(_) = self.record.action {
+            let left = self.leave_removal(called_off).await;
+            failure.message = format!("{}; {left}", failure.message);
+        } else if self.record.before.is_none() {
+            failure.message = format!("{}; nothing was changed on the host", failure.message);
+        } else {
             match self.step(StepName::Rollback).await {
                 Ok(()) => {
                     let step = self.record.view.step_mut(StepName::Rollback);
                     let evidence = step.evidence.clone().unwrap_or_default();
-                    if evidence == PREVIOUS_RUNS {
+                    if evidence.starts_with(PREVIOUS_RUNS) && !called_off {
                         state = DeploymentState::RolledBack;
                     }
                     failure.message = format!("{}; {evidence}", failure.message);
@@ -71,10 +140,29 @@ impl Run {
                     );
                 }
             }
-        } else {
-            failure.message = format!("{}; nothing was changed on the host", failure.message);
         }
         self.record.view.failure = Some(failure);
         self.enter(state).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_back_follows_from_what_ran_before() {
+        let id = |number| DeploymentId::mint(1, number);
+        let standing = |current: Option<u64>, complete| Standing { current: current.map(id), complete };
+        let before = Before::Release(id(1));
+        let back = |current, complete| way_back(&id(2), &standing(current, complete), &before);
+        assert_eq!(back(Some(1), false), Back::Untouched, "it never came so far");
+        assert_eq!(back(Some(2), true), Back::Release(id(1)));
+        assert_eq!(back(Some(1), true), Back::Release(id(1)), "it was being put back");
+        assert_eq!(back(None, true), Back::Release(id(1)));
+        let same = way_back(&id(1), &standing(Some(1), true), &before);
+        assert_eq!(same, Back::Release(id(1)), "a redeployment that changed no file");
+        assert_eq!(way_back(&id(2), &standing(Some(2), true), &Before::Nothing), Back::Nothing);
+        assert_eq!(way_back(&id(2), &standing(None, false), &Before::Nothing), Back::Nothing);
     }
 }

@@ -11,16 +11,20 @@ use super::{
         findings,
         health::{self, Expected},
         image::NodeImage,
+        now_ms,
+        operation::Action,
+        plan::Plan,
+        release::ReadyMark,
         tunnel::{self, TunnelSource},
         view::StepName,
+        world::Before,
     },
-    Run, publish_progress,
+    ACTIVE_LIMIT, Run, publish_progress,
 };
 use crate::error::{Error, ErrorCode, Result};
 
 const PUBLIC_KEY_LIMIT: Duration = Duration::from_secs(60);
 const PUBLIC_KEY_POLL: Duration = Duration::from_millis(300);
-const ACTIVE_LIMIT: Duration = Duration::from_secs(90);
 
 impl Run {
     pub(super) async fn plan(&mut self) -> Result<String> {
@@ -34,12 +38,20 @@ impl Run {
     }
 
     pub(super) async fn check(&mut self) -> Result<String> {
+        if let Action::Rollback { to } = self.record.action.clone() {
+            return self.check_releases(to.as_ref()).await;
+        }
         let connection = self.connection()?.clone();
         let examined = examine(&self.context, &connection, &self.record.spec, self.token.as_ref()).await?;
         let found = examined.findings.clone();
         self.record.view.findings = found.clone();
         if let Some(refusal) = findings::refusal(self.record.spec.target.host.as_str(), &found) {
             return Err(refusal);
+        }
+        let plan = &examined.prepared.plan;
+        if self.record.before.is_none() {
+            expected(plan, self.record.spec.plan_digest.as_deref())?;
+            self.record.view.plan_digest = Some(plan.digest.clone());
         }
         let facts = &examined.facts;
         let evidence = format!(
@@ -55,12 +67,14 @@ impl Run {
             found.len()
         );
         self.work_by_sudo(examined.facts.sudo);
+        self.goal = Some(examined.prepared.goal.clone());
         self.examined = Some(examined);
         Ok(evidence)
     }
 
     pub(super) async fn upload(&mut self) -> Result<String> {
         self.ensure_lock().await?;
+        self.look_again_if_it_changed().await?;
         let id = self.record.view.deployment_id.clone();
         let remote = self.remote()?;
         let examined = self.examined()?;
@@ -75,7 +89,6 @@ impl Run {
                 .remedy("give the tunnel token once more"));
             }
             remote.switch_to(&id).await?;
-            self.touched = true;
             return Ok(format!("release {id} lay complete on the host"));
         }
         if !examined.prepared.changes_files() {
@@ -85,19 +98,38 @@ impl Run {
                 current.unwrap_or_default()
             ));
         }
-        let node = &self.record.spec.node;
-        remote.upload(&examined.prepared.files, &id, node).await?;
-        let count = examined.prepared.files.iter().count();
-        self.touched = true;
+        let owner = &self.context.hosts.settings().owner;
+        let prepared = &examined.prepared;
+        let note = prepared.files.note(&id, &self.record.spec.node, owner, &prepared.goal)?;
+        remote.upload(&prepared.files, &id, &note).await?;
+        let count = prepared.files.iter().count();
         Ok(format!("{count} files in releases/{id} (plan {digest})"))
+    }
+
+    /// Somebody else may have deployed between our look at the host and our turn.
+    async fn look_again_if_it_changed(&mut self) -> Result<()> {
+        let seen = self.examined()?.facts.release.as_ref().map(|release| release.deployment_id.clone());
+        let before = match &self.record.before {
+            Some(Before::Release(id)) => Some(id.clone()),
+            Some(Before::Nothing) | None => None,
+        };
+        if self.resumed || seen == before {
+            return Ok(());
+        }
+        self.record.before = None;
+        self.check().await?;
+        self.note_before(before).await
     }
 
     pub(super) async fn images(&mut self) -> Result<String> {
         self.ensure_lock().await?;
-        let references: Vec<String> =
-            self.examined()?.prepared.plan.images.iter().map(|image| image.reference.clone()).collect();
+        if self.chosen.is_some() {
+            return self.restore_images().await;
+        }
+        let goal = self.goal()?;
+        let references = goal.images.clone();
+        let node_image = goal.node.as_ref().map(|node| node.image.clone()).unwrap_or_default();
         let missing = self.remote()?.missing_images(&references).await?;
-        let node_image = references.first().cloned().unwrap_or_default();
         let mut done = Vec::new();
         for reference in &missing {
             if *reference == node_image {
@@ -107,8 +139,6 @@ impl Run {
                     format!("sending {reference}, {} MB", image.bytes() / 1_000_000),
                 );
                 self.remote()?.load(&image).await?;
-                self.loaded_image = true;
-                self.touched = true;
                 done.push(format!("sent {reference} ({} MB)", image.bytes() / 1_000_000));
             } else {
                 self.progress(StepName::Images, format!("pulling {reference}"));
@@ -140,11 +170,11 @@ impl Run {
 
     pub(super) async fn health(&mut self) -> Result<String> {
         self.ensure_lock().await?;
-        let stack = &self.examined()?.prepared.stack;
+        let goal = self.goal()?;
         let expected = Expected {
-            services: stack.services.clone(),
-            node_service: stack.node_service.clone(),
-            node_port: stack.node_port,
+            services: goal.services.clone(),
+            node_service: goal.node.as_ref().map(|node| node.service.clone()).unwrap_or_default(),
+            node_port: goal.node.as_ref().map_or(0, |node| node.port),
         };
         let (views, mut view) = (self.views.clone(), self.record.view.clone());
         let progress = move |text: String| publish_progress(&views, &mut view, StepName::Health, text);
@@ -171,8 +201,9 @@ impl Run {
             format!("the key of {} is pinned; waiting until it is Active", spec.node),
         );
         if let Err(error) = membership.await_active(&spec.node, ACTIVE_LIMIT).await {
-            let service = self.examined()?.prepared.stack.node_service.clone();
-            self.keep_log(&service).await;
+            if let Some(node) = self.goal()?.node.clone() {
+                self.keep_log(&node.service).await;
+            }
             return Err(error);
         }
         Ok(format!("{} is Active, key {}", spec.node, &super::super::hex_digest(&public_key)[..16]))
@@ -201,8 +232,53 @@ impl Run {
     }
 
     pub(super) async fn proof(&mut self) -> Result<String> {
-        let image = self.examined()?.prepared.plan.images.first().map(|image| image.reference.clone());
-        let image = image.ok_or_else(|| Error::internal("a plan without a node image"))?;
+        let node = self.goal()?.node.as_ref();
+        let image = node.map(|node| node.image.clone());
+        let image = image.ok_or_else(|| Error::internal("a proof without a node"))?;
         self.context.membership.prove(&self.record.spec.node, &image).await
+    }
+
+    /// One last look, then the release counts as good.
+    pub(super) async fn settle(&mut self) -> Result<String> {
+        self.ensure_lock().await?;
+        let remote = self.remote()?;
+        let failed =
+            health::parse(&remote.containers().await?).into_iter().find(|one| !one.condition().may_be_well());
+        if let Some(container) = failed {
+            self.keep_log(&container.service).await;
+            return Err(Error::new(
+                ErrorCode::DeploymentFailed,
+                format!(
+                    "service {} was well and is so no longer: {}",
+                    container.service,
+                    container.describe()
+                ),
+            )
+            .remedy("its last log lines are in the deployment's log_tail"));
+        }
+        let own = self.record.view.deployment_id.clone();
+        let release = match remote.standing(&own).await?.current {
+            Some(current) => current,
+            None => return Err(Error::new(ErrorCode::DeploymentFailed, "the release is gone from the host")),
+        };
+        let images = remote.image_ids(&self.goal()?.images).await?;
+        let mark = ReadyMark { at_ms: now_ms(), images };
+        remote.settle(&release, &mark).await?;
+        Ok(format!("release {release} is good, with {} images", mark.images.len()))
+    }
+}
+
+/// What is done is the plan that was shown, or nothing.
+fn expected(plan: &Plan, digest: Option<&str>) -> Result<()> {
+    match digest {
+        Some(digest) if !plan.digest.starts_with(digest) => Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            format!(
+                "this is not plan {} any more: the host, or what is asked for, has changed. It would now be:\n{plan}",
+                &digest[..12]
+            ),
+        )
+        .remedy("look at the new plan with dry_run; to carry it out, give its digest")),
+        _ => Ok(()),
     }
 }

@@ -1,0 +1,69 @@
+//! Going back to an earlier release that the host keeps.
+
+use super::{super::release, Run};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::DeploymentId,
+};
+
+impl Run {
+    /// Which release it will be. Reads only.
+    pub(super) async fn check_releases(&mut self, to: Option<&DeploymentId>) -> Result<String> {
+        let sudo = self.remote()?.needs_sudo().await?;
+        self.work_by_sudo(sudo);
+        let kept = self.remote()?.kept().await?;
+        // What was chosen stays chosen: after a restart the release may be the current one already.
+        let chosen = release::choose(&kept, self.record.view.release.as_ref().or(to))?.clone();
+        if chosen.note.node_id != self.record.spec.node {
+            return Err(Error::new(
+                ErrorCode::Conflict,
+                format!("release {} is that of {}", chosen.note.deployment_id, chosen.note.node_id),
+            ));
+        }
+        let goal = chosen.note.goal.clone();
+        let evidence = format!(
+            "release {} with {}; {} releases are kept",
+            chosen.note.deployment_id,
+            chosen.note.services.join(", "),
+            kept.len()
+        );
+        self.record.view.release = Some(chosen.note.deployment_id.clone());
+        (self.goal, self.chosen) = (goal, Some(chosen));
+        Ok(evidence)
+    }
+
+    pub(super) async fn switch(&mut self) -> Result<String> {
+        self.ensure_lock().await?;
+        let id = self.chosen()?.note.deployment_id.clone();
+        self.remote()?.switch_to(&id).await?;
+        Ok(format!("{id} is the current release"))
+    }
+
+    /// Each reference means the image again that it meant when the release was good.
+    pub(super) async fn restore_images(&mut self) -> Result<String> {
+        let chosen = self.chosen()?;
+        let recorded = chosen.ready.as_ref().map(|ready| ready.images.clone()).unwrap_or_default();
+        let references: Vec<String> = recorded.keys().cloned().collect();
+        let remote = self.remote()?;
+        let now = remote.image_ids(&references).await?;
+        let mut moved = 0;
+        for (reference, id) in &recorded {
+            if now.get(reference) == Some(id) {
+                continue;
+            }
+            if !remote.tag(id, reference).await? {
+                return Err(Error::new(
+                    ErrorCode::ImageNotFound,
+                    format!("the host does not have the image {id} any more, which {reference} was then"),
+                )
+                .remedy("go back to another release, or deploy anew"));
+            }
+            moved += 1;
+        }
+        Ok(format!("{} images as they were, {moved} tags set back", recorded.len()))
+    }
+
+    fn chosen(&self) -> Result<&release::KeptRelease> {
+        self.chosen.as_ref().ok_or_else(|| Error::internal("a release that was not chosen"))
+    }
+}

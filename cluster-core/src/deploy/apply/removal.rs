@@ -1,0 +1,62 @@
+//! Removing a node: out of service, off its host, out of the cluster. Every step can be done again.
+
+use std::time::Duration;
+
+use super::{
+    super::{
+        operation::{Action, Removal},
+        view::StepName,
+    },
+    Run,
+};
+use crate::error::{Error, Result};
+
+impl Run {
+    fn removal(&self) -> Result<Removal> {
+        match self.record.action {
+            Action::Remove(removal) => Ok(removal),
+            Action::Deploy | Action::Rollback { .. } => Err(Error::internal("a removal's step elsewhere")),
+        }
+    }
+
+    pub(super) async fn drain(&mut self) -> Result<String> {
+        let removal = self.removal()?;
+        let (node, limit) = (self.record.spec.node.clone(), Duration::from_secs(removal.drain_seconds));
+        if removal.host_gone {
+            return Ok("nothing can run on a host that is gone".to_owned());
+        }
+        self.progress(StepName::Drain, format!("waiting until nothing runs on {node}"));
+        self.context.membership.drain(&node, limit).await
+    }
+
+    pub(super) async fn stop(&mut self) -> Result<String> {
+        let removal = self.removal()?;
+        let sudo = self.remote()?.needs_sudo().await?;
+        self.work_by_sudo(sudo);
+        self.ensure_lock().await?;
+        self.remote()?.remove(removal.volumes).await?;
+        let volumes = if removal.volumes { "and its volumes are" } else { "is, its volumes stay" };
+        Ok(format!("the stack {volumes} gone from {}", self.record.spec.target.host))
+    }
+
+    pub(super) async fn forget(&mut self) -> Result<String> {
+        let node = self.record.spec.node.clone();
+        self.context.membership.forget(&node).await?;
+        Ok(format!("the key of {node} is revoked"))
+    }
+
+    /// What a removal that did not come to its end leaves behind.
+    pub(super) async fn leave_removal(&mut self, called_off: bool) -> String {
+        let node = self.record.spec.node.clone();
+        if self.record.view.step_is_done(StepName::Stop) {
+            return format!("the stack is gone from the host, but {node} is still a member");
+        }
+        if called_off {
+            return match self.context.membership.resume(&node).await {
+                Ok(()) => format!("{node} is in service again"),
+                Err(error) => format!("{node} stays drained: {}", error.message()),
+            };
+        }
+        format!("{node} is still a member, and gets no new work while it drains")
+    }
+}

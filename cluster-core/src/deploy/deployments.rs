@@ -1,0 +1,356 @@
+//! The handle on all deployments: begins them, follows them, calls them off.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    apply::Run,
+    examine::{self, Context},
+    findings, grammar,
+    hosts::Hosts,
+    images::NodeImages,
+    now_ms,
+    operation::{Action, Removal},
+    release::KeptRelease,
+    remote::{LogsAsked, Remote},
+    secret::Secret,
+    spec::{DeploymentRequest, DeploymentSpec, Origin, Validated},
+    view::{DeploymentState, DeploymentView, PlanView},
+    world::{Deployed, DeploymentFilter, DeploymentRecord, Journal, Membership},
+};
+use crate::{
+    error::{Error, ErrorCode, Failure, Result},
+    ids::{DeploymentId, NodeId},
+};
+
+const LIST_LIMIT_DEFAULT: usize = 20;
+const LIST_LIMIT_MAX: usize = 200;
+
+/// Until a deployment has noted that it is called off.
+const CANCEL_NOTED_LIMIT: Duration = Duration::from_secs(5);
+
+/// A cheap handle.
+#[derive(Clone)]
+pub struct Deployments {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    context: Arc<Context>,
+    slots: Arc<Semaphore>,
+    counter: AtomicU64,
+    live: Mutex<Live>,
+    /// Serialises idempotency: looking a key up and recording it is one act.
+    starting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Live {
+    running: HashMap<DeploymentId, Running>,
+    /// By host and port: one deployment at a time.
+    hosts: HashMap<String, DeploymentId>,
+}
+
+/// What is known from outside of a deployment that runs.
+struct Running {
+    views: watch::Receiver<DeploymentView>,
+    cancel: CancellationToken,
+}
+
+/// What every operation on a node that was deployed is asked with.
+#[derive(Debug, Clone)]
+pub struct NodeOrder {
+    pub node: NodeId,
+    pub lock_wait_seconds: Option<u64>,
+    pub idempotency_key: Option<String>,
+}
+
+impl std::fmt::Debug for Deployments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Deployments")
+    }
+}
+
+impl Deployments {
+    pub fn new(hosts: Hosts, journal: Arc<dyn Journal>, membership: Arc<dyn Membership>) -> Self {
+        let settings = hosts.settings().clone();
+        let images = NodeImages::new(settings.node_binaries.clone());
+        let slots = Arc::new(Semaphore::new(settings.max_parallel.max(1)));
+        let context = Arc::new(Context { hosts, journal, membership, images });
+        let inner = Inner {
+            context,
+            slots,
+            counter: AtomicU64::new(0),
+            live: Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub fn hosts(&self) -> &Hosts {
+        &self.inner.context.hosts
+    }
+
+    /// A dry run: connects, reads, decides, changes nothing.
+    pub async fn plan(&self, request: &DeploymentRequest, origin: Origin) -> Result<PlanView> {
+        let context = &self.inner.context;
+        let Validated { spec, tunnel_token } = request.validate(origin, context.hosts.settings())?;
+        context.membership.check_identity(&spec.node, &spec.target).await?;
+        let connection = context.hosts.connect(&spec.target, origin).await?;
+        let examined = examine::examine(context, &connection, &spec, tunnel_token.as_ref()).await;
+        connection.close().await;
+        let examined = examined?;
+        let refusal = findings::refusal(spec.target.host.as_str(), &examined.findings);
+        let next_step = match &refusal {
+            None => "call deploy_edge_node again with dry_run false to carry it out".to_owned(),
+            Some(error) => error.remedy_text().unwrap_or("remove the findings first").to_owned(),
+        };
+        Ok(PlanView {
+            plan: examined.prepared.plan,
+            findings: examined.findings,
+            can_deploy: refusal.is_none(),
+            next_step,
+        })
+    }
+
+    /// Validates, approves, records, and returns while the deployment goes on.
+    pub async fn start(&self, request: &DeploymentRequest, origin: Origin) -> Result<DeploymentView> {
+        let context = &self.inner.context;
+        let Validated { spec, tunnel_token } = request.validate(origin, context.hosts.settings())?;
+        let key = request.idempotency_key.clone();
+        let digest = spec.digest(tunnel_token.as_ref());
+        let _one_at_a_time = self.inner.starting.lock().await;
+        if let Some(known) = self.known(key.as_deref(), &digest).await? {
+            return Ok(known);
+        }
+        context.hosts.require_approval(&spec.target, origin).await?;
+        context.membership.check_identity(&spec.node, &spec.target).await?;
+        self.begin(Action::Deploy, spec, digest, key, tunnel_token).await
+    }
+
+    /// Goes back to an earlier good release that the host keeps; without a name to the newest.
+    pub async fn roll_back(
+        &self,
+        order: NodeOrder,
+        to: Option<DeploymentId>,
+        origin: Origin,
+    ) -> Result<DeploymentView> {
+        self.operate(order, Action::Rollback { to }, origin).await
+    }
+
+    /// Drains the node, takes its stack down, and forgets it. Volumes hold what cannot be had again, so
+    /// only a person may have them removed.
+    pub async fn remove(&self, order: NodeOrder, removal: Removal, origin: Origin) -> Result<DeploymentView> {
+        if removal.volumes && origin == Origin::Assistant {
+            return Err(Error::new(
+                ErrorCode::Forbidden,
+                "only a person may have volumes removed: what they hold cannot be had again",
+            )
+            .remedy(format!("ask the person to run: aegis node remove {} --volumes", order.node)));
+        }
+        self.operate(order, Action::Remove(removal), origin).await
+    }
+
+    async fn operate(&self, order: NodeOrder, action: Action, origin: Origin) -> Result<DeploymentView> {
+        let NodeOrder { node, lock_wait_seconds, idempotency_key } = order;
+        let wait = grammar::lock_wait(lock_wait_seconds)?;
+        let asked = serde_json::to_string(&(&node, &action)).unwrap_or_default();
+        let digest = super::hex_digest(asked.as_bytes());
+        let _one_at_a_time = self.inner.starting.lock().await;
+        if let Some(known) = self.known(idempotency_key.as_deref(), &digest).await? {
+            return Ok(known);
+        }
+        let deployed = self.inner.context.membership.deployed(&node).await?;
+        let spec = DeploymentSpec::of_deployed(node, deployed, wait, origin);
+        self.begin(action, spec, digest, idempotency_key, None).await
+    }
+
+    /// The deployment that was begun with this key and the same arguments.
+    async fn known(&self, key: Option<&str>, digest: &str) -> Result<Option<DeploymentView>> {
+        let Some(key) = key.filter(|key| !key.is_empty()) else { return Ok(None) };
+        grammar::idempotency_key(key)?;
+        let Some(known) = self.inner.context.journal.by_idempotency_key(key).await? else { return Ok(None) };
+        let id = &known.view.deployment_id;
+        match known.request_digest == digest {
+            true => self.get(id).await.map(Some),
+            false => Err(Error::new(
+                ErrorCode::Conflict,
+                format!("idempotency_key was used for deployment {id} with other arguments"),
+            )
+            .remedy("use a fresh idempotency_key, or none")),
+        }
+    }
+
+    /// Recorded first; then its task goes on by itself.
+    async fn begin(
+        &self,
+        action: Action,
+        spec: DeploymentSpec,
+        request_digest: String,
+        key: Option<String>,
+        tunnel_token: Option<Secret>,
+    ) -> Result<DeploymentView> {
+        let now = now_ms();
+        let id = DeploymentId::mint(now, self.inner.counter.fetch_add(1, Ordering::Relaxed) + 1);
+        self.refuse_busy_host(&spec)?;
+        let view = DeploymentView::new(id, &action, &spec, now);
+        let idempotency_key = key.filter(|key| !key.is_empty());
+        let record = DeploymentRecord {
+            view: view.clone(),
+            action,
+            spec,
+            before: None,
+            idempotency_key,
+            request_digest,
+        };
+        self.inner.context.journal.put(&record).await?;
+        self.spawn(record, tunnel_token, false)?;
+        Ok(view)
+    }
+
+    /// Calls a deployment off: what is under way ends, and the host is put back. Answers when that is
+    /// recorded; an ended deployment is left as it is.
+    pub async fn cancel(&self, id: &DeploymentId) -> Result<DeploymentView> {
+        let running = self.live()?.running.get(id).map(|one| (one.views.clone(), one.cancel.clone()));
+        let Some((mut views, cancel)) = running else { return self.get(id).await };
+        cancel.cancel();
+        let noted = views.wait_for(|view| view.cancel_requested || view.state.is_final());
+        // A step that cannot be given up ends first.
+        let _ = tokio::time::timeout(CANCEL_NOTED_LIMIT, noted).await;
+        self.get(id).await
+    }
+
+    /// The releases that the node's host keeps.
+    pub async fn releases(&self, node: &NodeId, origin: Origin) -> Result<Vec<KeptRelease>> {
+        self.on_host(node, origin, async |remote| remote.kept().await).await
+    }
+
+    /// The last lines of what the services of a node's stack wrote.
+    pub async fn logs(&self, node: &NodeId, asked: &LogsAsked, origin: Origin) -> Result<String> {
+        self.on_host(node, origin, async |remote| remote.logs_of(asked).await).await
+    }
+
+    /// Over a connection of its own: the link's may be allowed to forward and nothing else.
+    async fn on_host<T>(
+        &self,
+        node: &NodeId,
+        origin: Origin,
+        work: impl AsyncFnOnce(Remote<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let context = &self.inner.context;
+        let Deployed { target, base_dir } = context.membership.deployed(node).await?;
+        let connection = context.hosts.connect(&target, origin).await?;
+        let done = async {
+            let sudo = Remote { connection: &connection, base: &base_dir }.needs_sudo().await?;
+            let elevated = sudo.then(|| connection.elevated());
+            work(Remote { connection: elevated.as_ref().unwrap_or(&connection), base: &base_dir }).await
+        }
+        .await;
+        connection.close().await;
+        done
+    }
+
+    pub async fn get(&self, id: &DeploymentId) -> Result<DeploymentView> {
+        if let Some(running) = self.live()?.running.get(id) {
+            return Ok(running.views.borrow().clone());
+        }
+        let record = self.inner.context.journal.get(id).await?;
+        record.map(|record| record.view).ok_or_else(|| Error::not_found("deployment", id.as_str()))
+    }
+
+    /// Follows a deployment; of an ended one there is only the last view.
+    pub async fn watch(&self, id: &DeploymentId) -> Result<watch::Receiver<DeploymentView>> {
+        if let Some(running) = self.live()?.running.get(id) {
+            return Ok(running.views.clone());
+        }
+        Ok(watch::channel(self.get(id).await?).1)
+    }
+
+    /// Newest first, and how many there are in all.
+    pub async fn list(&self, mut filter: DeploymentFilter) -> Result<(Vec<DeploymentView>, usize)> {
+        filter.limit = match filter.limit {
+            0 => LIST_LIMIT_DEFAULT,
+            limit => limit.min(LIST_LIMIT_MAX),
+        };
+        let (records, total) = self.inner.context.journal.list(&filter).await?;
+        Ok((records.into_iter().map(|record| record.view).collect(), total))
+    }
+
+    /// At a controller's start: what was in progress is taken up again. Each step looks at the host
+    /// first, so what was done is not done twice.
+    pub async fn resume_unfinished(&self) -> Result<usize> {
+        let records = self.inner.context.journal.unfinished().await?;
+        let count = records.len();
+        for record in records {
+            tracing::info!(deployment = %record.view.deployment_id, "resuming a deployment");
+            if self.refuse_busy_host(&record.spec).is_err() {
+                self.end_interrupted(record).await?;
+                continue;
+            }
+            self.spawn(record, None, true)?;
+        }
+        Ok(count)
+    }
+
+    /// Two unfinished ones for one host cannot both be right.
+    async fn end_interrupted(&self, mut record: DeploymentRecord) -> Result<()> {
+        record.view.state = record.view.state.to(DeploymentState::Interrupted)?;
+        record.view.failure = Some(Failure {
+            code: ErrorCode::Cancelled,
+            message: "interrupted; another deployment of the same host was resumed".to_owned(),
+            remedy: None,
+        });
+        record.view.touch(now_ms());
+        self.inner.context.journal.put(&record).await
+    }
+
+    fn refuse_busy_host(&self, spec: &DeploymentSpec) -> Result<()> {
+        match self.live()?.hosts.get(&host_key(spec)) {
+            None => Ok(()),
+            Some(other) => Err(Error::new(
+                ErrorCode::HostBusy,
+                format!("{} is held by deployment {other}, which runs", spec.target.host),
+            )
+            .remedy(format!("follow it with get_deployment_status {other}, then try again"))),
+        }
+    }
+
+    fn spawn(&self, record: DeploymentRecord, token: Option<Secret>, resumed: bool) -> Result<()> {
+        let id = record.view.deployment_id.clone();
+        let host = host_key(&record.spec);
+        let (sender, views) = watch::channel(record.view.clone());
+        let cancel = CancellationToken::new();
+        {
+            let mut live = self.live()?;
+            live.running.insert(id.clone(), Running { views, cancel: cancel.clone() });
+            live.hosts.insert(host.clone(), id.clone());
+        }
+        let (inner, context) = (self.inner.clone(), self.inner.context.clone());
+        tokio::spawn(async move {
+            let run = Run::new(context, record, token, sender, cancel, resumed);
+            let outcome = run.run(inner.slots.clone()).await;
+            if let Err(error) = outcome {
+                tracing::error!(deployment = %id, error = %error.chain(), "a deployment cannot be recorded and stops");
+            }
+            if let Ok(mut live) = inner.live.lock() {
+                live.running.remove(&id);
+                live.hosts.remove(&host);
+            }
+        });
+        Ok(())
+    }
+
+    fn live(&self) -> Result<MutexGuard<'_, Live>> {
+        self.inner.live.lock().map_err(|_| Error::internal("the table of running deployments is poisoned"))
+    }
+}
+
+fn host_key(spec: &DeploymentSpec) -> String {
+    format!("{}:{}", spec.target.host, spec.target.port)
+}

@@ -1,0 +1,86 @@
+//! `cancel_deployment`: calls a deployment off.
+
+use std::time::Duration;
+
+use cluster_core::{
+    Failure, Result,
+    deploy::{DeploymentState, DeploymentView, Operation},
+    ids::{DeploymentId, NodeId},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    arguments::wait,
+    catalogue::{Call, Hints, Tool},
+    progress::whole,
+};
+
+/// Of every tool that begins something on a host.
+pub const WAIT_SECONDS_DEFAULT: u64 = 20;
+
+pub struct CancelDeployment;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// As deploy_edge_node, rollback_edge_node or remove_edge_node returned it.
+    deployment_id: DeploymentId,
+    /// How long to wait until the host is put back: 0 to 45, default 20. It goes on either way.
+    #[serde(default)]
+    wait_seconds: Option<u64>,
+}
+
+/// A deployment in short: get_deployment_status has its steps.
+#[derive(Serialize, JsonSchema)]
+pub struct Outcome {
+    deployment_id: DeploymentId,
+    operation: Operation,
+    state: DeploymentState,
+    host: String,
+    node_id: NodeId,
+    /// For since_event of get_deployment_status.
+    event: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<Failure>,
+    next_step: String,
+}
+
+impl From<DeploymentView> for Outcome {
+    fn from(view: DeploymentView) -> Self {
+        Self {
+            deployment_id: view.deployment_id,
+            operation: view.operation,
+            state: view.state,
+            host: view.host,
+            node_id: view.node_id,
+            event: view.event,
+            failure: view.failure,
+            next_step: view.next_step,
+        }
+    }
+}
+
+/// Waits for the end of a deployment that was just begun or called off.
+pub(super) async fn followed(call: &mut Call, view: DeploymentView, wait: Duration) -> Result<Outcome> {
+    let core = call.core.clone();
+    let view = call.progress.follow(&core, view, wait, |view| view.state.is_final()).await?;
+    Ok(view.into())
+}
+
+impl Tool for CancelDeployment {
+    const NAME: &'static str = "cancel_deployment";
+    const TITLE: &'static str = "Call a deployment off";
+    const DESCRIPTION: &'static str = "Call off a deployment, rollback or removal that runs: what is under way \
+on the host is ended and the host is put back as it was (state cancelled). One that has ended stays as it is.";
+    const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
+    type Arguments = Arguments;
+    type Outcome = Outcome;
+
+    async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
+        let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
+        let (core, id) = (call.core.clone(), arguments.deployment_id);
+        let view = whole(async move { core.cancel_deployment(&id).await }).await?;
+        followed(call, view, wait).await
+    }
+}
