@@ -1,16 +1,18 @@
 //! `aegis deploy`: a person deploys a machine and watches.
 
+use std::time::Duration;
+
 use clap::Args;
 use cluster_core::{
-    Error, ErrorCode, Result, config,
-    deploy::{DeploymentState, DeploymentView, PlanView, StepView},
+    Error, Result, config,
+    deploy::{DeploymentView, PlanView},
 };
 use serde_json::{Map, Value};
 
-use super::{Context, client::Client, segment};
+use super::{Context, following};
 
-/// Asked for again until the deployment ends.
-const WAIT_SECONDS: u64 = 30;
+/// Digits that name a plan on a command line.
+const PLAN_DIGEST_SHOWN: usize = 12;
 
 #[derive(Debug, Args)]
 pub struct Deploy {
@@ -42,6 +44,15 @@ pub struct Deploy {
     /// Check the host and print the plan; change nothing
     #[arg(long)]
     plan: bool,
+    /// Carry out this plan, or nothing if the host has changed since it was printed
+    #[arg(long, value_name = "DIGEST", conflicts_with = "plan")]
+    plan_digest: Option<String>,
+    /// Wait so long for another deployment of the host to end, like 60s or 5m
+    #[arg(long, value_parser = super::node::duration, value_name = "TIME")]
+    lock_wait: Option<Duration>,
+    /// Replace a node that another cluster's controller deployed there
+    #[arg(long)]
+    take_over: bool,
     /// Print the deployment's id and end; it goes on
     #[arg(long)]
     no_wait: bool,
@@ -57,22 +68,8 @@ impl Deploy {
             context.output.show(&plan, || plan_text(&plan))?;
             return Ok(0);
         }
-        let mut view: DeploymentView = client.post("/deploy/edge-node", &body).await?;
-        if !no_wait {
-            view = watch(context, &client, view).await?;
-        }
-        context.output.show(&view, || format!("{} {} {}", view.deployment_id, view.node_id, view.state))?;
-        let error: Error = match (view.failure, view.state) {
-            (_, DeploymentState::Ready | DeploymentState::Planned | DeploymentState::Running) => {
-                return Ok(0);
-            }
-            (Some(failure), _) => failure.into(),
-            (None, _) => Error::new(ErrorCode::DeploymentFailed, "the deployment did not succeed")
-                .remedy(view.next_step),
-        };
-        // stdout has the deployment already.
-        context.output.talk_error(&error);
-        Ok(crate::codes::of(error.code()).exit)
+        let view: DeploymentView = client.post("/deploy/edge-node", &body).await?;
+        following::to_its_end(context, &client, view, no_wait).await
     }
 
     fn body(self) -> Result<Value> {
@@ -100,9 +97,14 @@ impl Deploy {
         put("tunnel_token", token.map(|token| token.to_string()));
         put("remote_llm_url", self.remote_llm_url);
         put("image", self.image);
+        put("plan_digest", self.plan_digest);
         if let Some(port) = self.ssh_port {
             body.insert("ssh_port".to_owned(), port.into());
         }
+        if let Some(wait) = self.lock_wait {
+            body.insert("lock_wait_seconds".to_owned(), wait.as_secs().into());
+        }
+        body.insert("take_over".to_owned(), self.take_over.into());
         body.insert("tags".to_owned(), self.tags.into());
         body.insert("dry_run".to_owned(), self.plan.into());
         Ok(Value::Object(body))
@@ -122,51 +124,11 @@ fn plan_text(plan: &PlanView) -> String {
         text.push_str(&format!("\n{finding}"));
     }
     text.push_str("\nNothing was changed.");
-    text
-}
-
-/// Says every step as it ends, until the deployment has.
-async fn watch(context: &Context, client: &Client, mut view: DeploymentView) -> Result<DeploymentView> {
-    let mut said = 0;
-    loop {
-        said = say_steps(context, &view.steps, said);
-        if view.state.is_final() {
-            for finding in &view.findings {
-                context.output.say(&crate::tools::clean(&finding.to_string()));
-            }
-            if let Some(log) = view.log_tail.as_ref().filter(|_| view.state != DeploymentState::Ready) {
-                context.output.say("The host's log ends with:");
-                for line in log.lines() {
-                    context.output.say(&format!("  {}", crate::tools::clean(line)));
-                }
-            }
-            return Ok(view);
-        }
-        let path = format!(
-            "/deployments/{}?wait_seconds={WAIT_SECONDS}&since_event={}",
-            segment(view.deployment_id.as_str()),
-            view.event
-        );
-        view = client.get(&path).await?;
-    }
-}
-
-fn say_steps(context: &Context, steps: &[StepView], said: usize) -> usize {
-    let ended: Vec<_> = steps.iter().take_while(|step| step.state.is_ended()).collect();
-    for step in ended.iter().skip(said) {
-        let seconds = step.duration_ms.map(|ms| format!(" {}.{} s", ms / 1000, ms % 1000 / 100));
-        let message = step
-            .message
-            .as_ref()
-            .or(step.evidence.as_ref())
-            .map(|text| format!("  {}", crate::tools::clean(text)));
-        context.output.say(&format!(
-            "{:<10}{}{}{}",
-            step.name.name(),
-            step.state.name(),
-            seconds.unwrap_or_default(),
-            message.unwrap_or_default()
+    if plan.can_deploy {
+        let digest = plan.plan.digest.get(..PLAN_DIGEST_SHOWN).unwrap_or(&plan.plan.digest);
+        text.push_str(&format!(
+            " To carry out this plan and no other: the same command with --plan-digest {digest}"
         ));
     }
-    ended.len().max(said)
+    text
 }

@@ -1,16 +1,31 @@
-//! `aegis deployments`: what was deployed where.
+//! `aegis deployments`: what was done where, followed to its end or called off.
 
 use clap::Args;
 use cluster_core::{Error, Result, deploy::DeploymentView};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Context, output::table, segment};
+use super::{Context, following, output::table, segment};
 
 #[derive(Debug, Args)]
 pub struct Deployments {
     /// Show this one with its steps
     id: Option<String>,
+    /// Follow it to its end
+    #[arg(long, short, requires = "id")]
+    follow: bool,
+    /// Call it off: the host is put back as it was
+    #[arg(long, requires = "id")]
+    cancel: bool,
+    /// Only those of this state
+    #[arg(long, conflicts_with = "id")]
+    state: Option<String>,
+    /// Only those of this host
+    #[arg(long, conflicts_with = "id")]
+    host: Option<String>,
+    /// How many, newest first
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=200))]
+    limit: u32,
 }
 
 #[derive(Deserialize)]
@@ -19,13 +34,30 @@ struct List {
 }
 
 impl Deployments {
-    pub async fn run(self, context: &Context) -> Result<()> {
+    pub async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
-        if let Some(id) = self.id {
-            let view: DeploymentView = client.get(&format!("/deployments/{}", segment(&id))).await?;
-            return context.output.show(&view, || detail(&view));
+        if let Some(id) = &self.id {
+            let path = format!("/deployments/{}", segment(id));
+            if self.cancel {
+                let view: DeploymentView = client.post(&format!("{path}/cancel"), &json!({})).await?;
+                let view = following::follow(context, &client, view).await?;
+                context.output.show(&view, || detail(&view))?;
+                return Ok(0);
+            }
+            let view: DeploymentView = client.get(&path).await?;
+            if self.follow {
+                return following::to_its_end(context, &client, view, false).await;
+            }
+            context.output.show(&view, || detail(&view))?;
+            return Ok(0);
         }
-        let data: Value = client.get("/deployments").await?;
+        let mut path = format!("/deployments?limit={}", self.limit);
+        for (name, value) in [("state", &self.state), ("host", &self.host)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{name}={}", segment(value)));
+            }
+        }
+        let data: Value = client.get(&path).await?;
         let list =
             List::deserialize(&data).map_err(|e| Error::internal("the list is not understood").source(e))?;
         context.output.show(&data, || {
@@ -35,6 +67,7 @@ impl Deployments {
                 .map(|view| {
                     vec![
                         view.deployment_id.to_string(),
+                        view.operation.to_string(),
                         view.host,
                         view.node_id.to_string(),
                         view.state.to_string(),
@@ -42,14 +75,17 @@ impl Deployments {
                     ]
                 })
                 .collect();
-            table(&["deployment", "host", "node", "state", "created at"], rows)
-        })
+            table(&["deployment", "operation", "host", "node", "state", "created at"], rows)
+        })?;
+        Ok(0)
     }
 }
 
 fn detail(view: &DeploymentView) -> String {
-    let mut text =
-        format!("{}\nhost {}, node {}: {}\n", view.deployment_id, view.host, view.node_id, view.state);
+    let mut text = format!(
+        "{}\n{} of node {} on host {}: {}\n",
+        view.deployment_id, view.operation, view.node_id, view.host, view.state
+    );
     let rows = view
         .steps
         .iter()

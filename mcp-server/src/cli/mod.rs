@@ -6,6 +6,7 @@ mod config;
 mod deploy;
 mod deployments;
 mod executions;
+mod following;
 mod host;
 mod launch;
 mod mcp;
@@ -60,7 +61,7 @@ enum Verb {
     Host(host::Host),
     /// Turn a machine into a node
     Deploy(deploy::Deploy),
-    /// List deployments, or show one
+    /// List deployments, show one, follow it, call it off
     Deployments(deployments::Deployments),
     /// Nodes of the cluster
     #[command(subcommand)]
@@ -112,8 +113,8 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Mcp(verb) => verb.run(&context).await,
         Verb::Host(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Deploy(verb) => verb.run(&context).await,
-        Verb::Deployments(verb) => verb.run(&context).await.map(|()| 0),
-        Verb::Node(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Deployments(verb) => verb.run(&context).await,
+        Verb::Node(verb) => verb.run(&context).await,
         Verb::Run(verb) => verb.run(&context).await,
         Verb::Executions(verb) => verb.run(&context).await,
         Verb::Status(verb) => verb.run(&context).await.map(|()| 0),

@@ -6,12 +6,13 @@ use clap::{Args, ValueEnum};
 use cluster_core::{
     Error, ErrorCode, Result,
     cluster::peer::{DrainState, DrainView},
+    deploy::DeploymentView,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{duration, segment};
-use crate::cli::Context;
+use crate::cli::{Context, following};
 
 /// One wait of the daemon's; there are as many as it takes.
 const WAIT_SECONDS: u64 = 30;
@@ -47,6 +48,15 @@ pub struct Remove {
     /// Remove at once; what runs there is told as lost
     #[arg(long)]
     force: bool,
+    /// Of a deployed node: remove its volumes as well, with models and the node's key
+    #[arg(long)]
+    volumes: bool,
+    /// Of a deployed node: the machine does not exist any more, so nothing is done there
+    #[arg(long, conflicts_with = "volumes")]
+    host_gone: bool,
+    /// Print the deployment's id and end; the removal goes on
+    #[arg(long)]
+    no_wait: bool,
 }
 
 impl Drain {
@@ -72,7 +82,35 @@ impl Drain {
 }
 
 impl Remove {
-    pub async fn run(self, context: &Context) -> Result<()> {
+    pub async fn run(self, context: &Context) -> Result<u8> {
+        let client = context.client()?;
+        let nodes: Value = client.get("/v1/cluster/nodes").await?;
+        let deployed = nodes["nodes"].as_array().is_some_and(|nodes| {
+            nodes.iter().any(|node| node["node_id"] == self.id.as_str() && node["host"].is_string())
+        });
+        if !deployed {
+            return self.unmember(context).await.map(|()| 0);
+        }
+        let seconds = if self.force { 0 } else { self.deadline.as_secs() };
+        let path = format!(
+            "/deploy/edge-node/{}?deadline_seconds={seconds}&volumes={}&host_gone={}",
+            segment(&self.id),
+            self.volumes,
+            self.host_gone
+        );
+        let view: DeploymentView = client.delete(&path).await?;
+        following::to_its_end(context, &client, view, self.no_wait).await
+    }
+
+    /// One that joined by hand: what runs on its machine is its own.
+    async fn unmember(self, context: &Context) -> Result<()> {
+        if self.volumes || self.host_gone {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("{} was not deployed from here: its machine is not ours to clean", self.id),
+            )
+            .remedy("leave --volumes and --host-gone out"));
+        }
         let seconds = self.deadline.as_secs();
         let path = format!(
             "/v1/cluster/nodes/{}?deadline_seconds={seconds}&force={}",

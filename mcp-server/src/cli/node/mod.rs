@@ -1,5 +1,6 @@
 //! `aegis node`: who is in the cluster, drains and removals, and how a machine joins and leaves.
 
+mod deployed;
 mod drain;
 mod join;
 mod token;
@@ -21,8 +22,14 @@ pub enum Node {
     Drain(drain::Drain),
     /// Take a drained node back into service, or call off its removal
     Resume { id: String },
-    /// Drain a node and remove it: its key and tokens are void from then on
+    /// Drain a node and remove it: a deployed one with its stack; its key and tokens are void from then on
     Remove(drain::Remove),
+    /// Have a deployed node run an earlier release again
+    Rollback(deployed::Rollback),
+    /// The releases that a deployed node's host keeps
+    Releases { id: String },
+    /// What the services of a deployed node wrote last
+    Logs(deployed::Logs),
     /// Have a node end its process once nothing runs there
     Shutdown { id: String },
     /// Follow what happens to nodes
@@ -46,8 +53,21 @@ struct Nodes {
 }
 
 impl Node {
-    pub async fn run(self, context: &Context) -> Result<()> {
+    /// The number is the exit status.
+    pub async fn run(self, context: &Context) -> Result<u8> {
         match self {
+            Node::Remove(verb) => return verb.run(context).await,
+            Node::Rollback(verb) => return verb.run(context).await,
+            other => other.run_simple(context).await?,
+        }
+        Ok(0)
+    }
+
+    async fn run_simple(self, context: &Context) -> Result<()> {
+        match self {
+            Node::Remove(_) | Node::Rollback(_) => Ok(()),
+            Node::Releases { id } => deployed::releases(context, &id).await,
+            Node::Logs(verb) => verb.run(context).await,
             Node::Peers => {
                 let data: Value = context.client()?.get("/v1/cluster/nodes").await?;
                 let nodes = Nodes::deserialize(&data)
@@ -61,7 +81,6 @@ impl Node {
                 let peer: PeerView = context.client()?.post(&path, &json!({})).await?;
                 context.output.show(&peer, || peers_table(std::slice::from_ref(&peer)))
             }
-            Node::Remove(verb) => verb.run(context).await,
             Node::Shutdown { id } => {
                 let path = format!("/v1/cluster/nodes/{}/shutdown", segment(&id));
                 let data: Value = context.client()?.post(&path, &json!({})).await?;
