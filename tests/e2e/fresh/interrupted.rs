@@ -31,6 +31,43 @@ async fn killed_while_the_node_joins() {
     killed_at("join").await;
 }
 
+#[tokio::test]
+#[ignore = "long; run by tests/run --all"]
+async fn killed_at_every_other_step() {
+    for step in ["connect", "check", "upload", "health", "proof", "settle"] {
+        killed_at(step).await;
+    }
+}
+
+/// A removal is taken up again and comes to its end, whenever the controller was killed.
+#[tokio::test]
+#[ignore = "long; run by tests/run --all"]
+async fn killed_at_every_step_of_a_removal() {
+    let Fresh { hosts, _machines } = fresh().await;
+    let host = &hosts[0];
+    let mut controller = Controller::start(&Setup::for_hosts(&hosts)).await;
+    controller.approve(host).await;
+    for step in ["connect", "drain", "stop", "forget"] {
+        let mut client = Client::stdio(&controller, Era::Session, "interrupted").await;
+        deploy_ready(&mut client, deployment_of(host, ONE, &["edge"])).await;
+        let order = json!({ "node_id": ONE, "deadline_seconds": 0, "wait_seconds": 0 });
+        let id = id_of(&client.call("remove_edge_node", order).await, "deployment_id");
+        let path = format!("/deployments/{id}");
+        until(&format!("the step {step} begins"), STEP_LIMIT, async || {
+            has_begun(&controller.api(&path).await.ok()?, step).then_some(())
+        })
+        .await;
+        controller.kill();
+        drop(client);
+        controller.start_again().await;
+        let mut client = Client::stdio(&controller, Era::Session, "interrupted").await;
+        let view = follow(&mut client, &id).await;
+        assert_eq!(view["state"], "removed", "killed at {step}: {view:#}");
+        assert_eq!(running(host), "");
+        assert!(!statuses(&mut client).await.contains_key(ONE));
+    }
+}
+
 async fn killed_at(step: &str) {
     let Fresh { hosts, _machines } = fresh().await;
     let host = &hosts[0];

@@ -2,6 +2,7 @@
 
 mod interrupted;
 mod journey;
+mod operations;
 mod python;
 mod refused;
 mod seed_bugs;
