@@ -351,6 +351,9 @@ pub struct Deploy {
     /// Free disk that a host must have, in GB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_free_disk_gb: Option<u32>,
+    /// How long a stack may take to become healthy, in seconds: 10 to 3600.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_timeout_secs: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -1,11 +1,18 @@
 //! What is known about a host before anything is changed on it: one script, one round trip, and one
 //! socket that is really forwarded there and back.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{release::ReleaseNote, stack::PROJECT};
+use super::{
+    health::{CONTAINER_FORMAT, Look},
+    release::ReleaseNote,
+    stack::PROJECT,
+};
 use crate::{
     error::{Error, ErrorCode, Result},
     ssh::Connection,
@@ -53,9 +60,20 @@ pub struct HostFacts {
     pub gpus: Vec<Gpu>,
     pub base_exists: bool,
     pub base_writable: bool,
+    /// The file system it is on, or would be.
+    pub base_read_only: bool,
+    pub base_free_mb: u64,
+    pub has_tar: bool,
+    pub docker_selinux: bool,
+    pub docker_rootless: bool,
+    pub docker_snap: bool,
+    /// Installed, though Docker may not know of it.
+    pub nvidia_toolkit: bool,
     pub listening: BTreeSet<u16>,
-    /// Services of our own stack that run now.
-    pub running: BTreeSet<String>,
+    /// The containers of our own stack.
+    pub look: Look,
+    /// SHA-256 of the files of the current release, as they are now.
+    pub files: BTreeMap<String, String>,
     pub images: BTreeSet<String>,
     pub release: Option<ReleaseNote>,
     pub releases: Vec<String>,
@@ -70,7 +88,7 @@ pub async fn gather(
     images: &[String],
     now_seconds: i64,
 ) -> Result<HostFacts> {
-    let mut arguments = vec![base_dir, PROJECT];
+    let mut arguments = vec![base_dir, PROJECT, CONTAINER_FORMAT];
     arguments.extend(images.iter().map(String::as_str));
     let output = connection.script(SCRIPT, &arguments, SCRIPT_LIMIT).await?;
     if !output.success() {
@@ -102,6 +120,7 @@ async fn forwarding(connection: &Connection) -> Result<()> {
 
 pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
     let mut facts = HostFacts { clock_skew_seconds: 0, ..HostFacts::default() };
+    let (mut containers, mut now) = (String::new(), String::new());
     for line in text.lines() {
         let Some((name, value)) = line.split_once('=') else { continue };
         let value = value.trim();
@@ -115,7 +134,10 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "user" => facts.user = value.to_owned(),
             "sudo" => facts.sudo = true,
             "sudo_error" => facts.sudo_error = some(),
-            "epoch" => facts.clock_skew_seconds = value.parse::<i64>().map_or(0, |epoch| epoch - now_seconds),
+            "epoch" => {
+                now = format!("now {value}\n");
+                facts.clock_skew_seconds = value.parse::<i64>().map_or(0, |epoch| epoch - now_seconds);
+            }
             "cpus" => facts.cpus = value.parse().unwrap_or(1),
             "memory_total_kb" => facts.memory_total_mb = megabytes(),
             "memory_free_kb" => facts.memory_free_mb = megabytes(),
@@ -133,14 +155,29 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "base_exists" => facts.base_exists = true,
             "base_writable" => facts.base_writable = true,
             "listening" => facts.listening.extend(u16::from_str_radix(value, 16)),
-            "running" => facts.running.extend(some()),
+            "container" => containers.push_str(&format!("{value}\n")),
+            "file" => facts.files.extend(file(value)),
+            "base_read_only" => facts.base_read_only = true,
+            "base_free_kb" => facts.base_free_mb = megabytes(),
+            "tar" => facts.has_tar = true,
+            "docker_selinux" => facts.docker_selinux = true,
+            "docker_rootless" => facts.docker_rootless = true,
+            "docker_snap" => facts.docker_snap = true,
+            "nvidia_toolkit" => facts.nvidia_toolkit = true,
             "image" => facts.images.extend(some()),
             "release" => facts.release = serde_json::from_str(value).ok(),
             "kept" => facts.releases.extend(some()),
             _ => {}
         }
     }
+    facts.look = Look::parse(&(now + &containers));
     facts
+}
+
+/// A line of `sha256sum`.
+fn file(line: &str) -> Option<(String, String)> {
+    let (digest, path) = line.split_once("  ")?;
+    Some((path.trim_start_matches("./").to_owned(), digest.to_owned()))
 }
 
 fn gpu(line: &str) -> Option<Gpu> {
@@ -155,13 +192,19 @@ mod tests {
     #[test]
     fn facts_are_read_from_lines() {
         let text = "os=Linux\narch=x86_64\nuid=0\nepoch=1060\ncpus=2\nmemory_total_kb=2097152\ndisk_free_kb=1048576\n\
-                    docker_version=26.1.5\ncompose_version=2.26.1\nlistening=1F9A\nlistening=0016\nrunning=node\n\
+                    docker_version=26.1.5\ncompose_version=2.26.1\nlistening=1F9A\nlistening=0016\n\
+                    file=0a0b  ./www/index.html\nbase_free_kb=2048\n\
+                    container={\"id\":\"a\",\"service\":\"node\",\"status\":\"running\",\"health\":\"\",\"exit_code\":0,\
+                    \"oom_killed\":false,\"restarts\":0,\"started_at\":\"x\",\"policy\":\"no\",\"image\":\"x\"}\n\
                     gpu=NVIDIA A10, 23028\nimage=a:b\nbase_writable=yes\nkept=x\nnoise\n";
         let facts = parse(text, 1000);
         assert_eq!((facts.os.as_str(), facts.cpus, facts.clock_skew_seconds), ("Linux", 2, 60));
         assert_eq!((facts.memory_total_mb, facts.disk_free_mb), (2048, 1024));
         assert!(facts.listening.contains(&8090) && facts.listening.contains(&22));
         assert_eq!(facts.gpus, [Gpu { name: "NVIDIA A10".into(), memory_mb: 23028 }]);
-        assert!(facts.running.contains("node") && facts.base_writable && !facts.docker_cli);
+        assert!(
+            facts.look.runs("node") && facts.base_free_mb == 2 && facts.files["www/index.html"] == "0a0b"
+        );
+        assert!(facts.base_writable && !facts.docker_cli);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::Secret;
+use super::{Secret, stack::interpolate};
 use crate::{
     error::{Error, Result},
     ids::shown,
@@ -15,16 +15,40 @@ use crate::{
 const VALUE_BYTES_MAX: usize = 1024 * 1024;
 /// Keys that steer Compose, Docker or the loader of whatever reads them.
 const STEERING_PREFIXES: [&str; 3] = ["COMPOSE_", "DOCKER_", "LD_"];
+/// The two of them that are ours to set, so that a person's `docker compose` in the base directory
+/// means the same stack as ours.
+const COMPOSE_FILE: &str = "COMPOSE_FILE";
+const COMPOSE_PROFILES: &str = "COMPOSE_PROFILES";
+const ENTRIES_MAX: usize = 1000;
 
 #[derive(Debug, Clone, Default)]
 pub struct EnvFile {
     values: BTreeMap<String, Secret>,
+    left_out: Vec<String>,
 }
 
 impl EnvFile {
     pub fn set(&mut self, key: &str, value: impl Into<String>) -> Result<()> {
         check_key(key)?;
-        let value = value.into();
+        self.put(key, value.into())
+    }
+
+    /// Which files Compose reads, in their order, and which profiles count.
+    pub fn steer_compose(&mut self, files: &[&str], profiles: &[String]) -> Result<()> {
+        self.put(COMPOSE_FILE, files.join(":"))?;
+        self.put(COMPOSE_PROFILES, profiles.join(","))
+    }
+
+    pub fn contains(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
+    /// Says that a key of the operator's file is not among ours.
+    pub fn note_left_out(&mut self, keys: &[String]) {
+        self.left_out = keys.to_vec();
+    }
+
+    fn put(&mut self, key: &str, value: String) -> Result<()> {
         if value.contains('\0') {
             return Err(Error::invalid(format!("the value of {key} holds a NUL character")));
         }
@@ -38,6 +62,9 @@ impl EnvFile {
     pub fn render(&self) -> String {
         let mut text =
             String::from("# Written by aegis at deployment; changes are lost with the next one.\n");
+        for key in &self.left_out {
+            let _ = writeln!(text, "# Left out: {key}");
+        }
         for (key, value) in &self.values {
             let _ = writeln!(text, "{key}=\"{}\"", escape(value.reveal()));
         }
@@ -47,14 +74,23 @@ impl EnvFile {
 
 fn check_key(key: &str) -> Result<()> {
     let refuse = |why: &str| Err(Error::invalid(format!("environment name \"{}\" {why}", shown(key))));
-    let first = key.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    if !first || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        return refuse("is not made of A-Z, 0-9 and '_'");
+    if check_form(key).is_err() {
+        return refuse("is not made of A-Z, 0-9, '_', '.' and '-'");
     }
-    if key == "PATH" || STEERING_PREFIXES.iter().any(|prefix| key.starts_with(prefix)) {
+    if is_steering(key) {
         return refuse("steers Compose, Docker or the loader and may not be set");
     }
     Ok(())
+}
+
+fn check_form(key: &str) -> Result<(), ()> {
+    let first = key.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let all = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+    if first && all { Ok(()) } else { Err(()) }
+}
+
+pub fn is_steering(key: &str) -> bool {
+    key == "PATH" || STEERING_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
 }
 
 fn escape(value: &str) -> String {
@@ -70,6 +106,99 @@ fn escape(value: &str) -> String {
         }
     }
     escaped
+}
+
+/// Every entry of a `.env` that a person wrote, by Compose's rules: quotes (over several lines too),
+/// comments, `export`, escapes in double quotes, variables of earlier entries outside single quotes.
+/// The error says in which line it is wrong, and shows no value.
+pub fn parse(text: &str) -> Result<Vec<(String, Secret)>, String> {
+    let mut entries: Vec<(String, Secret)> = Vec::new();
+    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
+    while !rest.is_empty() {
+        let line = 1 + text[..text.len() - rest.len()].matches('\n').count();
+        let wrong = |why: &str| format!("line {line}: {why}");
+        let (first, after) = rest.split_once('\n').unwrap_or((rest, ""));
+        let trimmed = first.trim();
+        if trimmed.is_empty() || trimmed.starts_with('#') {
+            rest = after;
+            continue;
+        }
+        let entry = rest.trim_start();
+        let entry = entry.strip_prefix("export ").unwrap_or(entry).trim_start();
+        let end = entry.find(['=', ':', '\n']).unwrap_or(entry.len());
+        let key = entry[..end].trim();
+        // A name alone takes its value from an environment that the host does not have.
+        if entry[end..].is_empty() || entry[end..].starts_with('\n') {
+            rest = after;
+            continue;
+        }
+        check_form(key).map_err(|()| wrong("it does not begin with a variable's name"))?;
+        let value = entry[end + 1..].trim_start_matches([' ', '\t']);
+        let lookup = |name: &str| {
+            let known = entries.iter().rev().find(|(key, _)| key == name);
+            known.map(|(_, value)| value.reveal().to_owned())
+        };
+        let value = match value.chars().next() {
+            Some(quote @ ('"' | '\'')) => {
+                let length =
+                    closing_quote(&value[1..], quote).ok_or_else(|| wrong("a quote is not closed"))?;
+                rest = value[length + 2..].split_once('\n').map_or("", |(_, after)| after);
+                let inner = &value[1..=length];
+                match quote {
+                    '\'' => inner.to_owned(),
+                    _ => interpolate(&unescape(inner), &lookup).map_err(|why| wrong(&why))?,
+                }
+            }
+            _ => {
+                let (line, after) = value.split_once('\n').unwrap_or((value, ""));
+                rest = after;
+                let bare =
+                    if line.starts_with('#') { "" } else { line.split(" #").next().unwrap_or_default() };
+                interpolate(bare.trim(), &lookup).map_err(|why| wrong(&why))?
+            }
+        };
+        let key = key.to_owned();
+        entries.retain(|(known, _)| *known != key);
+        entries.push((key, Secret::new(value)));
+        if entries.len() > ENTRIES_MAX {
+            return Err(format!("it has more than {ENTRIES_MAX} entries"));
+        }
+    }
+    Ok(entries)
+}
+
+fn closing_quote(text: &str, quote: char) -> Option<usize> {
+    let mut escaped = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return Some(at),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// `\$` becomes `$$`, which variables leave alone.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some('n') => out.push('\n'),
+                Some('r') => out.push('\r'),
+                Some('t') => out.push('\t'),
+                Some('$') => out.push_str("$$"),
+                Some(c @ ('"' | '\\')) => out.push(c),
+                Some(other) => out.extend(['\\', other]),
+                None => out.push('\\'),
+            },
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// The value of one key in a `.env` that a person wrote: the last one wins; quotes and `export` are
@@ -151,7 +280,7 @@ mod tests {
         let mut file = EnvFile::default();
         assert!(file.set("KEY", "a\0b").is_err());
         assert!(file.set("KEY", "x".repeat(VALUE_BYTES_MAX + 1)).is_err());
-        for key in ["COMPOSE_FILE", "DOCKER_HOST", "PATH", "LD_PRELOAD", "A-B", "1A", "", "A=B", "A\n"] {
+        for key in ["COMPOSE_FILE", "DOCKER_HOST", "PATH", "LD_PRELOAD", "A B", "1A", "", "A=B", "A\n"] {
             assert!(file.set(key, "x").is_err(), "{key:?}");
         }
     }
@@ -161,6 +290,31 @@ mod tests {
         let mut file = EnvFile::default();
         file.set("TOKEN", "hunter2").unwrap();
         assert!(!format!("{file:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn an_operators_file_is_read_as_compose_reads_it() {
+        let text = "# c\n\nA=1 # c\nexport B = 'x $A # y' # c\nC=\"a\\n\\\"$A\\$A\"\nD=${A}2\nE: yaml\nALONE\nF=\"two\nlines\"\nA=3\nG=\nH=a#b\nI=#c\n";
+        let entries = parse(text).unwrap();
+        let entries: Vec<(&str, &str)> =
+            entries.iter().map(|(key, value)| (key.as_str(), value.reveal())).collect();
+        assert_eq!(
+            entries,
+            [
+                ("B", "x $A # y"),
+                ("C", "a\n\"1$A"),
+                ("D", "12"),
+                ("E", "yaml"),
+                ("F", "two\nlines"),
+                ("A", "3"),
+                ("G", ""),
+                ("H", "a#b"),
+                ("I", ""),
+            ]
+        );
+        for (bad, says) in [("A=1\nB=\"x", "line 2"), ("A=1\n\nB C=x", "line 3"), ("A=${X:?why}", "why")] {
+            assert!(parse(bad).unwrap_err().contains(says), "{bad}");
+        }
     }
 
     #[test]

@@ -13,10 +13,13 @@ use super::{
     plan::{self, Inputs, Prepared},
     secret::Secret,
     spec::DeploymentSpec,
-    stack,
+    stack::{self, OperatorStack},
     world::{Journal, Membership},
 };
-use crate::{error::Result, ssh::Connection};
+use crate::{
+    error::{Error, Result},
+    ssh::Connection,
+};
 
 /// What every deployment shares.
 pub(super) struct Context {
@@ -41,8 +44,8 @@ pub(super) async fn examine(
     spec: &DeploymentSpec,
     token: Option<&Secret>,
 ) -> Result<Examined> {
-    let foreign = stack::read_foreign(spec.compose_file.as_deref())?;
-    let mut wanted = stack::build(spec, foreign.as_deref(), false)?.images;
+    let operator = read_operator(spec).await?;
+    let mut wanted = stack::build(spec, operator.as_ref(), false)?.images;
     let own = context.images.reference(&ImageSource::Own).await?;
     wanted.push(own.clone());
     let facts = checks::gather(connection, &spec.base_dir, &wanted, now_ms() / 1000).await?;
@@ -55,12 +58,25 @@ pub(super) async fn examine(
     let prepared = plan::prepare(&Inputs {
         spec,
         facts: &facts,
-        foreign: foreign.as_deref(),
+        operator: operator.as_ref(),
         tunnel_token: token,
         node_image: &node_image,
         controller_key: &controller_key,
     })?;
-    let wanted = Wanted { node_port: prepared.stack.node_port, has_node_binary: source.is_some() };
+    let wanted = Wanted {
+        stack: &prepared.stack,
+        has_node_binary: source.is_some(),
+        cluster: &context.hosts.settings().owner,
+        has_files: !prepared.files.bundle().is_empty(),
+    };
     let findings = findings::findings(&facts, spec, wanted);
     Ok(Examined { facts, prepared, findings, source })
+}
+
+/// As many megabytes as travel may be read.
+async fn read_operator(spec: &DeploymentSpec) -> Result<Option<OperatorStack>> {
+    let spec = spec.clone();
+    tokio::task::spawn_blocking(move || OperatorStack::read(&spec))
+        .await
+        .map_err(|error| Error::internal("the task that reads the compose file died").source(error))?
 }

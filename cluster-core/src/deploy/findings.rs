@@ -3,8 +3,9 @@
 
 use super::{
     checks::HostFacts,
-    spec::{DeploymentSpec, Service},
-    stack::OLLAMA_PORT,
+    drift::drift,
+    spec::DeploymentSpec,
+    stack::{Published, Stack},
 };
 use crate::error::{Error, ErrorCode};
 
@@ -12,6 +13,8 @@ const DOCKER_MINIMUM: (u32, u32) = (20, 10);
 const COMPOSE_MINIMUM: u32 = 2;
 const MEMORY_MINIMUM_MB: u64 = 256;
 const MEMORY_FOR_OLLAMA_MB: u64 = 4096;
+/// Releases are small; files that travel with a stack have 64 MB at most.
+const BASE_FREE_MINIMUM_MB: u64 = 200;
 const CLOCK_SKEW_MAX_SECONDS: i64 = 30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -42,18 +45,22 @@ impl std::fmt::Display for Finding {
 
 /// What the judgement needs to know of the stack that is to run.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    pub node_port: u16,
+pub struct Wanted<'a> {
+    pub stack: &'a Stack,
     /// The controller can make a node image for the host's architecture.
     pub has_node_binary: bool,
+    /// Ours, as release notes name it.
+    pub cluster: &'a str,
+    /// The stack has files that are sent with it.
+    pub has_files: bool,
 }
 
-pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec<Finding> {
+pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) -> Vec<Finding> {
     let mut found = Findings(Vec::new());
     let user = &spec.target.user;
     if facts.os != "Linux" {
         found.error("os", format!("the host runs {}, not Linux", facts.os), "deploy to a Linux machine");
-    } else if !wanted.has_node_binary {
+    } else if wanted.stack.node.is_some() && !wanted.has_node_binary {
         found.error(
             "architecture",
             format!("the host is {}, and this controller has no node executable for it", facts.arch),
@@ -61,6 +68,7 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec
         );
     }
     docker(facts, user.as_str(), &mut found);
+    docker_kind(facts, &spec.base_dir, &mut found);
     let free_gb = facts.disk_free_mb / 1024;
     if free_gb < spec.minimum_disk_gb {
         found.error(
@@ -69,7 +77,7 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec
             "free some space: docker system prune shows what can go",
         );
     }
-    let ollama = spec.services.contains(&Service::Ollama);
+    let ollama = wanted.stack.ollama.is_some();
     if facts.memory_total_mb < MEMORY_MINIMUM_MB {
         found.error(
             "memory",
@@ -83,16 +91,27 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec
             "deploy with services=node, or use a larger machine",
         );
     }
-    port(facts, wanted.node_port, &["node", "aegis-node"], &mut found);
-    if ollama && spec.compose_file.is_none() {
-        port(facts, OLLAMA_PORT, &["ollama"], &mut found);
+    for published in &wanted.stack.ports {
+        port(facts, published, &mut found);
     }
-    if !facts.base_writable {
+    base(facts, spec, user.as_str(), &mut found);
+    let other = facts.release.as_ref().and_then(|release| release.cluster.as_deref());
+    if let Some(other) = other.filter(|other| *other != wanted.cluster && !spec.take_over) {
         found.error(
-            "base_directory",
-            format!("{user} may not write {}", spec.base_dir),
-            format!("run on the host: sudo install -d -m 700 -o {user} {}", spec.base_dir),
+            "other_cluster",
+            format!("the host runs a release of another cluster, {other}"),
+            "remove the node there, or take the host over: aegis deploy HOST --take-over",
         );
+    }
+    if wanted.has_files && !facts.has_tar {
+        found.error(
+            "tar",
+            "the host has no tar command, which unpacks the stack's files",
+            "install tar on the host",
+        );
+    }
+    for drift in drift(facts) {
+        found.warning("drift", drift.to_string(), drift.fix());
     }
     if !facts.has_flock {
         found.error("flock", "the host has no flock command", "install util-linux on the host");
@@ -114,8 +133,11 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec
     if !facts.gpus.is_empty() && !facts.nvidia_runtime {
         found.warning(
             "gpu",
-            format!("{} GPU(s), but Docker has no nvidia runtime", facts.gpus.len()),
-            "install the NVIDIA container toolkit; without it the GPUs stay unused",
+            format!("{}, but Docker has no nvidia runtime: they stay unused", gpus(facts)),
+            match facts.nvidia_toolkit {
+                true => "on the host: nvidia-ctk runtime configure --runtime=docker, then restart Docker",
+                false => "install the NVIDIA container toolkit on the host",
+            },
         );
     }
     if let Some(release) = facts.release.as_ref().filter(|release| release.node_id != spec.node) {
@@ -126,6 +148,64 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted) -> Vec
         );
     }
     found.0
+}
+
+fn gpus(facts: &HostFacts) -> String {
+    let memory: u64 = facts.gpus.iter().map(|gpu| gpu.memory_mb).sum();
+    format!("{} GPU(s) with {} GB", facts.gpus.len(), memory / 1024)
+}
+
+fn base(facts: &HostFacts, spec: &DeploymentSpec, user: &str, found: &mut Findings) {
+    let base = &spec.base_dir;
+    if facts.base_read_only {
+        found.error(
+            "read_only",
+            format!("{base} lies on a file system that is read-only"),
+            "mount it for writing, or name another directory in spec.deploy.base_dir",
+        );
+    } else if !facts.base_writable {
+        found.error(
+            "base_directory",
+            format!("{user} may not write {base}"),
+            format!("run on the host: sudo install -d -m 700 -o {user} {base}"),
+        );
+    }
+    if facts.base_free_mb < BASE_FREE_MINIMUM_MB {
+        found.error(
+            "base_disk",
+            format!(
+                "only {} MB are free at {base}, {BASE_FREE_MINIMUM_MB} MB are needed",
+                facts.base_free_mb
+            ),
+            "free some space there, or name another directory in spec.deploy.base_dir",
+        );
+    }
+}
+
+/// Kinds of Docker whose containers do not see the host's files or network as the stack needs them.
+fn docker_kind(facts: &HostFacts, base_dir: &str, found: &mut Findings) {
+    if facts.docker_rootless {
+        found.error(
+            "docker_rootless",
+            "Docker runs rootless: its containers have neither the host's network nor its users",
+            "run the Docker engine as root on the host (https://docs.docker.com/engine/install/)",
+        );
+    }
+    if facts.docker_snap && !base_dir.starts_with("/home/") {
+        found.error(
+            "docker_snap",
+            format!("Docker comes from a snap, which cannot mount {base_dir}"),
+            "install Docker from the distribution or from docker.com instead, or set spec.deploy.base_dir to a \
+             directory under /home",
+        );
+    }
+    if facts.docker_selinux {
+        found.warning(
+            "selinux",
+            "Docker keeps containers from files by SELinux labels: binds of the stack may be refused",
+            format!("run on the host: sudo chcon -R -t container_file_t {base_dir}, and allow containers its socket"),
+        );
+    }
 }
 
 fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
@@ -180,12 +260,13 @@ fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
     }
 }
 
-fn port(facts: &HostFacts, port: u16, ours: &[&str], found: &mut Findings) {
-    let held_by_us = ours.iter().any(|service| facts.running.contains(*service));
-    if facts.listening.contains(&port) && !held_by_us {
+/// What runs of the stack already holds its ports itself.
+fn port(facts: &HostFacts, published: &Published, found: &mut Findings) {
+    let Published { service, port } = published;
+    if facts.listening.contains(port) && !facts.look.runs(service) {
         found.error(
             "port",
-            format!("port {port} is taken on the host"),
+            format!("port {port}, which service {service} takes, is taken on the host"),
             format!("stop what listens there; on the host: ss -ltnp 'sport = :{port}'"),
         );
     }
@@ -229,11 +310,11 @@ impl Findings {
 mod tests {
     use super::*;
     use crate::{
-        deploy::{DeploySettings, DeploymentRequest, Origin, release::ReleaseNote},
+        deploy::{
+            DeploySettings, DeploymentRequest, Origin, checks::Gpu, health::Look, release::ReleaseNote, stack,
+        },
         ids::{DeploymentId, NodeId},
     };
-
-    const WANTED: Wanted = Wanted { node_port: 8090, has_node_binary: true };
 
     fn spec() -> DeploymentSpec {
         let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
@@ -248,17 +329,24 @@ mod tests {
             memory_total_mb: 8192,
             disk_free_mb: 50 * 1024,
             has_flock: true,
+            has_tar: true,
             docker_cli: true,
             docker_version: Some("26.1.5+dfsg1".into()),
             docker_socket: Some("/var/run/docker.sock".into()),
             compose_version: Some("2.26.1-4".into()),
             base_writable: true,
+            base_free_mb: 50 * 1024,
             ..Default::default()
         }
     }
 
+    fn judged(facts: &HostFacts, has_node_binary: bool) -> Vec<Finding> {
+        let stack = stack::build(&spec(), None, false).unwrap();
+        findings(facts, &spec(), Wanted { stack: &stack, has_node_binary, cluster: "ours", has_files: true })
+    }
+
     fn codes(facts: &HostFacts) -> Vec<String> {
-        findings(facts, &spec(), WANTED).into_iter().map(|finding| finding.code).collect()
+        judged(facts, true).into_iter().map(|finding| finding.code).collect()
     }
 
     #[test]
@@ -294,6 +382,13 @@ mod tests {
             ("port", HostFacts { listening: [8090].into(), ..good() }),
             ("port", HostFacts { listening: [11434].into(), ..good() }),
             ("base_directory", HostFacts { base_writable: false, ..good() }),
+            ("read_only", HostFacts { base_read_only: true, base_writable: false, ..good() }),
+            ("base_disk", HostFacts { base_free_mb: 100, ..good() }),
+            ("tar", HostFacts { has_tar: false, ..good() }),
+            ("docker_rootless", HostFacts { docker_rootless: true, ..good() }),
+            ("docker_snap", HostFacts { docker_snap: true, ..good() }),
+            ("selinux", HostFacts { docker_selinux: true, ..good() }),
+            ("gpu", HostFacts { gpus: vec![Gpu { name: "A10".into(), memory_mb: 23_028 }], ..good() }),
             ("flock", HostFacts { has_flock: false, ..good() }),
             ("forwarding", HostFacts { forwarding_error: Some("refused".into()), ..good() }),
             ("clock", HostFacts { clock_skew_seconds: -600, ..good() }),
@@ -305,9 +400,10 @@ mod tests {
 
     #[test]
     fn our_own_stack_may_hold_its_ports() {
+        let line = r#"{"id":"X","service":"X","status":"running","health":"","exit_code":0,"oom_killed":false,"restarts":0,"started_at":"","policy":"no","image":""}"#;
         let facts = HostFacts {
             listening: [8090, 11434].into(),
-            running: ["node".to_owned(), "ollama".to_owned()].into(),
+            look: Look::parse(&format!("{}\n{}\n", line.replace("X", "node"), line.replace("X", "ollama"))),
             ..good()
         };
         assert!(codes(&facts).is_empty());
@@ -323,14 +419,28 @@ mod tests {
             cluster: None,
             goal: None,
         };
-        let found = findings(&HostFacts { release: Some(release), ..good() }, &spec(), WANTED);
+        let found = judged(&HostFacts { release: Some(release), ..good() }, true);
         assert!(found[0].message.contains("atlas") && found[0].message.contains("edge1"));
+    }
+
+    #[test]
+    fn another_clusters_release_is_named() {
+        let release = ReleaseNote {
+            deployment_id: DeploymentId::mint(1, 1),
+            node_id: NodeId::parse("edge1").unwrap(),
+            files: Default::default(),
+            services: Vec::new(),
+            cluster: Some("theirs".into()),
+            goal: None,
+        };
+        let facts = HostFacts { release: Some(release), ..good() };
+        assert_eq!(codes(&facts), ["other_cluster"]);
     }
 
     #[test]
     fn all_come_at_once_in_one_error() {
         let facts = HostFacts { docker_cli: false, disk_free_mb: 0, ..good() };
-        let error = refusal("edge1", &findings(&facts, &spec(), WANTED)).unwrap();
+        let error = refusal("edge1", &judged(&facts, true)).unwrap();
         assert_eq!(error.code(), ErrorCode::HostCheckFailed);
         assert!(error.message().contains("docker") && error.message().contains("GB"), "{error}");
     }
@@ -338,7 +448,7 @@ mod tests {
     #[test]
     fn another_architecture_names_the_setting() {
         let facts = HostFacts { arch: "aarch64".into(), ..good() };
-        let found = findings(&facts, &spec(), Wanted { has_node_binary: false, ..WANTED });
+        let found = judged(&facts, false);
         assert!(found[0].fix.contains("node_binaries.aarch64"));
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
-use super::{settings::DeploySettings, spec::Service};
+use super::{
+    names::{ModelName, ProfileName, ServiceName},
+    settings::DeploySettings,
+    spec::Service,
+};
 use crate::{
     error::{Error, Result},
     ids::{Tag, shown},
@@ -13,6 +17,10 @@ use crate::{
 };
 
 const TAGS_MAX: usize = 32;
+const SERVICES_MAX: usize = 64;
+const PROFILES_MAX: usize = 16;
+const MODELS_MAX: usize = 16;
+const HEALTH_TIMEOUT_SECONDS: std::ops::RangeInclusive<u32> = 10..=3600;
 const PATH_LENGTH_MAX: usize = 4096;
 const IMAGE_LENGTH_MAX: usize = 255;
 const URL_LENGTH_MAX: usize = 2048;
@@ -72,12 +80,73 @@ pub fn key_path(path: &str, settings: &DeploySettings) -> Result<PathBuf> {
     }
 }
 
-pub fn services(list: Option<&str>) -> Result<BTreeSet<Service>> {
-    let names = list.unwrap_or("node,ollama").split(',').map(str::trim).filter(|name| !name.is_empty());
-    let mut services = names.map(Service::parse).collect::<Result<BTreeSet<_>>>()?;
-    // A deployment ends with a node in the cluster: it is always part of the stack.
-    services.insert(Service::Node);
+/// Names of services; whether the operator's stack has them is seen when it is read.
+pub fn services(list: &str) -> Result<BTreeSet<ServiceName>> {
+    let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let services = names.map(ServiceName::parse).collect::<Result<BTreeSet<_>>>()?;
+    if services.len() > SERVICES_MAX {
+        return Err(Error::invalid(format!("services: {} are too many", services.len()))
+            .remedy(format!("name at most {SERVICES_MAX}")));
+    }
     Ok(services)
+}
+
+/// A deployment that joins ends with a node in the cluster: then it is always part of the stack.
+pub fn embedded_services(list: Option<&str>, join: bool) -> Result<BTreeSet<ServiceName>> {
+    let mut services = services(list.unwrap_or(if join { "node,ollama" } else { "ollama" }))?;
+    if let Some(other) = services.iter().find(|name| !Service::is_embedded(name)) {
+        return Err(Error::invalid(format!("there is no service \"{other}\""))
+            .remedy("services is a comma-separated list of node, ollama and cloudflared"));
+    }
+    let node = Service::Node.service_name();
+    match join {
+        true => {
+            services.insert(node);
+        }
+        false if services.contains(&node) => {
+            return Err(Error::invalid("services names node, and join is false: the node is what joins")
+                .remedy("leave node out of services, or join out of the request"));
+        }
+        false if services.is_empty() => {
+            return Err(Error::invalid("services is empty, and join is false: nothing would run"));
+        }
+        false => {}
+    }
+    Ok(services)
+}
+
+pub fn profiles(profiles: &[String]) -> Result<BTreeSet<ProfileName>> {
+    if profiles.len() > PROFILES_MAX {
+        return Err(Error::invalid(format!("profiles: {} are too many", profiles.len()))
+            .remedy(format!("name at most {PROFILES_MAX}")));
+    }
+    profiles.iter().map(|name| ProfileName::parse(name)).collect()
+}
+
+/// In the order they were asked for, each once.
+pub fn models(models: &[String]) -> Result<Vec<ModelName>> {
+    if models.len() > MODELS_MAX {
+        return Err(Error::invalid(format!("models: {} are too many", models.len()))
+            .remedy(format!("name at most {MODELS_MAX}")));
+    }
+    let mut parsed = Vec::with_capacity(models.len());
+    for model in models {
+        let model = ModelName::parse(model)?;
+        if !parsed.contains(&model) {
+            parsed.push(model);
+        }
+    }
+    Ok(parsed)
+}
+
+pub fn health_timeout(seconds: u32) -> Result<u32> {
+    match HEALTH_TIMEOUT_SECONDS.contains(&seconds) {
+        true => Ok(seconds),
+        false => {
+            Err(Error::invalid(format!("health_timeout_seconds {seconds} is not valid"))
+                .remedy("use 10 to 3600"))
+        }
+    }
 }
 
 pub fn tags(tags: &[String]) -> Result<Vec<Tag>> {

@@ -19,6 +19,7 @@
 mod apply;
 pub mod checks;
 mod deployments;
+mod drift;
 pub mod env_file;
 mod examine;
 pub mod findings;
@@ -27,6 +28,9 @@ mod health;
 pub mod hosts;
 pub mod image;
 mod images;
+mod local_http;
+mod models;
+pub mod names;
 mod node_config;
 pub mod operation;
 pub mod plan;
@@ -44,6 +48,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use self::{
     deployments::{Deployments, NodeOrder},
+    drift::{Drift, DriftKind},
     findings::Finding,
     hosts::Hosts,
     operation::{Operation, Removal},

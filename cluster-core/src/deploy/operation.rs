@@ -91,14 +91,20 @@ impl Action {
     }
 
     /// In their order.
-    pub fn steps(&self, _spec: &DeploymentSpec) -> Vec<StepName> {
+    pub fn steps(&self, spec: &DeploymentSpec) -> Vec<StepName> {
         use StepName::{
-            Check, Connect, Drain, Forget, Health, Images, Join, Plan, Proof, Settle, Start, Stop, Switch,
-            Upload,
+            Check, Connect, Drain, Forget, Health, Images, Join, Models, Plan, Proof, Settle, Start, Stop,
+            Switch, Upload,
         };
         match self {
             Action::Deploy => {
-                vec![Plan, Connect, Check, Upload, Images, Start, Health, Join, Proof, Settle]
+                let mut steps = vec![Plan, Connect, Check, Upload, Images, Start, Health];
+                steps.extend((!spec.models.is_empty()).then_some(Models));
+                if spec.join {
+                    steps.extend([Join, Proof]);
+                }
+                steps.push(Settle);
+                steps
             }
             Action::Rollback { .. } => {
                 vec![Plan, Connect, Check, Switch, Images, Start, Health, Join, Proof, Settle]
@@ -109,8 +115,9 @@ impl Action {
     }
 
     /// What it is when all steps are done.
-    pub fn outcome(&self, _spec: &DeploymentSpec) -> DeploymentState {
+    pub fn outcome(&self, spec: &DeploymentSpec) -> DeploymentState {
         match self {
+            Action::Deploy if !spec.join => DeploymentState::Started,
             Action::Deploy | Action::Rollback { .. } => DeploymentState::Ready,
             Action::Remove(_) => DeploymentState::Removed,
         }

@@ -5,16 +5,21 @@ use std::fmt;
 
 use super::{
     checks::HostFacts,
+    drift::{Drift, DriftKind, drift},
     env_file::EnvFile,
-    hex_digest, node_config,
-    release::{Goal, NodeService, ReleaseFiles},
+    hex_digest,
+    names::ModelName,
+    node_config,
+    release::{self, Goal, NodeService, ReleaseFiles},
     secret::Secret,
-    spec::{DeploymentSpec, Service},
-    stack::{self, OLLAMA_PORT, Stack},
+    spec::DeploymentSpec,
+    stack::{self, OperatorStack, Stack},
     tunnel::TunnelSource,
     view::StepName,
 };
 use crate::{error::Result, ids::NodeId};
+
+const NAMES_SHOWN: usize = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -59,13 +64,24 @@ pub struct Plan {
     pub node_id: NodeId,
     pub base_dir: String,
     pub first_deployment: bool,
+    /// Those that are started.
     pub services: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
     pub tunnel_token_from: TunnelSource,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_llm_url: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
     pub files: Vec<FileChange>,
+    /// The node's own image, which is made here; none where no node of ours runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_image: Option<String>,
     pub images: Vec<ImagePlan>,
     pub steps: Vec<PlannedStep>,
+    /// What is not on the host as its release left it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drift: Vec<Drift>,
     /// Of everything above and of the files' contents.
     pub digest: String,
 }
@@ -77,6 +93,8 @@ pub struct Prepared {
     pub goal: Goal,
     pub stack: Stack,
     pub files: ReleaseFiles,
+    /// What the host's services may print and nobody may read.
+    pub secrets: Vec<Secret>,
 }
 
 impl Prepared {
@@ -90,7 +108,7 @@ impl Prepared {
 pub struct Inputs<'a> {
     pub spec: &'a DeploymentSpec,
     pub facts: &'a HostFacts,
-    pub foreign: Option<&'a str>,
+    pub operator: Option<&'a OperatorStack>,
     pub tunnel_token: Option<&'a Secret>,
     pub node_image: &'a str,
     pub controller_key: &'a [u8; 32],
@@ -99,39 +117,56 @@ pub struct Inputs<'a> {
 pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let Inputs { spec, facts, .. } = inputs;
     let gpu = !facts.gpus.is_empty() && facts.nvidia_runtime;
-    let stack = stack::build(spec, inputs.foreign, gpu)?;
-    let config = node_config::render(spec, facts, stack.node_port, inputs.controller_key)?;
-    let env = environment(inputs, &config)?;
-    let files = ReleaseFiles::new(&stack.compose, stack.override_file.as_deref(), &env, &config);
+    let stack = stack::build(spec, inputs.operator, gpu)?;
+    let config = match &stack.node {
+        Some(node) => Some(node_config::render(spec, facts, node.port, inputs.controller_key)?),
+        None => None,
+    };
+    let env = environment(inputs, &stack, config.as_deref())?;
+    let bundle = inputs.operator.map(|operator| operator.bundle().clone()).unwrap_or_default();
+    let files = ReleaseFiles::new(&stack, &env, config.as_deref(), bundle);
+    let gone_or_changed = drift(facts)
+        .into_iter()
+        .filter(|drift| matches!(drift.kind, DriftKind::FileChanged | DriftKind::FileMissing));
+    let names: Vec<String> = gone_or_changed.map(|drift| drift.name).collect();
+    let files = files.repairing(&names.iter().map(String::as_str).collect());
     let plan = decide(inputs, &stack, &files);
+    let mut secrets = inputs.operator.map(OperatorStack::secrets).unwrap_or_default();
+    secrets.extend(inputs.tunnel_token.filter(|token| !token.is_empty()).cloned());
     let goal = Goal {
         services: stack.services.clone(),
-        node: Some(NodeService {
-            service: stack.node_service.clone(),
-            port: stack.node_port,
+        node: stack.node.as_ref().map(|node| NodeService {
+            service: node.service.clone(),
+            port: node.port,
             image: inputs.node_image.to_owned(),
         }),
         images: plan.images.iter().map(|image| image.reference.clone()).collect(),
+        cloudflared: stack.cloudflared,
     };
-    Ok(Prepared { plan, goal, stack, files })
+    Ok(Prepared { plan, goal, stack, files, secrets })
 }
 
-fn environment(inputs: &Inputs<'_>, config: &str) -> Result<EnvFile> {
+fn environment(inputs: &Inputs<'_>, stack: &Stack, config: Option<&str>) -> Result<EnvFile> {
     let Inputs { spec, facts, .. } = inputs;
     let remote = spec.remote_llm_url.clone().unwrap_or_default();
-    let local = match spec.services.contains(&Service::Ollama) {
-        true => format!("http://127.0.0.1:{OLLAMA_PORT}"),
-        false => String::new(),
+    let local = match stack.ollama.as_ref().and_then(|ollama| ollama.port) {
+        Some(port) => format!("http://127.0.0.1:{port}"),
+        None => String::new(),
     };
     let socket = facts.docker_socket.clone().unwrap_or_else(|| "/var/run/docker.sock".to_owned());
     let mut env = EnvFile::default();
     env.set("AEGIS_NODE_ID", spec.node.as_str())?;
-    env.set("AEGIS_NODE_IMAGE", inputs.node_image)?;
-    env.set("AEGIS_NODE_USER", format!("{}:{}", facts.uid, facts.gid))?;
-    env.set("AEGIS_DOCKER_GID", facts.docker_gid.to_string())?;
-    env.set("AEGIS_DOCKER_SOCKET", socket)?;
+    if let Some(config) = config {
+        env.set("AEGIS_NODE_IMAGE", inputs.node_image)?;
+        env.set("AEGIS_NODE_USER", format!("{}:{}", facts.uid, facts.gid))?;
+        env.set("AEGIS_DOCKER_GID", facts.docker_gid.to_string())?;
+        env.set("AEGIS_DOCKER_SOCKET", socket)?;
+        env.set("AEGIS_CONFIG_DIGEST", hex_digest(config.as_bytes()))?;
+    }
     env.set("AEGIS_BASE_DIR", spec.base_dir.as_str())?;
-    env.set("AEGIS_CONFIG_DIGEST", hex_digest(config.as_bytes()))?;
+    // Read by the script that starts them.
+    env.set("AEGIS_SERVICES", stack.services.join(" "))?;
+    env.steer_compose(&release::compose_files(stack), &stack.profiles)?;
     env.set("AEGIS_REMOTE_LLM_URL", remote.as_str())?;
     env.set("AEGIS_LOCAL_LLM_URL", local)?;
     // The names that an operator's own stack is likely to know.
@@ -142,6 +177,14 @@ fn environment(inputs: &Inputs<'_>, config: &str) -> Result<EnvFile> {
     }
     if let Some(image) = &spec.image {
         env.set("AITHER_EDGE_IMAGE", image.as_str())?;
+    }
+    if let Some(operator) = inputs.operator {
+        for (key, value) in operator.environment() {
+            if !env.contains(key) {
+                env.set(key, value.reveal())?;
+            }
+        }
+        env.note_left_out(operator.left_out());
     }
     Ok(env)
 }
@@ -156,14 +199,19 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
             name: name.clone(),
             change: match before.and_then(|before| before.get(name)) {
                 None => Change::Create,
-                Some(old) if old == digest => Change::Unchanged,
+                // Changed or gone by hand: it is sent again.
+                Some(old) if old == digest => match has_drifted(facts, name, digest) {
+                    true => Change::Update,
+                    false => Change::Unchanged,
+                },
                 Some(_) => Change::Update,
             },
         })
         .collect();
     let gone = before.into_iter().flatten().map(|(name, _)| name).filter(|name| !digests.contains_key(*name));
     changes.extend(gone.map(|name| FileChange { name: name.clone(), change: Change::Remove }));
-    let mut images = vec![image(facts, inputs.node_image, ImageAction::Load)];
+    let mut images: Vec<ImagePlan> =
+        stack.node.iter().map(|_| image(facts, inputs.node_image, ImageAction::Load)).collect();
     images.extend(stack.images.iter().map(|reference| image(facts, reference, ImageAction::Pull)));
     let steps = steps(spec, &changes, &images, stack);
     let mut plan = Plan {
@@ -172,16 +220,24 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
         base_dir: spec.base_dir.clone(),
         first_deployment: facts.release.is_none(),
         services: stack.services.clone(),
+        profiles: stack.profiles.clone(),
         tunnel_token_from: spec.tunnel,
         remote_llm_url: spec.remote_llm_url.clone(),
+        models: spec.models.iter().map(ToString::to_string).collect(),
         files: changes,
+        node_image: stack.node.as_ref().map(|_| inputs.node_image.to_owned()),
         images,
         steps,
+        drift: drift(facts),
         digest: String::new(),
     };
     let text = serde_json::to_string(&(&plan, &digests)).unwrap_or_default();
     plan.digest = hex_digest(text.as_bytes());
     plan
+}
+
+fn has_drifted(facts: &HostFacts, name: &str, digest: &str) -> bool {
+    !facts.files.is_empty() && facts.files.get(name).is_none_or(|found| found != digest)
 }
 
 fn image(facts: &HostFacts, reference: &str, otherwise: ImageAction) -> ImagePlan {
@@ -199,7 +255,7 @@ fn steps(
         files.iter().filter(|file| file.change != Change::Unchanged).map(|file| file.name.as_str()).collect();
     let upload = match changed.is_empty() {
         true => "nothing: all files on the host are equal".to_owned(),
-        false => format!("send a new release ({}) and switch to it", changed.join(", ")),
+        false => format!("send a new release ({}) and switch to it", few(&changed)),
     };
     let fetch: Vec<String> = images
         .iter()
@@ -211,26 +267,46 @@ fn steps(
         .collect();
     let fetch =
         if fetch.is_empty() { "nothing: all images are on the host".to_owned() } else { fetch.join(", ") };
-    [
+    let health = match &stack.node {
+        Some(node) => format!("wait until all are healthy, and 127.0.0.1:{}/health answers", node.port),
+        None => "wait until all are healthy".to_owned(),
+    };
+    let mut steps = vec![
         (StepName::Upload, upload),
         (StepName::Images, fetch),
         (
             StepName::Start,
             format!("docker compose up -d: {}; only what changed is recreated", stack.services.join(", ")),
         ),
-        (
-            StepName::Health,
-            format!("wait until all are healthy, and 127.0.0.1:{}/health answers", stack.node_port),
-        ),
-        (
+        (StepName::Health, health),
+    ];
+    if !spec.models.is_empty() {
+        let models: Vec<&str> = spec.models.iter().map(ModelName::as_str).collect();
+        steps.push((StepName::Models, format!("have Ollama pull what it lacks of {}", models.join(", "))));
+    }
+    if spec.join {
+        steps.push((
             StepName::Join,
             format!("pin the key of {} over this connection, wait until it is Active", spec.node),
-        ),
-        (StepName::Proof, "run one container on the node".to_owned()),
-    ]
-    .into_iter()
-    .map(|(name, action)| PlannedStep { name, action })
-    .collect()
+        ));
+        steps.push((StepName::Proof, "run one container on the node".to_owned()));
+    }
+    steps.into_iter().map(|(name, action)| PlannedStep { name, action }).collect()
+}
+
+/// As many names as a line holds.
+fn few(names: &[&str]) -> String {
+    match names.len().checked_sub(NAMES_SHOWN) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..NAMES_SHOWN].join(", ")),
+    }
+}
+
+impl Plan {
+    /// Made here and sent, not pulled; none in a stack that does not join.
+    pub fn node_image(&self) -> Option<&str> {
+        self.node_image.as_deref()
+    }
 }
 
 impl fmt::Display for Plan {
@@ -238,8 +314,14 @@ impl fmt::Display for Plan {
         let kind = if self.first_deployment { "first deployment" } else { "redeployment" };
         writeln!(f, "{kind} of {} to {} ({})", self.node_id, self.target, self.base_dir)?;
         writeln!(f, "services: {}", self.services.join(", "))?;
+        if !self.profiles.is_empty() {
+            writeln!(f, "profiles: {}", self.profiles.join(", "))?;
+        }
         for step in &self.steps {
             writeln!(f, "  {:<8} {}", step.name.name(), step.action)?;
+        }
+        for drift in &self.drift {
+            writeln!(f, "drift: {drift}")?;
         }
         write!(f, "plan {}", &self.digest[..12.min(self.digest.len())])
     }
@@ -263,7 +345,7 @@ mod tests {
         let inputs = Inputs {
             spec,
             facts,
-            foreign: None,
+            operator: None,
             tunnel_token: token,
             node_image: "aegis-node:0123456789ab",
             controller_key: &[7; 32],

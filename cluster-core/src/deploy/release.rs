@@ -1,9 +1,15 @@
 //! A release: the files of one deployment in one directory on the host, and the note that says whose
 //! they are. Equal digests mean that nothing has to be sent or switched.
+//!
+//! Files that an operator's compose file names are links in it: see `stack::Bundle`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{env_file::EnvFile, hex_digest};
+use super::{
+    env_file::EnvFile,
+    hex_digest,
+    stack::{Bundle, Root, Stack},
+};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::{DeploymentId, NodeId},
@@ -12,6 +18,8 @@ use crate::{
 pub const NOTE_FILE: &str = "release.json";
 pub const READY_FILE: &str = "ready.json";
 pub const COMPOSE_FILE: &str = "docker-compose.yml";
+/// The operator's own override.
+pub const OPERATOR_FILE: &str = "docker-compose.operator.yml";
 pub const OVERRIDE_FILE: &str = "docker-compose.override.yml";
 pub const ENV_FILE: &str = ".env";
 pub const CONFIG_FILE: &str = "aegis-config.yaml";
@@ -26,12 +34,15 @@ pub struct NodeService {
 }
 
 /// What a release runs.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Goal {
     pub services: Vec<String>,
     pub node: Option<NodeService>,
     /// References of all images.
     pub images: Vec<String>,
+    /// The embedded one, whose readiness is asked for.
+    #[serde(default)]
+    pub cloudflared: bool,
 }
 
 /// `release.json` of a release directory.
@@ -105,33 +116,66 @@ pub fn choose<'a>(releases: &'a [KeptRelease], to: Option<&DeploymentId>) -> Res
 #[derive(Clone)]
 pub struct ReleaseFiles {
     files: BTreeMap<&'static str, Vec<u8>>,
+    bundle: Bundle,
+    /// Digests of roots whose content on the host was changed by hand.
+    changed_by_hand: BTreeSet<String>,
 }
 
 impl std::fmt::Debug for ReleaseFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.files.keys()).finish()
+        f.debug_list().entries(self.files.keys()).entries(self.bundle.roots()).finish()
     }
 }
 
+/// The compose files of a stack in the order in which Compose is to read them: ours comes last.
+pub fn compose_files(stack: &Stack) -> Vec<&'static str> {
+    let mut files = vec![COMPOSE_FILE];
+    files.extend(stack.operator_override.is_some().then_some(OPERATOR_FILE));
+    files.extend(stack.override_file.is_some().then_some(OVERRIDE_FILE));
+    files
+}
+
 impl ReleaseFiles {
-    pub fn new(compose: &str, override_file: Option<&str>, env: &EnvFile, config: &str) -> Self {
-        let mut files = BTreeMap::from([
-            (COMPOSE_FILE, compose.as_bytes().to_vec()),
-            (ENV_FILE, env.render().into_bytes()),
-            (CONFIG_FILE, config.as_bytes().to_vec()),
-        ]);
-        if let Some(text) = override_file {
-            files.insert(OVERRIDE_FILE, text.as_bytes().to_vec());
-        }
-        Self { files }
+    /// A stack without a node has no configuration of one.
+    pub fn new(stack: &Stack, env: &EnvFile, config: Option<&str>, bundle: Bundle) -> Self {
+        let mut files = BTreeMap::from([(ENV_FILE, env.render().into_bytes())]);
+        let mut put = |name, text: Option<&str>| {
+            if let Some(text) = text {
+                files.insert(name, text.as_bytes().to_vec());
+            }
+        };
+        put(COMPOSE_FILE, Some(&stack.compose));
+        put(OPERATOR_FILE, stack.operator_override.as_deref());
+        put(OVERRIDE_FILE, stack.override_file.as_deref());
+        put(CONFIG_FILE, config);
+        Self { files, bundle, changed_by_hand: BTreeSet::new() }
     }
 
+    /// Files that are not on the host as they were sent: what holds them is sent again.
+    #[must_use]
+    pub fn repairing(mut self, files: &BTreeSet<&str>) -> Self {
+        let roots = self.bundle.roots().iter().filter(|root| root.holds_any(files));
+        self.changed_by_hand = roots.map(Root::digest).collect();
+        self
+    }
+
+    pub fn was_changed_by_hand(&self, digest: &str) -> bool {
+        self.changed_by_hand.contains(digest)
+    }
+
+    /// Those that are written into the release itself.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
         self.files.iter().map(|(name, content)| (*name, content.as_slice()))
     }
 
+    /// Those that the release links to.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
     pub fn digests(&self) -> BTreeMap<String, String> {
-        self.files.iter().map(|(name, content)| ((*name).to_owned(), hex_digest(content))).collect()
+        let own = self.files.iter().map(|(name, content)| ((*name).to_owned(), hex_digest(content)));
+        own.chain(self.bundle.digests()).collect()
     }
 
     pub fn note(
@@ -165,7 +209,7 @@ mod tests {
             files: BTreeMap::new(),
             services: Vec::new(),
             cluster: None,
-            goal: Some(Goal { services: Vec::new(), node: None, images: Vec::new() }),
+            goal: Some(Goal::default()),
         };
         let ready = ready_at_ms.map(|at_ms| ReadyMark { at_ms, images: BTreeMap::new() });
         KeptRelease { note, ready, current }

@@ -38,7 +38,10 @@ mod releases;
 
 use std::time::Duration;
 
-use super::release::{COMPOSE_FILE, CONFIG_FILE, ENV_FILE, NOTE_FILE, OVERRIDE_FILE, ReleaseFiles};
+use super::{
+    release::{NOTE_FILE, ReleaseFiles},
+    stack::{COMPLETE, Root},
+};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::DeploymentId,
@@ -49,6 +52,8 @@ use crate::{
 const LOCK_WAIT_MIN_SECS: u64 = 3;
 const SHORT: Duration = Duration::from_secs(30);
 const UP_LIMIT: Duration = Duration::from_secs(180);
+/// 64 MB over a slow line.
+const FILES_LIMIT: Duration = Duration::from_secs(600);
 const LOAD_LIMIT: Duration = Duration::from_secs(600);
 const PULL_LIMIT: Duration = Duration::from_secs(1800);
 pub const LOG_LINES: usize = 20;
@@ -97,6 +102,7 @@ impl Remote<'_> {
     pub async fn upload(&self, files: &ReleaseFiles, deployment: &DeploymentId, note: &[u8]) -> Result<()> {
         let release = format!("{}/releases/{deployment}", self.base);
         self.run("make the release directory", PREPARE, &[self.base, deployment.as_str()], SHORT).await?;
+        self.send_bundle(files, deployment).await?;
         // The note comes last: a release without one is incomplete.
         let all = files.iter().chain([(NOTE_FILE, note)]);
         if self.connection.is_elevated() {
@@ -112,6 +118,31 @@ impl Remote<'_> {
         self.switch_to(deployment).await
     }
 
+    /// Sends what the host lacks of the files that travel, in one stream, and links the release to it.
+    async fn send_bundle(&self, files: &ReleaseFiles, deployment: &DeploymentId) -> Result<()> {
+        let bundle = files.bundle();
+        if bundle.is_empty() {
+            return Ok(());
+        }
+        let digests: Vec<String> = bundle.roots().iter().map(Root::digest).collect();
+        let mut arguments = vec![self.base];
+        arguments.extend(digests.iter().map(String::as_str));
+        let output = self.run("look for the stack's files", MISSING_FILES, &arguments, SHORT).await?;
+        let mut missing: Vec<String> = output.stdout.lines().map(str::to_owned).collect();
+        missing.extend(digests.iter().filter(|digest| files.was_changed_by_hand(digest)).cloned());
+        if !missing.is_empty() {
+            let input = std::io::Cursor::new(bundle.archive(&missing)?);
+            let arguments = [self.base, deployment.as_str(), COMPLETE];
+            let output = self.connection.script_with_input(RECEIVE, &arguments, input, FILES_LIMIT).await?;
+            checked(output, "receive the stack's files")?;
+        }
+        let links: Vec<(&str, String)> =
+            bundle.roots().iter().map(|root| (root.path.as_str(), root.link_target())).collect();
+        let mut arguments = vec![self.base, deployment.as_str()];
+        arguments.extend(links.iter().flat_map(|(path, target)| [*path, target.as_str()]));
+        self.run("link the stack's files", LINK, &arguments, SHORT).await.map(drop)
+    }
+
     /// SFTP runs as the login's user. The content goes over standard input, seen by nobody.
     async fn write_as_root(&self, path: &str, content: &[u8]) -> Result<()> {
         let (length, input) = (content.len().to_string(), std::io::Cursor::new(content.to_vec()));
@@ -125,7 +156,7 @@ impl Remote<'_> {
     }
 
     pub async fn switch_to(&self, deployment: &DeploymentId) -> Result<()> {
-        let arguments = [self.base, deployment.as_str(), COMPOSE_FILE, OVERRIDE_FILE, ENV_FILE, CONFIG_FILE];
+        let arguments = [self.base, deployment.as_str()];
         self.run("switch to the release", SWITCH, &arguments, SHORT).await.map(drop)
     }
 
@@ -260,16 +291,67 @@ if [ "$current" != "releases/$2" ]; then
 fi
 "#;
 
-/// $1 base, $2 deployment, then the files that people look for at the top.
+/// $1 base, then digests: says which of them the host has no content of.
+const MISSING_FILES: &str = r#"
+cd -- "$1/releases" || exit 1
+shift
+for digest in "$@"; do [ -e ".files/$digest" ] || printf '%s\n' "$digest"; done
+"#;
+
+/// $1 base, $2 deployment, $3 the last entry of the stream: a stream that was cut never takes the
+/// content's place. A digest says all of its content, so what another deployment put there is equal.
+const RECEIVE: &str = r#"
+set -e
+cd -- "$1/releases"
+mkdir -p -m 700 .files
+part=".files/$2.part"
+rm -rf -- "$part"; mkdir -m 700 -- "$part"
+tar -x -p -o -f - -C "$part"
+[ -f "$part/$3" ]
+rm -f -- "$part/$3"
+[ "$(id -u)" != 0 ] || [ -z "${SUDO_UID:-}" ] || chown -R -- "$SUDO_UID:$SUDO_GID" .files
+for content in "$part"/*; do
+  name=${content##*/}
+  # What is there was changed by hand, and containers may have it mounted: it is mended in its place.
+  if [ -d "$content" ] && [ -d ".files/$name" ]; then cp -a -- "$content/." ".files/$name/"; rm -rf -- "$content"
+  elif [ -f "$content" ] && [ -f ".files/$name" ]; then cp -a -- "$content" ".files/$name"; rm -f -- "$content"
+  else rm -rf -- ".files/$name"; mv -T -- "$content" ".files/$name"; fi
+done
+rmdir -- "$part"
+sync
+"#;
+
+/// $1 base, $2 deployment, then pairs of a path in the release and where it leads to.
+const LINK: &str = r#"
+set -e
+cd -- "$1/releases/$2"
+shift 2
+while [ $# -gt 1 ]; do
+  case "$1" in */*) mkdir -p -- "${1%/*}";; esac
+  ln -sfn -- "$2" "$1"
+  shift 2
+done
+"#;
+
+/// $1 base, $2 deployment. The top-level names of the release are linked at the top, where people look
+/// for them and Compose resolves paths.
 const SWITCH: &str = r#"
 set -e
 cd -- "$1"
-id=$2; shift 2
+id=$2
 [ -f "releases/$id/release.json" ]
 rm -f current.new; ln -s "releases/$id" current.new; mv -T -- current.new current
-for file in "$@"; do
+for path in current/* current/.[!.]*; do
+  file=${path#current/}
+  case "$file" in release.json|ready.json|previous) continue;; esac
+  [ -e "$path" ] || continue
   if [ -e "$file" ] && [ ! -L "$file" ]; then mv -- "$file" "$file.before-aegis"; fi
-  if [ -e "current/$file" ]; then ln -sfn "current/$file" "$file"; else rm -f -- "$file"; fi
+  ln -sfn -- "current/$file" "$file"
+done
+for file in * .[!.]*; do
+  if [ -L "$file" ] && [ ! -e "$file" ]; then
+    case "$(readlink -- "$file")" in current/*) rm -f -- "$file";; esac
+  fi
 done
 sync
 "#;

@@ -16,6 +16,7 @@ use crate::{
 
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
+pub const HEALTH_TIMEOUT_SECONDS_DEFAULT: u32 = 180;
 pub const MAX_PARALLEL_DEFAULT: usize = 8;
 /// Counts beside whatever the ssh configuration names.
 pub(super) const SYSTEM_KNOWN_HOSTS: &str = "/etc/ssh/ssh_known_hosts";
@@ -46,6 +47,8 @@ pub struct DeploySettings {
     /// On the host.
     pub base_dir: String,
     pub minimum_disk_gb: u64,
+    /// Where a request does not say it.
+    pub health_timeout_seconds: u32,
     /// Of the user the controller runs as: default identities and known_hosts.
     pub home: Option<PathBuf>,
     /// `SSH_AUTH_SOCK` of the controller.
@@ -74,6 +77,7 @@ impl Default for DeploySettings {
             max_parallel: MAX_PARALLEL_DEFAULT,
             base_dir: BASE_DIR_DEFAULT.to_owned(),
             minimum_disk_gb: MINIMUM_DISK_GB_DEFAULT,
+            health_timeout_seconds: HEALTH_TIMEOUT_SECONDS_DEFAULT,
             home: None,
             agent_socket: None,
             environment_tunnel_token: None,

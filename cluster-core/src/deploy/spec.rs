@@ -1,10 +1,11 @@
 //! What is asked for, and what is to be done: only validation makes the second out of the first.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
 use super::{
     Secret, grammar,
-    settings::DeploySettings,
+    names::{ModelName, ProfileName, ServiceName},
+    settings::{DeploySettings, HEALTH_TIMEOUT_SECONDS_DEFAULT},
     tunnel::{self, TunnelSource},
     world::Deployed,
 };
@@ -34,8 +35,16 @@ pub struct DeploymentRequest {
     pub ssh_key_path: Option<String>,
     pub identity: Option<String>,
     pub tags: Vec<String>,
-    /// Comma-separated.
+    /// Comma-separated: parts of the embedded stack, or services of the operator's own.
     pub services: Option<String>,
+    /// Profiles of the operator's stack.
+    pub profiles: Vec<String>,
+    /// Whether the machine becomes a node; without, its stack alone is started. Default: true.
+    pub join: Option<bool>,
+    /// How long the stack may take to become healthy. Default: the configuration's.
+    pub health_timeout_seconds: Option<u32>,
+    /// What Ollama is to have: `name[:tag]`.
+    pub models: Vec<String>,
     pub tunnel_token: Option<Secret>,
     pub remote_llm_url: Option<String>,
     pub image: Option<String>,
@@ -49,19 +58,8 @@ pub struct DeploymentRequest {
     pub idempotency_key: Option<String>,
 }
 
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    serde::Serialize,
-    serde::Deserialize,
-    schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
+/// A part of the embedded stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     Node,
     Ollama,
@@ -77,14 +75,16 @@ impl Service {
         }
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self> {
-        match text {
-            "node" => Ok(Service::Node),
-            "ollama" => Ok(Service::Ollama),
-            "cloudflared" => Ok(Service::Cloudflared),
-            other => Err(Error::invalid(format!("there is no service \"{}\"", shown(other)))
-                .remedy("services is a comma-separated list of node, ollama and cloudflared")),
-        }
+    const ALL: [Service; 3] = [Service::Node, Service::Ollama, Service::Cloudflared];
+
+    pub(super) fn is_embedded(name: &ServiceName) -> bool {
+        Self::ALL.iter().any(|service| service.name() == name.as_str())
+    }
+}
+
+impl Service {
+    pub fn service_name(self) -> ServiceName {
+        ServiceName::known(self.name())
     }
 }
 
@@ -100,7 +100,18 @@ pub struct DeploymentSpec {
     pub target: SshTarget,
     pub node: NodeId,
     pub tags: Vec<Tag>,
-    pub services: BTreeSet<Service>,
+    /// Of the embedded stack, its parts. Of an operator's stack, what was named; nothing named means
+    /// all that have no profile.
+    pub services: BTreeSet<ServiceName>,
+    #[serde(default)]
+    pub profiles: BTreeSet<ProfileName>,
+    /// Without, no node of ours runs on the host.
+    #[serde(default = "yes")]
+    pub join: bool,
+    #[serde(default = "health_timeout_default")]
+    pub health_timeout_seconds: u32,
+    #[serde(default)]
+    pub models: Vec<ModelName>,
     pub tunnel: TunnelSource,
     pub remote_llm_url: Option<String>,
     /// Replaces what a foreign stack would build, or joins the embedded stack as `aithernode`.
@@ -117,6 +128,15 @@ pub struct DeploymentSpec {
     pub lock_wait_seconds: u64,
     #[serde(default)]
     pub take_over: bool,
+}
+
+/// Records of earlier versions do not say it.
+const fn yes() -> bool {
+    true
+}
+
+const fn health_timeout_default() -> u32 {
+    HEALTH_TIMEOUT_SECONDS_DEFAULT
 }
 
 /// A validated deployment and the one secret that goes with it.
@@ -154,19 +174,38 @@ impl DeploymentRequest {
             user,
             key_path: given(&self.ssh_key_path).map(|path| grammar::key_path(path, settings)).transpose()?,
         };
-        let mut services = grammar::services(given(&self.services))?;
+        let compose_file = settings.foreign_compose_file();
+        let join = self.join.unwrap_or(true);
+        let mut services = match &compose_file {
+            None => grammar::embedded_services(given(&self.services), join)?,
+            Some(_) => grammar::services(given(&self.services).unwrap_or_default())?,
+        };
+        let profiles = grammar::profiles(&self.profiles)?;
+        if compose_file.is_none() && !profiles.is_empty() {
+            return Err(Error::invalid("profiles: the embedded stack has none")
+                .remedy("leave profiles out, or name a compose file in spec.deploy.compose_file"));
+        }
         let argument =
             self.tunnel_token.as_ref().map(|token| secret_argument(token, origin)).transpose()?.flatten();
         let (tunnel, tunnel_token) = tunnel::resolve(argument.as_ref(), settings)?;
-        match (&tunnel_token, services.contains(&Service::Cloudflared)) {
-            (Some(_), _) => {
-                services.insert(Service::Cloudflared);
+        if compose_file.is_none() {
+            let cloudflared = Service::Cloudflared.service_name();
+            match (&tunnel_token, services.contains(&cloudflared)) {
+                (Some(_), _) => {
+                    services.insert(cloudflared);
+                }
+                (None, true) => {
+                    return Err(Error::invalid("cloudflared needs a tunnel token and none was found")
+                        .remedy("give tunnel_token, or set CLOUDFLARE_TUNNEL_TOKEN for the controller"));
+                }
+                (None, false) => {}
             }
-            (None, true) => {
-                return Err(Error::invalid("cloudflared needs a tunnel token and none was found")
-                    .remedy("give tunnel_token, or set CLOUDFLARE_TUNNEL_TOKEN for the controller"));
-            }
-            (None, false) => {}
+        }
+        let models = grammar::models(&self.models)?;
+        let ollama = services.iter().any(|service| service.as_str() == Service::Ollama.name());
+        if compose_file.is_none() && !models.is_empty() && !ollama {
+            return Err(Error::invalid("models: no Ollama runs in this deployment to hold them")
+                .remedy("add ollama to services, or leave models out"));
         }
         let image = given(&self.image).or(settings.environment_image.as_deref());
         let spec = DeploymentSpec {
@@ -174,10 +213,17 @@ impl DeploymentRequest {
             node,
             tags: grammar::tags(&self.tags)?,
             services,
+            profiles,
+            join,
+            health_timeout_seconds: match self.health_timeout_seconds {
+                None => settings.health_timeout_seconds,
+                Some(seconds) => grammar::health_timeout(seconds)?,
+            },
+            models,
             tunnel,
             remote_llm_url: given(&self.remote_llm_url).map(grammar::llm_url).transpose()?,
             image: image.map(grammar::image_reference).transpose()?,
-            compose_file: settings.foreign_compose_file(),
+            compose_file,
             base_dir: grammar::base_dir(&settings.base_dir)?,
             minimum_disk_gb: settings.minimum_disk_gb,
             origin,
@@ -213,13 +259,26 @@ fn login(
 }
 
 impl DeploymentSpec {
+    /// Of the embedded stack.
+    pub fn runs(&self, service: Service) -> bool {
+        self.compose_file.is_none() && self.services.iter().any(|name| name.as_str() == service.name())
+    }
+
+    pub fn health_limit(&self) -> Duration {
+        Duration::from_secs(self.health_timeout_seconds.into())
+    }
+
     /// For what is done with a node that was deployed already.
     pub fn of_deployed(node: NodeId, deployed: Deployed, lock_wait_seconds: u64, origin: Origin) -> Self {
         Self {
             target: deployed.target,
             node,
             tags: Vec::new(),
-            services: BTreeSet::from([Service::Node]),
+            services: BTreeSet::from([Service::Node.service_name()]),
+            profiles: BTreeSet::new(),
+            join: true,
+            health_timeout_seconds: HEALTH_TIMEOUT_SECONDS_DEFAULT,
+            models: Vec::new(),
             tunnel: TunnelSource::None,
             remote_llm_url: None,
             image: None,
@@ -313,7 +372,8 @@ mod tests {
         let spec = validate(&request("192.168.1.50")).unwrap().spec;
         assert_eq!((spec.target.port, spec.target.user.as_str()), (22, "root"));
         assert_eq!(spec.node.as_str(), "192-168-1-50");
-        assert_eq!(spec.services, BTreeSet::from([Service::Node, Service::Ollama]));
+        assert_eq!(spec.services.iter().map(ToString::to_string).collect::<Vec<_>>(), ["node", "ollama"]);
+        assert!(spec.join && spec.health_timeout_seconds == 180);
         assert_eq!(spec.target.host.as_str(), "192.168.1.50", "a host is a direct target");
         assert_eq!(spec.tunnel, TunnelSource::None);
     }
@@ -338,7 +398,7 @@ mod tests {
 
     #[test]
     fn arguments_out_of_their_grammar_are_refused() {
-        let cases: [(&str, DeploymentRequest); 12] = [
+        let cases: [(&str, DeploymentRequest); 18] = [
             ("host", request("")),
             ("host", request("-x")),
             ("this machine", request("localhost")),
@@ -349,6 +409,25 @@ mod tests {
             ("tag", DeploymentRequest { tags: vec!["A B".into()], ..request("edge1") }),
             ("service", DeploymentRequest { services: Some("node,redis".into()), ..request("edge1") }),
             ("tunnel token", DeploymentRequest { services: Some("cloudflared".into()), ..request("edge1") }),
+            ("profiles", DeploymentRequest { profiles: vec!["extra".into()], ..request("edge1") }),
+            (
+                "join",
+                DeploymentRequest { join: Some(false), services: Some("node".into()), ..request("edge1") },
+            ),
+            (
+                "health_timeout_seconds",
+                DeploymentRequest { health_timeout_seconds: Some(9), ..request("edge1") },
+            ),
+            ("model", DeploymentRequest { models: vec!["a b".into()], ..request("edge1") }),
+            ("models", DeploymentRequest { models: vec!["m".into(); 17], ..request("edge1") }),
+            (
+                "models",
+                DeploymentRequest {
+                    models: vec!["m".into()],
+                    services: Some("node".into()),
+                    ..request("edge1")
+                },
+            ),
             (
                 "ssh_key_path",
                 DeploymentRequest { ssh_key_path: Some("../../etc/shadow".into()), ..request("edge1") },
@@ -368,7 +447,7 @@ mod tests {
     fn a_given_token_brings_cloudflared_and_is_neither_stored_nor_shown() {
         let request = DeploymentRequest { tunnel_token: Some(Secret::new("ey-hunter2")), ..request("edge1") };
         let validated = validate(&request).unwrap();
-        assert!(validated.spec.services.contains(&Service::Cloudflared));
+        assert!(validated.spec.runs(Service::Cloudflared));
         let stored = serde_json::to_string(&validated.spec).unwrap();
         assert!(!stored.contains("hunter2") && !format!("{request:?} {validated:?}").contains("hunter2"));
     }

@@ -122,6 +122,8 @@ pub enum StepName {
     Images,
     Start,
     Health,
+    /// Ollama gets the models that were asked for.
+    Models,
     Join,
     Proof,
     /// A last look: nothing restarted meanwhile. The release is marked as good, old ones are dropped.
@@ -147,6 +149,7 @@ impl StepName {
             StepName::Images => "images",
             StepName::Start => "start",
             StepName::Health => "health",
+            StepName::Models => "models",
             StepName::Join => "join",
             StepName::Proof => "proof",
             StepName::Settle => "settle",

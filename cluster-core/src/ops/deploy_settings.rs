@@ -5,7 +5,7 @@ use crate::{
         resolve_secret,
         schema::{Deploy, HostKeyChoice},
     },
-    deploy::DeploySettings,
+    deploy::{DeploySettings, grammar},
     error::{Error, ErrorCode, Result},
     ids::ClusterId,
     ssh::{HostKeyPolicy, Passphrase, client_config::ConfigFile},
@@ -46,7 +46,20 @@ pub fn of(deploy: &Deploy, cluster_id: &ClusterId) -> Result<DeploySettings> {
     if let Some(gb) = deploy.min_free_disk_gb {
         settings.minimum_disk_gb = u64::from(gb);
     }
+    if let Some(seconds) = deploy.health_timeout_secs {
+        settings.health_timeout_seconds = health_timeout(seconds)?;
+    }
     Ok(settings)
+}
+
+fn health_timeout(seconds: u32) -> Result<u32> {
+    grammar::health_timeout(seconds).map_err(|_| {
+        Error::new(
+            ErrorCode::ConfigInvalid,
+            format!("spec.deploy.health_timeout_secs {seconds} is not valid"),
+        )
+        .remedy("use 10 to 3600")
+    })
 }
 
 /// A reference only: what stands in a configuration file is read by many.

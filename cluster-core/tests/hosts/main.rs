@@ -8,4 +8,5 @@ mod deploy;
 mod operations;
 mod ssh;
 mod ssh_config;
+mod stack;
 mod support;

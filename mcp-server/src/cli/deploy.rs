@@ -31,9 +31,22 @@ pub struct Deploy {
     /// May be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Compose services, comma-separated [default: node,ollama]
+    /// Compose services, comma-separated [default: node,ollama, or those of the configured compose
+    /// file that have no profile]
     #[arg(long)]
     services: Option<String>,
+    /// Of the configured compose file; may be repeated
+    #[arg(long = "profile", value_name = "PROFILE")]
+    profiles: Vec<String>,
+    /// Start the stack only: the machine becomes no node
+    #[arg(long)]
+    no_join: bool,
+    /// A model that Ollama is to have, like llama3.2; may be repeated
+    #[arg(long = "model", value_name = "MODEL")]
+    models: Vec<String>,
+    /// Seconds that the stack may take to become healthy [default: 180]
+    #[arg(long, value_name = "SECONDS")]
+    health_timeout: Option<u32>,
     /// Where the tunnel token is: never on the command line, which others can read
     #[arg(long, value_name = "env:NAME|file:PATH")]
     tunnel_token_from: Option<String>,
@@ -101,11 +114,17 @@ impl Deploy {
         if let Some(port) = self.ssh_port {
             body.insert("ssh_port".to_owned(), port.into());
         }
+        if let Some(seconds) = self.health_timeout {
+            body.insert("health_timeout_seconds".to_owned(), seconds.into());
+        }
         if let Some(wait) = self.lock_wait {
             body.insert("lock_wait_seconds".to_owned(), wait.as_secs().into());
         }
         body.insert("take_over".to_owned(), self.take_over.into());
         body.insert("tags".to_owned(), self.tags.into());
+        body.insert("profiles".to_owned(), self.profiles.into());
+        body.insert("models".to_owned(), self.models.into());
+        body.insert("join".to_owned(), (!self.no_join).into());
         body.insert("dry_run".to_owned(), self.plan.into());
         Ok(Value::Object(body))
     }

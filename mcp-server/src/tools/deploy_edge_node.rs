@@ -25,6 +25,7 @@ const WAIT_SECONDS_DEFAULT: u64 = 20;
 const HOST_LENGTH_MAX: usize = 253;
 const PATH_LENGTH_MAX: usize = 4096;
 const TAGS_MAX: usize = 32;
+const NAMES_MAX: usize = 16;
 
 pub struct DeployEdgeNode;
 
@@ -50,10 +51,24 @@ pub struct Arguments {
     /// Tags for placement, like gpu or zone=eu; at most 32.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// Compose services to start, comma-separated. Default: node,ollama (and cloudflared where there
-    /// is a tunnel token).
+    /// Services to start, comma-separated. Default: node,ollama (and cloudflared where there is a tunnel
+    /// token). Where the operator has a compose file of their own: names of its services, by default
+    /// all without a profile.
     #[serde(default)]
     pub services: Option<String>,
+    /// Profiles of the operator's compose file; at most 16.
+    #[serde(default)]
+    pub profiles: Vec<String>,
+    /// False: start the stack only; the machine becomes no node, and the deployment ends as started.
+    /// Default: true.
+    #[serde(default)]
+    pub join: Option<bool>,
+    /// Models that Ollama is to have, like llama3.2 or qwen2.5:0.5b; at most 16.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// How long the stack may take to become healthy: 10 to 3600. Default: the operator's, else 180.
+    #[serde(default)]
+    pub health_timeout_seconds: Option<u32>,
     /// Cloudflare tunnel token. Leave it out to use the operator's own, if there is one.
     #[serde(default, deserialize_with = "secret")]
     #[schemars(with = "Option<String>")]
@@ -103,6 +118,14 @@ impl Arguments {
         if self.tags.len() > TAGS_MAX {
             return Err(Error::invalid(format!("tags: at most {TAGS_MAX} are taken")));
         }
+        for (name, list) in [("profiles", &self.profiles), ("models", &self.models)] {
+            if list.len() > NAMES_MAX {
+                return Err(Error::invalid(format!("{name}: at most {NAMES_MAX} are taken")));
+            }
+        }
+        if let Some(seconds) = self.health_timeout_seconds {
+            check_range("health_timeout_seconds", seconds, 10..=3600)?;
+        }
         for (name, value) in [
             ("ssh_key_path", &self.ssh_key_path),
             ("services", &self.services),
@@ -122,6 +145,10 @@ impl Arguments {
             identity: given(self.identity),
             tags: self.tags,
             services: given(self.services),
+            profiles: self.profiles,
+            join: self.join,
+            health_timeout_seconds: self.health_timeout_seconds,
+            models: self.models,
             tunnel_token: self.tunnel_token.filter(|token| !token.is_empty()),
             remote_llm_url: given(self.remote_llm_url),
             image: given(self.image),
@@ -139,7 +166,8 @@ pub struct Outcome {
     /// Valid for as long as the controller keeps its database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deployment_id: Option<DeploymentId>,
-    /// planned (also for a dry run), running, ready, started, failed, rolled_back, cancelled or interrupted.
+    /// planned (also for a dry run), running, ready, started (join was false), failed, rolled_back,
+    /// cancelled or interrupted.
     pub state: DeploymentState,
     pub host: String,
     pub node_id: NodeId,
@@ -298,6 +326,9 @@ mod tests {
             json!({"host": "a", "ssh_port": 0}),
             json!({"host": "a", "ssh_port": 65_536}),
             json!({"host": "a", "tags": vec!["t"; 33]}),
+            json!({"host": "a", "models": vec!["m"; 17]}),
+            json!({"host": "a", "profiles": vec!["p"; 17]}),
+            json!({"host": "a", "health_timeout_seconds": 9}),
         ] {
             assert!(arguments(bad.clone()).and_then(Arguments::check).is_err(), "{bad}");
         }

@@ -7,7 +7,8 @@ use tokio::time::sleep;
 
 use super::{
     super::{
-        health,
+        examine::Examined,
+        health::Look,
         remote::{LOG_LINES, Remote},
         secret::Secret,
         view::StepName,
@@ -86,7 +87,9 @@ impl Run {
     pub(super) async fn keep_log(&mut self, service: &str) {
         let Ok(remote) = self.remote() else { return };
         match remote.logs(service, LOG_LINES).await {
-            Ok(text) => self.record.view.log_tail = Some(redact(&text, self.token.as_ref())),
+            Ok(text) => {
+                self.record.view.log_tail = Some(redact(&text, self.token.as_ref(), self.examined.as_ref()))
+            }
             Err(error) => tracing::warn!(error = %error.chain(), "the failed service's log cannot be read"),
         }
     }
@@ -94,10 +97,9 @@ impl Run {
     pub(super) async fn keep_log_of_a_failed_service(&mut self) {
         let Ok(remote) = self.remote() else { return };
         let Ok(text) = remote.containers().await else { return };
-        let failed =
-            health::parse(&text).into_iter().find(|one| one.condition() == health::Condition::Failed);
-        if let Some(container) = failed {
-            self.keep_log(&container.service).await;
+        let look = Look::parse(&text);
+        if let Some(service) = look.failed_service() {
+            self.keep_log(service).await;
         }
     }
 
@@ -111,10 +113,9 @@ impl Run {
     }
 }
 
-/// A service may print the token it was given.
-fn redact(text: &str, token: Option<&Secret>) -> String {
-    match token.filter(|token| !token.is_empty()) {
-        Some(token) => text.replace(token.reveal(), "(secret)"),
-        None => text.to_owned(),
-    }
+/// A service may print the token and the secrets it was given.
+fn redact(text: &str, token: Option<&Secret>, examined: Option<&Examined>) -> String {
+    let secrets = examined.map(|examined| examined.prepared.secrets.as_slice()).unwrap_or_default();
+    let secrets = secrets.iter().chain(token).filter(|secret| !secret.is_empty());
+    secrets.fold(text.to_owned(), |text, secret| text.replace(secret.reveal(), "(secret)"))
 }

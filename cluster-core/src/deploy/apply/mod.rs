@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     examine::{Context, Examined},
+    health::Well,
     now_ms,
     release::{Goal, KeptRelease},
     remote::HostLock,
@@ -52,6 +53,8 @@ pub(super) struct Run {
     examined: Option<Examined>,
     /// What is to run, and where our node answers.
     goal: Option<Goal>,
+    /// How it was when it became well.
+    well: Option<Well>,
     /// The release that is gone back to.
     chosen: Option<KeptRelease>,
     cancel: CancellationToken,
@@ -82,6 +85,7 @@ impl Run {
             lock: None,
             examined: None,
             goal: None,
+            well: None,
             chosen: None,
             cancel,
             reconnects: 0,
@@ -185,6 +189,7 @@ impl Run {
             StepName::Images => self.images().await,
             StepName::Start => self.start().await,
             StepName::Health => self.health().await,
+            StepName::Models => self.models().await,
             StepName::Join => self.join().await,
             StepName::Proof => self.proof().await,
             StepName::Settle => self.settle().await,

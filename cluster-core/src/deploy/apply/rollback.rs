@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        health::{self, Expected},
+        health,
         operation::Action,
         remote::Standing,
         view::{DeploymentState, StepName},
@@ -91,19 +91,16 @@ impl Run {
             kept.into_iter().find(|kept| kept.note.deployment_id == *id).and_then(|kept| kept.note.goal);
         // One that an earlier version wrote does not say what it runs.
         let Some(goal) = goal else { return Ok(id.to_string()) };
-        let expected = Expected {
-            services: goal.services.clone(),
-            node_service: goal.node.as_ref().map(|node| node.service.clone()).unwrap_or_default(),
-            node_port: goal.node.as_ref().map_or(0, |node| node.port),
-        };
+        let limit = self.record.spec.health_limit();
         let (views, mut view) = (self.views.clone(), self.record.view.clone());
         let progress = move |text: String| publish_progress(&views, &mut view, StepName::Rollback, text);
-        let well =
-            health::await_well(self.remote()?, &expected, progress).await.map_err(|unwell| unwell.error)?;
+        let well = health::await_well(self.remote()?, &goal, limit, progress)
+            .await
+            .map_err(|unwell| unwell.error)?;
         if goal.node.is_some() {
             self.context.membership.await_active(&self.record.spec.node, ACTIVE_LIMIT).await?;
         }
-        Ok(format!("{id}, {well}"))
+        Ok(format!("{id}, {}", well.evidence))
     }
 
     pub(super) async fn fail(&mut self, error: Error) -> Result<()> {

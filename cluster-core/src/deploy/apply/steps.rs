@@ -9,8 +9,10 @@ use super::{
     super::{
         examine::examine,
         findings,
-        health::{self, Expected},
+        health::{self, Unwell},
         image::NodeImage,
+        models,
+        names::ServiceName,
         now_ms,
         operation::Action,
         plan::Plan,
@@ -33,8 +35,13 @@ impl Run {
         if self.token.is_none() && !matches!(spec.tunnel, TunnelSource::None | TunnelSource::Argument) {
             self.token = tunnel::found(self.context.hosts.settings())?.1;
         }
-        let services: Vec<&str> = spec.services.iter().map(|service| service.name()).collect();
-        Ok(format!("{} becomes {} with {}", spec.target, spec.node, services.join(", ")))
+        let services: Vec<&str> = spec.services.iter().map(ServiceName::as_str).collect();
+        let services =
+            if services.is_empty() { "the operator's stack".to_owned() } else { services.join(", ") };
+        Ok(match spec.join {
+            true => format!("{} becomes {} with {services}", spec.target, spec.node),
+            false => format!("{} runs {services}, and does not join", spec.target),
+        })
     }
 
     pub(super) async fn check(&mut self) -> Result<String> {
@@ -102,7 +109,7 @@ impl Run {
         let prepared = &examined.prepared;
         let note = prepared.files.note(&id, &self.record.spec.node, owner, &prepared.goal)?;
         remote.upload(&prepared.files, &id, &note).await?;
-        let count = prepared.files.iter().count();
+        let count = prepared.files.digests().len();
         Ok(format!("{count} files in releases/{id} (plan {digest})"))
     }
 
@@ -128,11 +135,11 @@ impl Run {
         }
         let goal = self.goal()?;
         let references = goal.images.clone();
-        let node_image = goal.node.as_ref().map(|node| node.image.clone()).unwrap_or_default();
+        let node_image = goal.node.as_ref().map(|node| node.image.clone());
         let missing = self.remote()?.missing_images(&references).await?;
         let mut done = Vec::new();
         for reference in &missing {
-            if *reference == node_image {
+            if Some(reference) == node_image.as_ref() {
                 let image = self.node_image().await?;
                 self.progress(
                     StepName::Images,
@@ -170,23 +177,35 @@ impl Run {
 
     pub(super) async fn health(&mut self) -> Result<String> {
         self.ensure_lock().await?;
-        let goal = self.goal()?;
-        let expected = Expected {
-            services: goal.services.clone(),
-            node_service: goal.node.as_ref().map(|node| node.service.clone()).unwrap_or_default(),
-            node_port: goal.node.as_ref().map_or(0, |node| node.port),
-        };
+        let goal = self.goal()?.clone();
+        let limit = self.record.spec.health_limit();
         let (views, mut view) = (self.views.clone(), self.record.view.clone());
         let progress = move |text: String| publish_progress(&views, &mut view, StepName::Health, text);
-        match health::await_well(self.remote()?, &expected, progress).await {
-            Ok(evidence) => Ok(evidence),
-            Err(unwell) => {
-                if let Some(service) = &unwell.service {
-                    self.keep_log(service).await;
-                }
-                Err(unwell.error)
+        match health::await_well(self.remote()?, &goal, limit, progress).await {
+            Ok(well) => {
+                let evidence = well.evidence.clone();
+                self.well = Some(well);
+                Ok(evidence)
             }
+            Err(unwell) => Err(self.keep_log_of(unwell).await),
         }
+    }
+
+    async fn keep_log_of(&mut self, unwell: Unwell) -> Error {
+        if let Some(service) = &unwell.service {
+            self.keep_log(service).await;
+        }
+        unwell.error
+    }
+
+    pub(super) async fn models(&mut self) -> Result<String> {
+        self.ensure_lock().await?;
+        let ollama = self.examined()?.prepared.stack.ollama.clone();
+        let ollama = ollama.ok_or_else(|| Error::internal("models for a stack without Ollama"))?;
+        let wanted = self.record.spec.models.clone();
+        let (views, mut view) = (self.views.clone(), self.record.view.clone());
+        let progress = move |text: String| publish_progress(&views, &mut view, StepName::Models, text);
+        models::ensure(self.remote()?, &ollama, &wanted, progress).await
     }
 
     pub(super) async fn join(&mut self) -> Result<String> {
@@ -241,21 +260,13 @@ impl Run {
     /// One last look, then the release counts as good.
     pub(super) async fn settle(&mut self) -> Result<String> {
         self.ensure_lock().await?;
-        let remote = self.remote()?;
-        let failed =
-            health::parse(&remote.containers().await?).into_iter().find(|one| !one.condition().may_be_well());
-        if let Some(container) = failed {
-            self.keep_log(&container.service).await;
-            return Err(Error::new(
-                ErrorCode::DeploymentFailed,
-                format!(
-                    "service {} was well and is so no longer: {}",
-                    container.service,
-                    container.describe()
-                ),
-            )
-            .remedy("its last log lines are in the deployment's log_tail"));
+        let goal = self.goal()?.clone();
+        if let Some(well) = self.well.clone()
+            && let Err(unwell) = health::confirm(self.remote()?, &goal, &well).await
+        {
+            return Err(self.keep_log_of(unwell).await);
         }
+        let remote = self.remote()?;
         let own = self.record.view.deployment_id.clone();
         let release = match remote.standing(&own).await?.current {
             Some(current) => current,

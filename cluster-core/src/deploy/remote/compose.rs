@@ -1,10 +1,7 @@
 //! The stack on the host, by Docker Compose.
 
 use super::{
-    super::{
-        release::{COMPOSE_FILE, CONFIG_FILE, ENV_FILE, OVERRIDE_FILE},
-        stack::PROJECT,
-    },
+    super::{health::CONTAINER_FORMAT, models, names::ModelName, stack::PROJECT},
     Remote, SHORT, UP_LIMIT,
 };
 use crate::{
@@ -90,9 +87,23 @@ impl Remote<'_> {
         Ok(containers.into_iter().map(|(name, verb)| format!("{name} {}", verb.to_lowercase())).collect())
     }
 
-    /// `docker compose ps -a --format json`, as it printed it.
+    /// The containers of the stack, for `health::Look` to read.
     pub async fn containers(&self) -> Result<String> {
-        Ok(self.run("docker compose ps", PS, &[self.base, PROJECT], SHORT).await?.stdout)
+        Ok(self.run("look at the containers", CONTAINERS, &[PROJECT, CONTAINER_FORMAT], SHORT).await?.stdout)
+    }
+
+    /// The models of the Ollama in this service, as its own command lists them.
+    pub async fn exec_models(&self, service: &str) -> Result<String> {
+        Ok(self.run("list the models", EXEC_MODELS, &[self.base, PROJECT, service], SHORT).await?.stdout)
+    }
+
+    pub async fn exec_pull(&self, service: &str, model: &ModelName) -> Result<()> {
+        let arguments = [self.base, PROJECT, service, model.as_str()];
+        let output = self.connection.script(EXEC_PULL, &arguments, models::PULL_LIMIT).await?;
+        match output.success() {
+            true => Ok(()),
+            false => Err(models::failed(model, &tail(&output.stderr, 1))),
+        }
     }
 
     pub async fn logs(&self, service: &str, lines: usize) -> Result<String> {
@@ -105,7 +116,7 @@ impl Remote<'_> {
     /// are to go.
     pub async fn remove(&self, volumes: bool) -> Result<()> {
         let volumes = if volumes { "volumes" } else { "" };
-        let arguments = [self.base, PROJECT, volumes, COMPOSE_FILE, OVERRIDE_FILE, ENV_FILE, CONFIG_FILE];
+        let arguments = [self.base, PROJECT, volumes];
         self.run("clean the host", REMOVE, &arguments, UP_LIMIT).await.map(drop)
     }
 
@@ -115,18 +126,42 @@ impl Remote<'_> {
     }
 }
 
-/// $1 base, $2 project. The login's own variables must not win over .env. A key that no container of
-/// ours can have written is stale.
+/// $1 base, $2 project. The login's own variables must not win over .env, which also names the
+/// services; one that ran before and is not among them is taken away first, since it may hold a port.
+/// A key that no container of ours can have written is stale.
 const UP: &str = noted!(
     r#"
 cd -- "$1" || exit 1
 [ -n "$(docker ps -aq --filter "label=com.docker.compose.project=$2" --filter 'label=aegis.config_digest')" ] || rm -f run/node.pub run/node.sock
-env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" up -d --remove-orphans --no-build
+services=$(sed -n 's/^AEGIS_SERVICES="\([^"]*\)"$/\1/p' .env)
+if [ -n "$services" ]; then
+  docker ps -a --filter "label=com.docker.compose.project=$2" --filter label=com.docker.compose.oneoff=False \
+    --format '{{.ID}} {{.Label "com.docker.compose.service"}}' | while read -r id service; do
+    case " $services " in *" $service "*) ;; *) docker stop "$id" >/dev/null; docker rm "$id" >/dev/null;; esac
+  done
+fi
+env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" up -d --remove-orphans --no-build $services
 "#
 );
 
-const PS: &str =
-    r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" ps -a --format json"#;
+/// $1 project, $2 format. The host's clock, then a line a container. Asked of the engine itself: Compose
+/// leaves out restarts and times, and takes longer.
+const CONTAINERS: &str = r#"
+printf 'now %s\n' "$(date +%s)"
+containers=$(docker ps -aq --no-trunc --filter "label=com.docker.compose.project=$1" --filter label=com.docker.compose.oneoff=False) || exit 1
+[ -n "$containers" ] || exit 0
+docker inspect --format "$2" $containers
+# One that went away in between is not there.
+true
+"#;
+
+/// $1 base, $2 project, $3 service.
+const EXEC_MODELS: &str =
+    r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" exec -T "$3" ollama list"#;
+
+/// $1 base, $2 project, $3 service, $4 model.
+const EXEC_PULL: &str =
+    r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" exec -T "$3" ollama pull "$4""#;
 
 /// $1 base, $2 project, $3 service, $4 lines.
 const LOGS: &str = r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" logs --no-color --no-log-prefix --tail "$4" "$3" 2>&1"#;
@@ -146,14 +181,14 @@ done
 } | tail -c "$bytes"
 "#;
 
-/// $1 base, $2 project, $3 "volumes" or empty, then the files at the top. What Compose leaves, because a
+/// $1 base, $2 project, $3 "volumes" or empty. What Compose leaves, because a
 /// file of it is gone or a profile is not named, is found by its labels. Agents' containers go with the
 /// node whose label they bear.
 const REMOVE: &str = noted!(
     r#"
 [ -d "$1" ] || exit 0
 cd -- "$1" || exit 1
-base=$1; project=$2; volumes=$3; shift 3
+base=$1; project=$2; volumes=$3
 node=$(sed -n 's/^AEGIS_NODE_ID="\(.*\)"$/\1/p' .env 2>/dev/null)
 images=$(sed -n 's/^AEGIS_NODE_IMAGE="\(.*\)"$/\1/p' releases/*/.env 2>/dev/null | sort -u)
 if [ -e docker-compose.yml ]; then
@@ -169,9 +204,11 @@ if [ -n "$volumes" ]; then
   for id in $(docker volume ls -q --filter "$of"); do docker volume rm "$id" >/dev/null || exit 1; done
 fi
 for image in $images; do docker image rm "$image" >/dev/null 2>&1; done
-for file in "$@"; do
-  if [ -L "$file" ]; then rm -f -- "$file"; fi
-  if [ -e "$file.before-aegis" ]; then mv -- "$file.before-aegis" "$file"; fi
+for file in * .[!.]*; do
+  if [ -L "$file" ]; then case "$(readlink -- "$file")" in current/*) rm -f -- "$file";; esac; fi
+done
+for kept in *.before-aegis .[!.]*.before-aegis; do
+  if [ -e "$kept" ]; then mv -- "$kept" "${kept%.before-aegis}"; fi
 done
 rm -rf -- releases current current.new run
 # A stack that lay here before us runs again.

@@ -107,7 +107,7 @@ const KEPT: &str = r#"
 cd -- "$1/releases" 2>/dev/null || exit 0
 for release in *; do
   [ -f "$release/$2" ] || continue
-  printf 'note='; head -c 65536 "$release/$2" | tr -d '\n\r'; echo
+  printf 'note='; head -c 262144 "$release/$2" | tr -d '\n\r'; echo
   if [ -f "$release/$3" ]; then printf 'ready=%s=' "$release"; head -c 65536 "$release/$3" | tr -d '\n\r'; echo; fi
 done
 current=$(readlink ../current); printf 'current=%s\n' "${current#releases/}"
@@ -126,6 +126,13 @@ for release in $(ls -1t releases); do
   n=$((n + 1))
   if [ "$n" -gt "$5" ] && [ "releases/$release" != "$current" ]; then rm -rf -- "releases/$release"; fi
 done
+if [ -d releases/.files ]; then
+  # Content that no release leads to is nobody's.
+  used=$(find releases -path releases/.files -prune -o -type l -exec readlink '{}' ';')
+  for content in releases/.files/*; do
+    case "$used" in *"/.files/${content##*/}"*) ;; *) rm -rf -- "$content";; esac
+  done
+fi
 for image in $(docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=aegis-node:*'); do
   grep -qF "AEGIS_NODE_IMAGE=\"$image\"" releases/*/.env || docker image rm "$image" >/dev/null 2>&1 || true
 done

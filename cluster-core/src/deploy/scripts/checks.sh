@@ -1,5 +1,5 @@
-# $1 base directory, $2 project, then images to look for. Prints name=value lines; changes nothing.
-base=$1; project=$2; shift 2
+# $1 base directory, $2 project, $3 format of a container, then images to look for. Prints name=value lines; changes nothing.
+base=$1; project=$2; format=$3; shift 3
 say() { printf '%s=%s\n' "$1" "$(printf '%s' "$2" | tr '\n\r' '  ' | cut -c1-400)"; }
 say os "$(uname -s)"
 say arch "$(uname -m)"
@@ -13,13 +13,18 @@ say memory_free_kb "$(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo
 command -v flock >/dev/null 2>&1 && say flock yes
 dir=$base
 while [ ! -e "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
+# Of what it lies on: a directory that nobody may write is another lack than a disk that nobody can.
+mount=$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $6}')
+say base_free_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $4}')"
+awk -v mount="$mount" '$2 == mount { options = $4 } END { exit !(("," options ",") ~ /,ro,/) }' /proc/mounts 2>/dev/null && say base_read_only yes
+command -v tar >/dev/null 2>&1 && say tar yes
 writable=; [ -d "$dir" ] && [ -w "$dir" ] && writable=yes
 sudo=
 as_worker() { if [ -n "$sudo" ]; then sudo -n -H "$@"; else "$@"; fi; }
 if command -v docker >/dev/null 2>&1; then
   say docker_cli yes
   # Each call of the docker command costs some 50 ms: one answers most.
-  ask() { as_worker docker info --format '{{.ServerVersion}}|{{.DockerRootDir}}|{{json .Runtimes}}' 2>&1; }
+  ask() { as_worker docker info --format '{{.ServerVersion}}|{{.DockerRootDir}}|{{json .Runtimes}}|{{json .SecurityOptions}}' 2>&1; }
   info=$(ask)
   case "$info" in [0-9]*) usable=yes;; *) usable=;; esac
   if [ "$(id -u)" != 0 ] && { [ -z "$usable" ] || [ -z "$writable" ]; }; then
@@ -32,8 +37,12 @@ if command -v docker >/dev/null 2>&1; then
     *) say docker_error "$(docker version --format '{{.Server.Version}}' 2>&1 >/dev/null)"; root=;;
   esac
   case "$rest" in *nvidia*) say nvidia_runtime yes;; esac
+  case "$rest" in *name=selinux*) say docker_selinux yes;; esac
+  case "$rest" in *name=rootless*) say docker_rootless yes;; esac
+  case "$root" in /var/snap/docker/*) say docker_snap yes;; esac
   say compose_version "$(as_worker docker compose version --short 2>/dev/null)"
-  for service in $(as_worker docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Label "com.docker.compose.service"}}' 2>/dev/null); do say running "$service"; done
+  containers=$(as_worker docker ps -aq --no-trunc --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.oneoff=False 2>/dev/null)
+  [ -z "$containers" ] || as_worker docker inspect --format "$format" $containers 2>/dev/null | sed 's/^/container=/'
   for image in "$@"; do as_worker docker image inspect "$image" >/dev/null 2>&1 && say image "$image"; done
 fi
 for socket in /var/run/docker.sock /run/docker.sock; do
@@ -51,6 +60,10 @@ done
 if command -v nvidia-smi >/dev/null 2>&1; then
   nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null | while read -r line; do say gpu "$line"; done
 fi
-if as_worker test -r "$base/current/release.json"; then say current "$(as_worker readlink "$base/current")"; printf 'release='; as_worker head -c 8192 "$base/current/release.json" | tr -d '\n\r'; echo; fi
+command -v nvidia-ctk >/dev/null 2>&1 && say nvidia_toolkit yes
+if as_worker test -r "$base/current/release.json"; then
+  # As many as a release may have.
+  as_worker sh -c 'cd "$1" && find -L . -type f -exec sha256sum "{}" +' sh "$base/current" 2>/dev/null | head -n 1100 | sed 's/^/file=/'
+  say current "$(as_worker readlink "$base/current")"; printf 'release='; as_worker head -c 262144 "$base/current/release.json" | tr -d '\n\r'; echo; fi
 as_worker test -d "$base/releases" && for release in $(as_worker ls -1 "$base/releases" 2>/dev/null | head -50); do say kept "$release"; done
 true

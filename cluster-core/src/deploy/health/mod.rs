@@ -1,0 +1,167 @@
+//! Whether the stack is well: what the engine says of each container, and what the services answer that
+//! can be asked. What a look says is decided in `look`; here is the looking, the asking and the waiting.
+
+mod look;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+pub use self::look::{Answer, Answers, CONTAINER_FORMAT, Look, Verdict};
+use super::{
+    local_http::{self, Reply},
+    release::Goal,
+    remote::Remote,
+    spec::Service,
+    stack::CLOUDFLARED_METRICS_PORT,
+};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ssh::Connection,
+};
+
+/// Docker tells of changes only by being asked.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const TOKEN_REMEDY: &str = "the tunnel token may be wrong, or the host cannot reach Cloudflare; the last log \
+                            lines are in the deployment's log_tail";
+const LOG_REMEDY: &str = "its last log lines are in the deployment's log_tail";
+
+/// Which service failed, and why.
+#[derive(Debug)]
+pub struct Unwell {
+    pub error: Error,
+    pub service: Option<String>,
+}
+
+impl From<Error> for Unwell {
+    fn from(error: Error) -> Self {
+        Self { error, service: None }
+    }
+}
+
+/// A stack that was well at one moment.
+#[derive(Debug, Clone)]
+pub struct Well {
+    pub evidence: String,
+    /// Restarts by container.
+    restarts: BTreeMap<String, u64>,
+}
+
+/// Waits until every started service is well; tells `progress` what it waits for.
+pub async fn await_well(
+    remote: Remote<'_>,
+    goal: &Goal,
+    limit: Duration,
+    mut progress: impl FnMut(String),
+) -> Result<Well, Unwell> {
+    let deadline = Instant::now() + limit;
+    let mut first: BTreeMap<String, u64> = BTreeMap::new();
+    loop {
+        let look = Look::parse(&remote.containers().await?);
+        for (id, restarts) in look.restarts() {
+            first.entry(id).or_insert(restarts);
+        }
+        let answers = ask(remote.connection, goal, &look).await?;
+        let states = look.describe(goal, &answers);
+        let waits_for = match look.verdict(goal, &answers, &first) {
+            Verdict::Well => return Ok(Well { evidence: states, restarts: look.restarts() }),
+            Verdict::Failed { service, why } => {
+                let message = format!("service {service} failed: {why}");
+                return Err(unwell(ErrorCode::DeploymentFailed, message, service, goal));
+            }
+            Verdict::Waiting { service } => service,
+        };
+        if Instant::now() >= deadline {
+            let message = format!("service {waits_for} is not well after {} s: {states}", limit.as_secs());
+            return Err(unwell(ErrorCode::Timeout, message, waits_for, goal));
+        }
+        progress(format!("waiting: {states}"));
+        sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// One more look at a stack that was well: nothing restarted since.
+pub async fn confirm(remote: Remote<'_>, goal: &Goal, well: &Well) -> Result<(), Unwell> {
+    let look = Look::parse(&remote.containers().await?);
+    match look.changed_since(&well.restarts) {
+        None => Ok(()),
+        Some((service, why)) => {
+            let message = format!("service {service} did not stay up after it was well: {why}");
+            Err(unwell(ErrorCode::DeploymentFailed, message, service, goal))
+        }
+    }
+}
+
+fn unwell(code: ErrorCode, message: String, service: String, goal: &Goal) -> Unwell {
+    let is_tunnel = goal.cloudflared && service == Service::Cloudflared.name();
+    let remedy = match code {
+        _ if is_tunnel => TOKEN_REMEDY.to_owned(),
+        ErrorCode::Timeout => {
+            format!("{LOG_REMEDY}; where it only takes longer, raise health_timeout_seconds")
+        }
+        _ => LOG_REMEDY.to_owned(),
+    };
+    Unwell { error: Error::new(code, message).remedy(remedy), service: Some(service) }
+}
+
+/// Asks from the host itself, through the connection, whoever runs and can be asked.
+async fn ask(connection: &Connection, goal: &Goal, look: &Look) -> Result<Answers> {
+    let mut answers = Answers::new();
+    if let Some(node) = goal.node.as_ref().filter(|node| look.runs(&node.service)) {
+        let answer = match local_http::get(connection, node.port, "/health").await? {
+            Reply::Forbidden => Answer::CannotAsk,
+            Reply::Answer { status: 200, .. } => Answer::Yes("/health answers 200".to_owned()),
+            Reply::Answer { .. } | Reply::Nothing => Answer::No,
+        };
+        answers.insert(node.service.clone(), answer);
+    }
+    let cloudflared = Service::Cloudflared.name();
+    if goal.cloudflared && look.runs(cloudflared) {
+        let answer = match local_http::get(connection, CLOUDFLARED_METRICS_PORT, "/ready").await? {
+            Reply::Forbidden => Answer::CannotAsk,
+            Reply::Answer { status: 200, body } => tunnel_answer(&body),
+            Reply::Answer { .. } | Reply::Nothing => Answer::No,
+        };
+        answers.insert(cloudflared.to_owned(), answer);
+    }
+    Ok(answers)
+}
+
+fn tunnel_answer(body: &[u8]) -> Answer {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Ready {
+        ready_connections: u32,
+    }
+    match serde_json::from_slice(body) {
+        Ok(Ready { ready_connections: 1 }) => Answer::Yes("1 connection".to_owned()),
+        Ok(Ready { ready_connections }) if ready_connections > 0 => {
+            Answer::Yes(format!("{ready_connections} connections"))
+        }
+        _ => Answer::No,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_is_well_with_its_first_connection() {
+        let body = |connections: u32| {
+            format!("{{\"status\":200,\"readyConnections\":{connections},\"connectorId\":\"x\"}}")
+        };
+        assert_eq!(tunnel_answer(body(4).as_bytes()), Answer::Yes("4 connections".into()));
+        assert_eq!(tunnel_answer(body(1).as_bytes()), Answer::Yes("1 connection".into()));
+        assert_eq!(tunnel_answer(body(0).as_bytes()), Answer::No);
+        assert_eq!(tunnel_answer(b"OK"), Answer::No);
+    }
+
+    #[test]
+    fn a_tunnel_that_fails_says_what_may_be_wrong() {
+        let goal = Goal { cloudflared: true, ..Goal::default() };
+        let unwell = unwell(ErrorCode::Timeout, "x".into(), "cloudflared".into(), &goal);
+        assert!(unwell.error.remedy_text().unwrap().contains("tunnel token may be wrong"));
+    }
+}

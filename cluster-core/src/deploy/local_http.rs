@@ -1,0 +1,117 @@
+//! HTTP to services on the host's loopback, through the SSH connection. In HTTP/1.0, where an answer
+//! ends with its connection: there are no chunks to put together.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    time::timeout,
+};
+
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ssh::{Connection, SshStream},
+};
+
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
+/// No line of an answer, and none of its head.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+const HEAD_LINES_MAX: usize = 100;
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    Answer {
+        status: u16,
+        body: Vec<u8>,
+    },
+    /// Nobody listens there, or nothing came in time.
+    Nothing,
+    /// sshd carries no TCP channels.
+    Forbidden,
+}
+
+/// The whole of a small answer.
+pub async fn get(connection: &Connection, port: u16, path: &str) -> Result<Reply> {
+    let asking = async {
+        let mut lines = match Lines::ask(connection, port, &format!("GET {path} HTTP/1.0\r\n\r\n")).await? {
+            Asked::Lines(lines) => lines,
+            Asked::Nothing => return Ok(Reply::Nothing),
+            Asked::Forbidden => return Ok(Reply::Forbidden),
+        };
+        let mut body = Vec::new();
+        let read = (&mut lines.stream).take(ANSWER_BYTES_MAX).read_to_end(&mut body).await;
+        Ok(match read {
+            Ok(_) => Reply::Answer { status: lines.status, body },
+            Err(_) => Reply::Nothing,
+        })
+    };
+    timeout(REQUEST_LIMIT, asking).await.unwrap_or(Ok(Reply::Nothing))
+}
+
+/// A request whose answer comes line by line, for as long as it takes.
+pub async fn post(connection: &Connection, port: u16, path: &str, body: &str) -> Result<Asked> {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    Lines::ask(connection, port, &request).await
+}
+
+#[derive(Debug)]
+pub enum Asked {
+    Lines(Box<Lines>),
+    Nothing,
+    Forbidden,
+}
+
+/// An answer whose head was read.
+pub struct Lines {
+    pub status: u16,
+    stream: BufReader<SshStream>,
+}
+
+impl std::fmt::Debug for Lines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lines({})", self.status)
+    }
+}
+
+impl Lines {
+    async fn ask(connection: &Connection, port: u16, request: &str) -> Result<Asked> {
+        let mut stream = match connection.open_tcp("127.0.0.1", port).await {
+            Ok(stream) => stream,
+            Err(error) if error.code() == ErrorCode::HostCheckFailed => return Ok(Asked::Forbidden),
+            Err(error) if error.code() == ErrorCode::Unavailable => return Ok(Asked::Nothing),
+            Err(error) => return Err(error),
+        };
+        if stream.write_all(request.as_bytes()).await.is_err() {
+            return Ok(Asked::Nothing);
+        }
+        let mut lines = Lines { status: 0, stream: BufReader::new(stream) };
+        for at in 0..HEAD_LINES_MAX {
+            let Ok(Some(line)) = lines.next().await else { return Ok(Asked::Nothing) };
+            if at == 0 {
+                let status = line.split_whitespace().nth(1).and_then(|status| status.parse().ok());
+                lines.status = status.unwrap_or(0);
+            } else if line.is_empty() {
+                return Ok(Asked::Lines(Box::new(lines)));
+            }
+        }
+        Ok(Asked::Nothing)
+    }
+
+    /// The next line without its end; `None` at the end of the answer.
+    pub async fn next(&mut self) -> Result<Option<String>> {
+        let mut line = Vec::new();
+        let read = (&mut self.stream).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await;
+        let lost = |why: &str| Error::new(ErrorCode::Unavailable, format!("an answer from the host {why}"));
+        match read {
+            Ok(0) => Ok(None),
+            Ok(_) if line.len() as u64 == LINE_BYTES_MAX => Err(lost("has a line that is too long")),
+            Ok(_) => Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned())),
+            Err(error) => Err(lost("broke off").source(error)),
+        }
+    }
+}

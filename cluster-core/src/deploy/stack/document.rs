@@ -1,0 +1,427 @@
+//! What of a compose document matters to a deployment, typed: images, dependencies, ports, and the
+//! files that it names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::interpolate::interpolate;
+use crate::{
+    deploy::names::ServiceName,
+    error::{Error, ErrorCode, Result},
+    ids::shown,
+};
+
+/// An `extends` of an `extends`, and so on.
+const EXTENDS_DEPTH_MAX: usize = 16;
+const PORT_RANGE_MAX: u16 = 1000;
+
+/// A port of the host that a service takes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Published {
+    pub service: String,
+    pub port: u16,
+}
+
+/// Why a file travels: it decides its mode, and what may be named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    EnvFile,
+    Config,
+    Secret,
+    Bind,
+}
+
+/// A file or directory that a service names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Source {
+    pub kind: Kind,
+    /// As it is written, without variables.
+    pub path: String,
+    /// The key that names it, as people write it.
+    pub key: String,
+    pub required: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Service {
+    pub image: Option<String>,
+    pub is_built: bool,
+    pub profiles: BTreeSet<String>,
+    /// Other services that it cannot run without.
+    pub needs: BTreeSet<String>,
+    /// Port of the host and port of the container.
+    pub ports: Vec<(u16, u16)>,
+    pub sources: BTreeSet<Source>,
+    extends: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Document {
+    pub services: BTreeMap<String, Service>,
+}
+
+pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorCode::ConfigInvalid, format!("the compose file cannot be used: {why}"))
+}
+
+impl Document {
+    pub fn parse(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        let mut document: Value =
+            serde_saphyr::from_str(text).map_err(|error| refuse("it is not YAML").source(error))?;
+        if document.get("include").is_some() {
+            return Err(refuse("`include` names files that are not sent along")
+                .remedy("write what it includes into the compose file itself"));
+        }
+        replace_variables(&mut document, "", lookup)?;
+        let named = |kind: &str| Files::of(document.get(kind));
+        let (configs, secrets) = (named("configs"), named("secrets"));
+        let services = document.get("services").and_then(Value::as_object);
+        let services = services.ok_or_else(|| refuse("it has no services"))?;
+        let services = services.iter().map(|(name, value)| {
+            let name = ServiceName::parse(name)?.to_string();
+            let service = Service::parse(&name, value, &configs, &secrets)?;
+            Ok((name, service))
+        });
+        Ok(Self { services: services.collect::<Result<_>>()? })
+    }
+
+    /// Puts another document over this one. A file that is named in either travels.
+    #[must_use]
+    pub fn merged(mut self, over: Self) -> Self {
+        for (name, service) in over.services {
+            let below = self.services.remove(&name).unwrap_or_default();
+            self.services.insert(name, below.under(service));
+        }
+        self
+    }
+
+    /// What a service has by `extends` becomes its own.
+    pub fn resolved(self) -> Result<Self> {
+        let services = self.services.iter().map(|(name, service)| {
+            let mut service = service.clone();
+            let mut depth = 0;
+            while let Some(parent) = service.extends.take() {
+                depth += 1;
+                let below = self.services.get(&parent).filter(|_| depth <= EXTENDS_DEPTH_MAX);
+                let below = below.ok_or_else(|| {
+                    refuse(format!("service {name}: `extends` leads to no service, or in a circle"))
+                })?;
+                // Dependencies and profiles are not inherited.
+                let below = Service { needs: BTreeSet::new(), profiles: BTreeSet::new(), ..below.clone() };
+                let parent = below.extends.clone();
+                service = below.under(service);
+                service.extends = parent;
+            }
+            Ok((name.clone(), service))
+        });
+        Ok(Self { services: services.collect::<Result<_>>()? })
+    }
+}
+
+/// Top-level configs or secrets that are files, by name.
+struct Files(BTreeMap<String, String>);
+
+impl Files {
+    fn of(value: Option<&Value>) -> Self {
+        let entries = value.and_then(Value::as_object).into_iter().flatten();
+        let files = entries.filter_map(|(name, value)| {
+            Some((name.clone(), value.get("file").and_then(Value::as_str)?.to_owned()))
+        });
+        Self(files.collect())
+    }
+
+    /// Those that a service uses: by name, or by `source`.
+    fn used(&self, service: &Value, key: &'static str, kind: Kind) -> Vec<Source> {
+        let uses = service.get(key).and_then(Value::as_array).into_iter().flatten();
+        let names = uses.filter_map(|one| one.as_str().or_else(|| one.get("source")?.as_str()));
+        let files = names.filter_map(|name| Some((name, self.0.get(name)?)));
+        let source = |(name, path): (&str, &String)| Source {
+            kind,
+            path: path.clone(),
+            key: format!("{key}.{name}.file"),
+            required: true,
+        };
+        files.map(source).collect()
+    }
+}
+
+impl Service {
+    fn parse(name: &str, value: &Value, configs: &Files, secrets: &Files) -> Result<Self> {
+        let wrong = |key: &str, why: &str| refuse(format!("service {name}: {key} {why}"));
+        let extends = match value.get("extends") {
+            None | Some(Value::Null) => None,
+            Some(extends) if extends.get("file").is_some() => {
+                return Err(wrong("`extends`", "names a file that is not sent along")
+                    .remedy("write what it extends into the compose file itself"));
+            }
+            Some(extends) => {
+                let parent = extends.as_str().or_else(|| extends.get("service")?.as_str());
+                Some(parent.ok_or_else(|| wrong("`extends`", "names no service"))?.to_owned())
+            }
+        };
+        let mut sources = BTreeSet::new();
+        sources.extend(env_files(value.get("env_file")).ok_or_else(|| wrong("env_file", "names no file"))?);
+        sources.extend(configs.used(value, "configs", Kind::Config));
+        sources.extend(secrets.used(value, "secrets", Kind::Secret));
+        for volume in list(value.get("volumes")) {
+            sources.extend(bind(volume).map_err(|why| wrong("volumes", &why))?);
+        }
+        let mut ports = Vec::new();
+        for port in list(value.get("ports")) {
+            let published = published(port);
+            ports.extend(
+                published.ok_or_else(|| {
+                    wrong("ports", &format!("{} is not understood", shown(&port.to_string())))
+                })?,
+            );
+        }
+        Ok(Self {
+            image: value.get("image").and_then(Value::as_str).map(str::to_owned),
+            is_built: value.get("build").is_some_and(|build| !build.is_null()),
+            profiles: strings(value.get("profiles")),
+            needs: needs(value),
+            ports,
+            sources,
+            extends,
+        })
+    }
+
+    fn under(mut self, over: Self) -> Self {
+        self.image = over.image.or(self.image);
+        self.is_built |= over.is_built;
+        self.profiles.extend(over.profiles);
+        self.needs.extend(over.needs);
+        self.ports.extend(over.ports);
+        self.sources.extend(over.sources);
+        self.extends = over.extends.or(self.extends);
+        self
+    }
+}
+
+fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {
+    value.and_then(Value::as_array).into_iter().flatten()
+}
+
+/// The strings of a list, or the keys of a map.
+fn strings(value: Option<&Value>) -> BTreeSet<String> {
+    match value {
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(Value::Object(map)) => map.keys().cloned().collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+/// One path, or a list of paths and of `{path, required}`.
+fn env_files(value: Option<&Value>) -> Option<Vec<Source>> {
+    let one = |value: &Value| {
+        let path = value.as_str().or_else(|| value.get("path")?.as_str())?;
+        let required = value.get("required").and_then(Value::as_bool).unwrap_or(true);
+        Some(Source { kind: Kind::EnvFile, path: path.to_owned(), key: "env_file".to_owned(), required })
+    };
+    match value {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(one).collect(),
+        Some(value) => Some(vec![one(value)?]),
+    }
+}
+
+/// The source of a bind that is ours to send. What begins with `/` or `~` lies on the host, and names
+/// without a slash are volumes.
+fn bind(volume: &Value) -> Result<Option<Source>, String> {
+    let path = match volume {
+        Value::String(text) => match text.split_once(':') {
+            None => return Ok(None),
+            Some((source, _)) if source.starts_with(['.', '/', '~']) => source,
+            Some((source, _)) if source.contains('/') => {
+                return Err(format!("names the volume \"{0}\"; a directory is ./{0}", shown(source)));
+            }
+            Some(_) => return Ok(None),
+        },
+        long if long.get("type").and_then(Value::as_str) == Some("bind") => {
+            long.get("source").and_then(Value::as_str).ok_or("has a bind without a source")?
+        }
+        _ => return Ok(None),
+    };
+    if path.starts_with('~') {
+        return Ok(None);
+    }
+    let source =
+        Source { kind: Kind::Bind, path: path.to_owned(), key: "volumes".to_owned(), required: true };
+    Ok(Some(source))
+}
+
+fn needs(value: &Value) -> BTreeSet<String> {
+    let mut needs = strings(value.get("depends_on"));
+    let mut links = strings(value.get("links"));
+    links.extend(strings(value.get("volumes_from")));
+    needs.extend(
+        links
+            .iter()
+            .filter(|text| !text.starts_with("container:"))
+            .filter_map(|text| text.split(':').next().map(str::to_owned)),
+    );
+    for key in ["network_mode", "ipc", "pid"] {
+        let other = value.get(key).and_then(Value::as_str).and_then(|text| text.strip_prefix("service:"));
+        needs.extend(other.map(str::to_owned));
+    }
+    needs
+}
+
+/// Host and container ports; one that Docker chooses cannot be taken.
+fn published(port: &Value) -> Option<Vec<(u16, u16)>> {
+    let text = match port {
+        Value::Number(_) => return Some(Vec::new()),
+        Value::String(text) => text.clone(),
+        Value::Object(long) => {
+            let text = |key| match long.get(key) {
+                Some(Value::String(text)) => Some(text.clone()),
+                Some(Value::Number(number)) => Some(number.to_string()),
+                _ => None,
+            };
+            let target = text("target")?;
+            let protocol = text("protocol").unwrap_or_else(|| "tcp".to_owned());
+            match text("published").filter(|text| !text.is_empty()) {
+                None => return Some(Vec::new()),
+                Some(published) => format!("{published}:{target}/{protocol}"),
+            }
+        }
+        _ => return None,
+    };
+    let (ports, protocol) = text.split_once('/').unwrap_or((&text, "tcp"));
+    let Some((host, container)) = ports.rsplit_once(':') else { return Some(Vec::new()) };
+    // An address may stand before the port, an IPv6 one in brackets.
+    let host = host.rsplit_once(':').map_or(host, |(_, port)| port);
+    if host.is_empty() || protocol != "tcp" {
+        return Some(Vec::new());
+    }
+    let (hosts, containers) = (range(host)?, range(container)?);
+    let last = containers.clone().last()?;
+    Some(hosts.zip(containers.chain(std::iter::repeat(last))).collect())
+}
+
+fn range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
+    (first <= last && last - first < PORT_RANGE_MAX).then_some(first..=last)
+}
+
+fn replace_variables(value: &mut Value, at: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+    match value {
+        Value::String(text) => {
+            if text.contains('$') {
+                *text = interpolate(text, lookup).map_err(|why| refuse(format!("{at}: {why}")))?;
+            }
+        }
+        Value::Array(list) => {
+            for one in list {
+                replace_variables(one, at, lookup)?;
+            }
+        }
+        Value::Object(map) => {
+            for (key, one) in map {
+                let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                replace_variables(one, &at, lookup)?;
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Document> {
+        let lookup = |name: &str| (name == "PORT").then(|| "8080".to_owned());
+        Document::parse(text, &lookup).and_then(Document::resolved)
+    }
+
+    #[test]
+    fn all_forms_of_named_files() {
+        let document = parse(
+            "x-common: &common {env_file: one.env}\n\
+             services:\n  \
+               a: {<<: *common, image: x}\n  \
+               b:\n    image: x\n    env_file: [two.env, {path: three.env, required: false}]\n    \
+               configs: [c, {source: d, target: /d}, external]\n    secrets: [s]\n    \
+               volumes:\n      - ./conf:/conf:ro\n      - data:/data\n      - /dev/dri:/dev/dri\n      - ~/x:/x\n      - /anonymous\n      \
+                 - {type: bind, source: static/, target: /s}\n      - {type: volume, source: v, target: /v}\n\
+             configs: {c: {file: ./c.conf}, d: {content: x}, external: {external: true}}\n\
+             secrets: {s: {file: s.txt}}\n",
+        )
+        .unwrap();
+        let paths = |name: &str| {
+            document.services[name]
+                .sources
+                .iter()
+                .map(|source| (source.kind, source.path.as_str(), source.required))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(paths("a"), [(Kind::EnvFile, "one.env", true)]);
+        assert_eq!(
+            paths("b"),
+            [
+                (Kind::EnvFile, "three.env", false),
+                (Kind::EnvFile, "two.env", true),
+                (Kind::Config, "./c.conf", true),
+                (Kind::Secret, "s.txt", true),
+                (Kind::Bind, "./conf", true),
+                (Kind::Bind, "/dev/dri", true),
+                (Kind::Bind, "static/", true),
+            ]
+        );
+    }
+
+    #[test]
+    fn ports_in_all_forms() {
+        let document = parse(
+            "services:\n  a:\n    ports: ['${PORT}:80', '127.0.0.1:9000:90/tcp', '53:53/udp', 80, '81', \
+             '7000-7001:70-71', '[::1]:6000:60', {target: 50, published: '5000'}, {target: 51}]\n",
+        )
+        .unwrap();
+        assert_eq!(
+            document.services["a"].ports,
+            [(8080, 80), (9000, 90), (7000, 70), (7001, 71), (6000, 60), (5000, 50)]
+        );
+        for bad in ["'x:80'", "'9-1:80'", "{published: 1}", "[]"] {
+            assert!(parse(&format!("services: {{a: {{ports: [{bad}]}}}}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_service_needs_and_what_it_extends() {
+        let document = parse(
+            "services:\n  a: {depends_on: [b], links: ['c:alias'], network_mode: 'service:d', volumes_from: ['e:ro', 'container:x']}\n  \
+             b: {depends_on: {c: {condition: service_healthy}}}\n  \
+             base: {image: base, env_file: base.env, profiles: [never]}\n  f: {extends: base, profiles: [p]}\n  \
+             g: {extends: {service: f}, image: own}\n",
+        )
+        .unwrap();
+        let needs = |name: &str| document.services[name].needs.iter().cloned().collect::<Vec<_>>();
+        assert_eq!(needs("a"), ["b", "c", "d", "e"]);
+        assert_eq!(needs("b"), ["c"]);
+        assert_eq!(document.services["g"].image.as_deref(), Some("own"));
+        assert_eq!(document.services["g"].sources.len(), 1);
+        assert!(document.services["g"].profiles.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused() {
+        for (bad, says) in [
+            ("include: [x.yml]\nservices: {a: {image: b}}", "include"),
+            ("x", "no services"),
+            ("a: [", "YAML"),
+            ("services: {a: {extends: {file: ../x.yml, service: y}}}", "service a: `extends`"),
+            ("services: {a: {extends: a}}", "circle"),
+            ("services: {'a b': {image: x}}", "a b"),
+            ("services: {a: {env_file: {required: true}}}", "env_file"),
+            ("services: {a: {volumes: ['conf/x:/x']}}", "./conf/x"),
+            ("services: {a: {image: '${NONE:?say which}'}}", "services.a.image: variable NONE"),
+        ] {
+            let error = parse(bad).unwrap_err();
+            assert!(error.to_string().contains(says), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The operator's stack with what is ours added by an override: the node, an image in place of a build,
+//! and a label that recreates a service when its files have changed.
+
+use std::fmt::Write as _;
+
+use super::{
+    NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack,
+    document::{Service, refuse},
+    node_fragment,
+    operator::OperatorStack,
+    selection::selected,
+};
+use crate::{
+    deploy::{hex_digest, spec::DeploymentSpec},
+    error::{Error, Result},
+};
+
+/// Where a foreign stack has the usual port for itself.
+const NODE_PORT_BESIDE: u16 = 8091;
+const HEAD: &str = "# Added by aegis to the operator's stack.\n";
+
+pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<Stack> {
+    let services = &operator.document.services;
+    let mut profiles = operator.profiles.clone();
+    profiles.extend(spec.profiles.iter().map(ToString::to_string));
+    let mut started = selected(&operator.document, &spec.services, &profiles)?;
+    let mut images = Vec::new();
+    let mut ours = String::new();
+    let mut ports = Vec::new();
+    for (name, service) in services {
+        let image = image(spec, name, service)?;
+        ours.push_str(&addition(operator, name, service));
+        if started.contains(name) {
+            images.extend(image.map(str::to_owned));
+            ports.extend(
+                service.ports.iter().map(|(port, _)| Published { service: name.clone(), port: *port }),
+            );
+        }
+    }
+    let node = spec.join.then(|| NodeService {
+        service: if services.contains_key("node") { "aegis-node" } else { "node" }.to_owned(),
+        // Also one that is taken by a service on the host's network.
+        port: match operator.compose.contains(&NODE_PORT_DEFAULT.to_string()) {
+            true => NODE_PORT_BESIDE,
+            false => NODE_PORT_DEFAULT,
+        },
+    });
+    let mut override_file = None;
+    if let Some(node) = &node {
+        ours.push_str(&node_fragment(&node.service, node.port));
+        ours.push_str("\nvolumes:\n  node_data: {}\n");
+        started.push(node.service.clone());
+        ports.push(Published { service: node.service.clone(), port: node.port });
+    }
+    if !ours.is_empty() {
+        override_file = Some(format!("{HEAD}services:\n{ours}"));
+    }
+    images.sort();
+    images.dedup();
+    let ollama = services.iter().find(|(name, service)| started.contains(*name) && is_ollama(name, service));
+    if ollama.is_none() && !spec.models.is_empty() {
+        return Err(Error::invalid("models: no service that is started runs Ollama").remedy(
+            "start the service of the compose file whose image is ollama/ollama, or leave models out",
+        ));
+    }
+    Ok(Stack {
+        compose: operator.compose.clone(),
+        operator_override: operator.override_file.clone(),
+        override_file,
+        images,
+        node,
+        ollama: ollama.map(|(name, service)| OllamaService {
+            service: name.clone(),
+            port: service.ports.iter().find(|(_, inside)| *inside == OLLAMA_PORT).map(|(port, _)| *port),
+        }),
+        cloudflared: false,
+        services: started,
+        profiles: profiles.into_iter().collect(),
+        ports,
+    })
+}
+
+/// The image that a service runs; what it would be built from is not on the host.
+fn image<'a>(spec: &'a DeploymentSpec, name: &str, service: &'a Service) -> Result<Option<&'a str>> {
+    match (service.is_built, &spec.image) {
+        (true, Some(image)) => Ok(Some(image)),
+        (true, None) => {
+            Err(refuse(format!("service {name} is built from sources that the host does not have"))
+                .remedy("name a built image: `image`, or AITHER_EDGE_IMAGE for the controller"))
+        }
+        (false, _) => Ok(service.image.as_deref()),
+    }
+}
+
+fn addition(operator: &OperatorStack, name: &str, service: &Service) -> String {
+    let mut text = String::new();
+    if service.is_built {
+        text.push_str("    image: ${AITHER_EDGE_IMAGE}\n    build: !reset null\n");
+    }
+    let paths = operator.named_by.get(name).into_iter().flatten();
+    let digests: Vec<String> =
+        paths.filter_map(|path| Some(format!("{path} {}", operator.bundle().digest_of(path)?))).collect();
+    if !digests.is_empty() {
+        // Compose looks at names of files only.
+        let digest = hex_digest(digests.join("\n").as_bytes());
+        let _ = write!(text, "    labels:\n      aegis.files_digest: \"{digest}\"\n");
+    }
+    if text.is_empty() { text } else { format!("  {name}:\n{text}") }
+}
+
+fn is_ollama(name: &str, service: &Service) -> bool {
+    let repository = service.image.as_deref().unwrap_or_default();
+    let repository = repository.split(['@']).next().unwrap_or_default();
+    let repository = match repository.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => repository,
+    };
+    name == "ollama" || repository == "ollama/ollama" || repository.ends_with("/ollama/ollama")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::deploy::stack::testing::foreign_spec;
+
+    fn write(dir: &Path, name: &str, text: &str) {
+        fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+        fs::write(dir.join(name), text).unwrap();
+    }
+
+    fn built(dir: &Path, change: impl FnOnce(&mut crate::deploy::DeploymentRequest)) -> Result<Stack> {
+        let mut spec = foreign_spec(change);
+        spec.compose_file = Some(dir.join("docker-compose.yml"));
+        let operator = OperatorStack::read(&spec)?.unwrap();
+        build(&spec, &operator)
+    }
+
+    #[test]
+    fn a_foreign_stack_gets_our_node_and_no_build() {
+        let dir = tempfile::tempdir().unwrap();
+        let foreign = "services:\n  aithernode:\n    build: ../..\n    ports: ['8090:8090']\n  ollama:\n    image: ollama/ollama\n";
+        write(dir.path(), "docker-compose.yml", foreign);
+        let error = built(dir.path(), |_| {}).unwrap_err();
+        assert!(error.to_string().contains("AITHER_EDGE_IMAGE"), "{error}");
+        let stack = built(dir.path(), |request| request.image = Some("ghcr.io/x/y:1".into())).unwrap();
+        assert_eq!(stack.compose, foreign);
+        let added = stack.override_file.unwrap();
+        assert!(added.contains("build: !reset null") && added.contains("127.0.0.1:8091/health"), "{added}");
+        assert_eq!(stack.node, Some(NodeService { service: "node".into(), port: 8091 }));
+        assert_eq!(stack.images, ["ghcr.io/x/y:1", "ollama/ollama"]);
+        assert_eq!(stack.ollama, Some(OllamaService { service: "ollama".into(), port: None }));
+        assert_eq!(stack.services, ["aithernode", "ollama", "node"]);
+    }
+
+    #[test]
+    fn only_the_service_whose_files_changed_gets_another_label() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            dir.path(),
+            "docker-compose.yml",
+            "services:\n  web: {image: x, volumes: ['./www:/www:ro']}\n  app: {image: x, env_file: app.env}\n  bare: {image: x}\n",
+        );
+        write(dir.path(), "www/index.html", "one");
+        write(dir.path(), "app.env", "A=1\n");
+        let labels = || {
+            let text = built(dir.path(), |_| {}).unwrap().override_file.unwrap();
+            let document: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+            ["web", "app", "bare"]
+                .map(|name| document["services"][name]["labels"]["aegis.files_digest"].clone())
+        };
+        let before = labels();
+        write(dir.path(), "www/index.html", "two");
+        let after = labels();
+        assert_ne!(before[0], after[0]);
+        assert_eq!(before[1], after[1]);
+        assert!(before[1].is_string() && before[2].is_null());
+    }
+
+    #[test]
+    fn env_and_override_beside_the_compose_file_count() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            dir.path(),
+            "docker-compose.yml",
+            "services:\n  web: {image: 'nginx:${TAG:-1}', volumes: ['${DIR}:/d']}\n",
+        );
+        write(
+            dir.path(),
+            "docker-compose.override.yml",
+            "services:\n  web: {ports: ['${PORT}:80']}\n  extra: {image: other}\n",
+        );
+        write(
+            dir.path(),
+            ".env",
+            "TAG=2\nDIR=./data\nPORT=8080\nPASSWORD='hunter2-hunter2'\nCOMPOSE_PROJECT_NAME=x\n",
+        );
+        write(dir.path(), "data/x", "");
+        let mut spec = foreign_spec(|request| request.join = Some(false));
+        spec.compose_file = Some(dir.path().join("docker-compose.yml"));
+        let operator = OperatorStack::read(&spec).unwrap().unwrap();
+        let stack = build(&spec, &operator).unwrap();
+        assert_eq!(stack.images, ["nginx:2", "other"]);
+        assert_eq!(stack.ports, [Published { service: "web".into(), port: 8080 }]);
+        assert!(stack.operator_override.is_some() && stack.node.is_none());
+        assert_eq!(operator.left_out(), ["COMPOSE_PROJECT_NAME"]);
+        assert_eq!(operator.bundle().digests().keys().collect::<Vec<_>>(), ["data/x"]);
+        assert!(operator.secrets().iter().any(|secret| secret.reveal() == "hunter2-hunter2"));
+        assert!(!format!("{operator:?}").contains("hunter2"));
+        let picked = built(dir.path(), |request| request.services = Some("extra".into())).unwrap();
+        assert_eq!(picked.services, ["extra", "node"]);
+    }
+}

@@ -1,0 +1,103 @@
+//! The stack of a deployment: what Compose is given, and what must be known of it to start it, to
+//! wait for it and to judge the host.
+//!
+//! The embedded stack is made from fragments in the binary (`embedded`); an operator's own is read with
+//! all the files that it names (`operator`, `bundle`) and gets our node by an override (`foreign`).
+//! Reading is the one part that touches this machine's disk; [`build`] decides and touches nothing.
+//!
+//! Absent on purpose: `include`, and `extends` of other files. What they lead to would have to be read
+//! as Compose reads it, and would differ where we read it otherwise.
+
+mod bundle;
+mod document;
+mod embedded;
+mod foreign;
+mod interpolate;
+mod operator;
+mod selection;
+
+pub(super) use self::{bundle::COMPLETE, interpolate::interpolate};
+pub use self::{
+    bundle::{Bundle, Root},
+    document::Published,
+    operator::OperatorStack,
+};
+use super::spec::DeploymentSpec;
+use crate::error::Result;
+
+pub const PROJECT: &str = "aitheros-edge";
+pub const NODE_PORT_DEFAULT: u16 = 8090;
+pub const OLLAMA_PORT: u16 = 11434;
+/// Where the embedded cloudflared tells how it is, on the host's loopback.
+pub const CLOUDFLARED_METRICS_PORT: u16 = 20241;
+
+const NODE_FRAGMENT: &str = include_str!("node.yml");
+
+/// What is written to the host, and what must be there to run it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stack {
+    pub compose: String,
+    /// The operator's own, which lay beside their compose file.
+    pub operator_override: Option<String>,
+    /// Ours; it comes last.
+    pub override_file: Option<String>,
+    /// Images other than the node's own.
+    pub images: Vec<String>,
+    /// The service that is our node; none in a stack that does not join.
+    pub node: Option<NodeService>,
+    pub ollama: Option<OllamaService>,
+    /// The embedded one, whose readiness is asked for.
+    pub cloudflared: bool,
+    /// What is started: what was asked for, and all that this needs.
+    pub services: Vec<String>,
+    pub profiles: Vec<String>,
+    /// Ports of the host that the started services take.
+    pub ports: Vec<Published>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeService {
+    pub service: String,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OllamaService {
+    pub service: String,
+    /// Where its API is on the host; a stack need not publish it.
+    pub port: Option<u16>,
+}
+
+pub fn build(spec: &DeploymentSpec, operator: Option<&OperatorStack>, gpu: bool) -> Result<Stack> {
+    match operator {
+        Some(operator) => foreign::build(spec, operator),
+        None => Ok(embedded::build(spec, gpu)),
+    }
+}
+
+fn node_fragment(service: &str, port: u16) -> String {
+    NODE_FRAGMENT.replace("__NODE__", service).replace("__PORT__", &port.to_string())
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use crate::deploy::{DeploySettings, DeploymentRequest, DeploymentSpec, Origin};
+
+    /// For the embedded stack.
+    pub fn spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {
+        of(change, DeploySettings::default())
+    }
+
+    /// For an operator's compose file, which need not exist.
+    pub fn foreign_spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {
+        let settings =
+            DeploySettings { compose_file: Some("/project/docker-compose.yml".into()), ..Default::default() };
+        of(change, settings)
+    }
+
+    fn of(change: impl FnOnce(&mut DeploymentRequest), settings: DeploySettings) -> DeploymentSpec {
+        let mut request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
+        change(&mut request);
+        request.validate(Origin::Person, &settings).unwrap().spec
+    }
+}
