@@ -156,6 +156,8 @@ mod tests {
         json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": tool, "arguments": arguments}})
     }
 
+    const TOOLS: usize = 13;
+
     #[tokio::test]
     async fn the_older_era_initializes_and_lists() {
         let mut client = Client::start();
@@ -163,7 +165,7 @@ mod tests {
         assert_eq!(answer["result"]["protocolVersion"], "2025-06-18");
         assert_eq!(answer["result"]["serverInfo"]["name"], "aegis");
         let answer = client.ask(json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})).await;
-        assert_eq!(answer["result"]["tools"].as_array().unwrap().len(), 9);
+        assert_eq!(answer["result"]["tools"].as_array().unwrap().len(), TOOLS);
     }
 
     #[tokio::test]
@@ -178,7 +180,7 @@ mod tests {
             .ask(json!({"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {"_meta": modern()}}))
             .await;
         assert!(answer["result"]["ttlMs"].as_u64().unwrap() > 0, "{answer}");
-        assert_eq!(answer["result"]["tools"].as_array().unwrap().len(), 9);
+        assert_eq!(answer["result"]["tools"].as_array().unwrap().len(), TOOLS);
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -24,12 +25,13 @@ use crate::{
         supervisor::{Held, Order, Supervisor},
         view::EventView,
     },
+    identity::PublicKey,
     ids::{ExecutionId, NodeId},
     rpc::{
-        Sealer,
+        Sealer, node_proof,
         worker_client::{Dial, Wire, WorkerClient},
     },
-    ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream},
+    ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream, SshStream},
 };
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,10 +76,24 @@ struct Shared {
     reports: mpsc::Sender<(NodeId, Vec<Held>)>,
 }
 
-/// Whether the node's socket takes connections.
-async fn answers(link: &Weak<LinkHandle>) -> bool {
+/// A channel to the node. Where others of its host could listen in its place, it has shown its key.
+async fn connect(link: &LinkHandle, controller: &Controller, node_id: &NodeId) -> io::Result<SshStream> {
+    let mut stream = link.connect_node().await?;
+    if link.is_open_to_others() {
+        let record = controller.record(node_id).await.map_err(io::Error::other)?;
+        let pinned = record.and_then(|record| record.public_key);
+        let pinned = pinned.ok_or_else(|| io::Error::other(format!("{node_id} has no pinned key")))?;
+        let key = PublicKey::parse(&pinned).map_err(io::Error::other)?;
+        node_proof::demand(&mut stream, node_id, &key).await?;
+    }
+    Ok(stream)
+}
+
+/// Whether the node takes connections.
+async fn answers(link: &Weak<LinkHandle>, controller: &Controller, node_id: &NodeId) -> bool {
     let Some(link) = link.upgrade() else { return false };
-    matches!(tokio::time::timeout(PROBE_TIMEOUT, link.connect_node()).await, Ok(Ok(_)))
+    let connecting = connect(&link, controller, node_id);
+    matches!(tokio::time::timeout(PROBE_TIMEOUT, connecting).await, Ok(Ok(_)))
 }
 
 /// What comes in from nodes, each for one taker.
@@ -129,7 +145,7 @@ impl Nodes {
             loop {
                 let connected = matches!(*state.borrow_and_update(), LinkState::Up { .. });
                 // A worker that died behind a living connection must get no work either.
-                let up = connected && answers(&probed).await;
+                let up = connected && answers(&probed, &controller, &watched).await;
                 if controller.set_link(watched.clone(), up).await.is_err() {
                     return;
                 }
@@ -139,10 +155,13 @@ impl Nodes {
                 }
             }
         });
-        let dialled = link.clone();
+        let (dialled, asked, dialled_id) = (link.clone(), self.0.controller.clone(), node_id.clone());
         let dial: Dial = Arc::new(move || {
-            let link = dialled.clone();
-            Box::pin(async move { link.connect_node().await.map(|stream| Box::new(stream) as Box<dyn Wire>) })
+            let (link, controller, node_id) = (dialled.clone(), asked.clone(), dialled_id.clone());
+            Box::pin(async move {
+                let stream = connect(&link, &controller, &node_id).await?;
+                Ok(Box::new(stream) as Box<dyn Wire>)
+            })
         });
         let client = WorkerClient::new(self.0.controller.id().clone(), dial);
         self.remote().insert(node_id, Remote { client, link: Some(link), direct: None });
@@ -150,6 +169,19 @@ impl Nodes {
 
     pub fn detach(&self, node_id: &NodeId) {
         drop(self.remote().remove(node_id));
+    }
+
+    /// Ends the SSH link of a node, if it has one, so that it can register with an address of its own.
+    pub async fn detach_link(&self, node_id: &NodeId) -> Result<()> {
+        let linked = {
+            let mut remote = self.remote();
+            let linked = remote.get(node_id).is_some_and(|known| known.link.is_some());
+            if linked { remote.remove(node_id) } else { None }
+        };
+        match linked {
+            Some(_) => self.0.controller.set_link(node_id.clone(), false).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether a node that registers can be reached where it says; then it can be called.
@@ -163,7 +195,8 @@ impl Nodes {
         };
         let link = self.remote().get(node_id).and_then(|remote| remote.link.clone());
         if let Some(link) = link {
-            let probe = tokio::time::timeout(PROBE_TIMEOUT, link.connect_node()).await;
+            let connecting = connect(&link, &self.0.controller, node_id);
+            let probe = tokio::time::timeout(PROBE_TIMEOUT, connecting).await;
             return match probe {
                 Ok(Ok(_)) => Ok(()),
                 Ok(Err(error)) => Err(unreachable(error.to_string())),

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    deploy::NodeLink,
     error::Failure,
     ids::{ExecutionId, NodeId, Tag, UserName},
 };
@@ -146,6 +147,8 @@ pub struct Site {
     pub key_path: Option<PathBuf>,
     /// Where the stack lies on the host.
     pub base_dir: String,
+    #[serde(default, skip_serializing_if = "NodeLink::is_usual")]
+    pub link: NodeLink,
     /// A person deployed it: their own keys may be used for its connection.
     pub by_person: bool,
 }

@@ -146,6 +146,13 @@ pub struct Cluster {
     pub controller: Controller,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_keypair_path: Option<PathBuf>,
+    /// Whoever connects to the cluster port is first shown that the node holds its key; for a port of
+    /// loopback that is the end of an SSH link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prove_key: Option<bool>,
+    /// Where the node writes its public key, for the deployment that pins it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key_path: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_grpc_port: Option<u16>,
     /// Where others reach this node: `https://host:port` turns TLS on, and off loopback nothing else is
@@ -179,6 +186,9 @@ pub struct Controller {
     /// may speak to it from the first call on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    /// SHA-256 of the controller's CA, in hexadecimal: what an enrolment token says where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_fingerprint: Option<String>,
 }
 
 /// The operator's own certificates, all three or none: PEM files, taken up anew when they change.
@@ -308,6 +318,17 @@ pub struct AppRole {
     pub secret_id: Option<String>,
 }
 
+/// By which key a deployed node's standing connection is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKeyChoice {
+    /// As the deployment logs in.
+    #[default]
+    Login,
+    /// By the controller's own, which a deployment installs and which may only forward.
+    Own,
+}
+
 /// What happens with a host key that nobody has approved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -333,6 +354,8 @@ pub struct Deploy {
     pub key_passphrase: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_key_policy: Option<HostKeyChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_key: Option<LinkKeyChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_dirs: Option<Vec<PathBuf>>,
     #[serde(skip_serializing_if = "Option::is_none")]

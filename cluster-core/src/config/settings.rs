@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cluster::peer::Role,
     error::{Error, ErrorCode, Result},
-    identity::{PublicKey, TransitSettings},
+    identity::{Fingerprint, PublicKey, TransitSettings},
     ids::{NodeId, Tag},
 };
 
@@ -54,6 +54,7 @@ pub struct ControllerSettings {
     /// As written: `env:` and `file:` are read when it is needed.
     pub token: Option<String>,
     pub public_key: Option<PublicKey>,
+    pub ca: Option<Fingerprint>,
 }
 
 #[derive(Debug, Clone)]
@@ -68,6 +69,10 @@ pub struct Settings {
     pub resources: Resources,
     pub controller: Option<ControllerSettings>,
     pub node_keypair_path: Option<PathBuf>,
+    /// Callers of the cluster port are first shown that this node holds its key.
+    pub prove_key: bool,
+    /// Beside the socket where the node listens on one, unless named.
+    pub public_key_path: Option<PathBuf>,
     pub cluster_port: ClusterPort,
     pub heartbeat_interval: Duration,
     pub stale_threshold: Duration,
@@ -218,6 +223,8 @@ impl Settings {
             cluster_port,
             controller,
             node_keypair_path: cluster.node_keypair_path.clone(),
+            public_key_path: cluster.public_key_path.clone(),
+            prove_key: cluster.prove_key.unwrap_or(false),
             heartbeat_interval: Duration::from_secs(heartbeat),
             stale_threshold: Duration::from_secs(stale),
             sweep_interval: Duration::from_secs(sweep),
@@ -271,7 +278,13 @@ fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSett
         .map(PublicKey::from_base64)
         .transpose()
         .map_err(|e| invalid(format!("spec.cluster.controller.public_key: {}", e.message())))?;
-    Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key }))
+    let ca = match given.ca_fingerprint.as_deref() {
+        None => None,
+        Some(text) => Some(Fingerprint::parse(text).ok_or_else(|| {
+            invalid("spec.cluster.controller.ca_fingerprint is not 64 lower-case hexadecimal digits")
+        })?),
+    };
+    Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key, ca }))
 }
 
 /// Seconds that make sense for any of the intervals.

@@ -12,6 +12,7 @@ use crate::{
         resolve_secret,
         settings::{ControllerSettings, Endpoint},
     },
+    deploy::DirectOffer,
     error::{Error, ErrorCode, Result},
     identity::{Authority, EnrolmentToken, Fingerprint},
     ids::NodeId,
@@ -59,6 +60,18 @@ pub(super) fn of_controller(
     }
 }
 
+/// What a deployment may tell a node that is to dial this controller.
+pub(super) fn direct_offer(settings: &Settings, tls: &ControllerTls, endpoint: &str) -> DirectOffer {
+    let advertised = settings.cluster_port.advertise.as_ref().filter(|url| url.scheme() == "https");
+    match (advertised, &tls.authority, endpoint.parse()) {
+        (Some(_), Some(authority), Ok(endpoint)) => {
+            DirectOffer::BuiltIn { endpoint, ca: authority.fingerprint() }
+        }
+        (Some(_), None, _) => DirectOffer::OperatorCertificates,
+        _ => DirectOffer::Nothing,
+    }
+}
+
 pub(super) fn of_worker(
     settings: &Settings,
     controller: &ControllerSettings,
@@ -89,9 +102,12 @@ pub(super) fn of_worker(
     }
 }
 
-/// The CA that the enrolment token names. A token that cannot be read any more is no error here: it is
+/// The CA that the configuration names, or else the enrolment token. A token that cannot be read any more is no error here: it is
 /// for the first contact, and what matters after that is kept.
 fn pinned(controller: &ControllerSettings) -> Option<Fingerprint> {
+    if controller.ca.is_some() {
+        return controller.ca;
+    }
     let token = resolve_secret(controller.token.as_deref()?).ok()?;
     EnrolmentToken::parse(&token).ok()?.ca
 }

@@ -132,7 +132,9 @@ pub(super) async fn start_controller(
             .await?;
 
     let journal: Arc<dyn Journal> = Arc::new(StoreJournal(store.clone()));
-    let deploy = Arc::new(deploy_settings::of(&settings.deploy, controller.cluster_id())?);
+    let mut deploy = deploy_settings::of(&settings.deploy, controller.cluster_id(), data.path())?;
+    deploy.direct = certificates::direct_offer(settings, &tls, &endpoint);
+    let deploy = Arc::new(deploy);
     let allow_loopback = deploy.allow_loopback;
     let hosts = Hosts::new(deploy, journal.clone());
     let membership = ClusterMembership {
@@ -182,21 +184,32 @@ pub(super) async fn start_worker(
     let intake = Intake::new(metrics.clone(), stop.clone());
     let tls = certificates::of_worker(settings, &controller, data.path(), node_id, stop)?;
     let port = &settings.cluster_port;
+    let beside_socket = match &port.listen {
+        Listen::Unix(path) => Some(path.with_file_name(PUBLIC_KEY_FILE)),
+        Listen::Tcp { .. } => None,
+    };
+    if let Some(path) = settings.public_key_path.clone().or(beside_socket) {
+        publish_key(&path, &keys.current())?;
+    }
     let address = match &port.listen {
         Listen::Unix(path) => {
-            publish_key(&path.with_file_name(PUBLIC_KEY_FILE), &keys.current())?;
             intake.listen_unix(path)?;
             OwnAddress::Fixed(format!("unix://{}", path.display()))
         }
         Listen::Tcp { address } => {
-            let bound = intake.listen_tcp(*address, tls.credentials().cloned()).await?;
+            let bound = match settings.prove_key {
+                true => intake.listen_proving(*address, node_id.clone(), keys.clone()).await?,
+                false => intake.listen_tcp(*address, tls.credentials().cloned()).await?,
+            };
             match port.address(bound) {
                 Some(url) => OwnAddress::Fixed(url.as_str().trim_end_matches('/').to_owned()),
                 None => OwnAddress::AsSeen { scheme: port.scheme(), port: bound.port() },
             }
         }
     };
-    listen_published(settings, &intake, tls.credentials()).await?;
+    if !settings.prove_key {
+        listen_published(settings, &intake, tls.credentials()).await?;
+    }
     let nudge = Arc::new(Notify::new());
     let served = WorkerApi::spawn(
         node_id.clone(),

@@ -1,5 +1,5 @@
-//! What is known about a host before anything is changed on it: one script, one round trip, and one
-//! socket that is really forwarded there and back.
+//! What is known about a host before anything is changed on it: one script, one round trip, and what the
+//! link needs, really forwarded there and back: a socket, or else a port.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,12 +10,13 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     health::{CONTAINER_FORMAT, Look},
+    link::NodeLink,
     release::ReleaseNote,
     stack::PROJECT,
 };
 use crate::{
     error::{Error, ErrorCode, Result},
-    ssh::Connection,
+    ssh::{Connection, HostEnd, SshStream},
 };
 
 const SCRIPT: &str = include_str!("scripts/checks.sh");
@@ -77,7 +78,11 @@ pub struct HostFacts {
     pub images: BTreeSet<String>,
     pub release: Option<ReleaseNote>,
     pub releases: Vec<String>,
-    /// `None` when it works; else why not.
+    /// How the node that is deployed there is linked, where it is not by sockets.
+    pub link: Option<NodeLink>,
+    /// Why sshd forwards no sockets; `None` when it does.
+    pub sockets_error: Option<String>,
+    /// Why it forwards nothing that a link could use, neither sockets nor ports.
     pub forwarding_error: Option<String>,
 }
 
@@ -96,26 +101,45 @@ pub async fn gather(
         return Err(Error::new(ErrorCode::HostCheckFailed, format!("the host cannot be examined: {why}")));
     }
     let mut facts = parse(&output.stdout, now_seconds);
-    facts.forwarding_error = forwarding(connection).await.err().map(|error| error.to_string());
+    if let Err(sockets) = socket_forwarding(connection).await {
+        facts.sockets_error = Some(sockets.message().to_owned());
+        let ports = port_forwarding(connection).await.err();
+        facts.forwarding_error = ports.map(|ports| format!("{}; {}", sockets.message(), ports.message()));
+    }
     Ok(facts)
 }
 
 /// A socket on the host that leads here, opened from there: both directions of the link at once.
-async fn forwarding(connection: &Connection) -> Result<()> {
+async fn socket_forwarding(connection: &Connection) -> Result<()> {
     let path = format!("/tmp/aegis-check-{}.sock", uuid::Uuid::new_v4().simple());
-    let (sender, mut streams) = mpsc::channel(1);
-    connection.forward_stream_local(&path, sender).await?;
-    let tried = async {
-        let _out = connection.open_stream_local(&path).await?;
-        match timeout(FORWARD_LIMIT, streams.recv()).await {
-            Ok(Some(_)) => Ok(()),
-            _ => Err(Error::new(ErrorCode::HostCheckFailed, "a forwarded socket leads nowhere")),
-        }
-    }
-    .await;
-    connection.cancel_forward(&path).await?;
+    let end = HostEnd::Socket(path.clone());
+    let (sender, streams) = mpsc::channel(1);
+    connection.listen(&end, sender).await?;
+    let tried = there_and_back(connection, &end, streams).await;
+    connection.unlisten(&end).await?;
     connection.script(r#"rm -f -- "$1""#, &[&path], FORWARD_LIMIT).await?;
     tried
+}
+
+/// The same by a port of the host's loopback.
+async fn port_forwarding(connection: &Connection) -> Result<()> {
+    let (sender, streams) = mpsc::channel(1);
+    let end = connection.listen_somewhere(sender).await?;
+    let tried = there_and_back(connection, &end, streams).await;
+    connection.unlisten(&end).await?;
+    tried
+}
+
+async fn there_and_back(
+    connection: &Connection,
+    end: &HostEnd,
+    mut streams: mpsc::Receiver<SshStream>,
+) -> Result<()> {
+    let _out = connection.open_channel(end).await?;
+    match timeout(FORWARD_LIMIT, streams.recv()).await {
+        Ok(Some(_)) => Ok(()),
+        _ => Err(Error::new(ErrorCode::HostCheckFailed, format!("a forwarded {end} leads nowhere"))),
+    }
 }
 
 pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
@@ -165,6 +189,7 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "docker_snap" => facts.docker_snap = true,
             "nvidia_toolkit" => facts.nvidia_toolkit = true,
             "image" => facts.images.extend(some()),
+            "link" => facts.link = serde_json::from_str(value).ok(),
             "release" => facts.release = serde_json::from_str(value).ok(),
             "kept" => facts.releases.extend(some()),
             _ => {}

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use super::{
     checks::{self, HostFacts},
+    direct,
     findings::{self, Wanted},
     hosts::Hosts,
     image::ImageSource,
     images::NodeImages,
+    link::{LinkChoice, NodeLink},
     now_ms,
     plan::{self, Inputs, Prepared},
     secret::Secret,
@@ -48,11 +50,20 @@ pub(super) async fn examine(
     let mut wanted = stack::build(spec, operator.as_ref(), false)?.images;
     let own = context.images.reference(&ImageSource::Own).await?;
     wanted.push(own.clone());
-    let facts = checks::gather(connection, &spec.base_dir, &wanted, now_ms() / 1000).await?;
+    let mut facts = checks::gather(connection, &spec.base_dir, &wanted, now_ms() / 1000).await?;
     let source = context.images.source_for(&facts.os, &facts.arch);
     let node_image = match &source {
         Some(source) => context.images.reference(source).await?,
         None => own,
+    };
+    let offer = &context.hosts.settings().direct;
+    let link = match spec.link {
+        LinkChoice::Ssh => link_of(&facts)?,
+        LinkChoice::Direct => {
+            // It needs no forwarding.
+            facts.forwarding_error = None;
+            offer.link(connection)?
+        }
     };
     let controller_key = context.membership.controller_public_key();
     let prepared = plan::prepare(&Inputs {
@@ -62,6 +73,7 @@ pub(super) async fn examine(
         tunnel_token: token,
         node_image: &node_image,
         controller_key: &controller_key,
+        link: &link,
     })?;
     let wanted = Wanted {
         stack: &prepared.stack,
@@ -69,7 +81,8 @@ pub(super) async fn examine(
         cluster: &context.hosts.settings().owner,
         has_files: !prepared.files.bundle().is_empty(),
     };
-    let findings = findings::findings(&facts, spec, wanted);
+    let mut findings = findings::findings(&facts, spec, wanted);
+    findings.extend(direct::findings(connection, &facts, &link).await?);
     Ok(Examined { facts, prepared, findings, source })
 }
 
@@ -79,4 +92,12 @@ async fn read_operator(spec: &DeploymentSpec) -> Result<Option<OperatorStack>> {
     tokio::task::spawn_blocking(move || OperatorStack::read(&spec))
         .await
         .map_err(|error| Error::internal("the task that reads the compose file died").source(error))?
+}
+
+/// Of a host that carries nothing there is a finding, and a plan all the same.
+fn link_of(facts: &HostFacts) -> Result<NodeLink> {
+    match &facts.forwarding_error {
+        None => NodeLink::decide(facts),
+        Some(_) => Ok(NodeLink::default()),
+    }
 }

@@ -119,8 +119,9 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
     if let Some(why) = &facts.forwarding_error {
         found.error(
             "forwarding",
-            format!("sshd does not carry unix sockets: {why}"),
-            "set AllowStreamLocalForwarding yes, and no DisableForwarding, in sshd_config on the host",
+            format!("sshd does not forward what the link needs: {why}"),
+            "set AllowTcpForwarding yes and AllowStreamLocalForwarding yes, and no DisableForwarding, in \
+             sshd_config on the host (the first alone will do)",
         );
     }
     if facts.clock_skew_seconds.abs() > CLOCK_SKEW_MAX_SECONDS {

@@ -13,7 +13,7 @@ use crate::{
     ids::UserName,
     ssh::{
         ConnectOptions, Connection, Credentials, Dialer, Endpoint, HostAddress, HostKey, HostKeyPolicy,
-        HostKeyRules, Leg, SshTarget, Timeouts,
+        HostKeyRules, Leg, LinkKey, SshTarget, Timeouts,
         client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
         host_keys::{Accepted, host_argument},
         known_hosts::KnownHosts,
@@ -78,8 +78,19 @@ impl Hosts {
     /// Connects to an approved host, by the way that the ssh configuration names now, and pins its key
     /// where that was not done before.
     pub async fn connect(&self, target: &SshTarget, origin: Origin) -> Result<Connection> {
+        self.connect_by(target, origin, None).await
+    }
+
+    /// With a link's own key nothing else is tried on the host; hosts on the way are the login's.
+    async fn connect_by(
+        &self,
+        target: &SshTarget,
+        origin: Origin,
+        link_key: Option<&LinkKey>,
+    ) -> Result<Connection> {
         self.require_approval(target, origin).await?;
         let (jumps, mut leg) = self.legs(target).await?;
+        leg.options.credentials.link_key = link_key.cloned();
         let through = self.jump(jumps).await?;
         leg.options.credentials.confined_to =
             (origin == Origin::Assistant).then(|| self.settings.key_dirs.clone());
@@ -139,8 +150,20 @@ impl Hosts {
         let hosts = self.clone();
         Arc::new(move || {
             let (hosts, target) = (hosts.clone(), target.clone());
-            Box::pin(async move { hosts.connect(&target, origin).await })
+            Box::pin(async move { hosts.connect_standing(&target, origin).await })
         })
+    }
+
+    /// By the link's own key where there is one, and only where the host refuses that as the login.
+    async fn connect_standing(&self, target: &SshTarget, origin: Origin) -> Result<Connection> {
+        let link_key = self.settings.link_key.as_ref();
+        match self.connect_by(target, origin, link_key).await {
+            Err(error) if link_key.is_some() && error.code() == ErrorCode::HostAuthentication => {
+                tracing::warn!(%target, error = %error.chain(), "the link's own key is refused; trying the login's");
+                self.connect(target, origin).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// The port of a host as a person means it who names none.

@@ -13,12 +13,11 @@
 //!
 //! Port and user are recorded; all else that `~/.ssh/config` says of a host is read at each connection
 //! (`hosts`). A login that needs sudo runs the scripts of `remote` by it, and nothing else.
-//!
-//! Absent for now: `link: direct`, TCP forwards where sshd forbids sockets.
 
 mod apply;
 pub mod checks;
 mod deployments;
+mod direct;
 mod drift;
 pub mod env_file;
 mod examine;
@@ -28,6 +27,8 @@ mod health;
 pub mod hosts;
 pub mod image;
 mod images;
+pub mod link;
+pub mod link_key;
 mod local_http;
 mod models;
 pub mod names;
@@ -48,9 +49,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use self::{
     deployments::{Deployments, NodeOrder},
+    direct::DirectOffer,
     drift::{Drift, DriftKind},
     findings::Finding,
     hosts::Hosts,
+    link::{LinkChoice, LinkPorts, NodeLink, link_settings},
     operation::{Operation, Removal},
     release::KeptRelease,
     remote::LogsAsked,
@@ -61,19 +64,6 @@ pub use self::{
     view::{DeploymentState, DeploymentView, PlanView, StepName, StepState, StepView},
     world::{ApprovedHost, Deployed, DeploymentFilter, Journal, Membership},
 };
-use crate::ids::NodeId;
-
-/// Where a deployed node finds its sockets, seen from the host. `owner` names this controller.
-pub fn link_settings(node: &NodeId, base_dir: &str, owner: &str) -> crate::ssh::LinkSettings {
-    let run = format!("{base_dir}/run");
-    crate::ssh::LinkSettings {
-        node: node.clone(),
-        controller_socket: format!("{run}/controller.sock"),
-        node_socket: format!("{run}/node.sock"),
-        session_note: format!("{run}/link.session"),
-        owner: owner.to_owned(),
-    }
-}
 
 fn now_ms() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
-use super::{checks::HostFacts, spec::DeploymentSpec};
+use super::{checks::HostFacts, link::NodeLink, spec::DeploymentSpec};
 use crate::error::{Error, Result};
 
 #[derive(Serialize)]
@@ -60,18 +60,26 @@ struct Cluster<'a> {
     enabled: bool,
     role: &'a str,
     controller: Controller,
-    advertise_address: &'a str,
+    advertise_address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_key_path: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prove_key: Option<bool>,
 }
 
 #[derive(Serialize)]
 struct Controller {
-    endpoint: &'static str,
+    endpoint: String,
     public_key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_fingerprint: Option<String>,
 }
 
 /// Inside the node's container the link's sockets lie here.
 const CONTROLLER_ENDPOINT: &str = "unix:///run/aegis/controller.sock";
 const NODE_ENDPOINT: &str = "unix:///run/aegis/node.sock";
+/// Where the deployment reads the node's key; beside its socket where it has one.
+const PUBLIC_KEY_PATH: &str = "/run/aegis/node.pub";
 /// Free disk is reported in steps, so that a redeploy that changes nothing writes the same file.
 const DISK_STEP_GB: u64 = 100;
 
@@ -80,7 +88,19 @@ pub fn render(
     facts: &HostFacts,
     port: u16,
     controller_key: &[u8; 32],
+    link: &NodeLink,
 ) -> Result<String> {
+    let (controller, own, public_key_path) = match link {
+        NodeLink::Sockets => (CONTROLLER_ENDPOINT.to_owned(), NODE_ENDPOINT.to_owned(), None),
+        NodeLink::Ports(ports) => (loopback(ports.controller), loopback(ports.node), Some(PUBLIC_KEY_PATH)),
+        NodeLink::Direct { controller, node, .. } => {
+            (controller.clone(), node.clone(), Some(PUBLIC_KEY_PATH))
+        }
+    };
+    let ca_fingerprint = match link {
+        NodeLink::Direct { ca, .. } => Some(ca.clone()),
+        NodeLink::Sockets | NodeLink::Ports(_) => None,
+    };
     let gpus = &facts.gpus;
     let has_gpu = !gpus.is_empty();
     let file = File {
@@ -106,13 +126,74 @@ pub fn render(
                 enabled: true,
                 role: "worker",
                 controller: Controller {
-                    endpoint: CONTROLLER_ENDPOINT,
+                    endpoint: controller,
                     public_key: STANDARD.encode(controller_key),
+                    ca_fingerprint,
                 },
-                advertise_address: NODE_ENDPOINT,
+                advertise_address: own,
+                public_key_path,
+                prove_key: matches!(link, NodeLink::Ports(_)).then_some(true),
             },
         },
     };
     serde_saphyr::to_string(&file)
         .map_err(|error| Error::internal("the node's configuration cannot be written").source(error))
+}
+
+fn loopback(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{self, Overrides, Settings, cluster_port::Listen, settings::Endpoint},
+        deploy::{DeploySettings, DeploymentRequest, LinkPorts, Origin},
+        identity::NodeKey,
+    };
+
+    fn started_with(link: &NodeLink) -> (String, Settings) {
+        let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
+        let spec = request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec;
+        let key = NodeKey::generate().unwrap().public();
+        let text = render(&spec, &HostFacts::default(), 8090, key.as_bytes(), link).unwrap();
+        let overrides = Overrides { data_dir: Some("/data".into()), ..Default::default() };
+        let settings = Settings::of(&config::parse(&text).unwrap(), &overrides);
+        let settings = settings.unwrap_or_else(|error| panic!("{text}: {error}"));
+        (text, settings)
+    }
+
+    fn listens(settings: &Settings) -> String {
+        match &settings.cluster_port.listen {
+            Listen::Unix(path) => path.display().to_string(),
+            Listen::Tcp { address } => address.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_node_starts_with_each_link() {
+        let (text, settings) = started_with(&NodeLink::Sockets);
+        assert_eq!(listens(&settings), "/run/aegis/node.sock");
+        assert!(!text.contains("prove_key") && !text.contains("public_key_path"), "as it always was: {text}");
+
+        let ports = NodeLink::Ports(LinkPorts { controller: 29_050, node: 29_051 });
+        let (_, settings) = started_with(&ports);
+        assert_eq!(listens(&settings), "127.0.0.1:29051");
+        assert!(settings.prove_key && settings.public_key_path.is_some());
+
+        let ca = "ab".repeat(32);
+        let direct = NodeLink::Direct {
+            controller: "https://10.0.0.1:50056".into(),
+            ca: ca.clone(),
+            node: "https://10.0.0.2:50056".into(),
+        };
+        let (text, settings) = started_with(&direct);
+        assert_eq!(listens(&settings), "0.0.0.0:50056");
+        assert!(settings.bind_address.is_loopback(), "HTTP stays at home");
+        let controller = settings.controller.unwrap();
+        assert!(matches!(controller.endpoint, Endpoint::Https(_)));
+        assert_eq!(controller.ca.map(|ca| ca.to_string()), Some(ca));
+        assert!(controller.token.is_none() && !text.contains("token"));
+    }
 }

@@ -8,6 +8,7 @@ use super::{
     drift::{Drift, DriftKind, drift},
     env_file::EnvFile,
     hex_digest,
+    link::{self, NodeLink},
     names::ModelName,
     node_config,
     release::{self, Goal, NodeService, ReleaseFiles},
@@ -112,6 +113,7 @@ pub struct Inputs<'a> {
     pub tunnel_token: Option<&'a Secret>,
     pub node_image: &'a str,
     pub controller_key: &'a [u8; 32],
+    pub link: &'a NodeLink,
 }
 
 pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
@@ -119,12 +121,15 @@ pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let gpu = !facts.gpus.is_empty() && facts.nvidia_runtime;
     let stack = stack::build(spec, inputs.operator, gpu)?;
     let config = match &stack.node {
-        Some(node) => Some(node_config::render(spec, facts, node.port, inputs.controller_key)?),
+        Some(node) => Some(node_config::render(spec, facts, node.port, inputs.controller_key, inputs.link)?),
         None => None,
     };
     let env = environment(inputs, &stack, config.as_deref())?;
     let bundle = inputs.operator.map(|operator| operator.bundle().clone()).unwrap_or_default();
-    let files = ReleaseFiles::new(&stack, &env, config.as_deref(), bundle);
+    let mut files = ReleaseFiles::new(&stack, &env, config.as_deref(), bundle);
+    if let Some(note) = inputs.link.note()? {
+        files = files.with(link::FILE, note);
+    }
     let gone_or_changed = drift(facts)
         .into_iter()
         .filter(|drift| matches!(drift.kind, DriftKind::FileChanged | DriftKind::FileMissing));
@@ -349,6 +354,7 @@ mod tests {
             tunnel_token: token,
             node_image: "aegis-node:0123456789ab",
             controller_key: &[7; 32],
+            link: &NodeLink::Sockets,
         };
         prepare(&inputs).unwrap()
     }

@@ -164,6 +164,13 @@ impl ReleaseFiles {
     }
 
     /// Those that are written into the release itself.
+    /// One more file, not linked to from the top.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, content: Vec<u8>) -> Self {
+        self.files.insert(name, content);
+        self
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
         self.files.iter().map(|(name, content)| (*name, content.as_slice()))
     }

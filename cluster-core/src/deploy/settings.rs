@@ -5,10 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::direct::DirectOffer;
 use crate::{
     error::Result,
     ssh::{
-        HostAddress, HostKeyPolicy, Passphrase,
+        HostAddress, HostKeyPolicy, LinkKey, Passphrase,
         client_config::{ClientConfig, ConfigFile, LocalUser},
         known_hosts::matches_any,
     },
@@ -57,6 +58,10 @@ pub struct DeploySettings {
     pub environment_tunnel_token: Option<super::Secret>,
     /// `AITHER_EDGE_IMAGE` of the controller's environment.
     pub environment_image: Option<String>,
+    /// The controller's own key for standing connections; the login's way where there is none.
+    pub link_key: Option<LinkKey>,
+    /// For `link: direct`.
+    pub direct: DirectOffer,
     /// Names this controller on hosts (locks, sessions): the cluster's id.
     pub owner: String,
 }
@@ -82,6 +87,8 @@ impl Default for DeploySettings {
             agent_socket: None,
             environment_tunnel_token: None,
             environment_image: None,
+            link_key: None,
+            direct: DirectOffer::default(),
             owner: "aegis".to_owned(),
         }
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
 use super::{
     Secret, grammar,
+    link::LinkChoice,
     names::{ModelName, ProfileName, ServiceName},
     settings::{DeploySettings, HEALTH_TIMEOUT_SECONDS_DEFAULT},
     tunnel::{self, TunnelSource},
@@ -120,6 +121,9 @@ pub struct DeploymentSpec {
     pub compose_file: Option<PathBuf>,
     pub base_dir: String,
     pub minimum_disk_gb: u64,
+    /// Left out where it is the usual one, so that requests recorded before still count as the same.
+    #[serde(default, skip_serializing_if = "LinkChoice::is_usual")]
+    pub link: LinkChoice,
     pub origin: Origin,
     /// What is done is this plan, or nothing.
     #[serde(default)]
@@ -160,9 +164,7 @@ impl DeploymentRequest {
             Some(identity) => NodeId::parse(identity)?,
             None => NodeId::from_host(host.as_str())?,
         };
-        if let Some(link) = given(&self.link).filter(|link| *link != "ssh") {
-            return Err(link_not_offered(link));
-        }
+        let link = link(given(&self.link), settings)?;
         if let Some(key) = given(&self.idempotency_key) {
             grammar::idempotency_key(key)?;
         }
@@ -226,6 +228,7 @@ impl DeploymentRequest {
             compose_file,
             base_dir: grammar::base_dir(&settings.base_dir)?,
             minimum_disk_gb: settings.minimum_disk_gb,
+            link,
             origin,
             plan_digest: given(&self.plan_digest).map(grammar::plan_digest).transpose()?,
             lock_wait_seconds: grammar::lock_wait(self.lock_wait_seconds)?,
@@ -271,6 +274,7 @@ impl DeploymentSpec {
     /// For what is done with a node that was deployed already.
     pub fn of_deployed(node: NodeId, deployed: Deployed, lock_wait_seconds: u64, origin: Origin) -> Self {
         Self {
+            link: LinkChoice::default(),
             target: deployed.target,
             node,
             tags: Vec::new(),
@@ -305,11 +309,14 @@ fn given(value: &Option<String>) -> Option<&str> {
     value.as_deref().map(str::trim).filter(|value| !value.is_empty())
 }
 
-fn link_not_offered(link: &str) -> Error {
-    match link {
-        "direct" => Error::new(ErrorCode::NotOffered, "link \"direct\" is not offered by this version")
-            .remedy("leave link out: the SSH link needs nothing but the host's SSH port"),
-        other => Error::invalid(format!("there is no link \"{}\"", shown(other))).remedy("link is ssh"),
+fn link(asked: Option<&str>, settings: &DeploySettings) -> Result<LinkChoice> {
+    match asked {
+        None | Some("ssh") => Ok(LinkChoice::Ssh),
+        Some("direct") => settings.direct.check().map(|_| LinkChoice::Direct),
+        Some(other) => {
+            Err(Error::invalid(format!("there is no link \"{}\"", shown(other)))
+                .remedy("link is ssh or direct"))
+        }
     }
 }
 
@@ -440,7 +447,9 @@ mod tests {
             assert!(error.to_string().contains(what), "{what}: {error}");
         }
         let direct = DeploymentRequest { link: Some("direct".into()), ..request("edge1") };
-        assert_eq!(validate(&direct).unwrap_err().code(), ErrorCode::NotOffered);
+        let error = validate(&direct).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+        assert!(error.to_string().contains("spec.cluster.advertise_address"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use super::{operation::Action, spec::DeploymentSpec, view::DeploymentView};
+use super::{link::NodeLink, operation::Action, spec::DeploymentSpec, view::DeploymentView};
 use crate::{
     error::Result,
     ids::{DeploymentId, NodeId},
@@ -22,6 +22,7 @@ pub trait Membership: Send + Sync {
         node: &'a NodeId,
         public_key: [u8; 32],
         spec: &'a DeploymentSpec,
+        link: &'a NodeLink,
     ) -> BoxFuture<'a, Result<()>>;
 
     /// Starts (or replaces) the standing link of the node, over this connection. Idempotent.
@@ -29,6 +30,7 @@ pub trait Membership: Send + Sync {
         &'a self,
         node: &'a NodeId,
         spec: &'a DeploymentSpec,
+        link: &'a NodeLink,
         connection: Connection,
     ) -> BoxFuture<'a, Result<()>>;
 

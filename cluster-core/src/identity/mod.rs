@@ -33,7 +33,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 /// Fresh random bytes from the operating system.
-fn random<const N: usize>() -> crate::Result<[u8; N]> {
+pub(crate) fn random<const N: usize>() -> crate::Result<[u8; N]> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes)
         .map_err(|_| crate::Error::internal("the system gives no random numbers"))?;

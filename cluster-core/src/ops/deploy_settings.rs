@@ -1,23 +1,30 @@
 //! The configuration's `spec.deploy`, with defaults from home directory and environment.
 
+use std::path::Path;
+
 use crate::{
     config::{
         resolve_secret,
-        schema::{Deploy, HostKeyChoice},
+        schema::{Deploy, HostKeyChoice, LinkKeyChoice},
     },
     deploy::{DeploySettings, grammar},
     error::{Error, ErrorCode, Result},
     ids::ClusterId,
-    ssh::{HostKeyPolicy, Passphrase, client_config::ConfigFile},
+    ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile},
 };
 
-pub fn of(deploy: &Deploy, cluster_id: &ClusterId) -> Result<DeploySettings> {
+/// `data` is where the controller keeps what is its own.
+pub fn of(deploy: &Deploy, cluster_id: &ClusterId, data: &Path) -> Result<DeploySettings> {
     let base = match directories::BaseDirs::new() {
         Some(dirs) => DeploySettings::for_home(dirs.home_dir()),
         None => DeploySettings::default(),
     };
     let mut settings = base.with_environment();
     settings.owner = cluster_id.to_string();
+    settings.link_key = match deploy.link_key.unwrap_or_default() {
+        LinkKeyChoice::Login => None,
+        LinkKeyChoice::Own => Some(LinkKey::load_or_create(&data.join(LINK_KEY_FILE))?),
+    };
     settings.compose_file = deploy.compose_file.clone();
     settings.project_root = deploy.project_root.clone();
     settings.host_key_policy = match deploy.host_key_policy.unwrap_or_default() {

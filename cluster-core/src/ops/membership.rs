@@ -11,7 +11,7 @@ use crate::{
         nodes::Nodes,
         peer::{Desired, PeerStatus, Site},
     },
-    deploy::{self, DeploymentSpec, Hosts, Origin},
+    deploy::{self, DeploymentSpec, Hosts, NodeLink, Origin, link_key},
     error::{Error, ErrorCode, Result},
     execution::{dispatch::Executions, lifecycle::State},
     identity::PublicKey,
@@ -29,8 +29,9 @@ pub struct ClusterMembership {
     pub hosts: Hosts,
 }
 
-fn site(spec: &DeploymentSpec) -> Site {
+fn site(spec: &DeploymentSpec, link: &NodeLink) -> Site {
     Site {
+        link: link.clone(),
         base_dir: spec.base_dir.clone(),
         by_person: spec.origin == Origin::Person,
         ..bare_site(&spec.target)
@@ -44,6 +45,7 @@ fn bare_site(target: &SshTarget) -> Site {
         user: target.user.clone(),
         key_path: target.key_path.clone(),
         base_dir: String::new(),
+        link: NodeLink::default(),
         by_person: false,
     }
 }
@@ -52,7 +54,7 @@ impl ClusterMembership {
     /// Connects to a node that was deployed in an earlier life of the controller.
     pub fn restore_link(&self, record: &NodeRecord, allow_loopback: bool) -> Result<()> {
         let Some(site) = &record.site else { return Ok(()) };
-        if record.desired == Desired::Removed {
+        if record.desired == Desired::Removed || site.link.is_direct() {
             return Ok(());
         }
         let target = SshTarget {
@@ -62,13 +64,14 @@ impl ClusterMembership {
             key_path: site.key_path.clone(),
         };
         let origin = if site.by_person { Origin::Person } else { Origin::Assistant };
-        let settings = self.link_settings(&record.node_id, &site.base_dir);
+        let settings = self.link_settings(&record.node_id, site);
         self.nodes.attach_link(settings, self.hosts.dialer(target, origin), None);
         Ok(())
     }
 
-    fn link_settings(&self, node_id: &NodeId, base_dir: &str) -> LinkSettings {
-        deploy::link_settings(node_id, base_dir, self.controller.cluster_id().as_str())
+    fn link_settings(&self, node_id: &NodeId, site: &Site) -> LinkSettings {
+        let owner = self.controller.cluster_id().as_str();
+        deploy::link_settings(node_id, &site.base_dir, owner, site.link.ports())
     }
 
     async fn wait_until_active(&self, node_id: &NodeId) -> Result<()> {
@@ -117,9 +120,10 @@ impl deploy::Membership for ClusterMembership {
         node: &'a NodeId,
         public_key: [u8; 32],
         spec: &'a DeploymentSpec,
+        link: &'a NodeLink,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site(spec)).await
+            self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site(spec, link)).await
         })
     }
 
@@ -127,11 +131,28 @@ impl deploy::Membership for ClusterMembership {
         &'a self,
         node: &'a NodeId,
         spec: &'a DeploymentSpec,
+        link: &'a NodeLink,
         connection: Connection,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            let settings = self.link_settings(node, &site(spec, link));
+            if link.is_direct() {
+                link_key::uninstall(&connection, &settings.owner).await?;
+                return self.nodes.detach_link(node).await;
+            }
+            let adopted = match &self.hosts.settings().link_key {
+                // The standing connection is another one, which may do less.
+                Some(key) => {
+                    link_key::install(&connection, key, &settings).await?;
+                    None
+                }
+                None => {
+                    link_key::uninstall(&connection, &settings.owner).await?;
+                    Some(connection)
+                }
+            };
             let dialer = self.hosts.dialer(spec.target.clone(), spec.origin);
-            self.nodes.attach_link(self.link_settings(node, &spec.base_dir), dialer, Some(connection));
+            self.nodes.attach_link(settings, dialer, adopted);
             Ok(())
         })
     }

@@ -24,12 +24,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Connected};
 
 use super::{
+    node_proof,
     plain::{Places, PlainConnection, Proven},
     tls::{Credentials, TlsConnection, server::Handshakes},
     worker_client::Wire,
 };
 use crate::{
     error::{Error, ErrorCode, Result},
+    identity::KeyFile,
     ids::NodeId,
     metrics::Metrics,
     ssh::LinkStream,
@@ -150,21 +152,51 @@ impl Intake {
         Self { sender, receiver, stop, metrics }
     }
 
+    /// A port that others of this machine could have bound: whoever connects is first shown that the
+    /// node is there. In plaintext, on loopback.
+    pub async fn listen_proving(
+        &self,
+        address: SocketAddr,
+        node_id: NodeId,
+        keys: Arc<KeyFile>,
+    ) -> Result<SocketAddr> {
+        let listener = bind(address).await?;
+        let bound = listener.local_addr().map_err(|e| unbound(address, e))?;
+        let (sender, stop, places) = (self.sender.clone(), self.stop.clone(), Places::default());
+        tokio::spawn(async move {
+            while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+                let (stream, from) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        pause(&error).await;
+                        continue;
+                    }
+                };
+                let _ = stream.set_nodelay(true);
+                let Some(mut connection) = places.admit(stream, from) else {
+                    tracing::warn!(%from, "a connection was turned away: too many are open");
+                    continue;
+                };
+                let (sender, node_id, key) = (sender.clone(), node_id.clone(), keys.current());
+                tokio::spawn(async move {
+                    // Fails with the caller, who then has no connection.
+                    if node_proof::show(&mut connection, &node_id, &key).await.is_ok() {
+                        hand_over(&sender, Inbound::Plain(Box::new(connection))).await;
+                    }
+                });
+            }
+        });
+        Ok(bound)
+    }
+
     /// With credentials every connection is under TLS, without them none is.
     pub async fn listen_tcp(
         &self,
         address: SocketAddr,
         credentials: Option<Credentials>,
     ) -> Result<SocketAddr> {
-        let failed = |e: io::Error| {
-            Error::new(ErrorCode::Unavailable, format!("the address {address} cannot be bound"))
-                .remedy(
-                    "another process has it; set spec.cluster.cluster_grpc_port or spec.network.grpc_port",
-                )
-                .source(e)
-        };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let bound = listener.local_addr().map_err(failed)?;
+        let listener = bind(address).await?;
+        let bound = listener.local_addr().map_err(|e| unbound(address, e))?;
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
         let places = Places::default();
         let handshakes =
@@ -247,6 +279,16 @@ impl Intake {
     pub(super) fn into_connections(self) -> (ReceiverStream<Inbound>, CancellationToken) {
         (ReceiverStream::new(self.receiver), self.stop)
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| unbound(address, e))
+}
+
+fn unbound(address: SocketAddr, error: io::Error) -> Error {
+    Error::new(ErrorCode::Unavailable, format!("the address {address} cannot be bound"))
+        .remedy("another process has it; set spec.cluster.cluster_grpc_port or spec.network.grpc_port")
+        .source(error)
 }
 
 async fn hand_over(sender: &mpsc::Sender<Inbound>, inbound: Inbound) {

@@ -10,7 +10,7 @@
 //! - [`config_api`]: the configuration calls of both sides.
 //! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
 //!   under a worker's calls.
-//! - [`plain`]: connections in plaintext.
+//! - [`plain`]: connections in plaintext. [`node_proof`]: what a node at a port shows first.
 //! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
 
 mod config_api;
@@ -21,6 +21,7 @@ mod convert;
 mod envelope;
 mod limits;
 pub mod listener;
+pub mod node_proof;
 pub mod plain;
 mod status;
 pub mod tls;

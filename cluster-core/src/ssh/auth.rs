@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 use super::{
     certificate::{self, KeySigner},
     handler::ClientHandler,
+    link_key::LinkKey,
     target::SshTarget,
 };
 use crate::{
@@ -59,6 +60,8 @@ impl std::fmt::Debug for Passphrase {
 /// What may be tried on a host, in this order.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
+    /// The controller's own, for a standing connection: then nothing else is tried.
+    pub link_key: Option<LinkKey>,
     /// Named by the caller: then nothing else is tried.
     pub key_path: Option<PathBuf>,
     /// When set, `key_path` must lie in one of these (the caller is an assistant).
@@ -98,6 +101,13 @@ pub(super) async fn authenticate(
     credentials: &Credentials,
 ) -> Result<()> {
     let mut tried = Tried::default();
+    if let Some(key) = &credentials.link_key {
+        let key = PrivateKeyWithHashAlg::new(key.private(), None);
+        return match with_key(handle, target, key, "the link's own key", &mut tried).await? {
+            true => Ok(()),
+            false => Err(refused(target, &tried)),
+        };
+    }
     if let Some(path) = credentials.key_path.as_deref().or(target.key_path.as_deref()) {
         let key = load_key(path, credentials.confined_to.as_deref(), credentials.passphrase.as_ref())?;
         return match with_file(handle, target, credentials, path, key, &mut tried).await? {
@@ -190,6 +200,16 @@ async fn with_file(
         }
     }
     let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
+    with_key(handle, target, key, path.display(), tried).await
+}
+
+async fn with_key(
+    handle: &mut Handle<ClientHandler>,
+    target: &SshTarget,
+    key: PrivateKeyWithHashAlg,
+    what: impl std::fmt::Display,
+    tried: &mut Tried,
+) -> Result<bool> {
     let outcome = handle
         .authenticate_publickey(target.user.as_str(), key)
         .await
@@ -197,7 +217,7 @@ async fn with_file(
     match judge(outcome, target)? {
         Attempt::In => Ok(true),
         Attempt::Refused(why) => {
-            tried.note(path.display(), why);
+            tried.note(what, why);
             Ok(false)
         }
     }

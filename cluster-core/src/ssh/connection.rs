@@ -16,7 +16,7 @@ use russh::{
 use tokio::{
     io::AsyncRead,
     net::{TcpStream, lookup_host},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::watch,
     time::timeout,
 };
 
@@ -27,6 +27,7 @@ use super::{
     handler::{ClientHandler, Forwards, KeyCheck, Seen},
     host_keys::{Accepted, HostKey, HostKeyRules},
     script,
+    sessions::Sessions,
     sftp::Sftp,
     target::{AddressKind, Endpoint, SshTarget, address_kind},
 };
@@ -35,10 +36,6 @@ use crate::error::{Error, ErrorCode, Result};
 /// 5 s and two unanswered ones: a dead connection is noticed within 15 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_UNANSWERED_MAX: usize = 2;
-/// sshd allows 10 sessions a connection (MaxSessions); two are left for slots still being freed.
-const SESSIONS_MAX: usize = 8;
-/// sshd frees a session's slot a moment after the session ended; nothing tells when.
-const SESSION_RETRY_PAUSE: Duration = Duration::from_millis(200);
 const CHANNEL_OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -92,7 +89,9 @@ struct Inner {
     accepted: Accepted,
     forwards: Forwards,
     closed: watch::Receiver<Option<String>>,
-    sessions: Arc<Semaphore>,
+    sessions: Sessions,
+    /// It came in by the link's own key.
+    confined: bool,
 }
 
 impl fmt::Debug for Connection {
@@ -132,7 +131,8 @@ impl Connection {
             accepted,
             forwards: opened.forwards,
             closed: opened.closed,
-            sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
+            sessions: Sessions::default(),
+            confined: options.credentials.link_key.is_some(),
         };
         Ok(Self { inner: Arc::new(inner), elevated: false })
     }
@@ -145,6 +145,11 @@ impl Connection {
 
     pub fn is_elevated(&self) -> bool {
         self.elevated
+    }
+
+    /// Whether the host lets it forward, and run the link's one command, alone.
+    pub fn is_confined(&self) -> bool {
+        self.inner.confined
     }
 
     /// `-H`: Docker's client looks for its settings in the home directory.
@@ -231,6 +236,17 @@ impl Connection {
         Ok((ScriptOutput { status: marked.status.unwrap_or(0), stdout: marked.text, stderr }, held))
     }
 
+    /// Runs what the host has for the key that let us in, and gives what it printed.
+    pub(super) async fn forced_command(&self, limit: Duration) -> Result<(String, String)> {
+        let (channel, slot) = self.open_session().await?;
+        // What is asked for does not count.
+        let command = "aegis-link".to_owned();
+        let raw = exec::run(channel, slot, command, Input::Bytes(Bytes::new()), limit).await;
+        let raw = raw.map_err(|error| self.located(error))?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((text(raw.stdout), text(raw.stderr)))
+    }
+
     async fn run(
         &self,
         command: String,
@@ -255,12 +271,6 @@ impl Connection {
         Sftp::start(channel, slot, &self.inner.target.host).await
     }
 
-    /// A channel to a unix socket on the host.
-    pub async fn open_stream_local(&self, path: &str) -> Result<SshStream> {
-        let opening = self.inner.handle.channel_open_direct_streamlocal(path);
-        self.opened(opening, format!("socket {path}")).await.map(Channel::into_stream)
-    }
-
     /// A channel to an address as the host sees it.
     pub async fn open_tcp(&self, host: &str, port: u16) -> Result<SshStream> {
         let opening = self.inner.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
@@ -280,50 +290,23 @@ impl Connection {
         })
     }
 
-    /// Has the host listen on a unix socket and hands every connection to `taker`; when it is full,
-    /// new connections are refused. A stale socket file must be gone before.
-    pub async fn forward_stream_local(&self, path: &str, taker: mpsc::Sender<SshStream>) -> Result<()> {
-        lock(&self.inner.forwards)?.insert(path.to_owned(), taker);
-        let outcome = timeout(CHANNEL_OPEN_LIMIT, self.inner.handle.streamlocal_forward(path)).await;
-        let error = match outcome {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(russh::Error::RequestDenied)) => Error::new(
-                ErrorCode::HostCheckFailed,
-                format!("{} refuses to forward the socket {path}", self.inner.target.host),
-            )
-            .remedy(
-                "set AllowStreamLocalForwarding yes (and no DisableForwarding) in sshd_config on the host",
-            ),
-            Ok(Err(error)) => self.lost().source(error),
-            Err(_) => self.lost(),
-        };
-        lock(&self.inner.forwards)?.remove(path);
-        Err(error)
+    pub(super) async fn request_session(&self) -> Result<Channel<Msg>> {
+        self.opened(self.inner.handle.channel_open_session(), "a session".to_owned()).await
     }
 
-    pub async fn cancel_forward(&self, path: &str) -> Result<()> {
-        lock(&self.inner.forwards)?.remove(path);
-        match timeout(CHANNEL_OPEN_LIMIT, self.inner.handle.cancel_streamlocal_forward(path)).await {
-            Ok(Ok(())) | Ok(Err(russh::Error::RequestDenied)) => Ok(()),
-            Ok(Err(error)) => Err(self.lost().source(error)),
-            Err(_) => Err(self.lost()),
-        }
+    pub(super) fn handle(&self) -> &Handle<ClientHandler> {
+        &self.inner.handle
     }
 
-    async fn open_session(&self) -> Result<(Channel<Msg>, OwnedSemaphorePermit)> {
-        let slot = self.inner.sessions.clone().acquire_owned().await.map_err(|_| self.lost())?;
-        let first = self.opened(self.inner.handle.channel_open_session(), "a session".to_owned()).await;
-        let channel = match first {
-            Err(error) if error.code() == ErrorCode::Unavailable => {
-                tokio::time::sleep(SESSION_RETRY_PAUSE).await;
-                self.opened(self.inner.handle.channel_open_session(), "a session".to_owned()).await?
-            }
-            other => other?,
-        };
-        Ok((channel, slot))
+    pub(super) fn forwards(&self) -> &Forwards {
+        &self.inner.forwards
     }
 
-    async fn opened(
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
+    }
+
+    pub(super) async fn opened(
         &self,
         opening: impl Future<Output = Result<Channel<Msg>, russh::Error>>,
         what: String,
@@ -336,15 +319,14 @@ impl Connection {
                     .remedy("allow forwarding in sshd_config on the host"))
             }
             Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
-                Err(Error::new(ErrorCode::Unavailable, format!("{host} cannot open {what}: {reason:?}"))
-                    .remedy("for a session: MaxSessions in sshd_config on the host must be 4 or more"))
+                Err(Error::new(ErrorCode::Unavailable, format!("{host} cannot open {what}: {reason:?}")))
             }
             Ok(Err(error)) => Err(self.lost().source(error)),
             Err(_) => Err(self.lost()),
         }
     }
 
-    fn lost(&self) -> Error {
+    pub(super) fn lost(&self) -> Error {
         Error::new(
             ErrorCode::HostUnreachable,
             format!("the connection to {} was lost", self.inner.target.host),

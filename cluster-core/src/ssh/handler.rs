@@ -1,5 +1,5 @@
-//! What a host may ask of us on a connection: to be recognised, to open channels on the one socket
-//! that we asked it to forward, and nothing else.
+//! What a host may ask of us on a connection: to be recognised, to open channels where we asked it to
+//! listen for us, and nothing else.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::{
+    forward::{HostEnd, LOOPBACK},
     host_keys::{Accepted, HostKeyRules},
     target::Endpoint,
 };
@@ -20,8 +21,8 @@ use crate::error::Error;
 /// A channel to or from the host, as a stream; it closes when dropped.
 pub type SshStream = ChannelStream<Msg>;
 
-/// Remote socket paths that we forward, and who takes their connections.
-pub(super) type Forwards = Arc<Mutex<HashMap<String, mpsc::Sender<SshStream>>>>;
+/// Where the host listens for us, and who takes the connections.
+pub(super) type Forwards = Arc<Mutex<HashMap<HostEnd, mpsc::Sender<SshStream>>>>;
 
 /// How the key is judged: by rules, or only looked at (for `aegis host approve`).
 #[derive(Debug, Clone)]
@@ -45,6 +46,27 @@ pub(super) struct ClientHandler {
     pub forwards: Forwards,
     /// Dropped with the session's task, so that its end is noticed however it comes.
     pub closed: watch::Sender<Option<String>>,
+}
+
+impl ClientHandler {
+    /// Never waits: this runs on the session's own loop.
+    async fn forwarded(
+        &self,
+        end: HostEnd,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+    ) -> Result<(), russh::Error> {
+        let taker = self.forwards.lock().ok().and_then(|forwards| forwards.get(&end).cloned());
+        match taker.as_ref().map(mpsc::Sender::try_reserve) {
+            Some(Ok(slot)) => {
+                reply.accept().await;
+                slot.send(channel.into_stream());
+            }
+            Some(Err(_)) => reply.reject(ChannelOpenFailure::ResourceShortage).await,
+            None => reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await,
+        }
+        Ok(())
+    }
 }
 
 impl Handler for ClientHandler {
@@ -81,30 +103,25 @@ impl Handler for ClientHandler {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        let taker = self.forwards.lock().ok().and_then(|forwards| forwards.get(socket_path).cloned());
-        // Never waits: this runs on the session's own loop.
-        match taker.as_ref().map(mpsc::Sender::try_reserve) {
-            Some(Ok(slot)) => {
-                reply.accept().await;
-                slot.send(channel.into_stream());
-            }
-            Some(Err(_)) => reply.reject(ChannelOpenFailure::ResourceShortage).await,
-            None => reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await,
-        }
-        Ok(())
+        self.forwarded(HostEnd::Socket(socket_path.to_owned()), channel, reply).await
     }
 
     async fn server_channel_open_forwarded_tcpip(
         &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: u32,
+        channel: Channel<Msg>,
+        connected_address: &str,
+        connected_port: u32,
         _: &str,
         _: u32,
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        refuse(reply).await
+        match u16::try_from(connected_port) {
+            Ok(port) if connected_address == LOOPBACK => {
+                self.forwarded(HostEnd::Port(port), channel, reply).await
+            }
+            _ => refuse(reply).await,
+        }
     }
 
     async fn server_channel_open_agent_forward(

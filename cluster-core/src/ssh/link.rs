@@ -1,16 +1,18 @@
 //! The standing connection of a node: one supervisor task per link, owned by its [`LinkHandle`].
 //!
-//! It keeps the connection up (backoff with jitter, for ever), has the host listen on the
-//! controller's socket and hands each of its connections over as a [`LinkStream`] that knows its
-//! node, and opens channels to the node's own socket on demand. After a cut, sshd may hold our old
-//! session and with it the forwarded socket for as long as it does not notice: the session's process
-//! is noted on the host, with its start time, and ended when we come back.
+//! It keeps the connection up (backoff with jitter, for ever), has the host listen at the controller's
+//! end and hands each of its connections over as a [`LinkStream`] that knows its node, and opens
+//! channels to the node's own end on demand. An end is a unix socket, or a port of the host's loopback
+//! where sshd forwards no sockets. After a cut, sshd may hold our old session and with it the end for as
+//! long as it does not notice: the session's process is noted on the host, with its start time, and
+//! ended when we come back.
+
+mod stream;
+pub(crate) mod take_over;
 
 use std::{
     fmt, io,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,15 +20,18 @@ use arc_swap::ArcSwapOption;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::future::BoxFuture;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connection, SshStream};
+pub use self::stream::{LinkPeer, LinkStream};
+use super::{
+    connection::{Connection, SshStream},
+    forward::HostEnd,
+};
 use crate::{
-    error::{Error, ErrorCode, Result},
+    error::{Error, Result},
     ids::NodeId,
 };
 
@@ -36,7 +41,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// A worker opens one connection, and one more while it replaces it.
 const FORWARDED_PENDING_MAX: usize = 4;
-const SCRIPT_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Opens a connection to the link's host, with the host key rules of that moment.
@@ -45,10 +49,10 @@ pub type Dialer = Arc<dyn Fn() -> BoxFuture<'static, Result<Connection>> + Send 
 #[derive(Debug, Clone)]
 pub struct LinkSettings {
     pub node: NodeId,
-    /// On the host: forwarded to us.
-    pub controller_socket: String,
-    /// On the host: where the node listens.
-    pub node_socket: String,
+    /// Forwarded to us.
+    pub controller_end: HostEnd,
+    /// Where the node listens.
+    pub node_end: HostEnd,
     /// On the host: process and owner of the session that holds the forward.
     pub session_note: String,
     /// Only a session noted by this owner is ended (the cluster's id, say).
@@ -101,22 +105,29 @@ impl LinkHandle {
         Self { settings, current, state, cancel, task }
     }
 
-    /// A fresh channel to the node's socket.
+    /// A fresh channel to the node.
     pub async fn connect_node(&self) -> io::Result<SshStream> {
         let Some(connection) = self.current.load_full() else {
             let text = format!("the link of {} is down: {:?}", self.settings.node, *self.state.borrow());
             return Err(io::Error::new(io::ErrorKind::NotConnected, text));
         };
-        connection.open_stream_local(&self.settings.node_socket).await.map_err(io::Error::other)
+        connection.open_channel(&self.settings.node_end).await.map_err(io::Error::other)
+    }
+
+    /// Whether anybody on the host may listen where the node should.
+    pub fn is_open_to_others(&self) -> bool {
+        self.settings.node_end.socket().is_none()
     }
 
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
     }
 
-    /// The connection of this moment, for whoever wants to run something on the host.
+    /// The connection of this moment, for whoever wants to run something on the host; none where the
+    /// link has a key of its own, which may not.
     pub fn connection(&self) -> Option<Connection> {
-        self.current.load_full().map(|connection| (*connection).clone())
+        let current = self.current.load_full().map(|connection| (*connection).clone());
+        current.filter(|connection| !connection.is_confined())
     }
 
     pub async fn stop(mut self) {
@@ -191,18 +202,9 @@ impl Supervisor {
                 None => (self.dialer)().await?,
             };
             let settings = &self.settings;
-            let arguments =
-                [&settings.session_note, &settings.owner, &settings.controller_socket].map(String::as_str);
-            let prepared = connection.script(TAKE_OVER, &arguments, SCRIPT_LIMIT).await?;
-            if !prepared.success() {
-                let why = super::script::tail(&prepared.stderr, 3);
-                return Err(Error::new(
-                    ErrorCode::Unavailable,
-                    format!("cannot prepare the link's socket: {why}"),
-                ));
-            }
+            take_over::take_over(&connection, settings).await?;
             let (sender, streams) = mpsc::channel(FORWARDED_PENDING_MAX);
-            connection.forward_stream_local(&settings.controller_socket, sender).await?;
+            connection.listen(&settings.controller_end, sender).await?;
             Ok((connection, streams))
         };
         tokio::select! {
@@ -227,7 +229,7 @@ impl Supervisor {
         };
         self.current.store(None);
         if matches!(end, End::Stopped) {
-            let _ = timeout(STOP_LIMIT, connection.cancel_forward(&self.settings.controller_socket)).await;
+            let _ = timeout(STOP_LIMIT, connection.unlisten(&self.settings.controller_end)).await;
             connection.close().await;
         }
         end
@@ -250,80 +252,4 @@ impl Supervisor {
 fn now_ms() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// $1 note, $2 owner, $3 socket. Ends the sshd session that the note names if it is ours (same owner)
-/// and still the same process (same start time), removes the stale socket, and notes this session:
-/// the nearest ancestor that is an sshd.
-const TAKE_OVER: &str = r#"
-start_of() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
-is_sshd() { case "$(cat "/proc/$1/comm" 2>/dev/null)" in sshd*) return 0;; esac; return 1; }
-mine=$PPID; hops=0
-while [ "$mine" -gt 1 ] && ! is_sshd "$mine" && [ $hops -lt 8 ]; do
-  mine=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$mine/status"); mine=${mine:-1}; hops=$((hops + 1))
-done
-if [ -f "$1" ]; then
-  read -r pid start owner < "$1" || true
-  case "$pid" in ''|*[!0-9]*) pid=0;; esac
-  if [ "$pid" -gt 1 ] && [ "$pid" != "$mine" ] && [ "$owner" = "$2" ] && is_sshd "$pid" && [ "$(start_of "$pid")" = "$start" ]; then
-    kill "$pid" 2>/dev/null
-    n=0; while [ -d "/proc/$pid" ] && [ $n -lt 30 ]; do sleep 0.1; n=$((n + 1)); done
-  fi
-fi
-rm -f -- "$3" || exit 1
-printf '%s %s %s\n' "$mine" "$(start_of "$mine")" "$2" > "$1.new" && mv -f -- "$1.new" "$1"
-"#;
-
-/// One connection of a node to its controller, through the link. It knows which node's link it came
-/// by, and hands that to gRPC handlers as [`LinkPeer`].
-pub struct LinkStream {
-    node: NodeId,
-    io: SshStream,
-}
-
-/// The node whose link carries the connection: who attests on it may only be that node.
-#[derive(Debug, Clone)]
-pub struct LinkPeer {
-    pub node: NodeId,
-}
-
-impl LinkStream {
-    pub fn node(&self) -> &NodeId {
-        &self.node
-    }
-}
-
-impl fmt::Debug for LinkStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LinkStream({})", self.node)
-    }
-}
-
-impl tonic::transport::server::Connected for LinkStream {
-    type ConnectInfo = LinkPeer;
-    fn connect_info(&self) -> LinkPeer {
-        LinkPeer { node: self.node.clone() }
-    }
-}
-
-impl AsyncRead for LinkStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for LinkStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }

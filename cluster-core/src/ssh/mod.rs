@@ -5,8 +5,9 @@
 //! - [`client_config`]: what `~/.ssh/config` says about a host, and the hosts on the way there.
 //! - [`auth`]: who are we? Key file, agent, default identities.
 //! - [`connection`]: scripts, bulk input, SFTP, channels to and from the host's sockets.
+//!   `sessions`: how many at a time; `forward`: what the host listens on for us.
 //! - [`probe`]: a host's key without logging in, for a person to approve.
-//! - [`link`]: the standing connection of a node.
+//! - [`link`]: the standing connection of a node; `link_key`: a key of its own for it.
 //!
 //! Tasks: russh runs one per connection; every exec has one that always reads its channel (an unread
 //! channel stops the whole connection) and ends with the caller, the command or its time limit; every
@@ -19,19 +20,24 @@ mod certificate;
 pub mod client_config;
 pub mod connection;
 mod exec;
+mod forward;
 mod handler;
 mod host_certificate;
 pub mod host_keys;
 pub mod known_hosts;
 pub mod link;
+mod link_key;
 pub mod probe;
 pub mod script;
+mod sessions;
 pub mod sftp;
 pub mod target;
 
 pub use auth::{Credentials, Passphrase};
 pub use connection::{ConnectOptions, Connection, Leg, SshStream, Timeouts};
 pub use exec::{Held, ScriptOutput};
+pub use forward::HostEnd;
 pub use host_keys::{HostKey, HostKeyPolicy, HostKeyRules};
 pub use link::{Dialer, LinkHandle, LinkSettings, LinkState, LinkStream};
+pub use link_key::{FILE as LINK_KEY_FILE, LinkKey};
 pub use target::{Endpoint, HostAddress, SshTarget};

@@ -56,6 +56,7 @@ async fn what_was_acknowledged_is_there_after_reopening() {
     let first = store(directory.path()).await;
     let mut stored = node("edge-1", 7);
     stored.site = Some(Site {
+        link: Default::default(),
         host: "192.0.2.1".into(),
         port: 22,
         user: UserName::parse("root").unwrap(),

@@ -264,24 +264,6 @@ async fn a_person_admits_hosts_and_their_keys() {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn an_sshd_that_carries_no_sockets_is_a_finding() {
-    let mut host = host(0);
-    let connection = host.connect().await;
-    let sshd =
-        r#"/usr/sbin/sshd -p 2222 -o AllowStreamLocalForwarding=no -o PidFile=/run/aegis-test-sshd.pid"#;
-    run(&connection, sshd, &[]).await;
-    host.port = 2222;
-    let bench = bench(host, None);
-    let view = bench.deployments.plan(&bench.request(), Origin::Person).await;
-    run(&connection, "kill $(cat /run/aegis-test-sshd.pid)", &[]).await;
-    let view = view.unwrap();
-    let codes: Vec<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
-    assert_eq!(codes, ["forwarding"], "{:?}", view.findings);
-    assert!(view.next_step.contains("AllowStreamLocalForwarding"), "{}", view.next_step);
-}
-
-#[tokio::test]
-#[ignore = "owns testbed hosts; run by tests/run"]
 async fn a_user_of_the_docker_group_will_do() {
     let dir = tempfile::tempdir().unwrap();
     let root = host(0).connect().await;

@@ -5,8 +5,11 @@
 
 mod bench;
 mod deploy;
+mod link;
+mod link_key;
 mod operations;
 mod ssh;
 mod ssh_config;
+mod sshd;
 mod stack;
 mod support;

@@ -6,7 +6,7 @@ use cluster_core::{
     ErrorCode,
     ids::NodeId,
     ssh::{
-        ConnectOptions, Connection, Credentials, Endpoint, HostAddress, HostKeyPolicy, LinkHandle,
+        ConnectOptions, Connection, Credentials, Endpoint, HostAddress, HostEnd, HostKeyPolicy, LinkHandle,
         LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
     },
 };
@@ -146,8 +146,9 @@ async fn sockets_are_carried_in_both_directions() {
     let (sender, mut streams) = mpsc::channel(1);
     let path = "/tmp/aegis-test.sock";
     run(&connection, r#"rm -f "$1""#, &[path]).await;
-    connection.forward_stream_local(path, sender).await.unwrap();
-    let mut out = connection.open_stream_local(path).await.unwrap();
+    let end = HostEnd::Socket(path.to_owned());
+    connection.listen(&end, sender).await.unwrap();
+    let mut out = connection.open_channel(&end).await.unwrap();
     let mut back = streams.recv().await.unwrap();
     out.write_all(b"ping").await.unwrap();
     let mut four = [0; 4];
@@ -155,7 +156,7 @@ async fn sockets_are_carried_in_both_directions() {
     back.write_all(b"pong").await.unwrap();
     out.read_exact(&mut four).await.unwrap();
     assert_eq!(&four, b"pong");
-    connection.cancel_forward(path).await.unwrap();
+    connection.unlisten(&end).await.unwrap();
     let mut banner = [0; 4];
     connection.open_tcp("127.0.0.1", 22).await.unwrap().read_exact(&mut banner).await.unwrap();
     assert_eq!(&banner, b"SSH-");
@@ -172,8 +173,8 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
     run(&connection, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
     let settings = LinkSettings {
         node: NodeId::parse("edge-test").unwrap(),
-        controller_socket: format!("{base}/controller.sock"),
-        node_socket: format!("{base}/controller.sock"),
+        controller_end: HostEnd::Socket(format!("{base}/controller.sock")),
+        node_end: HostEnd::Socket(format!("{base}/controller.sock")),
         session_note: format!("{base}/link.session"),
         owner: "test".into(),
     };
@@ -262,8 +263,8 @@ async fn a_frozen_host_is_noticed_and_its_link_heals() {
     run(&connection, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
     let settings = LinkSettings {
         node: NodeId::parse("edge-test").unwrap(),
-        controller_socket: format!("{base}/controller.sock"),
-        node_socket: format!("{base}/controller.sock"),
+        controller_end: HostEnd::Socket(format!("{base}/controller.sock")),
+        node_end: HostEnd::Socket(format!("{base}/controller.sock")),
         session_note: format!("{base}/link.session"),
         owner: "test".into(),
     };

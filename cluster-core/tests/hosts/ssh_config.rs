@@ -13,7 +13,7 @@ use cluster_core::{
     deploy::{DeploySettings, DeploymentRequest, Hosts, Journal, Origin},
     ids::NodeId,
     ssh::{
-        Connection, HostKeyPolicy, LinkHandle, LinkSettings, LinkState, Passphrase, SshTarget,
+        Connection, HostEnd, HostKeyPolicy, LinkHandle, LinkSettings, LinkState, Passphrase, SshTarget,
         client_config::ConfigFile,
     },
 };
@@ -208,8 +208,8 @@ async fn a_link_over_another_host_heals() {
     run(&root, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
     let settings = LinkSettings {
         node: NodeId::parse("edge-test").unwrap(),
-        controller_socket: format!("{base}/controller.sock"),
-        node_socket: format!("{base}/controller.sock"),
+        controller_end: HostEnd::Socket(format!("{base}/controller.sock")),
+        node_end: HostEnd::Socket(format!("{base}/controller.sock")),
         session_note: format!("{base}/link.session"),
         owner: "test".into(),
     };

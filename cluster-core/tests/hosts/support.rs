@@ -11,8 +11,8 @@ use std::{
 use cluster_core::{
     Error, ErrorCode, Result,
     deploy::{
-        ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, link_settings,
-        world::DeploymentRecord,
+        ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, NodeLink,
+        link_settings, world::DeploymentRecord,
     },
     ids::{DeploymentId, NodeId, UserName},
     ssh::{
@@ -230,6 +230,7 @@ impl Membership for StandInCluster {
         node: &'a NodeId,
         key: [u8; 32],
         _: &'a DeploymentSpec,
+        _: &'a NodeLink,
     ) -> BoxFuture<'a, Result<()>> {
         assert_eq!(key, [7; 32]);
         self.admitted.lock().unwrap().push(node.clone());
@@ -239,6 +240,7 @@ impl Membership for StandInCluster {
         &'a self,
         node: &'a NodeId,
         spec: &'a DeploymentSpec,
+        link: &'a NodeLink,
         connection: Connection,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
@@ -246,7 +248,7 @@ impl Membership for StandInCluster {
             if let Some(old) = links.remove(node) {
                 old.stop().await;
             }
-            let settings = link_settings(&spec.node, &spec.base_dir, "test");
+            let settings = link_settings(&spec.node, &spec.base_dir, "test", link.ports());
             let link = LinkHandle::start(settings, self.host.dialer(), Some(connection), mpsc::channel(1).0);
             links.insert(node.clone(), link);
             Ok(())

@@ -54,6 +54,9 @@ pub struct Deploy {
     remote_llm_url: Option<String>,
     #[arg(long)]
     image: Option<String>,
+    /// How node and controller reach each other: ssh or direct [default: ssh]
+    #[arg(long)]
+    link: Option<String>,
     /// Check the host and print the plan; change nothing
     #[arg(long)]
     plan: bool,
@@ -111,6 +114,7 @@ impl Deploy {
         put("remote_llm_url", self.remote_llm_url);
         put("image", self.image);
         put("plan_digest", self.plan_digest);
+        put("link", self.link);
         if let Some(port) = self.ssh_port {
             body.insert("ssh_port".to_owned(), port.into());
         }

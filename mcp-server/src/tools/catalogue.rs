@@ -309,7 +309,7 @@ mod tests {
         let catalogue = Catalogue::of(&McpSettings { read_only: true, ..settings() }).unwrap();
         assert_eq!(
             catalogue.names(),
-            ["get_deployment_status", "list_deployments", "list_peers", "get_execution"]
+            ["get_deployment_status", "list_deployments", "get_node_logs", "list_peers", "get_execution"]
         );
         assert!(catalogue.switched_off.contains(&"drain_node"));
     }

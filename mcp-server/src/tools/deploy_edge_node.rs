@@ -79,7 +79,8 @@ pub struct Arguments {
     /// Container image of the node's stack, instead of the one made from the controller.
     #[serde(default)]
     pub image: Option<String>,
-    /// How the node and its controller reach each other. Default and only choice: ssh.
+    /// How node and controller reach each other: ssh (default), or direct, which needs the controller's
+    /// spec.cluster.advertise_address. Deploying again with the other one moves the node.
     #[serde(default)]
     pub link: Option<String>,
     /// True: check the host and return the plan; change nothing.

@@ -2,6 +2,7 @@
 
 mod interrupted;
 mod journey;
+mod links;
 mod operations;
 mod python;
 mod refused;

@@ -77,8 +77,13 @@ impl Membership {
         };
         // The operator's own deployment is what re-enrols a host whose key was lost.
         record.public_key = Some(*public_key.as_bytes());
+        let moved = record.site.as_ref().is_some_and(|known| known.link != site.link);
+        record.link = if site.link.is_direct() { LinkKind::Direct } else { LinkKind::Ssh };
         record.site = Some(site);
-        record.link = LinkKind::Ssh;
+        if moved {
+            // What it was seen to be was seen over the other link.
+            record.observed = Observed::Expected;
+        }
         reinstate(&mut record);
         Ok(vec![Change::Put(Box::new(record))])
     }

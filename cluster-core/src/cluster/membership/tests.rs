@@ -1,8 +1,9 @@
 use super::{health::BRAKE_MS, *};
 use crate::{
     cluster::peer::{DrainState, Role, Site},
+    deploy::NodeLink,
     execution::manifest::Demand,
-    identity::NodeKey,
+    identity::{NodeKey, PublicKey},
     ids::UserName,
 };
 
@@ -14,6 +15,7 @@ fn id(text: &str) -> NodeId {
 
 fn site(host: &str) -> Site {
     Site {
+        link: Default::default(),
         host: host.into(),
         port: 22,
         user: UserName::parse("root").unwrap(),
@@ -323,4 +325,28 @@ fn a_configuration_command_is_kept_by_its_version_alone() {
     assert_eq!(serde_json::to_string(&Command::Drain).unwrap(), r#""drain""#, "as it always was");
     let read: Command = serde_json::from_str(&stored).unwrap();
     assert_eq!(read, Command::PushConfig { version: "v1".into(), body: Vec::new() });
+}
+
+#[test]
+fn a_node_that_is_moved_to_another_link_is_expected_there_by_the_same_key() {
+    let mut membership = cluster(&["a"]);
+    let record = membership.record(&id("a")).unwrap().clone();
+    let key = PublicKey::parse(&record.public_key.unwrap()).unwrap();
+    let direct = NodeLink::Direct {
+        controller: "https://c.example:50056".into(),
+        ca: "ab".repeat(32),
+        node: "https://a.example:50056".into(),
+    };
+    for (link, kind, observed) in [
+        (NodeLink::Sockets, LinkKind::Ssh, Observed::Active),
+        (direct.clone(), LinkKind::Direct, Observed::Expected),
+        (direct, LinkKind::Direct, Observed::Expected),
+        (NodeLink::Sockets, LinkKind::Ssh, Observed::Expected),
+    ] {
+        let changes = membership.admit(&id("a"), &key, Site { link, ..site("a") }).unwrap();
+        apply(&mut membership, changes, 0);
+        let moved = membership.record(&id("a")).unwrap();
+        assert_eq!((moved.link, moved.observed), (kind, observed));
+        assert_eq!(moved.public_key, record.public_key);
+    }
 }

@@ -9,7 +9,7 @@ use super::{
     super::{
         examine::Examined,
         health::Look,
-        remote::{LOG_LINES, Remote},
+        remote::{HostLock, LOG_LINES, Remote},
         secret::Secret,
         view::StepName,
     },
@@ -24,6 +24,18 @@ use crate::{
 const RECONNECTS_MAX: u32 = 5;
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(15);
 const RECONNECT_TRIES: usize = 8;
+
+/// The lock on the host; it goes first, then the connection that was made for it.
+pub(super) struct Lock {
+    held: HostLock,
+    _own: Option<Connection>,
+}
+
+impl Lock {
+    fn has_ended(&self) -> bool {
+        self.held.has_ended()
+    }
+}
 
 impl Run {
     pub(super) async fn connect(&mut self) -> Result<String> {
@@ -76,12 +88,26 @@ impl Run {
         let wait = Duration::from_secs(self.record.spec.lock_wait_seconds);
         let id = self.record.view.deployment_id.clone();
         let remote = self.remote()?;
-        self.lock = Some(remote.lock(&id, &owner, wait).await?);
+        let own = self.lock_connection().await?;
+        let remote = own.as_ref().map_or(remote, |connection| Remote { connection, ..remote });
+        let held = remote.lock(&id, &owner, wait).await?;
+        self.lock = Some(Lock { held, _own: own });
         if self.record.before.is_none() {
             let current = self.remote()?.standing(&id).await?.current;
             self.note_before(current).await?;
         }
         Ok(())
+    }
+
+    /// Where the server allows but one session a connection, the lock would keep every script out: it
+    /// is held over a connection of its own, by the same way and rules.
+    async fn lock_connection(&self) -> Result<Option<Connection>> {
+        if self.connection()?.allows_several_sessions().await? {
+            return Ok(None);
+        }
+        let spec = &self.record.spec;
+        let own = self.context.hosts.connect(&spec.target, spec.origin).await?;
+        Ok(Some(if self.sudo { own.elevated() } else { own }))
     }
 
     pub(super) async fn keep_log(&mut self, service: &str) {

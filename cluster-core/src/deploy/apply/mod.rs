@@ -23,7 +23,6 @@ use super::{
     health::Well,
     now_ms,
     release::{Goal, KeptRelease},
-    remote::HostLock,
     secret::Secret,
     view::{DeploymentState, DeploymentView, StepName, StepState},
     world::{Before, DeploymentRecord},
@@ -49,7 +48,7 @@ pub(super) struct Run {
     /// The login works by sudo: the same connection, as root.
     sudo: bool,
     elevated: Option<Connection>,
-    lock: Option<HostLock>,
+    lock: Option<host::Lock>,
     examined: Option<Examined>,
     /// What is to run, and where our node answers.
     goal: Option<Goal>,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     super::{
+        link_key,
         operation::{Action, Removal},
         view::StepName,
     },
@@ -34,6 +35,7 @@ impl Run {
         let sudo = self.remote()?.needs_sudo().await?;
         self.work_by_sudo(sudo);
         self.ensure_lock().await?;
+        link_key::uninstall(self.connection()?, &self.context.hosts.settings().owner).await?;
         self.remote()?.remove(removal.volumes).await?;
         let volumes = if removal.volumes { "and its volumes are" } else { "is, its volumes stay" };
         Ok(format!("the stack {volumes} gone from {}", self.record.spec.target.host))

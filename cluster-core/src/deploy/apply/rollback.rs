@@ -2,10 +2,10 @@
 
 use super::{
     super::{
-        health,
+        health, link_key,
         operation::Action,
         remote::Standing,
-        view::{DeploymentState, StepName},
+        view::{DeploymentState, StepName, StepState, StepView},
         world::Before,
     },
     ACTIVE_LIMIT, Run, publish_progress,
@@ -77,8 +77,22 @@ impl Run {
             self.reconnect().await?;
         }
         self.ensure_lock().await?;
+        link_key::uninstall(self.connection()?, &self.context.hosts.settings().owner).await?;
         self.remote()?.remove(false).await?;
         Ok("the host is as it was before, but for volumes".to_owned())
+    }
+
+    /// The release before may have been linked in another way.
+    async fn link_as_before(&mut self) -> Result<()> {
+        let joined = |step: &StepView| step.name == StepName::Join && step.state != StepState::Pending;
+        if !self.record.view.steps.iter().any(joined) {
+            return Ok(());
+        }
+        let link = self.remote()?.current_link().await?;
+        let (spec, key) = (self.record.spec.clone(), self.read_public_key().await?);
+        let membership = &self.context.membership;
+        membership.admit(&spec.node, key, &spec, &link).await?;
+        membership.attach_link(&spec.node, &spec, &link, self.connection()?.clone()).await
     }
 
     /// The release before, checked: it is well, and its node is Active.
@@ -98,6 +112,7 @@ impl Run {
             .await
             .map_err(|unwell| unwell.error)?;
         if goal.node.is_some() {
+            self.link_as_before().await?;
             self.context.membership.await_active(&self.record.spec.node, ACTIVE_LIMIT).await?;
         }
         Ok(format!("{id}, {}", well.evidence))

@@ -213,8 +213,10 @@ impl Run {
         let spec = self.record.spec.clone();
         let public_key = self.read_public_key().await?;
         let membership = self.context.membership.clone();
-        membership.admit(&spec.node, public_key, &spec).await?;
-        membership.attach_link(&spec.node, &spec, self.connection()?.clone()).await?;
+        // As the release says that runs now, whichever it is.
+        let link = self.remote()?.current_link().await?;
+        membership.admit(&spec.node, public_key, &spec, &link).await?;
+        membership.attach_link(&spec.node, &spec, &link, self.connection()?.clone()).await?;
         self.progress(
             StepName::Join,
             format!("the key of {} is pinned; waiting until it is Active", spec.node),

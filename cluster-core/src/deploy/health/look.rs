@@ -82,6 +82,11 @@ enum Condition {
 }
 
 impl Look {
+    /// Whether any container runs.
+    pub fn any_runs(&self) -> bool {
+        self.containers.iter().any(|container| container.status == "running")
+    }
+
     /// The first line is the host's clock, the others are containers.
     pub fn parse(text: &str) -> Self {
         let mut look = Self::default();

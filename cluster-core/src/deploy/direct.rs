@@ -1,0 +1,152 @@
+//! A deployed node on the direct link: it dials the controller, and the controller dials it.
+//!
+//! The node gets no secret for that. Its key is pinned over SSH, as with the other links, and it knows its
+//! controller by the fingerprint of the built-in CA and by the controller's key, both in its configuration:
+//! an enrolment token would only be one more thing to keep safe on the host.
+
+use std::time::Duration;
+
+use url::Url;
+
+use super::{
+    checks::HostFacts,
+    findings::{Finding, Severity},
+    link::NodeLink,
+};
+use crate::{
+    config::settings::CLUSTER_PORT,
+    error::{Error, ErrorCode, Result},
+    identity::Fingerprint,
+    ssh::Connection,
+};
+
+const REACH_LIMIT: Duration = Duration::from_secs(15);
+
+/// What this controller has for nodes that dial it.
+#[derive(Debug, Clone, Default)]
+pub enum DirectOffer {
+    /// No address beyond this machine.
+    #[default]
+    Nothing,
+    /// The operator's certificates: one for another node is the operator's to issue.
+    OperatorCertificates,
+    BuiltIn {
+        endpoint: Url,
+        ca: Fingerprint,
+    },
+}
+
+impl DirectOffer {
+    /// Refused before anything is done, with what to change.
+    pub fn check(&self) -> Result<(&Url, &Fingerprint)> {
+        let refuse = |why: &str| Error::new(ErrorCode::FailedPrecondition, format!("link \"direct\": {why}"));
+        match self {
+            DirectOffer::BuiltIn { endpoint, ca } => Ok((endpoint, ca)),
+            DirectOffer::Nothing => Err(refuse("this controller has no address that a node could dial")
+                .remedy("set spec.cluster.advertise_address: https://HOST:PORT, or leave link out for ssh")),
+            DirectOffer::OperatorCertificates => Err(refuse(
+                "this controller uses certificates of yours, and cannot issue one to the node",
+            )
+            .remedy(
+                "remove spec.cluster.tls for the built-in CA; or join that machine by hand: aegis node join",
+            )),
+        }
+    }
+
+    /// The link of a node on this host, which is reached as the controller reaches it by SSH.
+    pub fn link(&self, connection: &Connection) -> Result<NodeLink> {
+        let (endpoint, ca) = self.check()?;
+        let address = connection.route().last().map(|host| host.address.as_str().to_owned());
+        let address = address.ok_or_else(|| Error::internal("a connection to nowhere"))?;
+        let host = if address.contains(':') { format!("[{address}]") } else { address };
+        Ok(NodeLink::Direct {
+            controller: endpoint.as_str().trim_end_matches('/').to_owned(),
+            ca: ca.to_string(),
+            node: format!("https://{host}:{CLUSTER_PORT}"),
+        })
+    }
+}
+
+/// Whether both can dial each other, as far as can be known before anything runs there.
+pub(super) async fn findings(
+    connection: &Connection,
+    facts: &HostFacts,
+    link: &NodeLink,
+) -> Result<Vec<Finding>> {
+    let NodeLink::Direct { controller, .. } = link else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    let mut add = |severity, code: &str, message: String, fix: String| {
+        found.push(Finding { code: code.to_owned(), severity, message, fix });
+    };
+    let hops = connection.route().len() - 1;
+    if hops > 0 {
+        add(
+            Severity::Error,
+            "direct_route",
+            format!(
+                "the host is reached through {hops} other host(s), and a direct link has to reach it itself"
+            ),
+            "deploy with link=ssh".to_owned(),
+        );
+    }
+    let ours = matches!(facts.link, Some(NodeLink::Direct { .. })) && facts.look.any_runs();
+    if facts.listening.contains(&CLUSTER_PORT) && !ours {
+        add(
+            Severity::Error,
+            "direct_port",
+            format!("port {CLUSTER_PORT} is taken on the host, where the node would listen"),
+            format!("stop what listens there; on the host: ss -ltnp 'sport = :{CLUSTER_PORT}'"),
+        );
+    }
+    let unreadable = |error| Error::internal("the controller's own address cannot be read").source(error);
+    let url: Url = controller.parse().map_err(|error: url::ParseError| unreadable(error))?;
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = url.port_or_known_default().unwrap_or(CLUSTER_PORT).to_string();
+    match connection.script(REACHES, &[&host, &port], REACH_LIMIT).await?.status {
+        0 => {}
+        UNKNOWN => add(
+            Severity::Warning,
+            "direct_controller",
+            format!("whether the host reaches {controller} cannot be tried: it has neither bash nor nc"),
+            "none is needed if it does; the deployment's join step shows it".to_owned(),
+        ),
+        _ => add(
+            Severity::Error,
+            "direct_controller",
+            format!("the host does not reach the controller at {controller}"),
+            "open that port on the way, correct spec.cluster.advertise_address, or deploy with link=ssh"
+                .to_owned(),
+        ),
+    }
+    Ok(found)
+}
+
+const UNKNOWN: i32 = 3;
+
+/// $1 host, $2 port. Exits with 3 when nothing is there to try it with.
+const REACHES: &str = r#"
+if command -v bash >/dev/null 2>&1; then
+  timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>/dev/null || exit 1
+elif command -v nc >/dev/null 2>&1; then nc -z -w 5 "$1" "$2" 2>/dev/null || exit 1
+else exit 3; fi
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_offered_is_refused_with_what_to_change() {
+        for (offer, expected) in [
+            (DirectOffer::Nothing, "spec.cluster.advertise_address"),
+            (DirectOffer::OperatorCertificates, "spec.cluster.tls"),
+        ] {
+            let error = offer.check().unwrap_err();
+            assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        let ca = Fingerprint::of(&vec![1].into());
+        let offer = DirectOffer::BuiltIn { endpoint: "https://c.example:50056".parse().unwrap(), ca };
+        assert_eq!(offer.check().unwrap().1, &ca);
+    }
+}

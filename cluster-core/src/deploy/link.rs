@@ -1,0 +1,200 @@
+//! How a deployed node and its controller reach each other: decided from the specification and the
+//! facts, written into the node's configuration, and kept beside it, so that a redeployment finds the
+//! same ports again.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{checks::HostFacts, remote::Remote};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+    ssh::{HostEnd, LinkSettings},
+};
+
+/// In a release, where the link is not the usual one.
+pub const FILE: &str = "link.json";
+/// Below what Linux gives to outgoing connections, and nobody's by IANA.
+const PORTS_FIRST: u16 = 29_050;
+const PAIRS: u16 = 100;
+
+/// Of the host's loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LinkPorts {
+    /// sshd's, which leads to the controller.
+    pub controller: u16,
+    /// The node's.
+    pub node: u16,
+}
+
+/// What a deployment asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkChoice {
+    #[default]
+    Ssh,
+    Direct,
+}
+
+impl LinkChoice {
+    pub(super) fn is_usual(&self) -> bool {
+        *self == LinkChoice::Ssh
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum NodeLink {
+    /// Inside the SSH connection, by unix sockets on the host.
+    #[default]
+    Sockets,
+    /// Inside the SSH connection, by ports of the host's loopback: sshd forwards no sockets there.
+    Ports(LinkPorts),
+    /// Both dial each other, under TLS.
+    Direct {
+        /// Where the node finds the controller.
+        controller: String,
+        /// SHA-256 of the controller's CA, in hexadecimal.
+        ca: String,
+        /// Where the controller finds the node.
+        node: String,
+    },
+}
+
+impl NodeLink {
+    /// What the host carries inside SSH; sockets where both go, since nobody else on the host reaches them.
+    pub fn decide(facts: &HostFacts) -> Result<Self> {
+        if facts.sockets_error.is_none() {
+            return Ok(NodeLink::Sockets);
+        }
+        let known = match facts.link {
+            Some(NodeLink::Ports(ports)) => Some(ports),
+            Some(NodeLink::Sockets | NodeLink::Direct { .. }) | None => None,
+        };
+        // What listens on the controller's may be our own link; on the node's only the node may.
+        let ours = |ports: &LinkPorts| facts.look.any_runs() || !facts.listening.contains(&ports.node);
+        match known.filter(ours).or_else(|| free_pair(&facts.listening)) {
+            Some(ports) => Ok(NodeLink::Ports(ports)),
+            None => Err(Error::new(
+                ErrorCode::HostCheckFailed,
+                format!("no two ports are free on the host from {PORTS_FIRST} on, which the link needs"),
+            )
+            .remedy("see who listens there: ss -ltnp")),
+        }
+    }
+
+    /// The content of [`FILE`]; `None` for the usual link, of which nothing needs to be known.
+    pub fn note(&self) -> Result<Option<Vec<u8>>> {
+        match self {
+            NodeLink::Sockets => Ok(None),
+            NodeLink::Ports(_) | NodeLink::Direct { .. } => serde_json::to_vec(self)
+                .map(Some)
+                .map_err(|error| Error::internal("a link cannot be written").source(error)),
+        }
+    }
+
+    pub fn ports(&self) -> Option<LinkPorts> {
+        match self {
+            NodeLink::Ports(ports) => Some(*ports),
+            NodeLink::Sockets | NodeLink::Direct { .. } => None,
+        }
+    }
+
+    pub fn is_direct(&self) -> bool {
+        matches!(self, NodeLink::Direct { .. })
+    }
+
+    pub fn is_usual(&self) -> bool {
+        *self == NodeLink::Sockets
+    }
+}
+
+impl Remote<'_> {
+    /// Of the release that is current now.
+    pub(super) async fn current_link(&self) -> Result<NodeLink> {
+        let output = self.connection.script(READ, &[self.base, FILE], READ_LIMIT).await?;
+        match output.stdout.trim() {
+            "" => Ok(NodeLink::default()),
+            text => serde_json::from_str(text).map_err(|error| {
+                Error::new(ErrorCode::DeploymentFailed, "the link of the previous release cannot be read")
+                    .source(error)
+            }),
+        }
+    }
+}
+
+/// $1 base, $2 file.
+const READ: &str = r#"head -c 1024 "$1/current/$2" 2>/dev/null || true"#;
+const READ_LIMIT: Duration = Duration::from_secs(30);
+
+fn free_pair(listening: &BTreeSet<u16>) -> Option<LinkPorts> {
+    (0..PAIRS)
+        .map(|pair| LinkPorts { controller: PORTS_FIRST + 2 * pair, node: PORTS_FIRST + 2 * pair + 1 })
+        .find(|ports| !listening.contains(&ports.controller) && !listening.contains(&ports.node))
+}
+
+/// The ends of a node's SSH link, seen from the host. `owner` names this controller.
+pub fn link_settings(node: &NodeId, base_dir: &str, owner: &str, ports: Option<LinkPorts>) -> LinkSettings {
+    let run = format!("{base_dir}/run");
+    let (controller_end, node_end) = match ports {
+        None => {
+            (HostEnd::Socket(format!("{run}/controller.sock")), HostEnd::Socket(format!("{run}/node.sock")))
+        }
+        Some(ports) => (HostEnd::Port(ports.controller), HostEnd::Port(ports.node)),
+    };
+    LinkSettings {
+        node: node.clone(),
+        controller_end,
+        node_end,
+        session_note: format!("{run}/link.session"),
+        owner: owner.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::health::Look, *};
+
+    const FIRST: LinkPorts = LinkPorts { controller: PORTS_FIRST, node: PORTS_FIRST + 1 };
+    const SECOND: LinkPorts = LinkPorts { controller: PORTS_FIRST + 2, node: PORTS_FIRST + 3 };
+
+    fn without_sockets(change: impl FnOnce(&mut HostFacts)) -> NodeLink {
+        let mut facts = HostFacts { sockets_error: Some("no".into()), ..Default::default() };
+        change(&mut facts);
+        NodeLink::decide(&facts).unwrap()
+    }
+
+    #[test]
+    fn sockets_where_they_go_and_else_two_free_ports() {
+        assert_eq!(NodeLink::decide(&HostFacts::default()).unwrap(), NodeLink::Sockets);
+        assert_eq!(without_sockets(|_| {}), NodeLink::Ports(FIRST));
+        assert_eq!(without_sockets(|facts| facts.listening = [FIRST.node].into()), NodeLink::Ports(SECOND));
+        let all = (PORTS_FIRST..PORTS_FIRST + 2 * PAIRS).collect();
+        let facts = HostFacts { sockets_error: Some("no".into()), listening: all, ..Default::default() };
+        assert_eq!(NodeLink::decide(&facts).unwrap_err().code(), ErrorCode::HostCheckFailed);
+    }
+
+    const RUNNING: &str = concat!(
+        r#"{"id":"x","service":"node","status":"running","health":"healthy","exit_code":0,"#,
+        r#""oom_killed":false,"restarts":0,"started_at":"","policy":"always","image":"i"}"#
+    );
+
+    #[test]
+    fn the_ports_stay_while_they_are_ours() {
+        let deployed = |facts: &mut HostFacts| {
+            facts.link = Some(NodeLink::Ports(SECOND));
+            facts.listening = [SECOND.controller, SECOND.node].into();
+        };
+        let running = |facts: &mut HostFacts| {
+            deployed(facts);
+            facts.look = Look::parse(RUNNING);
+        };
+        assert_eq!(without_sockets(running), NodeLink::Ports(SECOND));
+        // The stack is down, and somebody else has the node's port.
+        assert_eq!(without_sockets(deployed), NodeLink::Ports(FIRST));
+        let down = |facts: &mut HostFacts| {
+            facts.link = Some(NodeLink::Ports(SECOND));
+            facts.listening = [SECOND.controller].into();
+        };
+        assert_eq!(without_sockets(down), NodeLink::Ports(SECOND), "our link may still be up");
+    }
+}

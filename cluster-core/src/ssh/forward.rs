@@ -1,0 +1,122 @@
+//! Places on the host that lead here, and channels to places on the host.
+
+use std::{fmt, time::Duration};
+
+use russh::Channel;
+use tokio::{sync::mpsc, time::timeout};
+
+use super::connection::{Connection, SshStream, lock};
+use crate::error::{Error, ErrorCode, Result};
+
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// As OpenSSH is asked for it, and as it names it in each connection.
+pub(super) const LOOPBACK: &str = "127.0.0.1";
+
+/// A place on the host where connections come in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostEnd {
+    /// A unix socket, by its path.
+    Socket(String),
+    /// Of the host's loopback: whoever is on the host reaches it.
+    Port(u16),
+}
+
+impl HostEnd {
+    pub fn socket(&self) -> Option<&str> {
+        match self {
+            HostEnd::Socket(path) => Some(path),
+            HostEnd::Port(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for HostEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostEnd::Socket(path) => write!(f, "socket {path}"),
+            HostEnd::Port(port) => write!(f, "port {port} of its loopback"),
+        }
+    }
+}
+
+impl Connection {
+    /// A channel to a place on the host.
+    pub async fn open_channel(&self, end: &HostEnd) -> Result<SshStream> {
+        match end {
+            HostEnd::Socket(path) => {
+                let opening = self.handle().channel_open_direct_streamlocal(path);
+                self.opened(opening, end.to_string()).await.map(Channel::into_stream)
+            }
+            HostEnd::Port(port) => self.open_tcp(LOOPBACK, *port).await,
+        }
+    }
+
+    /// Has the host listen there and hands every connection to `taker`; when it is full, new
+    /// connections are refused. A stale socket file must be gone before.
+    pub async fn listen(&self, end: &HostEnd, taker: mpsc::Sender<SshStream>) -> Result<()> {
+        lock(self.forwards())?.insert(end.clone(), taker);
+        let asked = async {
+            match end {
+                HostEnd::Socket(path) => self.handle().streamlocal_forward(path.as_str()).await,
+                HostEnd::Port(port) => {
+                    self.handle().tcpip_forward(LOOPBACK, u32::from(*port)).await.map(drop)
+                }
+            }
+        };
+        let error = match timeout(REQUEST_LIMIT, asked).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(russh::Error::RequestDenied)) => self.denied(end),
+            Ok(Err(error)) => self.lost().source(error),
+            Err(_) => self.lost(),
+        };
+        lock(self.forwards())?.remove(end);
+        Err(error)
+    }
+
+    /// The same at a port that the host chooses.
+    pub async fn listen_somewhere(&self, taker: mpsc::Sender<SshStream>) -> Result<HostEnd> {
+        let port = match timeout(REQUEST_LIMIT, self.handle().tcpip_forward(LOOPBACK, 0)).await {
+            Ok(Ok(port)) => u16::try_from(port).map_err(|_| Error::internal("a port above 65535"))?,
+            Ok(Err(russh::Error::RequestDenied)) => return Err(self.denied(&HostEnd::Port(0))),
+            Ok(Err(error)) => return Err(self.lost().source(error)),
+            Err(_) => return Err(self.lost()),
+        };
+        let end = HostEnd::Port(port);
+        lock(self.forwards())?.insert(end.clone(), taker);
+        Ok(end)
+    }
+
+    pub async fn unlisten(&self, end: &HostEnd) -> Result<()> {
+        lock(self.forwards())?.remove(end);
+        let asked = async {
+            match end {
+                HostEnd::Socket(path) => self.handle().cancel_streamlocal_forward(path.as_str()).await,
+                HostEnd::Port(port) => self.handle().cancel_tcpip_forward(LOOPBACK, u32::from(*port)).await,
+            }
+        };
+        match timeout(REQUEST_LIMIT, asked).await {
+            Ok(Ok(())) | Ok(Err(russh::Error::RequestDenied)) => Ok(()),
+            Ok(Err(error)) => Err(self.lost().source(error)),
+            Err(_) => Err(self.lost()),
+        }
+    }
+
+    /// sshd does not say whether it may not, or cannot.
+    fn denied(&self, end: &HostEnd) -> Error {
+        let host = &self.target().host;
+        let refused = |why: String| Error::new(ErrorCode::HostCheckFailed, why);
+        match end {
+            HostEnd::Socket(path) => refused(format!("{host} refuses to forward the socket {path}")).remedy(
+                "set AllowStreamLocalForwarding yes and AllowTcpForwarding yes (and no DisableForwarding) in \
+                 sshd_config on the host",
+            ),
+            HostEnd::Port(0) => refused(format!("{host} refuses to forward a port of its loopback"))
+                .remedy("set AllowTcpForwarding yes (and no DisableForwarding) in sshd_config on the host"),
+            HostEnd::Port(port) => {
+                refused(format!("{host} does not forward {end}: it may not, or it is taken")).remedy(format!(
+                    "see who listens there: ss -ltnp 'sport = :{port}'; sshd needs AllowTcpForwarding yes"
+                ))
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The sessions of one connection: commands, commands that stay, and SFTP. Servers bound how many there
+//! are at a time (`MaxSessions`, 10 by default), so they take turns.
+
+use std::{sync::Arc, time::Duration};
+
+use russh::{Channel, client::Msg};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+
+use super::connection::Connection;
+use crate::error::{Error, ErrorCode, Result};
+
+/// sshd allows 10; two are left for slots still being freed.
+const SESSIONS_MAX: u32 = 8;
+/// sshd frees a session's slot a moment after the session ended; nothing tells when.
+const RETRY_PAUSES: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
+
+pub(super) struct Sessions {
+    slots: Arc<Semaphore>,
+    several: OnceCell<bool>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { slots: Arc::new(Semaphore::new(SESSIONS_MAX as usize)), several: OnceCell::new() }
+    }
+}
+
+impl Connection {
+    /// Whether a session can be open beside one that stays. It is tried once, before any stays; where
+    /// the server allows but one, everything on this connection takes turns from then on.
+    pub async fn allows_several_sessions(&self) -> Result<bool> {
+        self.sessions().several.get_or_try_init(|| self.try_two_sessions()).await.copied()
+    }
+
+    async fn try_two_sessions(&self) -> Result<bool> {
+        let slots = self.sessions().slots.clone();
+        let mut all = slots.acquire_many_owned(SESSIONS_MAX).await.map_err(|_| self.lost())?;
+        let first = self.session_channel().await?;
+        let second = self.session_channel().await;
+        // A channel that is merely dropped stays open on the host.
+        let _ = first.close().await;
+        match second {
+            Ok(channel) => {
+                let _ = channel.close().await;
+                Ok(true)
+            }
+            Err(error) if error.code() == ErrorCode::Unavailable => {
+                drop(all.split(1));
+                all.forget();
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A fresh session, when one may be open; its slot is held with the permit.
+    pub(super) async fn open_session(&self) -> Result<(Channel<Msg>, OwnedSemaphorePermit)> {
+        let slot = self.sessions().slots.clone().acquire_owned().await.map_err(|_| self.lost())?;
+        Ok((self.session_channel().await?, slot))
+    }
+
+    async fn session_channel(&self) -> Result<Channel<Msg>> {
+        let mut pauses = RETRY_PAUSES.into_iter();
+        loop {
+            match self.request_session().await {
+                Err(error) if error.code() == ErrorCode::Unavailable => match pauses.next() {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(no_session(error)),
+                },
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+fn no_session(error: Error) -> Error {
+    Error::new(error.code(), error.message().to_owned()).remedy(
+        "set MaxSessions 1 or more in sshd_config on the host; it may also bound the user's processes",
+    )
+}
