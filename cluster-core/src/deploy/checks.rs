@@ -11,7 +11,7 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     health::{CONTAINER_FORMAT, Look},
     link::NodeLink,
-    release::ReleaseNote,
+    release::{ReadyMark, ReleaseNote},
     stack::PROJECT,
 };
 use crate::{
@@ -77,6 +77,8 @@ pub struct HostFacts {
     pub files: BTreeMap<String, String>,
     pub images: BTreeSet<String>,
     pub release: Option<ReleaseNote>,
+    /// Of the current release, once it was good.
+    pub ready: Option<ReadyMark>,
     pub releases: Vec<String>,
     /// How the node that is deployed there is linked, where it is not by sockets.
     pub link: Option<NodeLink>,
@@ -191,6 +193,7 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "image" => facts.images.extend(some()),
             "link" => facts.link = serde_json::from_str(value).ok(),
             "release" => facts.release = serde_json::from_str(value).ok(),
+            "ready" => facts.ready = serde_json::from_str(value).ok(),
             "kept" => facts.releases.extend(some()),
             _ => {}
         }

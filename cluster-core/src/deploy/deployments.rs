@@ -131,6 +131,16 @@ impl Deployments {
         }
         context.hosts.require_approval(&spec.target, origin).await?;
         context.membership.check_identity(&spec.node, &spec.target).await?;
+        if !spec.join && context.membership.deployed(&spec.node).await.is_ok() {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!(
+                    "{} is a node of this cluster, and a stack without it would leave it dead",
+                    spec.node
+                ),
+            )
+            .remedy("remove it first (remove_edge_node), or deploy with join true"));
+        }
         self.begin(Action::Deploy, spec, digest, key, tunnel_token).await
     }
 

@@ -1,7 +1,7 @@
 //! What is on a host against what its release says: what somebody changed by hand. Shown, and left to
 //! whoever deploys: a file that is sent anew is as it was, a container that went away is started again.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use super::{checks::HostFacts, release::ReleaseNote};
 
@@ -16,6 +16,8 @@ pub enum DriftKind {
     FileMissing,
     /// It belongs to the release and does not run.
     ServiceDown,
+    /// It runs another image than the one that was good.
+    ImageChanged,
     /// It is of the project and not of the release.
     ServiceUnknown,
 }
@@ -33,7 +35,9 @@ impl fmt::Display for Drift {
         let Self { name, detail, .. } = self;
         match self.kind {
             DriftKind::FileChanged | DriftKind::FileMissing => write!(f, "file {name} {detail}"),
-            DriftKind::ServiceDown | DriftKind::ServiceUnknown => write!(f, "service {name} {detail}"),
+            DriftKind::ServiceDown | DriftKind::ImageChanged | DriftKind::ServiceUnknown => {
+                write!(f, "service {name} {detail}")
+            }
         }
     }
 }
@@ -48,6 +52,9 @@ impl Drift {
             DriftKind::ServiceDown => {
                 "deploy: it is started again; docker logs on the host says why it ended"
             }
+            DriftKind::ImageChanged => {
+                "roll back to this release to have the image that was good, or deploy to make this one count"
+            }
             DriftKind::ServiceUnknown => {
                 "deploy: it is removed; to keep it, run it under a project of its own"
             }
@@ -58,7 +65,7 @@ impl Drift {
 /// Empty where nothing was deployed, or all is as it was.
 pub fn drift(facts: &HostFacts) -> Vec<Drift> {
     let Some(release) = &facts.release else { return Vec::new() };
-    files(release, facts).chain(services(release, facts)).take(SHOWN_MAX).collect()
+    files(release, facts).chain(services(release, facts)).chain(images(facts)).take(SHOWN_MAX).collect()
 }
 
 fn files<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator<Item = Drift> + 'a {
@@ -87,11 +94,26 @@ fn services<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator
     }))
 }
 
+/// Only a release that was good says which images it ran.
+fn images(facts: &HostFacts) -> impl Iterator<Item = Drift> + '_ {
+    let good: Option<BTreeSet<&String>> = facts.ready.as_ref().map(|ready| ready.images.values().collect());
+    let release = facts.release.as_ref();
+    facts.look.containers.iter().filter_map(move |container| {
+        let known = release.is_some_and(|release| release.services.contains(&container.service));
+        let changed = good.as_ref().is_some_and(|good| !good.is_empty() && !good.contains(&container.image));
+        (known && changed).then(|| Drift {
+            kind: DriftKind::ImageChanged,
+            name: container.service.clone(),
+            detail: format!("runs another image than when the release was good: {}", container.image),
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        deploy::health::Look,
+        deploy::{health::Look, release::ReadyMark},
         ids::{DeploymentId, NodeId},
     };
 
@@ -126,6 +148,17 @@ mod tests {
         let containers = line("web", "running", 0) + &line("once", "exited", 0);
         assert_eq!(drift(&facts(&[(".env", "1"), ("www/index.html", "2")], &containers)), []);
         assert_eq!(drift(&HostFacts::default()), []);
+    }
+
+    #[test]
+    fn another_image_than_the_good_one_is_drift() {
+        let mut facts = facts(&[], &(line("web", "running", 0) + &line("once", "exited", 0)));
+        let mark = |id: &str| ReadyMark { at_ms: 1, images: [("web:1".to_owned(), id.to_owned())].into() };
+        facts.ready = Some(mark("x"));
+        assert_eq!(drift(&facts), []);
+        facts.ready = Some(mark("y"));
+        assert!(drift(&facts).iter().all(|drift| drift.kind == DriftKind::ImageChanged));
+        assert_eq!(drift(&facts).len(), 2);
     }
 
     #[test]

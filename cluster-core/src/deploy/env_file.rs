@@ -201,6 +201,21 @@ fn unescape(text: &str) -> String {
     out
 }
 
+/// Shorter values would be found everywhere in ordinary text.
+const SECRET_BYTES_MIN: usize = 8;
+
+/// Values in the `.env` of a release that somebody may want hidden: all but the addresses and names that
+/// are our own.
+pub fn secrets(text: &str) -> Vec<Secret> {
+    let entries = parse(text).unwrap_or_default().into_iter();
+    let hidden = entries.filter(|(key, value)| {
+        let ours =
+            key.starts_with("AEGIS_") || matches!(key.as_str(), "REMOTE_LLM_URL" | "AITHER_EDGE_IMAGE");
+        !ours && !is_steering(key) && value.reveal().len() >= SECRET_BYTES_MIN
+    });
+    hidden.map(|(_, value)| value).collect()
+}
+
 /// The value of one key in a `.env` that a person wrote: the last one wins; quotes and `export` are
 /// understood, interpolation is not.
 pub fn find(text: &str, key: &str) -> Option<String> {
@@ -224,6 +239,13 @@ fn unquote(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_stack_was_given_is_hidden_and_our_own_names_are_not() {
+        let text = "AEGIS_NODE_ID=\"edge-number-one\"\nTUNNEL_TOKEN=\"hunter2\\$hunter2\"\nCOMPOSE_FILE=\"abcdefghi\"\nX=short\n";
+        let secrets = secrets(text);
+        assert_eq!(secrets.iter().map(Secret::reveal).collect::<Vec<_>>(), ["hunter2$hunter2"]);
+    }
 
     /// Compose's reading of a double-quoted value (compose-go, package dotenv): escapes first, then
     /// `$` unless it is escaped.

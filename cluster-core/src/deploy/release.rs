@@ -106,8 +106,9 @@ pub fn choose<'a>(releases: &'a [KeptRelease], to: Option<&DeploymentId>) -> Res
             Some(release) => release,
         },
     };
-    match chosen.note.goal {
-        Some(_) => Ok(chosen),
+    match &chosen.note.goal {
+        Some(goal) if goal.node.is_some() => Ok(chosen),
+        Some(_) => refuse(format!("release {} runs no node of ours", chosen.note.deployment_id)),
         None => refuse(format!("release {} was written by an earlier version", chosen.note.deployment_id)),
     }
 }
@@ -210,13 +211,14 @@ mod tests {
     use super::*;
 
     fn release(number: u64, ready_at_ms: Option<i64>, current: bool) -> KeptRelease {
+        let node = NodeService { service: "node".into(), port: 8090, image: "n:1".into() };
         let note = ReleaseNote {
             deployment_id: DeploymentId::mint(1, number),
             node_id: NodeId::parse("a").unwrap(),
             files: BTreeMap::new(),
             services: Vec::new(),
             cluster: None,
-            goal: Some(Goal::default()),
+            goal: Some(Goal { node: Some(node), ..Goal::default() }),
         };
         let ready = ready_at_ms.map(|at_ms| ReadyMark { at_ms, images: BTreeMap::new() });
         KeptRelease { note, ready, current }
@@ -237,6 +239,9 @@ mod tests {
         assert!(never_good.remedy_text().unwrap().contains(id(2).as_str()), "{never_good:?}");
         assert!(choose(&kept, Some(&id(9))).is_err());
         assert!(choose(&kept[3..], None).is_err(), "the current one is not gone back to");
+        let mut bare = release(5, Some(50), false);
+        bare.note.goal = Some(Goal::default());
+        assert!(choose(&[bare], None).unwrap_err().message().contains("runs no node"));
         let mut old = release(5, Some(50), false);
         old.note.goal = None;
         assert!(choose(&[old], None).unwrap_err().message().contains("earlier version"));

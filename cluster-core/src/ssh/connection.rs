@@ -470,7 +470,9 @@ fn silent(host: &Endpoint, when: &str) -> Error {
 
 fn not_ssh(host: &Endpoint, error: Option<russh::Error>) -> Error {
     let plain = Error::new(ErrorCode::HostUnreachable, format!("{host} did not complete the SSH handshake"))
-        .remedy("check that this port is sshd's, and its log");
+        .remedy(
+            "check that this port is sshd's, and its log; after failed logins sshd shuts an address out for a while",
+        );
     match error {
         Some(error) => plain.source(error),
         None => plain,

@@ -1,7 +1,7 @@
 //! The stack on the host, by Docker Compose.
 
 use super::{
-    super::{health::CONTAINER_FORMAT, models, names::ModelName, stack::PROJECT},
+    super::{Secret, env_file, health::CONTAINER_FORMAT, models, names::ModelName, stack::PROJECT},
     Remote, SHORT, UP_LIMIT,
 };
 use crate::{
@@ -59,6 +59,9 @@ impl Remote<'_> {
         let output = self.connection.script(LOGS_OF, &arguments, SHORT).await?;
         // The last line is the exit status of Compose, which a pipe would swallow.
         let (text, status) = output.stdout.rsplit_once('\n').unwrap_or((&output.stdout, ""));
+        let secrets = self.secrets().await?;
+        let text =
+            secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.reveal(), "(secret)"));
         let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
         match output.success() && status == "0" {
             true => Ok(text),
@@ -110,6 +113,13 @@ impl Remote<'_> {
         let lines_text = lines.to_string();
         let output = self.connection.script(LOGS, &[self.base, PROJECT, service, &lines_text], SHORT).await?;
         Ok(tail(&output.stdout, lines))
+    }
+
+    /// What the stack was given in its `.env`: a service may print it.
+    async fn secrets(&self) -> Result<Vec<Secret>> {
+        let script = r#"head -c 1048576 "$1/.env" 2>/dev/null; true"#;
+        let text = self.run("read what is secret", script, &[self.base], SHORT).await?.stdout;
+        Ok(env_file::secrets(&text))
     }
 
     /// Takes the stack and every file of ours away, and the images of the node; volumes stay, unless they

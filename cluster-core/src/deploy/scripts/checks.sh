@@ -65,6 +65,7 @@ if as_worker test -r "$base/current/release.json"; then
   # As many as a release may have.
   as_worker sh -c 'cd "$1" && find -L . -type f -exec sha256sum "{}" +' sh "$base/current" 2>/dev/null | head -n 1100 | sed 's/^/file=/'
   say current "$(as_worker readlink "$base/current")"; printf 'release='; as_worker head -c 262144 "$base/current/release.json" | tr -d '\n\r'; echo; fi
+if as_worker test -r "$base/current/ready.json"; then printf 'ready='; as_worker head -c 65536 "$base/current/ready.json" | tr -d '\n\r'; echo; fi
 if as_worker test -r "$base/current/link.json"; then printf 'link='; as_worker head -c 1024 "$base/current/link.json" | tr -d '\n\r'; echo; fi
 as_worker test -d "$base/releases" && for release in $(as_worker ls -1 "$base/releases" 2>/dev/null | head -50); do say kept "$release"; done
 true
