@@ -298,6 +298,10 @@ impl DeploymentView {
         self.steps.iter().any(|step| step.name == name && step.state == StepState::Done)
     }
 
+    pub fn step_has_begun(&self, name: StepName) -> bool {
+        self.steps.iter().any(|step| step.name == name && step.started_at_ms.is_some())
+    }
+
     /// After every change.
     pub fn touch(&mut self, now_ms: i64) {
         self.event += 1;

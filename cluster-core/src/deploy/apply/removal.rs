@@ -10,7 +10,7 @@ use super::{
     },
     Run,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 
 impl Run {
     fn removal(&self) -> Result<Removal> {
@@ -37,8 +37,8 @@ impl Run {
         self.ensure_lock().await?;
         link_key::uninstall(self.connection()?, &self.context.hosts.settings().owner).await?;
         self.remote()?.remove(removal.volumes).await?;
-        let volumes = if removal.volumes { "and its volumes are" } else { "is, its volumes stay" };
-        Ok(format!("the stack {volumes} gone from {}", self.record.spec.target.host))
+        let volumes = if removal.volumes { "with its volumes" } else { "without its volumes, which stay" };
+        Ok(format!("the stack was taken off {}, {volumes}", self.record.spec.target.host))
     }
 
     pub(super) async fn forget(&mut self) -> Result<String> {
@@ -47,9 +47,27 @@ impl Run {
         Ok(format!("the key of {node} is revoked"))
     }
 
+    /// A machine that does not answer may not exist any more, which only its owner knows.
+    pub(super) fn explain_removal(&self, error: Error) -> Error {
+        let node = &self.record.spec.node;
+        match error.code() {
+            ErrorCode::HostUnreachable => {
+                let remedy = format!(
+                    "{}; if the machine does not exist any more: aegis node remove {node} --host-gone",
+                    error.remedy_text().unwrap_or("try again")
+                );
+                error.remedy(remedy)
+            }
+            _ => error,
+        }
+    }
+
     /// What a removal that did not come to its end leaves behind.
     pub(super) async fn leave_removal(&mut self, called_off: bool) -> String {
         let node = self.record.spec.node.clone();
+        if !self.record.view.step_has_begun(StepName::Drain) {
+            return format!("nothing was changed, {node} is in service");
+        }
         if self.record.view.step_is_done(StepName::Stop) {
             return format!("the stack is gone from the host, but {node} is still a member");
         }

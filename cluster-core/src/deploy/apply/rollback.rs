@@ -121,6 +121,10 @@ impl Run {
     pub(super) async fn fail(&mut self, error: Error) -> Result<()> {
         tracing::warn!(deployment = %self.record.view.deployment_id, error = %error.chain(), "deployment failed");
         let called_off = error.code() == ErrorCode::Cancelled && self.cancel.is_cancelled();
+        let error = match self.record.action {
+            Action::Remove(_) => self.explain_removal(error),
+            Action::Deploy | Action::Rollback { .. } => error,
+        };
         let mut failure = Failure::from(&error);
         self.change(|view| {
             view.cancel_requested |= called_off;
