@@ -19,6 +19,9 @@ const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 const HEAD_LINES_MAX: usize = 100;
 
+/// Services on loopback refuse what names no host of theirs, as ours does.
+const HOST: &str = "Host: 127.0.0.1\r\n";
+
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
@@ -35,11 +38,12 @@ pub enum Reply {
 /// The whole of a small answer.
 pub async fn get(connection: &Connection, port: u16, path: &str) -> Result<Reply> {
     let asking = async {
-        let mut lines = match Lines::ask(connection, port, &format!("GET {path} HTTP/1.0\r\n\r\n")).await? {
-            Asked::Lines(lines) => lines,
-            Asked::Nothing => return Ok(Reply::Nothing),
-            Asked::Forbidden => return Ok(Reply::Forbidden),
-        };
+        let mut lines =
+            match Lines::ask(connection, port, &format!("GET {path} HTTP/1.0\r\n{HOST}\r\n")).await? {
+                Asked::Lines(lines) => lines,
+                Asked::Nothing => return Ok(Reply::Nothing),
+                Asked::Forbidden => return Ok(Reply::Forbidden),
+            };
         let mut body = Vec::new();
         let read = (&mut lines.stream).take(ANSWER_BYTES_MAX).read_to_end(&mut body).await;
         Ok(match read {
@@ -54,7 +58,7 @@ pub async fn get(connection: &Connection, port: u16, path: &str) -> Result<Reply
 pub async fn post(connection: &Connection, port: u16, path: &str, body: &str) -> Result<Asked> {
     let length = body.len();
     let request = format!(
-        "POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        "POST {path} HTTP/1.0\r\n{HOST}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     Lines::ask(connection, port, &request).await
 }

@@ -129,7 +129,7 @@ fn main() {
     let args: Vec<String> = env::args().collect();
     if args[1] == "probe" {
         let mut stream = TcpStream::connect("127.0.0.1:8090").unwrap();
-        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
+        stream.write_all(b"GET /health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         std::process::exit(if text.contains(" 200 ") { 0 } else { 1 });
@@ -141,7 +141,13 @@ fn main() {
     eprintln!("llm {}", env::var("AEGIS_REMOTE_LLM_URL").unwrap());
     for stream in TcpListener::bind("127.0.0.1:8090").unwrap().incoming() {
         let mut stream = stream.unwrap();
-        let _ = stream.read(&mut [0; 1024]);
+        let mut request = [0; 1024];
+        let read = stream.read(&mut request).unwrap_or(0);
+        // As the real one does.
+        if !String::from_utf8_lossy(&request[..read]).to_lowercase().contains("\r\nhost: 127.0.0.1") {
+            let _ = stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            continue;
+        }
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
     }
 }

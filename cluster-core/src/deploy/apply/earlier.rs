@@ -1,5 +1,7 @@
 //! Going back to an earlier release that the host keeps.
 
+use std::collections::BTreeMap;
+
 use super::{super::release, Run};
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -39,18 +41,19 @@ impl Run {
         Ok(format!("{id} is the current release"))
     }
 
-    /// Each reference means the image again that it meant when the release was good.
     pub(super) async fn restore_images(&mut self) -> Result<String> {
-        let chosen = self.chosen()?;
-        let recorded = chosen.ready.as_ref().map(|ready| ready.images.clone()).unwrap_or_default();
+        let recorded = self.chosen()?.ready.as_ref().map(|ready| ready.images.clone()).unwrap_or_default();
+        let moved = self.tags_as_then(&recorded).await?;
+        Ok(format!("{} images as they were, {moved} tags set back", recorded.len()))
+    }
+
+    /// Each reference means the image again that it meant when the release was good; how many had moved.
+    pub(super) async fn tags_as_then(&self, recorded: &BTreeMap<String, String>) -> Result<usize> {
         let references: Vec<String> = recorded.keys().cloned().collect();
         let remote = self.remote()?;
         let now = remote.image_ids(&references).await?;
         let mut moved = 0;
-        for (reference, id) in &recorded {
-            if now.get(reference) == Some(id) {
-                continue;
-            }
+        for (reference, id) in recorded.iter().filter(|(reference, id)| now.get(*reference) != Some(*id)) {
             if !remote.tag(id, reference).await? {
                 return Err(Error::new(
                     ErrorCode::ImageNotFound,
@@ -60,7 +63,7 @@ impl Run {
             }
             moved += 1;
         }
-        Ok(format!("{} images as they were, {moved} tags set back", recorded.len()))
+        Ok(moved)
     }
 
     fn chosen(&self) -> Result<&release::KeptRelease> {

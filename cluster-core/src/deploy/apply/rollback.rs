@@ -99,10 +99,12 @@ impl Run {
     async fn put_back(&mut self, id: &DeploymentId) -> Result<String> {
         let remote = self.remote()?;
         remote.switch_to(id).await?;
-        remote.up().await?;
-        let kept = remote.kept().await?;
-        let goal =
-            kept.into_iter().find(|kept| kept.note.deployment_id == *id).and_then(|kept| kept.note.goal);
+        let kept = remote.kept().await?.into_iter().find(|kept| kept.note.deployment_id == *id);
+        if let Some(ready) = kept.as_ref().and_then(|kept| kept.ready.as_ref()) {
+            self.tags_as_then(&ready.images).await?;
+        }
+        self.remote()?.up().await?;
+        let goal = kept.and_then(|kept| kept.note.goal);
         // One that an earlier version wrote does not say what it runs.
         let Some(goal) = goal else { return Ok(id.to_string()) };
         let limit = self.record.spec.health_limit();
