@@ -64,7 +64,8 @@ async fn deploy_both(client: &mut Client, controller: &Controller, hosts: &[Host
         let steps = view["steps"].as_array().expect("steps");
         assert!(steps.iter().all(|step| step["state"] == "done"), "{view:#}");
         let names: Vec<_> = steps.iter().filter_map(|step| step["name"].as_str()).collect();
-        let pipeline = ["plan", "connect", "check", "upload", "images", "start", "health", "join", "proof"];
+        let pipeline =
+            ["plan", "connect", "check", "upload", "images", "start", "health", "join", "proof", "settle"];
         assert_eq!(names, pipeline);
     }
     client.transcript.note(&format!("both ready after {:.1} s", started.elapsed().as_secs_f64()));
