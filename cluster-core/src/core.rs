@@ -6,6 +6,7 @@ mod certificates;
 mod config;
 mod deployments;
 mod nodes;
+mod rollouts;
 mod start;
 
 pub use deployments::ReleaseView;
@@ -29,7 +30,7 @@ use crate::{
         worker::{JoinState, Member},
     },
     config::{Settings, schema::NodeType},
-    deploy::{ApprovedHost, Deployments, Hosts},
+    deploy::{ApprovedHost, Deployments, Hosts, Rollouts},
     engine::Engine,
     error::{Error, ErrorCode, Result},
     execution::{
@@ -87,6 +88,7 @@ struct ControllerPart {
     nodes: Nodes,
     executions: Executions,
     deployments: Deployments,
+    rollouts: Rollouts,
     hosts: Hosts,
     allow_loopback: bool,
     /// Where nodes find this controller.

@@ -143,6 +143,11 @@ name!(
     "a deployment id is what deploy_edge_node returned, like comet-edge-node-1711446000000-1"
 );
 name!(
+    /// Many deployments begun by one call: `rollout-<milliseconds>-<counter>`.
+    RolloutId, "rollout id", is_label,
+    "a rollout id is what deploy_edge_nodes returned, like rollout-1711446000000-1"
+);
+name!(
     /// One attested connection of a node; a newer one fences the older.
     SessionId, "session id", is_label, "a session id is a UUID in lower case"
 );
@@ -219,6 +224,12 @@ impl DeploymentId {
     /// The shape that the seed document published: start in milliseconds, then a counter.
     pub fn mint(now_ms: i64, counter: u64) -> Self {
         Self(format!("comet-edge-node-{now_ms}-{counter}"))
+    }
+}
+
+impl RolloutId {
+    pub fn mint(now_ms: i64, counter: u64) -> Self {
+        Self(format!("rollout-{now_ms}-{counter}"))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
         worker::WorkerTask,
     },
     config::{Settings, cluster_port::Listen, settings::GRPC_PORT},
-    deploy::{Deployments, Hosts, Journal},
+    deploy::{Deployments, Hosts, Journal, Rollouts},
     engine::Engine,
     error::{Error, ErrorCode, Result},
     execution::{dispatch::Executions, supervisor::Supervisor},
@@ -153,12 +153,18 @@ pub(super) async fn start_controller(
     if resumed > 0 {
         tracing::info!(resumed, "deployments are taken up again");
     }
+    let rollouts = Rollouts::new(deployments.clone(), Arc::new(StoreJournal(store.clone())));
+    let resumed = rollouts.resume_unfinished().await?;
+    if resumed > 0 {
+        tracing::info!(resumed, "rollouts are taken up again");
+    }
     let part = ControllerPart {
         store,
         controller,
         nodes,
         executions,
         deployments,
+        rollouts,
         hosts,
         allow_loopback,
         endpoint,

@@ -129,6 +129,14 @@ impl Deployments {
         if let Some(known) = self.known(key.as_deref(), &digest).await? {
             return Ok(known);
         }
+        self.admit(&spec, origin).await?;
+        self.begin(self.mint_id(now_ms()), Action::Deploy, spec, digest, key, tunnel_token).await
+    }
+
+    /// Whether this may be deployed: the host is approved, the identity is no other host's, and no node
+    /// loses its stack by it.
+    pub(super) async fn admit(&self, spec: &DeploymentSpec, origin: Origin) -> Result<()> {
+        let context = &self.inner.context;
         context.hosts.require_approval(&spec.target, origin).await?;
         context.membership.check_identity(&spec.node, &spec.target).await?;
         if !spec.join && context.membership.deployed(&spec.node).await.is_ok() {
@@ -141,7 +149,31 @@ impl Deployments {
             )
             .remedy("remove it first (remove_edge_node), or deploy with join true"));
         }
-        self.begin(Action::Deploy, spec, digest, key, tunnel_token).await
+        Ok(())
+    }
+
+    /// Begins what was validated and admitted before, under the id that was recorded then. Done once:
+    /// what is known under that id stays as it is.
+    pub(super) async fn begin_as(
+        &self,
+        id: DeploymentId,
+        spec: DeploymentSpec,
+        tunnel_token: Option<Secret>,
+    ) -> Result<DeploymentView> {
+        let _one_at_a_time = self.inner.starting.lock().await;
+        if let Some(known) = self.inner.context.journal.get(&id).await? {
+            return Ok(known.view);
+        }
+        let digest = spec.digest(tunnel_token.as_ref());
+        self.begin(id, Action::Deploy, spec, digest, None, tunnel_token).await
+    }
+
+    pub(super) fn mint_id(&self, now_ms: i64) -> DeploymentId {
+        DeploymentId::mint(now_ms, self.next_number())
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.inner.counter.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Goes back to an earlier good release that the host keeps; without a name to the newest.
@@ -178,7 +210,7 @@ impl Deployments {
         }
         let deployed = self.inner.context.membership.deployed(&node).await?;
         let spec = DeploymentSpec::of_deployed(node, deployed, wait, origin);
-        self.begin(action, spec, digest, idempotency_key, None).await
+        self.begin(self.mint_id(now_ms()), action, spec, digest, idempotency_key, None).await
     }
 
     /// The deployment that was begun with this key and the same arguments.
@@ -200,16 +232,15 @@ impl Deployments {
     /// Recorded first; then its task goes on by itself.
     async fn begin(
         &self,
+        id: DeploymentId,
         action: Action,
         spec: DeploymentSpec,
         request_digest: String,
         key: Option<String>,
         tunnel_token: Option<Secret>,
     ) -> Result<DeploymentView> {
-        let now = now_ms();
-        let id = DeploymentId::mint(now, self.inner.counter.fetch_add(1, Ordering::Relaxed) + 1);
         self.refuse_busy_host(&spec)?;
-        let view = DeploymentView::new(id, &action, &spec, now);
+        let view = DeploymentView::new(id, &action, &spec, now_ms());
         let idempotency_key = key.filter(|key| !key.is_empty());
         let record = DeploymentRecord {
             view: view.clone(),

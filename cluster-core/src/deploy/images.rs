@@ -1,9 +1,11 @@
 //! Node images by source: references are remembered, the images themselves are made when they are
-//! sent and dropped afterwards (an executable in memory would outweigh the whole controller).
+//! sent and dropped afterwards (an executable in memory would outweigh the whole controller). Hosts that
+//! are sent the same one at the same time share it.
 
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
+    sync::{Arc, Weak},
 };
 
 use tokio::sync::Mutex;
@@ -14,13 +16,20 @@ use crate::error::{Error, Result};
 #[derive(Debug, Default)]
 pub struct NodeImages {
     binaries: BTreeMap<String, PathBuf>,
-    /// One image is made at a time: it takes its size in memory.
-    references: Mutex<HashMap<String, String>>,
+    /// One image is made at a time: it takes twice its size in memory.
+    made: Mutex<HashMap<String, Made>>,
+}
+
+#[derive(Debug)]
+struct Made {
+    reference: String,
+    /// While it is being sent to a host.
+    image: Weak<NodeImage>,
 }
 
 impl NodeImages {
     pub fn new(binaries: BTreeMap<String, PathBuf>) -> Self {
-        Self { binaries, references: Mutex::default() }
+        Self { binaries, made: Mutex::default() }
     }
 
     /// The executable that the configuration names for the machine, else our own where it fits.
@@ -35,19 +44,24 @@ impl NodeImages {
     }
 
     pub async fn reference(&self, source: &ImageSource) -> Result<String> {
-        let key = key(source);
-        let mut references = self.references.lock().await;
-        if let Some(reference) = references.get(&key) {
-            return Ok(reference.clone());
+        let mut made = self.made.lock().await;
+        if let Some(known) = made.get(&key(source)) {
+            return Ok(known.reference.clone());
         }
         let reference = make(source.clone()).await?.reference;
-        references.insert(key, reference.clone());
+        made.insert(key(source), Made { reference: reference.clone(), image: Weak::new() });
         Ok(reference)
     }
 
-    pub async fn build(&self, source: ImageSource) -> Result<NodeImage> {
-        let _one_at_a_time = self.references.lock().await;
-        make(source).await
+    pub async fn build(&self, source: ImageSource) -> Result<Arc<NodeImage>> {
+        let mut made = self.made.lock().await;
+        let key = key(&source);
+        if let Some(image) = made.get(&key).and_then(|known| known.image.upgrade()) {
+            return Ok(image);
+        }
+        let image = Arc::new(make(source).await?);
+        made.insert(key, Made { reference: image.reference.clone(), image: Arc::downgrade(&image) });
+        Ok(image)
     }
 }
 

@@ -7,6 +7,8 @@
 //! What is done with a host is an [`operation`]: deploy, roll back, remove. All are recorded, followed and
 //! called off in one way.
 //!
+//! Many hosts in one call are a [`rollout`], whose members are deployments like any other.
+//!
 //! Tasks: one per running deployment, owned by [`Deployments`], bounded by `max_parallel`, one a host;
 //! it ends with the deployment. The standing connection of a node is not ours: it is handed over to
 //! [`Membership::attach_link`].
@@ -37,6 +39,7 @@ pub mod operation;
 pub mod plan;
 mod release;
 pub mod remote;
+pub mod rollout;
 mod secret;
 pub mod settings;
 pub mod spec;
@@ -57,6 +60,7 @@ pub use self::{
     operation::{Operation, Removal},
     release::KeptRelease,
     remote::LogsAsked,
+    rollout::{MemberState, MemberView, RolloutPlan, RolloutRequest, RolloutState, RolloutView, Rollouts},
     secret::Secret,
     settings::DeploySettings,
     spec::{DeploymentRequest, DeploymentSpec, Origin, Service, Validated},

@@ -33,6 +33,17 @@ printf '%s %s\n' "$group" "$(sed 's/^.*) //' "/proc/$group/stat" | cut -d' ' -f2
     };
 }
 
+/// $1 project, $2 format. One that goes away in between is not there.
+macro_rules! containers {
+    () => {
+        r#"
+printf 'now %s\n' "$(date +%s)"
+containers=$(docker ps -aq --no-trunc --filter "label=com.docker.compose.project=$1" --filter label=com.docker.compose.oneoff=False) || exit 1
+[ -z "$containers" ] || docker inspect --format "$2" $containers
+"#
+    };
+}
+
 mod compose;
 mod releases;
 
@@ -66,7 +77,10 @@ pub struct Remote<'a> {
 }
 
 /// Keeps every other deployment off the host while it lives, and no longer than the connection.
-pub use self::{compose::LogsAsked, releases::Standing};
+pub use self::{
+    compose::LogsAsked,
+    releases::{LastLook, Standing},
+};
 pub use crate::ssh::Held as HostLock;
 
 impl Remote<'_> {
@@ -353,7 +367,8 @@ for file in * .[!.]*; do
     case "$(readlink -- "$file")" in current/*) rm -f -- "$file";; esac
   fi
 done
-sync
+# The files were synced when they were written; all of the host's other writes are not ours to wait for.
+sync -- "releases/$id" releases . 2>/dev/null || sync
 "#;
 
 /// $1 base, $2 deployment.
@@ -365,5 +380,5 @@ const LOAD: &str = noted!("docker load -q");
 /// $1 base, $2 reference.
 const PULL: &str = noted!(r#"docker pull -q "$2""#);
 
-const MISSING_IMAGES: &str =
-    r#"for image in "$@"; do docker image inspect "$image" >/dev/null 2>&1 || printf '%s\n' "$image"; done"#;
+/// One call where none is missing, as mostly.
+const MISSING_IMAGES: &str = r#"docker image inspect "$@" >/dev/null 2>&1 || for image in "$@"; do docker image inspect "$image" >/dev/null 2>&1 || printf '%s\n' "$image"; done"#;

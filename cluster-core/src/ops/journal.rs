@@ -1,14 +1,18 @@
-//! Deployments and approved hosts in the store: typed records as JSON, with the columns that are
+//! Deployments, rollouts and approved hosts in the store: typed records as JSON, with the columns that are
 //! searched for beside them.
 
 use futures::future::BoxFuture;
 
 use crate::{
-    deploy::{ApprovedHost, DeploymentFilter, DeploymentState, Journal, world::DeploymentRecord},
+    deploy::{
+        ApprovedHost, DeploymentFilter, DeploymentState, Journal, RolloutState,
+        rollout::{RolloutJournal, RolloutRecord},
+        world::DeploymentRecord,
+    },
     error::{Error, ErrorCode, Result},
-    ids::DeploymentId,
+    ids::{DeploymentId, RolloutId},
     ssh::HostAddress,
-    store::{DeploymentRow, HostRow, Store, Write},
+    store::{DeploymentRow, HostRow, RolloutRow, Store, Write},
 };
 
 #[derive(Debug, Clone)]
@@ -107,6 +111,44 @@ impl Journal for StoreJournal {
         Box::pin(async move {
             let write = Write::ForgetHost { host: host.to_string(), port };
             Ok(self.0.write(write).await? > 0)
+        })
+    }
+}
+
+fn rollout(row: &RolloutRow) -> Result<RolloutRecord> {
+    read("rollout", &row.record)
+}
+
+impl RolloutJournal for StoreJournal {
+    fn put_rollout<'a>(&'a self, record: &'a RolloutRecord) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let row = RolloutRow {
+                rollout_id: record.view.rollout_id.clone(),
+                state: record.view.state.to_string(),
+                record: written(record)?,
+                created_at_ms: record.view.created_at_ms,
+                idempotency_key: record.idempotency_key.clone(),
+            };
+            self.0.write(Write::PutRollout(Box::new(row))).await.map(drop)
+        })
+    }
+
+    fn rollout<'a>(&'a self, id: &'a RolloutId) -> BoxFuture<'a, Result<Option<RolloutRecord>>> {
+        Box::pin(async move { self.0.rollout(id).await?.as_ref().map(rollout).transpose() })
+    }
+
+    fn rollout_by_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<RolloutRecord>>> {
+        Box::pin(async move { self.0.rollout_by_key(key).await?.as_ref().map(rollout).transpose() })
+    }
+
+    fn rollouts(&self, limit: u32) -> BoxFuture<'_, Result<Vec<RolloutRecord>>> {
+        Box::pin(async move { self.0.list_rollouts(limit).await?.iter().map(rollout).collect() })
+    }
+
+    fn unfinished_rollouts(&self) -> BoxFuture<'_, Result<Vec<RolloutRecord>>> {
+        Box::pin(async move {
+            let rows = self.0.rollouts_in_state(&RolloutState::Running.to_string()).await?;
+            rows.iter().map(rollout).collect()
         })
     }
 }

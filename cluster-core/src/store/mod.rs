@@ -12,6 +12,7 @@ mod deployments;
 mod executions;
 mod nodes;
 mod owner;
+mod rollouts;
 mod write;
 
 use std::{path::Path, sync::Arc};
@@ -29,6 +30,7 @@ pub use executions::ExecutionRecord;
 pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::DataDirectory;
 pub(crate) use owner::write_synced;
+pub use rollouts::RolloutRow;
 pub use write::Write;
 
 use crate::error::{Error, ErrorCode, Result};
@@ -128,6 +130,7 @@ fn migrations() -> Migrator {
         simple(1, "init", include_str!("migrations/0001_init.sql")),
         simple(2, "config", include_str!("migrations/0002_config.sql")),
         simple(3, "enrolment", include_str!("migrations/0003_enrolment.sql")),
+        simple(5, "rollouts", include_str!("migrations/0005_rollouts.sql")),
     ])
 }
 

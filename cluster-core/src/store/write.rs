@@ -4,7 +4,8 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    ConfigWrite, DeploymentRow, ExecutionRecord, HostRow, NodeRecord, TokenRecord, to_json, to_name,
+    ConfigWrite, DeploymentRow, ExecutionRecord, HostRow, NodeRecord, RolloutRow, TokenRecord, to_json,
+    to_name,
 };
 use crate::{
     cluster::peer::{Desired, Observed, OnDeadline},
@@ -96,6 +97,7 @@ pub enum Write {
     Config(Box<ConfigWrite>),
 
     PutDeployment(Box<DeploymentRow>),
+    PutRollout(Box<RolloutRow>),
     PutHost(HostRow),
     ForgetHost {
         host: String,
@@ -202,6 +204,18 @@ impl Write {
             Write::RecordEvents { record, events } => record_events(record, events, to).await,
             Write::Config(write) => write.run(to).await,
             Write::PutDeployment(row) => put_deployment(row, to).await,
+            Write::PutRollout(row) => {
+                let sql = "INSERT INTO rollouts (rollout_id, state, record, created_at_ms, idempotency_key)
+                     VALUES ($1, $2, $3, $4, $5)
+                     ON CONFLICT (rollout_id) DO UPDATE SET state = excluded.state, record = excluded.record";
+                let query = sqlx::query(sql)
+                    .bind(row.rollout_id.as_str())
+                    .bind(&row.state)
+                    .bind(&row.record)
+                    .bind(row.created_at_ms)
+                    .bind(row.idempotency_key.clone());
+                done(query, to).await
+            }
             Write::PutHost(row) => {
                 let sql = "INSERT INTO approved_hosts (host, port, record) VALUES ($1, $2, $3)
                      ON CONFLICT (host, port) DO UPDATE SET record = excluded.record";

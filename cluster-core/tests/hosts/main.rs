@@ -5,9 +5,11 @@
 
 mod bench;
 mod deploy;
+mod faults;
 mod link;
 mod link_key;
 mod operations;
+mod rollout;
 mod ssh;
 mod ssh_config;
 mod sshd;

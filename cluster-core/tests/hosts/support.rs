@@ -12,9 +12,11 @@ use cluster_core::{
     Error, ErrorCode, Result,
     deploy::{
         ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, NodeLink,
-        link_settings, world::DeploymentRecord,
+        RolloutState, link_settings,
+        rollout::{RolloutJournal, RolloutRecord},
+        world::DeploymentRecord,
     },
-    ids::{DeploymentId, NodeId, UserName},
+    ids::{DeploymentId, NodeId, RolloutId, UserName},
     ssh::{
         ConnectOptions, Connection, Dialer, HostAddress, HostKeyPolicy, HostKeyRules, LinkHandle, SshTarget,
         known_hosts::KnownHosts,
@@ -163,6 +165,42 @@ fn main() { eprintln!("cannot \x1b[31mstart: broken on purpose"); std::process::
 pub struct MemoryJournal {
     records: Mutex<Vec<DeploymentRecord>>,
     hosts: Mutex<HashMap<(String, u16), ApprovedHost>>,
+    rollouts: Mutex<Vec<RolloutRecord>>,
+}
+
+impl MemoryJournal {
+    pub fn deployments(&self) -> usize {
+        self.records.lock().unwrap().len()
+    }
+
+    fn rollouts_where(&self, wanted: impl Fn(&RolloutRecord) -> bool) -> Vec<RolloutRecord> {
+        self.rollouts.lock().unwrap().iter().rev().filter(|record| wanted(record)).cloned().collect()
+    }
+}
+
+impl RolloutJournal for MemoryJournal {
+    fn put_rollout<'a>(&'a self, record: &'a RolloutRecord) -> BoxFuture<'a, Result<()>> {
+        let mut rollouts = self.rollouts.lock().unwrap();
+        rollouts.retain(|known| known.view.rollout_id != record.view.rollout_id);
+        rollouts.push(record.clone());
+        Box::pin(async { Ok(()) })
+    }
+    fn rollout<'a>(&'a self, id: &'a RolloutId) -> BoxFuture<'a, Result<Option<RolloutRecord>>> {
+        let found = self.rollouts_where(|record| record.view.rollout_id == *id).pop();
+        Box::pin(async { Ok(found) })
+    }
+    fn rollout_by_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<RolloutRecord>>> {
+        let found = self.rollouts_where(|record| record.idempotency_key.as_deref() == Some(key)).pop();
+        Box::pin(async { Ok(found) })
+    }
+    fn rollouts(&self, limit: u32) -> BoxFuture<'_, Result<Vec<RolloutRecord>>> {
+        let newest = self.rollouts_where(|_| true).into_iter().take(limit as usize).collect();
+        Box::pin(async { Ok(newest) })
+    }
+    fn unfinished_rollouts(&self) -> BoxFuture<'_, Result<Vec<RolloutRecord>>> {
+        let found = self.rollouts_where(|record| record.view.state == RolloutState::Running);
+        Box::pin(async { Ok(found) })
+    }
 }
 
 impl Journal for MemoryJournal {

@@ -1,4 +1,4 @@
-//! `aegis deploy`: a person deploys a machine and watches.
+//! `aegis deploy`: a person deploys a machine, or several, and watches.
 
 use std::time::Duration;
 
@@ -7,17 +7,24 @@ use cluster_core::{
     Error, Result, config,
     deploy::{DeploymentView, PlanView},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{Context, following};
+use super::{Context, following, rollout};
 
 /// Digits that name a plan on a command line.
 const PLAN_DIGEST_SHOWN: usize = 12;
 
 #[derive(Debug, Args)]
 pub struct Deploy {
-    /// Address or name of the machine
-    host: String,
+    /// Address or name of the machine, or of several
+    #[arg(required = true, value_name = "HOST")]
+    hosts: Vec<String>,
+    /// Of several hosts: so many at a time [default: spec.deploy.max_parallel]
+    #[arg(long, value_name = "N")]
+    max_parallel: Option<u32>,
+    /// Of several hosts: after so many failures begin no further one; 0 never stops [default: 1]
+    #[arg(long, value_name = "N")]
+    max_failures: Option<u32>,
     #[arg(long)]
     ssh_port: Option<u16>,
     #[arg(long)]
@@ -78,7 +85,14 @@ impl Deploy {
     pub async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
         let (plan, no_wait) = (self.plan, self.no_wait);
-        let body = self.body()?;
+        if self.hosts.len() > 1 {
+            let body = self.rollout_body()?;
+            return match plan {
+                true => rollout::plan(context, &client, &body).await,
+                false => rollout::run(context, &client, &body, no_wait).await,
+            };
+        }
+        let body = Value::Object(self.body()?);
         if plan {
             let plan: PlanView = client.post("/deploy/edge-node", &body).await?;
             context.output.show(&plan, || plan_text(&plan))?;
@@ -88,7 +102,27 @@ impl Deploy {
         following::to_its_end(context, &client, view, no_wait).await
     }
 
-    fn body(self) -> Result<Value> {
+    /// What is said once counts for every host; what names one node cannot.
+    fn rollout_body(mut self) -> Result<Value> {
+        for (option, given) in
+            [("--identity", self.identity.is_some()), ("--plan-digest", self.plan_digest.is_some())]
+        {
+            if given {
+                return Err(Error::invalid(format!("{option} is of one host, and several are named"))
+                    .remedy("deploy that host by itself"));
+            }
+        }
+        let hosts: Vec<Value> = self.hosts.drain(..).map(|host| json!({ "host": host })).collect();
+        let (parallel, failures) = (self.max_parallel, self.max_failures);
+        let mut shared = self.body()?;
+        let dry_run = shared.remove("dry_run");
+        Ok(json!({
+            "hosts": hosts, "shared": shared, "dry_run": dry_run,
+            "max_parallel": parallel, "max_failures": failures,
+        }))
+    }
+
+    fn body(self) -> Result<Map<String, Value>> {
         let token = match &self.tunnel_token_from {
             None => None,
             Some(place) if place.starts_with("env:") || place.starts_with("file:") => {
@@ -105,7 +139,7 @@ impl Deploy {
                 body.insert(name.to_owned(), Value::String(value));
             }
         };
-        put("host", Some(self.host));
+        put("host", self.hosts.into_iter().next());
         put("ssh_user", self.ssh_user);
         put("ssh_key_path", self.ssh_key.map(absolute).transpose()?);
         put("identity", self.identity);
@@ -130,7 +164,7 @@ impl Deploy {
         body.insert("models".to_owned(), self.models.into());
         body.insert("join".to_owned(), (!self.no_join).into());
         body.insert("dry_run".to_owned(), self.plan.into());
-        Ok(Value::Object(body))
+        Ok(body)
     }
 }
 

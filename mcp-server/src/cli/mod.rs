@@ -13,6 +13,7 @@ mod mcp;
 mod node;
 pub mod output;
 mod probe;
+mod rollout;
 mod run;
 mod serve;
 mod status;
@@ -59,10 +60,12 @@ enum Verb {
     /// Hosts that may be deployed to
     #[command(subcommand)]
     Host(host::Host),
-    /// Turn a machine into a node
+    /// Turn machines into nodes
     Deploy(deploy::Deploy),
     /// List deployments, show one, follow it, call it off
     Deployments(deployments::Deployments),
+    /// List deployments of many hosts, show one, follow it, call it off
+    Rollouts(rollout::Rollouts),
     /// Nodes of the cluster
     #[command(subcommand)]
     Node(node::Node),
@@ -114,6 +117,7 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Host(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Deploy(verb) => verb.run(&context).await,
         Verb::Deployments(verb) => verb.run(&context).await,
+        Verb::Rollouts(verb) => verb.run(&context).await,
         Verb::Node(verb) => verb.run(&context).await,
         Verb::Run(verb) => verb.run(&context).await,
         Verb::Executions(verb) => verb.run(&context).await,

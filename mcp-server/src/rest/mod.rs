@@ -17,6 +17,7 @@ mod health;
 mod hosts;
 mod member;
 mod node_events;
+mod rollouts;
 
 use std::time::Duration;
 
@@ -56,6 +57,11 @@ pub fn router(api: Api) -> Router {
         .route("/deployments/{id}", get(deployments::show))
         .route("/deployments/{id}/cancel", post(deployments::cancel))
         .route("/deployments/{id}/events", get(deployment_events::stream))
+        .route("/deploy/edge-nodes", post(rollouts::begin))
+        .route("/rollouts", get(rollouts::list))
+        .route("/rollouts/{id}", get(rollouts::show))
+        .route("/rollouts/{id}/cancel", post(rollouts::cancel))
+        .route("/rollouts/{id}/events", get(rollouts::stream))
         .route("/v1/cluster/status", get(cluster::status))
         .route("/v1/cluster/nodes", get(cluster::nodes))
         .route("/v1/cluster/nodes/{id}/drain", get(cluster::drain_status).post(cluster::drain))

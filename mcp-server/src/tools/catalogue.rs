@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 
 use super::{
     arguments, cancel_deployment::CancelDeployment, cancel_execution::CancelExecution,
-    deploy_edge_node::DeployEdgeNode, drain_node::DrainNode, get_deployment_status::GetDeploymentStatus,
-    get_execution::GetExecution, get_node_logs::GetNodeLogs, list_deployments::ListDeployments,
+    cancel_rollout::CancelRollout, deploy_edge_node::DeployEdgeNode, deploy_edge_nodes::DeployEdgeNodes,
+    drain_node::DrainNode, get_deployment_status::GetDeploymentStatus, get_execution::GetExecution,
+    get_node_logs::GetNodeLogs, get_rollout::GetRollout, list_deployments::ListDeployments,
     list_peers::ListPeers, progress::Progress, remove_edge_node::RemoveEdgeNode, resume_node::ResumeNode,
     rollback_edge_node::RollbackEdgeNode, schema, submit_execution::SubmitExecution, text,
 };
@@ -127,6 +128,9 @@ impl Catalogue {
                 Entry::of::<RollbackEdgeNode>(),
                 Entry::of::<RemoveEdgeNode>(),
                 Entry::of::<GetNodeLogs>(),
+                Entry::of::<DeployEdgeNodes>(),
+                Entry::of::<GetRollout>(),
+                Entry::of::<CancelRollout>(),
                 Entry::of::<ListPeers>(),
                 Entry::of::<SubmitExecution>(),
                 Entry::of::<GetExecution>(),
@@ -309,7 +313,14 @@ mod tests {
         let catalogue = Catalogue::of(&McpSettings { read_only: true, ..settings() }).unwrap();
         assert_eq!(
             catalogue.names(),
-            ["get_deployment_status", "list_deployments", "get_node_logs", "list_peers", "get_execution"]
+            [
+                "get_deployment_status",
+                "list_deployments",
+                "get_node_logs",
+                "get_rollout",
+                "list_peers",
+                "get_execution"
+            ]
         );
         assert!(catalogue.switched_off.contains(&"drain_node"));
     }

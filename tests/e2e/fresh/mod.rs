@@ -1,9 +1,11 @@
 //! Tests that begin with machines as good as new.
 
+mod faults;
 mod interrupted;
 mod journey;
 mod links;
 mod operations;
 mod python;
 mod refused;
+mod rollout;
 mod seed_bugs;

@@ -227,6 +227,16 @@ impl Controller {
         self.cli(&words).await.succeeded();
     }
 
+    /// A figure of the process in KB, as `/proc` names it: `VmRSS` is now, `VmHWM` its peak.
+    pub fn memory_kb(&self, figure: &str) -> u64 {
+        let daemon = self.daemon.as_ref().expect("it runs");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).expect("a process");
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(figure)).expect("a figure of the process");
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number")
+    }
+
     fn log_path(&self) -> PathBuf {
         self.data.with_file_name("serve.log")
     }

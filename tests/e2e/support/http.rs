@@ -46,6 +46,14 @@ pub async fn get_unix(socket: &Path, path: &str) -> Result<Value, String> {
     serde_json::from_str(&reply.body).map_err(|e| format!("{}: {e}: {}", reply.status, reply.body))
 }
 
+/// As [`get_unix`], with a body.
+pub async fn post_unix(socket: &Path, path: &str, body: &Value) -> Result<Value, String> {
+    let stream = UnixStream::connect(socket).await.map_err(|e| e.to_string())?;
+    let headers = [("host", "localhost"), ("content-type", "application/json")];
+    let reply = request(stream, Method::POST, path, &headers, &body.to_string()).await?;
+    serde_json::from_str(&reply.body).map_err(|e| format!("{}: {e}: {}", reply.status, reply.body))
+}
+
 /// Reads a body until it ends or holds what is waited for.
 pub async fn read_unix(socket: &Path, path: &str, holds: impl Fn(&str) -> bool) -> String {
     let stream = UnixStream::connect(socket).await.expect("it listens");

@@ -20,10 +20,14 @@ fn from_environment(name: &str) -> String {
 }
 
 pub fn hosts() -> [Host; 2] {
+    all_hosts().try_into().expect("two hosts: tests/testbed up 2 --json")
+}
+
+/// However many there are.
+pub fn all_hosts() -> Vec<Host> {
     let path = from_environment("AEGIS_TESTBED_HOSTS");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let hosts: Vec<Host> = serde_json::from_str(&text).expect("a JSON list of hosts");
-    hosts.try_into().expect("two hosts: tests/testbed up 2 --json")
+    serde_json::from_str(&text).expect("a JSON list of hosts")
 }
 
 /// A Python that has the official MCP client.

@@ -1,6 +1,6 @@
 //! The steps of a deployment, each idempotent; the answer is the evidence.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::time::{Instant, sleep};
@@ -17,6 +17,7 @@ use super::{
         operation::Action,
         plan::Plan,
         release::ReadyMark,
+        remote::LastLook,
         tunnel::{self, TunnelSource},
         view::StepName,
         world::Before,
@@ -156,7 +157,7 @@ impl Run {
         Ok(if done.is_empty() { format!("all {} on the host", references.len()) } else { done.join(", ") })
     }
 
-    pub(super) async fn node_image(&self) -> Result<NodeImage> {
+    pub(super) async fn node_image(&self) -> Result<Arc<NodeImage>> {
         let source = self.examined()?.source.clone();
         let source =
             source.ok_or_else(|| Error::internal("a host without a node image passed its checks"))?;
@@ -263,20 +264,16 @@ impl Run {
     pub(super) async fn settle(&mut self) -> Result<String> {
         self.ensure_lock().await?;
         let goal = self.goal()?.clone();
-        if let Some(well) = self.well.clone()
-            && let Err(unwell) = health::confirm(self.remote()?, &goal, &well).await
+        let LastLook { look, current, images } = self.remote()?.last_look(&goal.images).await?;
+        if let Some(well) = &self.well
+            && let Err(unwell) = health::confirm(&look, &goal, well)
         {
             return Err(self.keep_log_of(unwell).await);
         }
-        let remote = self.remote()?;
-        let own = self.record.view.deployment_id.clone();
-        let release = match remote.standing(&own).await?.current {
-            Some(current) => current,
-            None => return Err(Error::new(ErrorCode::DeploymentFailed, "the release is gone from the host")),
-        };
-        let images = remote.image_ids(&self.goal()?.images).await?;
+        let release = current
+            .ok_or_else(|| Error::new(ErrorCode::DeploymentFailed, "the release is gone from the host"))?;
         let mark = ReadyMark { at_ms: now_ms(), images };
-        remote.settle(&release, &mark).await?;
+        self.remote()?.settle(&release, &mark).await?;
         Ok(format!("release {release} is good, with {} images", mark.images.len()))
     }
 }

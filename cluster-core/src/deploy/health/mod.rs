@@ -21,8 +21,9 @@ use crate::{
     ssh::Connection,
 };
 
-/// Docker tells of changes only by being asked.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Docker tells of changes only by being asked: often at first, since most services are up at once.
+const POLL_INTERVAL_FIRST: Duration = Duration::from_millis(50);
+const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
 const TOKEN_REMEDY: &str = "the tunnel token may be wrong, or the host cannot reach Cloudflare; the last log \
                             lines are in the deployment's log_tail";
 const LOG_REMEDY: &str = "its last log lines are in the deployment's log_tail";
@@ -57,6 +58,7 @@ pub async fn await_well(
 ) -> Result<Well, Unwell> {
     let deadline = Instant::now() + limit;
     let mut first: BTreeMap<String, u64> = BTreeMap::new();
+    let mut interval = POLL_INTERVAL_FIRST;
     loop {
         let look = Look::parse(&remote.containers().await?);
         for (id, restarts) in look.restarts() {
@@ -77,13 +79,13 @@ pub async fn await_well(
             return Err(unwell(ErrorCode::Timeout, message, waits_for, goal));
         }
         progress(format!("waiting: {states}"));
-        sleep(POLL_INTERVAL).await;
+        sleep(interval).await;
+        interval = (interval * 2).min(POLL_INTERVAL_MAX);
     }
 }
 
 /// One more look at a stack that was well: nothing restarted since.
-pub async fn confirm(remote: Remote<'_>, goal: &Goal, well: &Well) -> Result<(), Unwell> {
-    let look = Look::parse(&remote.containers().await?);
+pub fn confirm(look: &Look, goal: &Goal, well: &Well) -> Result<(), Unwell> {
     match look.changed_since(&well.restarts) {
         None => Ok(()),
         Some((service, why)) => {

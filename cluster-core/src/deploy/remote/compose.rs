@@ -142,11 +142,12 @@ impl Remote<'_> {
 const UP: &str = noted!(
     r#"
 cd -- "$1" || exit 1
-[ -n "$(docker ps -aq --filter "label=com.docker.compose.project=$2" --filter 'label=aegis.config_digest')" ] || rm -f run/node.pub run/node.sock
+known=$(docker ps -a --filter "label=com.docker.compose.project=$2" --filter label=com.docker.compose.oneoff=False \
+  --format '{{.ID}} {{.Label "com.docker.compose.service"}} {{.Label "aegis.config_digest"}}')
+printf '%s\n' "$known" | grep -q '^[^ ]* [^ ]* .' || rm -f run/node.pub run/node.sock
 services=$(sed -n 's/^AEGIS_SERVICES="\([^"]*\)"$/\1/p' .env)
 if [ -n "$services" ]; then
-  docker ps -a --filter "label=com.docker.compose.project=$2" --filter label=com.docker.compose.oneoff=False \
-    --format '{{.ID}} {{.Label "com.docker.compose.service"}}' | while read -r id service; do
+  [ -z "$known" ] || printf '%s\n' "$known" | while read -r id service rest; do
     case " $services " in *" $service "*) ;; *) docker stop "$id" >/dev/null; docker rm "$id" >/dev/null;; esac
   done
 fi
@@ -156,14 +157,7 @@ env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" up -d --remove-orphans -
 
 /// $1 project, $2 format. The host's clock, then a line a container. Asked of the engine itself: Compose
 /// leaves out restarts and times, and takes longer.
-const CONTAINERS: &str = r#"
-printf 'now %s\n' "$(date +%s)"
-containers=$(docker ps -aq --no-trunc --filter "label=com.docker.compose.project=$1" --filter label=com.docker.compose.oneoff=False) || exit 1
-[ -n "$containers" ] || exit 0
-docker inspect --format "$2" $containers
-# One that went away in between is not there.
-true
-"#;
+const CONTAINERS: &str = concat!(containers!(), "true\n");
 
 /// $1 base, $2 project, $3 service.
 const EXEC_MODELS: &str =

@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    super::release::{KeptRelease, NOTE_FILE, READY_FILE, ReadyMark, ReleaseNote},
+    super::{
+        health::{CONTAINER_FORMAT, Look},
+        release::{KeptRelease, NOTE_FILE, READY_FILE, ReadyMark, ReleaseNote},
+        stack::PROJECT,
+    },
     Remote, SHORT, checked,
 };
 use crate::{
@@ -22,7 +26,30 @@ pub struct Standing {
     pub complete: bool,
 }
 
+/// A stack before it counts as good.
+#[derive(Debug)]
+pub struct LastLook {
+    pub look: Look,
+    pub current: Option<DeploymentId>,
+    /// By reference; what is not there is left out.
+    pub images: BTreeMap<String, String>,
+}
+
 impl Remote<'_> {
+    /// All of it in one round trip.
+    pub async fn last_look(&self, references: &[String]) -> Result<LastLook> {
+        let mut arguments = vec![PROJECT, CONTAINER_FORMAT, self.base];
+        arguments.extend(references.iter().map(String::as_str));
+        let output = self.run("look at the stack once more", LAST_LOOK, &arguments, SHORT).await?;
+        let current = output.stdout.lines().find_map(|line| line.strip_prefix("current="));
+        let images = output.stdout.lines().filter_map(|line| line.strip_prefix("image=")?.split_once(' '));
+        Ok(LastLook {
+            look: Look::parse(&output.stdout),
+            current: current.map(DeploymentId::parse).transpose()?,
+            images: images.map(|(id, reference)| (reference.to_owned(), id.to_owned())).collect(),
+        })
+    }
+
     pub async fn standing(&self, release: &DeploymentId) -> Result<Standing> {
         let arguments = [self.base, release.as_str(), NOTE_FILE];
         let output = self.run("look at the releases", STANDING, &arguments, SHORT).await?;
@@ -119,8 +146,10 @@ const SETTLE: &str = r#"
 set -e
 cd -- "$1"
 [ -d "releases/$2" ]
-printf '%s\n' "$4" > "releases/$2/$3.new"; mv -- "releases/$2/$3.new" "releases/$2/$3"
-sync
+printf '%s\n' "$4" > "releases/$2/$3.new"
+sync -- "releases/$2/$3.new" 2>/dev/null || sync
+mv -- "releases/$2/$3.new" "releases/$2/$3"
+sync -- "releases/$2" 2>/dev/null || sync
 current=$(readlink current); n=0
 for release in $(ls -1t releases); do
   n=$((n + 1))
@@ -137,6 +166,18 @@ for image in $(docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'ref
   grep -qF "AEGIS_NODE_IMAGE=\"$image\"" releases/*/.env || docker image rm "$image" >/dev/null 2>&1 || true
 done
 "#;
+
+/// $1 project, $2 format, $3 base, then images.
+const LAST_LOOK: &str = concat!(
+    containers!(),
+    r#"
+current=$(readlink "$3/current" 2>/dev/null)
+[ -z "$current" ] || printf 'current=%s\n' "${current#releases/}"
+shift 3
+for image in "$@"; do id=$(docker image inspect -f '{{.Id}}' "$image" 2>/dev/null) && printf 'image=%s %s\n' "$id" "$image"; done
+true
+"#
+);
 
 const IMAGE_IDS: &str = r#"for image in "$@"; do id=$(docker image inspect -f '{{.Id}}' "$image" 2>/dev/null) && printf '%s %s\n' "$id" "$image"; done; true"#;
 

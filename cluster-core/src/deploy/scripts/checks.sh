@@ -23,7 +23,13 @@ sudo=
 as_worker() { if [ -n "$sudo" ]; then sudo -n -H "$@"; else "$@"; fi; }
 if command -v docker >/dev/null 2>&1; then
   say docker_cli yes
-  # Each call of the docker command costs some 50 ms: one answers most.
+  # Each call of the docker command costs some 50 ms: one answers most, and the others run beside it. What
+  # runs beside another prints whole short lines only, so that none is cut by another's.
+  beside() {
+    say compose_version "$(as_worker docker compose version --short 2>/dev/null)" &
+    for image in "$@"; do as_worker docker image inspect "$image" >/dev/null 2>&1 && say image "$image"; done &
+  }
+  [ "$(id -u)" != 0 ] || beside "$@"
   ask() { as_worker docker info --format '{{.ServerVersion}}|{{.DockerRootDir}}|{{json .Runtimes}}|{{json .SecurityOptions}}' 2>&1; }
   info=$(ask)
   case "$info" in [0-9]*) usable=yes;; *) usable=;; esac
@@ -40,10 +46,12 @@ if command -v docker >/dev/null 2>&1; then
   case "$rest" in *name=selinux*) say docker_selinux yes;; esac
   case "$rest" in *name=rootless*) say docker_rootless yes;; esac
   case "$root" in /var/snap/docker/*) say docker_snap yes;; esac
-  say compose_version "$(as_worker docker compose version --short 2>/dev/null)"
+  # How to ask was to be found out first.
+  [ "$(id -u)" = 0 ] || beside "$@"
   containers=$(as_worker docker ps -aq --no-trunc --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.oneoff=False 2>/dev/null)
-  [ -z "$containers" ] || as_worker docker inspect --format "$format" $containers 2>/dev/null | sed 's/^/container=/'
-  for image in "$@"; do as_worker docker image inspect "$image" >/dev/null 2>&1 && say image "$image"; done
+  [ -z "$containers" ] || containers=$(as_worker docker inspect --format "$format" $containers 2>/dev/null | sed 's/^/container=/')
+  wait
+  [ -z "$containers" ] || printf '%s\n' "$containers"
 fi
 for socket in /var/run/docker.sock /run/docker.sock; do
   if [ -S "$socket" ]; then say docker_socket "$socket"; say docker_gid "$(stat -L -c %g "$socket")"; break; fi

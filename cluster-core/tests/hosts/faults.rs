@@ -1,0 +1,240 @@
+//! What can go wrong on the way or on the host in the middle of a deployment: a line that is cut at each
+//! step and at any byte, and a disk that fills.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use cluster_core::{
+    deploy::{
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Origin, StepName, StepState,
+        remote::Remote,
+    },
+    ids::DeploymentId,
+    ssh::HostKeyPolicy,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use crate::{
+    bench::{BASE, Bench, bench, with_settings},
+    support::{GOOD_NODE, Host, host, run, stand_in_node},
+};
+
+/// A line to a host that is cut when it is told to, or at a byte; the next connection is whole.
+struct Line {
+    port: u16,
+    /// Connections that began before this number changed end.
+    cuts: watch::Sender<u64>,
+    /// Bytes, of both directions, after which all connections end; once.
+    left: Arc<AtomicU64>,
+    _serving: tokio_util::task::AbortOnDropHandle<()>,
+}
+
+const NEVER: u64 = u64::MAX / 2;
+
+impl Line {
+    async fn to(host: &Host) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (cuts, _) = watch::channel(0);
+        let left = Arc::new(AtomicU64::new(NEVER));
+        let (target, orders, budget) = ((host.ip.clone(), host.port), cuts.clone(), left.clone());
+        let serving = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (target, orders, budget) = (target.clone(), orders.clone(), budget.clone());
+                tokio::spawn(async move {
+                    let mut told = orders.subscribe();
+                    let Ok(far) = TcpStream::connect((target.0.as_str(), target.1)).await else { return };
+                    let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                    tokio::select! {
+                        () = carry(near_in, far_out, &budget, &orders) => {}
+                        () = carry(far_in, near_out, &budget, &orders) => {}
+                        _ = told.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { port, cuts, left, _serving: tokio_util::task::AbortOnDropHandle::new(serving) }
+    }
+
+    fn cut(&self) {
+        cut(&self.cuts);
+    }
+
+    fn cut_after(&self, bytes: u64) {
+        self.left.store(bytes, Ordering::SeqCst);
+    }
+}
+
+fn cut(cuts: &watch::Sender<u64>) {
+    cuts.send_modify(|number| *number += 1);
+}
+
+async fn carry(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    budget: &AtomicU64,
+    cuts: &watch::Sender<u64>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        let carried = count as u64;
+        let left = budget.fetch_sub(carried, Ordering::SeqCst);
+        if left <= carried {
+            budget.store(NEVER, Ordering::SeqCst);
+            // Not even whole packets: the rest of this one is lost.
+            let _ = to.write_all(&buffer[..usize::try_from(left).unwrap()]).await;
+            cut(cuts);
+            return;
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A controller whose way to the host is the line.
+struct OverLine {
+    line: Line,
+    direct: Bench,
+    bench: Bench,
+}
+
+impl OverLine {
+    async fn new(binary: PathBuf) -> Self {
+        let direct = bench(host(1), Some(binary));
+        direct.clean().await;
+        let line = Line::to(&direct.host).await;
+        let settings = DeploySettings {
+            allow_loopback: true,
+            approved_hosts: vec!["127.0.0.1".into()],
+            known_hosts: Vec::new(),
+            host_key_policy: HostKeyPolicy::AcceptNew,
+            ..direct.settings.clone()
+        };
+        let bench =
+            with_settings(direct.host.clone(), settings, direct.journal.clone(), direct.cluster.clone());
+        Self { line, direct, bench }
+    }
+
+    fn request(&self) -> DeploymentRequest {
+        DeploymentRequest {
+            host: "127.0.0.1".into(),
+            ssh_port: Some(self.line.port.into()),
+            identity: Some("behind-a-line".into()),
+            ..self.bench.request()
+        }
+    }
+
+    async fn start(&self) -> DeploymentView {
+        self.bench.deployments.start(&self.request(), Origin::Assistant).await.unwrap()
+    }
+
+    /// Well, or as before; and free for the next one, which changes nothing or deploys it.
+    async fn settles(&self, id: &DeploymentId, what: &str) -> DeploymentView {
+        let ended = self.bench.end_of(id).await;
+        let connection = self.direct.host.connect().await;
+        match ended.state {
+            DeploymentState::Ready => {}
+            DeploymentState::Failed => {
+                run(&connection, r#"[ ! -e "$1" ] && [ -z "$(docker ps -aq)" ]"#, &[BASE]).await;
+            }
+            other => panic!("{what}: {other} {:?}", ended.failure),
+        }
+        let again = self.bench.deploy(&self.request()).await;
+        assert_eq!(again.state, DeploymentState::Ready, "{what}: {:?}", again.failure);
+        let stacks = run(&connection, "docker ps -q | wc -l", &[]).await;
+        assert_eq!(stacks.trim(), "1", "{what}");
+        ended
+    }
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_line_that_is_cut_at_any_step_is_taken_up_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = OverLine::new(stand_in_node(dir.path(), "good", GOOD_NODE)).await;
+    use StepName::{Check, Health, Images, Join, Settle, Start, Upload};
+    for step in [Check, Upload, Images, Start, Health, Join, Settle] {
+        world.direct.clean().await;
+        let view = world.start().await;
+        let mut views = world.bench.deployments.watch(&view.deployment_id).await.unwrap();
+        let begun = |view: &DeploymentView| {
+            view.steps.iter().any(|known| known.name == step && known.state == StepState::Running)
+        };
+        views.wait_for(begun).await.unwrap();
+        world.line.cut();
+        let ended = world.settles(&view.deployment_id, step.name()).await;
+        assert_eq!(ended.state, DeploymentState::Ready, "cut at {step}: {:?}", ended.failure);
+    }
+    world.direct.clean().await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_line_that_is_cut_at_any_byte_leaves_the_host_well_or_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = OverLine::new(stand_in_node(dir.path(), "good", GOOD_NODE)).await;
+    // From the middle of the login to the middle of the image.
+    for bytes in [1_500, 4_000, 9_000, 15_000, 22_000, 40_000, 150_000] {
+        world.direct.clean().await;
+        world.line.cut_after(bytes);
+        let view = world.start().await;
+        world.settles(&view.deployment_id, &format!("cut after {bytes} bytes")).await;
+        world.line.cut_after(NEVER);
+    }
+    world.direct.clean().await;
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn a_disk_that_fills_in_the_middle_leaves_the_host_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
+    bench.clean().await;
+    let connection = bench.host.connect().await;
+    run(&connection, r#"mkdir -p "$1" && mount -t tmpfs -o size=400m tmpfs "$1""#, &[BASE]).await;
+    let outcome = std::panic::AssertUnwindSafe(filled(&bench));
+    let outcome = futures::FutureExt::catch_unwind(outcome).await;
+    run(&connection, r#"umount -l "$1"; rm -rf -- "$1""#, &[BASE]).await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn filled(bench: &Bench) {
+    // It passes its checks and waits for the host, which fills meanwhile.
+    let connection = bench.host.connect().await;
+    let theirs = DeploymentId::mint(2, 2);
+    let held = Remote { connection: &connection, base: BASE }
+        .lock(&theirs, "another controller", Duration::ZERO)
+        .await
+        .unwrap();
+    let waiting = DeploymentRequest { lock_wait_seconds: Some(60), ..bench.request() };
+    let view = bench.deployments.start(&waiting, Origin::Assistant).await.unwrap();
+    run(&bench.host.connect().await, "until pgrep -f 'flock -w 60' >/dev/null; do sleep 0.1; done", &[])
+        .await;
+    run(&connection, r#"head -c 500M /dev/zero > "$1/filler" 2>/dev/null || true"#, &[BASE]).await;
+    drop(held);
+    let failed = bench.end_of(&view.deployment_id).await;
+    assert_eq!(failed.state, DeploymentState::Failed, "{failed:#?}");
+    let failure = failed.failure.unwrap();
+    assert!(failure.message.contains("as it was before"), "{failure:?}");
+    let left = run(&connection, r#"ls -A "$1"; docker ps -aq"#, &[BASE]).await;
+    assert_eq!(left.trim(), "filler", "what is not ours stays, and nothing of ours does");
+
+    run(&connection, r#"rm "$1/filler""#, &[BASE]).await;
+    let again = bench.deploy(&bench.request()).await;
+    assert_eq!(again.state, DeploymentState::Ready, "{:?}", again.failure);
+    Remote { connection: &connection, base: BASE }.remove(true).await.unwrap();
+}

@@ -1,0 +1,216 @@
+//! `deploy_edge_nodes`: many machines in one call. What counts for all of them is written as for
+//! `deploy_edge_node`, and read by the same code: an argument of that tool is one of this.
+
+use cluster_core::{
+    Error, Result,
+    deploy::{
+        DeploymentRequest, Origin, RolloutPlan, RolloutRequest, Secret,
+        rollout::{PlannedHost, all_or_every_problem},
+    },
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{
+    arguments::{check_secret, parse, wait},
+    cancel_deployment::WAIT_SECONDS_DEFAULT,
+    catalogue::{Call, Hints, Tool},
+    deploy_edge_node,
+    progress::whole,
+    rollout::{Line, Outcome, followed},
+};
+
+/// Arguments of one host's deployment that are not shared: each host's own, or the call's.
+const NOT_SHARED: [&str; 6] =
+    ["host", "identity", "dry_run", "plan_digest", "idempotency_key", "wait_seconds"];
+
+pub struct DeployEdgeNodes;
+
+/// One machine, and where it differs from the others.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    host: String,
+    #[serde(default)]
+    identity: Option<String>,
+    /// Added to the shared ones.
+    #[serde(default)]
+    tags: Vec<String>,
+    #[serde(default)]
+    ssh_port: Option<u32>,
+    #[serde(default)]
+    ssh_user: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// 1 to 100 machines, each once.
+    hosts: Vec<Host>,
+    /// Arguments of deploy_edge_node that count for every host: ssh_user, tags, services and so on.
+    #[serde(default)]
+    shared: Map<String, Value>,
+    /// Hosts at a time: 1 to 100, never more than the operator's limit, which is the default.
+    #[serde(default)]
+    max_parallel: Option<u32>,
+    /// After so many failures no further host is begun: default 1; 0 never stops.
+    #[serde(default)]
+    max_failures: Option<u32>,
+    /// True: check every host and return the plans; change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// As for deploy_edge_node.
+    #[serde(default)]
+    idempotency_key: Option<String>,
+    /// How long to wait for the end: 0 to 45, default 20. It goes on either way.
+    #[serde(default)]
+    wait_seconds: Option<u64>,
+}
+
+impl Arguments {
+    /// Each host's arguments are the shared ones with its own over them. A secret's reference counts for
+    /// a person only.
+    pub fn check(self, origin: Origin) -> Result<RolloutRequest> {
+        if let Some(name) = NOT_SHARED.iter().find(|name| self.shared.contains_key(**name)) {
+            return Err(Error::invalid(format!("shared: {name} cannot count for every host"))
+                .remedy("host, identity, tags, ssh_port and ssh_user may stand with each host"));
+        }
+        let hosts = self.hosts.into_iter().map(|host| {
+            let name = host.host.clone();
+            (name, one(&self.shared, host, origin))
+        });
+        Ok(RolloutRequest {
+            hosts: all_or_every_problem(hosts)?,
+            max_parallel: self.max_parallel,
+            max_failures: self.max_failures,
+            idempotency_key: self.idempotency_key,
+        })
+    }
+
+    /// What must not come back in any answer.
+    fn tunnel_token(&self) -> Option<Secret> {
+        self.shared.get("tunnel_token").and_then(Value::as_str).map(Secret::new)
+    }
+}
+
+fn one(shared: &Map<String, Value>, host: Host, origin: Origin) -> Result<DeploymentRequest> {
+    let mut arguments = shared.clone();
+    arguments.insert("host".to_owned(), host.host.into());
+    let own = [
+        ("identity", host.identity.map(Value::from)),
+        ("ssh_port", host.ssh_port.map(Value::from)),
+        ("ssh_user", host.ssh_user.map(Value::from)),
+    ];
+    for (name, value) in own {
+        if let Some(value) = value {
+            arguments.insert(name.to_owned(), value);
+        }
+    }
+    let mut arguments: deploy_edge_node::Arguments = parse(Value::Object(arguments))?;
+    arguments.tags.extend(host.tags);
+    if origin == Origin::Assistant {
+        arguments.tunnel_token = check_secret("tunnel_token", arguments.tunnel_token)?;
+    }
+    arguments.check()
+}
+
+fn plan_line(planned: PlannedHost) -> Line {
+    let mut detail = match (&planned.plan, &planned.failure) {
+        (Some(plan), _) => plan.to_string(),
+        (None, Some(failure)) => format!("{}: {}", failure.code, failure.message),
+        (None, None) => String::new(),
+    };
+    for finding in &planned.findings {
+        detail.push_str(&format!("\n{finding}"));
+    }
+    Line::planned(planned.host, planned.node_id, super::clean(&detail))
+}
+
+impl From<RolloutPlan> for Outcome {
+    fn from(plan: RolloutPlan) -> Self {
+        let (can, total) = (plan.hosts.iter().filter(|host| host.can_deploy).count(), plan.hosts.len());
+        let lines = plan.hosts.into_iter().map(plan_line).collect();
+        let summary = format!("{can} of {total} hosts would get past their checks");
+        Self::of(summary, lines, None, format!("Nothing was changed. {}", plan.next_step))
+    }
+}
+
+impl Tool for DeployEdgeNodes {
+    const NAME: &'static str = "deploy_edge_nodes";
+    const TITLE: &'static str = "Deploy many edge nodes";
+    const DESCRIPTION: &'static str = "deploy_edge_node for many machines in one call, some at a time. \
+Everything is checked first: if anything is wrong with any host, one error lists it and nothing is begun. \
+After max_failures failures no further host is begun; those that run go on. Returns a rollout_id; follow it \
+with get_rollout.";
+    const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: true };
+    type Arguments = Arguments;
+    type Outcome = Outcome;
+
+    async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
+        call.hide(arguments.tunnel_token().as_ref());
+        let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
+        let dry_run = arguments.dry_run;
+        let request = arguments.check(Origin::Assistant)?;
+        let core = call.core.clone();
+        if dry_run {
+            return core.plan_rollout(request, Origin::Assistant).await.map(Outcome::from);
+        }
+        let begun = whole(async move { core.roll_out(request, Origin::Assistant).await }).await?;
+        followed(call, begun, wait).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(value: Value) -> Result<RolloutRequest> {
+        parse::<Arguments>(value)?.check(Origin::Assistant)
+    }
+
+    #[test]
+    fn a_hosts_own_arguments_win_and_its_tags_are_added() {
+        let request = check(json!({
+            "hosts": [{"host": "a"}, {"host": "b", "identity": "x", "tags": ["gpu"], "ssh_user": "ops"}],
+            "shared": {"ssh_user": "ubuntu", "tags": ["edge"], "services": "node"},
+            "max_parallel": 2
+        }))
+        .unwrap();
+        let [a, b] = request.hosts.as_slice() else { panic!("two hosts") };
+        assert_eq!(
+            (a.ssh_user.as_deref(), a.tags.as_slice()),
+            (Some("ubuntu"), ["edge".to_owned()].as_slice())
+        );
+        assert_eq!((b.ssh_user.as_deref(), b.identity.as_deref()), (Some("ops"), Some("x")));
+        assert_eq!((b.tags.join(" ").as_str(), b.services.as_deref()), ("edge gpu", Some("node")));
+    }
+
+    #[test]
+    fn what_cannot_be_shared_and_what_is_wrong_with_each_host_is_said() {
+        for name in NOT_SHARED {
+            let error = check(json!({"hosts": [{"host": "a"}], "shared": {name: "x"}})).unwrap_err();
+            assert!(error.message().contains(name), "{error}");
+        }
+        let error = check(json!({"hosts": [{"host": "a", "ssh_port": 0}, {"host": "b"}, {"host": ""}]}));
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.contains("2 of 3") && text.contains("a: ssh_port: 0") && text.contains(": host: "),
+            "{text}"
+        );
+        assert!(check(json!({"hosts": [{"host": "a"}], "shared": {"servces": "x"}})).is_err());
+    }
+
+    #[test]
+    fn a_secret_is_never_repeated() {
+        for bad in [json!("env:HOME"), json!(123_456_789)] {
+            let error =
+                check(json!({"hosts": [{"host": "a"}], "shared": {"tunnel_token": bad}})).unwrap_err();
+            assert!(
+                !error.to_string().contains("123456789") && !error.to_string().contains("HOME"),
+                "{error}"
+            );
+        }
+    }
+}

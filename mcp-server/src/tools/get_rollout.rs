@@ -1,0 +1,47 @@
+//! `get_rollout`: how a rollout stands, waiting for a change when asked.
+
+use cluster_core::{Result, deploy::RolloutView, ids::RolloutId};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{
+    arguments::wait,
+    catalogue::{Call, Hints, Tool},
+    rollout::Outcome,
+};
+
+pub struct GetRollout;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// As deploy_edge_nodes returned it.
+    rollout_id: RolloutId,
+    /// Wait for a change for up to this many seconds: 0 to 45, default 0.
+    #[serde(default)]
+    wait_seconds: Option<u64>,
+    /// The event of the last answer: waits until there is a newer one. Left out: waits for the end.
+    #[serde(default)]
+    since_event: Option<u64>,
+}
+
+impl Tool for GetRollout {
+    const NAME: &'static str = "get_rollout";
+    const TITLE: &'static str = "Follow a rollout";
+    const DESCRIPTION: &'static str = "How a deployment of many hosts stands: one summary, and each host with \
+its state and what it is doing or why it failed.";
+    const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
+    type Arguments = Arguments;
+    type Outcome = Outcome;
+
+    async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
+        let wait = wait(arguments.wait_seconds, 0)?;
+        let core = call.core.clone();
+        let known = core.rollout(&arguments.rollout_id).await?;
+        let since = arguments.since_event;
+        let news =
+            move |view: &RolloutView| view.state.is_final() || since.is_some_and(|event| view.event > event);
+        let view = call.progress.follow(&core, known, wait, news).await?;
+        Ok(view.into())
+    }
+}
