@@ -7,6 +7,7 @@ mod config;
 mod deployments;
 mod nodes;
 mod rollouts;
+mod secrets;
 mod start;
 
 pub use deployments::ReleaseView;
@@ -43,6 +44,7 @@ use crate::{
     metrics::Metrics,
     ops::trial,
     rpc::tls::Credentials,
+    secrets::Secrets,
     ssh::{HostAddress, HostKey},
     store::{DataDirectory, Store},
 };
@@ -84,6 +86,7 @@ struct WorkerPart {
 #[derive(Debug)]
 struct ControllerPart {
     store: Store,
+    secrets: Secrets,
     controller: Controller,
     nodes: Nodes,
     executions: Executions,

@@ -15,6 +15,7 @@ pub mod ids;
 pub mod metrics;
 mod ops;
 pub mod rpc;
+pub mod secrets;
 pub mod ssh;
 pub mod store;
 

@@ -156,7 +156,7 @@ mod tests {
         json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": tool, "arguments": arguments}})
     }
 
-    const TOOLS: usize = 13;
+    const TOOLS: usize = 16;
 
     #[tokio::test]
     async fn the_older_era_initializes_and_lists() {

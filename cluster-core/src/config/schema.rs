@@ -338,6 +338,15 @@ pub enum HostKeyChoice {
     AcceptNew,
 }
 
+/// With what hosts pull from a private registry.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryLogin {
+    pub username: String,
+    /// `secret:NAME`, `env:NAME` or `file:PATH`.
+    pub password: String,
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Deploy {
@@ -349,7 +358,7 @@ pub struct Deploy {
     pub ssh_config: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known_hosts: Option<PathBuf>,
-    /// Opens encrypted SSH keys: `env:NAME` or `file:PATH`.
+    /// Opens encrypted SSH keys: `secret:NAME`, `env:NAME` or `file:PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_passphrase: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -366,6 +375,9 @@ pub struct Deploy {
     pub allow_loopback: Option<bool>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub node_binaries: BTreeMap<String, PathBuf>,
+    /// By `HOST[:PORT]`, of private registries.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub registries: BTreeMap<String, RegistryLogin>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_parallel: Option<u32>,
     /// Where a stack lives on its host.

@@ -38,6 +38,7 @@ use crate::{
         tls::Credentials,
         worker_api::WorkerApi,
     },
+    secrets::Secrets,
     store::{DataDirectory, Store},
 };
 
@@ -64,6 +65,7 @@ pub(super) async fn start_controller(
     stop: &CancellationToken,
 ) -> Result<(ControllerPart, tokio::task::JoinHandle<()>)> {
     let Node { settings, data, id: node_id, keys, engine, applied, metrics } = node;
+    let offered = engine.clone();
     let store = Store::open(data.clone()).await?;
     let health = HealthSettings {
         stale_threshold: settings.stale_threshold,
@@ -131,9 +133,16 @@ pub(super) async fn start_controller(
         Executions::start(store.clone(), controller.clone(), nodes.clone(), streams.reports, stop.clone())
             .await?;
 
-    let journal: Arc<dyn Journal> = Arc::new(StoreJournal(store.clone()));
+    let secrets = Secrets::new(store.clone(), data.path());
+    let stored = Arc::new(StoreJournal { store: store.clone(), secrets: secrets.clone() });
+    let journal: Arc<dyn Journal> = stored.clone();
     let mut deploy = deploy_settings::of(&settings.deploy, controller.cluster_id(), data.path())?;
     deploy.direct = certificates::direct_offer(settings, &tls, &endpoint);
+    // A controller that runs no containers itself may have an engine all the same.
+    deploy.engine = match &offered {
+        Some(engine) => Some(engine.clone()),
+        None => Engine::new(settings.docker_socket.as_deref()).ok(),
+    };
     let deploy = Arc::new(deploy);
     let allow_loopback = deploy.allow_loopback;
     let hosts = Hosts::new(deploy, journal.clone());
@@ -153,13 +162,14 @@ pub(super) async fn start_controller(
     if resumed > 0 {
         tracing::info!(resumed, "deployments are taken up again");
     }
-    let rollouts = Rollouts::new(deployments.clone(), Arc::new(StoreJournal(store.clone())));
+    let rollouts = Rollouts::new(deployments.clone(), stored);
     let resumed = rollouts.resume_unfinished().await?;
     if resumed > 0 {
         tracing::info!(resumed, "rollouts are taken up again");
     }
     let part = ControllerPart {
         store,
+        secrets,
         controller,
         nodes,
         executions,

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Secret,
     apply::Run,
     examine::{self, Context},
     findings, grammar,
@@ -19,8 +20,8 @@ use super::{
     operation::{Action, Removal},
     release::KeptRelease,
     remote::{LogsAsked, Remote},
-    secret::Secret,
     spec::{DeploymentRequest, DeploymentSpec, Origin, Validated},
+    tunnel,
     view::{DeploymentState, DeploymentView, PlanView},
     world::{Deployed, DeploymentFilter, DeploymentRecord, Journal, Membership},
 };
@@ -101,7 +102,9 @@ impl Deployments {
     pub async fn plan(&self, request: &DeploymentRequest, origin: Origin) -> Result<PlanView> {
         let context = &self.inner.context;
         let Validated { spec, tunnel_token } = request.validate(origin, context.hosts.settings())?;
+        context.hosts.require_approval(&spec.target, origin).await?;
         context.membership.check_identity(&spec.node, &spec.target).await?;
+        let tunnel_token = self.tunnel_token(&spec, tunnel_token).await?;
         let connection = context.hosts.connect(&spec.target, origin).await?;
         let examined = examine::examine(context, &connection, &spec, tunnel_token.as_ref()).await;
         connection.close().await;
@@ -130,6 +133,7 @@ impl Deployments {
             return Ok(known);
         }
         self.admit(&spec, origin).await?;
+        let tunnel_token = self.tunnel_token(&spec, tunnel_token).await?;
         self.begin(self.mint_id(now_ms()), Action::Deploy, spec, digest, key, tunnel_token).await
     }
 
@@ -174,6 +178,16 @@ impl Deployments {
 
     pub(super) fn next_number(&self) -> u64 {
         self.inner.counter.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A secret that does not exist is an error before anything is done.
+    pub(super) async fn tunnel_token(
+        &self,
+        spec: &DeploymentSpec,
+        given: Option<Secret>,
+    ) -> Result<Option<Secret>> {
+        let context = &self.inner.context;
+        tunnel::open(spec, given, context.hosts.settings(), context.journal.as_ref()).await
     }
 
     /// Goes back to an earlier good release that the host keeps; without a name to the newest.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::{
+    Secret,
     checks::{self, HostFacts},
     direct,
     findings::{self, Wanted},
@@ -11,9 +12,10 @@ use super::{
     image::ImageSource,
     images::NodeImages,
     link::{LinkChoice, NodeLink},
+    local_images::LocalImages,
     now_ms,
     plan::{self, Inputs, Prepared},
-    secret::Secret,
+    remote::Remote,
     spec::DeploymentSpec,
     stack::{self, OperatorStack},
     world::{Journal, Membership},
@@ -37,6 +39,8 @@ pub(super) struct Examined {
     pub prepared: Prepared,
     pub findings: Vec<findings::Finding>,
     pub source: Option<ImageSource>,
+    /// Images of this machine's engine, as it was when the plan was made.
+    pub local: LocalImages,
 }
 
 /// Reads only. A host without an image for its architecture gets a finding and a plan all the same.
@@ -65,6 +69,9 @@ pub(super) async fn examine(
             offer.link(connection)?
         }
     };
+    let named = spec.image.as_deref();
+    let local = LocalImages::find(context.hosts.settings().engine.as_ref(), &wanted, named).await;
+    let local = on_host(connection, spec, &facts, local).await?;
     let controller_key = context.membership.controller_public_key();
     let prepared = plan::prepare(&Inputs {
         spec,
@@ -72,6 +79,7 @@ pub(super) async fn examine(
         operator: operator.as_ref(),
         tunnel_token: token,
         node_image: &node_image,
+        local_images: &local,
         controller_key: &controller_key,
         link: &link,
     })?;
@@ -83,7 +91,23 @@ pub(super) async fn examine(
     };
     let mut findings = findings::findings(&facts, spec, wanted);
     findings.extend(direct::findings(connection, &facts, &link).await?);
-    Ok(Examined { facts, prepared, findings, source })
+    findings.extend(local.findings(&facts));
+    Ok(Examined { facts, prepared, findings, source, local })
+}
+
+/// What the host has under their names.
+async fn on_host(
+    connection: &Connection,
+    spec: &DeploymentSpec,
+    facts: &HostFacts,
+    local: LocalImages,
+) -> Result<LocalImages> {
+    let present: Vec<String> =
+        local.references().into_iter().filter(|reference| facts.images.contains(reference)).collect();
+    let elevated = facts.sudo.then(|| connection.elevated());
+    let connection = elevated.as_ref().unwrap_or(connection);
+    let contents = Remote { connection, base: &spec.base_dir }.image_contents(&present).await?;
+    Ok(local.with_host(contents))
 }
 
 /// As many megabytes as travel may be read.

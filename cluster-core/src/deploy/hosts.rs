@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     now_ms,
-    settings::{DeploySettings, SYSTEM_KNOWN_HOSTS},
+    settings::{DeploySettings, KeyPassphrase, SYSTEM_KNOWN_HOSTS},
     spec::{Origin, SSH_USER_DEFAULT},
     world::{ApprovedHost, JUMP_HOST, Journal},
 };
@@ -13,7 +13,7 @@ use crate::{
     ids::UserName,
     ssh::{
         ConnectOptions, Connection, Credentials, Dialer, Endpoint, HostAddress, HostKey, HostKeyPolicy,
-        HostKeyRules, Leg, LinkKey, SshTarget, Timeouts,
+        HostKeyRules, Leg, LinkKey, Passphrase, SshTarget, Timeouts,
         client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
         host_keys::{Accepted, host_argument},
         known_hosts::KnownHosts,
@@ -133,10 +133,11 @@ impl Hosts {
             user_default: SSH_USER_DEFAULT,
         };
         let route = self.settings.client_config()?.route(asked, self.settings.allow_loopback)?;
+        let passphrase = self.passphrase().await?;
         let mut legs = Vec::new();
         for Hop { endpoint, user, settings } in route {
             let recorded = self.journal.host(&endpoint.name, endpoint.port).await?;
-            let options = self.options(recorded.map(|host| host.key), &settings)?;
+            let options = self.options(recorded.map(|host| host.key), &settings, passphrase.clone())?;
             let target = SshTarget { host: endpoint.name.clone(), port: endpoint.port, user, key_path: None };
             legs.push(Leg { endpoint, target, options });
         }
@@ -246,7 +247,23 @@ impl Hosts {
         Ok(approved)
     }
 
-    fn options(&self, pinned: Option<HostKey>, host: &HostSettings) -> Result<ConnectOptions> {
+    async fn passphrase(&self) -> Result<Option<Passphrase>> {
+        match &self.settings.key_passphrase {
+            None => Ok(None),
+            Some(KeyPassphrase::Given(passphrase)) => Ok(Some(passphrase.clone())),
+            Some(KeyPassphrase::Named(name)) => {
+                let opened = self.journal.use_secret(name, "passphrase of SSH keys").await?;
+                Ok(Some(Passphrase::new(opened.reveal())))
+            }
+        }
+    }
+
+    fn options(
+        &self,
+        pinned: Option<HostKey>,
+        host: &HostSettings,
+        passphrase: Option<Passphrase>,
+    ) -> Result<ConnectOptions> {
         let settings = &self.settings;
         let known = match &host.known_hosts {
             None => KnownHosts::read(&settings.known_hosts)?,
@@ -269,7 +286,7 @@ impl Hosts {
             identities_only: host.identities_only,
             certificate_files: host.certificate_files.clone(),
             identities_dir: settings.home.as_ref().map(|home| home.join(".ssh")),
-            passphrase: settings.key_passphrase.clone(),
+            passphrase,
             ..Credentials::default()
         };
         Ok(ConnectOptions {

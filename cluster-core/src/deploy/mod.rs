@@ -32,15 +32,16 @@ mod images;
 pub mod link;
 pub mod link_key;
 mod local_http;
+mod local_images;
 mod models;
 pub mod names;
 mod node_config;
 pub mod operation;
 pub mod plan;
+pub mod registries;
 mod release;
 pub mod remote;
 pub mod rollout;
-mod secret;
 pub mod settings;
 pub mod spec;
 pub mod stack;
@@ -61,13 +62,13 @@ pub use self::{
     release::KeptRelease,
     remote::LogsAsked,
     rollout::{MemberState, MemberView, RolloutPlan, RolloutRequest, RolloutState, RolloutView, Rollouts},
-    secret::Secret,
     settings::DeploySettings,
     spec::{DeploymentRequest, DeploymentSpec, Origin, Service, Validated},
     tunnel::TunnelSource,
     view::{DeploymentState, DeploymentView, PlanView, StepName, StepState, StepView},
     world::{ApprovedHost, Deployed, DeploymentFilter, Journal, Membership},
 };
+pub use crate::secrets::Secret;
 
 fn now_ms() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -4,15 +4,16 @@
 use std::fmt;
 
 use super::{
+    Secret,
     checks::HostFacts,
     drift::{Drift, DriftKind, drift},
     env_file::EnvFile,
     hex_digest,
     link::{self, NodeLink},
+    local_images::LocalImages,
     names::ModelName,
     node_config,
     release::{self, Goal, NodeService, ReleaseFiles},
-    secret::Secret,
     spec::DeploymentSpec,
     stack::{self, OperatorStack, Stack},
     tunnel::TunnelSource,
@@ -43,6 +44,8 @@ pub enum ImageAction {
     Present,
     /// Made here and sent over the connection.
     Load,
+    /// Sent over the connection from the controller's own engine.
+    Push,
     Pull,
 }
 
@@ -50,6 +53,9 @@ pub enum ImageAction {
 pub struct ImagePlan {
     pub reference: String,
     pub action: ImageAction,
+    /// Of what is sent from the controller's own engine: a digest of layers and configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -112,6 +118,7 @@ pub struct Inputs<'a> {
     pub operator: Option<&'a OperatorStack>,
     pub tunnel_token: Option<&'a Secret>,
     pub node_image: &'a str,
+    pub local_images: &'a LocalImages,
     pub controller_key: &'a [u8; 32],
     pub link: &'a NodeLink,
 }
@@ -216,8 +223,8 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
     let gone = before.into_iter().flatten().map(|(name, _)| name).filter(|name| !digests.contains_key(*name));
     changes.extend(gone.map(|name| FileChange { name: name.clone(), change: Change::Remove }));
     let mut images: Vec<ImagePlan> =
-        stack.node.iter().map(|_| image(facts, inputs.node_image, ImageAction::Load)).collect();
-    images.extend(stack.images.iter().map(|reference| image(facts, reference, ImageAction::Pull)));
+        stack.node.iter().map(|_| node_image(facts, inputs.node_image)).collect();
+    images.extend(stack.images.iter().map(|reference| image(facts, reference, inputs.local_images)));
     let steps = steps(spec, &changes, &images, stack);
     let mut plan = Plan {
         target: spec.target.to_string(),
@@ -226,7 +233,7 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
         first_deployment: facts.release.is_none(),
         services: stack.services.clone(),
         profiles: stack.profiles.clone(),
-        tunnel_token_from: spec.tunnel,
+        tunnel_token_from: spec.tunnel.clone(),
         remote_llm_url: spec.remote_llm_url.clone(),
         models: spec.models.iter().map(ToString::to_string).collect(),
         files: changes,
@@ -245,9 +252,16 @@ fn has_drifted(facts: &HostFacts, name: &str, digest: &str) -> bool {
     !facts.files.is_empty() && facts.files.get(name).is_none_or(|found| found != digest)
 }
 
-fn image(facts: &HostFacts, reference: &str, otherwise: ImageAction) -> ImagePlan {
-    let action = if facts.images.contains(reference) { ImageAction::Present } else { otherwise };
-    ImagePlan { reference: reference.to_owned(), action }
+fn node_image(facts: &HostFacts, reference: &str) -> ImagePlan {
+    let present = facts.images.contains(reference);
+    let action = if present { ImageAction::Present } else { ImageAction::Load };
+    ImagePlan { reference: reference.to_owned(), action, content: None }
+}
+
+fn image(facts: &HostFacts, reference: &str, local: &LocalImages) -> ImagePlan {
+    let action = local.action(reference, facts.images.contains(reference));
+    let sent = local.get(reference).filter(|_| action == ImageAction::Push);
+    ImagePlan { reference: reference.to_owned(), action, content: sent.map(|image| image.content.digest()) }
 }
 
 fn steps(
@@ -266,7 +280,7 @@ fn steps(
         .iter()
         .filter_map(|image| match image.action {
             ImageAction::Present => None,
-            ImageAction::Load => Some(format!("send {}", image.reference)),
+            ImageAction::Load | ImageAction::Push => Some(format!("send {}", image.reference)),
             ImageAction::Pull => Some(format!("pull {}", image.reference)),
         })
         .collect();
@@ -353,6 +367,7 @@ mod tests {
             operator: None,
             tunnel_token: token,
             node_image: "aegis-node:0123456789ab",
+            local_images: &LocalImages::default(),
             controller_key: &[7; 32],
             link: &NodeLink::Sockets,
         };

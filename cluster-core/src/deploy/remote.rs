@@ -45,6 +45,7 @@ containers=$(docker ps -aq --no-trunc --filter "label=com.docker.compose.project
 }
 
 mod compose;
+mod images;
 mod releases;
 
 use std::time::Duration;
@@ -65,8 +66,6 @@ const SHORT: Duration = Duration::from_secs(30);
 const UP_LIMIT: Duration = Duration::from_secs(180);
 /// 64 MB over a slow line.
 const FILES_LIMIT: Duration = Duration::from_secs(600);
-const LOAD_LIMIT: Duration = Duration::from_secs(600);
-const PULL_LIMIT: Duration = Duration::from_secs(1800);
 pub const LOG_LINES: usize = 20;
 
 /// The host as one deployment works on it.
@@ -178,29 +177,6 @@ impl Remote<'_> {
     pub async fn has_release(&self, deployment: &DeploymentId) -> Result<bool> {
         let output = self.connection.script(HAS_RELEASE, &[self.base, deployment.as_str()], SHORT).await?;
         Ok(output.success())
-    }
-
-    pub async fn missing_images(&self, references: &[String]) -> Result<Vec<String>> {
-        let arguments: Vec<&str> = references.iter().map(String::as_str).collect();
-        let output = self.run("look for images", MISSING_IMAGES, &arguments, SHORT).await?;
-        Ok(output.stdout.lines().map(str::to_owned).collect())
-    }
-
-    pub async fn load(&self, image: &super::image::NodeImage) -> Result<()> {
-        let output =
-            self.connection.script_with_input(LOAD, &[self.base], image.reader(), LOAD_LIMIT).await?;
-        checked(output, &format!("load the image {}", image.reference)).map(drop)
-    }
-
-    pub async fn pull(&self, reference: &str) -> Result<()> {
-        let output = self.connection.script(PULL, &[self.base, reference], PULL_LIMIT).await?;
-        if output.success() {
-            return Ok(());
-        }
-        let why = tail(&output.stderr, 2).replace('\n', " ");
-        Err(Error::new(ErrorCode::ImageNotFound, format!("the host cannot pull {reference}: {why}")).remedy(
-            "check the image's name and that the host reaches its registry, or load it there: docker load",
-        ))
     }
 
     pub async fn read_public_key(&self) -> Result<Option<String>> {
@@ -373,12 +349,3 @@ sync -- "releases/$id" releases . 2>/dev/null || sync
 
 /// $1 base, $2 deployment.
 const HAS_RELEASE: &str = r#"[ -f "$1/releases/$2/release.json" ]"#;
-
-/// $1 base.
-const LOAD: &str = noted!("docker load -q");
-
-/// $1 base, $2 reference.
-const PULL: &str = noted!(r#"docker pull -q "$2""#);
-
-/// One call where none is missing, as mostly.
-const MISSING_IMAGES: &str = r#"docker image inspect "$@" >/dev/null 2>&1 || for image in "$@"; do docker image inspect "$image" >/dev/null 2>&1 || printf '%s\n' "$image"; done"#;

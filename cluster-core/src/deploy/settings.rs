@@ -5,9 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::direct::DirectOffer;
+use super::{direct::DirectOffer, registries::Logins};
 use crate::{
+    engine::Engine,
     error::Result,
+    secrets::SecretName,
     ssh::{
         HostAddress, HostKeyPolicy, LinkKey, Passphrase,
         client_config::{ClientConfig, ConfigFile, LocalUser},
@@ -34,8 +36,12 @@ pub struct DeploySettings {
     pub ssh_config: ConfigFile,
     /// Where the ssh configuration names none for a host.
     pub known_hosts: Vec<PathBuf>,
+    /// How hosts log in at private registries.
+    pub registries: Logins,
+    /// Of this machine: its images can be sent to hosts.
+    pub engine: Option<Engine>,
     /// Opens encrypted keys.
-    pub key_passphrase: Option<Passphrase>,
+    pub key_passphrase: Option<KeyPassphrase>,
     pub host_key_policy: HostKeyPolicy,
     /// Where an assistant may name keys.
     pub key_dirs: Vec<PathBuf>,
@@ -66,6 +72,14 @@ pub struct DeploySettings {
     pub owner: String,
 }
 
+/// What opens encrypted SSH keys.
+#[derive(Debug, Clone)]
+pub enum KeyPassphrase {
+    Given(Passphrase),
+    /// One of the operator's own secrets, opened for each connection.
+    Named(SecretName),
+}
+
 impl Default for DeploySettings {
     fn default() -> Self {
         Self {
@@ -73,6 +87,8 @@ impl Default for DeploySettings {
             project_root: None,
             ssh_config: ConfigFile::None,
             known_hosts: Vec::new(),
+            registries: Logins::new(),
+            engine: None,
             key_passphrase: None,
             host_key_policy: HostKeyPolicy::Strict,
             key_dirs: Vec::new(),

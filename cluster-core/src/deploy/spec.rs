@@ -7,17 +7,17 @@ use super::{
     link::LinkChoice,
     names::{ModelName, ProfileName, ServiceName},
     settings::{DeploySettings, HEALTH_TIMEOUT_SECONDS_DEFAULT},
-    tunnel::{self, TunnelSource},
+    tunnel::{self, Argument, TunnelSource},
     world::Deployed,
 };
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, Tag, UserName, shown},
+    secrets::SecretName,
     ssh::{HostAddress, SshTarget, client_config::Asked},
 };
 
 pub(super) const SSH_USER_DEFAULT: &str = "root";
-const TOKEN_LENGTH_MAX: usize = 8192;
 
 /// Who asks. A model can be talked into things by text it reads, so an assistant may say less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -143,7 +143,8 @@ const fn health_timeout_default() -> u32 {
     HEALTH_TIMEOUT_SECONDS_DEFAULT
 }
 
-/// A validated deployment and the one secret that goes with it.
+/// A validated deployment and the one secret that goes with it; a named one is opened later, by its name
+/// in the specification.
 #[derive(Debug, Clone)]
 pub struct Validated {
     pub spec: DeploymentSpec,
@@ -189,18 +190,18 @@ impl DeploymentRequest {
         }
         let argument =
             self.tunnel_token.as_ref().map(|token| secret_argument(token, origin)).transpose()?.flatten();
-        let (tunnel, tunnel_token) = tunnel::resolve(argument.as_ref(), settings)?;
+        let (tunnel, tunnel_token) = tunnel::resolve(argument, settings)?;
         if compose_file.is_none() {
             let cloudflared = Service::Cloudflared.service_name();
-            match (&tunnel_token, services.contains(&cloudflared)) {
-                (Some(_), _) => {
-                    services.insert(cloudflared);
-                }
-                (None, true) => {
+            match (&tunnel, services.contains(&cloudflared)) {
+                (TunnelSource::None, false) => {}
+                (TunnelSource::None, true) => {
                     return Err(Error::invalid("cloudflared needs a tunnel token and none was found")
                         .remedy("give tunnel_token, or set CLOUDFLARE_TUNNEL_TOKEN for the controller"));
                 }
-                (None, false) => {}
+                _ => {
+                    services.insert(cloudflared);
+                }
             }
         }
         let models = grammar::models(&self.models)?;
@@ -320,38 +321,36 @@ fn link(asked: Option<&str>, settings: &DeploySettings) -> Result<LinkChoice> {
     }
 }
 
-/// From an assistant a secret is a literal value or empty; references to files and variables of this
+/// From an assistant a secret is a literal value, a name the operator declared, or empty; references to files and variables of this
 /// machine are a person's.
-fn secret_argument(secret: &Secret, origin: Origin) -> Result<Option<Secret>> {
+fn secret_argument(secret: &Secret, origin: Origin) -> Result<Option<Argument>> {
     let text = secret.reveal();
     let refuse = |why: &str| Err(Error::invalid(format!("tunnel_token {why}")));
     if text.is_empty() {
         return Ok(None);
     }
-    if text.len() > TOKEN_LENGTH_MAX || text.chars().any(char::is_control) {
-        return refuse("is too long or holds control characters");
+    if let Err(why) = tunnel::check(text) {
+        return refuse(why);
     }
-    if text.starts_with("secret:") {
-        return Err(Error::new(
-            ErrorCode::NotOffered,
-            "tunnel_token: named secrets are not offered by this version",
-        ));
+    if let Some(name) = text.strip_prefix("secret:") {
+        return SecretName::parse(name).map(|name| Some(Argument::Named(name)));
     }
+    let value = |text: &str| Ok(Some(Argument::Value(Secret::new(text))));
     let reference =
         text.strip_prefix("env:").map(Reference::Env).or(text.strip_prefix("file:").map(Reference::File));
     match (reference, origin) {
-        (None, _) => Ok(Some(secret.clone())),
+        (None, _) => value(text),
         (Some(_), Origin::Assistant) => Err(Error::new(
             ErrorCode::Forbidden,
             "tunnel_token: env: and file: are for the configuration and the command line only",
         )
-        .remedy("leave it empty (it is found by itself where the operator set it), or give the value")),
+        .remedy("leave it empty (it is found by itself where the operator set it), or give secret:NAME or the value")),
         (Some(Reference::Env(name)), Origin::Person) => match std::env::var(name) {
-            Ok(value) if !value.is_empty() => Ok(Some(Secret::new(value))),
+            Ok(text) if !text.is_empty() => value(&text),
             _ => refuse("names an environment variable that is not set"),
         },
         (Some(Reference::File(path)), Origin::Person) => match std::fs::read_to_string(path) {
-            Ok(value) => Ok(Some(Secret::new(value.trim()))),
+            Ok(text) => value(text.trim()),
             Err(error) => Err(Error::invalid("tunnel_token names a file that cannot be read").source(error)),
         },
     }
@@ -459,6 +458,19 @@ mod tests {
         assert!(validated.spec.runs(Service::Cloudflared));
         let stored = serde_json::to_string(&validated.spec).unwrap();
         assert!(!stored.contains("hunter2") && !format!("{request:?} {validated:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_named_secret_is_recorded_by_its_name() {
+        let named =
+            |text: &str| DeploymentRequest { tunnel_token: Some(Secret::new(text)), ..request("edge1") };
+        let validated = validate(&named("secret:tunnel")).unwrap();
+        assert!(validated.spec.runs(Service::Cloudflared) && validated.tunnel_token.is_none());
+        let stored = serde_json::to_string(&validated.spec).unwrap();
+        let read: DeploymentSpec = serde_json::from_str(&stored).unwrap();
+        assert!(matches!(&read.tunnel, TunnelSource::Secret(name) if name.as_str() == "tunnel"));
+        assert_ne!(validated.spec.digest(None), validate(&named("secret:other")).unwrap().spec.digest(None));
+        assert_eq!(validate(&named("secret:No Name")).unwrap_err().code(), ErrorCode::InvalidArgument);
     }
 
     #[test]

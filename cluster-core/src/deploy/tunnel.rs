@@ -1,36 +1,55 @@
 //! Where the Cloudflare tunnel token comes from. The plan tells the source, never the value.
+//!
+//! The source is decided when the request is checked, and recorded; the value of a named secret is opened
+//! only when the host is known to be approved. So is every host that a token goes to, one that was found
+//! rather than given too: see [`super::Hosts::require_approval`].
 
 use std::path::Path;
 
-use super::{Secret, env_file, settings::DeploySettings};
-use crate::error::{Error, Result};
+use super::{Secret, env_file, settings::DeploySettings, spec::DeploymentSpec, world::Journal};
+use crate::{
+    error::{Error, Result},
+    secrets::SecretName,
+};
 
 const NAME: &str = "CLOUDFLARE_TUNNEL_TOKEN";
+const TOKEN_LENGTH_MAX: usize = 8192;
 const ENV_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+/// What the request says.
+#[derive(Debug, Clone)]
+pub enum Argument {
+    Value(Secret),
+    Named(SecretName),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TunnelSource {
     /// No token: no tunnel.
     None,
     Argument,
+    /// One of the operator's own, by its name.
+    Secret(SecretName),
     ControllerEnvironment,
     ProjectEnvFile,
 }
 
-/// The argument, else the controller's environment, else that line of `.env` under `project_root`.
+/// The argument, else the controller's environment, else that line of `.env` under `project_root`. A
+/// named secret has no value yet.
 pub fn resolve(
-    argument: Option<&Secret>,
+    argument: Option<Argument>,
     settings: &DeploySettings,
 ) -> Result<(TunnelSource, Option<Secret>)> {
-    if let Some(token) = argument.filter(|token| !token.is_empty()) {
-        return Ok((TunnelSource::Argument, Some(token.clone())));
+    match argument {
+        Some(Argument::Value(token)) if !token.is_empty() => Ok((TunnelSource::Argument, Some(token))),
+        Some(Argument::Named(name)) => Ok((TunnelSource::Secret(name), None)),
+        Some(Argument::Value(_)) | None => found(settings),
     }
-    found(settings)
 }
 
 /// A token nobody gave: it goes only to hosts that a person or the configuration named.
-pub fn found(settings: &DeploySettings) -> Result<(TunnelSource, Option<Secret>)> {
+fn found(settings: &DeploySettings) -> Result<(TunnelSource, Option<Secret>)> {
     if let Some(token) = &settings.environment_tunnel_token {
         return Ok((TunnelSource::ControllerEnvironment, Some(token.clone())));
     }
@@ -39,6 +58,33 @@ pub fn found(settings: &DeploySettings) -> Result<(TunnelSource, Option<Secret>)
         Some(token) => (TunnelSource::ProjectEnvFile, Some(token)),
         None => (TunnelSource::None, None),
     })
+}
+
+/// The value of a recorded source. One that was given and is not at hand any more is on the host only.
+pub(super) async fn open(
+    spec: &DeploymentSpec,
+    given: Option<Secret>,
+    settings: &DeploySettings,
+    journal: &dyn Journal,
+) -> Result<Option<Secret>> {
+    match (&spec.tunnel, given) {
+        (_, Some(token)) => Ok(Some(token)),
+        (TunnelSource::None | TunnelSource::Argument, None) => Ok(None),
+        (TunnelSource::ControllerEnvironment | TunnelSource::ProjectEnvFile, None) => Ok(found(settings)?.1),
+        (TunnelSource::Secret(name), None) => {
+            let token = journal.use_secret(name, &format!("tunnel token of {}", spec.node)).await?;
+            check(token.reveal()).map_err(|why| Error::invalid(format!("the secret {name} {why}")))?;
+            Ok(Some(token))
+        }
+    }
+}
+
+/// A token is one line.
+pub(super) fn check(token: &str) -> Result<(), &'static str> {
+    match token.len() > TOKEN_LENGTH_MAX || token.chars().any(char::is_control) {
+        true => Err("is too long for a tunnel token, or holds control characters"),
+        false => Ok(()),
+    }
 }
 
 fn read(path: &Path) -> Result<Option<Secret>> {
@@ -67,7 +113,7 @@ mod tests {
         std::fs::write(root.path().join(".env"), "X=1\nCLOUDFLARE_TUNNEL_TOKEN=from-file\n").unwrap();
         let mut settings =
             DeploySettings { project_root: Some(root.path().to_owned()), ..Default::default() };
-        let (argument, empty) = (Secret::new("from-argument"), Secret::new(""));
+        let value = |text: &str| Some(Argument::Value(Secret::new(text)));
         let source = |argument, settings: &DeploySettings| {
             let (source, token) = resolve(argument, settings).unwrap();
             (source, token.map(|token| token.reveal().to_owned()))
@@ -76,10 +122,23 @@ mod tests {
         settings.environment_tunnel_token = Some(Secret::new("from-environment"));
         assert_eq!(source(None, &settings).0, TunnelSource::ControllerEnvironment);
         assert_eq!(
-            source(Some(&argument), &settings),
+            source(value("from-argument"), &settings),
             (TunnelSource::Argument, Some("from-argument".into()))
         );
-        assert_eq!(source(Some(&empty), &settings).0, TunnelSource::ControllerEnvironment);
+        let name = SecretName::parse("tunnel").unwrap();
+        let named = Some(Argument::Named(name.clone()));
+        assert_eq!(source(named, &settings), (TunnelSource::Secret(name), None));
+        assert_eq!(source(value(""), &settings).0, TunnelSource::ControllerEnvironment);
         assert_eq!(source(None, &DeploySettings::default()), (TunnelSource::None, None));
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let read = |text: &str| serde_json::from_str::<TunnelSource>(text).unwrap();
+        assert_eq!(read("\"argument\""), TunnelSource::Argument);
+        assert_eq!(read("\"project_env_file\""), TunnelSource::ProjectEnvFile);
+        let named = TunnelSource::Secret(SecretName::parse("tunnel").unwrap());
+        let text = serde_json::to_string(&named).unwrap();
+        assert_eq!((text.as_str(), read(&text)), ("{\"secret\":\"tunnel\"}", named));
     }
 }

@@ -8,6 +8,7 @@ use super::{link::NodeLink, operation::Action, spec::DeploymentSpec, view::Deplo
 use crate::{
     error::Result,
     ids::{DeploymentId, NodeId},
+    secrets::{Secret, SecretName},
     ssh::{Connection, HostAddress, HostKey, SshTarget},
 };
 
@@ -134,4 +135,7 @@ pub trait Journal: Send + Sync {
     fn hosts(&self) -> BoxFuture<'_, Result<Vec<ApprovedHost>>>;
     /// Whether there was one.
     fn forget_host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<bool>>;
+
+    /// Opens one of the operator's own secrets, and notes what it was used for; `NotFound` names no other.
+    fn use_secret<'a>(&'a self, name: &'a SecretName, purpose: &'a str) -> BoxFuture<'a, Result<Secret>>;
 }

@@ -4,6 +4,7 @@
 //! the engine and translates its refusals.
 
 mod container;
+mod image;
 
 use std::{
     collections::HashMap,
@@ -32,6 +33,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
 pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, container_name};
+pub use image::{Export, ImageContent, LocalImage};
 
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -92,14 +94,19 @@ impl Engine {
         Ok(Self { docker, negotiated: Arc::default() })
     }
 
-    /// Asks the engine to describe itself, and with the first answer agrees with it on an API version
-    /// that both speak.
-    pub async fn info(&self) -> Result<EngineInfo> {
+    /// On an API version that both speak, with the first answer.
+    async fn agree(&self) -> Result<()> {
         if !self.negotiated.load(Ordering::Acquire) {
             // The version is shared by all clones of the client.
             self.docker.clone().negotiate_version().await.map_err(|e| refused("agree on a version", e))?;
             self.negotiated.store(true, Ordering::Release);
         }
+        Ok(())
+    }
+
+    /// Asks the engine to describe itself.
+    pub async fn info(&self) -> Result<EngineInfo> {
+        self.agree().await?;
         let info = self.docker.info().await.map_err(|e| refused("describe itself", e))?;
         let positive = |number: Option<i64>| u32::try_from(number.unwrap_or(0)).unwrap_or(0);
         Ok(EngineInfo {

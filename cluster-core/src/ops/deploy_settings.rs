@@ -1,15 +1,17 @@
 //! The configuration's `spec.deploy`, with defaults from home directory and environment.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use crate::{
-    config::{
-        resolve_secret,
-        schema::{Deploy, HostKeyChoice, LinkKeyChoice},
+    config::schema::{self, Deploy, HostKeyChoice, LinkKeyChoice},
+    deploy::{
+        DeploySettings, grammar,
+        registries::{Logins, Registry, RegistryLogin},
+        settings::KeyPassphrase,
     },
-    deploy::{DeploySettings, grammar},
     error::{Error, ErrorCode, Result},
     ids::ClusterId,
+    secrets::SecretReference,
     ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile},
 };
 
@@ -44,6 +46,7 @@ pub fn of(deploy: &Deploy, cluster_id: &ClusterId, data: &Path) -> Result<Deploy
     settings.approved_hosts = deploy.approved_hosts.clone().unwrap_or_default();
     settings.allow_loopback = deploy.allow_loopback.unwrap_or(false);
     settings.node_binaries = deploy.node_binaries.clone();
+    settings.registries = registries(&deploy.registries)?;
     if let Some(parallel) = deploy.max_parallel {
         settings.max_parallel = usize::try_from(parallel.max(1)).unwrap_or(1);
     }
@@ -69,21 +72,56 @@ fn health_timeout(seconds: u32) -> Result<u32> {
     })
 }
 
-/// A reference only: what stands in a configuration file is read by many.
-fn passphrase(reference: &str) -> Result<Passphrase> {
-    if !reference.starts_with("env:") && !reference.starts_with("file:") {
-        return Err(Error::new(
-            ErrorCode::ConfigInvalid,
-            "spec.deploy.key_passphrase holds a value, and must be a reference",
-        )
-        .remedy("write env:NAME or file:PATH"));
-    }
-    Ok(Passphrase::new(resolve_secret(reference)?.as_str()))
+fn registries(configured: &BTreeMap<String, schema::RegistryLogin>) -> Result<Logins> {
+    let login = |(host, login): (&String, &schema::RegistryLogin)| {
+        let registry = Registry::parse(host)?;
+        let key = |name: &str| format!("spec.deploy.registries.\"{registry}\".{name}");
+        let username = login.username.clone();
+        if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
+            return Err(Error::new(
+                ErrorCode::ConfigInvalid,
+                format!("{} is empty, or holds ':' or control characters", key("username")),
+            ));
+        }
+        let password = SecretReference::parse(&key("password"), &login.password)?;
+        Ok((registry, RegistryLogin { username, password }))
+    };
+    configured.iter().map(login).collect()
+}
+
+/// Read at the start, so that a mistake shows then; a named secret may be set later.
+fn passphrase(reference: &str) -> Result<KeyPassphrase> {
+    Ok(match SecretReference::parse("spec.deploy.key_passphrase", reference)? {
+        SecretReference::Named(name) => KeyPassphrase::Named(name),
+        SecretReference::Place(place) => KeyPassphrase::Given(Passphrase::new(place.read()?.reveal())),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registrys_password_is_given_by_reference_only() {
+        let of = |host: &str, username: &str, password: &str| {
+            let login =
+                schema::RegistryLogin { username: username.to_owned(), password: password.to_owned() };
+            registries(&BTreeMap::from([(host.to_owned(), login)]))
+        };
+        let logins = of("GHCR.io", "me", "secret:ghcr").unwrap();
+        assert!(logins.contains_key(&Registry::of("ghcr.io/x/y")));
+        for (host, username, password) in [
+            ("ghcr.io", "me", "hunter2"),
+            ("ghcr.io", "", "secret:ghcr"),
+            ("ghcr.io", "a:b", "secret:ghcr"),
+            ("https://ghcr.io", "me", "secret:ghcr"),
+        ] {
+            let error = of(host, username, password).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::ConfigInvalid);
+            assert!(error.message().starts_with("spec.deploy.registries"), "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
 
     #[test]
     fn a_passphrase_is_given_by_reference_only() {

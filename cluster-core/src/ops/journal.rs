@@ -11,12 +11,16 @@ use crate::{
     },
     error::{Error, ErrorCode, Result},
     ids::{DeploymentId, RolloutId},
+    secrets::{Secret, SecretName, Secrets},
     ssh::HostAddress,
     store::{DeploymentRow, HostRow, RolloutRow, Store, Write},
 };
 
 #[derive(Debug, Clone)]
-pub struct StoreJournal(pub Store);
+pub struct StoreJournal {
+    pub store: Store,
+    pub secrets: Secrets,
+}
 
 fn written<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::internal("a record cannot be written").source(e))
@@ -42,16 +46,16 @@ impl Journal for StoreJournal {
                 created_at_ms: record.view.created_at_ms,
                 idempotency_key: record.idempotency_key.clone(),
             };
-            self.0.write(Write::PutDeployment(Box::new(row))).await.map(drop)
+            self.store.write(Write::PutDeployment(Box::new(row))).await.map(drop)
         })
     }
 
     fn get<'a>(&'a self, id: &'a DeploymentId) -> BoxFuture<'a, Result<Option<DeploymentRecord>>> {
-        Box::pin(async move { self.0.deployment(id).await?.as_ref().map(record).transpose() })
+        Box::pin(async move { self.store.deployment(id).await?.as_ref().map(record).transpose() })
     }
 
     fn by_idempotency_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<DeploymentRecord>>> {
-        Box::pin(async move { self.0.deployment_by_key(key).await?.as_ref().map(record).transpose() })
+        Box::pin(async move { self.store.deployment_by_key(key).await?.as_ref().map(record).transpose() })
     }
 
     fn list<'a>(
@@ -62,7 +66,7 @@ impl Journal for StoreJournal {
             let state = filter.state.map(|state| state.to_string());
             let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let (rows, total) = self
-                .0
+                .store
                 .list_deployments(
                     state.as_deref(),
                     filter.host.as_deref(),
@@ -79,7 +83,7 @@ impl Journal for StoreJournal {
         Box::pin(async move {
             let mut records = Vec::new();
             for state in [DeploymentState::Planned, DeploymentState::Running] {
-                for row in self.0.deployments_in_state(&state.to_string()).await? {
+                for row in self.store.deployments_in_state(&state.to_string()).await? {
                     records.push(record(&row)?);
                 }
             }
@@ -90,28 +94,32 @@ impl Journal for StoreJournal {
     fn put_host<'a>(&'a self, host: &'a ApprovedHost) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let row = HostRow { host: host.host.to_string(), port: host.port, record: written(host)? };
-            self.0.write(Write::PutHost(row)).await.map(drop)
+            self.store.write(Write::PutHost(row)).await.map(drop)
         })
     }
 
     fn host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<Option<ApprovedHost>>> {
         Box::pin(async move {
-            let row = self.0.approved_host(host.as_str(), port).await?;
+            let row = self.store.approved_host(host.as_str(), port).await?;
             row.map(|row| read("host", &row.record)).transpose()
         })
     }
 
     fn hosts(&self) -> BoxFuture<'_, Result<Vec<ApprovedHost>>> {
         Box::pin(async move {
-            self.0.approved_hosts().await?.iter().map(|row| read("host", &row.record)).collect()
+            self.store.approved_hosts().await?.iter().map(|row| read("host", &row.record)).collect()
         })
     }
 
     fn forget_host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<bool>> {
         Box::pin(async move {
             let write = Write::ForgetHost { host: host.to_string(), port };
-            Ok(self.0.write(write).await? > 0)
+            Ok(self.store.write(write).await? > 0)
         })
+    }
+
+    fn use_secret<'a>(&'a self, name: &'a SecretName, purpose: &'a str) -> BoxFuture<'a, Result<Secret>> {
+        Box::pin(self.secrets.use_for(name, purpose))
     }
 }
 
@@ -129,25 +137,25 @@ impl RolloutJournal for StoreJournal {
                 created_at_ms: record.view.created_at_ms,
                 idempotency_key: record.idempotency_key.clone(),
             };
-            self.0.write(Write::PutRollout(Box::new(row))).await.map(drop)
+            self.store.write(Write::PutRollout(Box::new(row))).await.map(drop)
         })
     }
 
     fn rollout<'a>(&'a self, id: &'a RolloutId) -> BoxFuture<'a, Result<Option<RolloutRecord>>> {
-        Box::pin(async move { self.0.rollout(id).await?.as_ref().map(rollout).transpose() })
+        Box::pin(async move { self.store.rollout(id).await?.as_ref().map(rollout).transpose() })
     }
 
     fn rollout_by_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<RolloutRecord>>> {
-        Box::pin(async move { self.0.rollout_by_key(key).await?.as_ref().map(rollout).transpose() })
+        Box::pin(async move { self.store.rollout_by_key(key).await?.as_ref().map(rollout).transpose() })
     }
 
     fn rollouts(&self, limit: u32) -> BoxFuture<'_, Result<Vec<RolloutRecord>>> {
-        Box::pin(async move { self.0.list_rollouts(limit).await?.iter().map(rollout).collect() })
+        Box::pin(async move { self.store.list_rollouts(limit).await?.iter().map(rollout).collect() })
     }
 
     fn unfinished_rollouts(&self) -> BoxFuture<'_, Result<Vec<RolloutRecord>>> {
         Box::pin(async move {
-            let rows = self.0.rollouts_in_state(&RolloutState::Running.to_string()).await?;
+            let rows = self.store.rollouts_in_state(&RolloutState::Running.to_string()).await?;
             rows.iter().map(rollout).collect()
         })
     }

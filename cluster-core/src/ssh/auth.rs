@@ -407,7 +407,7 @@ fn open_key(text: &str, passphrase: Option<&Passphrase>) -> Result<PrivateKey, C
 
 fn refuse_by(refuse: &impl Fn(&str) -> Error) -> impl Fn(Closed) -> Error {
     const OPEN_IT: &str = "add it to an ssh agent (ssh-add), or name its passphrase in \
-                           spec.deploy.key_passphrase (env:NAME or file:PATH)";
+                           spec.deploy.key_passphrase (secret:NAME, env:NAME or file:PATH)";
     move |closed| match closed {
         Closed::NoPassphrase => refuse("it is encrypted").remedy(OPEN_IT),
         Closed::WrongPassphrase => {
@@ -454,7 +454,7 @@ mod tests {
         let (plain, locked) = keys();
         let open = write(dir.path(), "open", &plain, 0o644);
         let encrypted = write(dir.path(), "encrypted", &locked, 0o600);
-        let text = write(dir.path(), "text", "root:x:0:0:secret", 0o600);
+        let text = write(dir.path(), "text", "root:x:0:0:hunter2", 0o600);
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
         for (path, why) in [
@@ -467,7 +467,7 @@ mod tests {
         ] {
             let error = load_key(path, None, None).unwrap_err();
             assert!(error.message().contains(why), "{}: {error}", path.display());
-            assert!(!error.chain().contains("secret"));
+            assert!(!error.chain().contains("hunter2"));
         }
     }
 

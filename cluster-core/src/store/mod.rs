@@ -13,6 +13,7 @@ mod executions;
 mod nodes;
 mod owner;
 mod rollouts;
+mod secrets;
 mod write;
 
 use std::{path::Path, sync::Arc};
@@ -31,6 +32,7 @@ pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::DataDirectory;
 pub(crate) use owner::write_synced;
 pub use rollouts::RolloutRow;
+pub use secrets::{SecretRow, SecretWrite};
 pub use write::Write;
 
 use crate::error::{Error, ErrorCode, Result};
@@ -130,6 +132,7 @@ fn migrations() -> Migrator {
         simple(1, "init", include_str!("migrations/0001_init.sql")),
         simple(2, "config", include_str!("migrations/0002_config.sql")),
         simple(3, "enrolment", include_str!("migrations/0003_enrolment.sql")),
+        simple(4, "secrets", include_str!("migrations/0004_secrets.sql")),
         simple(5, "rollouts", include_str!("migrations/0005_rollouts.sql")),
     ])
 }

@@ -4,8 +4,8 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    ConfigWrite, DeploymentRow, ExecutionRecord, HostRow, NodeRecord, RolloutRow, TokenRecord, to_json,
-    to_name,
+    ConfigWrite, DeploymentRow, ExecutionRecord, HostRow, NodeRecord, RolloutRow, SecretWrite, TokenRecord,
+    to_json, to_name,
 };
 use crate::{
     cluster::peer::{Desired, Observed, OnDeadline},
@@ -95,6 +95,7 @@ pub enum Write {
     },
 
     Config(Box<ConfigWrite>),
+    Secret(SecretWrite),
 
     PutDeployment(Box<DeploymentRow>),
     PutRollout(Box<RolloutRow>),
@@ -203,6 +204,7 @@ impl Write {
             }
             Write::RecordEvents { record, events } => record_events(record, events, to).await,
             Write::Config(write) => write.run(to).await,
+            Write::Secret(write) => write.run(to).await,
             Write::PutDeployment(row) => put_deployment(row, to).await,
             Write::PutRollout(row) => {
                 let sql = "INSERT INTO rollouts (rollout_id, state, record, created_at_ms, idempotency_key)

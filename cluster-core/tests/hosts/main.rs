@@ -6,6 +6,7 @@
 mod bench;
 mod deploy;
 mod faults;
+mod images;
 mod link;
 mod link_key;
 mod operations;

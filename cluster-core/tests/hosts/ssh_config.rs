@@ -10,7 +10,7 @@ use std::{
 
 use cluster_core::{
     ErrorCode, Result,
-    deploy::{DeploySettings, DeploymentRequest, Hosts, Journal, Origin},
+    deploy::{DeploySettings, DeploymentRequest, Hosts, Journal, Origin, settings::KeyPassphrase},
     ids::NodeId,
     ssh::{
         Connection, HostEnd, HostKeyPolicy, LinkHandle, LinkSettings, LinkState, Passphrase, SshTarget,
@@ -251,11 +251,11 @@ async fn encrypted_keys_open_with_the_configured_passphrase() {
     let locked = desk.connect("edge").await.unwrap_err();
     assert_eq!(locked.code(), ErrorCode::HostAuthentication);
     assert!(locked.message().contains("it is encrypted"), "{locked}");
-    desk.settings.key_passphrase = Some(Passphrase::new("hunter2"));
+    desk.settings.key_passphrase = Some(KeyPassphrase::Given(Passphrase::new("hunter2")));
     let wrong = desk.connect("edge").await.unwrap_err();
     assert!(wrong.message().contains("not with the passphrase"), "{wrong}");
     assert!(!wrong.chain().contains("hunter2"));
-    desk.settings.key_passphrase = Some(Passphrase::new("correct horse"));
+    desk.settings.key_passphrase = Some(KeyPassphrase::Given(Passphrase::new("correct horse")));
     assert!(desk.connect("edge").await.is_ok());
     // The same key, named as an argument.
     let target = SshTarget { key_path: Some(key), ..desk.target("edge") };

@@ -17,6 +17,7 @@ use cluster_core::{
         world::DeploymentRecord,
     },
     ids::{DeploymentId, NodeId, RolloutId, UserName},
+    secrets::{Secret, SecretName},
     ssh::{
         ConnectOptions, Connection, Dialer, HostAddress, HostKeyPolicy, HostKeyRules, LinkHandle, SshTarget,
         known_hosts::KnownHosts,
@@ -166,6 +167,7 @@ pub struct MemoryJournal {
     records: Mutex<Vec<DeploymentRecord>>,
     hosts: Mutex<HashMap<(String, u16), ApprovedHost>>,
     rollouts: Mutex<Vec<RolloutRecord>>,
+    pub secrets: Mutex<HashMap<SecretName, Secret>>,
 }
 
 impl MemoryJournal {
@@ -245,6 +247,10 @@ impl Journal for MemoryJournal {
     fn forget_host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<bool>> {
         let forgotten = self.hosts.lock().unwrap().remove(&(host.to_string(), port)).is_some();
         Box::pin(async move { Ok(forgotten) })
+    }
+    fn use_secret<'a>(&'a self, name: &'a SecretName, _: &'a str) -> BoxFuture<'a, Result<Secret>> {
+        let found = self.secrets.lock().unwrap().get(name).cloned();
+        Box::pin(async move { found.ok_or_else(|| cluster_core::secrets::unknown(name)) })
     }
 }
 

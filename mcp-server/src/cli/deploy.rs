@@ -55,7 +55,7 @@ pub struct Deploy {
     #[arg(long, value_name = "SECONDS")]
     health_timeout: Option<u32>,
     /// Where the tunnel token is: never on the command line, which others can read
-    #[arg(long, value_name = "env:NAME|file:PATH")]
+    #[arg(long, value_name = "secret:NAME|env:NAME|file:PATH")]
     tunnel_token_from: Option<String>,
     #[arg(long, value_name = "URL")]
     remote_llm_url: Option<String>,
@@ -128,9 +128,11 @@ impl Deploy {
             Some(place) if place.starts_with("env:") || place.starts_with("file:") => {
                 Some(config::resolve_secret(place)?)
             }
+            // The controller's own, which it opens itself.
+            Some(name) if name.starts_with("secret:") => Some(name.clone().into()),
             Some(_) => {
-                return Err(Error::invalid("--tunnel-token-from takes env:NAME or file:PATH")
-                    .remedy("put the token into a file with mode 0600 and name it: file:PATH"));
+                return Err(Error::invalid("--tunnel-token-from takes secret:NAME, env:NAME or file:PATH")
+                    .remedy("keep the token with `aegis secret set NAME`, then give secret:NAME"));
             }
         };
         let mut body = Map::new();

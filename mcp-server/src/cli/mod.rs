@@ -15,6 +15,7 @@ pub mod output;
 mod probe;
 mod rollout;
 mod run;
+mod secret;
 mod serve;
 mod status;
 mod stop;
@@ -74,6 +75,9 @@ enum Verb {
     /// Executions
     #[command(subcommand)]
     Executions(executions::Executions),
+    /// Values that the controller uses and nobody reads: tunnel tokens, passwords, passphrases
+    #[command(subcommand)]
+    Secret(secret::SecretVerb),
     /// How the daemon and the cluster are
     Status(status::StatusVerb),
     /// Configuration: files, and layers that are pushed to nodes
@@ -121,6 +125,7 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Node(verb) => verb.run(&context).await,
         Verb::Run(verb) => verb.run(&context).await,
         Verb::Executions(verb) => verb.run(&context).await,
+        Verb::Secret(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Status(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Config(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Tools => tools::run(&context).map(|()| 0),

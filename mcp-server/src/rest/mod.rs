@@ -2,7 +2,7 @@
 //!
 //! The same routes are served twice: over HTTP behind the guard, where callers count as assistants,
 //! and over the unix socket of the data directory, where they are the person who owns it. Only there
-//! can hosts be admitted, configuration be changed and the daemon be stopped.
+//! can hosts be admitted, secrets be set, configuration be changed and the daemon be stopped.
 
 mod body;
 mod cluster;
@@ -18,6 +18,7 @@ mod hosts;
 mod member;
 mod node_events;
 mod rollouts;
+mod secrets;
 
 use std::time::Duration;
 
@@ -91,6 +92,8 @@ pub fn router(api: Api) -> Router {
             .route("/v1/hosts", get(hosts::list).post(hosts::approve))
             .route("/v1/hosts/probe", post(hosts::probe))
             .route("/v1/hosts/{host}/{port}", delete(hosts::forget))
+            .route("/v1/secrets", get(secrets::list))
+            .route("/v1/secrets/{name}", put(secrets::set).delete(secrets::delete))
             .merge(shutdown_route());
     }
     finish(router, api)

@@ -69,7 +69,8 @@ pub struct Arguments {
     /// How long the stack may take to become healthy: 10 to 3600. Default: the operator's, else 180.
     #[serde(default)]
     pub health_timeout_seconds: Option<u32>,
-    /// Cloudflare tunnel token. Leave it out to use the operator's own, if there is one.
+    /// Cloudflare tunnel token: secret:NAME for one that the operator keeps, or a value. Leave it out to
+    /// use the operator's default, if there is one.
     #[serde(default, deserialize_with = "secret")]
     #[schemars(with = "Option<String>")]
     pub tunnel_token: Option<Secret>,

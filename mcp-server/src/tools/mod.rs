@@ -29,7 +29,7 @@ mod schema;
 mod submit_execution;
 mod text;
 
-pub use arguments::{check_range, check_secret, parse};
+pub use arguments::{check_range, check_secret, parse, secret};
 pub use cancel_execution::reason as cancel_reason;
 pub use catalogue::Catalogue;
 pub use drain_node::order as drain_order;

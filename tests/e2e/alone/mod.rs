@@ -7,4 +7,5 @@ mod doors;
 mod joined_by_hand;
 mod membership;
 mod protocol;
+mod secrets;
 mod token_keys;

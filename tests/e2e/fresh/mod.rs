@@ -8,4 +8,5 @@ mod operations;
 mod python;
 mod refused;
 mod rollout;
+mod secrets;
 mod seed_bugs;

@@ -1,8 +1,9 @@
 //! The edge hosts: which there are, and what is done to them past their sshd.
 
 use std::{
+    io::Write as _,
     path::PathBuf,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -66,6 +67,20 @@ impl Host {
     /// Whether a shell script succeeds in the host.
     pub fn holds(&self, script: &str) -> bool {
         testbed(&["exec", &self.name, "sh", "-c", script]).status.success()
+    }
+
+    /// Starts a private registry in the host; the answer is the image that it has.
+    pub fn registry(&self, user: &str, password: &str) -> String {
+        let mut child = Command::new(from_environment("AEGIS_TESTBED"))
+            .args(["registry", &self.name, user])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the testbed script starts");
+        child.stdin.take().expect("a pipe").write_all(password.as_bytes()).expect("it reads");
+        let output = child.wait_with_output().expect("its output");
+        assert!(output.status.success(), "the registry does not start");
+        String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
     }
 
     /// As `ssh-keygen -l` shows it: what a person compares.

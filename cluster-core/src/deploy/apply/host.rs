@@ -7,10 +7,10 @@ use tokio::time::sleep;
 
 use super::{
     super::{
+        Secret,
         examine::Examined,
         health::Look,
         remote::{HostLock, LOG_LINES, Remote},
-        secret::Secret,
         view::StepName,
     },
     Run,

@@ -6,6 +6,7 @@
 
 mod earlier;
 mod host;
+mod images;
 mod removal;
 mod rollback;
 mod steps;
@@ -19,11 +20,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Secret,
     examine::{Context, Examined},
     health::Well,
     now_ms,
     release::{Goal, KeptRelease},
-    secret::Secret,
     view::{DeploymentState, DeploymentView, StepName, StepState},
     world::{Before, DeploymentRecord},
 };

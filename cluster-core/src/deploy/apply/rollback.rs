@@ -29,12 +29,12 @@ enum Back {
 }
 
 /// A release that never became the current one changed nothing; one whose predecessor is current again is
-/// being put back, and is put back once more.
-fn way_back(release: &DeploymentId, standing: &Standing, before: &Before) -> Back {
+/// being put back, and is put back once more. `images_began`: without a change of any file, names of images
+/// may mean others than before, and containers be those of others.
+fn way_back(release: &DeploymentId, standing: &Standing, before: &Before, images_began: bool) -> Back {
+    let unchanged = |id: &DeploymentId| id != release && !standing.complete && !images_began;
     match (before, &standing.current) {
-        (Before::Release(id), Some(current)) if id == current && id != release && !standing.complete => {
-            Back::Untouched
-        }
+        (Before::Release(id), Some(current)) if id == current && unchanged(id) => Back::Untouched,
         (Before::Release(id), _) => Back::Release(id.clone()),
         (Before::Nothing, _) => Back::Nothing,
     }
@@ -59,7 +59,9 @@ impl Run {
         };
         let standing = self.remote()?.standing(&release).await?;
         let before = self.record.before.clone().unwrap_or(Before::Nothing);
-        match way_back(&release, &standing, &before) {
+        let began = |step: &StepView| step.name == StepName::Images && step.state != StepState::Pending;
+        let images_began = self.record.view.steps.iter().any(began);
+        match way_back(&release, &standing, &before, images_began) {
             Back::Untouched => {
                 self.remote()?.drop_release(&own).await?;
                 return Ok("nothing that runs on the host was changed".to_owned());
@@ -100,6 +102,7 @@ impl Run {
         let remote = self.remote()?;
         remote.switch_to(id).await?;
         let kept = remote.kept().await?.into_iter().find(|kept| kept.note.deployment_id == *id);
+        // An image that was sent may have taken its name from the one before.
         if let Some(ready) = kept.as_ref().and_then(|kept| kept.ready.as_ref()) {
             self.tags_as_then(&ready.images).await?;
         }
@@ -173,14 +176,16 @@ mod tests {
         let id = |number| DeploymentId::mint(1, number);
         let standing = |current: Option<u64>, complete| Standing { current: current.map(id), complete };
         let before = Before::Release(id(1));
-        let back = |current, complete| way_back(&id(2), &standing(current, complete), &before);
+        let back = |current, complete| way_back(&id(2), &standing(current, complete), &before, false);
         assert_eq!(back(Some(1), false), Back::Untouched, "it never came so far");
         assert_eq!(back(Some(2), true), Back::Release(id(1)));
         assert_eq!(back(Some(1), true), Back::Release(id(1)), "it was being put back");
         assert_eq!(back(None, true), Back::Release(id(1)));
-        let same = way_back(&id(1), &standing(Some(1), true), &before);
+        let images = way_back(&id(2), &standing(Some(1), false), &before, true);
+        assert_eq!(images, Back::Release(id(1)), "another image of the same name");
+        let same = way_back(&id(1), &standing(Some(1), true), &before, false);
         assert_eq!(same, Back::Release(id(1)), "a redeployment that changed no file");
-        assert_eq!(way_back(&id(2), &standing(Some(2), true), &Before::Nothing), Back::Nothing);
-        assert_eq!(way_back(&id(2), &standing(None, false), &Before::Nothing), Back::Nothing);
+        assert_eq!(way_back(&id(2), &standing(Some(2), true), &Before::Nothing, true), Back::Nothing);
+        assert_eq!(way_back(&id(2), &standing(None, false), &Before::Nothing, false), Back::Nothing);
     }
 }

@@ -1,6 +1,6 @@
 //! The steps of a deployment, each idempotent; the answer is the evidence.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::time::{Instant, sleep};
@@ -10,7 +10,6 @@ use super::{
         examine::examine,
         findings,
         health::{self, Unwell},
-        image::NodeImage,
         models,
         names::ServiceName,
         now_ms,
@@ -33,9 +32,8 @@ impl Run {
     pub(super) async fn plan(&mut self) -> Result<String> {
         let spec = &self.record.spec;
         self.context.membership.check_identity(&spec.node, &spec.target).await?;
-        if self.token.is_none() && !matches!(spec.tunnel, TunnelSource::None | TunnelSource::Argument) {
-            self.token = tunnel::found(self.context.hosts.settings())?.1;
-        }
+        let (settings, journal) = (self.context.hosts.settings(), self.context.journal.as_ref());
+        self.token = tunnel::open(spec, self.token.take(), settings, journal).await?;
         let services: Vec<&str> = spec.services.iter().map(ServiceName::as_str).collect();
         let services =
             if services.is_empty() { "the operator's stack".to_owned() } else { services.join(", ") };
@@ -127,41 +125,6 @@ impl Run {
         self.record.before = None;
         self.check().await?;
         self.note_before(before).await
-    }
-
-    pub(super) async fn images(&mut self) -> Result<String> {
-        self.ensure_lock().await?;
-        if self.chosen.is_some() {
-            return self.restore_images().await;
-        }
-        let goal = self.goal()?;
-        let references = goal.images.clone();
-        let node_image = goal.node.as_ref().map(|node| node.image.clone());
-        let missing = self.remote()?.missing_images(&references).await?;
-        let mut done = Vec::new();
-        for reference in &missing {
-            if Some(reference) == node_image.as_ref() {
-                let image = self.node_image().await?;
-                self.progress(
-                    StepName::Images,
-                    format!("sending {reference}, {} MB", image.bytes() / 1_000_000),
-                );
-                self.remote()?.load(&image).await?;
-                done.push(format!("sent {reference} ({} MB)", image.bytes() / 1_000_000));
-            } else {
-                self.progress(StepName::Images, format!("pulling {reference}"));
-                self.remote()?.pull(reference).await?;
-                done.push(format!("pulled {reference}"));
-            }
-        }
-        Ok(if done.is_empty() { format!("all {} on the host", references.len()) } else { done.join(", ") })
-    }
-
-    pub(super) async fn node_image(&self) -> Result<Arc<NodeImage>> {
-        let source = self.examined()?.source.clone();
-        let source =
-            source.ok_or_else(|| Error::internal("a host without a node image passed its checks"))?;
-        self.context.images.build(source).await
     }
 
     pub(super) async fn start(&mut self) -> Result<String> {

@@ -131,7 +131,12 @@ impl Rollouts {
         let mut admitted = Vec::with_capacity(members.len());
         for member in members {
             let host = member.spec.target.host.to_string();
-            admitted.push((host, self.inner.deployments.admit(&member.spec, origin).await));
+            let deployments = &self.inner.deployments;
+            let outcome = async {
+                deployments.admit(&member.spec, origin).await?;
+                deployments.tunnel_token(&member.spec, member.tunnel_token.clone()).await.map(drop)
+            };
+            admitted.push((host, outcome.await));
         }
         all_or_every_problem(admitted).map(drop)
     }

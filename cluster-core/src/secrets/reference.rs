@@ -1,0 +1,72 @@
+//! Where a configuration says that a secret is: never the secret itself.
+
+use std::path::PathBuf;
+
+use super::{Secret, SecretName};
+use crate::{
+    config::resolve_secret,
+    error::{Error, ErrorCode, Result},
+};
+
+/// `secret:NAME`, `env:NAME` or `file:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretReference {
+    /// One of the operator's own.
+    Named(SecretName),
+    Place(SecretPlace),
+}
+
+/// Outside of the store; it is read for each use, so that its value may change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretPlace {
+    /// Of the controller's environment.
+    Environment(String),
+    File(PathBuf),
+}
+
+impl SecretReference {
+    /// `key` is the configuration's, for the error. A value itself is refused, and not repeated: what
+    /// stands in a configuration file is read by many.
+    pub fn parse(key: &str, text: &str) -> Result<Self> {
+        if let Some(name) = text.strip_prefix("secret:") {
+            let wrong = |error: Error| Error::new(ErrorCode::ConfigInvalid, format!("{key}: {error}"));
+            return SecretName::parse(name).map(Self::Named).map_err(wrong);
+        }
+        if let Some(name) = text.strip_prefix("env:").filter(|name| !name.is_empty()) {
+            return Ok(Self::Place(SecretPlace::Environment(name.to_owned())));
+        }
+        if let Some(path) = text.strip_prefix("file:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Place(SecretPlace::File(PathBuf::from(path))));
+        }
+        Err(Error::new(ErrorCode::ConfigInvalid, format!("{key} holds a value, and must be a reference"))
+            .remedy("write secret:NAME (set with `aegis secret set NAME`), env:NAME or file:PATH"))
+    }
+}
+
+impl SecretPlace {
+    pub fn read(&self) -> Result<Secret> {
+        let reference = match self {
+            Self::Environment(name) => format!("env:{name}"),
+            Self::File(path) => format!("file:{}", path.display()),
+        };
+        Ok(Secret::new(resolve_secret(&reference)?.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_no_reference_and_is_not_repeated() {
+        let parse = |text| SecretReference::parse("spec.x", text);
+        assert!(matches!(parse("secret:a"), Ok(SecretReference::Named(name)) if name.as_str() == "a"));
+        assert_eq!(parse("env:X").unwrap(), SecretReference::Place(SecretPlace::Environment("X".into())));
+        assert_eq!(parse("file:/x").unwrap(), SecretReference::Place(SecretPlace::File("/x".into())));
+        for bad in ["", "hunter2", "env:", "file:", "secret:", "secret:A b"] {
+            let error = parse(bad).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::ConfigInvalid);
+            assert!(error.message().starts_with("spec.x") && !error.to_string().contains("hunter2"));
+        }
+    }
+}
