@@ -65,7 +65,12 @@ impl Drift {
 /// Empty where nothing was deployed, or all is as it was.
 pub fn drift(facts: &HostFacts) -> Vec<Drift> {
     let Some(release) = &facts.release else { return Vec::new() };
-    files(release, facts).chain(services(release, facts)).chain(images(facts)).take(SHOWN_MAX).collect()
+    let files = files(release, facts);
+    // An engine that does not answer says nothing of its containers.
+    if facts.docker_version.is_none() {
+        return files.take(SHOWN_MAX).collect();
+    }
+    files.chain(services(release, facts)).chain(images(facts)).take(SHOWN_MAX).collect()
 }
 
 fn files<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator<Item = Drift> + 'a {
@@ -138,6 +143,7 @@ mod tests {
                 goal: None,
             }),
             files: map(files),
+            docker_version: Some("26.1.5".into()),
             look: Look::parse(containers),
             ..HostFacts::default()
         }
@@ -159,6 +165,12 @@ mod tests {
         facts.ready = Some(mark("y"));
         assert!(drift(&facts).iter().all(|drift| drift.kind == DriftKind::ImageChanged));
         assert_eq!(drift(&facts).len(), 2);
+    }
+
+    #[test]
+    fn an_engine_that_is_away_is_no_drift() {
+        let away = HostFacts { docker_version: None, ..facts(&[(".env", "1"), ("www/index.html", "2")], "") };
+        assert_eq!(drift(&away), []);
     }
 
     #[test]

@@ -175,7 +175,7 @@ async fn a_node_is_removed_with_its_stack_and_keeps_its_volumes_unless_told() {
     deployed().await;
     let logs = LogsAsked::new(vec!["node".into()], Some(10), None).unwrap();
     let text = bench.deployments.logs(&order().node, &logs, Origin::Assistant).await.unwrap();
-    assert!(text.contains("llm http://primary:8150"), "{text}");
+    assert!(text.contains("llm http://primary:8150") && !text.contains("[2K"), "{text}");
     let unknown = LogsAsked::new(vec!["nobody".into()], None, None).unwrap();
     assert!(bench.deployments.logs(&order().node, &unknown, Origin::Assistant).await.is_err());
 

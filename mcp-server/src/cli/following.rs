@@ -64,7 +64,9 @@ pub async fn follow(context: &Context, client: &Client, begun: DeploymentView) -
     for finding in &view.findings {
         context.output.say(&clean(&finding.to_string()));
     }
-    if let Some(log) = view.log_tail.as_ref().filter(|_| view.state != DeploymentState::Ready) {
+    if let Some(log) =
+        view.log_tail.as_ref().filter(|log| !log.is_empty() && view.state != DeploymentState::Ready)
+    {
         context.output.say("The host's log ends with:");
         for line in log.lines() {
             context.output.say(&format!("  {}", clean(line)));

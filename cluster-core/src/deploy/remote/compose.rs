@@ -167,8 +167,8 @@ const EXEC_MODELS: &str =
 const EXEC_PULL: &str =
     r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" exec -T "$3" ollama pull "$4""#;
 
-/// $1 base, $2 project, $3 service, $4 lines.
-const LOGS: &str = r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" logs --no-color --no-log-prefix --tail "$4" "$3" 2>&1"#;
+/// $1 base, $2 project, $3 service, $4 lines. Escape sequences, of which Compose adds its own, go whole.
+const LOGS: &str = r#"cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" docker compose -p "$2" logs --no-color --no-log-prefix --tail "$4" "$3" 2>&1 | sed "s/$(printf '\033')\[[0-9;]*[A-Za-z]//g""#;
 
 /// $1 base, $2 project, $3 lines, $4 since or empty, $5 bytes, then services. The last line is the status.
 const LOGS_OF: &str = r#"
@@ -182,7 +182,7 @@ done
 {
   compose logs --no-color --timestamps --tail "$lines" ${since:+--since "$since"} "$@" 2>&1
   printf '\n%s' "$?"
-} | tail -c "$bytes"
+} | sed "s/$(printf '\033')\[[0-9;]*[A-Za-z]//g" | tail -c "$bytes"
 "#;
 
 /// $1 base, $2 project, $3 "volumes" or empty. What Compose leaves, because a
