@@ -223,6 +223,10 @@ impl Deployments {
             return Ok(known);
         }
         let deployed = self.inner.context.membership.deployed(&node).await?;
+        let action = match action {
+            Action::Remove(removal) => Action::Remove(Removal { was_drained: deployed.drained, ..removal }),
+            other => other,
+        };
         let spec = DeploymentSpec::of_deployed(node, deployed, wait, origin);
         self.begin(self.mint_id(now_ms()), action, spec, digest, idempotency_key, None).await
     }
@@ -261,6 +265,7 @@ impl Deployments {
             action,
             spec,
             before: None,
+            fetched: Vec::new(),
             idempotency_key,
             request_digest,
         };
@@ -299,7 +304,7 @@ impl Deployments {
         work: impl AsyncFnOnce(Remote<'_>) -> Result<T>,
     ) -> Result<T> {
         let context = &self.inner.context;
-        let Deployed { target, base_dir } = context.membership.deployed(node).await?;
+        let Deployed { target, base_dir, .. } = context.membership.deployed(node).await?;
         let connection = context.hosts.connect(&target, origin).await?;
         let done = async {
             let sudo = Remote { connection: &connection, base: &base_dir }.needs_sudo().await?;

@@ -54,6 +54,9 @@ pub struct Removal {
     pub drain_seconds: u64,
     /// The host does not exist any more: nothing is done there.
     pub host_gone: bool,
+    /// It was out of service before, and stays so when the removal is called off.
+    #[serde(default)]
+    pub was_drained: bool,
 }
 
 impl Removal {
@@ -64,7 +67,7 @@ impl Removal {
         if volumes && host_gone {
             return Err(Error::invalid("volumes cannot be removed on a host that is gone"));
         }
-        Ok(Self { volumes, drain_seconds: drain.as_secs(), host_gone })
+        Ok(Self { volumes, drain_seconds: drain.as_secs(), host_gone, was_drained: false })
     }
 }
 

@@ -6,7 +6,10 @@
 macro_rules! end_work {
     () => {
         r#"
-if read -r group begun < "$1/.work" 2>/dev/null; then
+group=; begun=
+read -r group begun < "$1/.work" 2>/dev/null
+case "$group" in ''|0|1|*[!0-9]*) group=;; esac
+if [ -n "$group" ] && [ -n "$begun" ]; then
   alive() { [ "$(sed 's/^.*) //' "/proc/$group/stat" 2>/dev/null | cut -d' ' -f20)" = "$begun" ]; }
   if alive; then
     kill -- "-$group" 2>/dev/null

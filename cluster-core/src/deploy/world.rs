@@ -69,6 +69,9 @@ pub struct DeploymentRecord {
     /// What ran there before; none until the host was looked at, and then something may be changed.
     #[serde(default)]
     pub before: Option<Before>,
+    /// Images that the host did not have and got for this deployment.
+    #[serde(default)]
+    pub fetched: Vec<String>,
     pub idempotency_key: Option<String>,
     pub request_digest: String,
 }
@@ -86,6 +89,8 @@ pub enum Before {
 pub struct Deployed {
     pub target: SshTarget,
     pub base_dir: String,
+    /// It is out of service already.
+    pub drained: bool,
 }
 
 /// A host that a person (or the configuration) admitted, with the key that is pinned.

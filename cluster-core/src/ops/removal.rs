@@ -31,7 +31,7 @@ pub async fn deployed(controller: &Controller, node_id: &NodeId, allow_loopback:
         user: site.user,
         key_path: site.key_path,
     };
-    Ok(Deployed { target, base_dir: site.base_dir })
+    Ok(Deployed { target, base_dir: site.base_dir, drained: record.desired != Desired::Schedulable })
 }
 
 /// Waits until nothing runs there; what does not end in time goes with the node.

@@ -118,17 +118,6 @@ async fn a_token_is_spent_once_however_many_try() {
 }
 
 #[tokio::test]
-async fn another_key_is_not_pinned_over_the_first() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = store(directory.path()).await;
-    let stored = node("edge-1", 7);
-    store.write(Write::PutNode(Box::new(stored.clone()))).await.unwrap();
-    let pin = |key| Write::PinKey { node_id: stored.node_id.clone(), public_key: [key; 32] };
-    assert_eq!(store.write(pin(7)).await.unwrap(), 1);
-    assert_eq!(store.write(pin(8)).await.unwrap(), 0);
-}
-
-#[tokio::test]
 async fn an_idempotency_key_names_one_execution() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path()).await;

@@ -27,11 +27,6 @@ pub enum Write {
 
     /// The whole record of a node, new or not.
     PutNode(Box<NodeRecord>),
-    /// Only while no other key is pinned.
-    PinKey {
-        node_id: NodeId,
-        public_key: [u8; 32],
-    },
     SetDesired {
         node_id: NodeId,
         desired: Desired,
@@ -122,11 +117,6 @@ impl Write {
                 done(sqlx::query(sql).bind(*name).bind(value), to).await
             }
             Write::PutNode(node) => put_node(node, to).await,
-            Write::PinKey { node_id, public_key } => {
-                let sql = "UPDATE nodes SET public_key = $1
-                     WHERE node_id = $2 AND (public_key IS NULL OR public_key = $1)";
-                done(sqlx::query(sql).bind(public_key.to_vec()).bind(node_id.as_str()), to).await
-            }
             Write::SetDesired { node_id, desired, deadline_ms, on_deadline } => {
                 let sql = "UPDATE nodes SET desired = $1, drain_deadline_ms = $2, drain_on_deadline = $3
                      WHERE node_id = $4";

@@ -202,6 +202,19 @@ async fn a_node_is_removed_with_its_stack_and_keeps_its_volumes_unless_told() {
     let unknown = bench.deployments.remove(order(), removal(false, 0), Origin::Assistant).await;
     assert_eq!(unknown.unwrap_err().code(), ErrorCode::NotFound);
 
+    // Of a machine that is said to be gone nothing is asked, and nothing is done there.
+    deployed().await;
+    let gone = Removal::new(false, Duration::ZERO, true).unwrap();
+    let view = bench.deployments.remove(order(), gone, Origin::Assistant).await.unwrap();
+    let ended = bench.end_of(&view.deployment_id).await;
+    assert_eq!(ended.state, DeploymentState::Removed, "{:?}", ended.failure);
+    assert_eq!(
+        ended.steps.iter().map(|step| step.name).collect::<Vec<_>>(),
+        [StepName::Plan, StepName::Drain, StepName::Forget]
+    );
+    run(&connection, r#"docker ps --format '{{.Names}}' | grep -q node"#, &[]).await;
+    assert!(bench.cluster.admitted.lock().unwrap().is_empty());
+
     deployed().await;
     let refused = bench.deployments.remove(order(), removal(true, 0), Origin::Assistant).await.unwrap_err();
     assert_eq!(refused.code(), ErrorCode::Forbidden);

@@ -321,7 +321,11 @@ impl Membership for StandInCluster {
     }
     fn deployed<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Deployed>> {
         let known = self.admitted.lock().unwrap().contains(node);
-        let deployed = Deployed { target: self.host.target(), base_dir: "/opt/aitheros-edge".to_owned() };
+        let deployed = Deployed {
+            target: self.host.target(),
+            base_dir: "/opt/aitheros-edge".to_owned(),
+            drained: false,
+        };
         Box::pin(
             async move { if known { Ok(deployed) } else { Err(Error::not_found("node", node.as_str())) } },
         )

@@ -1,26 +1,33 @@
 //! Deployments over HTTP, with the body that the seed published: each operation is answered with 202 and
 //! an id, goes on by itself, and is followed, streamed and called off by that id.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Json,
     extract::State,
-    response::{IntoResponse as _, Response},
+    response::{
+        IntoResponse as _, Response,
+        sse::{Event, Sse},
+    },
 };
 use cluster_core::{
+    Result,
     cluster::peer::OnDeadline,
     core::ReleaseView,
     deploy::{DeploymentFilter, DeploymentState, DeploymentView, LogsAsked, NodeOrder, Origin, Removal},
     ids::{DeploymentId, NodeId},
 };
-use http::StatusCode;
+use futures::Stream;
+use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
     body::{Asked, Body, Named},
     error::Answer,
+    events::last_event_id,
+    parts,
 };
 use crate::tools::{check_range, check_secret, clean, deploy_edge_node::Arguments, drain_order, whole};
 
@@ -47,6 +54,24 @@ pub async fn deploy(State(api): State<Api>, Body(mut body): Body<Arguments>) -> 
     }
     let view = whole(async move { api.core.deploy(request, api.origin).await }).await?;
     Ok((StatusCode::ACCEPTED, Json(view)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Known {
+    /// The event of a view that is known already: nothing is told again until something changed.
+    after: Option<u64>,
+}
+
+/// Each step as it changes, then the whole deployment as it ended.
+pub async fn stream(
+    State(api): State<Api>,
+    Named(id): Named<DeploymentId>,
+    Asked(query): Asked<Known>,
+    headers: HeaderMap,
+) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
+    let known: u64 = last_event_id(&headers)?.or(query.after).unwrap_or(0);
+    Ok(parts::stream(api.core.watch_deployment(&id).await?, known))
 }
 
 pub async fn cancel(State(api): State<Api>, Named(id): Named<DeploymentId>) -> Answer<Json<DeploymentView>> {

@@ -7,7 +7,6 @@
 mod body;
 mod cluster;
 mod config;
-mod deployment_events;
 mod deployments;
 mod enrolment;
 pub mod error;
@@ -17,6 +16,7 @@ mod health;
 mod hosts;
 mod member;
 mod node_events;
+mod parts;
 mod rollouts;
 mod secrets;
 
@@ -57,7 +57,7 @@ pub fn router(api: Api) -> Router {
         .route("/deploy/edge-node/{node}/releases", get(deployments::releases))
         .route("/deployments/{id}", get(deployments::show))
         .route("/deployments/{id}/cancel", post(deployments::cancel))
-        .route("/deployments/{id}/events", get(deployment_events::stream))
+        .route("/deployments/{id}/events", get(deployments::stream))
         .route("/deploy/edge-nodes", post(rollouts::begin))
         .route("/rollouts", get(rollouts::list))
         .route("/rollouts/{id}", get(rollouts::show))

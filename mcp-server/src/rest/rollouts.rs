@@ -1,39 +1,30 @@
 //! Rollouts over HTTP: many hosts by one call, answered with 202 and an id, followed and called off by it.
 
-use std::{collections::VecDeque, convert::Infallible};
+use std::convert::Infallible;
 
 use axum::{
     Json,
     extract::State,
     response::{
         IntoResponse as _, Response,
-        sse::{Event, KeepAlive, Sse},
+        sse::{Event, Sse},
     },
 };
-use cluster_core::{
-    Result,
-    deploy::{MemberView, RolloutView},
-    ids::RolloutId,
-};
+use cluster_core::{Result, deploy::RolloutView, ids::RolloutId};
 use futures::Stream;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use super::{
     Api,
     body::{Asked, Body, Named},
     error::Answer,
-    events::{END, KEEP_ALIVE, message},
+    parts,
 };
 use crate::tools::{check_range, deploy_edge_nodes::Arguments, whole};
 
 const ROLLOUTS_MAX: u32 = 100;
 const ROLLOUTS_DEFAULT: u32 = 20;
-/// Every message of a stream but the last: one host as it is now. Those that change faster than they
-/// are read are told once.
-const MEMBER: &str = "member";
-
 /// 202 with the id: the rollout goes on by itself. A dry run answers 200 with every host's plan.
 pub async fn begin(State(api): State<Api>, Body(body): Body<Arguments>) -> Answer<Response> {
     let dry_run = body.dry_run;
@@ -75,49 +66,5 @@ pub async fn stream(
     Named(id): Named<RolloutId>,
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let views = api.core.watch_rollout(&id).await?;
-    let mut reader = Reader { views, told: Vec::new(), ready: VecDeque::new(), ended: false };
-    let first = reader.views.borrow_and_update().clone();
-    reader.take(&first);
-    let events = futures::stream::unfold(reader, |mut reader| async move {
-        let event = reader.next().await?;
-        Some((Ok(event), reader))
-    });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
-}
-
-struct Reader {
-    views: watch::Receiver<RolloutView>,
-    /// The hosts as they were told last.
-    told: Vec<MemberView>,
-    ready: VecDeque<Event>,
-    ended: bool,
-}
-
-impl Reader {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if self.ended {
-                return None;
-            }
-            // Its task ends with the rollout, and leaves the last view behind.
-            let gone = self.views.changed().await.is_err();
-            let view = self.views.borrow_and_update().clone();
-            self.take(&view);
-            self.ended |= gone;
-        }
-    }
-
-    fn take(&mut self, view: &RolloutView) {
-        let id = view.event.to_string();
-        let changed = view.members.iter().enumerate().filter(|(at, now)| self.told.get(*at) != Some(*now));
-        self.ready.extend(changed.map(|(_, member)| message(MEMBER, member).id(id.clone())));
-        self.told = view.members.clone();
-        if view.state.is_final() {
-            self.ready.push_back(message(END, view).id(id));
-            self.ended = true;
-        }
-    }
+    Ok(parts::stream(views, 0))
 }

@@ -1,8 +1,9 @@
 //! The step that gives the host its images: made here, sent from here, or pulled there.
 
-use std::sync::Arc;
-
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -40,6 +41,9 @@ impl Run {
                 true => ImageAction::Load,
                 false => local.action(reference, present),
             };
+            if !present {
+                self.note_fetched(reference).await?;
+            }
             match action {
                 ImageAction::Present => {}
                 ImageAction::Load => done.push(self.load(reference).await?),
@@ -88,6 +92,15 @@ impl Run {
             }
             _ => Err(refused),
         }
+    }
+
+    /// Before it comes: a first deployment that fails takes it away again, also after a restart.
+    async fn note_fetched(&mut self, reference: &str) -> Result<()> {
+        if !self.record.fetched.iter().any(|known| known == reference) {
+            self.record.fetched.push(reference.to_owned());
+            self.context.journal.put(&self.record).await?;
+        }
+        Ok(())
     }
 
     /// From this machine's engine into the host's, a piece at a time.

@@ -71,6 +71,9 @@ impl Run {
         if self.record.view.step_is_done(StepName::Stop) {
             return format!("the stack is gone from the host, but {node} is still a member");
         }
+        if called_off && self.removal().is_ok_and(|removal| removal.was_drained) {
+            return format!("{node} is out of service, as it was before");
+        }
         if called_off {
             return match self.context.membership.resume(&node).await {
                 Ok(()) => format!("{node} is in service again"),

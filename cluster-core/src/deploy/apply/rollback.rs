@@ -80,7 +80,9 @@ impl Run {
         }
         self.ensure_lock().await?;
         link_key::uninstall(self.connection()?, &self.context.hosts.settings().owner).await?;
-        self.remote()?.remove(false).await?;
+        let remote = self.remote()?;
+        remote.remove(false).await?;
+        remote.drop_images(&self.record.fetched).await?;
         Ok("the host is as it was before, but for volumes".to_owned())
     }
 

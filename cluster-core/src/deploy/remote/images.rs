@@ -28,6 +28,12 @@ impl Remote<'_> {
         Ok(output.stdout.lines().map(str::to_owned).collect())
     }
 
+    /// What a container uses stays, and so do the layers that another image has.
+    pub async fn drop_images(&self, references: &[String]) -> Result<()> {
+        let arguments: Vec<&str> = references.iter().map(String::as_str).collect();
+        self.run("remove images", DROP_IMAGES, &arguments, SHORT).await.map(drop)
+    }
+
     pub async fn load(&self, image: &NodeImage) -> Result<()> {
         let output =
             self.connection.script_with_input(LOAD, &[self.base], image.reader(), LOAD_LIMIT).await?;
@@ -128,6 +134,8 @@ exit "$status"
 
 /// One call where none is missing, as mostly.
 const MISSING_IMAGES: &str = r#"docker image inspect "$@" >/dev/null 2>&1 || for image in "$@"; do docker image inspect "$image" >/dev/null 2>&1 || printf '%s\n' "$image"; done"#;
+
+const DROP_IMAGES: &str = r#"for image in "$@"; do docker image rm "$image" >/dev/null 2>&1; done; true"#;
 
 /// What [`ImageContent::of_inspection`] reads.
 const CONTENT_FORMAT: &str = r#"{"RootFS":{"Layers":{{json .RootFS.Layers}}},"Config":{{json .Config}}}"#;
