@@ -36,7 +36,7 @@ use crate::{
     error::{Error, ErrorCode, Result},
     execution::{
         dispatch::Executions,
-        manifest::ExecutionRequest,
+        request::ExecutionRequest,
         view::{EventView, ExecutionView},
     },
     identity::{KeyFile, sha256},

@@ -33,7 +33,7 @@ pub fn run() {
         membership.set_link(&id, true);
     }
     let amounts = Amounts { cpu_millicores: 1_000, memory_mb: 128, ..Default::default() };
-    let demand = Demand { tags: vec![], node_id: None, amounts };
+    let demand = Demand { tags: vec![], preferred_tags: Vec::new(), node_id: None, amounts };
     let mut times = Vec::with_capacity(DECISIONS);
     for _ in 0..DECISIONS {
         let execution_id = ExecutionId::mint();

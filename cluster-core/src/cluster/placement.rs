@@ -146,6 +146,7 @@ mod tests {
     fn demand(tags: &[&str], cpu_millicores: u32) -> Demand {
         Demand {
             tags: tags.iter().map(|tag| Tag::parse(*tag).unwrap()).collect(),
+            preferred_tags: Vec::new(),
             node_id: None,
             amounts: Amounts { cpu_millicores, ..Default::default() },
         }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     drive, encoding,
     lifecycle::State,
-    manifest::{ExecutionRequest, Submission},
+    request::{ExecutionRequest, Submission},
     supervisor::Held,
     view::{EventKind, EventView, ExecutionView},
 };
@@ -107,7 +107,7 @@ impl Executions {
     /// Durable before it is answered. What no node could ever take is refused here.
     pub async fn submit(&self, request: ExecutionRequest) -> Result<ExecutionView> {
         let digest = hex::encode(sha256(&serde_json::to_vec(&request).unwrap_or_default()));
-        let submission = Submission::check(request)?;
+        let submission = Submission::check(request, None)?;
         if let Some(key) = &submission.idempotency_key
             && let Some(known) = self.0.store.execution_by_key(key).await?
         {
@@ -132,24 +132,7 @@ impl Executions {
             return Err(Error::new(ErrorCode::ResourceExhausted, format!("{QUEUE_MAX} executions are open"))
                 .remedy("wait until some have ended"));
         }
-        let record = ExecutionRecord {
-            execution_id: ExecutionId::mint(),
-            state: State::Pending,
-            manifest: submission.manifest,
-            demand: submission.demand,
-            input: submission.input,
-            node_id: None,
-            attempt: 0,
-            exit_code: None,
-            failure: None,
-            cancel_reason: None,
-            created_at_ms: now_ms(),
-            started_at_ms: None,
-            ended_at_ms: None,
-            last_sequence: 0,
-            idempotency_key: submission.idempotency_key,
-            request_digest: digest,
-        };
+        let record = ExecutionRecord::pending(submission, digest, now_ms());
         if self.0.store.write(Write::CreateExecution(Box::new(record.clone()))).await? == 0 {
             // The same key came twice at once.
             let key = record.idempotency_key.as_deref().unwrap_or_default();

@@ -244,7 +244,10 @@ pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView) {
     record.state = next;
     match &event.kind {
         EventKind::IterationStarted { .. } => record.started_at_ms = Some(event.time_ms),
-        EventKind::Completed => record.exit_code = Some(0),
+        EventKind::Completed { result } => {
+            record.exit_code = Some(0);
+            record.result.clone_from(result);
+        }
         EventKind::Failed { failure, exit_code } => {
             record.failure = Some(failure.clone());
             record.exit_code = *exit_code;
@@ -258,8 +261,11 @@ pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView) {
         }
         EventKind::Started
         | EventKind::ImageProgress { .. }
+        | EventKind::IterationCompleted { .. }
+        | EventKind::IterationFailed { .. }
         | EventKind::Output { .. }
         | EventKind::Cancelled { .. }
+        | EventKind::Reassigned { .. }
         | EventKind::Gap { .. } => {}
     }
     if next.is_final() {
@@ -322,29 +328,12 @@ async fn release(shared: &Shared, record: &ExecutionRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::manifest::{ExecutionRequest, Submission};
+    use crate::execution::request::{ExecutionRequest, Submission};
 
     fn record(state: State) -> ExecutionRecord {
-        let request = ExecutionRequest { image: "busybox".into(), ..Default::default() };
-        let submission = Submission::check(request).unwrap();
-        ExecutionRecord {
-            execution_id: ExecutionId::mint(),
-            state,
-            manifest: submission.manifest,
-            demand: submission.demand,
-            input: String::new(),
-            node_id: None,
-            attempt: 1,
-            exit_code: None,
-            failure: None,
-            cancel_reason: None,
-            created_at_ms: 0,
-            started_at_ms: None,
-            ended_at_ms: None,
-            last_sequence: 0,
-            idempotency_key: None,
-            request_digest: String::new(),
-        }
+        let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
+        let submission = Submission::check(request, None).unwrap();
+        ExecutionRecord { state, attempt: 1, ..ExecutionRecord::pending(submission, String::new(), 0) }
     }
 
     fn event(sequence: u64, kind: EventKind) -> EventView {
@@ -359,7 +348,7 @@ mod tests {
         assert_eq!((record.state, record.started_at_ms), (State::Running, Some(7)));
         apply(&mut record, &event(3, EventKind::Started));
         assert_eq!(record.state, State::Running);
-        apply(&mut record, &event(4, EventKind::Completed));
+        apply(&mut record, &event(4, EventKind::Completed { result: None }));
         apply(&mut record, &event(5, EventKind::Cancelled { reason: String::new() }));
         assert_eq!(
             (record.state, record.exit_code, record.ended_at_ms),

@@ -9,11 +9,8 @@ use super::view::{EventKind, EventView, Stream};
 use crate::{
     clock::rfc3339,
     error::{Error, ErrorCode, Failure, Result},
-    ids::ExecutionId,
+    ids::{ExecutionId, NodeId},
 };
-
-/// One-shot executions have one iteration.
-const ITERATION: u32 = 1;
 
 pub fn encode(execution_id: &ExecutionId, event: &EventView) -> Vec<u8> {
     to_wire(execution_id, event).encode_to_vec()
@@ -52,9 +49,29 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
             data: data.to_vec(),
             truncated: *truncated,
         }),
-        EventKind::Completed => Event::ExecutionCompleted(pb::ExecutionCompleted {
+        EventKind::IterationCompleted { iteration } => Event::IterationCompleted(pb::IterationCompleted {
             execution_id: id,
-            total_iterations: ITERATION,
+            iteration_number: *iteration,
+            completed_at: time,
+            ..Default::default()
+        }),
+        EventKind::IterationFailed { iteration, failure, exit_code, stderr_tail } => {
+            Event::IterationFailed(pb::IterationFailed {
+                execution_id: id,
+                iteration_number: *iteration,
+                error: Some(pb::IterationError {
+                    error_type: failure.code.name().to_owned(),
+                    message: failure.message.clone(),
+                    stacktrace: (!stderr_tail.is_empty()).then(|| stderr_tail.clone()),
+                }),
+                failed_at: time,
+                exit_code: *exit_code,
+                remedy: failure.remedy.clone(),
+            })
+        }
+        EventKind::Completed { result } => Event::ExecutionCompleted(pb::ExecutionCompleted {
+            execution_id: id,
+            final_output: result.clone().unwrap_or_default(),
             completed_at: time,
             exit_code: Some(0),
             ..Default::default()
@@ -62,11 +79,11 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
         EventKind::Failed { failure, exit_code } => Event::ExecutionFailed(pb::ExecutionFailed {
             execution_id: id,
             reason: failure.message.clone(),
-            total_iterations: ITERATION,
             failed_at: time,
             code: failure.code.name().to_owned(),
             exit_code: *exit_code,
             remedy: failure.remedy.clone(),
+            ..Default::default()
         }),
         EventKind::Cancelled { reason } => {
             Event::Cancelled(pb::ExecutionCancelled { reason: reason.clone() })
@@ -74,6 +91,11 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
         EventKind::TimedOut { timeout_ms } => {
             Event::TimedOut(pb::ExecutionTimedOut { timeout_ms: *timeout_ms })
         }
+        EventKind::Reassigned { attempt, node_id, reason } => Event::Reassigned(pb::ExecutionReassigned {
+            attempt: *attempt,
+            node_id: node_id.to_string(),
+            reason: reason.clone(),
+        }),
         EventKind::Gap { first, last } => Event::Gap(pb::EventGap { first: *first, last: *last }),
     };
     pb::ExecutionEvent {
@@ -104,7 +126,25 @@ pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
             data: Bytes::from(chunk.data),
             truncated: chunk.truncated,
         },
-        Event::ExecutionCompleted(_) => EventKind::Completed,
+        Event::IterationCompleted(completed) => {
+            EventKind::IterationCompleted { iteration: completed.iteration_number }
+        }
+        Event::IterationFailed(failed) => {
+            let error = failed.error.unwrap_or_default();
+            EventKind::IterationFailed {
+                iteration: failed.iteration_number,
+                failure: Failure {
+                    code: ErrorCode::from_name(&error.error_type).unwrap_or(ErrorCode::ContainerFailed),
+                    message: error.message,
+                    remedy: failed.remedy,
+                },
+                exit_code: failed.exit_code,
+                stderr_tail: error.stacktrace.unwrap_or_default(),
+            }
+        }
+        Event::ExecutionCompleted(completed) => EventKind::Completed {
+            result: (!completed.final_output.is_empty()).then_some(completed.final_output),
+        },
         Event::ExecutionFailed(failed) => EventKind::Failed {
             failure: Failure {
                 code: ErrorCode::from_name(&failed.code).unwrap_or(ErrorCode::ContainerFailed),
@@ -115,11 +155,13 @@ pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
         },
         Event::Cancelled(cancelled) => EventKind::Cancelled { reason: cancelled.reason },
         Event::TimedOut(timed_out) => EventKind::TimedOut { timeout_ms: timed_out.timeout_ms },
+        Event::Reassigned(given_up) => EventKind::Reassigned {
+            attempt: given_up.attempt,
+            node_id: NodeId::parse(given_up.node_id)?,
+            reason: given_up.reason,
+        },
         Event::Gap(gap) => EventKind::Gap { first: gap.first, last: gap.last },
-        Event::IterationCompleted(_)
-        | Event::IterationFailed(_)
-        | Event::RefinementApplied(_)
-        | Event::Reassigned(_) => return Err(unknown()),
+        Event::RefinementApplied(_) => return Err(unknown()),
     };
     Ok(EventView { sequence: event.sequence, attempt: event.attempt, time_ms: event.time_ms, kind })
 }
@@ -140,7 +182,20 @@ mod tests {
                 data: Bytes::from_static(b"\xff\x00"),
                 truncated: true,
             },
-            EventKind::Completed,
+            EventKind::IterationCompleted { iteration: 2 },
+            EventKind::IterationFailed {
+                iteration: 3,
+                failure: failure.clone(),
+                exit_code: Some(1),
+                stderr_tail: "why".into(),
+            },
+            EventKind::Completed { result: Some("{}".into()) },
+            EventKind::Completed { result: None },
+            EventKind::Reassigned {
+                attempt: 1,
+                node_id: NodeId::parse("edge-1").unwrap(),
+                reason: "away".into(),
+            },
             EventKind::Failed { failure, exit_code: Some(137) },
             EventKind::Cancelled { reason: "r".into() },
             EventKind::TimedOut { timeout_ms: 5 },

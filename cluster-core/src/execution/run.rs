@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 use super::{
-    manifest::ARGUMENT_BYTES_MAX,
+    request::ARGUMENT_BYTES_MAX,
     supervisor::{Run, Shared},
     view::{EventKind, Stream},
 };
@@ -312,7 +312,7 @@ async fn patiently<F: Future<Output = Result<Found>>>(mut ask: impl FnMut() -> F
 
 fn ended(exit: Exit) -> EventKind {
     if exit.code == 0 {
-        return EventKind::Completed;
+        return EventKind::Completed { result: None };
     }
     let (code, message) = if exit.out_of_memory {
         (ErrorCode::OutOfMemory, "the container was killed at its memory limit".to_owned())

@@ -24,6 +24,13 @@ pub struct ExecutionView {
     pub exit_code: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// How often it was tried on its node; 0 before the first.
+    #[serde(default)]
+    pub iteration: u32,
+    /// What the container says that it found: JSON from the last line of its stdout, or a file's text.
+    /// Untrusted, like all output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
     /// Why it waits, node by node, while it is pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
@@ -78,7 +85,23 @@ pub enum EventKind {
         truncated: bool,
     },
     /// The container exited with 0.
-    Completed,
+    IterationCompleted {
+        iteration: u32,
+    },
+    /// Any other end of one container; another iteration follows, or the end.
+    IterationFailed {
+        iteration: u32,
+        failure: Failure,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// The end of what it wrote to stderr: the next iteration is told.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        stderr_tail: String,
+    },
+    Completed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        result: Option<String>,
+    },
     /// Any end but success, cancel and timeout.
     Failed {
         failure: Failure,
@@ -90,6 +113,12 @@ pub enum EventKind {
     },
     TimedOut {
         timeout_ms: u64,
+    },
+    /// An attempt was given up, and another may begin elsewhere.
+    Reassigned {
+        attempt: u32,
+        node_id: NodeId,
+        reason: String,
     },
     /// Events that are not kept any more.
     Gap {
@@ -117,10 +146,15 @@ impl EventKind {
         match self {
             EventKind::Started => Some(State::Starting),
             EventKind::IterationStarted { .. } => Some(State::Running),
-            EventKind::Completed => Some(State::Succeeded),
+            EventKind::Completed { .. } => Some(State::Succeeded),
             EventKind::Failed { .. } | EventKind::TimedOut { .. } => Some(State::Failed),
             EventKind::Cancelled { .. } => Some(State::Cancelled),
-            EventKind::ImageProgress { .. } | EventKind::Output { .. } | EventKind::Gap { .. } => None,
+            EventKind::ImageProgress { .. }
+            | EventKind::IterationCompleted { .. }
+            | EventKind::IterationFailed { .. }
+            | EventKind::Output { .. }
+            | EventKind::Reassigned { .. }
+            | EventKind::Gap { .. } => None,
         }
     }
 }

@@ -9,7 +9,8 @@ use crate::{
     error::{Error, Result},
     execution::{
         dispatch::Executions,
-        manifest::{ExecutionRequest, NetworkMode, ResourceRequest},
+        manifest::NetworkMode,
+        request::{ExecutionRequest, ResourceRequest},
         view::ExecutionView,
     },
     ids::NodeId,
@@ -22,7 +23,7 @@ const WAIT: Duration = Duration::from_secs(TIMEOUT_SECS + 15);
 /// Runs the executable's version command in a container of `image` on one node, to its end.
 pub async fn run_version(executions: &Executions, node_id: &NodeId, image: &str) -> Result<ExecutionView> {
     let request = ExecutionRequest {
-        image: image.to_owned(),
+        image: Some(image.to_owned()),
         command: vec!["/aegis".to_owned(), "--version".to_owned()],
         node_id: Some(node_id.clone()),
         resources: ResourceRequest { cpu: Some(0.1), memory_mb: Some(128), ..Default::default() },

@@ -8,6 +8,7 @@ use crate::{
     execution::{
         lifecycle::State,
         manifest::{Demand, Manifest},
+        request::Submission,
         view::ExecutionView,
     },
     ids::{ExecutionId, NodeId},
@@ -23,7 +24,14 @@ pub struct ExecutionRecord {
     pub input: String,
     pub node_id: Option<NodeId>,
     pub attempt: u32,
+    /// Attempts that may have run in all, and those that were given up because their node was lost.
+    pub max_attempts: u32,
+    pub lost_attempts: u32,
+    /// What the numbers of this attempt's events come after: its node counts from 1.
+    pub sequence_base: u64,
+    pub iteration: u32,
     pub exit_code: Option<i32>,
+    pub result: Option<String>,
     pub failure: Option<Failure>,
     /// Somebody asked for its end.
     pub cancel_reason: Option<String>,
@@ -37,6 +45,33 @@ pub struct ExecutionRecord {
 }
 
 impl ExecutionRecord {
+    /// Accepted, and nothing more.
+    pub fn pending(submission: Submission, request_digest: String, now_ms: i64) -> Self {
+        Self {
+            execution_id: ExecutionId::mint(),
+            state: State::Pending,
+            manifest: submission.manifest,
+            demand: submission.demand,
+            input: submission.input,
+            node_id: None,
+            attempt: 0,
+            max_attempts: submission.max_attempts,
+            lost_attempts: 0,
+            sequence_base: 0,
+            iteration: 0,
+            exit_code: None,
+            result: None,
+            failure: None,
+            cancel_reason: None,
+            created_at_ms: now_ms,
+            started_at_ms: None,
+            ended_at_ms: None,
+            last_sequence: 0,
+            idempotency_key: submission.idempotency_key,
+            request_digest,
+        }
+    }
+
     pub fn view(&self) -> ExecutionView {
         ExecutionView {
             execution_id: self.execution_id.clone(),
@@ -44,7 +79,9 @@ impl ExecutionRecord {
             image: self.manifest.image.clone(),
             node_id: self.node_id.clone(),
             attempt: self.attempt,
+            iteration: self.iteration,
             exit_code: self.exit_code,
+            result: self.result.clone(),
             failure: self.failure.clone(),
             waiting: None,
             created_at_ms: self.created_at_ms,
@@ -120,6 +157,11 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         input: text("input")?,
         node_id: maybe("node_id")?.map(NodeId::parse).transpose()?,
         attempt: u32::try_from(number("attempt")?).map_err(|e| unreadable("attempt", e))?,
+        max_attempts: u32::try_from(number("max_attempts")?).map_err(|e| unreadable("max_attempts", e))?,
+        lost_attempts: u32::try_from(number("lost_attempts")?).map_err(|e| unreadable("lost_attempts", e))?,
+        sequence_base: u64::try_from(number("sequence_base")?).map_err(|e| unreadable("sequence", e))?,
+        iteration: u32::try_from(number("iteration")?).map_err(|e| unreadable("iteration", e))?,
+        result: maybe("result")?,
         exit_code: time("exit_code")?.and_then(|code| i32::try_from(code).ok()),
         failure: maybe("failure")?.map(|json| from_json("failure", &json)).transpose()?,
         cancel_reason: maybe("cancel_reason")?,

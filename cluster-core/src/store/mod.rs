@@ -134,6 +134,7 @@ fn migrations() -> Migrator {
         simple(3, "enrolment", include_str!("migrations/0003_enrolment.sql")),
         simple(4, "secrets", include_str!("migrations/0004_secrets.sql")),
         simple(5, "rollouts", include_str!("migrations/0005_rollouts.sql")),
+        simple(6, "attempts", include_str!("migrations/0006_attempts.sql")),
     ])
 }
 

@@ -3,9 +3,9 @@ use crate::{
     cluster::peer::{Desired, LinkKind, OnDeadline, Role, Site},
     execution::{
         lifecycle::State,
-        manifest::{ExecutionRequest, Submission},
+        request::{ExecutionRequest, Submission},
     },
-    ids::{EnrolmentTokenId, ExecutionId, NodeId, UserName},
+    ids::{EnrolmentTokenId, NodeId, UserName},
 };
 
 async fn store(directory: &Path) -> Store {
@@ -17,26 +17,13 @@ fn node(id: &str, key: u8) -> NodeRecord {
 }
 
 fn execution(key: Option<&str>) -> ExecutionRecord {
-    let request = ExecutionRequest { image: "busybox".into(), ..Default::default() };
-    let submission = Submission::check(request).unwrap();
-    ExecutionRecord {
-        execution_id: ExecutionId::mint(),
-        state: State::Pending,
-        manifest: submission.manifest,
-        demand: submission.demand,
-        input: "in".into(),
-        node_id: None,
-        attempt: 0,
-        exit_code: None,
-        failure: None,
-        cancel_reason: None,
-        created_at_ms: 1,
-        started_at_ms: None,
-        ended_at_ms: None,
-        last_sequence: 0,
+    let request = ExecutionRequest {
+        image: Some("busybox".into()),
+        input: Some("in".into()),
         idempotency_key: key.map(Into::into),
-        request_digest: "d".into(),
-    }
+        ..Default::default()
+    };
+    ExecutionRecord::pending(Submission::check(request, None).unwrap(), "d".into(), 1)
 }
 
 #[tokio::test]

@@ -289,8 +289,8 @@ async fn create_token(token: &TokenRecord, to: &mut Transaction<'_, Any>) -> Cha
 
 async fn create_execution(record: &ExecutionRecord, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
-             last_sequence, idempotency_key, request_digest)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8) ON CONFLICT DO NOTHING";
+             last_sequence, idempotency_key, request_digest, max_attempts)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9) ON CONFLICT DO NOTHING";
     let query = sqlx::query(sql)
         .bind(record.execution_id.as_str())
         .bind(record.state.name())
@@ -299,7 +299,8 @@ async fn create_execution(record: &ExecutionRecord, to: &mut Transaction<'_, Any
         .bind(&record.input)
         .bind(record.created_at_ms)
         .bind(record.idempotency_key.clone())
-        .bind(&record.request_digest);
+        .bind(&record.request_digest)
+        .bind(i64::from(record.max_attempts));
     done(query, to).await
 }
 

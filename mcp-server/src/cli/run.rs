@@ -7,7 +7,8 @@ use cluster_core::{
     Error, ErrorCode, Result,
     execution::{
         lifecycle::State,
-        manifest::{INPUT_BYTES_MAX, NetworkMode, ResourceRequest},
+        manifest::NetworkMode,
+        request::{INPUT_BYTES_MAX, ResourceRequest},
         view::{EventKind, EventView, ExecutionView, Stream},
     },
 };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    execution::{manifest::ExecutionRequest, view::ExecutionView},
+    execution::{request::ExecutionRequest, view::ExecutionView},
     ids::ExecutionId,
 };
 use http::StatusCode;

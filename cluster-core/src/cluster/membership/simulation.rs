@@ -373,7 +373,12 @@ impl World {
 }
 
 fn demand() -> Demand {
-    Demand { tags: vec![], node_id: None, amounts: Amounts { cpu_millicores: 1_000, ..Default::default() } }
+    Demand {
+        tags: vec![],
+        preferred_tags: Vec::new(),
+        node_id: None,
+        amounts: Amounts { cpu_millicores: 1_000, ..Default::default() },
+    }
 }
 
 proptest! {

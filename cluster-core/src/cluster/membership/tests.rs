@@ -56,7 +56,12 @@ fn cluster(names: &[&str]) -> Membership {
 }
 
 fn demand() -> Demand {
-    Demand { tags: vec![], node_id: None, amounts: Amounts { cpu_millicores: 1_000, ..Default::default() } }
+    Demand {
+        tags: vec![],
+        preferred_tags: Vec::new(),
+        node_id: None,
+        amounts: Amounts { cpu_millicores: 1_000, ..Default::default() },
+    }
 }
 
 /// A heartbeat; the commands in its answer.

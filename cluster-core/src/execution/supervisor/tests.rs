@@ -5,7 +5,7 @@ use std::process::Command;
 use futures::StreamExt as _;
 
 use super::*;
-use crate::execution::manifest::{ExecutionRequest, Submission};
+use crate::execution::request::{ExecutionRequest, Submission};
 
 const IMAGE: &str = "busybox:testbed";
 
@@ -47,13 +47,13 @@ impl Drop for Setting {
 
 fn order(script: &str, input: &str, change: impl FnOnce(&mut ExecutionRequest)) -> Order {
     let mut request = ExecutionRequest {
-        image: IMAGE.into(),
+        image: Some(IMAGE.into()),
         command: vec!["sh".into(), "-c".into(), script.into()],
         timeout_seconds: Some(60),
         ..Default::default()
     };
     change(&mut request);
-    let submission = Submission::check(request).unwrap();
+    let submission = Submission::check(request, None).unwrap();
     Order {
         execution_id: ExecutionId::mint(),
         attempt: 1,
@@ -123,7 +123,7 @@ async fn cancel_timeout_memory_and_missing_images_are_told_apart() {
     }
     let late = order("trap '' TERM; sleep 1000", "", |request| request.timeout_seconds = Some(1));
     let hungry = order("tail /dev/zero", "", |request| request.resources.memory_mb = Some(16));
-    let absent = order("true", "", |request| request.image = "localhost:1/absent:1".into());
+    let absent = order("true", "", |request| request.image = Some("localhost:1/absent:1".into()));
     let unfit = order("", "", |request| request.command = vec!["/absent".into()]);
     let ends = futures::join!(
         events(&supervisor, &late, 0),
@@ -212,5 +212,5 @@ async fn every_byte_of_a_fast_writer_that_ends_arrives() {
     let written = text(&all, OutputStream::Stdout);
     assert_eq!(written.len(), 3_000_000);
     assert!(expected.starts_with(&written), "in order and unchanged");
-    assert!(matches!(all.last().unwrap().kind, EventKind::Completed));
+    assert!(matches!(all.last().unwrap().kind, EventKind::Completed { .. }));
 }

@@ -127,11 +127,10 @@ impl ControllerApi {
         }
         let needed = capabilities_from_wire(inner.required_capabilities.unwrap_or_default())?;
         let preferred = inner.preferred_tags.into_iter().map(Tag::parse).collect::<Result<Vec<_>>>()?;
-        let required = Demand { tags: needed.tags, node_id: None, amounts: needed.total };
-        let mut liked = required.clone();
-        liked.tags.extend(preferred);
+        let demand =
+            Demand { tags: needed.tags, preferred_tags: preferred, node_id: None, amounts: needed.total };
         let chosen = self.0.controller.with_placement(move |membership| {
-            let chosen = membership.fit(&liked).or_else(|_| membership.fit(&required))?;
+            let chosen = membership.fit(&demand)?;
             let address = membership.record(&chosen).map(|record| record.address.clone());
             Ok((chosen, address.unwrap_or_default()))
         });
