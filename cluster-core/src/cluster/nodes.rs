@@ -22,7 +22,8 @@ use crate::{
     config::layers::MergedConfig,
     error::{Error, ErrorCode, Result},
     execution::{
-        supervisor::{Held, Order, Supervisor},
+        order::{Attempt, Held, Order},
+        supervisor::Supervisor,
         view::EventView,
     },
     identity::PublicKey,
@@ -294,7 +295,9 @@ impl Worker {
         after_sequence: u64,
     ) -> Result<impl Stream<Item = Result<EventView>> + Send + use<>> {
         match self {
-            Worker::Local(supervisor) => Ok(Either::Left(supervisor.accept(order, after_sequence)?.boxed())),
+            Worker::Local(supervisor) => {
+                Ok(Either::Left(supervisor.accept(order, after_sequence).await?.boxed()))
+            }
             Worker::Remote { client, sealer } => {
                 Ok(Either::Right(client.forward(sealer, &order, after_sequence).await?.boxed()))
             }
@@ -308,10 +311,11 @@ impl Worker {
         }
     }
 
-    pub async fn release(&self, execution_ids: &[ExecutionId]) -> Result<()> {
+    /// What runs is ended, and what has ended forgotten.
+    pub async fn release(&self, attempts: &[Attempt]) -> Result<()> {
         match self {
-            Worker::Local(supervisor) => supervisor.release(execution_ids).await,
-            Worker::Remote { client, sealer } => client.release(sealer, execution_ids).await,
+            Worker::Local(supervisor) => supervisor.release(attempts).await,
+            Worker::Remote { client, sealer } => client.release(sealer, attempts).await,
         }
     }
 }

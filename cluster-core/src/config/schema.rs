@@ -165,6 +165,10 @@ pub struct Cluster {
     pub stale_threshold_secs: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sweep_interval_secs: Option<u64>,
+    /// After so long without a word from its node, an execution is told as lost, or begun again elsewhere
+    /// where its caller allowed that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_after_secs: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_refresh_margin_secs: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -238,6 +242,22 @@ pub struct Runtime {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nfs_port: Option<u16>,
     pub policy: Policy,
+    pub retention: Retention,
+}
+
+/// How long a controller keeps what has ended; whichever bound is reached first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Retention {
+    /// Default 30.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
+    /// Executions; default 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executions: Option<u32>,
+    /// Of all their events together, in MiB; default 2048. The oldest lose their events first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events_mb: Option<u32>,
 }
 
 /// What this node lets executions do.
@@ -259,6 +279,15 @@ pub struct Policy {
     pub max_timeout_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_digests: Option<bool>,
+    /// Linux capabilities that a manifest may keep, without `CAP_`; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_capabilities: Option<Vec<String>>,
+    /// Processes of one container; default 512.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_processes: Option<u32>,
+    /// Output kept of one execution, in MiB; default 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_output_mb: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     cluster::peer::Role,
     error::{Error, ErrorCode, Result},
+    execution::settings::ExecutionSettings,
     identity::{Fingerprint, PublicKey, TransitSettings},
     ids::{NodeId, Tag},
 };
@@ -87,6 +88,7 @@ pub struct Settings {
     pub docker_socket: Option<PathBuf>,
     pub container_network: String,
     pub policy: Policy,
+    pub executions: ExecutionSettings,
     pub deploy: Deploy,
     pub mcp: McpSettings,
     pub log_level: Option<String>,
@@ -240,6 +242,7 @@ impl Settings {
                 .clone()
                 .unwrap_or_else(|| "aegis-net".to_owned()),
             policy: spec.runtime.policy.clone(),
+            executions: ExecutionSettings::of(cluster.lost_after_secs, &spec.runtime.retention)?,
             deploy: spec.deploy.clone(),
             mcp: McpSettings {
                 http: mcp.http.unwrap_or(true),

@@ -129,11 +129,18 @@ pub(super) async fn start_controller(
         local.register().await?;
         local.spawn(stop.clone());
     }
-    let executions =
-        Executions::start(store.clone(), controller.clone(), nodes.clone(), streams.reports, stop.clone())
-            .await?;
-
     let secrets = Secrets::new(store.clone(), data.path());
+    let executions = Executions::start(
+        store.clone(),
+        controller.clone(),
+        nodes.clone(),
+        secrets.clone(),
+        settings.executions,
+        streams.reports,
+        stop.clone(),
+    )
+    .await?;
+
     let stored = Arc::new(StoreJournal { store: store.clone(), secrets: secrets.clone() });
     let journal: Arc<dyn Journal> = stored.clone();
     let mut deploy = deploy_settings::of(&settings.deploy, controller.cluster_id(), data.path())?;

@@ -1,41 +1,56 @@
 //! What a container of an execution gets, and what it never gets.
 //!
-//! Never the engine's socket, a capability, a new privilege, a bind of the host, or a writable root;
-//! always limits on processes, cpu, memory and log size.
+//! Never the engine's socket, a new privilege or a bind of the host; no capability and no writable root
+//! unless its manifest asks and the node's policy allows; always limits on processes, cpu, memory and log
+//! size. Where the engine maps users into a namespace of their own, containers are in it: none is taken out.
 
 use std::collections::HashMap;
 
 use bollard::models::{ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig};
 
 use crate::{
-    execution::manifest::{Manifest, NetworkMode},
-    ids::{ExecutionId, NodeId},
+    execution::{
+        manifest::{Manifest, NetworkMode},
+        order::Attempt,
+        policy::{OUTPUT_MB_DEFAULT, PROCESSES_DEFAULT, TMP_MB_DEFAULT},
+    },
+    ids::NodeId,
 };
 
 pub const LABEL_EXECUTION: &str = "aegis.execution_id";
 pub const LABEL_ATTEMPT: &str = "aegis.attempt";
 pub const LABEL_NODE: &str = "aegis.node_id";
+/// Which worker's data directory its journal is in: two nodes may share an engine.
+pub const LABEL_OWNER: &str = "aegis.owner";
+pub const LABEL_ITERATION: &str = "aegis.iteration";
 
-const PROCESSES_MAX: i64 = 512;
-const TMP_OPTIONS: &str = "rw,noexec,nosuid,nodev,size=64m";
+const MIB: i64 = 1024 * 1024;
+/// Of the engine's own log, which is read from its beginning: it must not be rotated away before.
+const LOG_TO_OUTPUT: u32 = 3;
 
-/// By node, execution and attempt, so that creating it twice is a conflict and not a duplicate.
-pub fn container_name(node_id: &NodeId, execution_id: &ExecutionId, attempt: u32) -> String {
-    format!("aegis-{node_id}-{execution_id}-{attempt}")
+/// By node, execution, attempt and iteration, so that creating it twice is a conflict and not a duplicate.
+pub fn container_name(node_id: &NodeId, attempt: &Attempt, iteration: u32) -> String {
+    let Attempt { execution_id, number } = attempt;
+    match iteration {
+        1 => format!("aegis-{node_id}-{execution_id}-{number}"),
+        _ => format!("aegis-{node_id}-{execution_id}-{number}.{iteration}"),
+    }
 }
 
 #[derive(Debug)]
 pub struct ContainerSpec<'a> {
     pub name: String,
     pub node_id: &'a NodeId,
-    pub execution_id: &'a ExecutionId,
-    pub attempt: u32,
+    pub owner: &'a str,
+    pub attempt: &'a Attempt,
+    pub iteration: u32,
     pub manifest: &'a Manifest,
     /// The manifest's and the node's variables, `NAME=value`.
     pub env: Vec<String>,
     /// The network of executions that may use one.
     pub network: &'a str,
-    pub writable_root: bool,
+    /// Output kept of it, in MiB.
+    pub output_mb: u32,
 }
 
 impl ContainerSpec<'_> {
@@ -52,9 +67,11 @@ impl ContainerSpec<'_> {
             stdin_once: Some(true),
             attach_stdin: Some(true),
             labels: Some(HashMap::from([
-                (LABEL_EXECUTION.to_owned(), self.execution_id.to_string()),
-                (LABEL_ATTEMPT.to_owned(), self.attempt.to_string()),
+                (LABEL_EXECUTION.to_owned(), self.attempt.execution_id.to_string()),
+                (LABEL_ATTEMPT.to_owned(), self.attempt.number.to_string()),
+                (LABEL_ITERATION.to_owned(), self.iteration.to_string()),
                 (LABEL_NODE.to_owned(), self.node_id.to_string()),
+                (LABEL_OWNER.to_owned(), self.owner.to_owned()),
             ])),
             host_config: Some(self.host_config()),
             ..Default::default()
@@ -63,17 +80,24 @@ impl ContainerSpec<'_> {
 
     fn host_config(&self) -> HostConfig {
         let resources = self.manifest.resources;
-        let memory = i64::from(resources.memory_mb) * 1024 * 1024;
+        let relaxed = &self.manifest.relaxed;
+        let memory = i64::from(resources.memory_mb) * MIB;
+        let tmp_mb = relaxed.tmp_mb.unwrap_or(TMP_MB_DEFAULT);
+        let log_mb = self.output_mb.max(OUTPUT_MB_DEFAULT).saturating_mul(LOG_TO_OUTPUT);
         HostConfig {
             nano_cpus: Some(i64::from(resources.cpu_millicores) * 1_000_000),
             memory: Some(memory),
             // As much as memory: no swap on top.
             memory_swap: Some(memory),
-            pids_limit: Some(PROCESSES_MAX),
+            pids_limit: Some(i64::from(relaxed.processes.unwrap_or(PROCESSES_DEFAULT))),
             cap_drop: Some(vec!["ALL".into()]),
+            cap_add: (!relaxed.capabilities.is_empty()).then(|| relaxed.capabilities.clone()),
             security_opt: Some(vec!["no-new-privileges".into()]),
-            readonly_rootfs: Some(!self.writable_root),
-            tmpfs: Some(HashMap::from([("/tmp".to_owned(), TMP_OPTIONS.to_owned())])),
+            readonly_rootfs: Some(!relaxed.writable_root),
+            tmpfs: Some(HashMap::from([(
+                "/tmp".to_owned(),
+                format!("rw,noexec,nosuid,nodev,size={tmp_mb}m"),
+            )])),
             network_mode: Some(match self.manifest.network {
                 NetworkMode::None => "none".to_owned(),
                 NetworkMode::Allow => self.network.to_owned(),
@@ -83,7 +107,7 @@ impl ContainerSpec<'_> {
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".into()),
                 config: Some(HashMap::from([
-                    ("max-size".to_owned(), "32m".to_owned()),
+                    ("max-size".to_owned(), format!("{log_mb}m")),
                     ("max-file".to_owned(), "1".to_owned()),
                     ("compress".to_owned(), "false".to_owned()),
                 ])),

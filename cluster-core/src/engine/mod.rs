@@ -4,6 +4,7 @@
 //! the engine and translates its refusals.
 
 mod container;
+mod events;
 mod image;
 
 use std::{
@@ -24,24 +25,27 @@ use bollard::{
     query_parameters::{
         AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
         ImportImageOptions, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-        StopContainerOptionsBuilder, WaitContainerOptions,
+        StopContainerOptionsBuilder,
     },
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
-pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, container_name};
+pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name};
+pub use events::{Change, EngineEvent};
 pub use image::{Export, ImageContent, LocalImage};
 
 use crate::{
     error::{Error, ErrorCode, Result},
-    execution::view::Stream as OutputStream,
-    ids::{NodeId, shown},
+    execution::{order::Attempt, view::Stream as OutputStream},
+    ids::{ExecutionId, shown},
 };
 
 pub const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
+/// Well within what a connection holds while nobody reads it.
+const INPUT_BEFORE_START: usize = 64 * 1024;
 /// For calls that answer at once; streams have none.
 const CALL_TIMEOUT_SECS: u64 = 120;
 
@@ -70,6 +74,13 @@ pub enum Found {
     Created,
     Running,
     Exited(Exit),
+}
+
+/// A container of an execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OurContainer {
+    pub name: String,
+    pub attempt: Attempt,
 }
 
 /// A cheap handle on the engine.
@@ -189,6 +200,12 @@ impl Engine {
             .attach_container(name, Some(options))
             .await
             .map_err(|e| refused("attach to the container", e))?;
+        // What the connection holds reaches the container even when this process dies right after the start.
+        let mut rest = input;
+        let first = rest.split_to(rest.len().min(INPUT_BEFORE_START));
+        if let Err(error) = attached.input.write_all(&first).await {
+            tracing::debug!(%error, "the engine took no input before the start");
+        }
         self.docker.start_container(name, None).await.map_err(|e| {
             // 400: the command cannot be executed; a fault of the manifest, told as such.
             match status(&e) {
@@ -203,7 +220,7 @@ impl Engine {
         })?;
         // A container that never reads blocks this writer alone.
         tokio::spawn(async move {
-            if let Err(error) = attached.input.write_all(&input).await {
+            if let Err(error) = attached.input.write_all(&rest).await {
                 tracing::debug!(%error, "the container did not read all of its input");
             }
             let _ = attached.input.shutdown().await;
@@ -233,13 +250,16 @@ impl Engine {
         )
     }
 
-    /// Waits for the end. The exit itself is read afterwards, with [`Engine::find`].
-    pub async fn wait(&self, name: &str) -> Result<()> {
-        match self.docker.wait_container(name, None::<WaitContainerOptions>).next().await {
-            // Any exit code is an end.
-            None | Some(Ok(_) | Err(DockerError::DockerContainerWaitError { .. })) => Ok(()),
-            Some(Err(e)) => Err(refused("wait for the container", e)),
+    /// The last line on the container's stdout, however much came before it.
+    pub async fn last_line(&self, name: &str) -> Result<Bytes> {
+        let options = LogsOptionsBuilder::new().stdout(true).tail("1").build();
+        let mut output = std::pin::pin!(self.docker.logs(name, Some(options)));
+        let mut line = BytesMut::new();
+        while let Some(piece) = output.next().await {
+            let piece = piece.map_err(|e| refused("read the container's last line", e))?.into_bytes();
+            line.extend_from_slice(&piece);
         }
+        Ok(line.freeze())
     }
 
     pub async fn find(&self, name: &str) -> Result<Found> {
@@ -271,9 +291,9 @@ impl Engine {
         }
     }
 
-    /// Names of all containers that bear this node's label.
-    pub async fn ours(&self, node_id: &NodeId) -> Result<Vec<String>> {
-        let label = format!("{LABEL_NODE}={node_id}");
+    /// All containers of executions that bear an owner's label.
+    pub async fn ours(&self, owner: &str) -> Result<Vec<OurContainer>> {
+        let label = format!("{LABEL_OWNER}={owner}");
         let filters = HashMap::from([("label", vec![label.as_str()])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let list = self
@@ -283,8 +303,16 @@ impl Engine {
             .map_err(|e| refused("list its containers", e))?;
         Ok(list
             .into_iter()
-            .filter_map(|container| container.names?.into_iter().next())
-            .map(|name| name.trim_start_matches('/').to_owned())
+            .filter_map(|container| {
+                let labels = container.labels?;
+                Some(OurContainer {
+                    name: container.names?.into_iter().next()?.trim_start_matches('/').to_owned(),
+                    attempt: Attempt {
+                        execution_id: ExecutionId::parse(labels.get(LABEL_EXECUTION)?.as_str()).ok()?,
+                        number: labels.get(LABEL_ATTEMPT)?.parse().ok()?,
+                    },
+                })
+            })
             .collect())
     }
 

@@ -1,8 +1,9 @@
 //! Executions on the controller: accepted, queued, placed, followed to their end.
 //!
-//! Tasks: one queue task places what waits, in order, whenever the membership changes; one driver task
-//! an assigned execution owns its record (see [`super::drive`]). What is open is rebuilt from the store
-//! after a restart.
+//! Tasks: the [`queue`](super::queue) places what waits; one driver task an assigned execution owns its
+//! record (see [`super::drive`]); [`reconcile`] compares what nodes report; [`retention`] forgets what has
+//! ended long ago; one ends what outlives a drain's deadline. What is open is rebuilt from the store after
+//! a restart.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,25 +16,28 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     drive, encoding,
-    lifecycle::State,
+    lifecycle::{Input, State, Step},
+    order::Held,
+    queue::{Queue, Word},
+    reconcile,
     request::{ExecutionRequest, Submission},
-    supervisor::Held,
+    retention,
+    settings::ExecutionSettings,
     view::{EventKind, EventView, ExecutionView},
 };
 use crate::{
     clock::now_ms,
-    cluster::{controller::Controller, nodes::Nodes, placement::NoFit},
-    error::{Error, ErrorCode, Failure, Result},
+    cluster::{controller::Controller, nodes::Nodes},
+    error::{Error, ErrorCode, Result},
     identity::sha256,
     ids::{ExecutionId, NodeId},
-    store::{ExecutionRecord, Store, Write},
+    secrets::Secrets,
+    store::{ExecutionRecord, ExecutionWrite, Store, Write},
 };
 
 /// Executions that wait for a node.
 const QUEUE_MAX: usize = 10_000;
 const ORDERS_MAX: usize = 1024;
-/// After the store refused a placement (a full disk, say).
-const PLACE_RETRY: Duration = Duration::from_secs(5);
 /// Events read at a time on behalf of a reader.
 const EVENTS_READ_MAX: u32 = 1000;
 
@@ -49,8 +53,10 @@ pub(super) struct Shared {
     pub store: Store,
     pub controller: Controller,
     pub nodes: Nodes,
-    live: Mutex<HashMap<ExecutionId, Arc<Live>>>,
-    queue: mpsc::Sender<Box<ExecutionRecord>>,
+    pub secrets: Secrets,
+    pub settings: ExecutionSettings,
+    pub(super) live: Mutex<HashMap<ExecutionId, Arc<Live>>>,
+    queue: mpsc::Sender<Word>,
     pub stop: CancellationToken,
 }
 
@@ -64,12 +70,15 @@ impl Executions {
         store: Store,
         controller: Controller,
         nodes: Nodes,
+        secrets: Secrets,
+        settings: ExecutionSettings,
         reports: mpsc::Receiver<(NodeId, Vec<Held>)>,
         stop: CancellationToken,
     ) -> Result<Self> {
         let (queue, incoming) = mpsc::channel(ORDERS_MAX);
         let open = store.open_executions().await?;
-        let shared = Arc::new(Shared { store, controller, nodes, live: Mutex::default(), queue, stop });
+        let live = Mutex::default();
+        let shared = Arc::new(Shared { store, controller, nodes, secrets, settings, live, queue, stop });
         let executions = Self(shared.clone());
         let mut waiting = VecDeque::new();
         for record in open {
@@ -87,7 +96,8 @@ impl Executions {
         let queue = Queue { shared: shared.clone(), waiting };
         tokio::spawn(queue.run(incoming));
         tokio::spawn(end_overdue(executions.clone()));
-        tokio::spawn(reconcile(shared, reports));
+        tokio::spawn(retention::run(shared.clone()));
+        tokio::spawn(reconcile::run(shared, reports));
         Ok(executions)
     }
 
@@ -108,6 +118,9 @@ impl Executions {
     pub async fn submit(&self, request: ExecutionRequest) -> Result<ExecutionView> {
         let digest = hex::encode(sha256(&serde_json::to_vec(&request).unwrap_or_default()));
         let submission = Submission::check(request, None)?;
+        for name in submission.manifest.secret_env.values() {
+            self.0.secrets.use_for(name, "an execution's environment").await?;
+        }
         if let Some(key) = &submission.idempotency_key
             && let Some(known) = self.0.store.execution_by_key(key).await?
         {
@@ -133,7 +146,8 @@ impl Executions {
                 .remedy("wait until some have ended"));
         }
         let record = ExecutionRecord::pending(submission, digest, now_ms());
-        if self.0.store.write(Write::CreateExecution(Box::new(record.clone()))).await? == 0 {
+        if self.0.store.write(Write::Execution(ExecutionWrite::Create(Box::new(record.clone())))).await? == 0
+        {
             // The same key came twice at once.
             let key = record.idempotency_key.as_deref().unwrap_or_default();
             let known = self.0.store.execution_by_key(key).await?;
@@ -142,7 +156,7 @@ impl Executions {
         }
         let view = self.go_live(&record).view.borrow().clone();
         let stopping = |_| Error::new(ErrorCode::Unavailable, "the controller is stopping");
-        self.0.queue.send(Box::new(record)).await.map_err(stopping)?;
+        self.0.queue.send(Word::Place(Box::new(record))).await.map_err(stopping)?;
         Ok(view)
     }
 
@@ -183,10 +197,23 @@ impl Executions {
 
     pub async fn events(&self, id: &ExecutionId, after_sequence: u64, limit: u32) -> Result<Vec<EventView>> {
         let events = self.0.store.execution_events(id, after_sequence, limit.min(EVENTS_READ_MAX)).await?;
-        if events.is_empty() {
-            self.stored(id).await?;
+        let mut events = events.iter().map(|bytes| encoding::decode(bytes)).collect::<Result<Vec<_>>>()?;
+        let first = match events.first() {
+            Some(event) if event.sequence == after_sequence + 1 => return Ok(events),
+            Some(event) => event.sequence,
+            // What is stored meanwhile is the next read's.
+            None => {
+                let record = self.stored(id).await?;
+                if !record.state.is_final() {
+                    return Ok(events);
+                }
+                record.last_sequence + 1
+            }
+        };
+        if let Some(gap) = gap(after_sequence, first) {
+            events.insert(0, gap);
         }
-        events.iter().map(|bytes| encoding::decode(bytes)).collect()
+        Ok(events)
     }
 
     /// Waits until `done` holds of the view, or time is over; answers with how it stands then.
@@ -209,11 +236,13 @@ impl Executions {
     pub async fn cancel(&self, id: &ExecutionId, reason: &str) -> Result<ExecutionView> {
         let live = self.live().get(id).cloned();
         let Some(live) = live else { return Ok(self.stored(id).await?.view()) };
-        let write = Write::RequestCancel { execution_id: id.clone(), reason: reason.to_owned() };
-        self.0.store.write(write).await?;
+        let write = ExecutionWrite::RequestCancel { execution_id: id.clone(), reason: reason.to_owned() };
+        self.0.store.write(Write::Execution(write)).await?;
         live.cancel.send_modify(|asked| {
             asked.get_or_insert_with(|| reason.to_owned());
         });
+        // Fails only when the controller is stopping; the wish is stored.
+        let _ = self.0.queue.send(Word::Cancelled(id.clone())).await;
         self.get(id).await
     }
 }
@@ -230,150 +259,54 @@ impl Shared {
 
     pub(super) async fn enqueue(&self, record: ExecutionRecord) {
         // Fails only when the controller is stopping; the record is stored.
-        let _ = self.queue.send(Box::new(record)).await;
+        let _ = self.queue.send(Word::Place(Box::new(record))).await;
     }
 
     /// Ends an execution by the controller's own word, with an event that says so.
     pub(super) async fn end(&self, record: &mut ExecutionRecord, live: &Live, kind: EventKind) -> Result<()> {
-        let event = EventView {
-            sequence: record.last_sequence + 1,
-            attempt: record.attempt,
-            time_ms: now_ms(),
-            kind,
-        };
-        let events = vec![(event.sequence, encoding::encode(&record.execution_id, &event))];
-        drive::apply(record, &event);
-        self.store.write(Write::RecordEvents { record: Box::new(record.clone()), events }).await?;
-        live.view.send_replace(record.view());
+        let Some(state) = kind.state() else { return Err(Error::internal("an end that is none")) };
+        let mut ended = record.clone();
+        if let Step::Become(state) = ended.life().next(Input::Ended(state)) {
+            ended.state = state;
+        }
+        self.tell(&mut ended, live, kind).await?;
+        *record = ended;
         self.retire(record).await;
         Ok(())
     }
-}
 
-/// The task that places what waits.
-struct Queue {
-    shared: Arc<Shared>,
-    waiting: VecDeque<Box<ExecutionRecord>>,
-}
-
-impl Queue {
-    async fn run(mut self, mut incoming: mpsc::Receiver<Box<ExecutionRecord>>) {
-        let mut version = self.shared.controller.version();
-        let stop = self.shared.stop.clone();
-        loop {
-            // Placing raises the version itself: what it placed is not worth another look.
-            version.mark_unchanged();
-            let mut retry = false;
-            if let Err(error) = self.place_all().await {
-                tracing::error!(error = %error.chain(), "nothing could be placed; it is tried again");
-                retry = true;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(PLACE_RETRY), if retry => {}
-                () = stop.cancelled() => return,
-                record = incoming.recv() => match record {
-                    Some(record) => self.waiting.push_back(record),
-                    None => return,
-                },
-                changed = version.changed(), if !self.waiting.is_empty() => if changed.is_err() { return },
-                () = self.cancelled() => {}
-            }
-            while let Ok(record) = incoming.try_recv() {
-                self.waiting.push_back(record);
-            }
-        }
-    }
-
-    /// Resolves when one of those that wait is cancelled.
-    async fn cancelled(&self) {
-        let asked = self.waiting.iter().filter_map(|record| {
-            let live = self.live(&record.execution_id)?;
-            Some(Box::pin(async move {
-                let _ = live.cancel.subscribe().wait_for(Option::is_some).await;
-            }))
-        });
-        let asked = asked.collect::<Vec<_>>();
-        if asked.is_empty() {
-            return std::future::pending().await;
-        }
-        futures::future::select_all(asked).await;
-    }
-
-    fn live(&self, id: &ExecutionId) -> Option<Arc<Live>> {
-        self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
-    }
-
-    /// In the order in which they came; one that does not fit holds nobody up.
-    async fn place_all(&mut self) -> Result<()> {
-        // Taken one by one: what an error leaves behind still waits.
-        for _ in 0..self.waiting.len() {
-            let Some(record) = self.waiting.front().cloned() else { return Ok(()) };
-            self.place_one(record).await?;
-            // Placed, ended, or put back at the end: this place in the queue is done with.
-            self.waiting.pop_front();
-        }
-        Ok(())
-    }
-
-    async fn place_one(&mut self, mut record: Box<ExecutionRecord>) -> Result<()> {
-        let Some(live) = self.live(&record.execution_id) else { return Ok(()) };
-        let cancelled = live.cancel.borrow().clone();
-        if let Some(reason) = cancelled {
-            return self.shared.end(&mut record, &live, EventKind::Cancelled { reason }).await;
-        }
-        let (id, demand) = (record.execution_id.clone(), record.demand.clone());
-        let placed =
-            self.shared.controller.with_placement(move |membership| membership.place(&id, &demand)).await?;
-        match placed {
-            Ok(node_id) => self.assign(record, live, node_id).await,
-            Err(no_fit) => {
-                tell(&live, &no_fit);
-                self.waiting.push_back(record);
-                Ok(())
-            }
-        }
-    }
-
-    /// Stored before the node hears of it.
-    async fn assign(
-        &mut self,
-        mut record: Box<ExecutionRecord>,
-        live: Arc<Live>,
-        node_id: NodeId,
+    /// Stores an event of the controller's own with what it shows of the execution, then shows both.
+    pub(super) async fn tell(
+        &self,
+        record: &mut ExecutionRecord,
+        live: &Live,
+        kind: EventKind,
     ) -> Result<()> {
-        let attempt = record.attempt + 1;
-        let write = Write::AssignExecution {
-            execution_id: record.execution_id.clone(),
-            node_id: node_id.clone(),
-            attempt,
-        };
-        let assigned = self.shared.store.write(write).await;
-        if !matches!(assigned, Ok(1)) {
-            let id = record.execution_id.clone();
-            self.shared.controller.release(id).await?;
-            // An error leaves it where it waits. No row: cancelled between the look and the write, which
-            // the next round sees.
-            assigned?;
-            self.waiting.push_back(record);
-            return Ok(());
-        }
-        tracing::info!(execution_id = %record.execution_id, %node_id, attempt, "assigned");
-        record.state = State::Assigned;
-        record.node_id = Some(node_id);
-        record.attempt = attempt;
+        let sequence = record.last_sequence + 1;
+        let event = EventView { sequence, attempt: record.attempt, time_ms: now_ms(), kind };
+        let events = vec![(sequence, encoding::encode(&record.execution_id, &event))];
+        drive::note(record, &event);
+        let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
+        self.store.write(Write::Execution(write)).await?;
         live.view.send_replace(record.view());
-        drive::spawn(self.shared.clone(), *record, live);
         Ok(())
+    }
+
+    /// How an execution stands, whether it is open or has ended.
+    pub(super) async fn known(&self, id: &ExecutionId) -> Result<Option<ExecutionView>> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        match live {
+            Some(live) => Ok(Some(live.view.borrow().clone())),
+            None => Ok(self.store.execution(id).await?.map(|record| record.view())),
+        }
     }
 }
 
-fn tell(live: &Live, no_fit: &NoFit) {
-    let waiting = Some(no_fit.to_string());
-    live.view.send_if_modified(|view| {
-        let changed = view.waiting != waiting;
-        view.waiting = waiting;
-        changed
-    });
+/// Told in the place of events that are not kept any more.
+fn gap(after_sequence: u64, next: u64) -> Option<EventView> {
+    let (first, last) = (after_sequence + 1, next.checked_sub(1)?);
+    let kind = EventKind::Gap { first, last };
+    (first <= last).then_some(EventView { sequence: last, attempt: 0, time_ms: now_ms(), kind })
 }
 
 /// Cancels what still runs on a node whose drain has reached its deadline.
@@ -394,36 +327,4 @@ async fn end_overdue(executions: Executions) {
             Some(Err(_)) | None => return,
         }
     }
-}
-
-/// Tells nodes to let go of what has ended here, where an earlier word was lost.
-async fn reconcile(shared: Arc<Shared>, mut reports: mpsc::Receiver<(NodeId, Vec<Held>)>) {
-    while let Some(Some((node_id, held))) = shared.stop.run_until_cancelled(reports.recv()).await {
-        let mut ended = Vec::new();
-        for held in held {
-            let is_live =
-                shared.live.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&held.execution_id);
-            if is_live {
-                continue;
-            }
-            match shared.store.execution(&held.execution_id).await {
-                Ok(Some(record)) if record.state.is_final() => ended.push(held.execution_id),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(error = %error.chain(), "a report could not be compared"),
-            }
-        }
-        if ended.is_empty() {
-            continue;
-        }
-        if let Ok(worker) = shared.nodes.worker(&node_id)
-            && let Err(error) = worker.release(&ended).await
-        {
-            tracing::debug!(%node_id, error = %error.chain(), "not released; the next heartbeat tries again");
-        }
-    }
-}
-
-/// For a driver: what a refusal by the node means for the execution.
-pub(super) fn failed(error: &Error) -> EventKind {
-    EventKind::Failed { failure: Failure::from(error), exit_code: None }
 }

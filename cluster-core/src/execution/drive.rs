@@ -1,5 +1,5 @@
 //! The controller's side of one assigned execution: hand it to its node, store what the node tells,
-//! come back after every cut, and end with what is known.
+//! come back after every cut, and end with what is known, or begin again where its caller allowed that.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,27 +7,29 @@ use futures::StreamExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    dispatch::{Live, Shared, failed},
+    dispatch::{Live, Shared},
     encoding,
-    lifecycle::State,
-    supervisor::Order,
+    fail_point::{FailPoint, reached},
+    lifecycle::{Input, State, Step},
+    order::{Order, SecretEnv},
     view::{EventKind, EventView},
 };
 use crate::{
+    clock::now_ms,
     cluster::{nodes::Worker, peer::PeerStatus},
     error::{Error, ErrorCode, Failure, Result},
-    ids::ExecutionId,
-    store::{ExecutionRecord, Write},
+    ids::{ExecutionId, NodeId},
+    store::{ExecutionRecord, ExecutionWrite, Write},
 };
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// Before what a node did not take is placed anew.
+/// Before what a node did not take, or lost, is placed anew.
 const REPLACE_PAUSE: Duration = Duration::from_secs(1);
 /// Before what could not be stored is asked for again.
 const STORE_RETRY: Duration = Duration::from_secs(5);
-/// After so long a silence the outcome is told as lost; the node's return still corrects it.
-const LOST_AFTER: Duration = Duration::from_secs(600);
+/// After so long a silence, what somebody wants to end is told as ended; the node ends it when it returns.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(15);
 /// Events that are ready together are stored together.
 const EVENTS_TOGETHER_MAX: usize = 256;
 /// A node that refuses the release is told again with its next heartbeat.
@@ -41,6 +43,10 @@ enum Cut {
     NotTaken(Error),
     /// The node says no, for good.
     Refused(Error),
+    /// Nobody can tell any more what became of it.
+    Gone(Error),
+    /// Its node is to blame for its end, and its caller allowed another attempt.
+    GivenUp(String),
     /// The node is away; it goes on there if it goes on at all.
     Away(Error),
     /// The controller stops.
@@ -76,24 +82,39 @@ async fn read_again(shared: &Shared, execution_id: &ExecutionId) -> Option<Execu
 async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) -> Result<()> {
     let mut away_since: Option<Instant> = None;
     let mut pause = RETRY_MIN;
+    // Read again after a store that failed: its end may be stored, or the attempt given up.
+    if record.state.is_final() {
+        live.view.send_replace(record.view());
+        shared.retire(record).await;
+        return Ok(());
+    }
+    if record.state == State::Pending {
+        place_anew(shared, record).await;
+        return Ok(());
+    }
     loop {
         let before = record.last_sequence;
-        match connection(shared, record, live).await? {
+        let cut = connection(shared, record, live).await?;
+        record.cancel_reason.clone_from(&live.cancel.borrow());
+        match cut {
             Cut::Stopped => return Ok(()),
             Cut::Ended => {
+                reached(FailPoint::EndStored).await;
                 shared.retire(record).await;
                 release(shared, record).await;
                 return Ok(());
             }
-            Cut::Refused(error) => return shared.end(record, live, failed(&error)).await,
+            Cut::Refused(error) => {
+                let failed = EventKind::Failed { failure: Failure::from(&error), exit_code: None };
+                return shared.end(record, live, failed).await;
+            }
+            Cut::Gone(error) => return gone(shared, record, live, &error).await,
+            Cut::GivenUp(reason) => return give_up(shared, record, live, reason).await,
             Cut::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 let id = record.execution_id.clone();
                 shared.controller.release(id).await?;
-                // A node that refuses for a moment must not be asked as fast as it can answer.
-                if shared.stop.run_until_cancelled(tokio::time::sleep(REPLACE_PAUSE)).await.is_some() {
-                    shared.enqueue(record.clone()).await;
-                }
+                place_anew(shared, record).await;
                 return Ok(());
             }
             Cut::Away(error) => {
@@ -101,7 +122,9 @@ async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) 
                     (away_since, pause) = (None, RETRY_MIN);
                 }
                 let since = *away_since.get_or_insert_with(Instant::now);
-                tell_away(shared, record, live, &error, since).await?;
+                if away(shared, record, live, &error, since.elapsed()).await? {
+                    return Ok(());
+                }
                 let mut version = shared.controller.version();
                 tokio::select! {
                     () = shared.stop.cancelled() => return Ok(()),
@@ -120,8 +143,8 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
     let Some(node_id) = record.node_id.clone() else {
         return Ok(Cut::Refused(Error::internal("an assigned execution has no node")));
     };
-    if is_removed(shared, record).await? {
-        return Ok(Cut::Refused(
+    if is_removed(shared, &node_id).await? {
+        return Ok(Cut::Gone(
             Error::new(ErrorCode::Lost, format!("{node_id} was removed; what became of it is not known"))
                 .remedy("submit it again if it may run twice"),
         ));
@@ -130,16 +153,17 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
         Ok(worker) => worker,
         Err(error) => return Ok(Cut::Away(error)),
     };
-    let order = Order {
-        execution_id: record.execution_id.clone(),
-        attempt: record.attempt,
-        manifest: record.manifest.clone(),
-        input: record.input.clone(),
+    let order = match order(shared, record).await {
+        Ok(order) => order,
+        Err(error) if error.code() == ErrorCode::Storage => return Err(error),
+        Err(error) => return Ok(Cut::Refused(error)),
     };
-    let events = match worker.forward(order, record.last_sequence).await {
+    reached(FailPoint::Assigned).await;
+    let events = match worker.forward(order, record.last_sequence - record.sequence_base).await {
         Ok(events) => events.ready_chunks(EVENTS_TOGETHER_MAX),
         Err(error) => return Ok(judge(record, error)),
     };
+    reached(FailPoint::Forwarded).await;
     let mut events = std::pin::pin!(events);
     let mut cancel = live.cancel.subscribe();
     let mut cancel_sent = false;
@@ -155,18 +179,40 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
             batch = events.next() => {
                 // A stream that ends before the execution did is a cut like any other.
                 let Some(batch) = batch else {
-                    return Ok(Cut::Away(Error::new(ErrorCode::Unavailable, format!("the stream of {node_id} ended"))));
+                    let ended = format!("the stream of {node_id} ended");
+                    return Ok(Cut::Away(Error::new(ErrorCode::Unavailable, ended)));
                 };
-                let error = store(shared, record, live, batch).await?;
+                record.cancel_reason.clone_from(&live.cancel.borrow());
+                let told = store(shared, record, live, batch).await?;
                 if record.state.is_final() {
                     return Ok(Cut::Ended);
                 }
-                if let Some(error) = error {
-                    return Ok(judge(record, error));
+                match told {
+                    Told::All => {}
+                    Told::GivenUp(reason) => return Ok(Cut::GivenUp(reason)),
+                    Told::Broken(error) => return Ok(judge(record, error)),
                 }
             }
         }
     }
+}
+
+/// What the node is told to run. It has the secrets already when it has shown that it took it.
+async fn order(shared: &Shared, record: &ExecutionRecord) -> Result<Order> {
+    let mut secrets = SecretEnv::default();
+    if record.last_sequence == record.sequence_base {
+        for (variable, name) in &record.manifest.secret_env {
+            let value = shared.secrets.use_for(name, "an execution's environment").await?;
+            secrets.0.insert(variable.clone(), value.reveal().to_owned());
+        }
+    }
+    Ok(Order {
+        execution_id: record.execution_id.clone(),
+        attempt: record.attempt,
+        manifest: record.manifest.clone(),
+        input: record.input.clone(),
+        secrets,
+    })
 }
 
 /// Resolves with the reason once somebody asks for the end.
@@ -180,9 +226,8 @@ async fn send_cancel(worker: &Worker, record: &ExecutionRecord, reason: &str) ->
     worker.cancel(&record.execution_id, record.attempt, reason).await.map(drop)
 }
 
-async fn is_removed(shared: &Shared, record: &ExecutionRecord) -> Result<bool> {
-    let Some(node_id) = record.node_id.clone() else { return Ok(false) };
-    match shared.controller.view(node_id).await {
+async fn is_removed(shared: &Shared, node_id: &NodeId) -> Result<bool> {
+    match shared.controller.view(node_id.clone()).await {
         Ok(view) => Ok(view.status == PeerStatus::Removed),
         Err(error) if error.code() == ErrorCode::NotFound => Ok(true),
         Err(error) => Err(error),
@@ -191,20 +236,29 @@ async fn is_removed(shared: &Shared, record: &ExecutionRecord) -> Result<bool> {
 
 /// What a refusal means.
 fn judge(record: &ExecutionRecord, error: Error) -> Cut {
-    let untouched = record.state == State::Assigned && record.last_sequence == 0;
+    let untouched = record.state == State::Assigned && record.last_sequence == record.sequence_base;
     match error.code() {
         // Storage: the node could not journal the order, so it did not begin.
         ErrorCode::FailedPrecondition | ErrorCode::ResourceExhausted | ErrorCode::Storage if untouched => {
             Cut::NotTaken(error)
         }
+        ErrorCode::Lost => Cut::Gone(error),
         ErrorCode::Forbidden
         | ErrorCode::InvalidArgument
-        | ErrorCode::Lost
         | ErrorCode::Fenced
         | ErrorCode::Conflict
         | ErrorCode::NotOffered => Cut::Refused(error),
         _ => Cut::Away(error),
     }
+}
+
+/// What a batch of events brought.
+enum Told {
+    All,
+    /// The node is to blame for the end that it told, which is not taken as one.
+    GivenUp(String),
+    /// The stream broke behind what was stored.
+    Broken(Error),
 }
 
 /// Stores what is new of a batch, and what it shows of the execution, in one step.
@@ -213,40 +267,83 @@ async fn store(
     record: &mut ExecutionRecord,
     live: &Live,
     batch: Vec<Result<EventView>>,
-) -> Result<Option<Error>> {
-    let mut failure = None;
+) -> Result<Told> {
+    let mut told = Told::All;
     let mut events = Vec::with_capacity(batch.len());
     for event in batch {
-        match event {
-            // An older attempt's events and repeated ones are dropped.
-            Ok(event) if event.attempt == record.attempt && event.sequence > record.last_sequence => {
-                events.push((event.sequence, encoding::encode(&record.execution_id, &event)));
-                apply(record, &event);
+        let mut event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                told = Told::Broken(error);
+                break;
             }
-            Ok(_) => {}
-            Err(error) => failure = Some(error),
+        };
+        // Its node counts each attempt from 1.
+        event.sequence = event.sequence.saturating_add(record.sequence_base);
+        // An older attempt's events and repeated ones are dropped.
+        if event.attempt != record.attempt || event.sequence <= record.last_sequence {
+            continue;
         }
+        if let Some(reason) = given_up(record, &event) {
+            told = Told::GivenUp(reason);
+            break;
+        }
+        events.push((event.sequence, encoding::encode(&record.execution_id, &event)));
+        apply(record, &event);
     }
     if !events.is_empty() {
-        shared.store.write(Write::RecordEvents { record: Box::new(record.clone()), events }).await?;
+        let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
+        shared.store.write(Write::Execution(write)).await?;
+        reached(FailPoint::EventsStored).await;
         live.view.send_replace(record.view());
     }
-    Ok(failure)
+    Ok(told)
 }
 
-/// What an event shows of its execution. Pure.
-pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView) {
-    record.last_sequence = event.sequence;
-    let Some(next) = event.kind.state() else { return };
-    if !record.state.may_become(next) {
-        return;
+/// Why the attempt is given up, where that is what an event comes to.
+fn given_up(record: &ExecutionRecord, event: &EventView) -> Option<String> {
+    let EventKind::Failed { failure, .. } = &event.kind else { return None };
+    (record.life().next(shown(event)?) == Step::GiveUp).then(|| failure.message.clone())
+}
+
+fn shown(event: &EventView) -> Option<Input> {
+    let by_node = match &event.kind {
+        EventKind::Failed { failure, .. } => {
+            matches!(failure.code, ErrorCode::Lost | ErrorCode::Engine | ErrorCode::Storage)
+        }
+        _ => false,
+    };
+    Some(Input::Shown { attempt: event.attempt, state: event.kind.state()?, by_node })
+}
+
+/// What an event of its node's shows of an execution. Pure.
+fn apply(record: &mut ExecutionRecord, event: &EventView) {
+    let step = shown(event).map_or(Step::Stay, |input| record.life().next(input));
+    match step {
+        Step::Become(state) => record.state = state,
+        // An end that is none is no news.
+        _ if event.kind.state().is_some_and(State::is_final) => {
+            record.last_sequence = event.sequence;
+            return;
+        }
+        Step::Stay | Step::GiveUp => {}
     }
-    record.state = next;
+    note(record, event);
+}
+
+/// What else an event tells, beside the state.
+pub(super) fn note(record: &mut ExecutionRecord, event: &EventView) {
+    record.last_sequence = event.sequence;
     match &event.kind {
-        EventKind::IterationStarted { .. } => record.started_at_ms = Some(event.time_ms),
+        EventKind::IterationStarted { iteration } => {
+            record.iteration = *iteration;
+            record.started_at_ms.get_or_insert(event.time_ms);
+        }
         EventKind::Completed { result } => {
             record.exit_code = Some(0);
             record.result.clone_from(result);
+            // A loss that turned out otherwise is none.
+            record.failure = None;
         }
         EventKind::Failed { failure, exit_code } => {
             record.failure = Some(failure.clone());
@@ -259,49 +356,101 @@ pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView) {
                 remedy: Some("raise timeout_seconds".to_owned()),
             });
         }
+        EventKind::Cancelled { .. } => record.failure = None,
         EventKind::Started
         | EventKind::ImageProgress { .. }
         | EventKind::IterationCompleted { .. }
         | EventKind::IterationFailed { .. }
         | EventKind::Output { .. }
-        | EventKind::Cancelled { .. }
         | EventKind::Reassigned { .. }
         | EventKind::Gap { .. } => {}
     }
-    if next.is_final() {
+    if record.state.is_final() {
         record.ended_at_ms = Some(event.time_ms);
-        // A loss that turned out otherwise is none.
-        if next == State::Succeeded {
-            record.failure = None;
+    }
+}
+
+/// Nobody can tell what became of it: another attempt where there may be one, else its end.
+async fn gone(shared: &Shared, record: &mut ExecutionRecord, live: &Live, error: &Error) -> Result<()> {
+    match record.life().next(Input::Gone) {
+        Step::GiveUp => give_up(shared, record, live, error.message().to_owned()).await,
+        Step::Become(_) | Step::Stay => {
+            let failed = EventKind::Failed { failure: Failure::from(error), exit_code: None };
+            shared.end(record, live, failed).await
         }
     }
 }
 
-/// Tells readers why nothing comes; after a long silence, that the outcome is lost.
-async fn tell_away(
-    shared: &Shared,
+/// The attempt is over as far as the controller goes; should its node return with it, it is told to let go.
+async fn give_up(shared: &Shared, record: &mut ExecutionRecord, live: &Live, reason: String) -> Result<()> {
+    let Some(node_id) = record.node_id.clone() else { return Ok(()) };
+    tracing::warn!(execution_id = %record.execution_id, %node_id, attempt = record.attempt, reason, "given up");
+    let held = record.clone();
+    let mut next = record.clone();
+    next.state = State::Pending;
+    next.lost_attempts += 1;
+    next.node_id = None;
+    next.failure = None;
+    next.iteration = 0;
+    // The next node's events come after this one's and after the word of the change.
+    next.sequence_base = next.last_sequence + 1;
+    let event = EventKind::Reassigned { attempt: next.attempt, node_id, reason };
+    shared.tell(&mut next, live, event).await?;
+    *record = next;
+    shared.controller.release(record.execution_id.clone()).await?;
+    release(shared, &held).await;
+    place_anew(shared, record).await;
+    Ok(())
+}
+
+/// A node that refuses or fails for a moment must not be asked as fast as it can answer.
+async fn place_anew(shared: &Shared, record: &ExecutionRecord) {
+    if shared.stop.run_until_cancelled(tokio::time::sleep(REPLACE_PAUSE)).await.is_some() {
+        shared.enqueue(record.clone()).await;
+    }
+}
+
+/// Tells readers why nothing comes, and after a long silence what that comes to. True when it is over for
+/// this driver.
+async fn away(
+    shared: &Arc<Shared>,
     record: &mut ExecutionRecord,
     live: &Live,
     error: &Error,
-    since: Instant,
-) -> Result<()> {
-    if since.elapsed() >= LOST_AFTER && record.state.may_become(State::Lost) {
-        record.state = State::Lost;
-        record.failure = Some(Failure {
-            code: ErrorCode::Lost,
-            message: format!(
-                "its node has been away for {} s: {}",
-                since.elapsed().as_secs(),
-                error.message()
-            ),
-            remedy: Some(
-                "the outcome is told when the node returns; submit it again if it may run twice".into(),
-            ),
-        });
-        shared
-            .store
-            .write(Write::RecordEvents { record: Box::new(record.clone()), events: Vec::new() })
-            .await?;
+    silent: Duration,
+) -> Result<bool> {
+    if let Some(reason) = record.cancel_reason.clone()
+        && (record.state == State::Lost || silent >= CANCEL_PATIENCE)
+    {
+        let reason = format!("{reason}; its node is away, and ends it when it returns");
+        shared.end(record, live, EventKind::Cancelled { reason }).await?;
+        return Ok(true);
+    }
+    let message = format!("its node has been away for {} s: {}", silent.as_secs(), error.message());
+    if silent >= shared.settings.lost_after {
+        match record.life().next(Input::Silent) {
+            Step::GiveUp => {
+                give_up(shared, record, live, message).await?;
+                return Ok(true);
+            }
+            Step::Become(state) => {
+                let remedy = "the outcome is told when the node returns; submit it again if it may run twice";
+                let mut lost = record.clone();
+                lost.state = state;
+                lost.failure =
+                    Some(Failure { code: ErrorCode::Lost, message, remedy: Some(remedy.to_owned()) });
+                let write = ExecutionWrite::Record { record: Box::new(lost.clone()), events: Vec::new() };
+                shared.store.write(Write::Execution(write)).await?;
+                *record = lost;
+            }
+            Step::Stay => {}
+        }
+    }
+    let is_forgotten = now_ms().saturating_sub(record.created_at_ms) > shared.settings.kept.age_ms;
+    if record.state == State::Lost && is_forgotten {
+        let never = Error::new(ErrorCode::Lost, "its node never came back; what became of it is not known");
+        gone(shared, record, live, &never).await?;
+        return Ok(true);
     }
     let mut view = record.view();
     view.waiting = Some(format!("{}; it goes on there if the machine does", error.message()));
@@ -310,15 +459,15 @@ async fn tell_away(
         *known = view;
         changed
     });
-    Ok(())
+    Ok(false)
 }
 
-/// The end is stored: the node may forget it.
+/// The node may forget it.
 async fn release(shared: &Shared, record: &ExecutionRecord) {
     let Some(node_id) = &record.node_id else { return };
     let Ok(worker) = shared.nodes.worker(node_id) else { return };
-    let ids = [record.execution_id.clone()];
-    match tokio::time::timeout(RELEASE_TIMEOUT, worker.release(&ids)).await {
+    let attempts = [record.attempt()];
+    match tokio::time::timeout(RELEASE_TIMEOUT, worker.release(&attempts)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%node_id, error = %error.chain(), "not released yet"),
         Err(_) => tracing::debug!(%node_id, "not released yet"),
@@ -361,7 +510,7 @@ mod tests {
         let draining = || Error::new(ErrorCode::FailedPrecondition, "draining");
         assert!(matches!(judge(&record(State::Assigned), draining()), Cut::NotTaken(_)));
         assert!(matches!(judge(&record(State::Running), draining()), Cut::Away(_)));
-        assert!(matches!(judge(&record(State::Running), Error::new(ErrorCode::Lost, "")), Cut::Refused(_)));
+        assert!(matches!(judge(&record(State::Running), Error::new(ErrorCode::Lost, "")), Cut::Gone(_)));
         assert!(matches!(
             judge(&record(State::Running), Error::new(ErrorCode::Unavailable, "")),
             Cut::Away(_)

@@ -1,9 +1,12 @@
-//! The life of an execution: one enum, and every transition in [`State::may_become`].
+//! The life of an execution: its states, and every transition in [`Life::next`]. Pure.
+//!
+//! States move forward only, within one attempt. An attempt that is given up ends in [`State::Pending`]
+//! again with one more lost attempt, so that the pair (lost attempts, state) only ever grows. The attempt
+//! number fences: what an older attempt shows changes nothing.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// States only move forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -48,21 +51,22 @@ impl State {
         self.is_final() || matches!(self, State::Lost)
     }
 
-    pub const fn may_become(self, next: State) -> bool {
-        const fn rank(state: State) -> u8 {
-            match state {
-                State::Pending => 0,
-                State::Assigned => 1,
-                State::Starting => 2,
-                State::Running => 3,
-                State::Lost => 4,
-                State::Succeeded | State::Failed | State::Cancelled => 5,
-            }
+    const fn rank(self) -> u8 {
+        match self {
+            State::Pending => 0,
+            State::Assigned => 1,
+            State::Starting => 2,
+            State::Running => 3,
+            State::Lost => 4,
+            State::Succeeded | State::Failed | State::Cancelled => 5,
         }
+    }
+
+    const fn may_become(self, next: State) -> bool {
         match (self, next) {
             // Nothing ran, so there is no exit code and nothing to lose.
             (State::Pending, State::Succeeded | State::Lost) => false,
-            (from, to) => !from.is_final() && rank(to) > rank(from),
+            (from, to) => !from.is_final() && to.rank() > from.rank(),
         }
     }
 
@@ -84,27 +88,190 @@ impl State {
     }
 }
 
+/// Where an execution stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    pub state: State,
+    /// Of the latest assignment; 0 before the first.
+    pub attempt: u32,
+    /// Attempts that may have run in all.
+    pub max_attempts: u32,
+    /// Attempts that were given up.
+    pub lost_attempts: u32,
+    /// Somebody asked for its end: it is not begun again.
+    pub is_cancelled: bool,
+}
+
+/// What is learned of an execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// A node was chosen: a new attempt, also where the node before did not take it.
+    Assigned,
+    /// What the node of an attempt shows of it.
+    Shown {
+        attempt: u32,
+        state: State,
+        /// It failed, and the container is not to blame: its engine or its machine is.
+        by_node: bool,
+    },
+    /// Its node has been away for longer than is waited for.
+    Silent,
+    /// Nobody can tell any more what became of the attempt: its node was removed or has no record of it.
+    Gone,
+    /// It is ended by the controller's own word: nothing runs, or its node is away.
+    Ended(State),
+}
+
+/// What that does to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Stay,
+    Become(State),
+    /// The attempt is given up, and another begins wherever there is room.
+    GiveUp,
+}
+
+impl Life {
+    pub fn next(&self, input: Input) -> Step {
+        let wanted = match input {
+            _ if self.state.is_final() => return Step::Stay,
+            Input::Assigned => {
+                let begins = matches!(self.state, State::Pending | State::Assigned) && !self.is_cancelled;
+                return if begins { Step::Become(State::Assigned) } else { Step::Stay };
+            }
+            Input::Shown { attempt, .. } if attempt != self.attempt => return Step::Stay,
+            // Between two attempts there is nothing that anybody could show.
+            Input::Shown { .. } | Input::Silent | Input::Gone if self.state == State::Pending => {
+                return Step::Stay;
+            }
+            Input::Shown { state: State::Failed, by_node: true, .. } if self.may_begin_again() => {
+                return Step::GiveUp;
+            }
+            Input::Shown { state, .. } => state,
+            Input::Silent | Input::Gone if self.may_begin_again() => return Step::GiveUp,
+            Input::Silent => State::Lost,
+            Input::Gone => State::Failed,
+            Input::Ended(state) => state,
+        };
+        if self.state.may_become(wanted) { Step::Become(wanted) } else { Step::Stay }
+    }
+
+    const fn may_begin_again(&self) -> bool {
+        !self.is_cancelled && self.lost_attempts + 1 < self.max_attempts
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
     use super::*;
 
-    #[test]
-    fn a_final_state_never_changes_and_no_state_moves_back() {
-        for from in State::ALL {
-            assert!(!from.may_become(from));
-            for to in State::ALL {
-                if from.is_final() {
-                    assert!(!from.may_become(to), "{from:?} -> {to:?}");
-                }
-                assert!(!(from.may_become(to) && to.may_become(from)), "{from:?} <-> {to:?}");
+    fn life(state: State, max_attempts: u32) -> Life {
+        Life { state, attempt: 1, max_attempts, lost_attempts: 0, is_cancelled: false }
+    }
+
+    fn apply(life: &mut Life, input: Input) -> Step {
+        let step = life.next(input);
+        match step {
+            Step::Stay => {}
+            Step::Become(State::Assigned) => {
+                (life.state, life.attempt) = (State::Assigned, life.attempt + 1);
+            }
+            Step::Become(state) => life.state = state,
+            Step::GiveUp => {
+                (life.state, life.lost_attempts) = (State::Pending, life.lost_attempts + 1);
             }
         }
+        step
     }
 
     #[test]
     fn the_truth_of_a_worker_that_came_back_replaces_lost() {
-        assert!(State::Running.may_become(State::Lost));
-        assert!(State::Lost.may_become(State::Succeeded));
-        assert!(!State::Lost.may_become(State::Running));
+        let lost = life(State::Lost, 1);
+        let shown = |state| Input::Shown { attempt: 1, state, by_node: false };
+        assert_eq!(life(State::Running, 1).next(Input::Silent), Step::Become(State::Lost));
+        assert_eq!(lost.next(shown(State::Succeeded)), Step::Become(State::Succeeded));
+        assert_eq!(lost.next(shown(State::Running)), Step::Stay);
+        assert_eq!(lost.next(Input::Ended(State::Cancelled)), Step::Become(State::Cancelled));
+    }
+
+    #[test]
+    fn only_what_the_node_is_to_blame_for_begins_again_and_only_where_that_is_allowed() {
+        let failed = |by_node| Input::Shown { attempt: 1, state: State::Failed, by_node };
+        assert_eq!(life(State::Running, 2).next(failed(false)), Step::Become(State::Failed));
+        assert_eq!(life(State::Running, 2).next(failed(true)), Step::GiveUp);
+        assert_eq!(life(State::Running, 1).next(failed(true)), Step::Become(State::Failed));
+        assert_eq!(life(State::Running, 1).next(Input::Gone), Step::Become(State::Failed));
+        let cancelled = Life { is_cancelled: true, ..life(State::Running, 2) };
+        assert_eq!(cancelled.next(Input::Silent), Step::Become(State::Lost));
+    }
+
+    /// What a plain observer would say may run, beside the life that is under test.
+    #[derive(Default)]
+    struct World {
+        /// Attempts that a node may have begun and nobody has written off.
+        open: Vec<u32>,
+        begun: u32,
+    }
+
+    fn inputs() -> impl Strategy<Value = Vec<(Input, bool)>> {
+        let states = select(vec![State::Starting, State::Running, State::Succeeded, State::Failed]);
+        let shown = (1u32..6, states, any::<bool>()).prop_map(|(attempt, state, by_node)| Input::Shown {
+            attempt,
+            state,
+            by_node,
+        });
+        let input = prop_oneof![
+            4 => Just(Input::Assigned),
+            6 => shown,
+            2 => Just(Input::Silent),
+            1 => Just(Input::Gone),
+            1 => select(vec![State::Cancelled, State::Failed]).prop_map(Input::Ended),
+        ];
+        // With each, whether somebody asks for the end just before it.
+        vec((input, prop::bool::weighted(0.05)), 1..60)
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order: forward only, an end is an end, one attempt at a time, and
+        /// never more of them than the caller allowed.
+        #[test]
+        fn a_life_agrees_with_what_an_observer_may_believe(max_attempts in 1u32..5, inputs in inputs()) {
+            let mut life = Life { attempt: 0, ..life(State::Pending, max_attempts) };
+            let mut world = World::default();
+            for (input, cancel) in inputs {
+                life.is_cancelled |= cancel;
+                let before = life;
+                let step = apply(&mut life, input);
+                let position = |life: &Life| (life.lost_attempts, life.state.rank());
+                match step {
+                    Step::Stay => prop_assert_eq!(before, life),
+                    Step::Become(State::Assigned) => {
+                        prop_assert!(position(&before) <= position(&life));
+                        prop_assert!(!life.is_cancelled, "begun after its cancel");
+                        // A node that did not take it has begun nothing.
+                        if before.state == State::Pending {
+                            world.begun += 1;
+                        } else {
+                            world.open.clear();
+                        }
+                        world.open.push(life.attempt);
+                    }
+                    Step::Become(_) => prop_assert!(position(&before) < position(&life)),
+                    Step::GiveUp => {
+                        prop_assert!(position(&before) < position(&life));
+                        world.open.clear();
+                    }
+                }
+                prop_assert!(!before.state.is_final() || before == life, "an end that changed");
+                prop_assert!(world.open.len() <= 1, "two attempts at once: {:?}", world.open);
+                prop_assert!(world.begun <= max_attempts, "{} of {} attempts", world.begun, max_attempts);
+                prop_assert!(life.lost_attempts < max_attempts);
+                if let Input::Shown { attempt, .. } = input && attempt != before.attempt {
+                    prop_assert_eq!(before, life, "an older attempt was believed");
+                }
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
 use tokio::sync::watch;
 
@@ -22,12 +22,14 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    error::{Error, ErrorCode, Result},
+    error::{Error, ErrorCode, Failure, Result},
     ids::ExecutionId,
 };
 
-/// Output kept of one execution; the rest is dropped behind a mark.
-pub const OUTPUT_BYTES_MAX: u64 = 10 * 1024 * 1024;
+/// Of a line that may be a result.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+/// What the next iteration is told of this one's errors.
+const STDERR_TAIL_BYTES: usize = 2048;
 /// Events handed out at a time.
 const READ_BYTES_MAX: u64 = 256 * 1024;
 /// No event comes near it: an output event has at most a few dozen KiB.
@@ -37,9 +39,30 @@ const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     pub last_sequence: u64,
-    /// The container was started.
-    pub running: bool,
+    /// The latest whose container was started; 0 before the first.
+    pub iteration: u32,
+    /// When that was, in Unix milliseconds.
+    pub iteration_started_ms: i64,
     pub ended: bool,
+}
+
+/// How an iteration ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IterationEnd {
+    Completed,
+    Failed { failure: Failure, exit_code: Option<i32>, stderr_tail: String },
+}
+
+/// What the latest iteration wrote, as far as others need it.
+#[derive(Debug, Default)]
+struct Written {
+    stdout_bytes: u64,
+    stderr_bytes: u64,
+    /// The last line of stdout that has something in it, and what comes after it.
+    line: BytesMut,
+    next_line: BytesMut,
+    stderr_tail: BytesMut,
+    end: Option<IterationEnd>,
 }
 
 #[derive(Debug)]
@@ -47,6 +70,7 @@ pub struct EventLog {
     execution_id: ExecutionId,
     attempt: u32,
     path: PathBuf,
+    output_bytes_max: u64,
     inner: Mutex<Inner>,
     progress: watch::Sender<Progress>,
 }
@@ -57,13 +81,15 @@ struct Inner {
     /// Where the event with number `index + 1` begins.
     offsets: Vec<u64>,
     length: u64,
-    stdout_bytes: u64,
-    stderr_bytes: u64,
+    /// Of all iterations.
+    output_bytes: u64,
     truncated: bool,
+    written: Written,
 }
 
 impl EventLog {
-    pub fn open(path: &Path, execution_id: ExecutionId, attempt: u32) -> Result<Self> {
+    /// `output_bytes_max`: what is kept of the execution's output; the rest is dropped behind a mark.
+    pub fn open(path: &Path, execution_id: ExecutionId, attempt: u32, output_bytes_max: u64) -> Result<Self> {
         let failed = |e: std::io::Error| {
             Error::new(ErrorCode::Storage, format!("the event log {} cannot be opened", path.display()))
                 .source(e)
@@ -82,9 +108,9 @@ impl EventLog {
             file,
             offsets: Vec::new(),
             length: 0,
-            stdout_bytes: 0,
-            stderr_bytes: 0,
+            output_bytes: 0,
             truncated: false,
+            written: Written::default(),
         };
         let mut progress = Progress::default();
         let mut rest = Bytes::from(bytes);
@@ -98,7 +124,8 @@ impl EventLog {
         inner.file.set_len(inner.length).map_err(failed)?;
         inner.file.seek(SeekFrom::Start(inner.length)).map_err(failed)?;
         let progress = watch::channel(progress).0;
-        Ok(Self { execution_id, attempt, path: path.to_owned(), inner: Mutex::new(inner), progress })
+        let inner = Mutex::new(inner);
+        Ok(Self { execution_id, attempt, path: path.to_owned(), output_bytes_max, inner, progress })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -109,10 +136,33 @@ impl EventLog {
         self.progress.subscribe()
     }
 
-    /// Bytes of output that are in the log, by stream.
+    /// Bytes of the latest iteration's output that are in the log, by stream.
     pub fn output_bytes(&self) -> (u64, u64) {
+        let written = &self.lock().written;
+        (written.stdout_bytes, written.stderr_bytes)
+    }
+
+    /// How the latest iteration ended, where that is told already.
+    pub fn iteration_end(&self) -> Option<IterationEnd> {
+        self.lock().written.end.clone()
+    }
+
+    /// The end of what the latest iteration wrote to stderr.
+    pub fn stderr_tail(&self) -> String {
+        String::from_utf8_lossy(&self.lock().written.stderr_tail).into_owned()
+    }
+
+    /// The last line of the latest iteration's stdout. None where not all of it is in the log.
+    pub fn last_line(&self) -> Option<Bytes> {
         let inner = self.lock();
-        (inner.stdout_bytes, inner.stderr_bytes)
+        let Written { line, next_line, .. } = &inner.written;
+        let last = if next_line.is_empty() { line } else { next_line };
+        (!inner.truncated).then(|| Bytes::copy_from_slice(last))
+    }
+
+    /// Bytes on disk.
+    pub fn length(&self) -> u64 {
+        self.lock().length
     }
 
     /// Appends an event, on disk before anybody is told. What shows a state is synced.
@@ -155,12 +205,12 @@ impl EventLog {
     pub fn append_output(&self, stream: Stream, mut data: Bytes) -> Result<bool> {
         let (used, truncated) = {
             let inner = self.lock();
-            (inner.stdout_bytes + inner.stderr_bytes, inner.truncated)
+            (inner.output_bytes, inner.truncated)
         };
         if truncated {
             return Ok(false);
         }
-        let left = OUTPUT_BYTES_MAX.saturating_sub(used);
+        let left = self.output_bytes_max.saturating_sub(used);
         let over = data.len() as u64 > left;
         if over {
             data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
@@ -204,11 +254,47 @@ impl EventLog {
 
 impl Inner {
     fn count(&mut self, kind: &EventKind) {
-        if let EventKind::Output { stream, data, truncated } = kind {
-            self.truncated |= truncated;
-            match stream {
-                Stream::Stdout => self.stdout_bytes += data.len() as u64,
-                Stream::Stderr => self.stderr_bytes += data.len() as u64,
+        match kind {
+            EventKind::IterationStarted { .. } => self.written = Written::default(),
+            EventKind::IterationCompleted { .. } => self.written.end = Some(IterationEnd::Completed),
+            EventKind::IterationFailed { failure, exit_code, stderr_tail, .. } => {
+                self.written.end = Some(IterationEnd::Failed {
+                    failure: failure.clone(),
+                    exit_code: *exit_code,
+                    stderr_tail: stderr_tail.clone(),
+                });
+            }
+            EventKind::Output { stream, data, truncated } => {
+                self.truncated |= truncated;
+                self.output_bytes += data.len() as u64;
+                self.written.take(*stream, data);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Written {
+    fn take(&mut self, stream: Stream, data: &[u8]) {
+        match stream {
+            Stream::Stdout => {
+                self.stdout_bytes += data.len() as u64;
+                for part in data.split_inclusive(|byte| *byte == b'\n') {
+                    let room = LINE_BYTES_MAX.saturating_sub(self.next_line.len());
+                    self.next_line.extend_from_slice(&part[..part.len().min(room)]);
+                    if part.ends_with(b"\n") {
+                        let whole = std::mem::take(&mut self.next_line);
+                        if !whole.trim_ascii().is_empty() {
+                            self.line = whole;
+                        }
+                    }
+                }
+            }
+            Stream::Stderr => {
+                self.stderr_bytes += data.len() as u64;
+                self.stderr_tail.extend_from_slice(data);
+                let over = self.stderr_tail.len().saturating_sub(STDERR_TAIL_BYTES);
+                self.stderr_tail.advance(over);
             }
         }
     }
@@ -216,7 +302,10 @@ impl Inner {
 
 fn note(progress: &mut Progress, event: &EventView) {
     progress.last_sequence = event.sequence;
-    progress.running |= matches!(event.kind, EventKind::IterationStarted { .. });
+    if let EventKind::IterationStarted { iteration } = event.kind {
+        progress.iteration = iteration;
+        progress.iteration_started_ms = event.time_ms;
+    }
     progress.ended |= event.kind.state().is_some_and(super::lifecycle::State::is_final);
 }
 
@@ -236,8 +325,10 @@ fn next_event(rest: &mut Bytes) -> Option<EventView> {
 mod tests {
     use super::*;
 
+    const OUTPUT_BYTES_MAX: u64 = 10 * 1024 * 1024;
+
     fn log(path: &Path) -> EventLog {
-        EventLog::open(path, ExecutionId::parse("exec-1").unwrap(), 1).unwrap()
+        EventLog::open(path, ExecutionId::parse("exec-1").unwrap(), 1, OUTPUT_BYTES_MAX).unwrap()
     }
 
     fn output(text: &'static str) -> EventKind {
@@ -264,7 +355,7 @@ mod tests {
         assert_eq!(sequences(2), [3, 4]);
         assert!(sequences(4).is_empty() && sequences(u64::MAX).is_empty());
         assert_eq!(second.output_bytes(), (2, 0));
-        assert!(second.progress().borrow().running);
+        assert_eq!(second.progress().borrow().iteration, 1);
     }
 
     #[test]

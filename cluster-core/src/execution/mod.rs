@@ -2,18 +2,28 @@
 //!
 //! - [`request`], [`manifest`], [`lifecycle`], [`view`]: what is asked for, what is run, its states, what is
 //!   shown; pure.
-//! - [`dispatch`], `drive`: the controller's side, from submission to the stored end.
-//! - [`supervisor`], `run`, [`log`]: the worker's side, from the journaled order to the last event.
+//! - [`dispatch`], `queue`, `drive`, `reconcile`, `retention`: the controller's side, from submission to the
+//!   stored end, and to its being forgotten.
+//! - [`order`]: what goes between them.
+//! - [`supervisor`], `policy`, `run`, [`log`]: the worker's side, from the journaled order to the last event.
 //! - [`encoding`]: events on the wire and in both stores.
 
 pub mod dispatch;
 mod drive;
 pub mod encoding;
+mod fail_point;
 mod image_reference;
 pub mod lifecycle;
 pub mod log;
 pub mod manifest;
+pub mod order;
+pub(crate) mod policy;
+mod queue;
+mod reconcile;
 pub mod request;
+pub(crate) mod retention;
 mod run;
+pub mod settings;
 pub mod supervisor;
 pub mod view;
+mod watch;

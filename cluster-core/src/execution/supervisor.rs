@@ -1,9 +1,9 @@
 //! Executions on a worker: each accepted order is journaled, run by a task of its own, and kept until
 //! the controller says that it has stored the end.
 //!
-//! Tasks: one `run` task an execution (see [`super::run`]). State: a map of runs behind a mutex that is
-//! held for look-ups only. On disk, a folder an execution: `order.json` (written before anything is
-//! started) and `events`.
+//! Tasks: one `run` task an execution (see [`super::run`]); two that look after the engine (see
+//! [`super::watch`]). State: a map of runs behind a mutex that is held for look-ups only. On disk, a folder
+//! an execution: `order.json` (written before anything is started) and `events`.
 
 use std::{
     collections::HashMap,
@@ -11,20 +11,22 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
 use futures::Stream;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch::Sender};
+use uuid::Uuid;
 
 use super::{
     log::EventLog,
-    manifest::{Manifest, NetworkMode},
-    run,
+    order::{Attempt, Held, Journaled, Order},
+    policy, run,
     view::EventView,
+    watch,
 };
 use crate::{
     clock::now_ms,
@@ -40,39 +42,21 @@ const RUNS_MAX: usize = 4096;
 const ORDER_FILE: &str = "order.json";
 const EVENTS_FILE: &str = "events";
 const CONTROL_FILE: &str = "worker.json";
-const TIMEOUT_SECONDS_MAX_DEFAULT: u64 = 3600;
-
-/// What the controller orders.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
-    pub execution_id: ExecutionId,
-    pub attempt: u32,
-    pub manifest: Manifest,
-    pub input: String,
-}
-
-/// An order as it is journaled.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Journaled {
-    pub order: Order,
-    pub accepted_at_ms: i64,
-    pub deadline_ms: i64,
-}
-
-/// An execution that a worker holds, as a heartbeat reports it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    pub execution_id: ExecutionId,
-    pub attempt: u32,
-    pub last_sequence: u64,
-}
+/// Event logs of all executions that are held, those that still run counted as full.
+const LOGS_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// On the disk of the data directory; below it no new work is taken.
+const DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
+const MIB: u64 = 1024 * 1024;
 
 /// What the worker remembers of its controller's orders to itself.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Control {
     draining: bool,
     /// The highest epoch seen: an earlier controller is not obeyed.
     epoch: u64,
+    /// Names this journal on its containers' labels: two nodes may share an engine.
+    #[serde(default)]
+    owner: String,
 }
 
 #[derive(Debug)]
@@ -80,14 +64,20 @@ pub(super) struct Run {
     pub journaled: Journaled,
     pub directory: PathBuf,
     pub log: EventLog,
-    pub cancel: watch::Sender<Option<String>>,
+    pub cancel: Sender<Option<String>>,
+    /// The engine told something of its container.
+    pub changed: Notify,
+    pub out_of_memory: AtomicBool,
 }
 
 /// What all runs of a worker share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub node_id: NodeId,
+    pub owner: String,
     pub engine: Engine,
+    /// When the engine was last seen to stop, in Unix milliseconds.
+    pub engine_lost_ms: AtomicI64,
     pub policy: ArcSwap<Policy>,
     pub network: String,
     /// Variables that every container of this node gets.
@@ -98,6 +88,8 @@ pub(super) struct Shared {
     /// The process is to end once nothing runs. Not kept: a node that is started again works again.
     closing: AtomicBool,
     epoch: AtomicU64,
+    /// One order at a time is looked up and begun.
+    accepting: tokio::sync::Mutex<()>,
     runs: Mutex<HashMap<ExecutionId, Arc<Run>>>,
 }
 
@@ -119,15 +111,21 @@ impl Supervisor {
         let directory = data.path().join("executions");
         fs::create_dir_all(&directory).map_err(|e| unwritable(&directory, e))?;
         let control_path = data.path().join(CONTROL_FILE);
-        let control: Control = match fs::read(&control_path) {
+        let mut control: Control = match fs::read(&control_path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
                 Error::new(ErrorCode::Storage, format!("{} cannot be read", control_path.display())).source(e)
             })?,
             Err(_) => Control::default(),
         };
+        let is_new = control.owner.is_empty();
+        if is_new {
+            control.owner = Uuid::new_v4().to_string();
+        }
         let shared = Shared {
             node_id,
+            owner: control.owner.clone(),
             engine,
+            engine_lost_ms: AtomicI64::new(0),
             policy: ArcSwap::from_pointee(policy),
             network,
             env,
@@ -135,11 +133,16 @@ impl Supervisor {
             closing: AtomicBool::new(false),
             epoch: AtomicU64::new(control.epoch),
             control_path,
+            accepting: tokio::sync::Mutex::default(),
             runs: Mutex::default(),
             directory,
         };
         let supervisor = Self(Arc::new(shared));
+        if is_new {
+            supervisor.write_control(&control)?;
+        }
         supervisor.take_up()?;
+        watch::spawn(&supervisor.0);
         Ok(supervisor)
     }
 
@@ -168,24 +171,37 @@ impl Supervisor {
 
     fn hold(&self, journaled: Journaled, directory: PathBuf) -> Result<Arc<Run>> {
         let order = &journaled.order;
-        let log = EventLog::open(&directory.join(EVENTS_FILE), order.execution_id.clone(), order.attempt)?;
-        let run = Arc::new(Run { journaled, directory, log, cancel: watch::channel(None).0 });
-        self.runs().insert(run.journaled.order.execution_id.clone(), run.clone());
+        let log = EventLog::open(
+            &directory.join(EVENTS_FILE),
+            order.execution_id.clone(),
+            order.attempt,
+            self.output_bytes_max(),
+        )?;
+        let run = Arc::new(Run {
+            journaled,
+            directory,
+            log,
+            cancel: Sender::new(None),
+            changed: Notify::new(),
+            out_of_memory: AtomicBool::new(false),
+        });
+        self.0.runs().insert(run.journaled.order.execution_id.clone(), run.clone());
         Ok(run)
     }
 
-    fn runs(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Run>>> {
-        self.0.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn output_bytes_max(&self) -> u64 {
+        u64::from(self.0.output_mb()) * MIB
     }
 
     /// Starts an order, or attaches to it again when it is known. `after_sequence` above 0 says that
     /// the controller has seen it run: then it is never started anew.
-    pub fn accept(
+    pub async fn accept(
         &self,
         order: Order,
         after_sequence: u64,
     ) -> Result<impl Stream<Item = Result<EventView>> + use<>> {
-        let known = self.runs().get(&order.execution_id).cloned();
+        let _one_at_a_time = self.0.accepting.lock().await;
+        let known = self.0.run(&order.execution_id);
         let run = match known {
             Some(run) if run.journaled.order.attempt == order.attempt => run,
             Some(run) if run.journaled.order.attempt > order.attempt => {
@@ -194,14 +210,9 @@ impl Supervisor {
                     format!("attempt {} of {} is fenced by a newer one", order.attempt, order.execution_id),
                 ));
             }
-            Some(run) => {
-                return Err(Error::new(
-                    ErrorCode::Conflict,
-                    format!(
-                        "attempt {} of {} is still held by this node",
-                        run.journaled.order.attempt, order.execution_id
-                    ),
-                ));
+            Some(older) => {
+                self.make_way(&older).await?;
+                self.begin(order)?
             }
             None if after_sequence > 0 => {
                 return Err(Error::new(
@@ -222,8 +233,9 @@ impl Supervisor {
                 "this node is draining and takes no new work",
             ));
         }
-        check_policy(&order.manifest, &self.0.policy.load())?;
-        if self.runs().len() >= RUNS_MAX {
+        policy::check(&order.manifest, &self.0.policy.load())?;
+        self.check_room()?;
+        if self.0.runs().len() >= RUNS_MAX {
             return Err(Error::new(
                 ErrorCode::ResourceExhausted,
                 format!("this node holds {RUNS_MAX} executions"),
@@ -245,9 +257,42 @@ impl Supervisor {
         Ok(run)
     }
 
+    /// An older attempt of what is to begin anew here: the controller has given it up.
+    async fn make_way(&self, older: &Run) -> Result<()> {
+        let order = &older.journaled.order;
+        if older.log.progress().borrow().ended {
+            return self.forget(older).await;
+        }
+        older.ask_for_the_end("a newer attempt takes its place");
+        let message = format!("attempt {} of {} is ended here first", order.attempt, order.execution_id);
+        Err(Error::new(ErrorCode::Unavailable, message))
+    }
+
+    /// What runs may still fill its log.
+    fn check_room(&self) -> Result<()> {
+        let full = |what: String| {
+            Err(Error::new(ErrorCode::ResourceExhausted, what)
+                .remedy("free some disk space on the node, or wait until executions have ended"))
+        };
+        let budget = self.output_bytes_max();
+        let logs = self.0.runs().values().fold(budget, |sum, run| {
+            let length = run.log.length();
+            sum + if run.log.progress().borrow().ended { length } else { length.max(budget) }
+        });
+        if logs > LOGS_BYTES_MAX {
+            return full(format!("the logs of this node's executions may take {} MiB", logs / MIB));
+        }
+        let free = nix::sys::statvfs::statvfs(&self.0.directory)
+            .map_or(u64::MAX, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()));
+        if free < DISK_BYTES_MIN {
+            return full(format!("this node's disk has {} MiB left", free / MIB));
+        }
+        Ok(())
+    }
+
     /// False when it had ended before.
     pub fn cancel(&self, execution_id: &ExecutionId, attempt: u32, reason: &str) -> Result<bool> {
-        let run = self.runs().get(execution_id).cloned();
+        let run = self.0.run(execution_id);
         let run = run.ok_or_else(|| Error::not_found("execution", execution_id.as_str()))?;
         if run.journaled.order.attempt != attempt {
             return Err(Error::new(
@@ -258,29 +303,38 @@ impl Supervisor {
         if run.log.progress().borrow().ended {
             return Ok(false);
         }
-        run.cancel.send_modify(|asked| {
-            asked.get_or_insert_with(|| reason.to_owned());
-        });
+        run.ask_for_the_end(reason);
         Ok(true)
     }
 
-    /// The controller has stored the end of these: container and journal go.
-    pub async fn release(&self, execution_ids: &[ExecutionId]) -> Result<()> {
-        for execution_id in execution_ids {
-            let Some(run) = self.runs().get(execution_id).cloned() else { continue };
-            if !run.log.progress().borrow().ended {
+    /// The controller wants nothing more of these: what runs is ended, and what has ended goes, container
+    /// and journal.
+    pub async fn release(&self, attempts: &[Attempt]) -> Result<()> {
+        for attempt in attempts {
+            let Some(run) = self.0.run(&attempt.execution_id) else { continue };
+            if run.journaled.order.attempt != attempt.number {
                 continue;
             }
-            let name = container_name(&self.0.node_id, execution_id, run.journaled.order.attempt);
-            self.0.engine.remove(&name).await?;
-            self.runs().remove(execution_id);
-            fs::remove_dir_all(&run.directory).map_err(|e| unwritable(&run.directory, e))?;
+            if run.log.progress().borrow().ended {
+                self.forget(&run).await?;
+            } else {
+                run.ask_for_the_end("the controller wants nothing more of it");
+            }
         }
         Ok(())
     }
 
+    async fn forget(&self, run: &Run) -> Result<()> {
+        let iteration = run.log.progress().borrow().iteration.max(1);
+        let name = container_name(&self.0.node_id, &run.journaled.order.attempt(), iteration);
+        self.0.engine.remove(&name).await?;
+        self.0.runs().remove(&run.journaled.order.execution_id);
+        fs::remove_dir_all(&run.directory).map_err(|e| unwritable(&run.directory, e))
+    }
+
     pub fn held(&self) -> Vec<Held> {
-        self.runs()
+        self.0
+            .runs()
             .values()
             .map(|run| Held {
                 execution_id: run.journaled.order.execution_id.clone(),
@@ -292,7 +346,7 @@ impl Supervisor {
 
     /// Executions that have not ended.
     pub fn running(&self) -> usize {
-        self.runs().values().filter(|run| !run.log.progress().borrow().ended).count()
+        self.0.runs().values().filter(|run| !run.log.progress().borrow().ended).count()
     }
 
     pub fn is_closing(&self) -> bool {
@@ -310,7 +364,7 @@ impl Supervisor {
 
     /// Stored before it holds, so that a restart does not undo it.
     pub fn set_draining(&self, draining: bool) -> Result<()> {
-        self.write_control(Control { draining, epoch: self.0.epoch.load(Ordering::Acquire) })?;
+        self.write_control(&self.control(draining, self.0.epoch.load(Ordering::Acquire)))?;
         self.0.draining.store(draining, Ordering::Release);
         Ok(())
     }
@@ -325,14 +379,18 @@ impl Supervisor {
             ));
         }
         if epoch > known {
-            self.write_control(Control { draining: self.is_draining(), epoch })?;
+            self.write_control(&self.control(self.is_draining(), epoch))?;
             self.0.epoch.fetch_max(epoch, Ordering::AcqRel);
         }
         Ok(())
     }
 
-    fn write_control(&self, control: Control) -> Result<()> {
-        let bytes = serde_json::to_vec(&control)
+    fn control(&self, draining: bool, epoch: u64) -> Control {
+        Control { draining, epoch, owner: self.0.owner.clone() }
+    }
+
+    fn write_control(&self, control: &Control) -> Result<()> {
+        let bytes = serde_json::to_vec(control)
             .map_err(|e| Error::internal("the worker's state cannot be written").source(e))?;
         write_synced(&self.0.control_path, &bytes).map_err(|e| unwritable(&self.0.control_path, e))
     }
@@ -344,6 +402,35 @@ impl Supervisor {
 
     pub fn engine(&self) -> &Engine {
         &self.0.engine
+    }
+
+    /// What the labels of this worker's containers name.
+    pub fn owner(&self) -> &str {
+        &self.0.owner
+    }
+}
+
+impl Shared {
+    pub(super) fn runs(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Run>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, execution_id: &ExecutionId) -> Option<Arc<Run>> {
+        self.runs().get(execution_id).cloned()
+    }
+
+    /// Output kept of one execution.
+    pub(super) fn output_mb(&self) -> u32 {
+        self.policy.load().max_output_mb.unwrap_or(policy::OUTPUT_MB_DEFAULT)
+    }
+}
+
+impl Run {
+    /// The first reason counts.
+    fn ask_for_the_end(&self, reason: &str) {
+        self.cancel.send_modify(|asked| {
+            asked.get_or_insert_with(|| reason.to_owned());
+        });
     }
 }
 
@@ -374,43 +461,6 @@ fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<Event
             }
         }
     })
-}
-
-fn check_policy(manifest: &Manifest, policy: &Policy) -> Result<()> {
-    let refused = |rule: &str, why: String| {
-        Err(Error::new(ErrorCode::Forbidden, format!("this node's policy refuses it: {why}"))
-            .remedy(format!("the operator sets spec.runtime.policy.{rule} on the node")))
-    };
-    if let Some(allowed) = &policy.allowed_images {
-        let fits = |pattern: &String| match pattern.strip_suffix('*') {
-            Some(prefix) => manifest.image.starts_with(prefix),
-            None => manifest.image == *pattern,
-        };
-        if !allowed.iter().any(fits) {
-            return refused("allowed_images", format!("image {} is not on its list", manifest.image));
-        }
-    }
-    if policy.require_digests.unwrap_or(false) && !manifest.image.contains("@sha256:") {
-        return refused("require_digests", format!("image {} has no digest", manifest.image));
-    }
-    if manifest.network == NetworkMode::Allow && !policy.allow_network.unwrap_or(true) {
-        return refused("allow_network", "network mode allow is not permitted".into());
-    }
-    let timeout_max = policy.max_timeout_seconds.unwrap_or(TIMEOUT_SECONDS_MAX_DEFAULT);
-    if manifest.timeout_seconds > timeout_max {
-        let why = format!("timeout {} s is above {timeout_max} s", manifest.timeout_seconds);
-        return refused("max_timeout_seconds", why);
-    }
-    if policy.max_cpu.is_some_and(|max| f64::from(manifest.resources.cpu_millicores) > max * 1000.0) {
-        return refused(
-            "max_cpu",
-            format!("{} cpu millicores are too many", manifest.resources.cpu_millicores),
-        );
-    }
-    if policy.max_memory_mb.is_some_and(|max| manifest.resources.memory_mb > max) {
-        return refused("max_memory_mb", format!("{} MiB memory are too much", manifest.resources.memory_mb));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

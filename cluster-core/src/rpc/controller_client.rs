@@ -25,7 +25,7 @@ use crate::{
     },
     config::settings::Endpoint,
     error::{Error, ErrorCode, Result},
-    execution::supervisor::Held,
+    execution::order::Held,
     identity::{KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys, statement},
     ids::{ClusterId, CommandId, NodeId, SessionId},
 };

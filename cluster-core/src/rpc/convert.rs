@@ -9,7 +9,7 @@ use crate::{
         peer::{Amounts, Capabilities, PeerStatus, PeerView, Role},
     },
     error::{Error, Result},
-    execution::supervisor::Held,
+    execution::order::Held,
     ids::{CommandId, ExecutionId, Tag},
     store::{NodeRecord, to_name},
 };

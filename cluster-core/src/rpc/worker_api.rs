@@ -33,7 +33,8 @@ use crate::{
     error::{Error, ErrorCode, Result},
     execution::{
         encoding,
-        supervisor::{Order, Supervisor},
+        order::{Attempt, Order, SecretEnv},
+        supervisor::Supervisor,
     },
     identity::SealContext,
     ids::{ExecutionId, NodeId},
@@ -124,16 +125,17 @@ impl WorkerApi {
         })
     }
 
-    fn forward(&self, inner: pb::ForwardExecutionInner) -> Result<Events> {
+    async fn forward(&self, inner: pb::ForwardExecutionInner) -> Result<Events> {
         let order = Order {
             execution_id: ExecutionId::parse(inner.execution_id)?,
             attempt: inner.attempt,
             manifest: serde_json::from_str(&inner.manifest_json)
                 .map_err(|e| Error::invalid("the manifest cannot be read").source(e))?,
             input: inner.input,
+            secrets: SecretEnv(inner.secret_env.into_iter().collect()),
         };
         let execution_id = order.execution_id.clone();
-        let events = self.supervisor.accept(order, inner.after_sequence)?;
+        let events = self.supervisor.accept(order, inner.after_sequence).await?;
         Ok(Box::pin(events.map(move |event| match event {
             Ok(event) => Ok(encoding::to_wire(&execution_id, &event)),
             Err(error) => Err(to_status(&error)),
@@ -188,8 +190,13 @@ impl WorkerService for WorkerApi {
         let (metadata, _, body) = request.into_parts();
         let result = async {
             let inner = self.open::<agent::ReleaseExecutionsInner>(&metadata, &entered, body.envelope)?;
-            let ids = inner.execution_ids.into_iter().map(ExecutionId::parse).collect::<Result<Vec<_>>>()?;
-            self.supervisor.release(&ids).await?;
+            let attempts = inner.attempts.into_iter().map(|attempt| {
+                Ok(Attempt {
+                    execution_id: ExecutionId::parse(attempt.execution_id)?,
+                    number: attempt.attempt,
+                })
+            });
+            self.supervisor.release(&attempts.collect::<Result<Vec<_>>>()?).await?;
             Ok(agent::ReleaseExecutionsResponse {})
         };
         self.answer("ReleaseExecutions", at, result.await)
@@ -207,10 +214,11 @@ impl NodeClusterService for WorkerApi {
     ) -> Result<Response<Events>, Status> {
         let (at, entered) = (Instant::now(), via::entered(&request));
         let (metadata, _, body) = request.into_parts();
-        let result = self
-            .open::<pb::ForwardExecutionInner>(&metadata, &entered, body.envelope)
-            .and_then(|inner| self.forward(inner));
-        self.answer("ForwardExecution", at, result)
+        let result = async {
+            let inner = self.open::<pb::ForwardExecutionInner>(&metadata, &entered, body.envelope)?;
+            self.forward(inner).await
+        };
+        self.answer("ForwardExecution", at, result.await)
     }
 
     async fn attest_node(

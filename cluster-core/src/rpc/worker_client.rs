@@ -20,7 +20,11 @@ use super::{
 use crate::{
     config::layers::MergedConfig,
     error::{Error, ErrorCode, Result},
-    execution::{encoding, supervisor::Order, view::EventView},
+    execution::{
+        encoding,
+        order::{Attempt, Order},
+        view::EventView,
+    },
     ids::{ExecutionId, NodeId},
 };
 
@@ -78,6 +82,7 @@ impl WorkerClient {
             attempt: order.attempt,
             manifest_json,
             after_sequence,
+            secret_env: order.secrets.0.clone().into_iter().collect(),
             ..Default::default()
         };
         let request = sealer.seal(inner, |e| pb::ForwardExecutionRequest { envelope: Some(e) })?;
@@ -134,11 +139,12 @@ impl WorkerClient {
         Ok(answer.accepted)
     }
 
-    pub async fn release(&self, sealer: &Sealer, execution_ids: &[ExecutionId]) -> Result<()> {
-        let inner = agent::ReleaseExecutionsInner {
-            execution_ids: execution_ids.iter().map(ToString::to_string).collect(),
-            seal: None,
-        };
+    pub async fn release(&self, sealer: &Sealer, attempts: &[Attempt]) -> Result<()> {
+        let attempts = attempts.iter().map(|attempt| agent::ExecutionAttempt {
+            execution_id: attempt.execution_id.to_string(),
+            attempt: attempt.number,
+        });
+        let inner = agent::ReleaseExecutionsInner { attempts: attempts.collect(), seal: None };
         let request = sealer.seal(inner, |e| agent::ReleaseExecutionsRequest { envelope: Some(e) })?;
         in_time(WorkerServiceClient::new(self.channel.clone()).release_executions(request)).await?;
         Ok(())

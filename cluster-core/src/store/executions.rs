@@ -6,9 +6,11 @@ use super::{Store, from_json, read_failed, unreadable};
 use crate::{
     error::{Failure, Result},
     execution::{
-        lifecycle::State,
+        lifecycle::{Life, State},
         manifest::{Demand, Manifest},
+        order::Attempt,
         request::Submission,
+        retention::Ended,
         view::ExecutionView,
     },
     ids::{ExecutionId, NodeId},
@@ -72,6 +74,21 @@ impl ExecutionRecord {
         }
     }
 
+    /// The assignment of this moment.
+    pub fn attempt(&self) -> Attempt {
+        Attempt { execution_id: self.execution_id.clone(), number: self.attempt }
+    }
+
+    pub fn life(&self) -> Life {
+        Life {
+            state: self.state,
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            lost_attempts: self.lost_attempts,
+            is_cancelled: self.cancel_reason.is_some(),
+        }
+    }
+
     pub fn view(&self) -> ExecutionView {
         ExecutionView {
             execution_id: self.execution_id.clone(),
@@ -113,6 +130,25 @@ impl Store {
              ORDER BY created_at_ms, execution_id";
         let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
         rows.iter().map(execution).collect()
+    }
+
+    /// What has ended, newest first.
+    pub async fn ended_executions(&self) -> Result<Vec<Ended>> {
+        let sql = "SELECT execution_id, ended_at_ms, events_bytes FROM executions
+             WHERE ended_at_ms IS NOT NULL AND state IN ('succeeded', 'failed', 'cancelled')
+             ORDER BY ended_at_ms DESC";
+        let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
+        let ended = |row: &AnyRow| {
+            let number = |column| row.try_get::<i64, _>(column).map_err(read_failed);
+            Ok(Ended {
+                execution_id: ExecutionId::parse(
+                    row.try_get::<String, _>("execution_id").map_err(read_failed)?,
+                )?,
+                ended_at_ms: number("ended_at_ms")?,
+                events_bytes: u64::try_from(number("events_bytes")?).unwrap_or(0),
+            })
+        };
+        rows.iter().map(ended).collect()
     }
 
     /// The newest executions, newest first.

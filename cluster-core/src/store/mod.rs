@@ -9,6 +9,7 @@
 
 mod config;
 mod deployments;
+mod execution_writes;
 mod executions;
 mod nodes;
 mod owner;
@@ -27,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deployments::{DeploymentRow, HostRow};
+pub use execution_writes::ExecutionWrite;
 pub use executions::ExecutionRecord;
 pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::DataDirectory;

@@ -109,8 +109,11 @@ async fn an_idempotency_key_names_one_execution() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path()).await;
     let (first, second) = (execution(Some("k")), execution(Some("k")));
-    assert_eq!(store.write(Write::CreateExecution(Box::new(first.clone()))).await.unwrap(), 1);
-    assert_eq!(store.write(Write::CreateExecution(Box::new(second))).await.unwrap(), 0);
+    assert_eq!(
+        store.write(Write::Execution(ExecutionWrite::Create(Box::new(first.clone())))).await.unwrap(),
+        1
+    );
+    assert_eq!(store.write(Write::Execution(ExecutionWrite::Create(Box::new(second)))).await.unwrap(), 0);
     assert_eq!(store.execution_by_key("k").await.unwrap().unwrap(), first);
 }
 
@@ -120,22 +123,32 @@ async fn events_of_an_older_attempt_change_nothing() {
     let store = store(directory.path()).await;
     let mut record = execution(None);
     let id = record.execution_id.clone();
-    store.write(Write::CreateExecution(Box::new(record.clone()))).await.unwrap();
-    let assign =
-        Write::AssignExecution { execution_id: id.clone(), node_id: NodeId::parse("n").unwrap(), attempt: 2 };
+    store.write(Write::Execution(ExecutionWrite::Create(Box::new(record.clone())))).await.unwrap();
+    let node_id = NodeId::parse("n").unwrap();
+    let assign = ExecutionWrite::Assign { execution_id: id.clone(), node_id: node_id.clone(), attempt: 2 };
+    let assign = Write::Execution(assign);
     assert_eq!(store.write(assign.clone()).await.unwrap(), 1);
     assert_eq!(store.write(assign).await.unwrap(), 0, "assigned once");
     record.state = State::Succeeded;
     record.last_sequence = 1;
+    record.node_id = Some(node_id);
+    record.ended_at_ms = Some(9);
     for (attempt, changed) in [(1, 0), (2, 1)] {
         record.attempt = attempt;
-        let write =
-            Write::RecordEvents { record: Box::new(record.clone()), events: vec![(1, vec![attempt as u8])] };
-        assert_eq!(store.write(write).await.unwrap(), changed);
+        let events = vec![(1, vec![attempt as u8])];
+        let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
+        assert_eq!(store.write(Write::Execution(write)).await.unwrap(), changed);
     }
     assert_eq!(store.execution_events(&id, 0, 10).await.unwrap(), vec![vec![2]]);
     assert_eq!(store.execution(&id).await.unwrap().unwrap().state, State::Succeeded);
     assert!(store.open_executions().await.unwrap().is_empty());
+    let ended = store.ended_executions().await.unwrap();
+    assert_eq!((ended[0].events_bytes, ended[0].ended_at_ms), (1, 9));
+    store.write(Write::Execution(ExecutionWrite::DropEvents(vec![id.clone()]))).await.unwrap();
+    assert!(store.execution_events(&id, 0, 10).await.unwrap().is_empty());
+    assert_eq!(store.ended_executions().await.unwrap()[0].events_bytes, 0);
+    store.write(Write::Execution(ExecutionWrite::Forget(vec![id.clone()]))).await.unwrap();
+    assert_eq!(store.execution(&id).await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -4,16 +4,15 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    ConfigWrite, DeploymentRow, ExecutionRecord, HostRow, NodeRecord, RolloutRow, SecretWrite, TokenRecord,
+    ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, NodeRecord, RolloutRow, SecretWrite, TokenRecord,
     to_json, to_name,
 };
 use crate::{
     cluster::peer::{Desired, Observed, OnDeadline},
-    execution::lifecycle::State,
-    ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId},
+    ids::{CommandId, EnrolmentTokenId, NodeId},
 };
 
-type Changed = Result<u64, sqlx::Error>;
+pub(super) type Changed = Result<u64, sqlx::Error>;
 
 /// A typed write.
 #[derive(Debug, Clone)]
@@ -71,24 +70,7 @@ pub enum Write {
         now_ms: i64,
     },
 
-    CreateExecution(Box<ExecutionRecord>),
-    /// Only what waits, or was assigned to a node that did not take it, and nothing that is cancelled.
-    AssignExecution {
-        execution_id: ExecutionId,
-        node_id: NodeId,
-        attempt: u32,
-    },
-    RequestCancel {
-        execution_id: ExecutionId,
-        reason: String,
-    },
-    /// Stores events and what they show of the execution, in one step. Events of another attempt
-    /// than the current one change nothing.
-    RecordEvents {
-        record: Box<ExecutionRecord>,
-        events: Vec<(u64, Vec<u8>)>,
-    },
-
+    Execution(ExecutionWrite),
     Config(Box<ConfigWrite>),
     Secret(SecretWrite),
 
@@ -174,25 +156,7 @@ impl Write {
                 }
                 Ok(changed)
             }
-            Write::CreateExecution(record) => create_execution(record, to).await,
-            Write::AssignExecution { execution_id, node_id, attempt } => {
-                let sql = "UPDATE executions SET state = $1, node_id = $2, attempt = $3
-                     WHERE execution_id = $4 AND attempt < $3 AND state IN ($1, $5)
-                     AND cancel_reason IS NULL";
-                let query = sqlx::query(sql)
-                    .bind(State::Assigned.name())
-                    .bind(node_id.as_str())
-                    .bind(i64::from(*attempt))
-                    .bind(execution_id.as_str())
-                    .bind(State::Pending.name());
-                done(query, to).await
-            }
-            Write::RequestCancel { execution_id, reason } => {
-                let sql = "UPDATE executions SET cancel_reason = $1
-                     WHERE execution_id = $2 AND cancel_reason IS NULL";
-                done(sqlx::query(sql).bind(reason).bind(execution_id.as_str()), to).await
-            }
-            Write::RecordEvents { record, events } => record_events(record, events, to).await,
+            Write::Execution(write) => write.run(to).await,
             Write::Config(write) => write.run(to).await,
             Write::Secret(write) => write.run(to).await,
             Write::PutDeployment(row) => put_deployment(row, to).await,
@@ -287,55 +251,6 @@ async fn create_token(token: &TokenRecord, to: &mut Transaction<'_, Any>) -> Cha
     done(query, to).await
 }
 
-async fn create_execution(record: &ExecutionRecord, to: &mut Transaction<'_, Any>) -> Changed {
-    let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
-             last_sequence, idempotency_key, request_digest, max_attempts)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9) ON CONFLICT DO NOTHING";
-    let query = sqlx::query(sql)
-        .bind(record.execution_id.as_str())
-        .bind(record.state.name())
-        .bind(to_json(&record.manifest))
-        .bind(to_json(&record.demand))
-        .bind(&record.input)
-        .bind(record.created_at_ms)
-        .bind(record.idempotency_key.clone())
-        .bind(&record.request_digest)
-        .bind(i64::from(record.max_attempts));
-    done(query, to).await
-}
-
-async fn record_events(
-    record: &ExecutionRecord,
-    events: &[(u64, Vec<u8>)],
-    to: &mut Transaction<'_, Any>,
-) -> Changed {
-    // The attempt fences: what an older one still sends changes nothing.
-    let sql = "UPDATE executions SET state = $1, exit_code = $2, failure = $3, started_at_ms = $4,
-             ended_at_ms = $5, last_sequence = $6 WHERE execution_id = $7 AND attempt = $8";
-    let query = sqlx::query(sql)
-        .bind(record.state.name())
-        .bind(record.exit_code.map(i64::from))
-        .bind(record.failure.as_ref().map(to_json))
-        .bind(record.started_at_ms)
-        .bind(record.ended_at_ms)
-        .bind(signed(record.last_sequence))
-        .bind(record.execution_id.as_str())
-        .bind(i64::from(record.attempt));
-    let changed = done(query, to).await?;
-    if changed > 0 {
-        for (sequence, event) in events {
-            let sql = "INSERT INTO execution_events (execution_id, sequence, event) VALUES ($1, $2, $3)
-                 ON CONFLICT DO NOTHING";
-            let query = sqlx::query(sql)
-                .bind(record.execution_id.as_str())
-                .bind(signed(*sequence))
-                .bind(event.clone());
-            done(query, to).await?;
-        }
-    }
-    Ok(changed)
-}
-
 async fn put_deployment(row: &DeploymentRow, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO deployments (deployment_id, host, state, record, created_at_ms, idempotency_key)
          VALUES ($1, $2, $3, $4, $5, $6)
@@ -351,6 +266,6 @@ async fn put_deployment(row: &DeploymentRow, to: &mut Transaction<'_, Any>) -> C
 }
 
 /// The database knows signed numbers only; no counter of ours comes near the limit.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

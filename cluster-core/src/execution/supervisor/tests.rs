@@ -5,7 +5,11 @@ use std::process::Command;
 use futures::StreamExt as _;
 
 use super::*;
-use crate::execution::request::{ExecutionRequest, Submission};
+use crate::execution::{
+    fail_point::{self, FailPoint},
+    order::SecretEnv,
+    request::{ExecutionRequest, Submission},
+};
 
 const IMAGE: &str = "busybox:testbed";
 
@@ -59,11 +63,12 @@ fn order(script: &str, input: &str, change: impl FnOnce(&mut ExecutionRequest)) 
         attempt: 1,
         manifest: submission.manifest,
         input: input.to_owned(),
+        secrets: Default::default(),
     }
 }
 
 async fn events(supervisor: &Supervisor, order: &Order, after: u64) -> Vec<EventView> {
-    let stream = supervisor.accept(order.clone(), after).unwrap();
+    let stream = supervisor.accept(order.clone(), after).await.unwrap();
     stream.map(Result::unwrap).collect().await
 }
 
@@ -79,6 +84,32 @@ fn text(events: &[EventView], wanted: OutputStream) -> String {
         }
     }
     String::from_utf8(bytes).unwrap()
+}
+
+type Events = std::pin::Pin<Box<dyn Stream<Item = Result<EventView>>>>;
+
+/// A worker on a runtime of its own, which dies like a killed process once `until` is over: its tasks are
+/// gone, its containers are not.
+fn killed_when(
+    setting: &Setting,
+    order: &Order,
+    before: impl FnOnce(&Supervisor) + Send + 'static,
+    until: impl AsyncFnOnce(Events) + Send + 'static,
+) {
+    let (order, node_id, data) = (order.clone(), setting.node_id.clone(), setting.data.clone());
+    let worker = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let engine = Engine::new(None).unwrap();
+            engine.info().await.unwrap();
+            let supervisor =
+                Supervisor::recover(&data, node_id, engine, Policy::default(), "n".into(), vec![]).unwrap();
+            before(&supervisor);
+            let stream = supervisor.accept(order, 0).await.unwrap();
+            until(Box::pin(stream)).await;
+        });
+    });
+    worker.join().unwrap();
 }
 
 #[tokio::test]
@@ -98,10 +129,10 @@ async fn an_execution_reads_its_input_and_its_events_are_numbered() {
     assert!(matches!(&all.last().unwrap().kind, EventKind::Failed { exit_code: Some(3), .. }));
     assert_eq!(events(&supervisor, &order, 2).await, all[2..], "attached again, not run again");
     assert!(!supervisor.cancel(&order.execution_id, 1, "late").unwrap());
-    supervisor.release(std::slice::from_ref(&order.execution_id)).await.unwrap();
+    supervisor.release(&[order.attempt()]).await.unwrap();
     assert!(supervisor.held().is_empty());
-    assert!(supervisor.engine().ours(&setting.node_id).await.unwrap().is_empty());
-    let error = supervisor.accept(order, 2).err().unwrap();
+    assert!(supervisor.engine().ours(supervisor.owner()).await.unwrap().is_empty());
+    let error = supervisor.accept(order, 2).await.err().unwrap();
     assert_eq!(error.code(), ErrorCode::Lost, "never started anew");
 }
 
@@ -111,7 +142,7 @@ async fn cancel_timeout_memory_and_missing_images_are_told_apart() {
     let setting = Setting::new();
     let supervisor = setting.supervisor().await;
     let sleeping = order("echo up; sleep 1000", "", |_| {});
-    let mut stream = Box::pin(supervisor.accept(sleeping.clone(), 0).unwrap());
+    let mut stream = Box::pin(supervisor.accept(sleeping.clone(), 0).await.unwrap());
     while let Some(event) = stream.next().await {
         match event.unwrap().kind {
             EventKind::Output { .. } => {
@@ -148,34 +179,20 @@ async fn a_restarted_worker_adopts_what_runs_and_tells_what_ended_meanwhile() {
     let setting = Setting::new();
     let script = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.05; done; exit 7";
     let order = order(script, "", |_| {});
-    // A runtime of its own dies like a killed process: its tasks are gone, the container is not.
-    let (first, node_id, data, sent) =
-        (order.clone(), setting.node_id.clone(), setting.data.clone(), std::sync::mpsc::channel());
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let engine = Engine::new(None).unwrap();
-            engine.info().await.unwrap();
-            let supervisor =
-                Supervisor::recover(&data, node_id, engine, Policy::default(), "n".into(), vec![]).unwrap();
-            let mut stream = Box::pin(supervisor.accept(first, 0).unwrap());
-            while let Some(event) = stream.next().await {
-                if matches!(event.unwrap().kind, EventKind::Output { .. }) {
-                    break;
-                }
-            }
-        });
-        sent.0.send(()).unwrap();
-    })
-    .join()
-    .unwrap();
-    sent.1.recv().unwrap();
+    killed_when(
+        &setting,
+        &order,
+        |_| (),
+        async |mut stream| {
+            while !matches!(stream.next().await.unwrap().unwrap().kind, EventKind::Output { .. }) {}
+        },
+    );
     let supervisor = setting.supervisor().await;
     let all = events(&supervisor, &order, 0).await;
     let expected = (0..40).map(|n| format!("{n}\n")).collect::<String>();
     assert_eq!(text(&all, OutputStream::Stdout), expected, "no gap and nothing twice");
     assert!(matches!(&all.last().unwrap().kind, EventKind::Failed { exit_code: Some(7), .. }));
-    assert_eq!(supervisor.engine().ours(&setting.node_id).await.unwrap().len(), 1, "one container");
+    assert_eq!(supervisor.engine().ours(supervisor.owner()).await.unwrap().len(), 1, "one container");
 }
 
 #[tokio::test]
@@ -185,19 +202,22 @@ async fn policy_drain_fences_and_epochs_hold() {
     let policy = Policy { allowed_images: Some(vec!["agents/*".into()]), ..Default::default() };
     let supervisor = setting.with(policy).await;
     let order = order("true", "", |_| {});
-    let refused = supervisor.accept(order.clone(), 0).err().unwrap();
+    let refused = supervisor.accept(order.clone(), 0).await.err().unwrap();
     assert!(refused.to_string().contains("allowed_images"), "{refused}");
     supervisor.set_draining(true).unwrap();
     supervisor.check_epoch(5).unwrap();
     drop(supervisor);
     let again = setting.supervisor().await;
     assert!(again.is_draining(), "a drain survives the restart");
-    assert_eq!(again.accept(order.clone(), 0).err().unwrap().code(), ErrorCode::FailedPrecondition);
+    assert_eq!(again.accept(order.clone(), 0).await.err().unwrap().code(), ErrorCode::FailedPrecondition);
     assert_eq!(again.check_epoch(4).unwrap_err().code(), ErrorCode::Fenced);
     again.set_draining(false).unwrap();
     let newer = Order { attempt: 2, ..order.clone() };
     events(&again, &newer, 0).await;
-    assert_eq!(again.accept(order, 0).err().unwrap().code(), ErrorCode::Fenced);
+    let newest = Order { attempt: 3, ..order.clone() };
+    let all = events(&again, &newest, 0).await;
+    assert!(all.iter().all(|event| event.attempt == 3), "an older attempt that ended makes way");
+    assert_eq!(again.accept(order, 0).await.err().unwrap().code(), ErrorCode::Fenced);
     assert!(setting.directory.path().join(CONTROL_FILE).exists());
 }
 
@@ -213,4 +233,100 @@ async fn every_byte_of_a_fast_writer_that_ends_arrives() {
     assert_eq!(written.len(), 3_000_000);
     assert!(expected.starts_with(&written), "in order and unchanged");
     assert!(matches!(all.last().unwrap().kind, EventKind::Completed { .. }));
+}
+
+fn kinds(events: &[EventView]) -> Vec<String> {
+    let kind =
+        |event: &EventView| serde_json::to_value(&event.kind).unwrap()["kind"].as_str().unwrap().to_owned();
+    events.iter().map(kind).filter(|kind| kind != "output").collect()
+}
+
+const ITERATIVE: &str = "echo \"try $AEGIS_ITERATION after: $AEGIS_LAST_ERROR\"
+if [ $AEGIS_ITERATION = 3 ]; then echo '{\"tries\": 3}'; echo; exit 0; fi
+echo \"no $AEGIS_ITERATION\" >&2; exit 4";
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn it_is_tried_again_with_the_last_error_until_it_succeeds() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let order = order(ITERATIVE, "", |request| request.max_iterations = Some(5));
+    let all = events(&supervisor, &order, 0).await;
+    let expected = "try 1 after: \ntry 2 after: the container exited with code 4\nno 1\n\n\
+                    try 3 after: the container exited with code 4\nno 2\n\n{\"tries\": 3}\n\n";
+    assert_eq!(text(&all, OutputStream::Stdout), expected);
+    let tries = ["iteration_started", "iteration_failed"];
+    let once = ["started"].iter().chain(&tries).chain(&tries);
+    let expected = once.chain(&["iteration_started", "iteration_completed", "completed"]);
+    assert_eq!(kinds(&all), expected.copied().collect::<Vec<_>>());
+    let EventKind::Completed { result } = &all.last().unwrap().kind else { panic!("{all:?}") };
+    assert_eq!(result.as_deref(), Some("{\"tries\": 3}"));
+    assert_eq!(supervisor.engine().ours(supervisor.owner()).await.unwrap().len(), 1, "the last one's");
+
+    let hopeless = self::order("exit 9", "", |request| request.max_iterations = Some(2));
+    let all = events(&supervisor, &hopeless, 0).await;
+    assert!(matches!(all.last().unwrap().kind, EventKind::Failed { exit_code: Some(9), .. }));
+
+    let slow = self::order("[ $AEGIS_ITERATION = 2 ] || sleep 1000", "", |request| {
+        request.max_iterations = Some(2);
+        request.iteration_timeout_seconds = Some(1);
+    });
+    let all = events(&supervisor, &slow, 0).await;
+    let failed = all.iter().find_map(|event| match &event.kind {
+        EventKind::IterationFailed { failure, .. } => Some(failure.code),
+        _ => None,
+    });
+    assert_eq!(failed, Some(ErrorCode::Timeout));
+    assert!(matches!(all.last().unwrap().kind, EventKind::Completed { .. }));
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn secrets_reach_the_container_and_no_reader() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let script = "printf 'key=%s ' $KEY | cat; printf '%s' $KEY | wc -c; echo $KEY >&2; exit 1";
+    let mut order = order(script, "", |_| ());
+    order.secrets = SecretEnv([("KEY".to_owned(), "marker-7f3a".to_owned())].into());
+    let all = events(&supervisor, &order, 0).await;
+    assert_eq!(text(&all, OutputStream::Stdout), "key=*********** 11\n");
+    let told = format!("{all:?} {order:?}");
+    assert!(!told.contains("marker-7f3a"), "{told}");
+}
+
+/// Killed between every two steps that leave something behind, a worker that comes back runs it to its end,
+/// and runs it once.
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn killed_between_any_two_steps_it_runs_once() {
+    for point in FailPoint::WORKER {
+        let setting = Setting::new();
+        let order = order("cat; echo to stderr >&2; exit $((AEGIS_ITERATION - 2))", "once\n", |request| {
+            request.max_iterations = Some(2);
+        });
+        let reached = fail_point::arm(point, 1);
+        let seen = reached.clone();
+        killed_when(
+            &setting,
+            &order,
+            move |_| fail_point::arm_here(&seen),
+            async move |mut stream| {
+                tokio::select! {
+                    () = reached.wait() => {}
+                    () = async { while stream.next().await.is_some() {} } => panic!("{point:?} was never reached"),
+                }
+            },
+        );
+        let supervisor = setting.supervisor().await;
+        let all = events(&supervisor, &order, 0).await;
+        assert_eq!(text(&all, OutputStream::Stdout), "once\nonce\n", "{point:?}: once in each iteration");
+        let sequences = all.iter().map(|event| event.sequence).collect::<Vec<_>>();
+        assert_eq!(sequences, (1..=all.len() as u64).collect::<Vec<_>>(), "{point:?}");
+        let tried = ["iteration_started", "iteration_failed", "iteration_started", "iteration_completed"];
+        assert_eq!(kinds(&all)[1..5], tried, "{point:?}");
+        assert!(matches!(all.last().unwrap().kind, EventKind::Completed { .. }), "{point:?}");
+        assert_eq!(supervisor.engine().ours(supervisor.owner()).await.unwrap().len(), 1, "{point:?}");
+        supervisor.release(&[order.attempt()]).await.unwrap();
+        assert!(supervisor.engine().ours(supervisor.owner()).await.unwrap().is_empty(), "{point:?}");
+    }
 }

@@ -1,0 +1,65 @@
+//! The engine's own word on what becomes of containers, as it happens.
+
+use std::collections::HashMap;
+
+use bollard::{models::EventMessage, query_parameters::EventsOptionsBuilder};
+use futures::{Stream, StreamExt as _};
+
+use super::{Engine, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_OWNER, refused};
+use crate::{error::Result, execution::order::Attempt, ids::ExecutionId};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It ended, whatever with.
+    Died,
+    /// A process in it was killed at the memory limit.
+    OutOfMemory,
+    /// It is gone.
+    Removed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineEvent {
+    pub attempt: Attempt,
+    pub change: Change,
+    /// Unix time in nanoseconds, by the engine's clock.
+    pub time_ns: i64,
+}
+
+impl Engine {
+    /// What becomes of an owner's containers, from a time on (as far as the engine still knows), for as
+    /// long as the engine runs.
+    pub fn events(
+        &self,
+        owner: &str,
+        since_ns: i64,
+    ) -> impl Stream<Item = Result<EngineEvent>> + Send + use<> {
+        let filters = HashMap::from([
+            ("type", vec!["container".to_owned()]),
+            ("event", vec!["die".to_owned(), "oom".to_owned(), "destroy".to_owned()]),
+            ("label", vec![format!("{LABEL_OWNER}={owner}")]),
+        ]);
+        let since = format!("{}.{:09}", since_ns / 1_000_000_000, since_ns % 1_000_000_000);
+        let options = EventsOptionsBuilder::new().since(&since).filters(&filters).build();
+        self.docker.events(Some(options)).filter_map(async |message| match message {
+            Ok(message) => read(message).map(Ok),
+            Err(e) => Some(Err(refused("tell what becomes of containers", e))),
+        })
+    }
+}
+
+/// None for what is not of an execution.
+fn read(message: EventMessage) -> Option<EngineEvent> {
+    let attributes = message.actor?.attributes?;
+    let attempt = Attempt {
+        execution_id: ExecutionId::parse(attributes.get(LABEL_EXECUTION)?.as_str()).ok()?,
+        number: attributes.get(LABEL_ATTEMPT)?.parse().ok()?,
+    };
+    let change = match message.action?.as_str() {
+        "die" => Change::Died,
+        "oom" => Change::OutOfMemory,
+        "destroy" => Change::Removed,
+        _ => return None,
+    };
+    Some(EngineEvent { attempt, change, time_ns: message.time_nano.unwrap_or_default() })
+}

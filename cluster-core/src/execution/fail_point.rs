@@ -1,0 +1,91 @@
+//! Places between two steps that leave something behind, at which a test can stop a process for ever.
+//! Outside of tests they are nothing.
+
+/// Named by what is done already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FailPoint {
+    // On the worker.
+    Journaled,
+    TakingTold,
+    Created,
+    Started,
+    StartTold,
+    Exited,
+    IterationTold,
+    // On the controller.
+    Assigned,
+    Forwarded,
+    EventsStored,
+    EndStored,
+}
+
+#[cfg(not(test))]
+pub(super) async fn reached(_: FailPoint) {}
+
+#[cfg(test)]
+pub(super) use armed::{arm, arm_here, reached};
+
+#[cfg(test)]
+mod armed {
+    use std::{
+        cell::RefCell,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    use tokio::sync::Notify;
+
+    use super::FailPoint;
+
+    impl FailPoint {
+        pub const WORKER: [Self; 7] = [
+            Self::Journaled,
+            Self::TakingTold,
+            Self::Created,
+            Self::Started,
+            Self::StartTold,
+            Self::Exited,
+            Self::IterationTold,
+        ];
+        pub const CONTROLLER: [Self; 4] =
+            [Self::Assigned, Self::Forwarded, Self::EventsStored, Self::EndStored];
+    }
+
+    /// Stops whoever comes to its place for the nth time.
+    #[derive(Debug, Clone)]
+    pub struct Armed {
+        point: FailPoint,
+        left: Arc<AtomicU32>,
+        reached: Arc<Notify>,
+    }
+
+    impl Armed {
+        pub async fn wait(&self) {
+            self.reached.notified().await;
+        }
+    }
+
+    thread_local! {
+        static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
+    }
+
+    pub fn arm(point: FailPoint, nth: u32) -> Armed {
+        Armed { point, left: Arc::new(AtomicU32::new(nth)), reached: Arc::default() }
+    }
+
+    /// On this thread, which runs the whole of the process that is to stop.
+    pub fn arm_here(armed: &Armed) {
+        ARMED.with(|here| here.replace(Some(armed.clone())));
+    }
+
+    pub async fn reached(point: FailPoint) {
+        let armed = ARMED.with(|here| here.borrow().clone());
+        let Some(armed) = armed.filter(|armed| armed.point == point) else { return };
+        if armed.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            armed.reached.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}

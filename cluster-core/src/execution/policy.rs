@@ -1,0 +1,128 @@
+//! What a node lets executions do: its operator's policy, before anything is started. Pure.
+
+use super::manifest::{Manifest, NetworkMode};
+use crate::{
+    config::schema::Policy,
+    error::{Error, ErrorCode, Result},
+};
+
+const TIMEOUT_SECONDS_MAX_DEFAULT: u64 = 3600;
+pub const PROCESSES_DEFAULT: u32 = 512;
+pub const TMP_MB_DEFAULT: u32 = 64;
+pub const OUTPUT_MB_DEFAULT: u32 = 10;
+
+/// Refuses what the policy does not allow, naming the key that would.
+pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
+    let refused = |rule: &str, why: String| {
+        Err(Error::new(ErrorCode::Forbidden, format!("this node's policy refuses it: {why}"))
+            .remedy(format!("the operator sets spec.runtime.policy.{rule} on the node")))
+    };
+    if let Some(allowed) = &policy.allowed_images {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => manifest.image.starts_with(prefix),
+            None => manifest.image == *pattern,
+        };
+        if !allowed.iter().any(fits) {
+            return refused("allowed_images", format!("image {} is not on its list", manifest.image));
+        }
+    }
+    if policy.require_digests.unwrap_or(false) && !manifest.image.contains("@sha256:") {
+        return refused("require_digests", format!("image {} has no digest", manifest.image));
+    }
+    if manifest.network == NetworkMode::Allow && !policy.allow_network.unwrap_or(true) {
+        return refused("allow_network", "network mode allow is not permitted".into());
+    }
+    let timeout_max = policy.max_timeout_seconds.unwrap_or(TIMEOUT_SECONDS_MAX_DEFAULT);
+    if manifest.timeout_seconds > timeout_max {
+        let why = format!("timeout {} s is above {timeout_max} s", manifest.timeout_seconds);
+        return refused("max_timeout_seconds", why);
+    }
+    if policy.max_cpu.is_some_and(|max| f64::from(manifest.resources.cpu_millicores) > max * 1000.0) {
+        return refused(
+            "max_cpu",
+            format!("{} cpu millicores are too many", manifest.resources.cpu_millicores),
+        );
+    }
+    if policy.max_memory_mb.is_some_and(|max| manifest.resources.memory_mb > max) {
+        return refused("max_memory_mb", format!("{} MiB memory are too much", manifest.resources.memory_mb));
+    }
+    let relaxed = &manifest.relaxed;
+    if relaxed.writable_root && !policy.allow_root_filesystem_writes.unwrap_or(false) {
+        return refused(
+            "allow_root_filesystem_writes",
+            "a writable root file system is not permitted".into(),
+        );
+    }
+    let allowed = policy.allowed_capabilities.as_deref().unwrap_or_default();
+    if let Some(more) = relaxed.capabilities.iter().find(|name| !allowed.contains(name)) {
+        return refused("allowed_capabilities", format!("the capability {more} is not permitted"));
+    }
+    let processes_max = policy.max_processes.unwrap_or(PROCESSES_DEFAULT);
+    if relaxed.processes.is_some_and(|processes| processes > processes_max) {
+        return refused("max_processes", format!("more than {processes_max} processes are not permitted"));
+    }
+    // /tmp counts as the container's memory, so that its limit bounds it.
+    if relaxed.tmp_mb.is_some_and(|tmp_mb| tmp_mb > manifest.resources.memory_mb.max(TMP_MB_DEFAULT)) {
+        return Err(Error::invalid("security.tmp_mb is more than resources.memory_mb, which it counts as")
+            .remedy("ask for more memory"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::execution::{
+        manifest::Relaxations,
+        request::{ExecutionRequest, Submission},
+    };
+
+    fn manifest(change: impl FnOnce(&mut ExecutionRequest)) -> Manifest {
+        let mut request = ExecutionRequest { image: Some("busybox:1.36".into()), ..Default::default() };
+        change(&mut request);
+        Submission::check(request, None).unwrap().manifest
+    }
+
+    fn relaxed(security: Relaxations) -> Manifest {
+        manifest(|request| request.security = security)
+    }
+
+    /// What is refused by default is taken with the key that the refusal names.
+    #[test]
+    fn each_relaxation_needs_the_manifest_and_the_policy() {
+        let capability = relaxed(Relaxations { capabilities: vec!["NET_RAW".into()], ..Default::default() });
+        let root = relaxed(Relaxations { writable_root: true, ..Default::default() });
+        let many = relaxed(Relaxations { processes: Some(4096), ..Default::default() });
+        let image = manifest(|_| ());
+        let network = manifest(|request| request.network = NetworkMode::Allow);
+        let allowing = Policy {
+            allowed_capabilities: Some(vec!["NET_RAW".into()]),
+            allow_root_filesystem_writes: Some(true),
+            max_processes: Some(4096),
+            ..Default::default()
+        };
+        let strict = Policy {
+            allowed_images: Some(vec!["registry.example/*".into()]),
+            allow_network: Some(false),
+            ..Default::default()
+        };
+        for (manifest, refusing, key) in [
+            (&capability, &Policy::default(), "allowed_capabilities"),
+            (&root, &Policy::default(), "allow_root_filesystem_writes"),
+            (&many, &Policy::default(), "max_processes"),
+            (&image, &strict, "allowed_images"),
+            (&network, &Policy { allowed_images: None, ..strict.clone() }, "allow_network"),
+        ] {
+            let error = check(manifest, refusing).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::Forbidden);
+            assert!(
+                error.chain().to_string().contains(key) || format!("{error:?}").contains(key),
+                "{error:?}"
+            );
+            check(manifest, &allowing).unwrap();
+        }
+        assert!(
+            check(&relaxed(Relaxations { tmp_mb: Some(1024), ..Default::default() }), &allowing).is_err()
+        );
+    }
+}

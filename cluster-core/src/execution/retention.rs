@@ -1,0 +1,97 @@
+//! What has ended is kept for a while and within bounds: the oldest lose their events first, and then
+//! themselves. Readers of events that are gone are told of the gap.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{dispatch::Shared, settings::Kept};
+use crate::{
+    clock::now_ms,
+    error::Result,
+    ids::ExecutionId,
+    store::{ExecutionWrite, Write},
+};
+
+const INTERVAL: Duration = Duration::from_secs(600);
+/// Of one commit: other writes are waiting.
+const TOGETHER_MAX: usize = 100;
+
+/// What an execution that has ended takes up.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    pub execution_id: ExecutionId,
+    pub ended_at_ms: i64,
+    pub events_bytes: u64,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Gone {
+    forget: Vec<ExecutionId>,
+    drop_events: Vec<ExecutionId>,
+}
+
+/// Of those that have ended, newest first. Pure.
+fn choose(ended: &[Ended], kept: Kept, now_ms: i64) -> Gone {
+    let mut gone = Gone::default();
+    let mut bytes = 0;
+    for (place, execution) in (0u32..).zip(ended) {
+        bytes += execution.events_bytes;
+        let is_old = now_ms.saturating_sub(execution.ended_at_ms) > kept.age_ms;
+        if is_old || place >= kept.executions {
+            gone.forget.push(execution.execution_id.clone());
+        } else if bytes > kept.events_bytes && execution.events_bytes > 0 {
+            gone.drop_events.push(execution.execution_id.clone());
+        }
+    }
+    gone
+}
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while shared.stop.run_until_cancelled(interval.tick()).await.is_some() {
+        if let Err(error) = sweep(&shared).await {
+            tracing::warn!(error = %error.chain(), "what ended long ago could not be forgotten");
+        }
+    }
+}
+
+async fn sweep(shared: &Shared) -> Result<()> {
+    let ended = shared.store.ended_executions().await?;
+    let gone = choose(&ended, shared.settings.kept, now_ms());
+    if gone != Gone::default() {
+        let (forgotten, emptied) = (gone.forget.len(), gone.drop_events.len());
+        tracing::info!(forgotten, emptied, "executions that ended long ago go");
+    }
+    for ids in gone.forget.chunks(TOGETHER_MAX) {
+        shared.store.write(Write::Execution(ExecutionWrite::Forget(ids.to_vec()))).await?;
+    }
+    for ids in gone.drop_events.chunks(TOGETHER_MAX) {
+        shared.store.write(Write::Execution(ExecutionWrite::DropEvents(ids.to_vec()))).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn age_number_and_size_are_each_a_bound() {
+        let ended = |id: &str, ended_at_ms, events_bytes| Ended {
+            execution_id: ExecutionId::parse(id).unwrap(),
+            ended_at_ms,
+            events_bytes,
+        };
+        let list = [ended("a", 100, 10), ended("b", 90, 10), ended("c", 80, 10), ended("d", 10, 0)];
+        let kept = |age_ms, executions, events_bytes| Kept { age_ms, executions, events_bytes };
+        let names = |ids: &[ExecutionId]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>();
+        let all = choose(&list, kept(1000, 10, 1000), 100);
+        assert_eq!(all, Gone::default());
+        let old = choose(&list, kept(50, 10, 1000), 100);
+        assert_eq!(names(&old.forget), ["d"]);
+        let many = choose(&list, kept(1000, 2, 1000), 100);
+        assert_eq!(names(&many.forget), ["c", "d"]);
+        let large = choose(&list, kept(1000, 10, 20), 100);
+        assert_eq!((names(&large.forget), names(&large.drop_events)), (vec![], vec!["c".to_owned()]));
+    }
+}

@@ -1,0 +1,364 @@
+//! One execution on its worker, from its order to its last event, in a task of its own.
+//!
+//! Each step can be found half done by a later process: what is already there (image, container, output
+//! and ends in the log) is looked at and not done again.
+
+mod output;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{
+    fail_point::{FailPoint, reached},
+    log::IterationEnd,
+    manifest::NetworkMode,
+    request::ARGUMENT_BYTES_MAX,
+    supervisor::{Run, Shared},
+    view::EventKind,
+};
+use crate::{
+    clock::now_ms,
+    engine::{ContainerSpec, Exit, Found, container_name},
+    error::{Error, ErrorCode, Failure, Result},
+};
+
+/// Between SIGTERM and SIGKILL.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// For reading what a stopped container still wrote.
+const LAST_OUTPUT_LIMIT: Duration = Duration::from_secs(10);
+/// While the engine does not answer, it is asked again.
+const ENGINE_RETRY: Duration = Duration::from_secs(2);
+/// For how long an engine may be away (its restart takes seconds) before the run is given up.
+const ENGINE_ABSENCE_MAX: Duration = Duration::from_secs(120);
+/// The engine's events tell of an end at once; this is for what they leave out.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// What ends so soon after its engine was lost ended with it.
+const ENGINE_LOST_BEFORE_MS: i64 = 30_000;
+const IMAGE_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+const RESULT_BYTES_MAX: usize = 64 * 1024;
+
+/// Why an iteration is over.
+enum Over {
+    Exited(Exit),
+    /// It ran for longer than one iteration may.
+    TimedOut,
+    /// The execution as a whole ends here, with this.
+    Execution(EventKind),
+}
+
+/// Why a container is stopped from outside.
+enum Stop {
+    Cancelled(String),
+    TimedOut,
+    IterationTimedOut,
+}
+
+pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
+    tokio::spawn(async move {
+        let end = drive(&shared, &run).await;
+        patiently_written(&run, end).await;
+        tracing::info!(execution_id = %run.journaled.order.execution_id, "ended");
+    });
+}
+
+/// A full disk must not turn an end into silence: it is tried until it is written.
+async fn patiently_written(run: &Run, event: EventKind) {
+    while let Err(error) = run.log.append(event.clone()) {
+        let execution_id = &run.journaled.order.execution_id;
+        tracing::error!(%execution_id, error = %error.chain(), "the log of an execution cannot be written");
+        tokio::time::sleep(ENGINE_RETRY).await;
+    }
+}
+
+/// One iteration after another, until one exits with 0 or there may be no more.
+async fn drive(shared: &Shared, run: &Run) -> EventKind {
+    reached(FailPoint::Journaled).await;
+    let progress = *run.log.progress().borrow();
+    if progress.last_sequence == 0
+        && let Err(error) = run.log.append(EventKind::Started)
+    {
+        return failed(&error);
+    }
+    reached(FailPoint::TakingTold).await;
+    let mut iteration = progress.iteration.max(1);
+    loop {
+        // Told already where an earlier process got that far.
+        let is_latest = run.log.progress().borrow().iteration == iteration;
+        let end = match run.log.iteration_end().filter(|_| is_latest) {
+            Some(end) => end,
+            None => match iterate(shared, run, iteration).await {
+                Over::Execution(end) => return end,
+                over => {
+                    let end = iteration_end(shared, run, over);
+                    reached(FailPoint::Exited).await;
+                    patiently_written(run, told(iteration, &end)).await;
+                    reached(FailPoint::IterationTold).await;
+                    end
+                }
+            },
+        };
+        let name = name(shared, run, iteration);
+        match end {
+            IterationEnd::Completed => {
+                return EventKind::Completed { result: result(shared, run, &name).await };
+            }
+            IterationEnd::Failed { failure, exit_code, .. } => {
+                if iteration >= run.journaled.order.manifest.iterations.max {
+                    return EventKind::Failed { failure, exit_code };
+                }
+                if let Some(Stop::Cancelled(reason)) = stopped_already(run) {
+                    return EventKind::Cancelled { reason };
+                }
+                if let Err(error) = shared.engine.remove(&name).await {
+                    return failed(&error);
+                }
+                iteration += 1;
+            }
+        }
+    }
+}
+
+fn name(shared: &Shared, run: &Run, iteration: u32) -> String {
+    container_name(&shared.node_id, &run.journaled.order.attempt(), iteration)
+}
+
+/// One iteration, to its end.
+async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> Over {
+    let name = name(shared, run, iteration);
+    // What ended while this worker was down ended by itself, however late that is noticed.
+    let is_over = matches!(patiently(|| shared.engine.find(&name)).await, Ok(Found::Exited(_)));
+    let stop = tokio::select! {
+        result = work(shared, run, &name, iteration) => return match result {
+            Ok(exit) => Over::Exited(exit),
+            Err(error) => Over::Execution(failed(&error)),
+        },
+        stop = stopped(run, iteration), if !is_over => stop,
+    };
+    if let Err(error) = shared.engine.stop(&name, STOP_GRACE).await {
+        tracing::warn!(container = %name, error = %error.chain(), "a container could not be stopped");
+        return Over::Execution(failed(&error));
+    }
+    // What it wrote until then belongs to the story.
+    match tokio::time::timeout(LAST_OUTPUT_LIMIT, output::collect(shared, run, &name, false)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = %error.chain(), "no last output"),
+        Err(_) => tracing::debug!("the last output took too long"),
+    }
+    match stop {
+        Stop::Cancelled(reason) => Over::Execution(EventKind::Cancelled { reason }),
+        Stop::TimedOut => Over::Execution(EventKind::TimedOut {
+            timeout_ms: run.journaled.order.manifest.timeout_seconds.saturating_mul(1000),
+        }),
+        Stop::IterationTimedOut => Over::TimedOut,
+    }
+}
+
+/// Resolves when somebody cancels or a deadline passes.
+async fn stopped(run: &Run, iteration: u32) -> Stop {
+    let mut cancel = run.cancel.subscribe();
+    tokio::select! {
+        asked = cancel.wait_for(Option::is_some) => match asked {
+            Ok(reason) => Stop::Cancelled(reason.clone().unwrap_or_default()),
+            // The sender lives in the run itself.
+            Err(_) => Stop::Cancelled(String::new()),
+        },
+        () = until(run.journaled.deadline_ms) => Stop::TimedOut,
+        () = iteration_timeout(run, iteration) => Stop::IterationTimedOut,
+    }
+}
+
+fn stopped_already(run: &Run) -> Option<Stop> {
+    run.cancel.borrow().clone().map(Stop::Cancelled)
+}
+
+async fn iteration_timeout(run: &Run, iteration: u32) {
+    let Some(seconds) = run.journaled.order.manifest.iterations.timeout_seconds else {
+        return std::future::pending().await;
+    };
+    // Counted from the container's start.
+    let mut progress = run.log.progress();
+    let Ok(started) = progress.wait_for(|progress| progress.iteration >= iteration).await.map(|now| *now)
+    else {
+        return std::future::pending().await;
+    };
+    let timeout_ms = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+    until(started.iteration_started_ms.saturating_add(timeout_ms)).await;
+}
+
+async fn until(time_ms: i64) {
+    let left_ms = u64::try_from(time_ms.saturating_sub(now_ms())).unwrap_or(0);
+    tokio::time::sleep_until(Instant::now() + Duration::from_millis(left_ms)).await;
+}
+
+async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32) -> Result<Exit> {
+    let was_started = run.log.progress().borrow().iteration >= iteration;
+    match patiently(|| shared.engine.find(name)).await? {
+        Found::Missing if was_started => {
+            return Err(Error::new(ErrorCode::Lost, "the container is gone")
+                .remedy("it was removed, or the node's engine lost it; what it wrote until then is kept"));
+        }
+        Found::Missing => {
+            create(shared, run, iteration).await?;
+            start(shared, run, iteration).await?;
+        }
+        Found::Created => start(shared, run, iteration).await?,
+        Found::Running | Found::Exited(_) if !was_started => {
+            run.log.append(EventKind::IterationStarted { iteration })?;
+        }
+        Found::Running | Found::Exited(_) => {}
+    }
+    loop {
+        let output = output::collect(shared, run, name, true).await;
+        // The stream also ends when the engine does; only the container's state tells.
+        match patiently(|| shared.engine.find(name)).await? {
+            Found::Exited(exit) => {
+                output::finish(shared, run, name).await;
+                return Ok(exit);
+            }
+            Found::Missing => {
+                return Err(Error::new(ErrorCode::Lost, "the container was removed while it ran"));
+            }
+            Found::Created | Found::Running => {
+                output?;
+                // Output beyond the budget is not read; the end is waited for all the same.
+                let _ = tokio::time::timeout(LOOK_INTERVAL, run.changed.notified()).await;
+            }
+        }
+    }
+}
+
+async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
+    let order = &run.journaled.order;
+    let mut told: Option<Instant> = None;
+    let image_progress = |message: String| {
+        if told.is_none_or(|at| at.elapsed() >= IMAGE_PROGRESS_INTERVAL) {
+            told = Some(Instant::now());
+            // Progress is worth no failure.
+            let _ = run.log.append(EventKind::ImageProgress { message });
+        }
+    };
+    shared.engine.ensure_image(&order.manifest.image, image_progress).await?;
+    if order.manifest.network == NetworkMode::Allow {
+        shared.engine.ensure_network(&shared.network).await?;
+    }
+    let attempt = order.attempt();
+    let spec = ContainerSpec {
+        name: container_name(&shared.node_id, &attempt, iteration),
+        node_id: &shared.node_id,
+        owner: &shared.owner,
+        attempt: &attempt,
+        iteration,
+        manifest: &order.manifest,
+        env: environment(shared, run, iteration),
+        network: &shared.network,
+        output_mb: shared.output_mb(),
+    };
+    shared.engine.ensure_created(&spec).await?;
+    reached(FailPoint::Created).await;
+    Ok(())
+}
+
+async fn start(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
+    run.out_of_memory.store(false, Ordering::Relaxed);
+    let input = Bytes::from(run.journaled.order.input.clone());
+    shared.engine.start(&name(shared, run, iteration), input).await?;
+    reached(FailPoint::Started).await;
+    run.log.append(EventKind::IterationStarted { iteration })?;
+    reached(FailPoint::StartTold).await;
+    Ok(())
+}
+
+fn environment(shared: &Shared, run: &Run, iteration: u32) -> Vec<String> {
+    let order = &run.journaled.order;
+    let given = order.manifest.env.iter().chain(&order.secrets.0);
+    let mut env = given.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+    env.push(format!("AEGIS_EXECUTION_ID={}", order.execution_id));
+    env.push(format!("AEGIS_NODE_ID={}", shared.node_id));
+    env.push(format!("AEGIS_ITERATION={iteration}"));
+    if let Some(IterationEnd::Failed { failure, stderr_tail, .. }) = run.log.iteration_end() {
+        let error = format!("{}\n{stderr_tail}", failure.message).replace('\0', "\u{fffd}");
+        env.push(format!("AEGIS_LAST_ERROR={error}"));
+    }
+    env.extend(shared.env.iter().map(|(name, value)| format!("{name}={value}")));
+    // What is too large for one variable comes on stdin alone.
+    const NAME_BYTES: usize = "AEGIS_INPUT=".len();
+    if order.input.len() + NAME_BYTES <= ARGUMENT_BYTES_MAX && !order.input.contains('\0') {
+        env.push(format!("AEGIS_INPUT={}", order.input));
+    }
+    env
+}
+
+/// The last line on stdout, where it is a JSON object or array.
+async fn result(shared: &Shared, run: &Run, name: &str) -> Option<String> {
+    let line = match run.log.last_line() {
+        Some(line) => line,
+        None => shared.engine.last_line(name).await.ok()?,
+    };
+    let text = std::str::from_utf8(line.trim_ascii()).ok()?;
+    let is_structured = text.starts_with(['{', '[']) && text.len() <= RESULT_BYTES_MAX;
+    let is_json = is_structured && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+    is_json.then(|| text.to_owned())
+}
+
+/// Asks again while the engine is away, for as long as its restart may take.
+async fn patiently<F: Future<Output = Result<Found>>>(mut ask: impl FnMut() -> F) -> Result<Found> {
+    let since = Instant::now();
+    loop {
+        match ask().await {
+            Err(error) if error.code() == ErrorCode::Engine && since.elapsed() < ENGINE_ABSENCE_MAX => {
+                tracing::debug!(error = %error.chain(), "the engine is away");
+                tokio::time::sleep(ENGINE_RETRY).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn iteration_end(shared: &Shared, run: &Run, over: Over) -> IterationEnd {
+    let (failure, exit_code) = match over {
+        Over::Exited(Exit { code: 0, .. }) => return IterationEnd::Completed,
+        Over::Exited(exit) => (exit_failure(shared, run, exit), Some(exit.code)),
+        Over::TimedOut => {
+            let seconds = run.journaled.order.manifest.iterations.timeout_seconds.unwrap_or_default();
+            let message = format!("the iteration ran for longer than its timeout of {seconds} s");
+            let remedy = Some("raise iteration_timeout_seconds".to_owned());
+            (Failure { code: ErrorCode::Timeout, message, remedy }, None)
+        }
+        Over::Execution(_) => (Failure::from(&Error::internal("an execution's end is no iteration's")), None),
+    };
+    IterationEnd::Failed { failure, exit_code, stderr_tail: run.log.stderr_tail() }
+}
+
+fn exit_failure(shared: &Shared, run: &Run, exit: Exit) -> Failure {
+    const SIGNALLED: i32 = 128;
+    let engine_lost = now_ms().saturating_sub(shared.engine_lost_ms.load(Ordering::Acquire));
+    let (code, message) = if exit.out_of_memory || run.out_of_memory.load(Ordering::Relaxed) {
+        (ErrorCode::OutOfMemory, "the container was killed at its memory limit".to_owned())
+    } else if exit.code > SIGNALLED && engine_lost < ENGINE_LOST_BEFORE_MS {
+        let message =
+            format!("the node's container engine stopped, and the container with it ({})", exit.code);
+        (ErrorCode::Engine, message)
+    } else {
+        (ErrorCode::ContainerFailed, format!("the container exited with code {}", exit.code))
+    };
+    Failure { code, message, remedy: None }
+}
+
+fn told(iteration: u32, end: &IterationEnd) -> EventKind {
+    match end.clone() {
+        IterationEnd::Completed => EventKind::IterationCompleted { iteration },
+        IterationEnd::Failed { failure, exit_code, stderr_tail } => {
+            EventKind::IterationFailed { iteration, failure, exit_code, stderr_tail }
+        }
+    }
+}
+
+fn failed(error: &Error) -> EventKind {
+    tracing::warn!(error = %error.chain(), "an execution failed");
+    EventKind::Failed { failure: error.into(), exit_code: None }
+}

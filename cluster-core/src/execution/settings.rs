@@ -1,0 +1,73 @@
+//! What a controller's operator decides of executions.
+
+use std::time::Duration;
+
+use crate::{
+    config::schema::Retention,
+    error::{Error, ErrorCode, Result},
+};
+
+const LOST_AFTER_SECS: u64 = 600;
+const LOST_AFTER_SECS_MAX: u64 = 86_400;
+const DAYS: u32 = 30;
+const EXECUTIONS: u32 = 10_000;
+const EVENTS_MB: u32 = 2048;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExecutionSettings {
+    /// How long a silent node is waited for, before its executions are told as lost.
+    pub lost_after: Duration,
+    pub kept: Kept,
+}
+
+/// What is kept of executions that have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    pub age_ms: i64,
+    pub executions: u32,
+    pub events_bytes: u64,
+}
+
+impl ExecutionSettings {
+    /// Errors name the key.
+    pub fn of(lost_after_secs: Option<u64>, retention: &Retention) -> Result<Self> {
+        let lost_after = lost_after_secs.unwrap_or(LOST_AFTER_SECS);
+        if !(1..=LOST_AFTER_SECS_MAX).contains(&lost_after) {
+            return Err(Error::new(
+                ErrorCode::ConfigInvalid,
+                format!(
+                    "spec.cluster.lost_after_secs {lost_after} is out of range 1 to {LOST_AFTER_SECS_MAX}"
+                ),
+            ));
+        }
+        let at_least_one = |key: &str, value: Option<u32>, default: u32| match value.unwrap_or(default) {
+            0 => Err(Error::new(ErrorCode::ConfigInvalid, format!("spec.runtime.retention.{key} is 0"))
+                .remedy("keep at least 1")),
+            value => Ok(value),
+        };
+        let days = at_least_one("days", retention.days, DAYS)?;
+        Ok(Self {
+            lost_after: Duration::from_secs(lost_after),
+            kept: Kept {
+                age_ms: i64::from(days) * 86_400_000,
+                executions: at_least_one("executions", retention.executions, EXECUTIONS)?,
+                events_bytes: u64::from(at_least_one("events_mb", retention.events_mb, EVENTS_MB)?)
+                    * 1024
+                    * 1024,
+            },
+        })
+    }
+}
+
+impl Default for ExecutionSettings {
+    fn default() -> Self {
+        Self {
+            lost_after: Duration::from_secs(LOST_AFTER_SECS),
+            kept: Kept {
+                age_ms: i64::from(DAYS) * 86_400_000,
+                executions: EXECUTIONS,
+                events_bytes: u64::from(EVENTS_MB) * 1024 * 1024,
+            },
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What changes executions.
+
+use sqlx::{Any, Transaction};
+
+use super::{
+    ExecutionRecord, to_json,
+    write::{Changed, done, signed},
+};
+use crate::{
+    execution::lifecycle::State,
+    ids::{ExecutionId, NodeId},
+};
+
+#[derive(Debug, Clone)]
+pub enum ExecutionWrite {
+    /// Nothing where the id or the idempotency key is known.
+    Create(Box<ExecutionRecord>),
+    /// Only what waits, or was assigned to a node that did not take it, and nothing that is cancelled.
+    Assign {
+        execution_id: ExecutionId,
+        node_id: NodeId,
+        attempt: u32,
+    },
+    RequestCancel {
+        execution_id: ExecutionId,
+        reason: String,
+    },
+    /// Stores events and what they show of the execution, in one step. What another attempt than the
+    /// current one shows changes nothing.
+    Record {
+        record: Box<ExecutionRecord>,
+        events: Vec<(u64, Vec<u8>)>,
+    },
+    /// Of what has ended, the events go.
+    DropEvents(Vec<ExecutionId>),
+    /// What has ended goes as a whole.
+    Forget(Vec<ExecutionId>),
+}
+
+impl ExecutionWrite {
+    pub(super) async fn run(&self, to: &mut Transaction<'_, Any>) -> Changed {
+        match self {
+            Self::Create(record) => create(record, to).await,
+            Self::Assign { execution_id, node_id, attempt } => {
+                let sql = "UPDATE executions SET state = $1, node_id = $2, attempt = $3
+                     WHERE execution_id = $4 AND attempt < $3 AND state IN ($1, $5)
+                     AND cancel_reason IS NULL";
+                let query = sqlx::query(sql)
+                    .bind(State::Assigned.name())
+                    .bind(node_id.as_str())
+                    .bind(i64::from(*attempt))
+                    .bind(execution_id.as_str())
+                    .bind(State::Pending.name());
+                done(query, to).await
+            }
+            Self::RequestCancel { execution_id, reason } => {
+                let sql = "UPDATE executions SET cancel_reason = $1
+                     WHERE execution_id = $2 AND cancel_reason IS NULL";
+                done(sqlx::query(sql).bind(reason).bind(execution_id.as_str()), to).await
+            }
+            Self::Record { record, events } => record_events(record, events, to).await,
+            Self::DropEvents(ids) => {
+                for id in ids {
+                    drop_events(id, to).await?;
+                    let sql = "UPDATE executions SET events_bytes = 0 WHERE execution_id = $1";
+                    done(sqlx::query(sql).bind(id.as_str()), to).await?;
+                }
+                Ok(ids.len() as u64)
+            }
+            Self::Forget(ids) => {
+                for id in ids {
+                    drop_events(id, to).await?;
+                    let sql = "DELETE FROM executions WHERE execution_id = $1 AND ended_at_ms IS NOT NULL";
+                    done(sqlx::query(sql).bind(id.as_str()), to).await?;
+                }
+                Ok(ids.len() as u64)
+            }
+        }
+    }
+}
+
+async fn create(record: &ExecutionRecord, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
+             last_sequence, idempotency_key, request_digest, max_attempts)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9) ON CONFLICT DO NOTHING";
+    let query = sqlx::query(sql)
+        .bind(record.execution_id.as_str())
+        .bind(record.state.name())
+        .bind(to_json(&record.manifest))
+        .bind(to_json(&record.demand))
+        .bind(&record.input)
+        .bind(record.created_at_ms)
+        .bind(record.idempotency_key.clone())
+        .bind(&record.request_digest)
+        .bind(i64::from(record.max_attempts));
+    done(query, to).await
+}
+
+async fn record_events(
+    record: &ExecutionRecord,
+    events: &[(u64, Vec<u8>)],
+    to: &mut Transaction<'_, Any>,
+) -> Changed {
+    let bytes = events.iter().map(|(_, event)| event.len() as u64).sum::<u64>();
+    let sql = "UPDATE executions SET state = $1, exit_code = $2, failure = $3, started_at_ms = $4,
+             ended_at_ms = $5, last_sequence = $6, node_id = $7, iteration = $8, result = $9,
+             lost_attempts = $10, sequence_base = $11, events_bytes = events_bytes + $12
+         WHERE execution_id = $13 AND attempt = $14";
+    let query = sqlx::query(sql)
+        .bind(record.state.name())
+        .bind(record.exit_code.map(i64::from))
+        .bind(record.failure.as_ref().map(to_json))
+        .bind(record.started_at_ms)
+        .bind(record.ended_at_ms)
+        .bind(signed(record.last_sequence))
+        .bind(record.node_id.as_ref().map(|node_id| node_id.as_str().to_owned()))
+        .bind(i64::from(record.iteration))
+        .bind(record.result.clone())
+        .bind(i64::from(record.lost_attempts))
+        .bind(signed(record.sequence_base))
+        .bind(signed(bytes))
+        .bind(record.execution_id.as_str())
+        .bind(i64::from(record.attempt));
+    let changed = done(query, to).await?;
+    if changed > 0 {
+        for (sequence, event) in events {
+            let sql = "INSERT INTO execution_events (execution_id, sequence, event) VALUES ($1, $2, $3)
+                 ON CONFLICT DO NOTHING";
+            let query = sqlx::query(sql)
+                .bind(record.execution_id.as_str())
+                .bind(signed(*sequence))
+                .bind(event.clone());
+            done(query, to).await?;
+        }
+    }
+    Ok(changed)
+}
+
+async fn drop_events(id: &ExecutionId, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "DELETE FROM execution_events WHERE execution_id = $1";
+    done(sqlx::query(sql).bind(id.as_str()), to).await
+}
