@@ -20,7 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_fds(descriptors)?;
     // For tests alone.
     if std::env::var_os("CARGO_FEATURE_PUBLISHED").is_some() {
-        let descriptors = protox::compile(["aegis/cluster/v1/cluster.proto"], ["published"])?;
+        let files = ["aegis/cluster/v1/cluster.proto", "aegis/runtime/v1/runtime.proto"];
+        let descriptors = protox::compile(files, ["published"])?;
         tonic_prost_build::configure()
             .emit_rerun_if_changed(false)
             .build_server(false)

@@ -2,6 +2,7 @@
 //!
 //! The parts of a node are made and wired in [`start`]; [`Core::shutdown`] stops them.
 
+mod agents;
 mod certificates;
 mod config;
 mod deployments;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    agents::Agents,
     clock::rfc3339,
     cluster::{
         applied::AppliedConfig,
@@ -87,6 +89,7 @@ struct WorkerPart {
 struct ControllerPart {
     store: Store,
     secrets: Secrets,
+    agents: Agents,
     controller: Controller,
     nodes: Nodes,
     executions: Executions,

@@ -22,6 +22,7 @@ use cluster_core::{
         ClusterClock, Sealer,
         controller_api::{ControllerApi, ControllerApiSettings},
         listener::{Entered, Via},
+        operator::OperatorToken,
         plain::Proven,
     },
     store::{DataDirectory, Store},
@@ -50,7 +51,7 @@ pub async fn run() {
     let (nodes, _streams) = Nodes::new(controller.clone(), None, DirectAccess::default());
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
-        operator_token_sha256: None,
+        operator: OperatorToken(None),
         endpoint: String::new(),
         authority: None,
     };

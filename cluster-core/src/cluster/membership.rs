@@ -13,7 +13,10 @@ mod placing;
 
 use std::collections::BTreeMap;
 
-use super::peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView};
+use super::{
+    peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView},
+    placement::PlacementStrategy,
+};
 use crate::{
     error::{Error, ErrorCode, Result},
     identity::PresentedToken,
@@ -175,6 +178,7 @@ struct Node {
 pub struct Membership {
     nodes: BTreeMap<NodeId, Node>,
     last_placed: Option<NodeId>,
+    strategy: PlacementStrategy,
     /// Where each execution has its reservation.
     placed: BTreeMap<ExecutionId, NodeId>,
     brake_since_ms: Option<i64>,

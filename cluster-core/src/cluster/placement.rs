@@ -1,6 +1,12 @@
-//! Which node runs an execution: the first in turn that fits, or why none does. Pure.
+//! Which node runs an execution, or why none does. Pure.
+//!
+//! Whoever fits is a candidate. Of those, more of the preferred tags come first, then what the strategy
+//! says, then whose turn it is.
 
-use std::fmt;
+use std::{cmp::Reverse, fmt};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::peer::Amounts;
 use crate::{
@@ -12,6 +18,48 @@ use crate::{
 /// Nodes named in a reason; the rest is counted.
 const REASONS_SHOWN_MAX: usize = 10;
 
+/// Which of the nodes that fit comes first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PlacementStrategy {
+    /// Whose turn it is.
+    #[default]
+    RoundRobin,
+    /// The one with the smallest part of its scarcest resource taken.
+    LeastLoaded,
+    /// The one with the largest part taken: others stay free for what is large.
+    BinPack,
+    /// The one with the fewest executions.
+    Spread,
+}
+
+impl PlacementStrategy {
+    /// Lower comes first.
+    fn rank(self, node: &Candidate<'_>) -> u64 {
+        match self {
+            PlacementStrategy::RoundRobin => 0,
+            PlacementStrategy::LeastLoaded => load(node),
+            PlacementStrategy::BinPack => LOAD_FULL.saturating_sub(load(node)),
+            PlacementStrategy::Spread => node.executions as u64,
+        }
+    }
+}
+
+const LOAD_FULL: u64 = 1 << 20;
+
+/// How much of the resource that is taken most is taken, of [`LOAD_FULL`].
+fn load(node: &Candidate<'_>) -> u64 {
+    let part = |total: u32, free: u32| match total {
+        0 => 0,
+        _ => u64::from(total.saturating_sub(free)) * LOAD_FULL / u64::from(total),
+    };
+    let (total, free) = (&node.total, &node.free);
+    part(total.cpu_millicores, free.cpu_millicores)
+        .max(part(total.memory_mb, free.memory_mb))
+        .max(part(total.gpus, free.gpus))
+        .max(part(total.vram_gb, free.vram_gb))
+}
+
 /// A node as placement sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
@@ -21,6 +69,8 @@ pub struct Candidate<'a> {
     pub blocked: Option<&'static str>,
     pub total: Amounts,
     pub free: Amounts,
+    /// How many run there or are to.
+    pub executions: usize,
 }
 
 /// Why one node does not fit.
@@ -65,9 +115,22 @@ impl fmt::Display for NoFit {
     }
 }
 
-/// The first that fits, of candidates that come in the order of their turns.
-pub fn place<'a>(demand: &Demand, turns: impl Iterator<Item = Candidate<'a>>) -> Option<&'a NodeId> {
-    turns.into_iter().find(|candidate| fits(demand, candidate)).map(|candidate| candidate.node_id)
+/// The one that comes first, of candidates that come in the order of their turns.
+pub fn place<'a>(
+    demand: &Demand,
+    strategy: PlacementStrategy,
+    turns: impl Iterator<Item = Candidate<'a>>,
+) -> Option<&'a NodeId> {
+    let mut fitting = turns.filter(|candidate| fits(demand, candidate));
+    let chosen = match (strategy, demand.preferred_tags.as_slice()) {
+        // Nobody after the first can be better.
+        (PlacementStrategy::RoundRobin, []) => fitting.next(),
+        (_, preferred) => fitting.min_by_key(|candidate| {
+            let tags = preferred.iter().filter(|tag| candidate.tags.contains(tag)).count();
+            (Reverse(tags), strategy.rank(candidate))
+        }),
+    };
+    chosen.map(|candidate| candidate.node_id)
 }
 
 /// What each candidate lacks; for when none fits.
@@ -130,6 +193,7 @@ mod tests {
         blocked: Option<&'static str>,
         total: Amounts,
         free: Amounts,
+        executions: usize,
     }
 
     fn node(id: &str, tags: &[&str]) -> Node {
@@ -140,6 +204,7 @@ mod tests {
             blocked: None,
             total: amounts,
             free: amounts,
+            executions: 0,
         }
     }
 
@@ -153,6 +218,15 @@ mod tests {
     }
 
     fn run(demand: &Demand, nodes: &[Node], last: Option<&NodeId>) -> Result<NodeId, NoFit> {
+        by(PlacementStrategy::RoundRobin, demand, nodes, last)
+    }
+
+    fn by(
+        strategy: PlacementStrategy,
+        demand: &Demand,
+        nodes: &[Node],
+        last: Option<&NodeId>,
+    ) -> Result<NodeId, NoFit> {
         let candidates = || {
             nodes.iter().map(|node| Candidate {
                 node_id: &node.id,
@@ -160,11 +234,12 @@ mod tests {
                 blocked: node.blocked,
                 total: node.total,
                 free: node.free,
+                executions: node.executions,
             })
         };
         let after = |candidate: &Candidate<'_>| last.is_none_or(|last| candidate.node_id > last);
         let turns = candidates().filter(after).chain(candidates().filter(|candidate| !after(candidate)));
-        let chosen = place(demand, turns).cloned();
+        let chosen = place(demand, strategy, turns).cloned();
         let unfit = reasons(demand, candidates());
         // Both say the same: whoever has no reason fits.
         assert_eq!(chosen.is_none(), unfit.0.len() == nodes.len());
@@ -200,6 +275,68 @@ mod tests {
         );
         assert!(!run(&demand(&["gpu"], 500), &nodes[1..2], None).unwrap_err().may_change());
         assert!(!run(&demand(&[], 1), &[], None).unwrap_err().may_change());
+    }
+
+    #[test]
+    fn preferred_tags_come_before_the_strategy_and_the_turn() {
+        let mut nodes = [node("a", &[]), node("b", &["ssd"]), node("c", &["ssd", "eu"]), node("d", &["eu"])];
+        nodes[2].executions = 9;
+        nodes[2].free.cpu_millicores = 500;
+        let preferring = |tags: &[&str]| Demand {
+            preferred_tags: tags.iter().map(|tag| Tag::parse(*tag).unwrap()).collect(),
+            ..demand(&[], 100)
+        };
+        for strategy in
+            [PlacementStrategy::RoundRobin, PlacementStrategy::LeastLoaded, PlacementStrategy::Spread]
+        {
+            assert_eq!(by(strategy, &preferring(&["ssd", "eu"]), &nodes, None).unwrap().as_str(), "c");
+            nodes[2].blocked = Some("draining");
+            // Equal in tags: by turn, which is d's after b.
+            let last = nodes[1].id.clone();
+            let chosen = by(strategy, &preferring(&["ssd", "eu"]), &nodes, Some(&last)).unwrap();
+            assert_eq!(chosen.as_str(), "d", "{strategy:?}");
+            nodes[2].blocked = None;
+            assert_eq!(by(strategy, &preferring(&["moon"]), &nodes, None).unwrap().as_str(), "a");
+        }
+    }
+
+    #[test]
+    fn each_strategy_chooses_its_own() {
+        let mut nodes = [node("a", &[]), node("b", &[]), node("c", &[])];
+        // a: 10 % of cpu, 60 % of memory; b: half of both in one execution; c: 20 % in three.
+        nodes[0].free = Amounts { cpu_millicores: 1_800, memory_mb: 410, ..nodes[0].total };
+        nodes[1].free = Amounts { cpu_millicores: 1_000, memory_mb: 512, ..nodes[1].total };
+        nodes[2].free = Amounts { cpu_millicores: 1_600, memory_mb: 820, ..nodes[2].total };
+        (nodes[0].executions, nodes[1].executions, nodes[2].executions) = (2, 1, 3);
+        for (strategy, expected) in [
+            (PlacementStrategy::RoundRobin, "a"),
+            (PlacementStrategy::LeastLoaded, "c"),
+            (PlacementStrategy::BinPack, "a"),
+            (PlacementStrategy::Spread, "b"),
+        ] {
+            assert_eq!(
+                by(strategy, &demand(&[], 100), &nodes, None).unwrap().as_str(),
+                expected,
+                "{strategy:?}"
+            );
+        }
+        // The fullest that fits, not the fullest.
+        assert_eq!(by(PlacementStrategy::BinPack, &demand(&[], 1_700), &nodes, None).unwrap().as_str(), "a");
+        assert_eq!(
+            by(PlacementStrategy::BinPack, &demand(&[], 1_500), &nodes[1..], None).unwrap().as_str(),
+            "c"
+        );
+    }
+
+    #[test]
+    fn equals_take_turns_under_every_strategy() {
+        let nodes = [node("a", &[]), node("b", &[]), node("c", &[])];
+        for strategy in
+            [PlacementStrategy::LeastLoaded, PlacementStrategy::BinPack, PlacementStrategy::Spread]
+        {
+            let last = nodes[0].id.clone();
+            assert_eq!(by(strategy, &demand(&[], 1), &nodes, Some(&last)).unwrap().as_str(), "b");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! - [`pushed`]: what a layer may say, and what it may not.
 
 pub mod cluster_port;
+pub(crate) mod document;
 pub mod layers;
 pub mod pushed;
 mod read;

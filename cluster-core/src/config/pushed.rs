@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::{
+    document::depth,
     layers::MergedConfig,
     read,
     schema::NodeType,
@@ -159,14 +160,6 @@ fn check_removed(merged: &Value, layers: &[&Value]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
-        Value::Array(values) => 1 + values.iter().map(depth).max().unwrap_or(0),
-        _ => 0,
-    }
 }
 
 fn check_keys(value: &Value, path: &mut Vec<String>, refused: &mut Vec<String>) {

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::schema::{API_VERSION, KIND, NodeConfig};
+use super::{
+    document,
+    schema::{API_VERSION, KIND, NodeConfig},
+};
 use crate::error::{Error, ErrorCode, Result};
 
 /// A configuration has a few kilobytes.
@@ -30,9 +33,7 @@ pub(super) fn parse(text: &str) -> Result<NodeConfig> {
     let mut document: Value = if text.trim().is_empty() {
         Value::Object(Map::new())
     } else {
-        // The parser's message names line and column.
-        serde_saphyr::from_str(text)
-            .map_err(|e| invalid(format!("it is not sound YAML: {}", first_line(&e))))?
+        document::from_yaml(text).map_err(|e| invalid(format!("it is not sound YAML: {e}")))?
     };
     normalise(&mut document)?;
     typed(document)
@@ -49,8 +50,12 @@ pub(super) fn normalise(document: &mut Value) -> Result<()> {
     for (parent, alias, canonical) in ALIASES {
         rename(document, parent, alias, canonical)?;
     }
-    drop_nulls(document);
-    unknown_keys(document)
+    document::drop_nulls(document);
+    let unknown = document::unknown_keys::<NodeConfig>(document);
+    match unknown.is_empty() {
+        true => Ok(()),
+        false => Err(invalid(unknown.join("; ")).remedy("correct or remove what is unknown")),
+    }
 }
 
 /// The types of what is normalised.
@@ -68,19 +73,6 @@ pub(super) fn typed(document: Value) -> Result<NodeConfig> {
         }
     }
     Ok(config)
-}
-
-/// The parser adds a drawing of the place below its message.
-fn first_line(error: &serde_saphyr::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-/// A key without a value is a key left out.
-fn drop_nulls(value: &mut Value) {
-    if let Value::Object(map) = value {
-        map.retain(|_, value| !value.is_null());
-        map.values_mut().for_each(drop_nulls);
-    }
 }
 
 fn rename(document: &mut Value, parent: &[&str], alias: &str, canonical: &[&str]) -> Result<()> {
@@ -113,51 +105,5 @@ fn rename(document: &mut Value, parent: &[&str], alias: &str, canonical: &[&str]
             target.insert((*last).to_owned(), value);
             Ok(())
         }
-    }
-}
-
-fn unknown_keys(document: &Value) -> Result<()> {
-    let schema = schemars::generate::SchemaSettings::draft2020_12()
-        .with(|settings| settings.inline_subschemas = true)
-        .into_generator()
-        .into_root_schema_for::<NodeConfig>();
-    let mut found = Vec::new();
-    walk(document, schema.as_value(), &mut Vec::new(), &mut found);
-    if found.is_empty() {
-        return Ok(());
-    }
-    Err(invalid(found.join("; ")).remedy("correct or remove what is unknown"))
-}
-
-fn walk(value: &Value, schema: &Value, path: &mut Vec<String>, found: &mut Vec<String>) {
-    let (Some(map), Some(known)) = (value.as_object(), properties(schema)) else { return };
-    for (key, inner) in map {
-        path.push(key.clone());
-        match known.get(key) {
-            Some(schema) => walk(inner, schema, path, found),
-            None => found.push(unknown(&path.join("."), key, known)),
-        }
-        path.pop();
-    }
-}
-
-/// The keys of a mapping with fixed keys; `Option` wraps it in `anyOf`.
-fn properties(schema: &Value) -> Option<&Map<String, Value>> {
-    schema.get("properties").and_then(Value::as_object).or_else(|| {
-        schema.get("anyOf").and_then(Value::as_array).and_then(|any| any.iter().find_map(properties))
-    })
-}
-
-fn unknown(path: &str, key: &str, known: &Map<String, Value>) -> String {
-    const SIMILAR: f64 = 0.7;
-    let nearest = known
-        .keys()
-        .map(|candidate| (strsim::jaro_winkler(key, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= SIMILAR)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    let path = crate::ids::shown(path);
-    match nearest {
-        Some((_, nearest)) => format!("unknown key {path}: did you mean {nearest}?"),
-        None => format!("unknown key {path}"),
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    cluster::peer::Role,
+    cluster::{peer::Role, placement::PlacementStrategy},
     ids::{NodeId, Tag},
 };
 
@@ -175,6 +175,9 @@ pub struct Cluster {
     pub tls: Option<Tls>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_unsealed_context: Option<bool>,
+    /// Which of the nodes that fit comes first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementStrategy>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -241,6 +244,9 @@ pub struct Runtime {
     pub nfs_server_host: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nfs_port: Option<u16>,
+    /// Images of agents that name a language: `"python:3.12": registry.example/python:3.12`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, String>,
     pub policy: Policy,
     pub retention: Retention,
 }

@@ -1,6 +1,7 @@
 //! What a node runs with: the file, the environment and the defaults, checked and complete.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
@@ -12,9 +13,10 @@ use super::{
     schema::{Auth, Deploy, NodeConfig, NodeType, Policy, Resources},
 };
 use crate::{
-    cluster::peer::Role,
+    agents::runtimes,
+    cluster::{peer::Role, placement::PlacementStrategy},
     error::{Error, ErrorCode, Result},
-    execution::settings::ExecutionSettings,
+    execution::{image_reference::check_image, settings::ExecutionSettings},
     identity::{Fingerprint, PublicKey, TransitSettings},
     ids::{NodeId, Tag},
 };
@@ -87,6 +89,9 @@ pub struct Settings {
     pub grpc_port: Option<u16>,
     pub docker_socket: Option<PathBuf>,
     pub container_network: String,
+    /// Of agents that name a language: by `LANGUAGE:VERSION`, or by `LANGUAGE` for every version.
+    pub images: BTreeMap<String, String>,
+    pub placement: PlacementStrategy,
     pub policy: Policy,
     pub executions: ExecutionSettings,
     pub deploy: Deploy,
@@ -241,6 +246,8 @@ impl Settings {
                 .container_network_mode
                 .clone()
                 .unwrap_or_else(|| "aegis-net".to_owned()),
+            images: images(&spec.runtime.images)?,
+            placement: cluster.placement.unwrap_or_default(),
             policy: spec.runtime.policy.clone(),
             executions: ExecutionSettings::of(cluster.lost_after_secs, &spec.runtime.retention)?,
             deploy: spec.deploy.clone(),
@@ -297,6 +304,19 @@ fn bounded(key: &str, given: Option<u64>, default: u64) -> Result<u64> {
         seconds @ 1..=SECONDS_MAX => Ok(seconds),
         seconds => Err(invalid(format!("spec.cluster.{key}: {seconds} is out of range 1 to {SECONDS_MAX}"))),
     }
+}
+
+fn images(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+    for (runtime, image) in given {
+        let at = |e: Error| {
+            let key = crate::ids::shown(runtime);
+            let error = invalid(format!("spec.runtime.images.\"{key}\": {}", e.message()));
+            error.remedy(e.remedy_text().unwrap_or("write \"python:3.12\": registry.example/python:3.12"))
+        };
+        runtimes::check_key(runtime).map_err(at)?;
+        check_image(image).map_err(at)?;
+    }
+    Ok(given.clone())
 }
 
 fn bind_address(given: Option<&String>) -> Result<IpAddr> {

@@ -1,5 +1,5 @@
 use super::{cluster_port::Listen, *};
-use crate::cluster::peer::Role;
+use crate::cluster::{peer::Role, placement::PlacementStrategy};
 
 /// Every configuration example of the published documents, as it stands; `...` is completed.
 const EXAMPLES: [(&str, &str); 6] = [
@@ -61,6 +61,9 @@ fn wrong_values_are_refused_with_their_path() {
         ("spec: {cluster: {role: worker}}", "controller.endpoint"),
         ("spec: {node: {id: a}, cluster: {node_id: b}}", "must be equal"),
         ("spec: {network: {bind_address: 0.0.0.0}}", "only loopback"),
+        ("spec: {cluster: {placement: cheapest}}", "spec.cluster.placement"),
+        ("spec: {runtime: {images: {'python:3.12': 'Not An Image'}}}", "spec.runtime.images.\"python:3.12\""),
+        ("spec: {runtime: {images: {'Python 3': 'python:3'}}}", "language and version"),
         ("spec: {database: {url: 'postgres://u:p@h/d'}}", "postgres"),
         ("spec: {cluster: {heartbeat_interval_secs: 0}}", "1 to 86400"),
         ("spec: {cluster: {keypair_path: /a, node_keypair_path: /b}}", "two spellings"),
@@ -72,6 +75,19 @@ fn wrong_values_are_refused_with_their_path() {
         assert!(error.to_string().contains(expected), "{text}: {error}");
         assert!(!error.to_string().contains("u:p"), "no credentials: {error}");
     }
+}
+
+#[test]
+fn images_of_languages_and_the_placement_are_stated() {
+    let stated = settings(
+        "spec: {cluster: {placement: least_loaded}, runtime: {images: {'python:3.12': r.example/p}}}",
+    )
+    .unwrap();
+    assert_eq!(stated.placement, PlacementStrategy::LeastLoaded);
+    assert_eq!(stated.images["python:3.12"], "r.example/p");
+    let defaults = settings("").unwrap();
+    assert_eq!(defaults.placement, PlacementStrategy::RoundRobin);
+    assert!(defaults.images.is_empty());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ControllerPart, WorkerPart, certificates};
 use crate::{
+    agents::Agents,
     capacity::Capacity,
     clock::Clock,
     cluster::{
@@ -23,7 +24,10 @@ use crate::{
     deploy::{Deployments, Hosts, Journal, Rollouts},
     engine::Engine,
     error::{Error, ErrorCode, Result},
-    execution::{dispatch::Executions, supervisor::Supervisor},
+    execution::{
+        dispatch::{ExecutionContext, Executions},
+        supervisor::Supervisor,
+    },
     identity::{KeyFile, NodeKey},
     ids::NodeId,
     metrics::Metrics,
@@ -35,6 +39,8 @@ use crate::{
         controller_api::{ControllerApi, ControllerApiSettings},
         controller_client::{Applicant, OwnAddress},
         listener::Intake,
+        operator::OperatorToken,
+        runtime_api::RuntimeApi,
         tls::Credentials,
         worker_api::WorkerApi,
     },
@@ -112,34 +118,48 @@ pub(super) async fn start_controller(
     };
     listen_published(settings, &intake, tls.credentials.as_ref()).await?;
     intake.take_links(streams.links);
+    let operator = OperatorToken(operator_token_sha256);
     let api = ControllerApiSettings {
         allow_unsealed_context: settings.allow_unsealed_context,
-        operator_token_sha256,
+        operator,
         endpoint: endpoint.clone(),
         authority: tls.authority.clone(),
     };
-    let served = ControllerApi::new(controller.clone(), nodes.clone(), metrics.clone(), api).spawn(intake);
-    departures::spawn(controller.clone(), nodes.clone(), tls.credentials.clone(), metrics, stop.clone());
+    let served = ControllerApi::new(controller.clone(), nodes.clone(), metrics.clone(), api);
+    departures::spawn(
+        controller.clone(),
+        nodes.clone(),
+        tls.credentials.clone(),
+        metrics.clone(),
+        stop.clone(),
+    );
 
     if let Some(supervisor) = local {
         let capacity = Capacity::new(settings, engine);
         applied.govern(&capacity, Some(&supervisor));
         let applied = applied.clone();
-        let local = LocalNode { controller: controller.clone(), supervisor, capacity, applied };
+        let local =
+            LocalNode { controller: controller.clone(), nodes: nodes.clone(), supervisor, capacity, applied };
         local.register().await?;
         local.spawn(stop.clone());
     }
+    let strategy = settings.placement;
+    controller.with_placement(move |membership| membership.set_strategy(strategy)).await?;
+    let agents = Agents::new(store.clone(), applied.clone());
     let secrets = Secrets::new(store.clone(), data.path());
-    let executions = Executions::start(
-        store.clone(),
-        controller.clone(),
-        nodes.clone(),
-        secrets.clone(),
-        settings.executions,
-        streams.reports,
-        stop.clone(),
-    )
-    .await?;
+    let context = ExecutionContext {
+        store: store.clone(),
+        agents: agents.clone(),
+        controller: controller.clone(),
+        nodes: nodes.clone(),
+        secrets: secrets.clone(),
+        settings: settings.executions,
+        stop: stop.clone(),
+    };
+    let executions = Executions::start(context, streams.reports).await?;
+    let runtime = RuntimeApi::new(executions.clone(), operator, metrics, stop.clone());
+    // Connections that came in meanwhile have waited in the intake.
+    let served = served.spawn(intake, Some(runtime));
 
     let stored = Arc::new(StoreJournal { store: store.clone(), secrets: secrets.clone() });
     let journal: Arc<dyn Journal> = stored.clone();
@@ -177,6 +197,7 @@ pub(super) async fn start_controller(
     let part = ControllerPart {
         store,
         secrets,
+        agents,
         controller,
         nodes,
         executions,

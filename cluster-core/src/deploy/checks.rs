@@ -31,6 +31,13 @@ pub struct Gpu {
     pub memory_mb: u64,
 }
 
+impl HostFacts {
+    /// Those that containers can have: without Docker's nvidia runtime there are none.
+    pub fn usable_gpus(&self) -> &[Gpu] {
+        if self.nvidia_runtime { &self.gpus } else { &[] }
+    }
+}
+
 /// What the script found, typed; what it could not find is empty or zero.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostFacts {

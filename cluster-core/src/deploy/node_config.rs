@@ -101,7 +101,8 @@ pub fn render(
         NodeLink::Direct { ca, .. } => Some(ca.clone()),
         NodeLink::Sockets | NodeLink::Ports(_) => None,
     };
-    let gpus = &facts.gpus;
+    // What it states, executions are given: GPUs that Docker cannot hand out do not count.
+    let gpus = facts.usable_gpus();
     let has_gpu = !gpus.is_empty();
     let file = File {
         api_version: "100monkeys.ai/v1",
@@ -149,15 +150,19 @@ mod tests {
     use super::*;
     use crate::{
         config::{self, Overrides, Settings, cluster_port::Listen, settings::Endpoint},
-        deploy::{DeploySettings, DeploymentRequest, LinkPorts, Origin},
+        deploy::{DeploySettings, DeploymentRequest, LinkPorts, Origin, checks::Gpu},
         identity::NodeKey,
     };
 
     fn started_with(link: &NodeLink) -> (String, Settings) {
+        started_on(&HostFacts::default(), link)
+    }
+
+    fn started_on(facts: &HostFacts, link: &NodeLink) -> (String, Settings) {
         let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
         let spec = request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec;
         let key = NodeKey::generate().unwrap().public();
-        let text = render(&spec, &HostFacts::default(), 8090, key.as_bytes(), link).unwrap();
+        let text = render(&spec, facts, 8090, key.as_bytes(), link).unwrap();
         let overrides = Overrides { data_dir: Some("/data".into()), ..Default::default() };
         let settings = Settings::of(&config::parse(&text).unwrap(), &overrides);
         let settings = settings.unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -169,6 +174,18 @@ mod tests {
             Listen::Unix(path) => path.display().to_string(),
             Listen::Tcp { address } => address.to_string(),
         }
+    }
+
+    #[test]
+    fn gpus_count_where_docker_can_hand_them_out() {
+        let gpu = Gpu { name: "NVIDIA A10".into(), memory_mb: 23_028 };
+        let mut facts =
+            HostFacts { gpus: vec![gpu.clone(), gpu], nvidia_runtime: true, ..Default::default() };
+        let (_, settings) = started_on(&facts, &NodeLink::Sockets);
+        assert_eq!((settings.resources.gpu_count, settings.resources.vram_gb), (Some(2), Some(44)));
+        facts.nvidia_runtime = false;
+        let (text, settings) = started_on(&facts, &NodeLink::Sockets);
+        assert!(settings.resources.gpu_count.is_none() && !text.contains("gpu"), "{text}");
     }
 
     #[test]

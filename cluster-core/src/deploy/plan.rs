@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     Secret,
-    checks::HostFacts,
+    checks::{Gpu, HostFacts},
     drift::{Drift, DriftKind, drift},
     env_file::EnvFile,
     hex_digest,
@@ -86,6 +86,9 @@ pub struct Plan {
     pub node_image: Option<String>,
     pub images: Vec<ImagePlan>,
     pub steps: Vec<PlannedStep>,
+    /// What executions on the node may have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpu>,
     /// What is not on the host as its release left it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drift: Vec<Drift>,
@@ -125,7 +128,7 @@ pub struct Inputs<'a> {
 
 pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let Inputs { spec, facts, .. } = inputs;
-    let gpu = !facts.gpus.is_empty() && facts.nvidia_runtime;
+    let gpu = !facts.usable_gpus().is_empty();
     let stack = stack::build(spec, inputs.operator, gpu)?;
     let config = match &stack.node {
         Some(node) => Some(node_config::render(spec, facts, node.port, inputs.controller_key, inputs.link)?),
@@ -240,6 +243,7 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
         node_image: stack.node.as_ref().map(|_| inputs.node_image.to_owned()),
         images,
         steps,
+        gpus: facts.usable_gpus().to_vec(),
         drift: drift(facts),
         digest: String::new(),
     };
@@ -335,6 +339,9 @@ impl fmt::Display for Plan {
         writeln!(f, "services: {}", self.services.join(", "))?;
         if !self.profiles.is_empty() {
             writeln!(f, "profiles: {}", self.profiles.join(", "))?;
+        }
+        for gpu in &self.gpus {
+            writeln!(f, "gpu: {}, {} MiB", gpu.name, gpu.memory_mb)?;
         }
         for step in &self.steps {
             writeln!(f, "  {:<8} {}", step.name.name(), step.action)?;

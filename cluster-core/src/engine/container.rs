@@ -123,3 +123,41 @@ impl ContainerSpec<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        execution::request::{ExecutionRequest, ResourceRequest, Submission},
+        ids::ExecutionId,
+    };
+
+    fn host_config(gpus: Option<u32>, vram_gb: Option<u32>) -> HostConfig {
+        let resources = ResourceRequest { gpus, vram_gb, ..Default::default() };
+        let request = ExecutionRequest { image: Some("busybox".into()), resources, ..Default::default() };
+        let manifest = Submission::check(request, None).unwrap().manifest;
+        let node_id = NodeId::parse("edge-1").unwrap();
+        let attempt = Attempt { execution_id: ExecutionId::mint(), number: 1 };
+        let spec = ContainerSpec {
+            name: container_name(&node_id, &attempt, 1),
+            node_id: &node_id,
+            owner: "o",
+            attempt: &attempt,
+            iteration: 1,
+            manifest: &manifest,
+            env: Vec::new(),
+            network: "aegis-net",
+            output_mb: 10,
+        };
+        spec.to_body().host_config.unwrap()
+    }
+
+    #[test]
+    fn gpus_are_asked_for_by_count_and_never_unasked() {
+        assert_eq!(host_config(None, None).device_requests, None);
+        let requests = host_config(Some(2), Some(16)).device_requests.unwrap();
+        let [request] = requests.as_slice() else { panic!("{requests:?}") };
+        assert_eq!(request.count, Some(2));
+        assert_eq!(request.capabilities, Some(vec![vec!["gpu".to_owned()]]));
+    }
+}

@@ -26,6 +26,7 @@ use super::{
     view::{EventKind, EventView, ExecutionView},
 };
 use crate::{
+    agents::Agents,
     clock::now_ms,
     cluster::{controller::Controller, nodes::Nodes},
     error::{Error, ErrorCode, Result},
@@ -48,16 +49,31 @@ pub(super) struct Live {
     pub cancel: watch::Sender<Option<String>>,
 }
 
+/// What executions are run with.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub struct ExecutionContext {
     pub store: Store,
+    pub agents: Agents,
     pub controller: Controller,
     pub nodes: Nodes,
     pub secrets: Secrets,
     pub settings: ExecutionSettings,
+    pub stop: CancellationToken,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    context: ExecutionContext,
     pub(super) live: Mutex<HashMap<ExecutionId, Arc<Live>>>,
     queue: mpsc::Sender<Word>,
-    pub stop: CancellationToken,
+}
+
+impl std::ops::Deref for Shared {
+    type Target = ExecutionContext;
+
+    fn deref(&self) -> &ExecutionContext {
+        &self.context
+    }
 }
 
 /// A cheap handle on all executions.
@@ -67,18 +83,13 @@ pub struct Executions(Arc<Shared>);
 impl Executions {
     /// Takes up what the store says is open.
     pub async fn start(
-        store: Store,
-        controller: Controller,
-        nodes: Nodes,
-        secrets: Secrets,
-        settings: ExecutionSettings,
+        context: ExecutionContext,
         reports: mpsc::Receiver<(NodeId, Vec<Held>)>,
-        stop: CancellationToken,
     ) -> Result<Self> {
         let (queue, incoming) = mpsc::channel(ORDERS_MAX);
-        let open = store.open_executions().await?;
+        let open = context.store.open_executions().await?;
         let live = Mutex::default();
-        let shared = Arc::new(Shared { store, controller, nodes, secrets, settings, live, queue, stop });
+        let shared = Arc::new(Shared { context, live, queue });
         let executions = Self(shared.clone());
         let mut waiting = VecDeque::new();
         for record in open {
@@ -117,14 +128,15 @@ impl Executions {
     /// Durable before it is answered. What no node could ever take is refused here.
     pub async fn submit(&self, request: ExecutionRequest) -> Result<ExecutionView> {
         let digest = hex::encode(sha256(&serde_json::to_vec(&request).unwrap_or_default()));
-        let submission = Submission::check(request, None)?;
-        for name in submission.manifest.secret_env.values() {
-            self.0.secrets.use_for(name, "an execution's environment").await?;
-        }
-        if let Some(key) = &submission.idempotency_key
+        if let Some(key) = &request.idempotency_key
             && let Some(known) = self.0.store.execution_by_key(key).await?
         {
             return self.same(known, &digest);
+        }
+        let request = self.0.agents.resolve(request).await?;
+        let submission = Submission::check(request, None)?;
+        for name in submission.manifest.secret_env.values() {
+            self.0.secrets.use_for(name, "an execution's environment").await?;
         }
         let demand = submission.demand.clone();
         let fit =

@@ -42,6 +42,9 @@ pub struct Manifest {
     /// What is sent along, at `/workspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<WorkspaceNote>,
+    /// A volume at `/workspace` even when nothing is sent along.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty_workspace: bool,
     /// Files and folders beneath `/workspace` that are kept when it has ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
@@ -55,7 +58,10 @@ pub struct Manifest {
 impl Manifest {
     /// Whether its containers get a volume at `/workspace`.
     pub fn has_workspace(&self) -> bool {
-        self.workspace.is_some() || !self.artifacts.is_empty() || self.result_file.is_some()
+        self.workspace.is_some()
+            || self.empty_workspace
+            || !self.artifacts.is_empty()
+            || self.result_file.is_some()
     }
 }
 

@@ -12,7 +12,7 @@ pub mod dispatch;
 mod drive;
 pub mod encoding;
 mod fail_point;
-mod image_reference;
+pub mod image_reference;
 pub mod lifecycle;
 pub mod log;
 pub mod manifest;
@@ -27,3 +27,6 @@ pub mod settings;
 pub mod supervisor;
 pub mod view;
 mod watch;
+
+#[cfg(test)]
+mod tests;

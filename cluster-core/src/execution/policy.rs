@@ -94,7 +94,7 @@ mod tests {
         let root = relaxed(Relaxations { writable_root: true, ..Default::default() });
         let many = relaxed(Relaxations { processes: Some(4096), ..Default::default() });
         let image = manifest(|_| ());
-        let network = manifest(|request| request.network = NetworkMode::Allow);
+        let network = manifest(|request| request.network = Some(NetworkMode::Allow));
         let allowing = Policy {
             allowed_capabilities: Some(vec!["NET_RAW".into()]),
             allow_root_filesystem_writes: Some(true),

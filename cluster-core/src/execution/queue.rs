@@ -97,14 +97,15 @@ impl Queue {
         let mut rest = self.waiting.split_off(from.min(self.waiting.len()));
         let mut outcome = Ok(());
         while outcome.is_ok() && !rest.is_empty() {
-            let batch = rest.drain(..rest.len().min(PLACED_TOGETHER_MAX)).collect::<Vec<_>>();
+            let later = rest.split_off(rest.len().min(PLACED_TOGETHER_MAX));
+            let batch = std::mem::replace(&mut rest, later);
             outcome = self.place_batch(batch).await;
         }
         self.waiting.append(&mut rest);
         outcome
     }
 
-    async fn place_batch(&mut self, batch: Vec<Box<ExecutionRecord>>) -> Result<()> {
+    async fn place_batch(&mut self, batch: VecDeque<Box<ExecutionRecord>>) -> Result<()> {
         let mut outcome = Ok(());
         let mut asked = Vec::with_capacity(batch.len());
         for mut record in batch {

@@ -10,6 +10,7 @@ use super::{
     manifest::{Demand, Iterations, Manifest, NetworkMode, Relaxations, WorkspaceNote},
 };
 use crate::{
+    agents::AgentReference,
     cluster::peer::Amounts,
     error::{Error, Result},
     ids::{NodeId, Tag, shown},
@@ -61,6 +62,9 @@ pub struct ResourceRequest {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecutionRequest {
+    /// A registered agent, like code-review or code-review@3: what it says counts where nothing is said here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentReference>,
     /// Container image, present on the node or to be pulled there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -87,8 +91,9 @@ pub struct ExecutionRequest {
     pub node_id: Option<NodeId>,
     #[serde(default)]
     pub resources: ResourceRequest,
-    #[serde(default)]
-    pub network: NetworkMode,
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
     /// Of the execution as a whole, in seconds: 1 to 86400, default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
@@ -105,6 +110,9 @@ pub struct ExecutionRequest {
     /// A directory of the controller's machine that is sent along, at /workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<PathBuf>,
+    /// An empty volume at /workspace, where no directory is sent along.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty_workspace: bool,
     /// Files and folders beneath /workspace that are kept when it has ended; at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
@@ -130,9 +138,10 @@ fn is_hardened(security: &Relaxations) -> bool {
     *security == Relaxations::default()
 }
 
-/// A checked submission. Its workspace is packed already.
+/// A checked submission. Its agent is resolved and its workspace packed already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Submission {
+    pub agent: Option<AgentReference>,
     pub manifest: Manifest,
     pub demand: Demand,
     pub input: String,
@@ -145,8 +154,9 @@ impl Submission {
     /// `workspace` is what the request's directory was packed into.
     pub fn check(request: ExecutionRequest, workspace: Option<WorkspaceNote>) -> Result<Self> {
         let Some(image) = request.image else {
-            return Err(Error::invalid("image: it is missing")
-                .remedy("name an image that the node has or can pull, like busybox:1.36"));
+            return Err(Error::invalid("image: it is missing").remedy(
+                "name an image that the node has or can pull, like busybox:1.36, or a registered agent",
+            ));
         };
         check_image(&image)?;
         check_words("command", &request.command)?;
@@ -203,6 +213,7 @@ impl Submission {
         }
         let resources = amounts(&request.resources)?;
         Ok(Self {
+            agent: request.agent,
             demand: Demand {
                 tags: request.target_tags,
                 preferred_tags: request.preferred_tags,
@@ -216,10 +227,11 @@ impl Submission {
                 env,
                 secret_env,
                 resources,
-                network: request.network,
+                network: request.network.unwrap_or_default(),
                 timeout_seconds,
                 iterations: Iterations { max, timeout_seconds: request.iteration_timeout_seconds },
                 workspace,
+                empty_workspace: request.empty_workspace,
                 artifacts: request.artifacts,
                 result_file: request.result_file,
                 relaxed: request.security,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lifecycle::State;
 use crate::{
+    agents::AgentReference,
     error::Failure,
     ids::{ExecutionId, NodeId},
 };
@@ -14,6 +15,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionView {
     pub execution_id: ExecutionId,
+    /// The registered agent that it runs, with its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentReference>,
     pub state: State,
     pub image: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

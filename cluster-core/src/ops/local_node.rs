@@ -8,6 +8,7 @@ use crate::{
         applied::AppliedConfig,
         controller::Controller,
         membership::{ConfigReport, Registration, Report},
+        nodes::Nodes,
         worker::obey,
     },
     error::Result,
@@ -18,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub struct LocalNode {
     pub controller: Controller,
+    pub nodes: Nodes,
     pub supervisor: Supervisor,
     pub capacity: Capacity,
     pub applied: AppliedConfig,
@@ -67,6 +69,9 @@ impl LocalNode {
 
     async fn report(&self, capabilities: Option<crate::cluster::peer::Capabilities>) -> Result<()> {
         let id = self.controller.id().clone();
+        if capabilities.is_some() {
+            self.nodes.report_held(id.clone(), self.supervisor.held());
+        }
         let draining = Some(self.supervisor.is_draining());
         let report = Report { capabilities, acknowledged: Vec::new(), draining, config: self.config() };
         let commands = self.controller.heartbeat(id.clone(), report).await?;

@@ -9,7 +9,6 @@ use crate::{
     error::{Error, Result},
     execution::{
         dispatch::Executions,
-        manifest::NetworkMode,
         request::{ExecutionRequest, ResourceRequest},
         view::ExecutionView,
     },
@@ -27,7 +26,6 @@ pub async fn run_version(executions: &Executions, node_id: &NodeId, image: &str)
         command: vec!["/aegis".to_owned(), "--version".to_owned()],
         node_id: Some(node_id.clone()),
         resources: ResourceRequest { cpu: Some(0.1), memory_mb: Some(128), ..Default::default() },
-        network: NetworkMode::None,
         timeout_seconds: Some(TIMEOUT_SECS),
         queue: true,
         ..Default::default()

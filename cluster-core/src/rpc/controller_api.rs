@@ -31,7 +31,9 @@ use super::{
     envelope::{Expected, Sealed, begin},
     limits::Limits,
     listener::{Entered, Intake, MESSAGE_BYTES_MAX, Via, server},
+    operator::OperatorToken,
     plain::Proven,
+    runtime_api::RuntimeApi,
     status::to_status,
     via::{self, Stage},
 };
@@ -48,8 +50,7 @@ use crate::{
 pub struct ControllerApiSettings {
     /// Nodes of the other implementation are admitted, over loopback alone.
     pub allow_unsealed_context: bool,
-    /// SHA-256 of the bearer token that operators use; without one nobody is an operator here.
-    pub operator_token_sha256: Option<[u8; 32]>,
+    pub operator: OperatorToken,
     /// Where nodes find this controller.
     pub endpoint: String,
     /// Certifies nodes that ask for it; None where the operator does.
@@ -115,8 +116,9 @@ impl ControllerApi {
         Self(Arc::new(Shared { controller, nodes, metrics, limits: Limits::default(), settings }))
     }
 
-    /// Serves until told to stop; the task ends with the last connection.
-    pub fn spawn(self, intake: Intake) -> tokio::task::JoinHandle<()> {
+    /// Serves until told to stop; the task ends with the last connection. `runtime` is served to clients
+    /// beside it.
+    pub fn spawn(self, intake: Intake, runtime: Option<RuntimeApi>) -> tokio::task::JoinHandle<()> {
         let service = NodeClusterServiceServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -125,6 +127,7 @@ impl ControllerApi {
             let connections = futures::StreamExt::map(connections, Ok::<_, std::io::Error>);
             let served = server()
                 .add_service(service)
+                .add_optional_service(runtime.map(RuntimeApi::into_service))
                 .serve_with_incoming_shutdown(connections, stop.cancelled())
                 .await;
             if let Err(error) = served {

@@ -7,6 +7,7 @@
 //! - [`listener`]: what is listened on, with every limit set on purpose.
 //! - [`limits`]: how much strangers may ask.
 //! - [`controller_api`], [`worker_api`]: what each side serves.
+//! - [`runtime_api`]: what a controller serves to clients, by [`operator`]'s token; its events: `runtime_events`.
 //! - [`config_api`]: the configuration calls of both sides.
 //! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
 //!   under a worker's calls.
@@ -22,7 +23,10 @@ mod envelope;
 mod limits;
 pub mod listener;
 pub mod node_proof;
+pub mod operator;
 pub mod plain;
+pub mod runtime_api;
+mod runtime_events;
 mod status;
 pub mod tls;
 mod via;

@@ -81,8 +81,8 @@ impl ExecutionWrite {
 
 async fn create(record: &ExecutionRecord, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
-             last_sequence, idempotency_key, request_digest, max_attempts)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9) ON CONFLICT DO NOTHING";
+             last_sequence, idempotency_key, request_digest, max_attempts, agent)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10) ON CONFLICT DO NOTHING";
     let query = sqlx::query(sql)
         .bind(record.execution_id.as_str())
         .bind(record.state.name())
@@ -92,7 +92,8 @@ async fn create(record: &ExecutionRecord, to: &mut Transaction<'_, Any>) -> Chan
         .bind(record.created_at_ms)
         .bind(record.idempotency_key.clone())
         .bind(&record.request_digest)
-        .bind(i64::from(record.max_attempts));
+        .bind(i64::from(record.max_attempts))
+        .bind(record.agent.as_ref().map(ToString::to_string));
     done(query, to).await
 }
 

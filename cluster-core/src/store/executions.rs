@@ -4,6 +4,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, from_json, read_failed, unreadable};
 use crate::{
+    agents::AgentReference,
     error::{Failure, Result},
     execution::{
         lifecycle::{Life, State},
@@ -20,6 +21,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutionRecord {
     pub execution_id: ExecutionId,
+    /// The registered one that it runs, in the version that it was resolved to.
+    pub agent: Option<AgentReference>,
     pub state: State,
     pub manifest: Manifest,
     pub demand: Demand,
@@ -51,6 +54,7 @@ impl ExecutionRecord {
     pub fn pending(submission: Submission, request_digest: String, now_ms: i64) -> Self {
         Self {
             execution_id: ExecutionId::mint(),
+            agent: submission.agent,
             state: State::Pending,
             manifest: submission.manifest,
             demand: submission.demand,
@@ -92,6 +96,7 @@ impl ExecutionRecord {
     pub fn view(&self) -> ExecutionView {
         ExecutionView {
             execution_id: self.execution_id.clone(),
+            agent: self.agent.clone(),
             state: self.state,
             image: self.manifest.image.clone(),
             node_id: self.node_id.clone(),
@@ -187,6 +192,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
     let state = text("state")?;
     Ok(ExecutionRecord {
         execution_id: ExecutionId::parse(text("execution_id")?)?,
+        agent: maybe("agent")?.map(|text| text.parse()).transpose()?,
         state: State::from_name(&state).ok_or_else(|| unreadable("execution state", &state))?,
         manifest: from_json("manifest", &text("manifest")?)?,
         demand: from_json("demand", &text("demand")?)?,

@@ -7,6 +7,7 @@
 //! Deliberately absent: PostgreSQL (`postgres://` is refused by name; schema and SQL already keep to
 //! what both databases take) and the replicated log that the typed commands leave room for.
 
+mod agents;
 mod config;
 mod deployments;
 mod execution_writes;
@@ -26,6 +27,7 @@ use sqlx::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub use agents::{AgentRow, AgentWrite};
 pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
@@ -137,6 +139,7 @@ fn migrations() -> Migrator {
         simple(4, "secrets", include_str!("migrations/0004_secrets.sql")),
         simple(5, "rollouts", include_str!("migrations/0005_rollouts.sql")),
         simple(6, "attempts", include_str!("migrations/0006_attempts.sql")),
+        simple(7, "agents", include_str!("migrations/0007_agents.sql")),
     ])
 }
 

@@ -4,8 +4,8 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, NodeRecord, RolloutRow, SecretWrite, TokenRecord,
-    to_json, to_name,
+    AgentWrite, ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, NodeRecord, RolloutRow, SecretWrite,
+    TokenRecord, to_json, to_name,
 };
 use crate::{
     cluster::peer::{Desired, Observed, OnDeadline},
@@ -73,6 +73,7 @@ pub enum Write {
     Execution(ExecutionWrite),
     Config(Box<ConfigWrite>),
     Secret(SecretWrite),
+    Agent(Box<AgentWrite>),
 
     PutDeployment(Box<DeploymentRow>),
     PutRollout(Box<RolloutRow>),
@@ -159,6 +160,7 @@ impl Write {
             Write::Execution(write) => write.run(to).await,
             Write::Config(write) => write.run(to).await,
             Write::Secret(write) => write.run(to).await,
+            Write::Agent(write) => write.run(to).await,
             Write::PutDeployment(row) => put_deployment(row, to).await,
             Write::PutRollout(row) => {
                 let sql = "INSERT INTO rollouts (rollout_id, state, record, created_at_ms, idempotency_key)

@@ -10,4 +10,5 @@ mod ids;
 mod membership;
 mod published;
 mod pushes;
+mod runtime;
 mod support;

@@ -32,6 +32,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub struct Cluster {
     core: Option<Core>,
     cluster: String,
+    node_type: &'static str,
     directory: TempDir,
     /// Where nodes say that they listen: connections are taken, and nothing more.
     pub node_address: SocketAddr,
@@ -44,12 +45,21 @@ impl Cluster {
 
     /// With these lines below `spec.cluster`, indented by four; the role among them.
     pub async fn start_with(cluster: &str) -> Self {
+        Self::start_as("orchestrator", cluster).await
+    }
+
+    /// The same that runs containers itself, on this machine's engine.
+    pub async fn start_running(cluster: &str) -> Self {
+        Self::start_as("hybrid", cluster).await
+    }
+
+    async fn start_as(node_type: &'static str, cluster: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let core = Some(start(directory.path(), cluster).await);
+        let core = Some(start(directory.path(), node_type, cluster).await);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let node_address = listener.local_addr().unwrap();
         tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-        Self { core, cluster: cluster.to_owned(), directory, node_address }
+        Self { core, cluster: cluster.to_owned(), node_type, directory, node_address }
     }
 
     pub fn core(&self) -> &Core {
@@ -63,7 +73,7 @@ impl Cluster {
 
     pub async fn restart(&mut self) {
         self.core.take().expect("it runs").shutdown().await;
-        self.core = Some(start(self.directory.path(), &self.cluster).await);
+        self.core = Some(start(self.directory.path(), self.node_type, &self.cluster).await);
     }
 
     pub fn endpoint(&self) -> String {
@@ -103,9 +113,9 @@ impl Cluster {
     }
 }
 
-async fn start(data: &Path, cluster: &str) -> Core {
+async fn start(data: &Path, node_type: &str, cluster: &str) -> Core {
     let config = config::parse(&format!(
-        "spec:\n  node: {{id: home, type: orchestrator}}\n  cluster:\n    cluster_grpc_port: 0\n    {cluster}\n"
+        "spec:\n  node: {{id: home, type: {node_type}}}\n  cluster:\n    cluster_grpc_port: 0\n    {cluster}\n"
     ))
     .unwrap();
     let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };

@@ -15,6 +15,7 @@ use cluster_core::{
     rpc::{
         controller_api::{ControllerApi, ControllerApiSettings},
         listener::Intake,
+        operator::OperatorToken,
         worker_client::{Dial, Wire},
     },
     store::{DataDirectory, Store},
@@ -88,7 +89,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
     let (nodes, _streams) = Nodes::new(controller.clone(), None, access);
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
-        operator_token_sha256: None,
+        operator: OperatorToken(None),
         endpoint: format!("http://{HOME}:{HOME_PORT}"),
         authority: None,
     };
@@ -96,7 +97,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
     let intake = Intake::new(Metrics::default(), stop);
     intake.take_others(others);
     let metrics = Metrics::default();
-    ControllerApi::new(controller.clone(), nodes, metrics.clone(), settings).spawn(intake);
+    ControllerApi::new(controller.clone(), nodes, metrics.clone(), settings).spawn(intake, None);
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, HOME_PORT)).await?;
     tokio::spawn(async move {
         while let Ok((stream, from)) = listener.accept().await {

@@ -40,6 +40,11 @@ impl Client {
         self.call(Method::POST, path, Some(body)).await
     }
 
+    /// A body that is text of its own, and not our JSON.
+    pub async fn post_text<T: DeserializeOwned>(&self, path: &str, text: String) -> Result<T> {
+        read(path, self.send(Method::POST, path, text.into()).await?).await
+    }
+
     pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         self.call(Method::PUT, path, Some(body)).await
     }
@@ -50,7 +55,7 @@ impl Client {
 
     /// The daemon's health, also when it is not ready.
     pub async fn health(&self) -> Result<HealthView> {
-        let response = self.raw(Method::GET, "/health", None::<&()>).await?;
+        let response = self.raw(Method::GET, "/health", Bytes::new()).await?;
         let body = whole(response).await?;
         serde_json::from_slice(&body)
             .map_err(|e| Error::internal("the daemon's health is not understood").source(e))
@@ -62,38 +67,27 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        let response = self.send(method, path, body).await?;
-        let body = whole(response).await?;
-        serde_json::from_slice(&body).map_err(|e| {
-            Error::internal(format!("the daemon's answer to {path} is not understood"))
-                .remedy("the daemon may be of another version: run `aegis stop`, then `aegis up`")
-                .source(e)
-        })
-    }
-
-    /// Sends. The time bound ends where the body begins.
-    async fn raw(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-    ) -> Result<Response<Incoming>> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.absent(e))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, e))?;
-        // Ends with the response's body.
-        tokio::spawn(connection);
         let body = match body {
             Some(body) => serde_json::to_vec(body)
                 .map_err(|e| Error::internal("the request cannot be written").source(e))?,
             None => Vec::new(),
         };
+        read(path, self.send(method, path, body.into()).await?).await
+    }
+
+    /// Sends. The time bound ends where the body begins.
+    async fn raw(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.absent(e))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, e))?;
+        // Ends with the response's body.
+        tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, "localhost")
             .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
+            .body(Full::new(body))
             .map_err(|e| Error::invalid(format!("{path} is no path")).source(e))?;
         tokio::time::timeout(ANSWER_TIME_MAX, sender.send_request(request))
             .await
@@ -102,12 +96,7 @@ impl Client {
     }
 
     /// Sends, and turns an error answer into an error.
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-    ) -> Result<Response<Incoming>> {
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
         let response = self.raw(method, path, body).await?;
         if response.status().is_success() {
             return Ok(response);
@@ -134,7 +123,7 @@ impl Client {
         again: &str,
         mut each: impl FnMut(&str, &str) -> Result<bool>,
     ) -> Result<()> {
-        let response = self.send(Method::GET, path, None::<&()>).await?;
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
         let mut body = response.into_body();
         let mut messages = Messages::default();
         while let Some(frame) = body.frame().await {
@@ -150,6 +139,15 @@ impl Client {
         Err(Error::new(ErrorCode::Unavailable, "the daemon ended the stream")
             .remedy(format!("once it runs again: {again}")))
     }
+}
+
+async fn read<T: DeserializeOwned>(path: &str, response: Response<Incoming>) -> Result<T> {
+    let body = whole(response).await?;
+    serde_json::from_slice(&body).map_err(|e| {
+        Error::internal(format!("the daemon's answer to {path} is not understood"))
+            .remedy("the daemon may be of another version: run `aegis stop`, then `aegis up`")
+            .source(e)
+    })
 }
 
 async fn whole(response: Response<Incoming>) -> Result<Bytes> {

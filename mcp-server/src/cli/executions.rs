@@ -113,6 +113,9 @@ fn executions_table(list: &[ExecutionView]) -> String {
 
 fn detail(view: &ExecutionView) -> String {
     let mut lines = vec![format!("{}: {}", view.execution_id, node::name(&view.state))];
+    if let Some(agent) = &view.agent {
+        lines.push(format!("agent {agent}"));
+    }
     lines.push(format!("image {}, attempt {}", view.image, view.attempt));
     if let Some(id) = &view.node_id {
         lines.push(format!("node {id}"));

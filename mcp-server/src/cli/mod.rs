@@ -1,6 +1,7 @@
 //! The command line: one file a verb. Verbs talk to the daemon over its socket; only `serve` is the
 //! daemon, and only `config check`, `tools` and `probe` need none.
 
+mod agent;
 mod client;
 mod config;
 mod deploy;
@@ -72,6 +73,9 @@ enum Verb {
     Node(node::Node),
     /// Run a container on the cluster and show what it writes
     Run(run::Run),
+    /// Agents: executions that are registered by name
+    #[command(subcommand)]
+    Agent(agent::Agent),
     /// Executions
     #[command(subcommand)]
     Executions(executions::Executions),
@@ -124,6 +128,7 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Rollouts(verb) => verb.run(&context).await,
         Verb::Node(verb) => verb.run(&context).await,
         Verb::Run(verb) => verb.run(&context).await,
+        Verb::Agent(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Executions(verb) => verb.run(&context).await,
         Verb::Secret(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Status(verb) => verb.run(&context).await.map(|()| 0),

@@ -7,7 +7,7 @@ use cluster_core::{
     Error, ErrorCode, Result,
     execution::{
         lifecycle::State,
-        manifest::NetworkMode,
+        manifest::{NetworkMode, Relaxations},
         request::{INPUT_BYTES_MAX, ResourceRequest},
         view::{EventKind, EventView, ExecutionView, Stream},
     },
@@ -25,11 +25,17 @@ enum Network {
 #[derive(Debug, Args)]
 pub struct Run {
     /// Container image
-    #[arg(long, value_name = "IMAGE")]
-    image: String,
+    #[arg(long, value_name = "IMAGE", required_unless_present = "agent")]
+    image: Option<String>,
+    /// A registered agent; what is said here wins over what it says
+    #[arg(long, value_name = "NAME[@VERSION]", conflicts_with = "image")]
+    agent: Option<String>,
     /// A tag that the node must have; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
+    /// A tag that the node should have, if one that fits does; may be repeated
+    #[arg(long = "prefer-tag", value_name = "TAG")]
+    preferred_tags: Vec<String>,
     /// Run on this node
     #[arg(long)]
     node: Option<String>,
@@ -39,8 +45,15 @@ pub struct Run {
     /// Memory in MiB
     #[arg(long, value_name = "MIB")]
     memory: Option<u32>,
-    #[arg(long, value_enum, default_value = "none")]
-    network: Network,
+    /// GPUs [without a number: 1]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1", require_equals = true)]
+    gpu: Option<u32>,
+    /// GPU memory in GiB
+    #[arg(long, value_name = "GIB")]
+    vram_gb: Option<u32>,
+    /// [default: none, or the agent's]
+    #[arg(long, value_enum)]
+    network: Option<Network>,
     /// Environment variable; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
@@ -50,9 +63,40 @@ pub struct Run {
     /// End it after this long, like 90s or 10m
     #[arg(long, value_parser = duration)]
     timeout: Option<std::time::Duration>,
+    /// Repeat on the same node until it exits with 0, so often at most
+    #[arg(long, value_name = "N")]
+    max_iterations: Option<u32>,
+    /// End one iteration after this long
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    iteration_timeout: Option<std::time::Duration>,
+    /// Start again on another node when its node is lost, so often in all; it may then run twice
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<u32>,
+    /// The file beneath /workspace that holds the result [default: the last line on stdout, if it is JSON]
+    #[arg(long, value_name = "PATH")]
+    result_file: Option<String>,
+    #[command(flatten)]
+    security: Security,
     /// The program and its arguments [default: the image's own]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
+}
+
+/// What is taken back of the hardening, where the node's policy allows it.
+#[derive(Debug, Args)]
+struct Security {
+    /// Let it write to its root file system
+    #[arg(long)]
+    writable_root: bool,
+    /// Keep a Linux capability, like NET_BIND_SERVICE; may be repeated
+    #[arg(long = "cap", value_name = "NAME")]
+    capabilities: Vec<String>,
+    /// Processes at most [default: 512]
+    #[arg(long, value_name = "N")]
+    processes: Option<u32>,
+    /// Size of /tmp in MiB [default: 64]
+    #[arg(long, value_name = "MIB")]
+    tmp_mb: Option<u32>,
 }
 
 fn pair(text: &str) -> std::result::Result<(String, String), String> {
@@ -94,22 +138,36 @@ impl Run {
             Some(dash) if dash == "-" => Some(stdin()?),
             other => other,
         };
-        let network = match self.network {
+        let network = self.network.map(|network| match network {
             Network::None => NetworkMode::None,
             Network::Allow => NetworkMode::Allow,
-        };
+        });
         let resources =
-            ResourceRequest { cpu: self.cpu, memory_mb: self.memory, ..ResourceRequest::default() };
+            ResourceRequest { cpu: self.cpu, memory_mb: self.memory, gpus: self.gpu, vram_gb: self.vram_gb };
+        let security = Relaxations {
+            writable_root: self.security.writable_root,
+            capabilities: self.security.capabilities,
+            processes: self.security.processes,
+            tmp_mb: self.security.tmp_mb,
+        };
+        let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
         Ok(json!({
+            "agent": self.agent,
             "image": self.image,
             "command": self.command,
             "env": self.env.into_iter().collect::<BTreeMap<_, _>>(),
             "input": input,
             "target_tags": self.tags,
+            "preferred_tags": self.preferred_tags,
             "node_id": self.node,
             "resources": resources,
             "network": network,
-            "timeout_seconds": self.timeout.map(|timeout| timeout.as_secs()),
+            "timeout_seconds": seconds(self.timeout),
+            "max_iterations": self.max_iterations,
+            "iteration_timeout_seconds": seconds(self.iteration_timeout),
+            "max_attempts": self.max_attempts,
+            "result_file": self.result_file,
+            "security": security,
         }))
     }
 }

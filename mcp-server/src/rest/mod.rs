@@ -4,6 +4,7 @@
 //! and over the unix socket of the data directory, where they are the person who owns it. Only there
 //! can hosts be admitted, secrets be set, configuration be changed and the daemon be stopped.
 
+mod agents;
 mod body;
 mod cluster;
 mod config;
@@ -77,6 +78,8 @@ pub fn router(api: Api) -> Router {
         .route("/v1/cluster/token-keys", get(config::token_keys))
         .route("/v1/config/layers", get(config::layers))
         .route("/v1/config/layers/{*scope}", get(config::layer))
+        .route("/v1/agents", get(agents::list).post(agents::apply))
+        .route("/v1/agents/{name}", get(agents::show).delete(agents::delete))
         .route("/v1/executions", get(executions::list).post(executions::submit))
         .route("/v1/executions/{id}", get(executions::show))
         .route("/v1/executions/{id}/events", get(events::stream))

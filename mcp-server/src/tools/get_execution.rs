@@ -2,6 +2,7 @@
 
 use cluster_core::{
     Failure, Result,
+    agents::AgentReference,
     execution::{lifecycle::State, view::EventView},
     ids::{ExecutionId, NodeId},
 };
@@ -42,6 +43,9 @@ pub struct Arguments {
 #[derive(Serialize, JsonSchema)]
 pub struct Outcome {
     execution_id: ExecutionId,
+    /// The registered agent that it runs, with its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<AgentReference>,
     state: State,
     image: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +129,7 @@ for as long as the controller keeps its database.";
         Ok(Outcome {
             execution_id: view.execution_id,
             state: view.state,
+            agent: view.agent,
             image: view.image,
             node_id: view.node_id,
             attempt: view.attempt,

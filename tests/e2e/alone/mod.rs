@@ -1,5 +1,6 @@
 //! Tests that need no machine but this one.
 
+mod agents;
 mod config;
 mod config_push;
 mod direct;

@@ -1,6 +1,7 @@
 //! Tests that begin with machines as good as new.
 
 mod faults;
+mod gpu;
 mod interrupted;
 mod journey;
 mod links;

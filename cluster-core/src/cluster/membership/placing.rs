@@ -6,14 +6,19 @@ use super::{Membership, Node};
 use crate::{
     cluster::{
         peer::{Amounts, Desired},
-        placement::{Candidate, NoFit, place, reasons},
+        placement::{Candidate, NoFit, PlacementStrategy, place, reasons},
     },
     execution::manifest::Demand,
     ids::{ExecutionId, NodeId},
 };
 
 impl Membership {
-    /// Chooses a node and reserves what is asked for. Nodes take turns, in the order of their ids.
+    /// How nodes are chosen from now on.
+    pub fn set_strategy(&mut self, strategy: PlacementStrategy) {
+        self.strategy = strategy;
+    }
+
+    /// Chooses a node and reserves what is asked for. Equals take turns, in the order of their ids.
     pub fn place(&mut self, execution_id: &ExecutionId, demand: &Demand) -> Result<NodeId, NoFit> {
         let chosen = self.fit(demand)?;
         self.reserve(&chosen, execution_id, demand.amounts);
@@ -30,7 +35,7 @@ impl Membership {
         let wrapped =
             self.last_placed.iter().flat_map(|_| self.nodes.range::<NodeId, _>((Bound::Unbounded, to)));
         let turns = later.chain(wrapped).filter_map(|(_, node)| node.candidate());
-        let chosen = place(demand, turns).cloned();
+        let chosen = place(demand, self.strategy, turns).cloned();
         chosen.ok_or_else(|| reasons(demand, self.nodes.values().filter_map(Node::candidate)))
     }
 
@@ -63,10 +68,143 @@ impl Node {
             blocked: self.blocked(),
             total: record.capabilities.total,
             free: self.free(),
+            executions: self.reserved.len(),
         })
     }
 
     pub(super) fn free(&self) -> Amounts {
         self.record.capabilities.total.minus(self.used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        cluster::{
+            membership::Change,
+            peer::{Capabilities, LinkKind, Observed, Role},
+        },
+        ids::Tag,
+        store::NodeRecord,
+    };
+
+    const TAGS: [&str; 3] = ["gpu", "eu", "ssd"];
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Place(Demand),
+        /// One of those that were placed, by its place among them.
+        Release(usize),
+        Drain(usize, bool),
+        Choose(PlacementStrategy),
+    }
+
+    fn tags(max: usize) -> impl proptest::strategy::Strategy<Value = Vec<Tag>> {
+        let tags = TAGS.map(|tag| Tag::parse(tag).unwrap()).to_vec();
+        proptest::sample::subsequence(tags, 0..=max)
+    }
+
+    fn amounts(gpus: u32) -> impl proptest::strategy::Strategy<Value = Amounts> {
+        (1..=4_000_u32, 1..=4_096_u32, 0..=gpus, 0..=16_u32).prop_map(
+            |(cpu_millicores, memory_mb, gpus, vram)| Amounts {
+                cpu_millicores,
+                memory_mb,
+                gpus,
+                vram_gb: if gpus == 0 { 0 } else { vram },
+            },
+        )
+    }
+
+    fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+        let demand = (tags(2), tags(3), prop::option::weighted(0.1, 0..4_usize), amounts(2));
+        let place = demand.prop_map(|(tags, preferred_tags, pin, amounts)| {
+            Step::Place(Demand { tags, preferred_tags, node_id: pin.map(id), amounts })
+        });
+        let strategy = prop::sample::select(vec![
+            PlacementStrategy::RoundRobin,
+            PlacementStrategy::LeastLoaded,
+            PlacementStrategy::BinPack,
+            PlacementStrategy::Spread,
+        ]);
+        prop_oneof![
+            8 => place,
+            4 => (0..16_usize).prop_map(Step::Release),
+            1 => (0..4_usize, any::<bool>()).prop_map(|(node, drain)| Step::Drain(node, drain)),
+            1 => strategy.prop_map(Step::Choose),
+        ]
+    }
+
+    fn id(number: usize) -> NodeId {
+        NodeId::parse(format!("n{number}")).unwrap()
+    }
+
+    fn within(need: Amounts, has: Amounts) -> bool {
+        need.cpu_millicores <= has.cpu_millicores
+            && need.memory_mb <= has.memory_mb
+            && need.gpus <= has.gpus
+            && need.vram_gb <= has.vram_gb
+    }
+
+    proptest! {
+        /// Beside the membership a plain account is kept of who was given what.
+        #[test]
+        fn no_node_is_given_more_than_it_has_and_every_refusal_has_its_reasons(
+            nodes in prop::collection::vec((tags(3), amounts(4)), 1..5),
+            steps in prop::collection::vec(step(), 1..80),
+        ) {
+            let mut membership = Membership::default();
+            for (number, (tags, total)) in nodes.iter().enumerate() {
+                let mut record = NodeRecord::expected(id(number), Role::Worker, [1; 32], LinkKind::Direct);
+                record.observed = Observed::Active;
+                record.capabilities = Capabilities {
+                    tags: tags.clone(), total: *total, engine: "docker".into(), ..Default::default()
+                };
+                membership.apply(Change::Put(Box::new(record)), 0);
+                membership.set_link(&id(number), true);
+            }
+            let mut given: Vec<(ExecutionId, NodeId, Amounts)> = Vec::new();
+            let used = |given: &[(ExecutionId, NodeId, Amounts)], node: &NodeId| {
+                given.iter().filter(|(_, on, _)| on == node).fold(Amounts::default(), |sum, (.., amounts)| sum.plus(*amounts))
+            };
+            for step in steps {
+                match step {
+                    Step::Choose(strategy) => membership.set_strategy(strategy),
+                    Step::Release(number) if number < given.len() => {
+                        let (execution_id, ..) = given.remove(number);
+                        membership.release(&execution_id);
+                    }
+                    Step::Release(_) => {}
+                    Step::Drain(number, drain) if number < nodes.len() => {
+                        let desired = if drain { Desired::Draining } else { Desired::Schedulable };
+                        membership.apply(Change::Desired {
+                            node_id: id(number), desired, deadline_ms: None, on_deadline: Default::default(),
+                        }, 0);
+                    }
+                    Step::Drain(..) => {}
+                    Step::Place(demand) => {
+                        let execution_id = ExecutionId::mint();
+                        match membership.place(&execution_id, &demand) {
+                            Ok(node) => {
+                                given.push((execution_id, node.clone(), demand.amounts));
+                                let number: usize = node.as_str()[1..].parse().unwrap();
+                                prop_assert!(within(used(&given, &node), nodes[number].1), "{node} is given too much");
+                                prop_assert!(demand.tags.iter().all(|tag| nodes[number].0.contains(tag)));
+                                prop_assert!(demand.node_id.is_none_or(|pin| pin == node));
+                            }
+                            Err(no_fit) => {
+                                prop_assert_eq!(no_fit.0.len(), nodes.len(), "each node has its reason");
+                            }
+                        }
+                    }
+                }
+                for number in 0..nodes.len() {
+                    let node = &membership.nodes[&id(number)];
+                    prop_assert_eq!(node.used, used(&given, &id(number)), "what is released is free again");
+                }
+            }
+        }
     }
 }

@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::cluster::v1 as pb;
-use subtle::ConstantTimeEq as _;
 
 use super::{Arrival, ControllerApi};
 use crate::{
     clock::rfc3339,
     cluster::{controller::TokenOrder, peer::Role},
-    error::{Error, ErrorCode, Result},
-    identity::sha256,
+    error::Result,
     ids::NodeId,
-    rpc::listener::Via,
 };
 
 /// As `aegis node token create` has it.
@@ -25,7 +22,7 @@ impl ControllerApi {
         request: pb::IssueEnrollmentTokenRequest,
     ) -> Result<pb::IssueEnrollmentTokenResponse> {
         let _admitted = self.0.limits.admit(arrival.stranger()).await?;
-        self.check_operator(arrival)?;
+        self.0.settings.operator.check(&arrival.via, &arrival.metadata)?;
         let node_id = match request.issued_to.as_str() {
             "" => None,
             text => Some(NodeId::parse(text)?),
@@ -42,22 +39,5 @@ impl ControllerApi {
             qr_payload: format!("{endpoint}#{}", issued.text.as_str()),
             controller_endpoint: endpoint,
         })
-    }
-
-    fn check_operator(&self, arrival: &Arrival) -> Result<()> {
-        let refused = || {
-            Error::new(ErrorCode::Unauthenticated, "this call needs the operator's bearer token")
-                .remedy("send Authorization: Bearer with the token in http.token of the data directory")
-        };
-        if let Via::Link(_) = arrival.via {
-            return Err(Error::new(ErrorCode::NotYours, "a node does not issue enrolment tokens"));
-        }
-        let expected = self.0.settings.operator_token_sha256.ok_or_else(refused)?;
-        let given = arrival.metadata.get("authorization").and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer ")).ok_or_else(refused)?;
-        match bool::from(sha256(given.as_bytes()).ct_eq(&expected)) {
-            true => Ok(()),
-            false => Err(refused()),
-        }
     }
 }

@@ -133,13 +133,28 @@ pub fn peers_table(peers: &[PeerView]) -> String {
                     f64::from(peer.capacity.cpu_millicores) / 1000.0
                 ),
                 format!("{}/{}", peer.free.memory_mb, peer.capacity.memory_mb),
+                format!("{}/{}", peer.free.gpus, peer.capacity.gpus),
                 peer.running.to_string(),
                 if peer.link_up { name(&peer.link) } else { format!("{} (down)", name(&peer.link)) },
                 peer.last_heartbeat_age_ms.map(|ms| format!("{} s", ms / 1000)).unwrap_or_default(),
             ]
         })
         .collect();
-    table(&["node", "status", "role", "tags", "free cpu", "free mb", "running", "link", "heartbeat"], rows)
+    table(
+        &[
+            "node",
+            "status",
+            "role",
+            "tags",
+            "free cpu",
+            "free mb",
+            "free gpus",
+            "running",
+            "link",
+            "heartbeat",
+        ],
+        rows,
+    )
 }
 
 /// The spelling of a plain enum in the API.

@@ -1,0 +1,166 @@
+//! A controller that runs executions itself, killed with its worker between any two of its own steps, and
+//! what its callers see of attempts.
+
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
+
+use super::{
+    fail_point::{self, FailPoint},
+    lifecycle::State,
+    request::ExecutionRequest,
+    view::{EventKind, EventView, ExecutionView},
+};
+use crate::{
+    config::{self, Overrides, Settings},
+    core::Core,
+    engine::LABEL_NODE,
+    ids::{ExecutionId, NodeId},
+    store::DataDirectory,
+};
+
+const IMAGE: &str = "busybox:testbed";
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// Its containers go with it.
+struct Node(NodeId);
+
+impl Node {
+    fn mint() -> Self {
+        Self(NodeId::mint())
+    }
+
+    fn containers(&self) -> Vec<String> {
+        let filter = format!("label={LABEL_NODE}={}", self.0);
+        let list = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output().unwrap();
+        String::from_utf8_lossy(&list.stdout).split_whitespace().map(str::to_owned).collect()
+    }
+
+    async fn core(&self, data: &Path) -> Core {
+        let text = format!(
+            "spec:\n  node: {{ id: {} }}\n  cluster: {{ role: hybrid, cluster_grpc_port: 0 }}\n  \
+             network: {{ port: 0, grpc_port: 0 }}\n",
+            self.0
+        );
+        let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };
+        let settings = Settings::of(&config::parse(&text).unwrap(), &overrides).unwrap();
+        Core::start(settings, Arc::new(DataDirectory::own(data).unwrap()), None).await.unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for id in self.containers() {
+            let _ = Command::new("docker").args(["rm", "-f", &id]).output();
+        }
+    }
+}
+
+fn request(script: &str) -> ExecutionRequest {
+    ExecutionRequest {
+        image: Some(IMAGE.into()),
+        command: vec!["sh".into(), "-c".into(), script.into()],
+        timeout_seconds: Some(60),
+        queue: true,
+        ..Default::default()
+    }
+}
+
+async fn ended(core: &Core, id: &ExecutionId) -> (ExecutionView, Vec<EventView>) {
+    let view = core.await_execution_end(id, END_LIMIT).await.unwrap();
+    (view, core.execution_events(id, 0, 1000).await.unwrap())
+}
+
+fn stdout(events: &[EventView]) -> String {
+    let pieces = events.iter().filter_map(|event| match &event.kind {
+        EventKind::Output { data, .. } => Some(String::from_utf8_lossy(data)),
+        _ => None,
+    });
+    pieces.collect()
+}
+
+/// Everything of it dies at the point, as a killed process does; the answer is the execution's id.
+fn killed_at(point: FailPoint, node: &Node, data: &Path) -> ExecutionId {
+    let (id, data) = (node.0.clone(), data.to_owned());
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let armed = fail_point::arm(point, 1);
+            fail_point::arm_here(&armed);
+            // Not dropped with its containers: it is killed.
+            let node = std::mem::ManuallyDrop::new(Node(id));
+            let core = node.core(&data).await;
+            let id = core.submit(request("cat; sleep 0.3; echo over; exit 3")).await.unwrap().execution_id;
+            tokio::time::timeout(END_LIMIT, armed.wait()).await.expect("the point is reached");
+            id
+        })
+    });
+    process.join().unwrap()
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn killed_between_any_two_steps_of_the_controller_it_runs_once() {
+    for point in FailPoint::CONTROLLER {
+        let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+        let id = killed_at(point, &node, data.path());
+        let core = node.core(data.path()).await;
+        let (view, events) = ended(&core, &id).await;
+        assert_eq!((view.state, view.exit_code), (State::Failed, Some(3)), "{point:?}: {view:?}");
+        assert_eq!((view.attempt, stdout(&events).as_str()), (1, "over\n"), "{point:?}");
+        let sequences = events.iter().map(|event| event.sequence).collect::<Vec<_>>();
+        assert_eq!(sequences, (1..=view.last_sequence).collect::<Vec<_>>(), "{point:?}");
+        let let_go = async {
+            while !node.containers().is_empty() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(END_LIMIT, let_go).await.expect("no container is left");
+        core.shutdown().await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn what_its_node_lost_begins_again_only_where_the_caller_allowed_it() {
+    let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+    let core = node.core(data.path()).await;
+    let begun = async |max_attempts| {
+        let asked = ExecutionRequest { max_attempts: Some(max_attempts), ..request("sleep 1000") };
+        core.submit(asked).await.unwrap().execution_id
+    };
+    let runs = async |id: &ExecutionId, attempt| {
+        let running = async {
+            loop {
+                let view = core.execution(id).await.unwrap();
+                if view.state == State::Running && view.attempt == attempt {
+                    return;
+                }
+                core.await_execution_change(id, view.last_sequence, Duration::from_secs(1)).await.unwrap();
+            }
+        };
+        tokio::time::timeout(END_LIMIT, running).await.expect("the attempt runs");
+    };
+    let take_away = || {
+        for container in node.containers() {
+            let _ = Command::new("docker").args(["rm", "-f", &container]).output();
+        }
+    };
+    let id = begun(1).await;
+    runs(&id, 1).await;
+    take_away();
+    let (view, _) = ended(&core, &id).await;
+    assert_eq!((view.state, view.attempt), (State::Failed, 1));
+    assert_eq!(view.failure.unwrap().code, crate::ErrorCode::Lost);
+
+    let id = begun(2).await;
+    runs(&id, 1).await;
+    take_away();
+    runs(&id, 2).await;
+    core.cancel_execution(&id, "seen").await.unwrap();
+    let (view, events) = ended(&core, &id).await;
+    assert_eq!(view.state, State::Cancelled);
+    let given_up = |event: &&EventView| matches!(event.kind, EventKind::Reassigned { attempt: 1, .. });
+    assert_eq!(events.iter().filter(given_up).count(), 1);
+    let sequences = events.iter().map(|event| event.sequence).collect::<Vec<_>>();
+    assert_eq!(sequences, (1..=view.last_sequence).collect::<Vec<_>>(), "one numbering for both attempts");
+    core.shutdown().await;
+}
