@@ -14,6 +14,7 @@ mod start;
 pub use deployments::ReleaseView;
 pub use nodes::{DrainOrder, EnrolmentGrant, EnrolmentOrder, PeerFilter, RemovalOrder};
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -33,7 +34,7 @@ use crate::{
         worker::{JoinState, Member},
     },
     config::{Settings, schema::NodeType},
-    deploy::{ApprovedHost, Deployments, Hosts, Rollouts},
+    deploy::{ApprovedHost, Deployments, Hosts, Origin, Rollouts},
     engine::Engine,
     error::{Error, ErrorCode, Result},
     execution::{
@@ -326,8 +327,13 @@ impl Core {
 
     // --- executions ------------------------------------------------------------------------
 
-    pub async fn submit(&self, request: ExecutionRequest) -> Result<ExecutionView> {
-        self.controller()?.executions.submit(request).await
+    pub async fn submit(&self, request: ExecutionRequest, origin: Origin) -> Result<ExecutionView> {
+        self.controller()?.executions.submit(request, origin).await
+    }
+
+    /// The packed file (`tar.gz`) of what an ended execution left behind.
+    pub async fn execution_artifacts(&self, id: &ExecutionId) -> Result<PathBuf> {
+        self.controller()?.executions.artifacts(id).await
     }
 
     pub async fn execution(&self, id: &ExecutionId) -> Result<ExecutionView> {

@@ -88,6 +88,8 @@ error_codes! {
     ContainerFailed => "ContainerFailed",
     /// The container was killed for its memory limit.
     OutOfMemory => "OutOfMemory",
+    /// An order needs content that the node has not: it is sent, and the order comes again.
+    ContentMissing => "ContentMissing",
     /// What became of it cannot be told any more.
     Lost => "Lost",
 

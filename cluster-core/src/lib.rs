@@ -19,6 +19,7 @@ pub mod rpc;
 pub mod secrets;
 pub mod ssh;
 pub mod store;
+pub mod workspace;
 
 pub use self::core::Core;
 pub use error::{Error, ErrorCode, Failure, Result};

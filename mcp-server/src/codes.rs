@@ -49,6 +49,7 @@ pub const fn of(code: ErrorCode) -> Shown {
         E::Engine => shown(32, H::BAD_GATEWAY),
         E::Lost => shown(33, H::BAD_GATEWAY),
         E::ContainerFailed => shown(34, H::UNPROCESSABLE_ENTITY),
+        E::ContentMissing => shown(36, H::CONFLICT),
         E::OutOfMemory => shown(35, H::UNPROCESSABLE_ENTITY),
 
         E::TokenExpired

@@ -124,7 +124,7 @@ spec:
         assert_eq!(whole.image.as_deref(), Some("busybox:1.36"));
         assert_eq!((whole.command.len(), whole.args.as_slice()), (2, &["echo agent".to_owned()][..]));
         assert_eq!((whole.max_iterations, whole.max_attempts), (Some(4), Some(2)));
-        let submission = Submission::check(whole, None).unwrap();
+        let submission = Submission::check(whole).unwrap();
         assert_eq!(submission.manifest.network, NetworkMode::Allow);
         assert_eq!(submission.manifest.timeout_seconds, 600);
         assert_eq!(submission.demand.amounts.memory_mb, 512);

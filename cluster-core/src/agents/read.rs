@@ -63,7 +63,7 @@ impl Manifest {
             .map_err(|e| Error::invalid(format!("the manifest is not sound YAML: {}", shown(&e))))?;
         let manifest = Self::of(document)?;
         // Whole: what could never run is not registered.
-        Submission::check(manifest.request(images)?, None)?;
+        Submission::check(manifest.request(images)?)?;
         Ok(manifest)
     }
 

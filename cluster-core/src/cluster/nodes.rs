@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt as _, future::Either};
-use tokio::sync::mpsc;
-use tokio_util::sync::DropGuard;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _, future::Either};
+use tokio::{io::AsyncRead, sync::mpsc};
+use tokio_util::{io::ReaderStream, sync::DropGuard};
 
 use super::{
     controller::Controller,
@@ -22,6 +23,8 @@ use crate::{
     config::layers::MergedConfig,
     error::{Error, ErrorCode, Result},
     execution::{
+        artifacts::{self, Collected},
+        content::{Content, ImageOffer, PIECE_BYTES},
         order::{Attempt, Held, Order},
         supervisor::Supervisor,
         view::EventView,
@@ -293,13 +296,55 @@ impl Worker {
         &self,
         order: Order,
         after_sequence: u64,
+        offer: Option<&ImageOffer>,
     ) -> Result<impl Stream<Item = Result<EventView>> + Send + use<>> {
         match self {
             Worker::Local(supervisor) => {
+                supervisor.require(&order, after_sequence, offer).await?;
                 Ok(Either::Left(supervisor.accept(order, after_sequence).await?.boxed()))
             }
             Worker::Remote { client, sealer } => {
-                Ok(Either::Right(client.forward(sealer, &order, after_sequence).await?.boxed()))
+                Ok(Either::Right(client.forward(sealer, &order, after_sequence, offer).await?.boxed()))
+            }
+        }
+    }
+
+    /// Done when the node has all of it and found it to be what was said.
+    pub async fn put_content(
+        &self,
+        content: Content,
+        reader: Box<dyn AsyncRead + Send + Unpin>,
+    ) -> Result<()> {
+        match self {
+            Worker::Local(supervisor) => {
+                let unread = |e: io::Error| {
+                    Error::new(ErrorCode::Storage, "what is to be sent cannot be read").source(e)
+                };
+                let pieces = ReaderStream::with_capacity(reader, PIECE_BYTES).map_err(unread).boxed();
+                supervisor.incoming().receive(content, pieces).await
+            }
+            Worker::Remote { client, sealer } => client.put_content(sealer, content, reader).await,
+        }
+    }
+
+    /// What an ended execution left behind; its bytes follow, from an offset on.
+    pub async fn artifacts(
+        &self,
+        execution_id: &ExecutionId,
+        attempt: u32,
+        offset: u64,
+    ) -> Result<Option<(Collected, impl Stream<Item = Result<Bytes>> + Send + use<>)>> {
+        match self {
+            Worker::Local(supervisor) => {
+                let Some((collected, path)) = supervisor.artifacts(execution_id, attempt)? else {
+                    return Ok(None);
+                };
+                let pieces = artifacts::read(&collected, &path, offset).await?;
+                Ok(Some((collected, Either::Left(pieces.boxed()))))
+            }
+            Worker::Remote { client, sealer } => {
+                let found = client.artifacts(sealer, execution_id, attempt, offset).await?;
+                Ok(found.map(|(collected, pieces)| (collected, Either::Right(pieces.boxed()))))
             }
         }
     }

@@ -359,7 +359,6 @@ fn unused(spec: &super::schema::Spec) -> Vec<&'static str> {
         ("temporal", spec.temporal.is_some()),
         ("cortex", spec.cortex.is_some()),
         ("smcp_gateway", spec.smcp_gateway.is_some()),
-        ("deploy.workspace_roots", spec.deploy.workspace_roots.is_some()),
         ("observability.metrics", spec.observability.metrics.is_some()),
         ("observability.tracing", spec.observability.tracing.is_some()),
         ("runtime.default_isolation", spec.runtime.default_isolation.is_some()),

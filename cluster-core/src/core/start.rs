@@ -26,6 +26,7 @@ use crate::{
     error::{Error, ErrorCode, Result},
     execution::{
         dispatch::{ExecutionContext, Executions},
+        sending::SendingSettings,
         supervisor::Supervisor,
     },
     identity::{KeyFile, NodeKey},
@@ -143,6 +144,16 @@ pub(super) async fn start_controller(
         local.register().await?;
         local.spawn(stop.clone());
     }
+    // A controller that runs no containers itself may have an engine all the same.
+    let offered = match &offered {
+        Some(engine) => Some(engine.clone()),
+        None => Engine::new(settings.docker_socket.as_deref()).ok(),
+    };
+    let sending = SendingSettings {
+        data: data.path().to_owned(),
+        roots: settings.deploy.workspace_roots.clone().unwrap_or_default(),
+        engine: offered.clone(),
+    };
     let strategy = settings.placement;
     controller.with_placement(move |membership| membership.set_strategy(strategy)).await?;
     let agents = Agents::new(store.clone(), applied.clone());
@@ -156,7 +167,7 @@ pub(super) async fn start_controller(
         settings: settings.executions,
         stop: stop.clone(),
     };
-    let executions = Executions::start(context, streams.reports).await?;
+    let executions = Executions::start(context, sending, streams.reports).await?;
     let runtime = RuntimeApi::new(executions.clone(), operator, metrics, stop.clone());
     // Connections that came in meanwhile have waited in the intake.
     let served = served.spawn(intake, Some(runtime));
@@ -165,11 +176,7 @@ pub(super) async fn start_controller(
     let journal: Arc<dyn Journal> = stored.clone();
     let mut deploy = deploy_settings::of(&settings.deploy, controller.cluster_id(), data.path())?;
     deploy.direct = certificates::direct_offer(settings, &tls, &endpoint);
-    // A controller that runs no containers itself may have an engine all the same.
-    deploy.engine = match &offered {
-        Some(engine) => Some(engine.clone()),
-        None => Engine::new(settings.docker_socket.as_deref()).ok(),
-    };
+    deploy.engine = offered;
     let deploy = Arc::new(deploy);
     let allow_loopback = deploy.allow_loopback;
     let hosts = Hosts::new(deploy, journal.clone());

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use bollard::models::{ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig};
 
+use super::volume::{self, WORKSPACE, workspace_volume};
 use crate::{
     execution::{
         manifest::{Manifest, NetworkMode},
@@ -73,6 +74,7 @@ impl ContainerSpec<'_> {
                 (LABEL_NODE.to_owned(), self.node_id.to_string()),
                 (LABEL_OWNER.to_owned(), self.owner.to_owned()),
             ])),
+            working_dir: manifest.has_workspace().then(|| WORKSPACE.to_owned()),
             host_config: Some(self.host_config()),
             ..Default::default()
         }
@@ -102,6 +104,10 @@ impl ContainerSpec<'_> {
                 NetworkMode::None => "none".to_owned(),
                 NetworkMode::Allow => self.network.to_owned(),
             }),
+            mounts: self
+                .manifest
+                .has_workspace()
+                .then(|| vec![volume::mount(&workspace_volume(self.node_id, self.attempt))]),
             init: None,
             // Binary-safe and bounded; more than the output budget, so that nothing we want is rotated away.
             log_config: Some(HostConfigLogConfig {
@@ -135,7 +141,7 @@ mod tests {
     fn host_config(gpus: Option<u32>, vram_gb: Option<u32>) -> HostConfig {
         let resources = ResourceRequest { gpus, vram_gb, ..Default::default() };
         let request = ExecutionRequest { image: Some("busybox".into()), resources, ..Default::default() };
-        let manifest = Submission::check(request, None).unwrap().manifest;
+        let manifest = Submission::check(request).unwrap().manifest;
         let node_id = NodeId::parse("edge-1").unwrap();
         let attempt = Attempt { execution_id: ExecutionId::mint(), number: 1 };
         let spec = ContainerSpec {

@@ -3,9 +3,11 @@
 //! Everything an execution's container may and may not do is decided in [`container`]; this file asks
 //! the engine and translates its refusals.
 
+mod archive;
 mod container;
 mod events;
 mod image;
+mod volume;
 
 use std::{
     collections::HashMap,
@@ -36,6 +38,7 @@ use tokio_util::io::ReaderStream;
 pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name};
 pub use events::{Change, EngineEvent};
 pub use image::{Export, ImageContent, LocalImage};
+pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
 
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -76,11 +79,19 @@ pub enum Found {
     Exited(Exit),
 }
 
-/// A container of an execution.
+/// A container or a volume of an execution.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OurContainer {
+pub struct OurPart {
     pub name: String,
     pub attempt: Attempt,
+}
+
+impl OurPart {
+    fn of(name: String, labels: &HashMap<String, String>) -> Option<Self> {
+        let execution_id = ExecutionId::parse(labels.get(LABEL_EXECUTION)?.as_str()).ok()?;
+        let number = labels.get(LABEL_ATTEMPT)?.parse().ok()?;
+        Some(Self { name, attempt: Attempt { execution_id, number } })
+    }
 }
 
 /// A cheap handle on the engine.
@@ -292,7 +303,7 @@ impl Engine {
     }
 
     /// All containers of executions that bear an owner's label.
-    pub async fn ours(&self, owner: &str) -> Result<Vec<OurContainer>> {
+    pub async fn ours(&self, owner: &str) -> Result<Vec<OurPart>> {
         let label = format!("{LABEL_OWNER}={owner}");
         let filters = HashMap::from([("label", vec![label.as_str()])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
@@ -304,14 +315,8 @@ impl Engine {
         Ok(list
             .into_iter()
             .filter_map(|container| {
-                let labels = container.labels?;
-                Some(OurContainer {
-                    name: container.names?.into_iter().next()?.trim_start_matches('/').to_owned(),
-                    attempt: Attempt {
-                        execution_id: ExecutionId::parse(labels.get(LABEL_EXECUTION)?.as_str()).ok()?,
-                        number: labels.get(LABEL_ATTEMPT)?.parse().ok()?,
-                    },
-                })
+                let name = container.names?.into_iter().next()?.trim_start_matches('/').to_owned();
+                OurPart::of(name, &container.labels?)
             })
             .collect())
     }

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    artifacts::Artifacts,
     drive, encoding,
     lifecycle::{Input, State, Step},
     order::Held,
@@ -22,6 +23,7 @@ use super::{
     reconcile,
     request::{ExecutionRequest, Submission},
     retention,
+    sending::{Sending, SendingSettings},
     settings::ExecutionSettings,
     view::{EventKind, EventView, ExecutionView},
 };
@@ -29,6 +31,7 @@ use crate::{
     agents::Agents,
     clock::now_ms,
     cluster::{controller::Controller, nodes::Nodes},
+    deploy::Origin,
     error::{Error, ErrorCode, Result},
     identity::sha256,
     ids::{ExecutionId, NodeId},
@@ -64,6 +67,7 @@ pub struct ExecutionContext {
 #[derive(Debug)]
 pub(super) struct Shared {
     context: ExecutionContext,
+    pub sending: Sending,
     pub(super) live: Mutex<HashMap<ExecutionId, Arc<Live>>>,
     queue: mpsc::Sender<Word>,
 }
@@ -84,12 +88,14 @@ impl Executions {
     /// Takes up what the store says is open.
     pub async fn start(
         context: ExecutionContext,
+        sending: SendingSettings,
         reports: mpsc::Receiver<(NodeId, Vec<Held>)>,
     ) -> Result<Self> {
         let (queue, incoming) = mpsc::channel(ORDERS_MAX);
         let open = context.store.open_executions().await?;
+        let sending = Sending::open(sending, &open, &context.store).await?;
         let live = Mutex::default();
-        let shared = Arc::new(Shared { context, live, queue });
+        let shared = Arc::new(Shared { context, sending, live, queue });
         let executions = Self(shared.clone());
         let mut waiting = VecDeque::new();
         for record in open {
@@ -126,15 +132,16 @@ impl Executions {
     }
 
     /// Durable before it is answered. What no node could ever take is refused here.
-    pub async fn submit(&self, request: ExecutionRequest) -> Result<ExecutionView> {
+    pub async fn submit(&self, request: ExecutionRequest, origin: Origin) -> Result<ExecutionView> {
         let digest = hex::encode(sha256(&serde_json::to_vec(&request).unwrap_or_default()));
         if let Some(key) = &request.idempotency_key
             && let Some(known) = self.0.store.execution_by_key(key).await?
         {
             return self.same(known, &digest);
         }
-        let request = self.0.agents.resolve(request).await?;
-        let submission = Submission::check(request, None)?;
+        let mut request = self.0.agents.resolve(request).await?;
+        let workspace = request.workspace.take();
+        let submission = Submission::check(request)?;
         for name in submission.manifest.secret_env.values() {
             self.0.secrets.use_for(name, "an execution's environment").await?;
         }
@@ -157,9 +164,17 @@ impl Executions {
             return Err(Error::new(ErrorCode::ResourceExhausted, format!("{QUEUE_MAX} executions are open"))
                 .remedy("wait until some have ended"));
         }
-        let record = ExecutionRecord::pending(submission, digest, now_ms());
-        if self.0.store.write(Write::Execution(ExecutionWrite::Create(Box::new(record.clone())))).await? == 0
-        {
+        let mut record = ExecutionRecord::pending(submission, digest, now_ms());
+        if let Some(path) = workspace {
+            let note = self.0.sending.pack(&path, origin, &record.execution_id).await?;
+            record.manifest.workspace = Some(note);
+        }
+        let create = Write::Execution(ExecutionWrite::Create(Box::new(record.clone())));
+        let created = self.0.store.write(create).await;
+        if !matches!(created, Ok(1..)) {
+            self.0.sending.let_go(&record.manifest, &record.execution_id);
+        }
+        if created? == 0 {
             // The same key came twice at once.
             let key = record.idempotency_key.as_deref().unwrap_or_default();
             let known = self.0.store.execution_by_key(key).await?;
@@ -244,6 +259,23 @@ impl Executions {
         Ok(now)
     }
 
+    /// The packed file of what an execution left behind.
+    pub async fn artifacts(&self, id: &ExecutionId) -> Result<std::path::PathBuf> {
+        let record = self.stored(id).await?;
+        match record.artifacts {
+            Some(Artifacts { problem: None, .. }) => Ok(self.0.sending.path(id)),
+            Some(Artifacts { problem: Some(problem), .. }) => {
+                Err(Error::new(ErrorCode::NotFound, format!("{id} has no artifacts: {problem}")))
+            }
+            None if record.state.is_final() => {
+                Err(Error::new(ErrorCode::NotFound, format!("{id} left no artifacts"))
+                    .remedy("name paths in artifacts when submitting"))
+            }
+            None => Err(Error::new(ErrorCode::FailedPrecondition, format!("{id} has not ended"))
+                .remedy("its artifacts are there when it has")),
+        }
+    }
+
     /// Asks for the end. The execution is cancelled when its state says so.
     pub async fn cancel(&self, id: &ExecutionId, reason: &str) -> Result<ExecutionView> {
         let live = self.live().get(id).cloned();
@@ -263,6 +295,7 @@ impl Shared {
     /// The execution has ended and its end is stored.
     pub(super) async fn retire(&self, record: &ExecutionRecord) {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.execution_id);
+        self.sending.let_go(&record.manifest, &record.execution_id);
         let id = record.execution_id.clone();
         if let Err(error) = self.controller.release(id).await {
             tracing::debug!(error = %error.chain(), "nothing to release any more");

@@ -159,13 +159,21 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
         Err(error) => return Ok(Cut::Refused(error)),
     };
     reached(FailPoint::Assigned).await;
-    let events = match worker.forward(order, record.last_sequence - record.sequence_base).await {
-        Ok(events) => events.ready_chunks(EVENTS_TOGETHER_MAX),
-        Err(error) => return Ok(judge(record, error)),
+    let mut cancel = live.cancel.subscribe();
+    let after_sequence = record.last_sequence - record.sequence_base;
+    let events = tokio::select! {
+        () = shared.stop.cancelled() => return Ok(Cut::Stopped),
+        events = shared.sending.forward(&worker, order, after_sequence) => match events {
+            Ok(events) => events.ready_chunks(EVENTS_TOGETHER_MAX),
+            Err(error) => return Ok(judge(record, error)),
+        },
+        // While its content is still sent nothing runs: the queue ends it.
+        _ = asked(&mut cancel), if is_untouched(record) => {
+            return Ok(Cut::NotTaken(Error::new(ErrorCode::Cancelled, "cancelled before the node took it")));
+        }
     };
     reached(FailPoint::Forwarded).await;
     let mut events = std::pin::pin!(events);
-    let mut cancel = live.cancel.subscribe();
     let mut cancel_sent = false;
     loop {
         tokio::select! {
@@ -183,6 +191,15 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
                     return Ok(Cut::Away(Error::new(ErrorCode::Unavailable, ended)));
                 };
                 record.cancel_reason.clone_from(&live.cancel.borrow());
+                if ends(&batch) && !record.manifest.artifacts.is_empty() {
+                    let fetch = shared.sending.fetch(&worker, record);
+                    match shared.stop.run_until_cancelled(fetch).await {
+                        None => return Ok(Cut::Stopped),
+                        Some(Err(error)) if error.code() == ErrorCode::Storage => return Err(error),
+                        Some(Err(error)) => return Ok(Cut::Away(error)),
+                        Some(Ok(artifacts)) => record.artifacts = artifacts,
+                    }
+                }
                 let told = store(shared, record, live, batch).await?;
                 if record.state.is_final() {
                     return Ok(Cut::Ended);
@@ -234,12 +251,25 @@ async fn is_removed(shared: &Shared, node_id: &NodeId) -> Result<bool> {
     }
 }
 
+/// Its node has not been heard to have begun.
+fn is_untouched(record: &ExecutionRecord) -> bool {
+    record.state == State::Assigned && record.last_sequence == record.sequence_base
+}
+
+fn ends(batch: &[Result<EventView>]) -> bool {
+    batch.iter().flatten().any(|event| event.kind.state().is_some_and(State::is_final))
+}
+
 /// What a refusal means.
 fn judge(record: &ExecutionRecord, error: Error) -> Cut {
-    let untouched = record.state == State::Assigned && record.last_sequence == record.sequence_base;
     match error.code() {
         // Storage: the node could not journal the order, so it did not begin.
-        ErrorCode::FailedPrecondition | ErrorCode::ResourceExhausted | ErrorCode::Storage if untouched => {
+        ErrorCode::FailedPrecondition
+        | ErrorCode::ResourceExhausted
+        | ErrorCode::Storage
+        | ErrorCode::ContentMissing
+            if is_untouched(record) =>
+        {
             Cut::NotTaken(error)
         }
         ErrorCode::Lost => Cut::Gone(error),
@@ -481,7 +511,7 @@ mod tests {
 
     fn record(state: State) -> ExecutionRecord {
         let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
-        let submission = Submission::check(request, None).unwrap();
+        let submission = Submission::check(request).unwrap();
         ExecutionRecord { state, attempt: 1, ..ExecutionRecord::pending(submission, String::new(), 0) }
     }
 

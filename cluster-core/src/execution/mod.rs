@@ -6,8 +6,12 @@
 //!   stored end, and to its being forgotten.
 //! - [`order`]: what goes between them.
 //! - [`supervisor`], `policy`, `run`, [`log`]: the worker's side, from the journaled order to the last event.
+//! - [`content`], `place`, [`artifacts`]: what travels with an execution, on its worker; [`sending`]: the
+//!   controller's side of it.
 //! - [`encoding`]: events on the wire and in both stores.
 
+pub mod artifacts;
+pub mod content;
 pub mod dispatch;
 mod drive;
 pub mod encoding;
@@ -17,12 +21,14 @@ pub mod lifecycle;
 pub mod log;
 pub mod manifest;
 pub mod order;
+mod place;
 pub(crate) mod policy;
 mod queue;
 mod reconcile;
 pub mod request;
 pub(crate) mod retention;
 mod run;
+pub mod sending;
 pub mod settings;
 pub mod supervisor;
 pub mod view;

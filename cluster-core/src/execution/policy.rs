@@ -80,7 +80,7 @@ mod tests {
     fn manifest(change: impl FnOnce(&mut ExecutionRequest)) -> Manifest {
         let mut request = ExecutionRequest { image: Some("busybox:1.36".into()), ..Default::default() };
         change(&mut request);
-        Submission::check(request, None).unwrap().manifest
+        Submission::check(request).unwrap().manifest
     }
 
     fn relaxed(security: Relaxations) -> Manifest {

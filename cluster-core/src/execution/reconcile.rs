@@ -118,7 +118,7 @@ mod tests {
     fn only_the_attempt_that_is_meant_is_kept() {
         let (here, there) = (NodeId::parse("here").unwrap(), NodeId::parse("there").unwrap());
         let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
-        let submission = Submission::check(request, None).unwrap();
+        let submission = Submission::check(request).unwrap();
         let record = ExecutionRecord {
             state: State::Running,
             attempt: 2,

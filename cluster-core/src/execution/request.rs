@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     image_reference::check_image,
-    manifest::{Demand, Iterations, Manifest, NetworkMode, Relaxations, WorkspaceNote},
+    manifest::{Demand, Iterations, Manifest, NetworkMode, Relaxations},
 };
 use crate::{
     agents::AgentReference,
@@ -138,7 +138,7 @@ fn is_hardened(security: &Relaxations) -> bool {
     *security == Relaxations::default()
 }
 
-/// A checked submission. Its agent is resolved and its workspace packed already.
+/// A checked submission. Its agent is resolved; what its workspace is packed into is noted once it has an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Submission {
     pub agent: Option<AgentReference>,
@@ -151,8 +151,7 @@ pub struct Submission {
 }
 
 impl Submission {
-    /// `workspace` is what the request's directory was packed into.
-    pub fn check(request: ExecutionRequest, workspace: Option<WorkspaceNote>) -> Result<Self> {
+    pub fn check(request: ExecutionRequest) -> Result<Self> {
         let Some(image) = request.image else {
             return Err(Error::invalid("image: it is missing").remedy(
                 "name an image that the node has or can pull, like busybox:1.36, or a registered agent",
@@ -230,7 +229,7 @@ impl Submission {
                 network: request.network.unwrap_or_default(),
                 timeout_seconds,
                 iterations: Iterations { max, timeout_seconds: request.iteration_timeout_seconds },
-                workspace,
+                workspace: None,
                 empty_workspace: request.empty_workspace,
                 artifacts: request.artifacts,
                 result_file: request.result_file,
@@ -388,7 +387,7 @@ mod tests {
     }
 
     fn check(request: ExecutionRequest) -> Result<Submission> {
-        Submission::check(request, None)
+        Submission::check(request)
     }
 
     #[test]

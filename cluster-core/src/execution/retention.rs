@@ -64,6 +64,9 @@ async fn sweep(shared: &Shared) -> Result<()> {
     }
     for ids in gone.forget.chunks(TOGETHER_MAX) {
         shared.store.write(Write::Execution(ExecutionWrite::Forget(ids.to_vec()))).await?;
+        for id in ids {
+            shared.sending.forget(id);
+        }
     }
     for ids in gone.drop_events.chunks(TOGETHER_MAX) {
         shared.store.write(Write::Execution(ExecutionWrite::DropEvents(ids.to_vec()))).await?;

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch::Sender};
 use uuid::Uuid;
 
 use super::{
+    content::Incoming,
     log::EventLog,
     order::{Attempt, Held, Journaled, Order},
     policy, run,
@@ -31,10 +32,11 @@ use super::{
 use crate::{
     clock::now_ms,
     config::schema::Policy,
-    engine::{Engine, container_name},
+    engine::{Engine, VolumeOf, container_name},
     error::{Error, ErrorCode, Result},
     ids::{ExecutionId, NodeId},
     store::{DataDirectory, write_synced},
+    workspace::kept::Kept,
 };
 
 /// Executions that a worker holds, running and ended but not released.
@@ -79,6 +81,7 @@ pub(super) struct Shared {
     /// When the engine was last seen to stop, in Unix milliseconds.
     pub engine_lost_ms: AtomicI64,
     pub policy: ArcSwap<Policy>,
+    pub incoming: Incoming,
     pub network: String,
     /// Variables that every container of this node gets.
     pub env: Vec<(String, String)>,
@@ -117,6 +120,7 @@ impl Supervisor {
             })?,
             Err(_) => Control::default(),
         };
+        let kept = Kept::open(data.path().join("content"))?;
         let is_new = control.owner.is_empty();
         if is_new {
             control.owner = Uuid::new_v4().to_string();
@@ -124,6 +128,7 @@ impl Supervisor {
         let shared = Shared {
             node_id,
             owner: control.owner.clone(),
+            incoming: Incoming::new(engine.clone(), kept),
             engine,
             engine_lost_ms: AtomicI64::new(0),
             policy: ArcSwap::from_pointee(policy),
@@ -142,6 +147,7 @@ impl Supervisor {
             supervisor.write_control(&control)?;
         }
         supervisor.take_up()?;
+        supervisor.claim_content()?;
         watch::spawn(&supervisor.0);
         Ok(supervisor)
     }
@@ -241,6 +247,9 @@ impl Supervisor {
                 format!("this node holds {RUNS_MAX} executions"),
             ));
         }
+        if let Some(note) = &order.manifest.workspace {
+            self.incoming().kept().claim(&note.digest, &order.execution_id)?;
+        }
         let accepted_at_ms = now_ms();
         let timeout_ms =
             i64::try_from(order.manifest.timeout_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
@@ -326,8 +335,15 @@ impl Supervisor {
 
     async fn forget(&self, run: &Run) -> Result<()> {
         let iteration = run.log.progress().borrow().iteration.max(1);
-        let name = container_name(&self.0.node_id, &run.journaled.order.attempt(), iteration);
-        self.0.engine.remove(&name).await?;
+        let Order { execution_id, manifest, .. } = &run.journaled.order;
+        let attempt = run.journaled.order.attempt();
+        self.0.engine.remove(&container_name(&self.0.node_id, &attempt, iteration)).await?;
+        if manifest.has_workspace() {
+            self.0.engine.remove_workspace(self.0.volume(&attempt)).await?;
+        }
+        if let Some(note) = &manifest.workspace {
+            self.incoming().kept().unclaim(&note.digest, execution_id);
+        }
         self.0.runs().remove(&run.journaled.order.execution_id);
         fs::remove_dir_all(&run.directory).map_err(|e| unwritable(&run.directory, e))
     }
@@ -419,6 +435,11 @@ impl Shared {
         self.runs().get(execution_id).cloned()
     }
 
+    /// Of an attempt's workspace.
+    pub(super) fn volume<'a>(&'a self, attempt: &'a Attempt) -> VolumeOf<'a> {
+        VolumeOf { node_id: &self.node_id, owner: &self.owner, attempt }
+    }
+
     /// Output kept of one execution.
     pub(super) fn output_mb(&self) -> u32 {
         self.policy.load().max_output_mb.unwrap_or(policy::OUTPUT_MB_DEFAULT)
@@ -462,6 +483,8 @@ fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<Event
         }
     })
 }
+
+mod travel;
 
 #[cfg(test)]
 mod tests;

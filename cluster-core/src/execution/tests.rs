@@ -12,6 +12,7 @@ use super::{
 use crate::{
     config::{self, Overrides, Settings},
     core::Core,
+    deploy::Origin,
     engine::LABEL_NODE,
     ids::{ExecutionId, NodeId},
     store::DataDirectory,
@@ -88,7 +89,11 @@ fn killed_at(point: FailPoint, node: &Node, data: &Path) -> ExecutionId {
             // Not dropped with its containers: it is killed.
             let node = std::mem::ManuallyDrop::new(Node(id));
             let core = node.core(&data).await;
-            let id = core.submit(request("cat; sleep 0.3; echo over; exit 3")).await.unwrap().execution_id;
+            let id = core
+                .submit(request("cat; sleep 0.3; echo over; exit 3"), Origin::Person)
+                .await
+                .unwrap()
+                .execution_id;
             tokio::time::timeout(END_LIMIT, armed.wait()).await.expect("the point is reached");
             id
         })
@@ -125,7 +130,7 @@ async fn what_its_node_lost_begins_again_only_where_the_caller_allowed_it() {
     let core = node.core(data.path()).await;
     let begun = async |max_attempts| {
         let asked = ExecutionRequest { max_attempts: Some(max_attempts), ..request("sleep 1000") };
-        core.submit(asked).await.unwrap().execution_id
+        core.submit(asked, Origin::Person).await.unwrap().execution_id
     };
     let runs = async |id: &ExecutionId, attempt| {
         let running = async {

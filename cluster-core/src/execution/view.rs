@@ -4,7 +4,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::lifecycle::State;
+use super::{artifacts::Artifacts, lifecycle::State};
 use crate::{
     agents::AgentReference,
     error::Failure,
@@ -35,6 +35,9 @@ pub struct ExecutionView {
     /// Untrusted, like all output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
+    /// What was kept of it; absent where it named nothing, or never got so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts: Option<Artifacts>,
     /// Why it waits, node by node, while it is pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,

@@ -1,5 +1,5 @@
 //! What a worker's engine does by itself: containers that end, vanish or hit their memory limit, told by
-//! the engine's events; and containers that nobody here knows any more, which are removed.
+//! the engine's events; and containers and volumes that nobody here knows any more, which are removed.
 //!
 //! Both tasks end with the supervisor.
 
@@ -61,26 +61,35 @@ async fn reap(shared: Weak<Shared>, engine: Engine, owner: String) {
     let mut unknown: HashMap<String, Instant> = HashMap::new();
     loop {
         tokio::time::sleep(ORPHANS_INTERVAL).await;
-        let Ok(containers) = engine.ours(&owner).await else { continue };
+        // Containers first: a volume goes when none uses it.
+        let (Ok(containers), Ok(volumes)) = (engine.ours(&owner).await, engine.our_volumes(&owner).await)
+        else {
+            continue;
+        };
         let Some(shared) = shared.upgrade() else { return };
         let mut still = HashMap::new();
-        for container in containers {
+        let of_volumes = containers.len();
+        for (place, part) in containers.into_iter().chain(volumes).enumerate() {
             let is_known = shared
                 .runs()
-                .get(&container.attempt.execution_id)
-                .is_some_and(|run| run.journaled.order.attempt == container.attempt.number);
+                .get(&part.attempt.execution_id)
+                .is_some_and(|run| run.journaled.order.attempt == part.attempt.number);
             if is_known {
                 continue;
             }
-            let first = unknown.get(&container.name).copied().unwrap_or_else(Instant::now);
+            let first = unknown.get(&part.name).copied().unwrap_or_else(Instant::now);
             if first.elapsed() < ORPHANS_GRACE {
-                still.insert(container.name, first);
+                still.insert(part.name, first);
                 continue;
             }
-            tracing::warn!(container = %container.name, "nobody knows it any more: removed");
-            if let Err(error) = engine.remove(&container.name).await {
-                tracing::warn!(container = %container.name, error = %error.chain(), "not removed");
-                still.insert(container.name, first);
+            tracing::warn!(name = %part.name, "nobody knows it any more: removed");
+            let removed = match place < of_volumes {
+                true => engine.remove(&part.name).await,
+                false => engine.remove_volume(&part.name).await,
+            };
+            if let Err(error) = removed {
+                tracing::warn!(name = %part.name, error = %error.chain(), "not removed");
+                still.insert(part.name, first);
             }
         }
         unknown = still;

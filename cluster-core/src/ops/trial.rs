@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use crate::{
-    deploy::image::{ImageSource, NodeImage},
+    deploy::{
+        Origin,
+        image::{ImageSource, NodeImage},
+    },
     engine::Engine,
     error::{Error, Result},
     execution::{
@@ -30,7 +33,7 @@ pub async fn run_version(executions: &Executions, node_id: &NodeId, image: &str)
         queue: true,
         ..Default::default()
     };
-    let id = executions.submit(request).await?.execution_id;
+    let id = executions.submit(request, Origin::Person).await?.execution_id;
     executions.wait(&id, WAIT, |view| view.state.is_settled()).await
 }
 

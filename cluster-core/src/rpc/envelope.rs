@@ -61,6 +61,8 @@ sealed! {
     pb::ForwardExecutionInner, "/aegis.cluster.v1.NodeClusterService/ForwardExecution", |_| None;
     agent::CancelExecutionInner, "/aegis.agent.v1.WorkerService/CancelExecution", |_| None;
     agent::NudgeInner, "/aegis.agent.v1.WorkerService/Nudge", |_| None;
+    agent::PutContentInner, "/aegis.agent.v1.WorkerService/PutContent", |_| None;
+    agent::GetArtifactsInner, "/aegis.agent.v1.WorkerService/GetArtifacts", |_| None;
     agent::ReleaseExecutionsInner, "/aegis.agent.v1.WorkerService/ReleaseExecutions", |_| None;
 }
 

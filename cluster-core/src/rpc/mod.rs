@@ -15,6 +15,8 @@
 //! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
 
 mod config_api;
+mod content_api;
+mod content_client;
 pub mod controller_api;
 pub mod controller_client;
 pub mod controller_line;

@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     agents::AgentReference,
+    deploy::Origin,
     error::{Error, ErrorCode, Result},
     execution::{
         dispatch::Executions,
@@ -113,7 +114,8 @@ impl RuntimeApi {
                 let request = request(body, key)?;
                 let executions = self.executions.clone();
                 // Once begun it is done whole, also for a client that has gone meanwhile.
-                let submitted = tokio::spawn(async move { executions.submit(request).await });
+                let submitted =
+                    tokio::spawn(async move { executions.submit(request, Origin::Assistant).await });
                 (submitted.await.map_err(|e| Error::internal("a submission died").source(e))??, 0)
             }
         };

@@ -21,6 +21,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::HostNotApproved
         | ErrorCode::HostKeyUnknown
         | ErrorCode::HostKeyChanged
+        | ErrorCode::ContentMissing
         | ErrorCode::Lost
         | ErrorCode::Fenced => Code::FailedPrecondition,
         ErrorCode::Unauthenticated

@@ -18,20 +18,22 @@ use aegis_proto::aegis::{
 };
 use futures::{Stream, StreamExt as _};
 use tokio::sync::Notify;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
     config_api,
+    content_api::{self, ArtifactsStream},
     controller_client::Session,
     envelope::{Expected, Sealed, begin},
     listener::{Entered, Intake, MESSAGE_BYTES_MAX, server},
-    status::to_status,
+    status::{from_status, to_status},
     via::{self, Stage},
 };
 use crate::{
     cluster::applied::AppliedConfig,
     error::{Error, ErrorCode, Result},
     execution::{
+        content::ImageOffer,
         encoding,
         order::{Attempt, Order, SecretEnv},
         supervisor::Supervisor,
@@ -135,6 +137,12 @@ impl WorkerApi {
             secrets: SecretEnv(inner.secret_env.into_iter().collect()),
         };
         let execution_id = order.execution_id.clone();
+        let offer = inner.image_offer.map(|offer| ImageOffer {
+            digest: offer.digest,
+            architecture: offer.architecture,
+            exact: offer.exact,
+        });
+        self.supervisor.require(&order, inner.after_sequence, offer.as_ref()).await?;
         let events = self.supervisor.accept(order, inner.after_sequence).await?;
         Ok(Box::pin(events.map(move |event| match event {
             Ok(event) => Ok(encoding::to_wire(&execution_id, &event)),
@@ -200,6 +208,40 @@ impl WorkerService for WorkerApi {
             Ok(agent::ReleaseExecutionsResponse {})
         };
         self.answer("ReleaseExecutions", at, result.await)
+    }
+
+    type GetArtifactsStream = ArtifactsStream;
+
+    async fn put_content(
+        &self,
+        request: Request<Streaming<agent::PutContentRequest>>,
+    ) -> Result<Response<agent::PutContentResponse>, Status> {
+        let (at, entered) = (Instant::now(), via::entered(&request));
+        let (metadata, _, mut messages) = request.into_parts();
+        let result = async {
+            let first = messages.message().await.map_err(|status| from_status(&status))?;
+            let envelope = first.and_then(|first| first.envelope);
+            let inner = self.open::<agent::PutContentInner>(&metadata, &entered, envelope)?;
+            let content = content_api::content(inner)?;
+            self.supervisor.incoming().receive(content, content_api::pieces(messages)).await?;
+            Ok(agent::PutContentResponse {})
+        };
+        self.answer("PutContent", at, result.await)
+    }
+
+    async fn get_artifacts(
+        &self,
+        request: Request<agent::GetArtifactsRequest>,
+    ) -> Result<Response<ArtifactsStream>, Status> {
+        let (at, entered) = (Instant::now(), via::entered(&request));
+        let (metadata, _, body) = request.into_parts();
+        let result = async {
+            let inner = self.open::<agent::GetArtifactsInner>(&metadata, &entered, body.envelope)?;
+            let execution_id = ExecutionId::parse(inner.execution_id)?;
+            let found = self.supervisor.artifacts(&execution_id, inner.attempt)?;
+            content_api::answer(found, inner.offset).await
+        };
+        self.answer("GetArtifacts", at, result.await)
     }
 }
 
@@ -291,7 +333,7 @@ impl NodeClusterService for WorkerApi {
 
     async fn connect_edge(
         &self,
-        _: Request<tonic::Streaming<pb::EdgeEvent>>,
+        _: Request<Streaming<pb::EdgeEvent>>,
     ) -> Result<Response<EdgeCommands>, Status> {
         Err(not_here("ConnectEdge"))
     }

@@ -21,6 +21,7 @@ use crate::{
     config::layers::MergedConfig,
     error::{Error, ErrorCode, Result},
     execution::{
+        content::ImageOffer,
         encoding,
         order::{Attempt, Order},
         view::EventView,
@@ -66,12 +67,17 @@ impl WorkerClient {
         Self { controller_id, channel }
     }
 
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// Starts an order or attaches to it; events follow, from a number on.
     pub async fn forward(
         &self,
         sealer: &Sealer,
         order: &Order,
         after_sequence: u64,
+        offer: Option<&ImageOffer>,
     ) -> Result<impl Stream<Item = Result<EventView>> + Send + use<>> {
         let manifest_json = serde_json::to_string(&order.manifest)
             .map_err(|e| Error::internal("a manifest cannot be written").source(e))?;
@@ -83,6 +89,11 @@ impl WorkerClient {
             manifest_json,
             after_sequence,
             secret_env: order.secrets.0.clone().into_iter().collect(),
+            image_offer: offer.map(|offer| pb::ImageOffer {
+                digest: offer.digest.clone(),
+                architecture: offer.architecture.clone(),
+                exact: offer.exact,
+            }),
             ..Default::default()
         };
         let request = sealer.seal(inner, |e| pb::ForwardExecutionRequest { envelope: Some(e) })?;
@@ -151,7 +162,9 @@ impl WorkerClient {
     }
 }
 
-async fn in_time<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T> {
+pub(super) async fn in_time<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(from_status(&status)),

@@ -7,6 +7,7 @@ use crate::{
     agents::AgentReference,
     error::{Failure, Result},
     execution::{
+        artifacts::Artifacts,
         lifecycle::{Life, State},
         manifest::{Demand, Manifest},
         order::Attempt,
@@ -38,6 +39,8 @@ pub struct ExecutionRecord {
     pub exit_code: Option<i32>,
     pub result: Option<String>,
     pub failure: Option<Failure>,
+    /// What was kept of it, once it has ended.
+    pub artifacts: Option<Artifacts>,
     /// Somebody asked for its end.
     pub cancel_reason: Option<String>,
     pub created_at_ms: i64,
@@ -68,6 +71,7 @@ impl ExecutionRecord {
             exit_code: None,
             result: None,
             failure: None,
+            artifacts: None,
             cancel_reason: None,
             created_at_ms: now_ms,
             started_at_ms: None,
@@ -105,6 +109,7 @@ impl ExecutionRecord {
             exit_code: self.exit_code,
             result: self.result.clone(),
             failure: self.failure.clone(),
+            artifacts: self.artifacts.clone(),
             waiting: None,
             created_at_ms: self.created_at_ms,
             started_at_ms: self.started_at_ms,
@@ -206,6 +211,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         result: maybe("result")?,
         exit_code: time("exit_code")?.and_then(|code| i32::try_from(code).ok()),
         failure: maybe("failure")?.map(|json| from_json("failure", &json)).transpose()?,
+        artifacts: maybe("artifacts")?.map(|json| from_json("artifacts", &json)).transpose()?,
         cancel_reason: maybe("cancel_reason")?,
         created_at_ms: number("created_at_ms")?,
         started_at_ms: time("started_at_ms")?,

@@ -23,7 +23,7 @@ fn execution(key: Option<&str>) -> ExecutionRecord {
         idempotency_key: key.map(Into::into),
         ..Default::default()
     };
-    ExecutionRecord::pending(Submission::check(request, None).unwrap(), "d".into(), 1)
+    ExecutionRecord::pending(Submission::check(request).unwrap(), "d".into(), 1)
 }
 
 #[tokio::test]

@@ -115,6 +115,20 @@ impl Client {
             .source(e)
     }
 
+    /// Writes the body of an answer to a file, as it comes.
+    pub async fn download(&self, path: &str, to: &mut std::fs::File) -> Result<()> {
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| broken(path, e))?;
+            let Ok(data) = frame.into_data() else { continue };
+            std::io::Write::write_all(to, &data).map_err(|e| {
+                Error::new(ErrorCode::Storage, format!("what {path} answers cannot be written")).source(e)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Follows a stream of events: `each` gets name and data, and says whether to go on. `again` is the
     /// command that goes on where a broken stream stopped.
     pub async fn follow(

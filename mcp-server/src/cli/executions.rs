@@ -1,15 +1,19 @@
 //! `aegis executions`: what ran, what it wrote, and how to end it.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use cluster_core::{
-    Error, Result,
+    Error, ErrorCode, Result,
     execution::view::{EventView, ExecutionView},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Context, node,
+    Context,
+    artifacts::Unpack,
+    node,
     output::table,
     run::{follow, write},
     segment,
@@ -30,6 +34,15 @@ pub enum Executions {
         /// Go on until it ends
         #[arg(long, short)]
         follow: bool,
+    },
+    /// Unpack what it left behind
+    Artifacts {
+        id: String,
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+        /// Replace files that are there
+        #[arg(long)]
+        overwrite: bool,
     },
     /// End it
     Cancel {
@@ -63,6 +76,20 @@ impl Executions {
                 follow(context, &client, &id, 0).await?;
             }
             Executions::Logs { id, follow: false } => logs(context, &id).await?,
+            Executions::Artifacts { id, dir, overwrite } => {
+                let view: ExecutionView = client.get(&format!("/v1/executions/{}", segment(&id))).await?;
+                let Some(artifacts) = view.artifacts else {
+                    return Err(match view.state.is_final() {
+                        true => Error::new(ErrorCode::NotFound, format!("{id} left no artifacts"))
+                            .remedy("name them with --artifact when it is submitted"),
+                        false => Error::new(ErrorCode::FailedPrecondition, format!("{id} has not ended"))
+                            .remedy(format!("follow it with: aegis executions logs {id} -f")),
+                    });
+                };
+                let unpack = Unpack { into: dir, overwrite };
+                unpack.run(context, &client, &view.execution_id, &artifacts).await?;
+                context.output.show(&artifacts, String::new)?;
+            }
             Executions::Cancel { id, reason } => {
                 let path = format!("/v1/executions/{}/cancel", segment(&id));
                 let view: ExecutionView = client.post(&path, &json!({ "reason": reason })).await?;
@@ -122,6 +149,13 @@ fn detail(view: &ExecutionView) -> String {
     }
     if let Some(code) = view.exit_code {
         lines.push(format!("exit code {code}"));
+    }
+    if let Some(artifacts) = &view.artifacts {
+        let missing = artifacts.missing.iter().map(|path| format!("; nothing at {path}")).collect::<String>();
+        lines.push(match &artifacts.problem {
+            Some(problem) => format!("artifacts: {problem}"),
+            None => format!("artifacts: {} files, {} bytes{missing}", artifacts.files, artifacts.bytes),
+        });
     }
     if let Some(why) = &view.waiting {
         lines.push(format!("waiting: {why}"));

@@ -2,6 +2,7 @@
 //! daemon, and only `config check`, `tools` and `probe` need none.
 
 mod agent;
+mod artifacts;
 mod client;
 mod config;
 mod deploy;

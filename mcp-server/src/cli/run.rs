@@ -1,6 +1,10 @@
 //! `aegis run`: like `docker run`, on the node that fits best.
 
-use std::{collections::BTreeMap, io::Read as _};
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 use cluster_core::{
@@ -14,7 +18,7 @@ use cluster_core::{
 };
 use serde_json::{Value, json};
 
-use super::{Context, client::Client, node::duration, segment};
+use super::{Context, artifacts::Unpack, client::Client, node::duration, segment};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Network {
@@ -77,6 +81,19 @@ pub struct Run {
     result_file: Option<String>,
     #[command(flatten)]
     security: Security,
+    /// Send this directory along: it is /workspace there, the working directory. Left out: .git, and what
+    /// .gitignore, .ignore and .aegisignore name
+    #[arg(long, value_name = "DIR")]
+    workspace: Option<PathBuf>,
+    /// Keep this file or folder of /workspace when it has ended; may be repeated
+    #[arg(long = "artifact", value_name = "PATH")]
+    artifacts: Vec<String>,
+    /// Unpack what was kept into this directory
+    #[arg(long, value_name = "DIR", requires = "artifacts")]
+    artifacts_to: Option<PathBuf>,
+    /// Replace files that are there
+    #[arg(long, requires = "artifacts_to")]
+    overwrite: bool,
     /// The program and its arguments [default: the image's own]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -107,6 +124,7 @@ fn pair(text: &str) -> std::result::Result<(String, String), String> {
 impl Run {
     pub async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
+        let unpack = self.artifacts_to.clone().map(|into| Unpack { into, overwrite: self.overwrite });
         let body = self.body()?;
         let view: ExecutionView = client.post("/v1/executions", &body).await?;
         if context.output.is_human() {
@@ -122,6 +140,11 @@ impl Run {
                 cancelled(context, &client, &id).await?
             }
         };
+        if let Some(unpack) = unpack
+            && let Some(artifacts) = &ended.artifacts
+        {
+            unpack.run(context, &client, &ended.execution_id, artifacts).await?;
+        }
         if context.output.is_human() {
             return finish(&ended);
         }
@@ -142,6 +165,7 @@ impl Run {
             Network::None => NetworkMode::None,
             Network::Allow => NetworkMode::Allow,
         });
+        let workspace = self.workspace.map(|path| absolute(&path)).transpose()?;
         let resources =
             ResourceRequest { cpu: self.cpu, memory_mb: self.memory, gpus: self.gpu, vram_gb: self.vram_gb };
         let security = Relaxations {
@@ -168,8 +192,16 @@ impl Run {
             "max_attempts": self.max_attempts,
             "result_file": self.result_file,
             "security": security,
+            "workspace": workspace,
+            "artifacts": self.artifacts,
         }))
     }
+}
+
+/// The daemon works elsewhere.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    path.canonicalize()
+        .map_err(|e| Error::invalid(format!("there is no directory {}", path.display())).source(e))
 }
 
 fn stdin() -> Result<String> {

@@ -2,13 +2,23 @@
 
 use std::time::Duration;
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    body::Body as Stream,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
 use cluster_core::{
+    Error, ErrorCode,
     execution::{request::ExecutionRequest, view::ExecutionView},
     ids::ExecutionId,
 };
-use http::StatusCode;
+use http::{
+    StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use serde::{Deserialize, Serialize};
+use tokio_util::io::ReaderStream;
 
 use super::{
     Api,
@@ -18,6 +28,8 @@ use super::{
 };
 use crate::tools::{cancel_reason, check_range, whole};
 
+/// Read at a time for a download.
+const PIECE_BYTES: usize = 128 * 1024;
 const EXECUTIONS_DEFAULT: u32 = 50;
 const EXECUTIONS_MAX: u32 = 1000;
 
@@ -30,7 +42,7 @@ pub async fn submit(
     State(api): State<Api>,
     Body(request): Body<ExecutionRequest>,
 ) -> Answer<(StatusCode, Json<ExecutionView>)> {
-    let view = whole(async move { api.core.submit(request).await }).await?;
+    let view = whole(async move { api.core.submit(request, api.origin).await }).await?;
     Ok((StatusCode::ACCEPTED, Json(view)))
 }
 
@@ -79,6 +91,18 @@ pub async fn cancel(
 ) -> Answer<Json<ExecutionView>> {
     let reason = cancel_reason(body.reason)?;
     Ok(Json(whole(async move { api.core.cancel_execution(&id, &reason).await }).await?))
+}
+
+/// What an ended execution left behind, packed.
+pub async fn artifacts(State(api): State<Api>, Named(id): Named<ExecutionId>) -> Answer<Response> {
+    let path = api.core.execution_artifacts(&id).await?;
+    let unread = |e: std::io::Error| {
+        Error::new(ErrorCode::Storage, "the artifacts cannot be read on the controller").source(e)
+    };
+    let file = tokio::fs::File::open(path).await.map_err(unread)?;
+    let bytes = file.metadata().await.map_err(unread)?.len();
+    let headers = [(CONTENT_TYPE, "application/gzip".to_owned()), (CONTENT_LENGTH, bytes.to_string())];
+    Ok((headers, Stream::from_stream(ReaderStream::with_capacity(file, PIECE_BYTES))).into_response())
 }
 
 /// A first container on this machine, to its end.

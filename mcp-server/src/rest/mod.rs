@@ -83,6 +83,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/executions", get(executions::list).post(executions::submit))
         .route("/v1/executions/{id}", get(executions::show))
         .route("/v1/executions/{id}/events", get(events::stream))
+        .route("/v1/executions/{id}/artifacts", get(executions::artifacts))
         .route("/v1/executions/{id}/cancel", post(executions::cancel))
         .merge(health_routes());
     if api.origin == Origin::Person {

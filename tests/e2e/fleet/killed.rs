@@ -19,7 +19,7 @@ const RUNNING_LIMIT: Duration = Duration::from_secs(20);
 const BACK_LIMIT: Duration = Duration::from_secs(60);
 
 /// The full ids of the containers of an execution, ended ones too.
-fn containers_of(host: &Host, execution_id: &str) -> Vec<String> {
+pub fn containers_of(host: &Host, execution_id: &str) -> Vec<String> {
     let filter = format!("label=aegis.execution_id={execution_id}");
     let ids = host.sh(&format!("docker ps -a --no-trunc --filter {filter} --format '{{{{.ID}}}}'"));
     ids.lines().map(str::to_owned).collect()
@@ -46,11 +46,11 @@ async fn assert_whole(client: &mut Client, execution_id: &str) {
 }
 
 /// Kills the worker's process in its container; the engine starts it again.
-fn kill_worker(host: &Host) -> String {
+pub fn kill_worker(host: &Host) -> String {
     host.sh("pid=$(pgrep -x aegis) && kill -KILL $pid && echo $pid")
 }
 
-async fn worker_is_back(client: &mut Client, host: &Host, killed: &str) {
+pub async fn worker_is_back(client: &mut Client, host: &Host, killed: &str) {
     until("the worker is started again", BACK_LIMIT, async || {
         host.holds(&format!("pid=$(pgrep -x aegis) && [ \"$pid\" != {} ]", killed.trim())).then_some(())
     })

@@ -5,3 +5,4 @@ mod cli;
 mod drain;
 mod killed;
 mod output;
+mod workspaces;

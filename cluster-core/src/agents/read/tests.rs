@@ -99,7 +99,7 @@ fn the_published_format_is_read_and_what_is_not_used_is_named() {
     assert_eq!((asked.timeout_seconds, asked.resources.memory_mb), (Some(120), Some(256)));
     assert_eq!(asked.resources.cpu, Some(0.5));
     assert!(asked.empty_workspace);
-    let submission = Submission::check(asked, None).unwrap();
+    let submission = Submission::check(asked).unwrap();
     assert!(submission.manifest.has_workspace() && submission.manifest.secret_env.contains_key("KEY"));
 }
 

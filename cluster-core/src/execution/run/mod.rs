@@ -14,16 +14,18 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
+    artifacts,
     fail_point::{FailPoint, reached},
     log::IterationEnd,
     manifest::NetworkMode,
+    place,
     request::ARGUMENT_BYTES_MAX,
     supervisor::{Run, Shared},
     view::EventKind,
 };
 use crate::{
     clock::now_ms,
-    engine::{ContainerSpec, Exit, Found, container_name},
+    engine::{ContainerSpec, Exit, Found, WORKSPACE, container_name},
     error::{Error, ErrorCode, Failure, Result},
 };
 
@@ -92,7 +94,12 @@ async fn drive(shared: &Shared, run: &Run) -> EventKind {
         let end = match run.log.iteration_end().filter(|_| is_latest) {
             Some(end) => end,
             None => match iterate(shared, run, iteration).await {
-                Over::Execution(end) => return end,
+                Over::Execution(end) => {
+                    if matches!(end, EventKind::TimedOut { .. }) {
+                        collect_artifacts(shared, run, iteration).await;
+                    }
+                    return end;
+                }
                 over => {
                     let end = iteration_end(shared, run, over);
                     reached(FailPoint::Exited).await;
@@ -105,10 +112,12 @@ async fn drive(shared: &Shared, run: &Run) -> EventKind {
         let name = name(shared, run, iteration);
         match end {
             IterationEnd::Completed => {
+                collect_artifacts(shared, run, iteration).await;
                 return EventKind::Completed { result: result(shared, run, &name).await };
             }
             IterationEnd::Failed { failure, exit_code, .. } => {
                 if iteration >= run.journaled.order.manifest.iterations.max {
+                    collect_artifacts(shared, run, iteration).await;
                     return EventKind::Failed { failure, exit_code };
                 }
                 if let Some(Stop::Cancelled(reason)) = stopped_already(run) {
@@ -247,6 +256,11 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
         shared.engine.ensure_network(&shared.network).await?;
     }
     let attempt = order.attempt();
+    // Later iterations find what earlier ones left.
+    if order.manifest.has_workspace() && iteration == 1 {
+        let volume = shared.volume(&attempt);
+        place::place(&shared.engine, shared.incoming.kept(), volume, &order.manifest).await?;
+    }
     let spec = ContainerSpec {
         name: container_name(&shared.node_id, &attempt, iteration),
         node_id: &shared.node_id,
@@ -293,8 +307,23 @@ fn environment(shared: &Shared, run: &Run, iteration: u32) -> Vec<String> {
     env
 }
 
-/// The last line on stdout, where it is a JSON object or array.
+/// From the latest iteration's container, which has ended.
+async fn collect_artifacts(shared: &Shared, run: &Run, iteration: u32) {
+    let paths = &run.journaled.order.manifest.artifacts;
+    artifacts::collect(&shared.engine, &name(shared, run, iteration), paths, &run.directory).await;
+}
+
+/// The named file's text; else the last line on stdout, where it is a JSON object or array.
 async fn result(shared: &Shared, run: &Run, name: &str) -> Option<String> {
+    if let Some(path) = &run.journaled.order.manifest.result_file {
+        let path = path.strip_prefix(WORKSPACE).unwrap_or(path).trim_start_matches('/');
+        let read = shared.engine.read_file(name, &format!("{WORKSPACE}/{path}"), RESULT_BYTES_MAX).await;
+        let mut bytes = read
+            .inspect_err(|error| tracing::warn!(container = name, error = %error.chain(), "no result"))
+            .ok()??;
+        output::mask(&mut bytes, &output::secrets(run));
+        return String::from_utf8(bytes).ok();
+    }
     let line = match run.log.last_line() {
         Some(line) => line,
         None => shared.engine.last_line(name).await.ok()?,

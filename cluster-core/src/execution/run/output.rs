@@ -112,7 +112,7 @@ impl<'a> Writer<'a> {
 }
 
 /// Values that must not be read: longest first, so that one within another hides none of it.
-fn secrets(run: &Run) -> Vec<Vec<u8>> {
+pub(super) fn secrets(run: &Run) -> Vec<Vec<u8>> {
     let values = run.journaled.order.secrets.0.values().filter(|value| value.len() >= SECRET_BYTES_MIN);
     let mut values = values.map(|value| value.as_bytes().to_vec()).collect::<Vec<_>>();
     values.sort_by_key(|value| std::cmp::Reverse(value.len()));

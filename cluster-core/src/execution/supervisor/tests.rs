@@ -11,6 +11,8 @@ use crate::execution::{
     request::{ExecutionRequest, Submission},
 };
 
+mod workspaces;
+
 const IMAGE: &str = "busybox:testbed";
 
 struct Setting {
@@ -46,6 +48,10 @@ impl Drop for Setting {
         for id in String::from_utf8_lossy(&list.stdout).split_whitespace() {
             let _ = Command::new("docker").args(["rm", "-f", id]).output();
         }
+        let list = Command::new("docker").args(["volume", "ls", "-q", "--filter", &filter]).output().unwrap();
+        for name in String::from_utf8_lossy(&list.stdout).split_whitespace() {
+            let _ = Command::new("docker").args(["volume", "rm", name]).output();
+        }
     }
 }
 
@@ -57,7 +63,7 @@ fn order(script: &str, input: &str, change: impl FnOnce(&mut ExecutionRequest)) 
         ..Default::default()
     };
     change(&mut request);
-    let submission = Submission::check(request, None).unwrap();
+    let submission = Submission::check(request).unwrap();
     Order {
         execution_id: ExecutionId::mint(),
         attempt: 1,
@@ -329,4 +335,23 @@ async fn killed_between_any_two_steps_it_runs_once() {
         supervisor.release(&[order.attempt()]).await.unwrap();
         assert!(supervisor.engine().ours(supervisor.owner()).await.unwrap().is_empty(), "{point:?}");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn iterations_share_their_workspace_and_a_file_is_the_result() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let script = "echo $AEGIS_ITERATION >> seen; [ $AEGIS_ITERATION = 2 ] || exit 1
+        printf '%s of %s' \"$(tr '\\n' ' ' < seen)\" $KEY > /workspace/result.txt";
+    let mut order = order(script, "", |request| {
+        request.max_iterations = Some(2);
+        request.result_file = Some("result.txt".into());
+    });
+    order.secrets = SecretEnv([("KEY".to_owned(), "marker-7f3a".to_owned())].into());
+    let all = events(&supervisor, &order, 0).await;
+    let EventKind::Completed { result } = &all.last().unwrap().kind else { panic!("{all:?}") };
+    assert_eq!(result.as_deref(), Some("1 2  of ***********"));
+    supervisor.release(&[order.attempt()]).await.unwrap();
+    assert!(supervisor.engine().our_volumes(supervisor.owner()).await.unwrap().is_empty());
 }

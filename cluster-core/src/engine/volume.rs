@@ -1,0 +1,126 @@
+//! The volume of an execution's workspace: made and filled before its first container, gone with its last.
+//!
+//! It is filled by way of a holder: a container of the same image that is never started. The engine
+//! unpacks into containers only, and not into one whose root is read-only, where the volume's own
+//! directory could be given to nobody.
+
+use std::collections::HashMap;
+
+use bollard::{
+    models::{ContainerCreateBody, HostConfig, Mount, MountType, MountVolumeOptions, VolumeCreateRequest},
+    query_parameters::{
+        CreateContainerOptionsBuilder, ListVolumesOptionsBuilder, RemoveVolumeOptionsBuilder,
+    },
+};
+
+use super::{Engine, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, OurPart, refused, status};
+use crate::{error::Result, execution::order::Attempt, ids::NodeId};
+
+pub const WORKSPACE: &str = "/workspace";
+
+/// Whose it is.
+#[derive(Debug, Clone, Copy)]
+pub struct VolumeOf<'a> {
+    pub node_id: &'a NodeId,
+    pub owner: &'a str,
+    pub attempt: &'a Attempt,
+}
+
+impl VolumeOf<'_> {
+    /// Like the container's, so that making it twice is no second one.
+    pub fn name(&self) -> String {
+        workspace_volume(self.node_id, self.attempt)
+    }
+
+    pub fn holder(&self) -> String {
+        format!("{}-holder", self.name())
+    }
+
+    fn labels(&self) -> HashMap<String, String> {
+        HashMap::from([
+            (LABEL_EXECUTION.to_owned(), self.attempt.execution_id.to_string()),
+            (LABEL_ATTEMPT.to_owned(), self.attempt.number.to_string()),
+            (LABEL_NODE.to_owned(), self.node_id.to_string()),
+            (LABEL_OWNER.to_owned(), self.owner.to_owned()),
+        ])
+    }
+}
+
+pub fn workspace_volume(node_id: &NodeId, attempt: &Attempt) -> String {
+    format!("{}-workspace", super::container_name(node_id, attempt, 1))
+}
+
+/// At `/workspace`, without what an image may have there.
+pub(super) fn mount(volume: &str) -> Mount {
+    Mount {
+        target: Some(WORKSPACE.to_owned()),
+        source: Some(volume.to_owned()),
+        typ: Some(MountType::VOLUME),
+        volume_options: Some(MountVolumeOptions { no_copy: Some(true), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+impl Engine {
+    /// Empty, with its holder beside it.
+    pub async fn create_workspace(&self, of: VolumeOf<'_>, image: &str) -> Result<()> {
+        self.remove_workspace(of).await?;
+        let volume =
+            VolumeCreateRequest { name: Some(of.name()), labels: Some(of.labels()), ..Default::default() };
+        self.docker.create_volume(volume).await.map_err(|e| refused("create a volume", e))?;
+        let options = CreateContainerOptionsBuilder::new().name(&of.holder()).build();
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            // Never started; an image may have none of its own.
+            entrypoint: Some(vec!["true".into()]),
+            labels: Some(of.labels()),
+            host_config: Some(HostConfig {
+                mounts: Some(vec![mount(&of.name())]),
+                network_mode: Some("none".into()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        self.docker
+            .create_container(Some(options), body)
+            .await
+            .map_err(|e| refused("create a container that holds a volume", e))?;
+        Ok(())
+    }
+
+    /// Fine where there is none.
+    pub async fn remove_workspace(&self, of: VolumeOf<'_>) -> Result<()> {
+        self.remove(&of.holder()).await?;
+        self.remove_volume(&of.name()).await
+    }
+
+    pub async fn remove_volume(&self, name: &str) -> Result<()> {
+        let options = RemoveVolumeOptionsBuilder::new().build();
+        match self.docker.remove_volume(name, Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(e) if status(&e) == Some(404) => Ok(()),
+            Err(e) => Err(refused("remove a volume", e)),
+        }
+    }
+
+    /// All volumes of executions that bear an owner's label.
+    pub async fn our_volumes(&self, owner: &str) -> Result<Vec<OurPart>> {
+        let label = format!("{LABEL_OWNER}={owner}");
+        let filters = HashMap::from([("label", vec![label.as_str()])]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let found =
+            self.docker.list_volumes(Some(options)).await.map_err(|e| refused("list its volumes", e))?;
+        Ok(found
+            .volumes
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|volume| OurPart::of(volume.name, &volume.labels))
+            .collect())
+    }
+
+    /// `USER[:GROUP]` as the image has it; empty is root.
+    pub async fn image_user(&self, image: &str) -> Result<String> {
+        let found = self.docker.inspect_image(image).await.map_err(|e| refused("look for an image", e))?;
+        Ok(found.config.and_then(|config| config.user).unwrap_or_default())
+    }
+}

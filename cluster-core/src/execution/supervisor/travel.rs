@@ -1,0 +1,59 @@
+//! What travels with executions, as far as their worker holds them.
+
+use std::path::PathBuf;
+
+use super::Supervisor;
+use crate::{
+    error::Result,
+    execution::{
+        artifacts::{self, Collected},
+        content::{ImageOffer, Incoming},
+        order::Order,
+    },
+    ids::ExecutionId,
+};
+
+impl Supervisor {
+    pub fn incoming(&self) -> &Incoming {
+        &self.0.incoming
+    }
+
+    /// Before an order is taken for the first time: `ContentMissing` where it needs what is not here.
+    pub async fn require(
+        &self,
+        order: &Order,
+        after_sequence: u64,
+        offer: Option<&ImageOffer>,
+    ) -> Result<()> {
+        let is_known = self.0.runs().contains_key(&order.execution_id);
+        match is_known || after_sequence > 0 {
+            true => Ok(()),
+            false => self.incoming().require(order, offer).await,
+        }
+    }
+
+    /// What an ended execution left behind, and where its file is.
+    pub fn artifacts(
+        &self,
+        execution_id: &ExecutionId,
+        attempt: u32,
+    ) -> Result<Option<(Collected, PathBuf)>> {
+        let run = self.0.runs().get(execution_id).cloned();
+        let run = run.filter(|run| run.journaled.order.attempt == attempt);
+        run.map_or(Ok(None), |run| artifacts::collected(&run.directory))
+    }
+
+    /// Content of orders in the journal stays; what nobody needs goes.
+    pub(super) fn claim_content(&self) -> Result<()> {
+        let kept = self.incoming().kept();
+        for run in self.0.runs().values() {
+            let order = &run.journaled.order;
+            if let Some(note) = &order.manifest.workspace
+                && let Err(error) = kept.claim(&note.digest, &order.execution_id)
+            {
+                tracing::warn!(execution_id = %order.execution_id, error = %error.chain(), "its workspace is gone");
+            }
+        }
+        kept.sweep(None)
+    }
+}

@@ -1,0 +1,46 @@
+//! What an execution left behind becomes files of the person's.
+
+use std::{io::Seek as _, path::PathBuf};
+
+use cluster_core::{
+    Error, ErrorCode, Result,
+    execution::artifacts::Artifacts,
+    ids::ExecutionId,
+    workspace::{BOUNDS, unpack::unpack},
+};
+
+use super::{Context, client::Client, segment};
+
+/// Where to, and what may be replaced.
+#[derive(Debug)]
+pub struct Unpack {
+    pub into: PathBuf,
+    pub overwrite: bool,
+}
+
+impl Unpack {
+    pub async fn run(
+        self,
+        context: &Context,
+        client: &Client,
+        id: &ExecutionId,
+        artifacts: &Artifacts,
+    ) -> Result<()> {
+        for path in &artifacts.missing {
+            context.output.say(&format!("there was nothing at {path}"));
+        }
+        if let Some(problem) = &artifacts.problem {
+            return Err(Error::new(ErrorCode::NotFound, format!("no artifacts: {problem}")));
+        }
+        // Without a name: gone with this process, however that ends.
+        let unwritable = |e: std::io::Error| Error::new(ErrorCode::Storage, "no temporary file").source(e);
+        let mut archive = tempfile::tempfile().map_err(unwritable)?;
+        client.download(&format!("/v1/executions/{}/artifacts", segment(id.as_str())), &mut archive).await?;
+        archive.rewind().map_err(unwritable)?;
+        let into = self.into.clone();
+        let unpacking = tokio::task::spawn_blocking(move || unpack(archive, &into, self.overwrite, &BOUNDS));
+        let counts = unpacking.await.map_err(|e| Error::internal("unpacking ended").source(e))??;
+        context.output.say(&format!("{} files in {}", counts.entries, self.into.display()));
+        Ok(())
+    }
+}
