@@ -9,6 +9,8 @@ mod heartbeats;
 mod placement;
 #[path = "cluster/reconnect.rs"]
 mod reconnect;
+#[path = "cluster/submissions.rs"]
+mod submissions;
 #[path = "../tests/protocol/support.rs"]
 #[allow(dead_code)]
 mod support;
@@ -29,6 +31,7 @@ pub fn percentile(sorted: &[Duration], share: f64) -> Duration {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     line("row", "figure", "ours", "floor or goal", "ratio");
+    submissions::run().await;
     placement::run();
     heartbeats::run().await;
     reconnect::run().await;

@@ -65,7 +65,6 @@ impl Capacity {
         };
         let configured = self.stated.load_full();
         let stated = &configured.resources;
-        let gpus = stated.gpu_count.unwrap_or(u32::from(stated.gpu.unwrap_or(false)));
         Capabilities {
             total: Amounts {
                 cpu_millicores: stated
@@ -73,7 +72,7 @@ impl Capacity {
                     .unwrap_or(u32::try_from(cores).unwrap_or(1))
                     .saturating_mul(1000),
                 memory_mb: stated.memory_gb.map_or(detected_mb, |gb| gb.saturating_mul(1024)),
-                gpus,
+                gpus: stated.gpus(),
                 vram_gb: stated.vram_gb.unwrap_or(0),
             },
             disk_gb: stated.disk_gb.unwrap_or_else(|| self.disk_gb()),

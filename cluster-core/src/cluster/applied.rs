@@ -164,6 +164,7 @@ impl AppliedConfig {
         }
         if let Some(supervisor) = self.0.supervisor.get() {
             supervisor.set_policy(settings.policy.clone());
+            supervisor.set_gpu_count(settings.resources.gpus());
         }
         self.0.settings.send_replace(Arc::new(settings));
         Ok(merged)

@@ -493,6 +493,15 @@ impl Controller {
         self.send(true, release).await
     }
 
+    /// The node did not take it, and is not asked again for a moment.
+    pub async fn refused(&self, node_id: NodeId, execution_id: ExecutionId, why: String) -> Result<()> {
+        let refused = move |membership: &mut Membership, now_ms| {
+            membership.refused(&node_id, &execution_id, why, now_ms);
+            Ok((Vec::new(), ()))
+        };
+        self.send(true, refused).await
+    }
+
     /// Runs a placement decision; what it reserves holds until it is released.
     pub(crate) async fn with_placement<T: Send + 'static>(
         &self,
@@ -532,6 +541,9 @@ impl Owner {
                 _ = deadlines.tick() => {
                     self.finish_removals().await;
                     self.look_at_deadlines();
+                    if self.membership.forget_refusals(self.clock.now_ms()) {
+                        self.version.send_modify(|version| *version += 1);
+                    }
                 }
             }
         }

@@ -10,12 +10,13 @@ mod drain;
 mod health;
 mod joining;
 mod placing;
+mod refusals;
 
 use std::collections::BTreeMap;
 
 use super::{
     peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView},
-    placement::PlacementStrategy,
+    placement::{Order, PlacementStrategy, Position},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -172,6 +173,9 @@ struct Node {
     commands: Vec<(CommandId, Command)>,
     /// As it last said, in this life of the controller.
     config: Option<ConfigReport>,
+    /// Where it stands in the order; None where it takes no work.
+    position: Option<Position>,
+    refusal: Option<refusals::Refusal>,
 }
 
 #[derive(Debug, Default)]
@@ -179,6 +183,7 @@ pub struct Membership {
     nodes: BTreeMap<NodeId, Node>,
     last_placed: Option<NodeId>,
     strategy: PlacementStrategy,
+    order: Order,
     /// Where each execution has its reservation.
     placed: BTreeMap<ExecutionId, NodeId>,
     brake_since_ms: Option<i64>,
@@ -209,6 +214,7 @@ impl Membership {
                 node.commands.push((command_id, command));
             }
         }
+        membership.reorder_all();
         membership
     }
 
@@ -224,7 +230,9 @@ impl Membership {
                     used: Amounts::default(),
                     commands: Vec::new(),
                     config: None,
+                    position: None,
                     record,
+                    refusal: None,
                 };
                 self.nodes.insert(node.record.node_id.clone(), node);
             }
@@ -245,6 +253,12 @@ impl Membership {
 
     /// A stored change becomes true here.
     pub fn apply(&mut self, change: Change, now_ms: i64) {
+        let node_id = change.node_id().clone();
+        self.change(change, now_ms);
+        self.reorder(&node_id);
+    }
+
+    fn change(&mut self, change: Change, now_ms: i64) {
         match change {
             Change::Put(record) => self.insert(*record, now_ms),
             Change::Observed { node_id, observed, last_heartbeat_ms } => {
@@ -322,6 +336,7 @@ impl Membership {
     pub fn set_link(&mut self, node_id: &NodeId, up: bool) {
         if let Some(node) = self.nodes.get_mut(node_id) {
             node.link_up = up;
+            self.reorder(node_id);
         }
     }
 

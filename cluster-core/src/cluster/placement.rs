@@ -1,12 +1,16 @@
 //! Which node runs an execution, or why none does. Pure.
 //!
 //! Whoever fits is a candidate. Of those, more of the preferred tags come first, then what the strategy
-//! says, then whose turn it is.
+//! says, then whose turn it is: [`Order`] keeps nodes so that the first is found at once.
 
-use std::{cmp::Reverse, fmt};
+mod order;
+
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use order::{Order, Position};
 
 use super::peer::Amounts;
 use crate::{
@@ -35,7 +39,7 @@ pub enum PlacementStrategy {
 
 impl PlacementStrategy {
     /// Lower comes first.
-    fn rank(self, node: &Candidate<'_>) -> u64 {
+    pub fn rank(self, node: &Candidate<'_>) -> u64 {
         match self {
             PlacementStrategy::RoundRobin => 0,
             PlacementStrategy::LeastLoaded => load(node),
@@ -66,7 +70,7 @@ pub struct Candidate<'a> {
     pub node_id: &'a NodeId,
     pub tags: &'a [Tag],
     /// Why it takes no work at all just now.
-    pub blocked: Option<&'static str>,
+    pub blocked: Option<&'a str>,
     pub total: Amounts,
     pub free: Amounts,
     /// How many run there or are to.
@@ -115,24 +119,6 @@ impl fmt::Display for NoFit {
     }
 }
 
-/// The one that comes first, of candidates that come in the order of their turns.
-pub fn place<'a>(
-    demand: &Demand,
-    strategy: PlacementStrategy,
-    turns: impl Iterator<Item = Candidate<'a>>,
-) -> Option<&'a NodeId> {
-    let mut fitting = turns.filter(|candidate| fits(demand, candidate));
-    let chosen = match (strategy, demand.preferred_tags.as_slice()) {
-        // Nobody after the first can be better.
-        (PlacementStrategy::RoundRobin, []) => fitting.next(),
-        (_, preferred) => fitting.min_by_key(|candidate| {
-            let tags = preferred.iter().filter(|tag| candidate.tags.contains(tag)).count();
-            (Reverse(tags), strategy.rank(candidate))
-        }),
-    };
-    chosen.map(|candidate| candidate.node_id)
-}
-
 /// What each candidate lacks; for when none fits.
 pub fn reasons<'a>(demand: &Demand, candidates: impl Iterator<Item = Candidate<'a>>) -> NoFit {
     let unfit = |candidate: Candidate<'a>| {
@@ -142,8 +128,8 @@ pub fn reasons<'a>(demand: &Demand, candidates: impl Iterator<Item = Candidate<'
     NoFit(candidates.filter_map(unfit).collect())
 }
 
-/// Asked of every node for every placement: it makes no words.
-fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
+/// Whether it fits now. It makes no words: it is asked of many nodes for a placement.
+pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
     demand.node_id.as_ref().is_none_or(|pin| pin == node.node_id)
         && node.blocked.is_none()
         && short(demand.amounts, node.free).is_none()
@@ -196,6 +182,19 @@ mod tests {
         executions: usize,
     }
 
+    impl Node {
+        fn candidate(&self) -> Candidate<'_> {
+            Candidate {
+                node_id: &self.id,
+                tags: &self.tags,
+                blocked: self.blocked,
+                total: self.total,
+                free: self.free,
+                executions: self.executions,
+            }
+        }
+    }
+
     fn node(id: &str, tags: &[&str]) -> Node {
         let amounts = Amounts { cpu_millicores: 2_000, memory_mb: 1_024, gpus: 0, vram_gb: 0 };
         Node {
@@ -227,19 +226,16 @@ mod tests {
         nodes: &[Node],
         last: Option<&NodeId>,
     ) -> Result<NodeId, NoFit> {
-        let candidates = || {
-            nodes.iter().map(|node| Candidate {
-                node_id: &node.id,
-                tags: &node.tags,
-                blocked: node.blocked,
-                total: node.total,
-                free: node.free,
-                executions: node.executions,
-            })
+        let mut order = Order::default();
+        for node in nodes {
+            let position = Position { tags: node.tags.clone(), rank: strategy.rank(&node.candidate()) };
+            order.insert(&node.id, &position);
+        }
+        let fitting = |id: &NodeId| {
+            nodes.iter().find(|node| node.id == *id).is_some_and(|node| fits(demand, &node.candidate()))
         };
-        let after = |candidate: &Candidate<'_>| last.is_none_or(|last| candidate.node_id > last);
-        let turns = candidates().filter(after).chain(candidates().filter(|candidate| !after(candidate)));
-        let chosen = place(demand, strategy, turns).cloned();
+        let chosen = order.first(demand, last, fitting).cloned();
+        let candidates = || nodes.iter().map(Node::candidate);
         let unfit = reasons(demand, candidates());
         // Both say the same: whoever has no reason fits.
         assert_eq!(chosen.is_none(), unfit.0.len() == nodes.len());

@@ -133,6 +133,13 @@ pub struct Resources {
     pub vram_gb: Option<u32>,
 }
 
+impl Resources {
+    /// One where only `gpu` is stated.
+    pub fn gpus(&self) -> u32 {
+        self.gpu_count.unwrap_or(u32::from(self.gpu.unwrap_or(false)))
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Cluster {

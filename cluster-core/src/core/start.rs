@@ -325,7 +325,10 @@ fn supervisor(
         std::env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (name.to_owned(), value))
     });
     let network = settings.container_network.clone();
-    Supervisor::recover(data, node_id.clone(), engine, settings.policy.clone(), network, env.collect())
+    let supervisor =
+        Supervisor::recover(data, node_id.clone(), engine, settings.policy.clone(), network, env.collect())?;
+    supervisor.set_gpu_count(settings.resources.gpus());
+    Ok(supervisor)
 }
 
 /// As configured, else the one that was generated once.

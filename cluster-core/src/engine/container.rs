@@ -50,6 +50,8 @@ pub struct ContainerSpec<'a> {
     pub env: Vec<String>,
     /// The network of executions that may use one.
     pub network: &'a str,
+    /// Indices of the node's GPUs that it gets; as many as its manifest asks for.
+    pub gpus: &'a [u32],
     /// Output kept of it, in MiB.
     pub output_mb: u32,
 }
@@ -118,9 +120,10 @@ impl ContainerSpec<'_> {
                     ("compress".to_owned(), "false".to_owned()),
                 ])),
             }),
-            device_requests: (resources.gpus > 0).then(|| {
+            device_requests: (!self.gpus.is_empty()).then(|| {
                 vec![DeviceRequest {
-                    count: Some(i64::from(resources.gpus)),
+                    // A count alone would be the first devices, whoever has them.
+                    device_ids: Some(self.gpus.iter().map(u32::to_string).collect()),
                     capabilities: Some(vec![vec!["gpu".into()]]),
                     ..Default::default()
                 }]
@@ -134,13 +137,12 @@ impl ContainerSpec<'_> {
 mod tests {
     use super::*;
     use crate::{
-        execution::request::{ExecutionRequest, ResourceRequest, Submission},
+        execution::request::{ExecutionRequest, Submission},
         ids::ExecutionId,
     };
 
-    fn host_config(gpus: Option<u32>, vram_gb: Option<u32>) -> HostConfig {
-        let resources = ResourceRequest { gpus, vram_gb, ..Default::default() };
-        let request = ExecutionRequest { image: Some("busybox".into()), resources, ..Default::default() };
+    fn host_config(gpus: &[u32]) -> HostConfig {
+        let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
         let manifest = Submission::check(request).unwrap().manifest;
         let node_id = NodeId::parse("edge-1").unwrap();
         let attempt = Attempt { execution_id: ExecutionId::mint(), number: 1 };
@@ -153,17 +155,19 @@ mod tests {
             manifest: &manifest,
             env: Vec::new(),
             network: "aegis-net",
+            gpus,
             output_mb: 10,
         };
         spec.to_body().host_config.unwrap()
     }
 
     #[test]
-    fn gpus_are_asked_for_by_count_and_never_unasked() {
-        assert_eq!(host_config(None, None).device_requests, None);
-        let requests = host_config(Some(2), Some(16)).device_requests.unwrap();
+    fn gpus_are_asked_for_by_name_and_never_unasked() {
+        assert_eq!(host_config(&[]).device_requests, None);
+        let requests = host_config(&[1, 3]).device_requests.unwrap();
         let [request] = requests.as_slice() else { panic!("{requests:?}") };
-        assert_eq!(request.count, Some(2));
+        assert_eq!(request.device_ids, Some(vec!["1".to_owned(), "3".to_owned()]));
+        assert_eq!(request.count, None);
         assert_eq!(request.capabilities, Some(vec![vec!["gpu".to_owned()]]));
     }
 }

@@ -7,6 +7,7 @@ mod archive;
 mod container;
 mod events;
 mod image;
+mod restarted;
 mod volume;
 
 use std::{
@@ -51,6 +52,8 @@ pub const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
 const INPUT_BEFORE_START: usize = 64 * 1024;
 /// For calls that answer at once; streams have none.
 const CALL_TIMEOUT_SECS: u64 = 120;
+/// An image of which nothing more comes for so long is not waited for.
+const PULL_SILENCE_MAX: Duration = Duration::from_secs(180);
 
 /// What the engine says of itself and the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,11 +66,16 @@ pub struct EngineInfo {
     pub runtimes: Vec<String>,
 }
 
+/// Exit codes above it are signals.
+pub const SIGNALLED: i32 = 128;
+
 /// How a container ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
     pub code: i32,
     pub out_of_memory: bool,
+    /// A signal ended it, and its engine was started anew since.
+    pub with_engine: bool,
 }
 
 /// What became of a container that may exist.
@@ -100,6 +108,7 @@ pub struct Engine {
     docker: Docker,
     /// Client and engine have agreed on an API version.
     negotiated: Arc<AtomicBool>,
+    pull_silence_max: Duration,
 }
 
 impl Engine {
@@ -113,7 +122,12 @@ impl Engine {
                     .remedy("start Docker, or set spec.runtime.docker_socket_path")
                     .source(e)
             })?;
-        Ok(Self { docker, negotiated: Arc::default() })
+        Ok(Self { docker, negotiated: Arc::default(), pull_silence_max: PULL_SILENCE_MAX })
+    }
+
+    #[cfg(test)]
+    pub fn with_pull_silence(self, pull_silence_max: Duration) -> Self {
+        Self { pull_silence_max, ..self }
     }
 
     /// On an API version that both speak, with the first answer.
@@ -170,16 +184,18 @@ impl Engine {
         let reference = if named { image.to_owned() } else { format!("{image}:latest") };
         let options = CreateImageOptionsBuilder::new().from_image(&reference).build();
         let mut pull = self.docker.create_image(Some(options), None, None);
-        let missing = |e: DockerError| {
+        let missing = |why: &str| {
             Error::new(
                 ErrorCode::ImageNotFound,
-                format!("the image {image} is not on the node and cannot be pulled: {}", cause(&e)),
+                format!("the image {image} is not on the node and cannot be pulled: {why}"),
             )
             .remedy("check its name, load it on the node, or give the node a way to its registry")
-            .source(e)
         };
-        while let Some(info) = pull.next().await {
-            let info = info.map_err(missing)?;
+        let silent = |_| missing(&format!("no progress for {} s", self.pull_silence_max.as_secs()));
+        while let Some(info) =
+            tokio::time::timeout(self.pull_silence_max, pull.next()).await.map_err(silent)?
+        {
+            let info = info.map_err(|e| missing(&cause(&e)).source(e))?;
             if let Some(status) = info.status {
                 progress(match info.id {
                     Some(id) => format!("{status} {id}"),
@@ -275,7 +291,14 @@ impl Engine {
 
     pub async fn find(&self, name: &str) -> Result<Found> {
         match self.docker.inspect_container(name, None).await {
-            Ok(found) => Ok(state(&found.state.unwrap_or_default())),
+            Ok(found) => {
+                let container = found.state.unwrap_or_default();
+                let mut found = state(&container);
+                if let Found::Exited(exit) = &mut found {
+                    exit.with_engine = exit.code > SIGNALLED && self.has_started_since(&container).await;
+                }
+                Ok(found)
+            }
             Err(e) if status(&e) == Some(404) => Ok(Found::Missing),
             Err(e) => Err(refused("look for the container", e)),
         }
@@ -348,6 +371,7 @@ fn state(state: &ContainerState) -> Found {
             Found::Exited(Exit {
                 code: i32::try_from(state.exit_code.unwrap_or(-1)).unwrap_or(-1),
                 out_of_memory: state.oom_killed.unwrap_or(false),
+                with_engine: false,
             })
         }
     }

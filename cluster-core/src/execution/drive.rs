@@ -112,8 +112,10 @@ async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) 
             Cut::GivenUp(reason) => return give_up(shared, record, live, reason).await,
             Cut::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
-                let id = record.execution_id.clone();
-                shared.controller.release(id).await?;
+                if let Some(node_id) = record.node_id.clone() {
+                    let (id, why) = (record.execution_id.clone(), error.message().to_owned());
+                    shared.controller.refused(node_id, id, why).await?;
+                }
                 place_anew(shared, record).await;
                 return Ok(());
             }

@@ -12,6 +12,8 @@ pub(super) enum FailPoint {
     StartTold,
     Exited,
     IterationTold,
+    StopNoted,
+    Stopped,
     // On the controller.
     Assigned,
     Forwarded,
@@ -49,6 +51,7 @@ mod armed {
             Self::Exited,
             Self::IterationTold,
         ];
+        pub const STOPPING: [Self; 2] = [Self::StopNoted, Self::Stopped];
         pub const CONTROLLER: [Self; 4] =
             [Self::Assigned, Self::Forwarded, Self::EventsStored, Self::EndStored];
     }

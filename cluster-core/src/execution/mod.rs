@@ -5,7 +5,8 @@
 //! - [`dispatch`], `queue`, `drive`, `reconcile`, `retention`: the controller's side, from submission to the
 //!   stored end, and to its being forgotten.
 //! - [`order`]: what goes between them.
-//! - [`supervisor`], `policy`, `run`, [`log`]: the worker's side, from the journaled order to the last event.
+//! - [`supervisor`], `policy`, `gpus`, `run`, [`log`]: the worker's side, from the journaled order to the last
+//!   event.
 //! - [`content`], `place`, [`artifacts`]: what travels with an execution, on its worker; [`sending`]: the
 //!   controller's side of it.
 //! - [`encoding`]: events on the wire and in both stores.
@@ -16,6 +17,7 @@ pub mod dispatch;
 mod drive;
 pub mod encoding;
 mod fail_point;
+mod gpus;
 pub mod image_reference;
 pub mod lifecycle;
 pub mod log;

@@ -54,6 +54,9 @@ pub struct Journaled {
     pub order: Order,
     pub accepted_at_ms: i64,
     pub deadline_ms: i64,
+    /// Which of the node's GPUs it has, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<u32>,
 }
 
 /// An execution that a worker holds, as a heartbeat reports it.

@@ -11,8 +11,9 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 use super::{
     content::Incoming,
+    gpus,
     log::EventLog,
     order::{Attempt, Held, Journaled, Order},
     policy, run,
@@ -48,6 +50,8 @@ const CONTROL_FILE: &str = "worker.json";
 const LOGS_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// On the disk of the data directory; below it no new work is taken.
 const DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
+/// What has ended runs no more, or its engine failed to stop it: no time is given to it again.
+const GIVEN_UP_GRACE: Duration = Duration::ZERO;
 const MIB: u64 = 1024 * 1024;
 
 /// What the worker remembers of its controller's orders to itself.
@@ -82,6 +86,8 @@ pub(super) struct Shared {
     pub engine_lost_ms: AtomicI64,
     pub policy: ArcSwap<Policy>,
     pub incoming: Incoming,
+    /// GPUs of the node.
+    gpu_count: AtomicU32,
     pub network: String,
     /// Variables that every container of this node gets.
     pub env: Vec<(String, String)>,
@@ -132,6 +138,7 @@ impl Supervisor {
             engine,
             engine_lost_ms: AtomicI64::new(0),
             policy: ArcSwap::from_pointee(policy),
+            gpu_count: AtomicU32::new(0),
             network,
             env,
             draining: AtomicBool::new(control.draining),
@@ -218,7 +225,7 @@ impl Supervisor {
             }
             Some(older) => {
                 self.make_way(&older).await?;
-                self.begin(order)?
+                self.begin(order).await?
             }
             None if after_sequence > 0 => {
                 return Err(Error::new(
@@ -227,12 +234,12 @@ impl Supervisor {
                 )
                 .remedy("its data directory was replaced; submit the execution again if it may run twice"));
             }
-            None => self.begin(order)?,
+            None => self.begin(order).await?,
         };
         Ok(follow(run, after_sequence))
     }
 
-    fn begin(&self, order: Order) -> Result<Arc<Run>> {
+    async fn begin(&self, order: Order) -> Result<Arc<Run>> {
         if self.is_draining() || self.is_closing() {
             return Err(Error::new(
                 ErrorCode::FailedPrecondition,
@@ -247,14 +254,15 @@ impl Supervisor {
                 format!("this node holds {RUNS_MAX} executions"),
             ));
         }
+        let gpus = self.gpus(order.manifest.resources.gpus).await?;
         if let Some(note) = &order.manifest.workspace {
             self.incoming().kept().claim(&note.digest, &order.execution_id)?;
         }
         let accepted_at_ms = now_ms();
         let timeout_ms =
             i64::try_from(order.manifest.timeout_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
-        let journaled =
-            Journaled { deadline_ms: accepted_at_ms.saturating_add(timeout_ms), accepted_at_ms, order };
+        let deadline_ms = accepted_at_ms.saturating_add(timeout_ms);
+        let journaled = Journaled { deadline_ms, accepted_at_ms, gpus, order };
         let directory = self.0.directory.join(journaled.order.execution_id.as_str());
         let bytes = serde_json::to_vec(&journaled)
             .map_err(|e| Error::internal("an order cannot be written").source(e))?;
@@ -264,6 +272,18 @@ impl Supervisor {
         let run = self.hold(journaled, directory)?;
         run::spawn(self.0.clone(), run.clone());
         Ok(run)
+    }
+
+    /// The GPUs of what begins. Who had one of them and has ended is seen to run no more.
+    async fn gpus(&self, wanted: u32) -> Result<Vec<u32>> {
+        let runs: Vec<Arc<Run>> =
+            self.0.runs().values().filter(|run| !run.journaled.gpus.is_empty()).cloned().collect();
+        let held: Vec<gpus::Held> = runs.iter().map(|run| run.held_gpus()).collect();
+        let chosen = gpus::choose(wanted, self.0.gpu_count.load(Ordering::Acquire), &held)?;
+        for run in runs.iter().filter(|run| run.journaled.gpus.iter().any(|gpu| chosen.contains(gpu))) {
+            self.0.engine.stop(&self.container_of(run), GIVEN_UP_GRACE).await?;
+        }
+        Ok(chosen)
     }
 
     /// An older attempt of what is to begin anew here: the controller has given it up.
@@ -334,10 +354,12 @@ impl Supervisor {
     }
 
     async fn forget(&self, run: &Run) -> Result<()> {
-        let iteration = run.log.progress().borrow().iteration.max(1);
         let Order { execution_id, manifest, .. } = &run.journaled.order;
         let attempt = run.journaled.order.attempt();
-        self.0.engine.remove(&container_name(&self.0.node_id, &attempt, iteration)).await?;
+        self.0.engine.remove(&self.container_of(run)).await?;
+        // One that was made for the next iteration, and of which the log does not know.
+        let next = run.log.progress().borrow().iteration + 1;
+        self.0.engine.remove(&container_name(&self.0.node_id, &attempt, next)).await?;
         if manifest.has_workspace() {
             self.0.engine.remove_workspace(self.0.volume(&attempt)).await?;
         }
@@ -346,6 +368,12 @@ impl Supervisor {
         }
         self.0.runs().remove(&run.journaled.order.execution_id);
         fs::remove_dir_all(&run.directory).map_err(|e| unwritable(&run.directory, e))
+    }
+
+    /// The name of its latest iteration's container.
+    fn container_of(&self, run: &Run) -> String {
+        let iteration = run.log.progress().borrow().iteration.max(1);
+        container_name(&self.0.node_id, &run.journaled.order.attempt(), iteration)
     }
 
     pub fn held(&self) -> Vec<Held> {
@@ -416,6 +444,11 @@ impl Supervisor {
         self.0.policy.store(Arc::new(policy));
     }
 
+    /// For what is accepted from now on.
+    pub fn set_gpu_count(&self, count: u32) {
+        self.0.gpu_count.store(count, Ordering::Release);
+    }
+
     pub fn engine(&self) -> &Engine {
         &self.0.engine
     }
@@ -447,6 +480,11 @@ impl Shared {
 }
 
 impl Run {
+    fn held_gpus(&self) -> gpus::Held {
+        let has_ended = self.log.progress().borrow().ended;
+        gpus::Held { gpus: self.journaled.gpus.clone(), has_ended }
+    }
+
     /// The first reason counts.
     fn ask_for_the_end(&self, reason: &str) {
         self.cancel.send_modify(|asked| {

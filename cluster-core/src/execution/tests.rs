@@ -36,9 +36,14 @@ impl Node {
     }
 
     async fn core(&self, data: &Path) -> Core {
+        self.core_with(data, "").await
+    }
+
+    /// With more lines below `spec`.
+    async fn core_with(&self, data: &Path, more: &str) -> Core {
         let text = format!(
             "spec:\n  node: {{ id: {} }}\n  cluster: {{ role: hybrid, cluster_grpc_port: 0 }}\n  \
-             network: {{ port: 0, grpc_port: 0 }}\n",
+             network: {{ port: 0, grpc_port: 0 }}\n  {more}\n",
             self.0
         );
         let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };
@@ -167,5 +172,52 @@ async fn what_its_node_lost_begins_again_only_where_the_caller_allowed_it() {
     assert_eq!(events.iter().filter(given_up).count(), 1);
     let sequences = events.iter().map(|event| event.sequence).collect::<Vec<_>>();
     assert_eq!(sequences, (1..=view.last_sequence).collect::<Vec<_>>(), "one numbering for both attempts");
+    core.shutdown().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn the_oldest_goes_and_readers_are_told_of_events_that_are_gone() {
+    const RETENTION: &str = "runtime: { retention: { executions: 2, events_mb: 1 } }";
+    let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+    // On a runtime of its own: its data directory is free when all of it has ended.
+    let ids = std::thread::scope(|scope| {
+        let process = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let core = node.core_with(data.path(), RETENTION).await;
+                let mut ids = Vec::new();
+                for script in ["echo first", "head -c 2000000 /dev/zero", "echo third"] {
+                    let id = core.submit(request(script), Origin::Person).await.unwrap().execution_id;
+                    assert_eq!(ended(&core, &id).await.0.state, State::Succeeded);
+                    ids.push(id);
+                }
+                core.shutdown().await;
+                ids
+            })
+        });
+        process.join().unwrap()
+    });
+    // It looks as it starts, and then from time to time.
+    let core = node.core_with(data.path(), RETENTION).await;
+    let last = core.execution(&ids[1]).await.unwrap().last_sequence;
+    let gone = async {
+        loop {
+            let events = core.execution_events(&ids[1], 0, 1000).await.unwrap();
+            if events.iter().any(|event| matches!(event.kind, EventKind::Gap { .. })) {
+                return events;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let events = tokio::time::timeout(END_LIMIT, gone).await.expect("the oldest events go");
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert!(matches!(events[0].kind, EventKind::Gap { first: 1, last: gone } if gone == last), "{events:?}");
+    assert!(
+        core.execution_events(&ids[1], last, 1000).await.unwrap().is_empty(),
+        "who has read all misses none"
+    );
+    assert_eq!(core.execution(&ids[0]).await.unwrap_err().code(), crate::ErrorCode::NotFound);
+    assert_eq!(stdout(&ended(&core, &ids[2]).await.1), "third\n");
     core.shutdown().await;
 }

@@ -109,7 +109,7 @@ impl Reader {
             }
             let execution = self.core.await_execution_change(&self.id, self.after, WAIT).await?;
             if execution.state.is_settled() && execution.last_sequence <= self.after {
-                return Ok(Pulled::End(execution));
+                return Ok(Pulled::End(Box::new(execution)));
             }
         }
     }
@@ -117,7 +117,7 @@ impl Reader {
 
 enum Pulled {
     Event(EventView),
-    End(ExecutionView),
+    End(Box<ExecutionView>),
 }
 
 pub fn message(name: &str, data: &impl Serialize) -> Event {

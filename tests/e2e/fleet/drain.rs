@@ -34,6 +34,11 @@ async fn it_survives_restarts_of_the_controller_and_of_the_worker() {
     .await;
     let drain = client.call("drain_node", json!({"node_id": ONE, "on_deadline": "leave"})).await;
     assert_eq!((&drain["state"], &drain["blockers"]), (&json!("draining"), &json!([id])));
+    assert_eq!(drain["blockers_total"], 1, "{drain}");
+    assert!(drain["next_step"].as_str().is_some_and(|text| text.contains("cancel_execution")), "{drain}");
+    let words = ["node", "drain", ONE, "--on-deadline", "leave", "--output", "text"];
+    let told = fleet.controller.cli(&words).await.succeeded();
+    assert_eq!(told, format!("{ONE} drains; 1 still run: {id}\n"));
 
     fleet.controller.kill();
     fleet.controller.start_again().await;

@@ -9,7 +9,7 @@ use crate::support::{
     fleet::{ONE, fleet},
     mcp::Client,
     poll::until,
-    testbed::{Disturbed, Host},
+    testbed::{Disturbed, Host, containers_of},
     work::{counted, counting, id_of, read_to_end, script, statuses},
 };
 
@@ -17,13 +17,6 @@ const LINES: u32 = 16;
 const EXIT_CODE: u32 = 5;
 const RUNNING_LIMIT: Duration = Duration::from_secs(20);
 const BACK_LIMIT: Duration = Duration::from_secs(60);
-
-/// The full ids of the containers of an execution, ended ones too.
-pub fn containers_of(host: &Host, execution_id: &str) -> Vec<String> {
-    let filter = format!("label=aegis.execution_id={execution_id}");
-    let ids = host.sh(&format!("docker ps -a --no-trunc --filter {filter} --format '{{{{.ID}}}}'"));
-    ids.lines().map(str::to_owned).collect()
-}
 
 /// Submits work that counts for some seconds; returns when its first lines have been read.
 async fn begin_counting(client: &mut Client) -> String {
@@ -133,19 +126,56 @@ async fn the_worker_and_then_the_container() {
     assert!(ended.stdout.starts_with("line 1\nline 2\n"), "{}", ended.stdout);
 }
 
+/// Nobody waits for ever for what is gone.
+#[tokio::test]
+async fn the_worker_and_then_the_container_is_removed() {
+    let fleet = fleet().await;
+    let mut client = fleet.client().await;
+    let host = fleet.host_of(ONE);
+    let id = begin_counting(&mut client).await;
+    let container = containers_of(host, &id).remove(0);
+    // The engine does not start again what a person killed.
+    let worker =
+        host.sh("docker kill $(docker ps -q --filter label=com.docker.compose.project=aitheros-edge)");
+    host.sh(&format!("docker rm -f {container}; docker start {worker}"));
+    let ended = read_to_end(&mut client, &id).await;
+    let failure = &ended.view["failure"];
+    assert_eq!((&ended.view["state"], &failure["code"]), (&json!("failed"), &json!("Lost")), "{failure}");
+    assert!(ended.stdout.starts_with("line 1\nline 2\n"), "{}", ended.stdout);
+    assert_eq!(containers_of(host, &id), [""; 0]);
+    until("the node is active again", BACK_LIMIT, async || {
+        (statuses(&mut client).await[ONE] == "active").then_some(())
+    })
+    .await;
+}
+
+/// Silently, both ways: nobody is told that the connection is gone.
 #[tokio::test]
 async fn the_network_while_an_execution_runs() {
+    cut_while_an_execution_runs(
+        "iptables -I INPUT -p tcp --dport 22 -j DROP; iptables -I OUTPUT -p tcp --sport 22 -j DROP",
+        "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP",
+    )
+    .await;
+}
+
+/// In the middle of the stream: what it brought is not asked for again, and nothing is left out.
+#[tokio::test]
+async fn the_connection_by_a_reset_while_an_execution_runs() {
+    cut_while_an_execution_runs(
+        "iptables -I INPUT -p tcp --dport 22 -j REJECT --reject-with tcp-reset",
+        "iptables -D INPUT -p tcp --dport 22 -j REJECT --reject-with tcp-reset",
+    )
+    .await;
+}
+
+async fn cut_while_an_execution_runs(cut: &str, undo: &'static str) {
     let fleet = fleet().await;
     let mut client = fleet.client().await;
     let host = fleet.host_of(ONE);
     let id = begin_counting(&mut client).await;
     let before = containers_of(host, &id);
-    // Silently, both ways: nobody is told that the connection is gone.
-    let cut = Disturbed::new(
-        host,
-        "iptables -I INPUT -p tcp --dport 22 -j DROP; iptables -I OUTPUT -p tcp --sport 22 -j DROP",
-        "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP",
-    );
+    let cut = Disturbed::new(host, cut, undo);
     until("the cut is noticed", BACK_LIMIT, async || {
         let peers = client.call("list_peers", json!({"tags": ["one"], "response_format": "detailed"})).await;
         (peers["peers"][0]["link_up"] == false).then_some(())

@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::support::{
     IMAGE,
     fleet::fleet,
+    http,
     mcp::{Client, Era},
     poll::until,
     work::{RUN_LIMIT, counted, counting, id_of, read_to_end, run, script, with},
@@ -17,6 +18,35 @@ async fn long_output_is_read_page_by_page_without_a_gap() {
     let ended = run(&mut client, script("seq 1 20000", &["edge"])).await;
     let expected: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
     assert!(ended.stdout == expected, "{} bytes of {}", ended.stdout.len(), expected.len());
+}
+
+/// Twenty seconds of output, more than its connection holds.
+#[tokio::test]
+async fn a_reader_that_stops_reading_holds_up_nobody() {
+    const SECONDS: i64 = 20;
+    let fleet = fleet().await;
+    let mut client = fleet.client().await;
+    let text = format!(
+        "i=0; while [ $i -lt {SECONDS} ]; do i=$((i+1)); head -c 200000 /dev/zero | tr '\\0' x; echo; sleep 1; done"
+    );
+    let started = client.call("submit_execution", script(&text, &["edge"])).await;
+    let id = id_of(&started, "execution_id");
+    let path = format!("/v1/executions/{id}/events");
+    let stopped = fleet.controller.unread(&path).await;
+    let is_over = |text: &str| text.contains("event: end");
+    let another = fleet.controller.text(&path, is_over).await;
+    let view = fleet.controller.api(&format!("/v1/executions/{id}")).await.expect("the execution");
+    assert_eq!(view["state"], "succeeded", "{view:#}");
+    let took_ms =
+        view["ended_at_ms"].as_i64().zip(view["started_at_ms"].as_i64()).map(|(end, start)| end - start);
+    assert!(took_ms.is_some_and(|ms| (SECONDS * 1000..SECONDS * 1500).contains(&ms)), "{view:#}");
+    let ids = |text: &str| -> Vec<u64> {
+        text.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok()).collect()
+    };
+    let all: Vec<u64> = (1..=view["last_sequence"].as_u64().expect("a number")).collect();
+    assert_eq!(ids(&another), all);
+    // It reads on, and has missed nothing.
+    assert_eq!(ids(&http::read(stopped, &path, is_over).await), all);
 }
 
 #[tokio::test]

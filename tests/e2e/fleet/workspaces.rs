@@ -4,13 +4,13 @@ use std::{fs, path::Path, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::killed::{containers_of, kill_worker, worker_is_back};
+use super::killed::{kill_worker, worker_is_back};
 use crate::support::{
     IMAGE,
     fleet::{Lent, ONE, fleet},
     http,
     poll::until,
-    testbed::own_engine,
+    testbed::{containers_of, own_engine},
     work::{id_of, read_to_end, script, with},
 };
 

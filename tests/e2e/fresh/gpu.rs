@@ -8,8 +8,9 @@ use crate::support::{
     controller::{Controller, Setup},
     fleet::{Fresh, ONE, TWO, fresh},
     mcp::{Client, Era},
-    testbed::{Disturbed, Host},
-    work::{deploy_ready, deployment_of, with},
+    poll::until,
+    testbed::{Disturbed, Host, RESTART_DOCKER},
+    work::{RUN_LIMIT, deploy_ready, deployment_of, id_of, read_to_end, with},
 };
 
 const STAND_INS: [(&str, &str); 3] = [
@@ -17,9 +18,6 @@ const STAND_INS: [(&str, &str); 3] = [
     ("nvidia-container-runtime", include_str!("../stand_ins/nvidia-container-runtime")),
     ("nvidia-container-runtime-hook", include_str!("../stand_ins/nvidia-container-runtime-hook")),
 ];
-/// Docker looks for its GPU driver as it starts; whoever keeps it running starts it again.
-const RESTART_DOCKER: &str = "old=$(pidof dockerd); kill $old; \
-     until now=$(pidof dockerd) && [ \"$now\" != \"$old\" ] && docker info >/dev/null 2>&1; do sleep 0.1; done";
 const UNDO: &str = "rm -f /usr/local/bin/nvidia-* /etc/docker/daemon.json /var/log/nvidia-hook.log";
 
 fn with_gpus(host: &Host) -> Disturbed<'_> {
@@ -27,6 +25,7 @@ fn with_gpus(host: &Host) -> Disturbed<'_> {
         format!("cat >/usr/local/bin/{name} <<'END OF PROGRAM'\n{text}END OF PROGRAM\nchmod 755 /usr/local/bin/{name}\n")
     });
     let runtimes = json!({ "runtimes": { "nvidia": { "path": "/usr/local/bin/nvidia-container-runtime" } } });
+    // Docker looks for its GPU driver as it starts.
     let script = format!(
         "{}mkdir -p /etc/docker; printf '%s' '{runtimes}' >/etc/docker/daemon.json\n{RESTART_DOCKER}",
         programs.concat()
@@ -81,6 +80,31 @@ async fn gpus_of_a_host_are_found_counted_and_handed_out() {
     assert_eq!(hosts[0].sh("cat /var/log/nvidia-hook.log"), "NVIDIA_VISIBLE_DEVICES=0,1\n");
     let words = ["run", "--image", IMAGE, "--gpu", "--output", "json", "--", "true"];
     assert_eq!(controller.cli(&words).await.json()["node_id"], ONE);
+    // Two at once have one each, and the worker still knows which after it was killed.
+    let one_gpu = json!({
+        "image": IMAGE, "resources": { "gpus": 1 }, "wait_seconds": 0,
+        "command": ["sh", "-c", "echo $NVIDIA_VISIBLE_DEVICES; sleep 600"],
+    });
+    let mut ids = Vec::new();
+    for kill_first in [false, true] {
+        if kill_first {
+            hosts[0].sh("kill -KILL $(pgrep -x aegis)");
+        }
+        let id = id_of(&client.call("submit_execution", one_gpu.clone()).await, "execution_id");
+        until("it has a device", RUN_LIMIT, async || {
+            let view = client.call("get_execution", json!({ "execution_id": id })).await;
+            view["output"]["stdout"].as_str().filter(|text| !text.is_empty()).map(drop)
+        })
+        .await;
+        ids.push(id);
+    }
+    let mut devices = Vec::new();
+    for id in &ids {
+        client.call("cancel_execution", json!({ "execution_id": id })).await;
+        devices.push(read_to_end(&mut client, id).await.stdout);
+    }
+    devices.sort();
+    assert_eq!(devices, ["0\n", "1\n"]);
     // Who asks for none gets none, there too.
     let words =
         ["run", "--image", IMAGE, "--node", ONE, "--", "sh", "-c", "echo none: $NVIDIA_VISIBLE_DEVICES"];

@@ -33,6 +33,8 @@ pub struct Setup {
     pub deploy: String,
     /// Lines below `spec.cluster`.
     pub cluster: String,
+    /// `spec.runtime`, in braces.
+    pub runtime: &'static str,
     /// The node's id.
     pub id: &'static str,
     /// `spec.node.tags`; nothing stands there when it is empty.
@@ -47,6 +49,7 @@ impl Default for Setup {
         Self {
             deploy: "min_free_disk_gb: 1".into(),
             cluster,
+            runtime: "{}",
             id: "home",
             tags: "home",
             environment: Vec::new(),
@@ -75,8 +78,8 @@ impl Setup {
         format!(
             "apiVersion: 100monkeys.ai/v1\nkind: NodeConfig\nmetadata: {{name: e2e}}\nspec:\n  \
              node: {{id: {}, type: hybrid{tags}}}\n  cluster:\n    {}\n  \
-             network: {{port: 0}}\n  deploy:\n    {}\n",
-            self.id, self.cluster, self.deploy
+             network: {{port: 0}}\n  runtime: {}\n  deploy:\n    {}\n",
+            self.id, self.cluster, self.runtime, self.deploy
         )
     }
 }
@@ -198,6 +201,11 @@ impl Controller {
     /// What a GET brings, as text; of a stream, until it holds what is waited for.
     pub async fn text(&self, path: &str, holds: impl Fn(&str) -> bool) -> String {
         http::read_unix(&self.data.join("api.sock"), path, holds).await
+    }
+
+    /// As [`text`](Self::text), of which nothing is read yet.
+    pub async fn unread(&self, path: &str) -> hyper::body::Incoming {
+        http::open_unix(&self.data.join("api.sock"), path).await
     }
 
     /// Where HTTP is served, like `127.0.0.1:41234`.

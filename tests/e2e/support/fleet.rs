@@ -24,25 +24,29 @@ pub struct Fleet {
 }
 
 /// A fleet lent to one test; a test that fails leaves none behind.
-pub struct Lent(MutexGuard<'static, Option<Fleet>>);
+pub struct Lent {
+    machines: MutexGuard<'static, Option<Fleet>>,
+    /// Nobody else gets it afterwards.
+    alone: bool,
+}
 
 impl Deref for Lent {
     type Target = Fleet;
     fn deref(&self) -> &Fleet {
-        self.0.as_ref().expect("there is one while it is lent")
+        self.machines.as_ref().expect("there is one while it is lent")
     }
 }
 
 impl DerefMut for Lent {
     fn deref_mut(&mut self) -> &mut Fleet {
-        self.0.as_mut().expect("there is one while it is lent")
+        self.machines.as_mut().expect("there is one while it is lent")
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            *self.0 = None;
+        if self.alone || std::thread::panicking() {
+            *self.machines = None;
         }
     }
 }
@@ -65,9 +69,9 @@ impl Lent {
 pub async fn fleet() -> Lent {
     let mut machines = MACHINES.lock().await;
     if machines.is_none() {
-        *machines = Some(build().await);
+        *machines = Some(build(|_| ()).await);
     }
-    let lent = Lent(machines);
+    let lent = Lent { machines, alone: false };
     let nodes = statuses(&mut lent.client().await).await;
     for node in [ONE, TWO] {
         let status = nodes.get(node).map(String::as_str);
@@ -76,10 +80,20 @@ pub async fn fleet() -> Lent {
     lent
 }
 
-async fn build() -> Fleet {
+/// As [`fleet`], on machines as good as new and with a controller set up otherwise, for one test.
+pub async fn fleet_of_its_own(change: impl FnOnce(&mut Setup)) -> Lent {
+    let mut machines = MACHINES.lock().await;
+    *machines = None;
+    *machines = Some(build(change).await);
+    Lent { machines, alone: true }
+}
+
+async fn build(change: impl FnOnce(&mut Setup)) -> Fleet {
     testbed::reset();
     let hosts = testbed::hosts();
-    let controller = Controller::start(&Setup::for_hosts(&hosts)).await;
+    let mut setup = Setup::for_hosts(&hosts);
+    change(&mut setup);
+    let controller = Controller::start(&setup).await;
     let mut client = Client::stdio(&controller, Era::Session, "fleet").await;
     let mut started = Vec::new();
     for (host, node, tag) in [(&hosts[0], ONE, "one"), (&hosts[1], TWO, "two")] {

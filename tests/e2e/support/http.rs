@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
@@ -41,27 +41,43 @@ pub async fn send(address: &str, method: Method, path: &str, headers: &[(&str, &
 
 /// A body of JSON, or what is wrong.
 pub async fn get_unix(socket: &Path, path: &str) -> Result<Value, String> {
-    let stream = UnixStream::connect(socket).await.map_err(|e| e.to_string())?;
-    let reply = request(stream, Method::GET, path, &[("host", "localhost")], "").await?;
-    serde_json::from_str(&reply.body).map_err(|e| format!("{}: {e}: {}", reply.status, reply.body))
+    json(send_unix(socket, Method::GET, path, &Value::Null).await?)
 }
 
 /// As [`get_unix`], with a body.
 pub async fn post_unix(socket: &Path, path: &str, body: &Value) -> Result<Value, String> {
-    let stream = UnixStream::connect(socket).await.map_err(|e| e.to_string())?;
-    let headers = [("host", "localhost"), ("content-type", "application/json")];
-    let reply = request(stream, Method::POST, path, &headers, &body.to_string()).await?;
+    json(send_unix(socket, Method::POST, path, body).await?)
+}
+
+fn json(reply: Reply) -> Result<Value, String> {
     serde_json::from_str(&reply.body).map_err(|e| format!("{}: {e}: {}", reply.status, reply.body))
 }
 
-/// Reads a body until it ends or holds what is waited for.
-pub async fn read_unix(socket: &Path, path: &str, holds: impl Fn(&str) -> bool) -> String {
+/// Any request over a unix socket, with a body of JSON where there is one.
+pub async fn send_unix(socket: &Path, method: Method, path: &str, body: &Value) -> Result<Reply, String> {
+    let stream = UnixStream::connect(socket).await.map_err(|e| e.to_string())?;
+    let headers = [("host", "localhost"), ("content-type", "application/json")];
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    request(stream, method, path, &headers, &body).await
+}
+
+/// A body as it comes.
+pub async fn open_unix(socket: &Path, path: &str) -> Incoming {
     let stream = UnixStream::connect(socket).await.expect("it listens");
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
     tokio::spawn(connection);
     let request = Request::get(path).header("host", "localhost").body(Full::new(Bytes::new()));
-    let mut body = sender.send_request(request.expect("a request")).await.expect("an answer").into_body();
+    sender.send_request(request.expect("a request")).await.expect("an answer").into_body()
+}
+
+/// Reads a body until it ends or holds what is waited for.
+pub async fn read_unix(socket: &Path, path: &str, holds: impl Fn(&str) -> bool) -> String {
+    read(open_unix(socket, path).await, path, holds).await
+}
+
+/// As [`read_unix`], of a body that was opened before: until then its connection holds what fits into it.
+pub async fn read(mut body: Incoming, path: &str, holds: impl Fn(&str) -> bool) -> String {
     let mut text = String::new();
     let read = async {
         while let Some(frame) = body.frame().await {

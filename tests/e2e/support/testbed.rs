@@ -36,9 +36,14 @@ pub fn python() -> PathBuf {
     from_environment("AEGIS_TEST_PYTHON").into()
 }
 
+/// The testbed script.
+pub fn script() -> PathBuf {
+    from_environment("AEGIS_TESTBED").into()
+}
+
 /// Runs the testbed script and gives its output, whatever its status.
 fn testbed(words: &[&str]) -> Output {
-    Command::new(from_environment("AEGIS_TESTBED")).args(words).output().expect("the testbed script starts")
+    Command::new(script()).args(words).output().expect("the testbed script starts")
 }
 
 fn stdout_of(words: &[&str]) -> String {
@@ -104,6 +109,17 @@ impl Host {
     pub fn key(&self) -> String {
         self.key_path.display().to_string()
     }
+}
+
+/// Starts the host's engine anew: whoever keeps it running does so once it has ended.
+pub const RESTART_DOCKER: &str = "old=$(pidof dockerd); kill $old; \
+     until now=$(pidof dockerd) && [ \"$now\" != \"$old\" ] && docker info >/dev/null 2>&1; do sleep 0.1; done";
+
+/// The full ids of the containers of an execution, ended ones too.
+pub fn containers_of(host: &Host, execution_id: &str) -> Vec<String> {
+    let filter = format!("label=aegis.execution_id={execution_id}");
+    let ids = host.sh(&format!("docker ps -a --no-trunc --filter {filter} --format '{{{{.ID}}}}'"));
+    ids.lines().map(str::to_owned).collect()
 }
 
 /// Undoes what a test did to a host, also when the test fails.

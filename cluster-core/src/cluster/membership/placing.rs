@@ -1,12 +1,10 @@
 //! What runs where: reservations on nodes that can take work.
 
-use std::ops::Bound;
-
 use super::{Membership, Node};
 use crate::{
     cluster::{
         peer::{Amounts, Desired},
-        placement::{Candidate, NoFit, PlacementStrategy, place, reasons},
+        placement::{Candidate, NoFit, PlacementStrategy, Position, fits, reasons},
     },
     execution::manifest::Demand,
     ids::{ExecutionId, NodeId},
@@ -16,6 +14,7 @@ impl Membership {
     /// How nodes are chosen from now on.
     pub fn set_strategy(&mut self, strategy: PlacementStrategy) {
         self.strategy = strategy;
+        self.reorder_all();
     }
 
     /// Chooses a node and reserves what is asked for. Equals take turns, in the order of their ids.
@@ -28,15 +27,15 @@ impl Membership {
 
     /// Where a demand would go now, or why it fits nowhere.
     pub fn fit(&self, demand: &Demand) -> Result<NodeId, NoFit> {
-        // From the one after the last, around the end.
-        let from = self.last_placed.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let to = self.last_placed.as_ref().map_or(Bound::Unbounded, Bound::Included);
-        let later = self.nodes.range::<NodeId, _>((from, Bound::Unbounded));
-        let wrapped =
-            self.last_placed.iter().flat_map(|_| self.nodes.range::<NodeId, _>((Bound::Unbounded, to)));
-        let turns = later.chain(wrapped).filter_map(|(_, node)| node.candidate());
-        let chosen = place(demand, self.strategy, turns).cloned();
-        chosen.ok_or_else(|| reasons(demand, self.nodes.values().filter_map(Node::candidate)))
+        let fitting = |node_id: &NodeId| {
+            let candidate = self.nodes.get(node_id).and_then(Node::candidate);
+            candidate.is_some_and(|candidate| fits(demand, &candidate))
+        };
+        let chosen = match &demand.node_id {
+            Some(pin) => Some(pin).filter(|pin| fitting(pin)),
+            None => self.order.first(demand, self.last_placed.as_ref(), fitting),
+        };
+        chosen.cloned().ok_or_else(|| reasons(demand, self.nodes.values().filter_map(Node::candidate)))
     }
 
     pub fn reserve(&mut self, node_id: &NodeId, execution_id: &ExecutionId, amounts: Amounts) {
@@ -45,6 +44,7 @@ impl Membership {
             node.used = node.used.plus(amounts);
             node.reserved.insert(execution_id.clone(), amounts);
             self.placed.insert(execution_id.clone(), node_id.clone());
+            self.reorder(node_id);
         }
     }
 
@@ -53,6 +53,31 @@ impl Membership {
         let Some(node) = self.nodes.get_mut(&node_id) else { return };
         if let Some(amounts) = node.reserved.remove(execution_id) {
             node.used = node.used.minus(amounts);
+            self.reorder(&node_id);
+        }
+    }
+
+    pub(super) fn reorder_all(&mut self) {
+        let ids = self.nodes.keys().cloned().collect::<Vec<_>>();
+        for node_id in ids {
+            self.reorder(&node_id);
+        }
+    }
+
+    /// To be called after whatever changes what a node is chosen by. Only those that take work stand in
+    /// the order.
+    pub(super) fn reorder(&mut self, node_id: &NodeId) {
+        let Some(node) = self.nodes.get_mut(node_id) else { return };
+        let position = node.candidate().filter(|candidate| candidate.blocked.is_none()).map(|candidate| {
+            Position { tags: candidate.tags.to_vec(), rank: self.strategy.rank(&candidate) }
+        });
+        if position != node.position {
+            if let Some(before) = std::mem::replace(&mut node.position, position) {
+                self.order.remove(node_id, &before);
+            }
+            if let Some(now) = &node.position {
+                self.order.insert(node_id, now);
+            }
         }
     }
 }
@@ -65,7 +90,7 @@ impl Node {
         counts.then(|| Candidate {
             node_id: &record.node_id,
             tags: &record.capabilities.tags,
-            blocked: self.blocked(),
+            blocked: self.blocked().or(self.refusal()),
             total: record.capabilities.total,
             free: self.free(),
             executions: self.reserved.len(),
@@ -79,6 +104,8 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -99,6 +126,10 @@ mod tests {
         /// One of those that were placed, by its place among them.
         Release(usize),
         Drain(usize, bool),
+        /// Its link stands, or does not.
+        Link(usize, bool),
+        /// It reports other tags and more room.
+        Report(usize, Vec<Tag>, Amounts),
         Choose(PlacementStrategy),
     }
 
@@ -133,12 +164,25 @@ mod tests {
             8 => place,
             4 => (0..16_usize).prop_map(Step::Release),
             1 => (0..4_usize, any::<bool>()).prop_map(|(node, drain)| Step::Drain(node, drain)),
+            1 => (0..4_usize, any::<bool>()).prop_map(|(node, up)| Step::Link(node, up)),
+            1 => (0..4_usize, tags(3), amounts(4)).prop_map(|(node, tags, total)| Step::Report(node, tags, total)),
             1 => strategy.prop_map(Step::Choose),
         ]
     }
 
     fn id(number: usize) -> NodeId {
         NodeId::parse(format!("n{number}")).unwrap()
+    }
+
+    /// The same rule, by a look at every node.
+    fn by_looking_at_all(membership: &Membership, demand: &Demand) -> Option<NodeId> {
+        let candidates = membership.nodes.values().filter_map(Node::candidate);
+        let first = candidates.filter(|candidate| fits(demand, candidate)).min_by_key(|candidate| {
+            let preferred = demand.preferred_tags.iter().filter(|tag| candidate.tags.contains(tag)).count();
+            let wraps = membership.last_placed.as_ref().is_some_and(|last| candidate.node_id <= last);
+            (Reverse(preferred), membership.strategy.rank(candidate), wraps, candidate.node_id)
+        });
+        first.map(|candidate| candidate.node_id.clone())
     }
 
     fn within(need: Amounts, has: Amounts) -> bool {
@@ -152,7 +196,7 @@ mod tests {
         /// Beside the membership a plain account is kept of who was given what.
         #[test]
         fn no_node_is_given_more_than_it_has_and_every_refusal_has_its_reasons(
-            nodes in prop::collection::vec((tags(3), amounts(4)), 1..5),
+            mut nodes in prop::collection::vec((tags(3), amounts(4)), 1..5),
             steps in prop::collection::vec(step(), 1..80),
         ) {
             let mut membership = Membership::default();
@@ -183,9 +227,18 @@ mod tests {
                             node_id: id(number), desired, deadline_ms: None, on_deadline: Default::default(),
                         }, 0);
                     }
-                    Step::Drain(..) => {}
+                    Step::Link(number, up) => membership.set_link(&id(number), up),
+                    Step::Report(number, tags, more) if number < nodes.len() => {
+                        nodes[number] = (tags.clone(), nodes[number].1.plus(more));
+                        let mut record = membership.nodes[&id(number)].record.clone();
+                        (record.capabilities.tags, record.capabilities.total) = (tags, nodes[number].1);
+                        membership.apply(Change::Put(Box::new(record)), 0);
+                    }
+                    Step::Drain(..) | Step::Report(..) => {}
                     Step::Place(demand) => {
                         let execution_id = ExecutionId::mint();
+                        let first = by_looking_at_all(&membership, &demand);
+                        prop_assert_eq!(membership.fit(&demand).ok(), first);
                         match membership.place(&execution_id, &demand) {
                             Ok(node) => {
                                 given.push((execution_id, node.clone(), demand.amounts));

@@ -355,3 +355,21 @@ fn a_node_that_is_moved_to_another_link_is_expected_there_by_the_same_key() {
         assert_eq!(moved.public_key, record.public_key);
     }
 }
+
+#[test]
+fn a_node_that_said_no_is_passed_over_for_a_moment_and_its_word_is_the_reason() {
+    let mut membership = cluster(&["a", "b"]);
+    membership.set_strategy(PlacementStrategy::BinPack);
+    let execution_id = ExecutionId::mint();
+    assert_eq!(membership.place(&execution_id, &demand()).unwrap(), id("a"));
+    membership.refused(&id("a"), &execution_id, "its disk is full".into(), 0);
+    assert_eq!(membership.nodes[&id("a")].reserved.len(), 0);
+    assert_eq!(membership.fit(&demand()).unwrap(), id("b"));
+    membership.refused(&id("b"), &execution_id, "so is this one".into(), 1_000);
+    let no_fit = membership.fit(&demand()).unwrap_err();
+    assert_eq!(no_fit.to_string(), "a: its disk is full; b: so is this one");
+    assert!(no_fit.may_change());
+    assert!(!membership.forget_refusals(4_999));
+    assert!(membership.forget_refusals(5_000));
+    assert_eq!(membership.fit(&demand()).unwrap(), id("a"));
+}

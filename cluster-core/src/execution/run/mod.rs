@@ -3,6 +3,7 @@
 //! Each step can be found half done by a later process: what is already there (image, container, output
 //! and ends in the log) is looked at and not done again.
 
+mod notes;
 mod output;
 
 use std::{
@@ -12,6 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use tokio::time::Instant;
+
+use notes::{Starting, Stop, Stopping};
 
 use super::{
     artifacts,
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    engine::{ContainerSpec, Exit, Found, WORKSPACE, container_name},
+    engine::{ContainerSpec, Exit, Found, SIGNALLED, WORKSPACE, container_name},
     error::{Error, ErrorCode, Failure, Result},
 };
 
@@ -51,13 +54,6 @@ enum Over {
     TimedOut,
     /// The execution as a whole ends here, with this.
     Execution(EventKind),
-}
-
-/// Why a container is stopped from outside.
-enum Stop {
-    Cancelled(String),
-    TimedOut,
-    IterationTimedOut,
 }
 
 pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
@@ -140,17 +136,32 @@ fn name(shared: &Shared, run: &Run, iteration: u32) -> String {
 async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> Over {
     let name = name(shared, run, iteration);
     // What ended while this worker was down ended by itself, however late that is noticed.
-    let is_over = matches!(patiently(|| shared.engine.find(&name)).await, Ok(Found::Exited(_)));
-    let stop = tokio::select! {
-        result = work(shared, run, &name, iteration) => return match result {
-            Ok(exit) => Over::Exited(exit),
-            Err(error) => Over::Execution(failed(&error)),
-        },
-        stop = stopped(run, iteration), if !is_over => stop,
+    let stop = match Stopping::read(run, iteration) {
+        Some(stop) => stop,
+        None => {
+            let is_over = matches!(patiently(|| shared.engine.find(&name)).await, Ok(Found::Exited(_)));
+            let stop = tokio::select! {
+                result = work(shared, run, &name, iteration) => return match result {
+                    Ok(exit) => Over::Exited(exit),
+                    Err(error) => Over::Execution(failed(&error)),
+                },
+                stop = stopped(run, iteration), if !is_over => stop,
+            };
+            let stopping = Stopping { iteration, stop };
+            stopping.write(run);
+            stopping.stop
+        }
     };
+    reached(FailPoint::StopNoted).await;
     if let Err(error) = shared.engine.stop(&name, STOP_GRACE).await {
         tracing::warn!(container = %name, error = %error.chain(), "a container could not be stopped");
         return Over::Execution(failed(&error));
+    }
+    reached(FailPoint::Stopped).await;
+    // Stopped between its start and the word of it.
+    let is_told = run.log.progress().borrow().iteration >= iteration;
+    if !is_told && matches!(patiently(|| shared.engine.find(&name)).await, Ok(Found::Exited(_))) {
+        patiently_written(run, EventKind::IterationStarted { iteration }).await;
     }
     // What it wrote until then belongs to the story.
     match tokio::time::timeout(LAST_OUTPUT_LIMIT, output::collect(shared, run, &name, false)).await {
@@ -207,7 +218,7 @@ async fn until(time_ms: i64) {
 async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32) -> Result<Exit> {
     let was_started = run.log.progress().borrow().iteration >= iteration;
     match patiently(|| shared.engine.find(name)).await? {
-        Found::Missing if was_started => {
+        Found::Missing if was_started || Starting::is_noted(run, iteration) => {
             return Err(Error::new(ErrorCode::Lost, "the container is gone")
                 .remedy("it was removed, or the node's engine lost it; what it wrote until then is kept"));
         }
@@ -217,7 +228,7 @@ async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32) -> Result<
         }
         Found::Created => start(shared, run, iteration).await?,
         Found::Running | Found::Exited(_) if !was_started => {
-            run.log.append(EventKind::IterationStarted { iteration })?;
+            patiently_written(run, EventKind::IterationStarted { iteration }).await;
         }
         Found::Running | Found::Exited(_) => {}
     }
@@ -233,7 +244,12 @@ async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32) -> Result<
                 return Err(Error::new(ErrorCode::Lost, "the container was removed while it ran"));
             }
             Found::Created | Found::Running => {
-                output?;
+                if let Err(error) = output {
+                    // A full disk, an engine that was away: it is read on from where the log ends.
+                    tracing::warn!(container = name, error = %error.chain(), "its output waits");
+                    tokio::time::sleep(ENGINE_RETRY).await;
+                    continue;
+                }
                 // Output beyond the budget is not read; the end is waited for all the same.
                 let _ = tokio::time::timeout(LOOK_INTERVAL, run.changed.notified()).await;
             }
@@ -270,6 +286,7 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
         manifest: &order.manifest,
         env: environment(shared, run, iteration),
         network: &shared.network,
+        gpus: &run.journaled.gpus,
         output_mb: shared.output_mb(),
     };
     shared.engine.ensure_created(&spec).await?;
@@ -280,9 +297,10 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
 async fn start(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
     run.out_of_memory.store(false, Ordering::Relaxed);
     let input = Bytes::from(run.journaled.order.input.clone());
+    Starting { iteration }.write(run);
     shared.engine.start(&name(shared, run, iteration), input).await?;
     reached(FailPoint::Started).await;
-    run.log.append(EventKind::IterationStarted { iteration })?;
+    patiently_written(run, EventKind::IterationStarted { iteration }).await;
     reached(FailPoint::StartTold).await;
     Ok(())
 }
@@ -364,11 +382,10 @@ fn iteration_end(shared: &Shared, run: &Run, over: Over) -> IterationEnd {
 }
 
 fn exit_failure(shared: &Shared, run: &Run, exit: Exit) -> Failure {
-    const SIGNALLED: i32 = 128;
     let engine_lost = now_ms().saturating_sub(shared.engine_lost_ms.load(Ordering::Acquire));
     let (code, message) = if exit.out_of_memory || run.out_of_memory.load(Ordering::Relaxed) {
         (ErrorCode::OutOfMemory, "the container was killed at its memory limit".to_owned())
-    } else if exit.code > SIGNALLED && engine_lost < ENGINE_LOST_BEFORE_MS {
+    } else if exit.with_engine || exit.code > SIGNALLED && engine_lost < ENGINE_LOST_BEFORE_MS {
         let message =
             format!("the node's container engine stopped, and the container with it ({})", exit.code);
         (ErrorCode::Engine, message)

@@ -1,5 +1,7 @@
 //! Against the real engine of this machine, with an image made here.
 
+mod images;
+
 use std::process::Command;
 
 use futures::StreamExt as _;
@@ -354,4 +356,33 @@ async fn iterations_share_their_workspace_and_a_file_is_the_result() {
     assert_eq!(result.as_deref(), Some("1 2  of ***********"));
     supervisor.release(&[order.attempt()]).await.unwrap();
     assert!(supervisor.engine().our_volumes(supervisor.owner()).await.unwrap().is_empty());
+}
+
+/// The container obeys and exits with 0, which is not its own end.
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn killed_while_it_stops_a_container_it_tells_that_it_did() {
+    for point in FailPoint::STOPPING {
+        let setting = Setting::new();
+        let script = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
+        let order = order(script, "", |request| request.timeout_seconds = Some(2));
+        let reached = fail_point::arm(point, 1);
+        let seen = reached.clone();
+        killed_when(
+            &setting,
+            &order,
+            move |_| fail_point::arm_here(&seen),
+            async move |mut stream| {
+                tokio::select! {
+                    () = reached.wait() => {}
+                    () = async { while stream.next().await.is_some() {} } => panic!("{point:?} was never reached"),
+                }
+            },
+        );
+        let supervisor = setting.supervisor().await;
+        let all = events(&supervisor, &order, 0).await;
+        let end = &all.last().unwrap().kind;
+        assert!(matches!(end, EventKind::TimedOut { timeout_ms: 2000 }), "{point:?}: {end:?}");
+        assert_eq!(text(&all, OutputStream::Stdout), "up\n", "{point:?}");
+    }
 }

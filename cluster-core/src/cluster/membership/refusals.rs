@@ -1,0 +1,41 @@
+//! Nodes that were chosen and said no: for a while they are not asked again, so that another that fits has
+//! its turn, and whoever waits is told why.
+
+use super::{Membership, Node};
+use crate::ids::{ExecutionId, NodeId};
+
+/// Long enough not to ask as fast as a node can answer; its disk, say, is not free any sooner.
+const ASKED_AGAIN_AFTER_MS: i64 = 5_000;
+
+/// A node's own word.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    why: String,
+    since_ms: i64,
+}
+
+impl Membership {
+    /// The node did not take what it was given. What that reserved is free again.
+    pub fn refused(&mut self, node_id: &NodeId, execution_id: &ExecutionId, why: String, now_ms: i64) {
+        self.release(execution_id);
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            node.refusal = Some(Refusal { why, since_ms: now_ms });
+        }
+    }
+
+    /// True when some node may be asked again from now on.
+    pub fn forget_refusals(&mut self, now_ms: i64) -> bool {
+        let mut forgotten = false;
+        for node in self.nodes.values_mut() {
+            let is_over = |refusal: &Refusal| now_ms.saturating_sub(refusal.since_ms) >= ASKED_AGAIN_AFTER_MS;
+            forgotten |= node.refusal.take_if(|refusal| is_over(refusal)).is_some();
+        }
+        forgotten
+    }
+}
+
+impl Node {
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_ref().map(|refusal| refusal.why.as_str())
+    }
+}

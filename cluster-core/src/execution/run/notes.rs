@@ -1,0 +1,70 @@
+//! What a process was about to do with a container, noted beside the journal for the one that comes after
+//! it and finds a container that ended, or none.
+
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{execution::supervisor::Run, store::write_synced};
+
+const STARTING_FILE: &str = "starting.json";
+const STOPPING_FILE: &str = "stopping.json";
+
+/// Written before a container is started: one that is gone may have run, and is not made again.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Starting {
+    pub iteration: u32,
+}
+
+impl Starting {
+    pub fn is_noted(run: &Run, iteration: u32) -> bool {
+        read::<Self>(run, STARTING_FILE).is_some_and(|found| found.iteration == iteration)
+    }
+
+    /// Not synced: it is for a killed process. With the machine the container goes too, and a start that
+    /// the disk does not know of is repeated then.
+    pub fn write(&self, run: &Run) {
+        let written = serde_json::to_vec(self).map_err(io::Error::from);
+        tell(written.and_then(|bytes| fs::write(run.directory.join(STARTING_FILE), bytes)));
+    }
+}
+
+/// Why a container is stopped from outside.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Stop {
+    Cancelled(String),
+    TimedOut,
+    IterationTimedOut,
+}
+
+/// Written before a container is stopped: an end that this worker brought about is not taken for the
+/// container's own by the process that finds it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Stopping {
+    pub iteration: u32,
+    pub stop: Stop,
+}
+
+impl Stopping {
+    /// Of this iteration, by an earlier process.
+    pub fn read(run: &Run, iteration: u32) -> Option<Stop> {
+        read::<Self>(run, STOPPING_FILE).filter(|found| found.iteration == iteration).map(|found| found.stop)
+    }
+
+    /// A full disk must not keep a container from being stopped.
+    pub fn write(&self, run: &Run) {
+        let written = serde_json::to_vec(self).map_err(io::Error::from);
+        tell(written.and_then(|bytes| write_synced(&run.directory.join(STOPPING_FILE), &bytes)));
+    }
+}
+
+fn read<T: DeserializeOwned>(run: &Run, file: &str) -> Option<T> {
+    let bytes = fs::read(run.directory.join(file)).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+fn tell(written: io::Result<()>) {
+    if let Err(error) = written {
+        tracing::warn!(%error, "what is to be done with a container cannot be noted");
+    }
+}
