@@ -422,7 +422,7 @@ async fn give_up(shared: &Shared, record: &mut ExecutionRecord, live: &Live, rea
     next.state = State::Pending;
     next.lost_attempts += 1;
     next.node_id = None;
-    next.failure = None;
+    (next.failure, next.exit_code, next.artifacts) = (None, None, None);
     next.iteration = 0;
     // The next node's events come after this one's and after the word of the change.
     next.sequence_base = next.last_sequence + 1;

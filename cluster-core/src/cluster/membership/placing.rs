@@ -131,6 +131,10 @@ mod tests {
         /// It reports other tags and more room.
         Report(usize, Vec<Tag>, Amounts),
         Choose(PlacementStrategy),
+        /// It says no to what it is given.
+        Refuse(usize),
+        /// Who said no may be asked again.
+        AskAgain,
     }
 
     fn tags(max: usize) -> impl proptest::strategy::Strategy<Value = Vec<Tag>> {
@@ -167,6 +171,8 @@ mod tests {
             1 => (0..4_usize, any::<bool>()).prop_map(|(node, up)| Step::Link(node, up)),
             1 => (0..4_usize, tags(3), amounts(4)).prop_map(|(node, tags, total)| Step::Report(node, tags, total)),
             1 => strategy.prop_map(Step::Choose),
+            1 => (0..4_usize).prop_map(Step::Refuse),
+            1 => Just(Step::AskAgain),
         ]
     }
 
@@ -216,6 +222,12 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Choose(strategy) => membership.set_strategy(strategy),
+                    Step::Refuse(number) => {
+                        membership.refused(&id(number), &ExecutionId::mint(), "full".into(), 0);
+                    }
+                    Step::AskAgain => {
+                        membership.forget_refusals(i64::MAX);
+                    }
                     Step::Release(number) if number < given.len() => {
                         let (execution_id, ..) = given.remove(number);
                         membership.release(&execution_id);

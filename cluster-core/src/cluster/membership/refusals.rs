@@ -20,17 +20,23 @@ impl Membership {
         self.release(execution_id);
         if let Some(node) = self.nodes.get_mut(node_id) {
             node.refusal = Some(Refusal { why, since_ms: now_ms });
+            self.reorder(node_id);
         }
     }
 
     /// True when some node may be asked again from now on.
     pub fn forget_refusals(&mut self, now_ms: i64) -> bool {
-        let mut forgotten = false;
+        let is_over = |refusal: &Refusal| now_ms.saturating_sub(refusal.since_ms) >= ASKED_AGAIN_AFTER_MS;
+        let mut asked_again = Vec::new();
         for node in self.nodes.values_mut() {
-            let is_over = |refusal: &Refusal| now_ms.saturating_sub(refusal.since_ms) >= ASKED_AGAIN_AFTER_MS;
-            forgotten |= node.refusal.take_if(|refusal| is_over(refusal)).is_some();
+            if node.refusal.take_if(|refusal| is_over(refusal)).is_some() {
+                asked_again.push(node.record.node_id.clone());
+            }
         }
-        forgotten
+        for node_id in &asked_again {
+            self.reorder(node_id);
+        }
+        !asked_again.is_empty()
     }
 }
 
