@@ -242,7 +242,7 @@ impl WorkerTask {
                         return Ok(End::Left);
                     }
                 }
-                _ = look.tick(), if self.supervisor.is_closing() && acknowledged.is_empty() => {
+                _ = look.tick(), if self.supervisor.control().is_closing() && acknowledged.is_empty() => {
                     if self.supervisor.running() == 0 {
                         return Ok(End::ShutDown);
                     }
@@ -397,7 +397,7 @@ impl WorkerTask {
             running: self.supervisor.running(),
             held: self.supervisor.held(),
             acknowledged: acknowledged.to_vec(),
-            draining: self.supervisor.is_draining(),
+            draining: self.supervisor.control().is_draining(),
             config_version,
             config_error,
         };
@@ -430,10 +430,10 @@ impl WorkerTask {
 /// next heartbeat, and sending it again would not help.
 pub fn obey(supervisor: &Supervisor, applied: &AppliedConfig, command: Command) -> Result<()> {
     match command {
-        Command::Drain => supervisor.set_draining(true),
-        Command::Resume => supervisor.set_draining(false),
+        Command::Drain => supervisor.control().set_draining(true),
+        Command::Resume => supervisor.control().set_draining(false),
         Command::Shutdown => {
-            supervisor.close();
+            supervisor.control().close();
             Ok(())
         }
         Command::PushConfig { version, body } => {

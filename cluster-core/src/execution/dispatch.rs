@@ -19,6 +19,7 @@ use super::{
     drive, encoding,
     lifecycle::{Input, State, Step},
     order::Held,
+    projection,
     queue::{Queue, Word},
     reconcile,
     request::{ExecutionRequest, Submission},
@@ -143,7 +144,7 @@ impl Executions {
         let workspace = request.workspace.take();
         let submission = Submission::check(request)?;
         for name in submission.manifest.secret_env.values() {
-            self.0.secrets.use_for(name, "an execution's environment").await?;
+            self.0.secrets.check(name).await?;
         }
         let demand = submission.demand.clone();
         let fit =
@@ -330,7 +331,7 @@ impl Shared {
         let sequence = record.last_sequence + 1;
         let event = EventView { sequence, attempt: record.attempt, time_ms: now_ms(), kind };
         let events = vec![(sequence, encoding::encode(&record.execution_id, &event))];
-        drive::note(record, &event);
+        projection::note(record, &event);
         let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
         self.store.write(Write::Execution(write)).await?;
         live.view.send_replace(record.view());

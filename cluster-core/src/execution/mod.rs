@@ -25,6 +25,7 @@ pub mod manifest;
 pub mod order;
 mod place;
 pub(crate) mod policy;
+mod projection;
 mod queue;
 mod reconcile;
 pub mod request;

@@ -11,16 +11,16 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use futures::Stream;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch::Sender};
-use uuid::Uuid;
+
+use control::Control;
 
 use super::{
     content::Incoming,
@@ -45,7 +45,6 @@ use crate::{
 const RUNS_MAX: usize = 4096;
 const ORDER_FILE: &str = "order.json";
 const EVENTS_FILE: &str = "events";
-const CONTROL_FILE: &str = "worker.json";
 /// Event logs of all executions that are held, those that still run counted as full.
 const LOGS_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// On the disk of the data directory; below it no new work is taken.
@@ -53,17 +52,6 @@ const DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
 /// What has ended runs no more, or its engine failed to stop it: no time is given to it again.
 const GIVEN_UP_GRACE: Duration = Duration::ZERO;
 const MIB: u64 = 1024 * 1024;
-
-/// What the worker remembers of its controller's orders to itself.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Control {
-    draining: bool,
-    /// The highest epoch seen: an earlier controller is not obeyed.
-    epoch: u64,
-    /// Names this journal on its containers' labels: two nodes may share an engine.
-    #[serde(default)]
-    owner: String,
-}
 
 #[derive(Debug)]
 pub(super) struct Run {
@@ -92,11 +80,7 @@ pub(super) struct Shared {
     /// Variables that every container of this node gets.
     pub env: Vec<(String, String)>,
     directory: PathBuf,
-    control_path: PathBuf,
-    draining: AtomicBool,
-    /// The process is to end once nothing runs. Not kept: a node that is started again works again.
-    closing: AtomicBool,
-    epoch: AtomicU64,
+    control: Control,
     /// One order at a time is looked up and begun.
     accepting: tokio::sync::Mutex<()>,
     runs: Mutex<HashMap<ExecutionId, Arc<Run>>>,
@@ -119,21 +103,11 @@ impl Supervisor {
     ) -> Result<Self> {
         let directory = data.path().join("executions");
         fs::create_dir_all(&directory).map_err(|e| unwritable(&directory, e))?;
-        let control_path = data.path().join(CONTROL_FILE);
-        let mut control: Control = match fs::read(&control_path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
-                Error::new(ErrorCode::Storage, format!("{} cannot be read", control_path.display())).source(e)
-            })?,
-            Err(_) => Control::default(),
-        };
+        let control = Control::open(data)?;
         let kept = Kept::open(data.path().join("content"))?;
-        let is_new = control.owner.is_empty();
-        if is_new {
-            control.owner = Uuid::new_v4().to_string();
-        }
         let shared = Shared {
             node_id,
-            owner: control.owner.clone(),
+            owner: control.owner().to_owned(),
             incoming: Incoming::new(engine.clone(), kept),
             engine,
             engine_lost_ms: AtomicI64::new(0),
@@ -141,18 +115,12 @@ impl Supervisor {
             gpu_count: AtomicU32::new(0),
             network,
             env,
-            draining: AtomicBool::new(control.draining),
-            closing: AtomicBool::new(false),
-            epoch: AtomicU64::new(control.epoch),
-            control_path,
+            control,
             accepting: tokio::sync::Mutex::default(),
             runs: Mutex::default(),
             directory,
         };
         let supervisor = Self(Arc::new(shared));
-        if is_new {
-            supervisor.write_control(&control)?;
-        }
         supervisor.take_up()?;
         supervisor.claim_content()?;
         watch::spawn(&supervisor.0);
@@ -240,7 +208,7 @@ impl Supervisor {
     }
 
     async fn begin(&self, order: Order) -> Result<Arc<Run>> {
-        if self.is_draining() || self.is_closing() {
+        if self.0.control.takes_no_work() {
             return Err(Error::new(
                 ErrorCode::FailedPrecondition,
                 "this node is draining and takes no new work",
@@ -393,52 +361,6 @@ impl Supervisor {
         self.0.runs().values().filter(|run| !run.log.progress().borrow().ended).count()
     }
 
-    pub fn is_closing(&self) -> bool {
-        self.0.closing.load(Ordering::Acquire)
-    }
-
-    /// Takes no new work until the process ends.
-    pub fn close(&self) {
-        self.0.closing.store(true, Ordering::Release);
-    }
-
-    pub fn is_draining(&self) -> bool {
-        self.0.draining.load(Ordering::Acquire)
-    }
-
-    /// Stored before it holds, so that a restart does not undo it.
-    pub fn set_draining(&self, draining: bool) -> Result<()> {
-        self.write_control(&self.control(draining, self.0.epoch.load(Ordering::Acquire)))?;
-        self.0.draining.store(draining, Ordering::Release);
-        Ok(())
-    }
-
-    /// Refuses a controller of an earlier epoch than one that was obeyed.
-    pub fn check_epoch(&self, epoch: u64) -> Result<()> {
-        let known = self.0.epoch.load(Ordering::Acquire);
-        if epoch < known {
-            return Err(Error::new(
-                ErrorCode::Fenced,
-                format!("the controller's epoch {epoch} is before {known}, which this node has obeyed"),
-            ));
-        }
-        if epoch > known {
-            self.write_control(&self.control(self.is_draining(), epoch))?;
-            self.0.epoch.fetch_max(epoch, Ordering::AcqRel);
-        }
-        Ok(())
-    }
-
-    fn control(&self, draining: bool, epoch: u64) -> Control {
-        Control { draining, epoch, owner: self.0.owner.clone() }
-    }
-
-    fn write_control(&self, control: &Control) -> Result<()> {
-        let bytes = serde_json::to_vec(control)
-            .map_err(|e| Error::internal("the worker's state cannot be written").source(e))?;
-        write_synced(&self.0.control_path, &bytes).map_err(|e| unwritable(&self.0.control_path, e))
-    }
-
     /// For what is accepted or started from now on.
     pub fn set_policy(&self, policy: Policy) {
         self.0.policy.store(Arc::new(policy));
@@ -456,6 +378,11 @@ impl Supervisor {
     /// What the labels of this worker's containers name.
     pub fn owner(&self) -> &str {
         &self.0.owner
+    }
+
+    /// What its controller made it do.
+    pub fn control(&self) -> &Control {
+        &self.0.control
     }
 }
 
@@ -522,6 +449,7 @@ fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<Event
     })
 }
 
+mod control;
 mod travel;
 
 #[cfg(test)]

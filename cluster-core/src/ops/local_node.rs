@@ -72,7 +72,7 @@ impl LocalNode {
         if capabilities.is_some() {
             self.nodes.report_held(id.clone(), self.supervisor.held());
         }
-        let draining = Some(self.supervisor.is_draining());
+        let draining = Some(self.supervisor.control().is_draining());
         let report = Report { capabilities, acknowledged: Vec::new(), draining, config: self.config() };
         let commands = self.controller.heartbeat(id.clone(), report).await?;
         let commands = self.controller.with_bodies(&id, commands).await?;

@@ -111,7 +111,7 @@ impl WorkerApi {
             return Err(Error::new(ErrorCode::SessionUnknown, "the call belongs to an older session"));
         }
         let opened = unproven.open(metadata, &expected, &session.controller_key)?;
-        self.supervisor.check_epoch(opened.context.epoch)?;
+        self.supervisor.control().check_epoch(opened.context.epoch)?;
         session.accept(opened.context.sequence)?;
         entered.proven.set();
         Ok(opened.message)

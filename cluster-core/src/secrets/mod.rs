@@ -110,6 +110,11 @@ impl Secrets {
         }
     }
 
+    /// Whether there is such a secret, without opening it.
+    pub async fn check(&self, name: &SecretName) -> Result<()> {
+        self.store.secret(name).await?.map(drop).ok_or_else(|| unknown(name))
+    }
+
     /// Opens a secret for a purpose, which the list tells from then on. It goes to whatever needs it and
     /// to no caller.
     pub async fn use_for(&self, name: &SecretName, purpose: &str) -> Result<Secret> {

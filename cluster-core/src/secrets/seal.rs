@@ -36,7 +36,10 @@ impl Key {
         let text = match fs::read_to_string(path) {
             Ok(text) => Zeroizing::new(text),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(unusable("cannot be read").source(error)),
+            Err(error) => {
+                let remedy = "it is the daemon's, with mode 0600: give it back, or restore it";
+                return Err(unusable("cannot be read").remedy(remedy).source(error));
+            }
         };
         let mode = fs::metadata(path).map(|meta| meta.permissions().mode() & 0o077);
         if mode.is_ok_and(|others| others != 0) {

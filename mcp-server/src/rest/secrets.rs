@@ -36,7 +36,8 @@ pub async fn set(
     Named(name): Named<SecretName>,
     Body(body): Body<Set>,
 ) -> Answer<Json<SecretView>> {
-    let value = body.value.ok_or_else(|| Error::invalid("value: it is missing"))?;
+    let value =
+        body.value.ok_or_else(|| Error::invalid("value: it is missing").remedy("send {\"value\": \"…\"}"))?;
     Ok(Json(api.core.set_secret(name, &value).await?))
 }
 

@@ -20,7 +20,8 @@ impl Run {
             return Err(Error::new(
                 ErrorCode::Conflict,
                 format!("release {} is that of {}", chosen.note.deployment_id, chosen.note.node_id),
-            ));
+            )
+            .remedy("name a release of this node; without one it is the release before"));
         }
         let goal = chosen.note.goal.clone();
         let evidence = format!(

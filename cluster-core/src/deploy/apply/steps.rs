@@ -233,8 +233,10 @@ impl Run {
         {
             return Err(self.keep_log_of(unwell).await);
         }
-        let release = current
-            .ok_or_else(|| Error::new(ErrorCode::DeploymentFailed, "the release is gone from the host"))?;
+        let release = current.ok_or_else(|| {
+            Error::new(ErrorCode::DeploymentFailed, "the release is gone from the host")
+                .remedy("something else removed it while it was deployed; deploy again")
+        })?;
         let mark = ReadyMark { at_ms: now_ms(), images };
         self.remote()?.settle(&release, &mark).await?;
         Ok(format!("release {release} is good, with {} images", mark.images.len()))

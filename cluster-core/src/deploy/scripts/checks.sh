@@ -42,7 +42,7 @@ if command -v docker >/dev/null 2>&1; then
     [0-9]*) say docker_version "$version";;
     *) say docker_error "$(docker version --format '{{.Server.Version}}' 2>&1 >/dev/null)"; root=;;
   esac
-  case "$rest" in *nvidia*) say nvidia_runtime yes;; esac
+  case "$rest" in *'"nvidia":'*) say nvidia_runtime yes;; esac
   case "$rest" in *name=selinux*) say docker_selinux yes;; esac
   case "$rest" in *name=rootless*) say docker_rootless yes;; esac
   case "$root" in /var/snap/docker/*) say docker_snap yes;; esac

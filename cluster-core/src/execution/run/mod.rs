@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use notes::{Starting, Stop, Stopping};
@@ -52,8 +52,6 @@ enum Over {
     Exited(Exit),
     /// It ran for longer than one iteration may.
     TimedOut,
-    /// The execution as a whole ends here, with this.
-    Execution(EventKind),
 }
 
 pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
@@ -90,13 +88,13 @@ async fn drive(shared: &Shared, run: &Run) -> EventKind {
         let end = match run.log.iteration_end().filter(|_| is_latest) {
             Some(end) => end,
             None => match iterate(shared, run, iteration).await {
-                Over::Execution(end) => {
+                Err(end) => {
                     if matches!(end, EventKind::TimedOut { .. }) {
                         collect_artifacts(shared, run, iteration).await;
                     }
                     return end;
                 }
-                over => {
+                Ok(over) => {
                     let end = iteration_end(shared, run, over);
                     reached(FailPoint::Exited).await;
                     patiently_written(run, told(iteration, &end)).await;
@@ -116,7 +114,8 @@ async fn drive(shared: &Shared, run: &Run) -> EventKind {
                     collect_artifacts(shared, run, iteration).await;
                     return EventKind::Failed { failure, exit_code };
                 }
-                if let Some(Stop::Cancelled(reason)) = stopped_already(run) {
+                let cancelled = run.cancel.borrow().clone();
+                if let Some(reason) = cancelled {
                     return EventKind::Cancelled { reason };
                 }
                 if let Err(error) = shared.engine.remove(&name).await {
@@ -132,8 +131,8 @@ fn name(shared: &Shared, run: &Run, iteration: u32) -> String {
     container_name(&shared.node_id, &run.journaled.order.attempt(), iteration)
 }
 
-/// One iteration, to its end.
-async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> Over {
+/// One iteration, to its end, or to the end of the execution as a whole.
+async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Result<Over, EventKind> {
     let name = name(shared, run, iteration);
     // What ended while this worker was down ended by itself, however late that is noticed.
     let stop = match Stopping::read(run, iteration) {
@@ -141,10 +140,9 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> Over {
         None => {
             let is_over = matches!(patiently(|| shared.engine.find(&name)).await, Ok(Found::Exited(_)));
             let stop = tokio::select! {
-                result = work(shared, run, &name, iteration) => return match result {
-                    Ok(exit) => Over::Exited(exit),
-                    Err(error) => Over::Execution(failed(&error)),
-                },
+                result = work(shared, run, &name, iteration) => {
+                    return result.map(Over::Exited).map_err(|error| failed(&error));
+                }
                 stop = stopped(run, iteration), if !is_over => stop,
             };
             let stopping = Stopping { iteration, stop };
@@ -155,7 +153,7 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> Over {
     reached(FailPoint::StopNoted).await;
     if let Err(error) = shared.engine.stop(&name, STOP_GRACE).await {
         tracing::warn!(container = %name, error = %error.chain(), "a container could not be stopped");
-        return Over::Execution(failed(&error));
+        return Err(failed(&error));
     }
     reached(FailPoint::Stopped).await;
     // Stopped between its start and the word of it.
@@ -170,11 +168,11 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> Over {
         Err(_) => tracing::debug!("the last output took too long"),
     }
     match stop {
-        Stop::Cancelled(reason) => Over::Execution(EventKind::Cancelled { reason }),
-        Stop::TimedOut => Over::Execution(EventKind::TimedOut {
+        Stop::Cancelled(reason) => Err(EventKind::Cancelled { reason }),
+        Stop::TimedOut => Err(EventKind::TimedOut {
             timeout_ms: run.journaled.order.manifest.timeout_seconds.saturating_mul(1000),
         }),
-        Stop::IterationTimedOut => Over::TimedOut,
+        Stop::IterationTimedOut => Ok(Over::TimedOut),
     }
 }
 
@@ -190,10 +188,6 @@ async fn stopped(run: &Run, iteration: u32) -> Stop {
         () = until(run.journaled.deadline_ms) => Stop::TimedOut,
         () = iteration_timeout(run, iteration) => Stop::IterationTimedOut,
     }
-}
-
-fn stopped_already(run: &Run) -> Option<Stop> {
-    run.cancel.borrow().clone().map(Stop::Cancelled)
 }
 
 async fn iteration_timeout(run: &Run, iteration: u32) {
@@ -344,7 +338,12 @@ async fn result(shared: &Shared, run: &Run, name: &str) -> Option<String> {
     }
     let line = match run.log.last_line() {
         Some(line) => line,
-        None => shared.engine.last_line(name).await.ok()?,
+        // Beyond what the log takes; read from the engine, which masks nothing.
+        None => {
+            let mut line = BytesMut::from(shared.engine.last_line(name).await.ok()?);
+            output::mask(&mut line, &output::secrets(run));
+            line.freeze()
+        }
     };
     let text = std::str::from_utf8(line.trim_ascii()).ok()?;
     let is_structured = text.starts_with(['{', '[']) && text.len() <= RESULT_BYTES_MAX;
@@ -376,23 +375,25 @@ fn iteration_end(shared: &Shared, run: &Run, over: Over) -> IterationEnd {
             let remedy = Some("raise iteration_timeout_seconds".to_owned());
             (Failure { code: ErrorCode::Timeout, message, remedy }, None)
         }
-        Over::Execution(_) => (Failure::from(&Error::internal("an execution's end is no iteration's")), None),
     };
     IterationEnd::Failed { failure, exit_code, stderr_tail: run.log.stderr_tail() }
 }
 
 fn exit_failure(shared: &Shared, run: &Run, exit: Exit) -> Failure {
     let engine_lost = now_ms().saturating_sub(shared.engine_lost_ms.load(Ordering::Acquire));
-    let (code, message) = if exit.out_of_memory || run.out_of_memory.load(Ordering::Relaxed) {
-        (ErrorCode::OutOfMemory, "the container was killed at its memory limit".to_owned())
+    let (code, message, remedy) = if exit.out_of_memory || run.out_of_memory.load(Ordering::Relaxed) {
+        let message = "the container was killed at its memory limit".to_owned();
+        (ErrorCode::OutOfMemory, message, Some("ask for more with resources.memory_mb".to_owned()))
     } else if exit.with_engine || exit.code > SIGNALLED && engine_lost < ENGINE_LOST_BEFORE_MS {
         let message =
             format!("the node's container engine stopped, and the container with it ({})", exit.code);
-        (ErrorCode::Engine, message)
+        let remedy = "submit it again, with max_attempts above 1 where it may begin again by itself";
+        (ErrorCode::Engine, message, Some(remedy.to_owned()))
     } else {
-        (ErrorCode::ContainerFailed, format!("the container exited with code {}", exit.code))
+        // Its output says why.
+        (ErrorCode::ContainerFailed, format!("the container exited with code {}", exit.code), None)
     };
-    Failure { code, message, remedy: None }
+    Failure { code, message, remedy }
 }
 
 fn told(iteration: u32, end: &IterationEnd) -> EventKind {

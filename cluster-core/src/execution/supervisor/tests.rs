@@ -120,6 +120,23 @@ fn killed_when(
     worker.join().unwrap();
 }
 
+/// A worker that is killed at its first arrival at `point`.
+fn killed_at(setting: &Setting, order: &Order, point: FailPoint) {
+    let reached = fail_point::arm(point, 1);
+    let seen = reached.clone();
+    killed_when(
+        setting,
+        order,
+        move |_| fail_point::arm_here(&seen),
+        async move |mut stream| {
+            tokio::select! {
+                () = reached.wait() => {}
+                () = async { while stream.next().await.is_some() {} } => panic!("{point:?} was never reached"),
+            }
+        },
+    );
+}
+
 #[tokio::test]
 #[ignore = "needs Docker and busybox:testbed; run by tests/run"]
 async fn an_execution_reads_its_input_and_its_events_are_numbered() {
@@ -212,21 +229,21 @@ async fn policy_drain_fences_and_epochs_hold() {
     let order = order("true", "", |_| {});
     let refused = supervisor.accept(order.clone(), 0).await.err().unwrap();
     assert!(refused.to_string().contains("allowed_images"), "{refused}");
-    supervisor.set_draining(true).unwrap();
-    supervisor.check_epoch(5).unwrap();
+    supervisor.control().set_draining(true).unwrap();
+    supervisor.control().check_epoch(5).unwrap();
     drop(supervisor);
     let again = setting.supervisor().await;
-    assert!(again.is_draining(), "a drain survives the restart");
+    assert!(again.control().is_draining(), "a drain survives the restart");
     assert_eq!(again.accept(order.clone(), 0).await.err().unwrap().code(), ErrorCode::FailedPrecondition);
-    assert_eq!(again.check_epoch(4).unwrap_err().code(), ErrorCode::Fenced);
-    again.set_draining(false).unwrap();
+    assert_eq!(again.control().check_epoch(4).unwrap_err().code(), ErrorCode::Fenced);
+    again.control().set_draining(false).unwrap();
     let newer = Order { attempt: 2, ..order.clone() };
     events(&again, &newer, 0).await;
     let newest = Order { attempt: 3, ..order.clone() };
     let all = events(&again, &newest, 0).await;
     assert!(all.iter().all(|event| event.attempt == 3), "an older attempt that ended makes way");
     assert_eq!(again.accept(order, 0).await.err().unwrap().code(), ErrorCode::Fenced);
-    assert!(setting.directory.path().join(CONTROL_FILE).exists());
+    assert!(setting.directory.path().join("worker.json").exists());
 }
 
 #[tokio::test]
@@ -312,19 +329,7 @@ async fn killed_between_any_two_steps_it_runs_once() {
         let order = order("cat; echo to stderr >&2; exit $((AEGIS_ITERATION - 2))", "once\n", |request| {
             request.max_iterations = Some(2);
         });
-        let reached = fail_point::arm(point, 1);
-        let seen = reached.clone();
-        killed_when(
-            &setting,
-            &order,
-            move |_| fail_point::arm_here(&seen),
-            async move |mut stream| {
-                tokio::select! {
-                    () = reached.wait() => {}
-                    () = async { while stream.next().await.is_some() {} } => panic!("{point:?} was never reached"),
-                }
-            },
-        );
+        killed_at(&setting, &order, point);
         let supervisor = setting.supervisor().await;
         let all = events(&supervisor, &order, 0).await;
         assert_eq!(text(&all, OutputStream::Stdout), "once\nonce\n", "{point:?}: once in each iteration");
@@ -366,19 +371,7 @@ async fn killed_while_it_stops_a_container_it_tells_that_it_did() {
         let setting = Setting::new();
         let script = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
         let order = order(script, "", |request| request.timeout_seconds = Some(2));
-        let reached = fail_point::arm(point, 1);
-        let seen = reached.clone();
-        killed_when(
-            &setting,
-            &order,
-            move |_| fail_point::arm_here(&seen),
-            async move |mut stream| {
-                tokio::select! {
-                    () = reached.wait() => {}
-                    () = async { while stream.next().await.is_some() {} } => panic!("{point:?} was never reached"),
-                }
-            },
-        );
+        killed_at(&setting, &order, point);
         let supervisor = setting.supervisor().await;
         let all = events(&supervisor, &order, 0).await;
         let end = &all.last().unwrap().kind;

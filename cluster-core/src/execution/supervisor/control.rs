@@ -1,0 +1,118 @@
+//! What a worker remembers of its controller's orders to itself, over restarts: `worker.json`.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::unwritable;
+use crate::{
+    error::{Error, ErrorCode, Result},
+    store::{DataDirectory, write_synced},
+};
+
+const CONTROL_FILE: &str = "worker.json";
+
+/// As it is on disk.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Kept {
+    draining: bool,
+    epoch: u64,
+    #[serde(default)]
+    owner: String,
+}
+
+/// One a worker.
+#[derive(Debug)]
+pub struct Control {
+    path: PathBuf,
+    /// Names this journal on its containers' labels: two nodes may share an engine.
+    owner: String,
+    draining: AtomicBool,
+    /// The highest epoch seen: an earlier controller is not obeyed.
+    epoch: AtomicU64,
+    /// The process is to end once nothing runs. Not kept: a node that is started again works again.
+    closing: AtomicBool,
+}
+
+impl Control {
+    pub(super) fn open(data: &DataDirectory) -> Result<Self> {
+        let path = data.path().join(CONTROL_FILE);
+        let unreadable = || Error::new(ErrorCode::Storage, format!("{} cannot be read", path.display()));
+        let kept: Kept = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+                unreadable().remedy("restore it from a backup of the data directory").source(error)
+            })?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Kept::default(),
+            Err(error) => return Err(unreadable().source(error)),
+        };
+        let is_new = kept.owner.is_empty();
+        let control = Self {
+            owner: if is_new { Uuid::new_v4().to_string() } else { kept.owner },
+            draining: AtomicBool::new(kept.draining),
+            epoch: AtomicU64::new(kept.epoch),
+            closing: AtomicBool::new(false),
+            path,
+        };
+        if is_new {
+            control.write(kept.draining, kept.epoch)?;
+        }
+        Ok(control)
+    }
+
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Stored before it holds, so that a restart does not undo it.
+    pub fn set_draining(&self, draining: bool) -> Result<()> {
+        self.write(draining, self.epoch.load(Ordering::Acquire))?;
+        self.draining.store(draining, Ordering::Release);
+        Ok(())
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Takes no new work until the process ends.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    pub(super) fn takes_no_work(&self) -> bool {
+        self.is_draining() || self.is_closing()
+    }
+
+    /// Refuses a controller of an earlier epoch than one that was obeyed.
+    pub fn check_epoch(&self, epoch: u64) -> Result<()> {
+        let known = self.epoch.load(Ordering::Acquire);
+        if epoch < known {
+            return Err(Error::new(
+                ErrorCode::Fenced,
+                format!("the controller's epoch {epoch} is before {known}, which this node has obeyed"),
+            ));
+        }
+        if epoch > known {
+            self.write(self.is_draining(), epoch)?;
+            self.epoch.fetch_max(epoch, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn write(&self, draining: bool, epoch: u64) -> Result<()> {
+        let kept = Kept { draining, epoch, owner: self.owner.clone() };
+        let bytes = serde_json::to_vec(&kept)
+            .map_err(|error| Error::internal("the worker's state cannot be written").source(error))?;
+        write_synced(&self.path, &bytes).map_err(|error| unwritable(&self.path, error))
+    }
+}
