@@ -175,10 +175,7 @@ impl Engine {
     }
 
     /// Pulls an image that is not here. `progress` hears each new status line.
-    pub async fn ensure_image(&self, image: &str, mut progress: impl FnMut(String) + Send) -> Result<()> {
-        if self.has_image(image).await? {
-            return Ok(());
-        }
+    pub async fn pull(&self, image: &str, mut progress: impl FnMut(String) + Send) -> Result<()> {
         // A reference without tag or digest would pull every tag there is.
         let named = image.contains('@') || image.rsplit('/').next().is_some_and(|last| last.contains(':'));
         let reference = if named { image.to_owned() } else { format!("{image}:latest") };

@@ -56,6 +56,8 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Run {
     pub journaled: Journaled,
+    /// It began in this process: no container of its can be there before it is created.
+    pub is_new: bool,
     pub directory: PathBuf,
     pub log: EventLog,
     pub cancel: Sender<Option<String>>,
@@ -138,7 +140,7 @@ impl Supervisor {
             };
             match serde_json::from_slice::<Journaled>(&bytes) {
                 Ok(journaled) => {
-                    let run = self.hold(journaled, path)?;
+                    let run = self.hold(journaled, path, false)?;
                     if !run.log.progress().borrow().ended {
                         tracing::info!(execution_id = %run.journaled.order.execution_id, "taken up again");
                         run::spawn(self.0.clone(), run);
@@ -150,7 +152,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn hold(&self, journaled: Journaled, directory: PathBuf) -> Result<Arc<Run>> {
+    fn hold(&self, journaled: Journaled, directory: PathBuf, is_new: bool) -> Result<Arc<Run>> {
         let order = &journaled.order;
         let log = EventLog::open(
             &directory.join(EVENTS_FILE),
@@ -160,6 +162,7 @@ impl Supervisor {
         )?;
         let run = Arc::new(Run {
             journaled,
+            is_new,
             directory,
             log,
             cancel: Sender::new(None),
@@ -237,7 +240,7 @@ impl Supervisor {
         fs::create_dir_all(&directory)
             .and_then(|()| write_synced(&directory.join(ORDER_FILE), &bytes))
             .map_err(|e| unwritable(&directory, e))?;
-        let run = self.hold(journaled, directory)?;
+        let run = self.hold(journaled, directory, true)?;
         run::spawn(self.0.clone(), run.clone());
         Ok(run)
     }

@@ -138,9 +138,14 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Res
     let stop = match Stopping::read(run, iteration) {
         Some(stop) => stop,
         None => {
-            let is_over = matches!(patiently(|| shared.engine.find(&name)).await, Ok(Found::Exited(_)));
+            let found = if run.is_new {
+                Found::Missing
+            } else {
+                patiently(|| shared.engine.find(&name)).await.map_err(|error| failed(&error))?
+            };
+            let is_over = matches!(found, Found::Exited(_));
             let stop = tokio::select! {
-                result = work(shared, run, &name, iteration) => {
+                result = work(shared, run, &name, iteration, found) => {
                     return result.map(Over::Exited).map_err(|error| failed(&error));
                 }
                 stop = stopped(run, iteration), if !is_over => stop,
@@ -209,9 +214,9 @@ async fn until(time_ms: i64) {
     tokio::time::sleep_until(Instant::now() + Duration::from_millis(left_ms)).await;
 }
 
-async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32) -> Result<Exit> {
+async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32, found: Found) -> Result<Exit> {
     let was_started = run.log.progress().borrow().iteration >= iteration;
-    match patiently(|| shared.engine.find(name)).await? {
+    match found {
         Found::Missing if was_started || Starting::is_noted(run, iteration) => {
             return Err(Error::new(ErrorCode::Lost, "the container is gone")
                 .remedy("it was removed, or the node's engine lost it; what it wrote until then is kept"));
@@ -261,7 +266,9 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
             let _ = run.log.append(EventKind::ImageProgress { message });
         }
     };
-    shared.engine.ensure_image(&order.manifest.image, image_progress).await?;
+    if !patiently(|| shared.engine.has_image(&order.manifest.image)).await? {
+        shared.engine.pull(&order.manifest.image, image_progress).await?;
+    }
     if order.manifest.network == NetworkMode::Allow {
         shared.engine.ensure_network(&shared.network).await?;
     }
@@ -352,7 +359,7 @@ async fn result(shared: &Shared, run: &Run, name: &str) -> Option<String> {
 }
 
 /// Asks again while the engine is away, for as long as its restart may take.
-async fn patiently<F: Future<Output = Result<Found>>>(mut ask: impl FnMut() -> F) -> Result<Found> {
+async fn patiently<T, F: Future<Output = Result<T>>>(mut ask: impl FnMut() -> F) -> Result<T> {
     let since = Instant::now();
     loop {
         match ask().await {

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio_stream::StreamExt as _;
+use futures::StreamExt as _;
+use tokio::time::Instant;
 
 use super::{ENGINE_RETRY, patiently_written};
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
 const OUTPUT_RETRIES: usize = 5;
 /// Lines that come together become one event: an event a line would cost a write a line.
 const OUTPUT_PIECES_MAX: usize = 256;
-/// How long a line waits for the next.
+/// How long a line that comes close behind others waits for the next.
 const OUTPUT_GATHER: Duration = Duration::from_millis(20);
 /// Readers page by events, so that one must be a small part of a page.
 const OUTPUT_EVENT_BYTES_MAX: usize = 8 * 1024;
@@ -34,9 +35,17 @@ pub(super) async fn collect(shared: &Shared, run: &Run, name: &str, follow: bool
         Writer::new(Stream::Stdout, stdout_bytes, &secrets),
         Writer::new(Stream::Stderr, stderr_bytes, &secrets),
     ];
-    let output = shared.engine.output(name, follow).chunks_timeout(OUTPUT_PIECES_MAX, OUTPUT_GATHER);
-    let mut output = std::pin::pin!(output);
-    while let Some(pieces) = output.next().await {
+    let mut output = std::pin::pin!(shared.engine.output(name, follow).fuse());
+    let mut written_at: Option<Instant> = None;
+    while let Some(first) = output.next().await {
+        let mut pieces = vec![first];
+        // What comes after a pause goes on at once; what comes close behind it waits for more.
+        let until = written_at.map_or_else(Instant::now, |at| at + OUTPUT_GATHER);
+        while pieces.len() < OUTPUT_PIECES_MAX
+            && let Ok(Some(piece)) = tokio::time::timeout_at(until, output.next()).await
+        {
+            pieces.push(piece);
+        }
         let mut failure = None;
         for piece in pieces {
             match piece {
@@ -50,6 +59,7 @@ pub(super) async fn collect(shared: &Shared, run: &Run, name: &str, follow: bool
                 return Ok(());
             }
         }
+        written_at = Some(Instant::now());
         if let Some(error) = failure {
             return Err(error);
         }
