@@ -181,8 +181,11 @@ async fn a_damaged_kept_configuration_does_not_stop_a_worker() {
         worker.launch();
         settled(&controller, "by-hand").await;
         await_tags(&controller, "by-hand", json!(["kept"])).await;
-        let log = worker.log();
-        assert!(log.contains("starts with its file alone"), "{log}");
+        // What the controller shows of it may still be from before.
+        until("it says so", LIMIT, async || {
+            worker.log().contains("starts with its file alone").then_some(())
+        })
+        .await;
         worker.stop().await;
     }
 }
