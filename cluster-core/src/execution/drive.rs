@@ -363,7 +363,7 @@ async fn give_up(shared: &Shared, record: &mut ExecutionRecord, live: &Live, rea
     next.iteration = 0;
     // The next node's events come after this one's and after the word of the change.
     next.sequence_base = next.last_sequence + 1;
-    let event = EventKind::Reassigned { attempt: next.attempt, node_id, reason };
+    let event = EventKind::Reassigned { node_id, reason };
     shared.tell(&mut next, live, event).await?;
     *record = next;
     shared.controller.release(record.execution_id.clone()).await?;

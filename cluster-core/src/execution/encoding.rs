@@ -91,8 +91,7 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
         EventKind::TimedOut { timeout_ms } => {
             Event::TimedOut(pb::ExecutionTimedOut { timeout_ms: *timeout_ms })
         }
-        EventKind::Reassigned { attempt, node_id, reason } => Event::Reassigned(pb::ExecutionReassigned {
-            attempt: *attempt,
+        EventKind::Reassigned { node_id, reason } => Event::Reassigned(pb::ExecutionReassigned {
             node_id: node_id.to_string(),
             reason: reason.clone(),
         }),
@@ -155,11 +154,9 @@ pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
         },
         Event::Cancelled(cancelled) => EventKind::Cancelled { reason: cancelled.reason },
         Event::TimedOut(timed_out) => EventKind::TimedOut { timeout_ms: timed_out.timeout_ms },
-        Event::Reassigned(given_up) => EventKind::Reassigned {
-            attempt: given_up.attempt,
-            node_id: NodeId::parse(given_up.node_id)?,
-            reason: given_up.reason,
-        },
+        Event::Reassigned(given_up) => {
+            EventKind::Reassigned { node_id: NodeId::parse(given_up.node_id)?, reason: given_up.reason }
+        }
         Event::Gap(gap) => EventKind::Gap { first: gap.first, last: gap.last },
         Event::RefinementApplied(_) => return Err(unknown()),
     };
@@ -191,11 +188,7 @@ mod tests {
             },
             EventKind::Completed { result: Some("{}".into()) },
             EventKind::Completed { result: None },
-            EventKind::Reassigned {
-                attempt: 1,
-                node_id: NodeId::parse("edge-1").unwrap(),
-                reason: "away".into(),
-            },
+            EventKind::Reassigned { node_id: NodeId::parse("edge-1").unwrap(), reason: "away".into() },
             EventKind::Failed { failure, exit_code: Some(137) },
             EventKind::Cancelled { reason: "r".into() },
             EventKind::TimedOut { timeout_ms: 5 },
@@ -205,6 +198,10 @@ mod tests {
         for (sequence, kind) in (1..).zip(kinds) {
             let event = EventView { sequence, attempt: 1, time_ms: 1_700_000_000_000, kind };
             assert_eq!(decode(&encode(&id, &event)).unwrap(), event);
+            let json = serde_json::to_string(&event).unwrap();
+            let read = serde_json::from_str::<EventView>(&json);
+            let is_text = !matches!(&event.kind, EventKind::Output { .. });
+            assert!(read.as_ref().is_ok_and(|read| !is_text || *read == event), "{json}: {read:?}");
         }
     }
 }

@@ -168,7 +168,8 @@ async fn what_its_node_lost_begins_again_only_where_the_caller_allowed_it() {
     core.cancel_execution(&id, "seen").await.unwrap();
     let (view, events) = ended(&core, &id).await;
     assert_eq!(view.state, State::Cancelled);
-    let given_up = |event: &&EventView| matches!(event.kind, EventKind::Reassigned { attempt: 1, .. });
+    let given_up =
+        |event: &&EventView| event.attempt == 1 && matches!(event.kind, EventKind::Reassigned { .. });
     assert_eq!(events.iter().filter(given_up).count(), 1);
     let sequences = events.iter().map(|event| event.sequence).collect::<Vec<_>>();
     assert_eq!(sequences, (1..=view.last_sequence).collect::<Vec<_>>(), "one numbering for both attempts");

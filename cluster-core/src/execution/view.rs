@@ -121,9 +121,8 @@ pub enum EventKind {
     TimedOut {
         timeout_ms: u64,
     },
-    /// An attempt was given up, and another may begin elsewhere.
+    /// This event's attempt was given up, and another may begin elsewhere.
     Reassigned {
-        attempt: u32,
         node_id: NodeId,
         reason: String,
     },
