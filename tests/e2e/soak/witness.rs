@@ -58,6 +58,7 @@ fn follow(mut client: Command, since: &str, starts: &Arc<Mutex<BTreeSet<EngineSt
         .args(["--filter", &format!("label={LABEL}"), "--format", &format])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .expect("the client of an engine starts");
