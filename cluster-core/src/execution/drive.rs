@@ -216,7 +216,8 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
                 match told {
                     Told::All => {}
                     Told::GivenUp(reason) => return Ok(Cut::GivenUp(reason)),
-                    Told::Broken(error) => return Ok(judge(record, error)),
+                    // It was taken.
+                    Told::Broken(error) => return Ok(Cut::Away(error)),
                 }
             }
         }

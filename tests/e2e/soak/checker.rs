@@ -78,9 +78,21 @@ pub fn check(world: &World) -> Vec<String> {
             }
         }
         let name = format!("{} ({:?})", submitted.id, submitted.work);
+        if let (false, Some(seen)) = (found.is_empty(), world.seen.get(&submitted.id)) {
+            found.push(format!("what was told: {}", told(seen)));
+        }
         wrong.extend(found.into_iter().map(|what| format!("{name}: {what}")));
     }
     wrong
+}
+
+/// The events in short: when, and what; of output how much.
+fn told(seen: &Seen) -> String {
+    let short = |event: &EventView| match &event.kind {
+        EventKind::Output { data, .. } => format!("{} bytes", data.len()),
+        kind => format!("{} {}.{} {kind:?}", event.time_ms, event.attempt, event.sequence),
+    };
+    seen.events.iter().map(short).collect::<Vec<_>>().join("; ")
 }
 
 /// From 1 without a gap or a double, as far as the view says.

@@ -4,7 +4,10 @@ use std::{
     fs,
     io::ErrorKind,
     path::PathBuf,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +41,8 @@ pub struct Control {
     epoch: AtomicU64,
     /// The process is to end once nothing runs. Not kept: a node that is started again works again.
     closing: AtomicBool,
+    /// One change at a time: many calls of a new controller come at once.
+    changing: Mutex<()>,
 }
 
 impl Control {
@@ -57,6 +62,7 @@ impl Control {
             draining: AtomicBool::new(kept.draining),
             epoch: AtomicU64::new(kept.epoch),
             closing: AtomicBool::new(false),
+            changing: Mutex::default(),
             path,
         };
         if is_new {
@@ -75,6 +81,7 @@ impl Control {
 
     /// Stored before it holds, so that a restart does not undo it.
     pub fn set_draining(&self, draining: bool) -> Result<()> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(draining, self.epoch.load(Ordering::Acquire))?;
         self.draining.store(draining, Ordering::Release);
         Ok(())
@@ -93,8 +100,13 @@ impl Control {
         self.is_draining() || self.is_closing()
     }
 
-    /// Refuses a controller of an earlier epoch than one that was obeyed.
+    /// Refuses a controller of an earlier epoch than one that was obeyed. `Unavailable` where that cannot be
+    /// remembered, which says nothing of what the call was about.
     pub fn check_epoch(&self, epoch: u64) -> Result<()> {
+        if epoch == self.epoch.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.epoch.load(Ordering::Acquire);
         if epoch < known {
             return Err(Error::new(
@@ -103,8 +115,10 @@ impl Control {
             ));
         }
         if epoch > known {
-            self.write(self.is_draining(), epoch)?;
-            self.epoch.fetch_max(epoch, Ordering::AcqRel);
+            self.write(self.is_draining(), epoch).map_err(|error| {
+                Error::new(ErrorCode::Unavailable, error.message().to_owned()).source(error)
+            })?;
+            self.epoch.store(epoch, Ordering::Release);
         }
         Ok(())
     }
@@ -114,5 +128,26 @@ impl Control {
         let bytes = serde_json::to_vec(&kept)
             .map_err(|error| Error::internal("the worker's state cannot be written").source(error))?;
         write_synced(&self.path, &bytes).map_err(|error| unwritable(&self.path, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_epoch_may_come_by_many_calls_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDirectory::own(directory.path()).unwrap();
+        let control = Control::open(&data).unwrap();
+        for epoch in 1..=50 {
+            std::thread::scope(|threads| {
+                let calls: Vec<_> = (0..8).map(|_| threads.spawn(|| control.check_epoch(epoch))).collect();
+                for call in calls {
+                    call.join().unwrap().unwrap();
+                }
+            });
+        }
+        assert_eq!(Control::open(&data).unwrap().check_epoch(49).unwrap_err().code(), ErrorCode::Fenced);
     }
 }
