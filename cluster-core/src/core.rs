@@ -2,6 +2,7 @@
 //!
 //! The parts of a node are made and wired in [`start`]; [`Core::shutdown`] stops them.
 
+mod access;
 mod agents;
 mod certificates;
 mod config;
@@ -21,10 +22,13 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::{AccessTokens, TokenTable},
     agents::Agents,
+    audit::Audit,
     clock::rfc3339,
     cluster::{
         applied::AppliedConfig,
@@ -42,7 +46,7 @@ use crate::{
         request::ExecutionRequest,
         view::{EventView, ExecutionView},
     },
-    identity::{KeyFile, sha256},
+    identity::KeyFile,
     ids::{ClusterId, ExecutionId, NodeId},
     metrics::Metrics,
     ops::trial,
@@ -66,6 +70,7 @@ struct Inner {
     started: Instant,
     engine: Option<Engine>,
     applied: AppliedConfig,
+    tokens: TokenTable,
     part: Part,
     stop: CancellationToken,
     /// Cancelled when the membership wants the process to end.
@@ -90,6 +95,8 @@ struct WorkerPart {
 struct ControllerPart {
     store: Store,
     secrets: Secrets,
+    access: AccessTokens,
+    audit: Audit,
     agents: Agents,
     controller: Controller,
     nodes: Nodes,
@@ -141,12 +148,8 @@ pub struct HealthView {
 impl Core {
     /// Starts everything the settings ask for: controller, worker or both.
     ///
-    /// `operator_token` is the bearer token that operators of this node use.
-    pub async fn start(
-        settings: Settings,
-        data: Arc<DataDirectory>,
-        operator_token: Option<&str>,
-    ) -> Result<Core> {
+    /// `tokens` has the data directory's own; those that are stored join it.
+    pub async fn start(settings: Settings, data: Arc<DataDirectory>, tokens: TokenTable) -> Result<Core> {
         let (settings, applied) = AppliedConfig::restore(settings, data.path());
         let node_id = start::node_id(&settings, data.path())?;
         let key_path =
@@ -178,9 +181,8 @@ impl Core {
                 Part::Worker(part)
             }
             Role::Controller | Role::Hybrid => {
-                let operator = operator_token.map(|token| sha256(token.as_bytes()));
-                let (part, served) = start::start_controller(node, operator, &stop).await?;
-                tasks.push(served);
+                let (part, served) = start::start_controller(node, tokens.clone(), &stop).await?;
+                tasks.extend(served);
                 Part::Controller(Box::new(part))
             }
         };
@@ -190,6 +192,7 @@ impl Core {
             started: Instant::now(),
             engine,
             applied,
+            tokens,
             part,
             stop,
             end,
@@ -352,6 +355,11 @@ impl Core {
         limit: u32,
     ) -> Result<Vec<EventView>> {
         self.controller()?.executions.events(id, after_sequence, limit).await
+    }
+
+    /// The execution as it is, and as it changes; of an ended one there is only the last view.
+    pub async fn watch_execution(&self, id: &ExecutionId) -> Result<watch::Receiver<ExecutionView>> {
+        self.controller()?.executions.watch(id).await
     }
 
     /// Waits until there is an event after `after_sequence`, the state is settled, or time is over.

@@ -90,6 +90,8 @@ error_codes! {
     OutOfMemory => "OutOfMemory",
     /// An order needs content that the node has not: it is sent, and the order comes again.
     ContentMissing => "ContentMissing",
+    /// A call that disrupts something waits for a yes.
+    Unconfirmed => "Unconfirmed",
     /// What became of it cannot be told any more.
     Lost => "Lost",
 

@@ -171,6 +171,11 @@ name!(
     "use 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"
 );
 name!(
+    /// A token that a program calls us with.
+    AccessTokenName, "token name", is_label,
+    "use 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"
+);
+name!(
     /// What placement matches: `gpu`, `zone=eu`.
     Tag, "tag", is_tag,
     "use 1 to 63 of a-z, 0-9, '-', '.', '_', '=' and '/', beginning and ending with a letter or digit"

@@ -1,7 +1,9 @@
 //! The Aegis cluster, without any surface: identity, membership, deployment over SSH, executions.
 //! The binary above names no wire type, and nothing here names MCP, HTTP routes or a command line.
 
+pub mod access;
 pub mod agents;
+pub mod audit;
 pub mod capacity;
 pub mod clock;
 pub mod cluster;

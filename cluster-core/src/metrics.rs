@@ -53,6 +53,7 @@ struct Inner {
     events: Family<Kind, Counter>,
     nodes: Family<Status, Gauge>,
     parts: Family<Part, Gauge>,
+    audit_lost: Counter,
     uptime: Gauge,
 }
 
@@ -67,7 +68,7 @@ impl Default for Metrics {
         let durations: Family<Name, Histogram> =
             Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
         let (events, nodes, parts) = (Family::default(), Family::default(), Family::default());
-        let uptime = Gauge::default();
+        let (audit_lost, uptime) = (Counter::default(), Gauge::default());
         registry.register(
             "cluster_calls",
             "Calls of the cluster protocol by their outcome: ok, or the reason of the refusal",
@@ -82,8 +83,13 @@ impl Default for Metrics {
         registry.register("node_events", "What happened to nodes", events.clone());
         registry.register("nodes", "Nodes by status", nodes.clone());
         registry.register("part_up", "Whether a part of this node works: 1 or 0", parts.clone());
+        registry.register(
+            "audit_entries_lost",
+            "Entries of the audit log that could not be written",
+            audit_lost.clone(),
+        );
         registry.register_with_unit("uptime", "Since this process started", Unit::Seconds, uptime.clone());
-        Self(Arc::new(Inner { registry, calls, durations, events, nodes, parts, uptime }))
+        Self(Arc::new(Inner { registry, calls, durations, events, nodes, parts, audit_lost, uptime }))
     }
 }
 
@@ -111,6 +117,10 @@ impl Metrics {
 
     pub fn part(&self, name: &str, ok: bool) {
         self.0.parts.get_or_create(&Part { part: name.to_owned() }).set(i64::from(ok));
+    }
+
+    pub fn audit_lost(&self, entries: u64) {
+        self.0.audit_lost.inc_by(entries);
     }
 
     /// The text that a Prometheus server reads.

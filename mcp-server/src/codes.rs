@@ -50,6 +50,7 @@ pub const fn of(code: ErrorCode) -> Shown {
         E::Lost => shown(33, H::BAD_GATEWAY),
         E::ContainerFailed => shown(34, H::UNPROCESSABLE_ENTITY),
         E::ContentMissing => shown(36, H::CONFLICT),
+        E::Unconfirmed => shown(37, H::FORBIDDEN),
         E::OutOfMemory => shown(35, H::UNPROCESSABLE_ENTITY),
 
         E::TokenExpired

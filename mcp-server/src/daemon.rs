@@ -5,17 +5,19 @@
 //! worker health alone). The story: configuration, data directory, core, listeners, wait, then stop
 //! intake, let connections end, stop the core; each with a bound.
 
-mod files;
+pub mod files;
 mod log;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use axum::{Router, middleware};
+use axum::{Extension, Router, middleware};
 use cluster_core::{
     Error, ErrorCode, Result,
+    access::{Door, TokenTable},
     config::{self, Overrides, Settings, StartedBy},
     core::Core,
     deploy::Origin,
+    rpc::tls::web_server,
     store::DataDirectory,
 };
 use tokio::{
@@ -23,9 +25,11 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
 };
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    caller::Caller,
     rest::{self, Api},
     server::AegisServer,
     tools::Catalogue,
@@ -70,16 +74,20 @@ pub async fn run(options: Options) -> Result<()> {
     }
     // Before the core starts: a mistake in here must not leave it half-started.
     let token = files::http_token(&data)?;
-    let guard = Guard::new(&settings, &token)?;
+    let tokens = TokenTable::new(Some(&token));
+    let guard = Guard::new(&settings, tokens.clone())?;
     let catalogue = Arc::new(Catalogue::of(&settings.mcp)?);
+    let tls = settings.http_tls.clone().map(|files| web_server(files, stop.clone())).transpose()?;
     let listener = bind(&settings).await?;
     let address = listener.local_addr().map_err(|e| Error::internal("no local address").source(e))?;
 
-    let core = Core::start(settings.clone(), Arc::clone(&data), Some(&token)).await?;
+    let core = Core::start(settings.clone(), Arc::clone(&data), tokens).await?;
     follow_log_level(&core, set_level, stop.clone());
-    let listening = Listening { core: core.clone(), settings, guard, catalogue, stop: stop.clone() };
+    let has_tls = tls.is_some();
+    let listening = Listening { core: core.clone(), settings, guard, catalogue, tls, stop: stop.clone() };
     let listeners = listening.spawn(&data, listener).and_then(|listeners| {
-        files::write_address(&data, address)?;
+        files::write_address(&data, address, has_tls)?;
+        files::write_config_path(&data, loaded.path.as_deref())?;
         Ok(listeners)
     });
     let mut listeners = match listeners {
@@ -116,6 +124,8 @@ struct Listening {
     settings: Settings,
     guard: Guard,
     catalogue: Arc<Catalogue>,
+    /// Of HTTP.
+    tls: Option<Arc<ServerConfig>>,
     stop: CancellationToken,
 }
 
@@ -129,19 +139,21 @@ impl Listening {
             false => rest::worker_router(api(origin)),
         };
         let socket = Socket::bind(data, unix::API)?;
-        tasks.spawn(serve_unix(socket, routes(Origin::Person), self.stop.clone()));
+        let inside = routes(Origin::Person).layer(Extension(Caller::local(Door::ApiSocket)));
+        tasks.spawn(serve_unix(socket, inside, self.stop.clone()));
         let mut outside = routes(Origin::Assistant);
         if serves_api {
             let server = AegisServer::new(self.core.clone(), Arc::clone(&self.catalogue));
             let socket = Socket::bind(data, unix::MCP)?;
             tasks.spawn(mcp_socket::serve(socket, server.clone(), self.stop.clone()));
             if self.settings.mcp.http {
-                let service = mcp_service(server, &self.settings, self.stop.child_token());
+                let service =
+                    mcp_service(move || server.for_connection(), &self.settings, self.stop.child_token());
                 outside = outside.merge(Router::new().route_service("/mcp", service));
             }
         }
         let outside = outside.layer(middleware::from_fn_with_state(self.guard, guard::guard));
-        tasks.spawn(serve_tcp(http, outside, self.stop));
+        tasks.spawn(serve_tcp(http, self.tls, outside, self.stop));
         Ok(tasks)
     }
 }
@@ -173,7 +185,8 @@ async fn bind(settings: &Settings) -> Result<TcpListener> {
     })
 }
 
-fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+/// SIGTERM and SIGINT, for this process alone.
+pub fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals =
             signal(kind).map_err(|e| Error::internal("signals cannot be received").source(e))?;

@@ -1,7 +1,8 @@
-//! What an MCP client talks to: the front page, the list of tools, the calls.
+//! What an MCP client talks to: the front page, and each request handed to the part that serves it.
 //!
-//! One value serves every connection and both eras of the protocol; it holds only handles. rmcp makes
-//! a clone of it for each session (older clients) or each request (2026-07-28).
+//! One value is made for each connection of an older client, and for each connection or, over HTTP, each
+//! request of a client of 2026-07-28 ([`AegisServer::for_connection`]). It holds handles, and the
+//! subscriptions of its connection, which end when it is dropped.
 
 use std::sync::Arc;
 
@@ -9,17 +10,25 @@ use cluster_core::core::Core;
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
-        CacheScope, CallToolRequestParams, CallToolResponse, Implementation, ListToolsResult,
-        PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool,
+        CacheScope, CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult,
+        GetPromptRequestParams, GetPromptResponse, Implementation, ListPromptsResult,
+        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
+        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
+        SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
     },
-    service::RequestContext,
+    service::{RequestContext, SubscriptionContext},
 };
-use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
-use crate::tools::Catalogue;
-
-/// The list changes only with the configuration, that is with a restart.
-const LIST_TTL_MS: u64 = 5 * 60 * 1000;
+use crate::{
+    caller::{Caller, Entrance},
+    prompts, protocol_error,
+    resources::{
+        FIXED_TTL_MS, LIVE_TTL_MS, complete, list, read,
+        subscriptions::{self, Budget, Subscriptions},
+    },
+    tools::Catalogue,
+};
 
 /// The front page: clients that load tools on demand show only this and the tools' names. They cut it
 /// at 2 KB.
@@ -37,6 +46,8 @@ stops it.
 4. drain_node(node_id) takes a node out of service without losing work; resume_node undoes it.
 
 Rules:
+- Resources (peers://, deployment://ID, execution://ID, execution://ID/output) can be read and subscribed \
+to; prompts deploy, drain and diagnose with live facts.
 - Every answer has next_step: what to call next.
 - Calls return within 45 s and never own the work: when a call is cut off, deployments and executions go on. \
 Ask for their state by id; do not start them again. Pass an idempotency_key when you may have to retry.
@@ -49,17 +60,55 @@ from the error (aegis host approve HOST); you cannot approve it yourself.
 pub struct AegisServer {
     core: Core,
     catalogue: Arc<Catalogue>,
+    entrance: Entrance,
+    budget: Budget,
+    subscriptions: Arc<Subscriptions>,
 }
 
 impl AegisServer {
     pub fn new(core: Core, catalogue: Arc<Catalogue>) -> Self {
-        Self { core, catalogue }
+        let budget = Budget::default();
+        let subscriptions = Arc::new(Subscriptions::new(budget.clone()));
+        Self { core, catalogue, entrance: Entrance::PerRequest, budget, subscriptions }
+    }
+
+    /// For one connection, which has one caller.
+    pub fn entered_by(self, caller: Caller) -> Self {
+        Self { entrance: Entrance::Connection(Box::new(caller)), ..self }
+    }
+
+    /// For one more connection, with subscriptions of its own.
+    pub fn for_connection(&self) -> Self {
+        let subscriptions = Arc::new(Subscriptions::new(self.budget.clone()));
+        Self { subscriptions, ..self.clone() }
+    }
+
+    fn caller(&self, context: &RequestContext<RoleServer>) -> Result<Caller, ErrorData> {
+        Caller::of(context, &self.entrance)
+            .map_err(|error| ErrorData::internal_error(error.to_string(), None))
+    }
+
+    /// To be cancelled when this connection's client sends nothing more.
+    pub fn end_of_input(&self) -> CancellationToken {
+        self.subscriptions.end_of_input()
+    }
+
+    #[cfg(test)]
+    pub fn budget(&self) -> Budget {
+        self.budget.clone()
     }
 }
 
 impl ServerHandler for AegisServer {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+        let capabilities = ServerCapabilities::builder()
+            .enable_completions()
+            .enable_prompts()
+            .enable_resources()
+            .enable_tools()
+            .enable_resources_subscribe()
+            .build();
+        ServerConfig::new(capabilities)
             .with_server_info(Implementation::new("aegis", env!("CARGO_PKG_VERSION")).with_title("Aegis"))
             .with_instructions(INSTRUCTIONS)
     }
@@ -67,10 +116,11 @@ impl ServerHandler for AegisServer {
     async fn list_tools(
         &self,
         _page: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(self.catalogue.manifests())
-            .with_ttl_ms(LIST_TTL_MS)
+        let offered = self.catalogue.offered(&self.caller(&context)?);
+        Ok(ListToolsResult::with_all_items(offered)
+            .with_ttl_ms(FIXED_TTL_MS)
             .with_cache_scope(CacheScope::Private))
     }
 
@@ -83,14 +133,96 @@ impl ServerHandler for AegisServer {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let arguments = Value::Object(request.arguments.unwrap_or_default());
-        match self.catalogue.call(&self.core, &request.name, arguments, &context).await {
-            Some(result) => Ok(result.into()),
-            None => Err(ErrorData::invalid_params(
-                format!("there is no tool \"{}\"", cluster_core::ids::shown(&request.name)),
-                None,
-            )),
-        }
+        let name = request.name.clone();
+        self.catalogue.call(&self.core, &self.caller(&context)?, request, &context).await.ok_or_else(|| {
+            let words = format!("there is no tool \"{}\"", cluster_core::ids::shown(&name));
+            ErrorData::invalid_params(words, None)
+        })
+    }
+
+    async fn list_resources(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        let resources = list::resources(&self.core).await;
+        let resources = resources.map_err(|error| protocol_error::of_arguments(&error))?;
+        Ok(ListResourcesResult::with_all_items(resources)
+            .with_ttl_ms(LIVE_TTL_MS)
+            .with_cache_scope(CacheScope::Private))
+    }
+
+    async fn list_resource_templates(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        Ok(ListResourceTemplatesResult::with_all_items(list::templates())
+            .with_ttl_ms(FIXED_TTL_MS)
+            .with_cache_scope(CacheScope::Private))
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        read::read(&self.core, &request.uri).await.map(ReadResourceResponse::from)
+    }
+
+    async fn subscribe(
+        &self,
+        request: SubscribeRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.subscriptions.subscribe(&self.core, &request.uri, context.peer).await
+    }
+
+    async fn unsubscribe(
+        &self,
+        request: UnsubscribeRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.subscriptions.unsubscribe(&request.uri);
+        Ok(())
+    }
+
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        Some(subscriptions::accepted(requested))
+    }
+
+    async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        self.subscriptions.listen(&self.core, &context).await
+    }
+
+    async fn complete(
+        &self,
+        request: CompleteRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<CompleteResult, ErrorData> {
+        complete::complete(&self.core, &request).await
+    }
+
+    async fn list_prompts(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListPromptsResult, ErrorData> {
+        let caller = self.caller(&context)?;
+        let listed = prompts::list(&|tool| self.catalogue.is_offered(&caller, tool));
+        Ok(ListPromptsResult::with_all_items(listed)
+            .with_ttl_ms(FIXED_TTL_MS)
+            .with_cache_scope(CacheScope::Private))
+    }
+
+    async fn get_prompt(
+        &self,
+        request: GetPromptRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        let caller = self.caller(&context)?;
+        let has_tool = |tool: &str| self.catalogue.is_offered(&caller, tool);
+        prompts::get(&self.core, &has_tool, request).await.map(GetPromptResponse::from)
     }
 }
 
@@ -98,59 +230,10 @@ impl ServerHandler for AegisServer {
 mod tests {
     //! Over a byte stream, as `aegis mcp` carries it, in both eras of the protocol.
 
-    use rmcp::ServiceExt as _;
-    use serde_json::json;
-    use tokio::io::{
-        AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf,
-    };
+    use serde_json::{Value, json};
 
     use super::*;
-
-    struct Client {
-        lines: Lines<BufReader<ReadHalf<DuplexStream>>>,
-        write: WriteHalf<DuplexStream>,
-    }
-
-    impl Client {
-        fn start() -> Self {
-            let (ours, theirs) = tokio::io::duplex(1024 * 1024);
-            tokio::spawn(async move {
-                let running = crate::testing::server().await.serve(theirs).await.unwrap();
-                running.waiting().await.unwrap();
-            });
-            let (read, write) = tokio::io::split(ours);
-            Self { lines: BufReader::new(read).lines(), write }
-        }
-
-        async fn send(&mut self, message: Value) {
-            self.write.write_all(format!("{message}\n").as_bytes()).await.unwrap();
-        }
-
-        async fn ask(&mut self, message: Value) -> Value {
-            self.send(message).await;
-            serde_json::from_str(&self.lines.next_line().await.unwrap().unwrap()).unwrap()
-        }
-
-        /// As Codex and Cursor open.
-        async fn initialize(&mut self) -> Value {
-            let answer = self
-                .ask(json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
-                    "protocolVersion": "2025-06-18", "capabilities": {},
-                    "clientInfo": {"name": "test", "version": "1"}}}))
-                .await;
-            self.send(json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
-            answer
-        }
-    }
-
-    /// What every request of 2026-07-28 carries.
-    fn modern() -> Value {
-        json!({
-            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
-            "io.modelcontextprotocol/clientCapabilities": {}
-        })
-    }
+    use crate::testing::{Client, modern, server};
 
     fn call(tool: &str, arguments: &Value) -> Value {
         json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": tool, "arguments": arguments}})
@@ -159,8 +242,16 @@ mod tests {
     const TOOLS: usize = 16;
 
     #[tokio::test]
+    async fn what_is_declared_is_what_there_is() {
+        let mut client = Client::of(server().await);
+        let declared = client.initialize().await["result"]["capabilities"].clone();
+        let there = json!({"tools": {}, "prompts": {}, "completions": {}, "resources": {"subscribe": true}});
+        assert_eq!(declared, there);
+    }
+
+    #[tokio::test]
     async fn the_older_era_initializes_and_lists() {
-        let mut client = Client::start();
+        let mut client = Client::of(server().await);
         let answer = client.initialize().await;
         assert_eq!(answer["result"]["protocolVersion"], "2025-06-18");
         assert_eq!(answer["result"]["serverInfo"]["name"], "aegis");
@@ -170,7 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newer_era_discovers_and_lists_without_a_session() {
-        let mut client = Client::start();
+        let mut client = Client::of(server().await);
         let answer = client
             .ask(json!({"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {"_meta": modern()}}))
             .await;
@@ -185,7 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_argument_is_a_tool_error_in_words_and_without_structure() {
-        let mut client = Client::start();
+        let mut client = Client::of(server().await);
         client.initialize().await;
         for (tool, arguments, words) in [
             ("deploy_edge_node", json!({"host": "a", "hots": 1}), "hots"),
@@ -209,7 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unknown_tool_is_a_protocol_error() {
-        let mut client = Client::start();
+        let mut client = Client::of(server().await);
         client.initialize().await;
         let answer = client.ask(call("rm_rf", &json!({}))).await;
         assert_eq!(answer["error"]["code"], -32602);

@@ -1,14 +1,23 @@
 //! What the tests of this crate share.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use cluster_core::{
+    access::{Door, TokenTable},
     config::{self, Overrides, Settings},
     core::Core,
     store::DataDirectory,
 };
+use rmcp::ServiceExt as _;
+use serde_json::{Value, json};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf,
+};
 
-use crate::{server::AegisServer, tools::Catalogue};
+use crate::{caller::Caller, server::AegisServer, tools::Catalogue};
+
+/// Nothing that a test waits for takes as long.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A controller that runs no containers, on a port of its own.
 const CONFIG: &str = "
@@ -18,18 +27,131 @@ spec:
   network: { port: 0 }
 ";
 
-pub fn settings() -> Settings {
+fn settings_of(text: &str) -> Settings {
     let overrides = Overrides { data_dir: Some("/nonexistent".into()), ..Overrides::default() };
-    Settings::of(&config::parse(CONFIG).unwrap(), &overrides).unwrap()
+    Settings::of(&config::parse(text).unwrap(), &overrides).unwrap()
+}
+
+pub fn settings() -> Settings {
+    settings_of(CONFIG)
 }
 
 /// A real one, in a directory that is gone once it is started: the open files are enough.
 pub async fn core() -> Core {
     let directory = tempfile::tempdir().unwrap();
     let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
-    Core::start(settings(), data, None).await.unwrap()
+    Core::start(settings(), data, TokenTable::default()).await.unwrap()
+}
+
+/// A real one with one node, itself. Its engine is away, so that it is there and takes no work; its journal
+/// needs the directory.
+pub async fn hybrid() -> (Core, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("docker.sock");
+    // The file stays when the listener is dropped, and nobody answers there.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let config = format!(
+        "spec:\n  node: {{ id: home, type: hybrid, tags: [home] }}\n  cluster: {{ role: hybrid, \
+         cluster_grpc_port: 0 }}\n  network: {{ port: 0, grpc_port: 0 }}\n  runtime: {{ docker_socket_path: {} }}\n",
+        socket.display()
+    );
+    let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
+    (Core::start(settings_of(&config), data, TokenTable::default()).await.unwrap(), directory)
+}
+
+pub fn server_of(core: Core) -> AegisServer {
+    served_by(core, Catalogue::all())
+}
+
+/// As to the owner of the data directory.
+pub fn served_by(core: Core, catalogue: Catalogue) -> AegisServer {
+    AegisServer::new(core, Arc::new(catalogue)).entered_by(Caller::local(Door::McpSocket))
 }
 
 pub async fn server() -> AegisServer {
-    AegisServer::new(core().await, Arc::new(Catalogue::all()))
+    server_of(core().await)
+}
+
+/// A client over a byte stream, as `aegis mcp` carries it.
+pub struct Client {
+    lines: Lines<BufReader<ReadHalf<DuplexStream>>>,
+    write: WriteHalf<DuplexStream>,
+    notes: VecDeque<Value>,
+}
+
+impl Client {
+    pub fn of(server: AegisServer) -> Self {
+        let (ours, theirs) = tokio::io::duplex(1024 * 1024);
+        tokio::spawn(async move {
+            let running = server.serve(theirs).await.unwrap();
+            running.waiting().await.unwrap();
+        });
+        let (read, write) = tokio::io::split(ours);
+        Self { lines: BufReader::new(read).lines(), write, notes: VecDeque::new() }
+    }
+
+    pub async fn send(&mut self, message: Value) {
+        self.write.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Value {
+        let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await.expect("a message in time");
+        serde_json::from_str(&line.unwrap().unwrap()).unwrap()
+    }
+
+    /// The answer to this request; notifications on the way are kept.
+    pub async fn ask(&mut self, message: Value) -> Value {
+        let id = message["id"].clone();
+        self.send(message).await;
+        self.answer(&id).await
+    }
+
+    pub async fn answer(&mut self, id: &Value) -> Value {
+        loop {
+            let message = self.next().await;
+            if message["id"] == *id {
+                return message;
+            }
+            self.notes.push_back(message);
+        }
+    }
+
+    /// The next notification of this method.
+    pub async fn note(&mut self, method: &str) -> Value {
+        if let Some(place) = self.notes.iter().position(|note| note["method"] == method) {
+            return self.notes.remove(place).unwrap();
+        }
+        loop {
+            let message = self.next().await;
+            if message["method"] == method {
+                return message;
+            }
+            self.notes.push_back(message);
+        }
+    }
+
+    /// Those of this method that came while something else was waited for.
+    pub fn heard(&self, method: &str) -> usize {
+        self.notes.iter().filter(|note| note["method"] == method).count()
+    }
+
+    /// As Codex and Cursor open.
+    pub async fn initialize(&mut self) -> Value {
+        let answer = self
+            .ask(json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+                "protocolVersion": "2025-06-18", "capabilities": {},
+                "clientInfo": {"name": "test", "version": "1"}}}))
+            .await;
+        self.send(json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
+        answer
+    }
+}
+
+/// What every request of 2026-07-28 carries.
+pub fn modern() -> Value {
+    json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {}
+    })
 }

@@ -10,15 +10,18 @@ import sys
 
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
+from mcp.types import PromptReference
 
 WAIT_SECONDS = 45
 IMAGE = "busybox:testbed"
+PEERS = "peers://"
 
 
 class Journey:
     def __init__(self, session):
         self.session = session
         self.progress = 0
+        self.confirmed = 0
 
     async def heard(self, progress, total, message):
         self.progress += 1
@@ -27,6 +30,14 @@ class Journey:
         return await self.session.call_tool(tool, arguments, progress_callback=self.heard)
 
     async def call(self, tool, **arguments):
+        view = await self.once(tool, arguments)
+        if view.get("state") == "needs_confirmation":
+            # As by an assistant whose user agrees to the plan.
+            self.confirmed += 1
+            view = await self.once(tool, {**arguments, "confirm_token": view["confirm_token"]})
+        return view
+
+    async def once(self, tool, arguments):
         result = await self.result(tool, arguments)
         is_error = getattr(result, "is_error", None) or getattr(result, "isError", None)
         if is_error:
@@ -45,6 +56,21 @@ class Journey:
         return await self.call(
             "submit_execution", image=IMAGE, command=["sh", "-c", script], target_tags=tags, wait_seconds=WAIT_SECONDS
         )
+
+
+async def look(session, node_id):
+    """What is read without a tool: resources, a prompt, the completion of an id."""
+    resources = [str(resource.uri) for resource in (await session.list_resources()).resources]
+    peers = json.loads((await session.read_resource(PEERS)).contents[0].text)
+    prompt = await session.get_prompt("diagnose_node", {"node_id": node_id})
+    reference = PromptReference(type="ref/prompt", name="diagnose_node")
+    completed = await session.complete(reference, {"name": "node_id", "value": node_id[:-1]})
+    return {
+        "resources": resources,
+        "peers": {peer["node_id"]: peer["status"] for peer in peers["peers"]},
+        "prompt": prompt.messages[0].content.text,
+        "completed": completed.completion.values,
+    }
 
 
 def structured(result):
@@ -72,6 +98,7 @@ async def make(session, deployments):
     refused = await journey.result("get_execution", {"execution_id": "no-such-execution"})
     is_error = bool(getattr(refused, "is_error", None) or getattr(refused, "isError", None))
     seen["error"] = {"is_error": is_error, "text": text_of(refused)}
+    seen["looked"] = await look(session, first)
     seen["progress"] = journey.progress
     return seen
 

@@ -9,6 +9,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod alone;
+mod conformance;
 mod faults;
 mod fleet;
 mod fresh;

@@ -22,7 +22,7 @@ use cluster_core::{
         ClusterClock, Sealer,
         controller_api::{ControllerApi, ControllerApiSettings},
         listener::{Entered, Via},
-        operator::OperatorToken,
+        operator::Operators,
         plain::Proven,
     },
     store::{DataDirectory, Store},
@@ -51,7 +51,7 @@ pub async fn run() {
     let (nodes, _streams) = Nodes::new(controller.clone(), None, DirectAccess::default());
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
-        operator: OperatorToken(None),
+        operators: Operators::default(),
         endpoint: String::new(),
         authority: None,
     };

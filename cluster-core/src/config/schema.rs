@@ -231,7 +231,7 @@ pub struct Network {
     pub grpc_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
-    /// Plaintext off loopback on the cluster port.
+    /// Plaintext off loopback, on the cluster port and for HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_insecure_bind: Option<bool>,
 }
@@ -442,6 +442,20 @@ pub enum Auth {
     None,
 }
 
+/// Which calls of assistants need a confirmation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Confirm {
+    Never,
+    /// Drains, removals, first deployments to a host, deployments to a host that runs work.
+    #[default]
+    Destructive,
+    /// Whatever changes something.
+    Always,
+    /// As `destructive`, and only a person's own answer counts.
+    HumanOnly,
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Mcp {
@@ -457,8 +471,36 @@ pub struct Mcp {
     pub read_only: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
+    /// Where HTTP listens, if not on `spec.network.bind_address`; off loopback with `tls` only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub confirm: Option<String>,
+    pub bind_address: Option<String>,
+    /// HTTPS in place of HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<HttpTls>,
+    /// Of the audit log.
+    pub audit: AuditRetention,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<Confirm>,
+}
+
+/// PEM files, looked at once a minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HttpTls {
+    /// The chain, our own certificate first.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// How long a controller keeps who did what; whichever bound is reached first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AuditRetention {
+    /// Default 90.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
+    /// Default 100000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]

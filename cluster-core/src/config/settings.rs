@@ -10,10 +10,11 @@ use std::{
 
 use super::{
     cluster_port::{ClusterPort, is_loopback},
-    schema::{Auth, Deploy, NodeConfig, NodeType, Policy, Resources},
+    schema::{Auth, Confirm, Deploy, HttpTls, NodeConfig, NodeType, Policy, Resources},
 };
 use crate::{
     agents::runtimes,
+    audit::AuditSettings,
     cluster::{peer::Role, placement::PlacementStrategy},
     error::{Error, ErrorCode, Result},
     execution::{image_reference::check_image, settings::ExecutionSettings},
@@ -83,7 +84,9 @@ pub struct Settings {
     /// Nodes of the other implementation are admitted, over loopback alone.
     pub allow_unsealed_context: bool,
     pub token_refresh_margin: Duration,
+    /// Where HTTP listens.
     pub bind_address: IpAddr,
+    pub http_tls: Option<HttpTls>,
     pub rest_port: u16,
     /// The published second port of the cluster protocol; None is the usual one, where it is free.
     pub grpc_port: Option<u16>,
@@ -96,6 +99,7 @@ pub struct Settings {
     pub executions: ExecutionSettings,
     pub deploy: Deploy,
     pub mcp: McpSettings,
+    pub audit: AuditSettings,
     pub log_level: Option<String>,
     /// OpenBao's key for node security tokens; a key in the data directory where there is none.
     pub transit: Option<TransitSettings>,
@@ -121,6 +125,7 @@ pub struct McpSettings {
     pub auth: Auth,
     pub read_only: bool,
     pub tools: Option<Vec<String>>,
+    pub confirm: Confirm,
 }
 
 /// The environment's say, read once at start.
@@ -175,16 +180,9 @@ impl Settings {
         if spec.network.tls.as_ref().is_some_and(named) {
             return Err(Error::new(
                 ErrorCode::NotOffered,
-                "spec.network.tls: HTTP is served on loopback only, without certificates",
+                "spec.network.tls is not used: each listener has its own",
             )
-            .remedy("remove it; the cluster port has its own, spec.cluster.tls"));
-        }
-        if spec.mcp.confirm.as_deref().is_some_and(|confirm| confirm != "never") {
-            return Err(Error::new(
-                ErrorCode::NotOffered,
-                "spec.mcp.confirm: confirmation through the assistant is not offered yet",
-            )
-            .remedy("remove it; first deployments are admitted with `aegis host approve`"));
+            .remedy("name certificates in spec.mcp.tls for HTTP, in spec.cluster.tls for the cluster port"));
         }
         if let Some(url) = &spec.database.url
             && !url.starts_with("sqlite:")
@@ -208,9 +206,7 @@ impl Settings {
         let dialled = controller.as_ref().filter(|_| role == Role::Worker);
         let endpoint = dialled.map(|controller| &controller.endpoint);
         let cluster_port = ClusterPort::of(&cluster, &spec.network, endpoint)?;
-        // With a direct link the address in the file is the cluster port's: HTTP stays on loopback.
-        let http = spec.network.bind_address.as_ref().filter(|_| cluster_port.advertise.is_none());
-        let bind_address = bind_address(overrides.bind_address.as_ref().or(http))?;
+        let bind_address = http_address(spec, overrides, cluster_port.advertise.is_none())?;
         let rest_port = match &overrides.port {
             Some(text) => {
                 text.parse().map_err(|_| invalid(format!("AEGIS_PORT \"{text}\" is not a port")))?
@@ -238,6 +234,7 @@ impl Settings {
             allow_unsealed_context: cluster.allow_unsealed_context.unwrap_or(false),
             token_refresh_margin: Duration::from_secs(margin),
             bind_address,
+            http_tls: mcp.tls.clone(),
             rest_port,
             grpc_port: spec.network.grpc_port,
             docker_socket: spec.runtime.docker_socket_path.clone(),
@@ -258,7 +255,9 @@ impl Settings {
                 auth: mcp.auth.unwrap_or_default(),
                 read_only: mcp.read_only.unwrap_or(false),
                 tools: mcp.tools.clone(),
+                confirm: mcp.confirm.unwrap_or_default(),
             },
+            audit: AuditSettings::of(&mcp.audit)?,
             log_level: overrides
                 .log_level
                 .clone()
@@ -319,18 +318,26 @@ fn images(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> 
     Ok(given.clone())
 }
 
-fn bind_address(given: Option<&String>) -> Result<IpAddr> {
-    let Some(text) = given else { return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
+/// Off loopback HTTP is under TLS, or somebody has said in the file that it shall not be. With a direct link
+/// `spec.network.bind_address` is the cluster port's alone.
+fn http_address(spec: &super::schema::Spec, overrides: &Overrides, shares_address: bool) -> Result<IpAddr> {
+    let given = [
+        ("AEGIS_HOST", overrides.bind_address.as_ref()),
+        ("spec.mcp.bind_address", spec.mcp.bind_address.as_ref()),
+        ("spec.network.bind_address", spec.network.bind_address.as_ref().filter(|_| shares_address)),
+    ];
+    let given = given.into_iter().find_map(|(key, text)| Some((key, text?)));
+    let Some((key, text)) = given else { return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
     let address = if text == "localhost" { "127.0.0.1" } else { text.as_str() };
-    let address: IpAddr = address.parse().map_err(|_| {
-        invalid(format!("spec.network.bind_address \"{}\" is not an IP address", crate::ids::shown(text)))
-    })?;
-    if !address.is_loopback() {
-        return Err(Error::new(
-            ErrorCode::NotOffered,
-            format!("spec.network.bind_address {address}: only loopback can be bound in this version"),
-        )
-        .remedy("use 127.0.0.1; edge hosts are reached through their SSH connection"));
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| invalid(format!("{key} \"{}\" is not an IP address", crate::ids::shown(text))))?;
+    let admitted = spec.mcp.tls.is_some() || spec.network.allow_insecure_bind == Some(true);
+    if !address.is_loopback() && !admitted {
+        return Err(invalid(format!("{key} {address}: HTTP is served without TLS on loopback only")).remedy(
+            "name a certificate in spec.mcp.tls.{cert, key}; or, where everybody on the network may read along \
+             and take tokens, set spec.network.allow_insecure_bind: true",
+        ));
     }
     Ok(address)
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::{Core, Part};
 use crate::{
@@ -71,6 +72,11 @@ impl Core {
                 && filter.tags.iter().all(|tag| peer.tags.contains(tag))
         });
         Ok(peers)
+    }
+
+    /// Changes whenever a node, its state or its link did, or what was reserved became free.
+    pub fn watch_membership(&self) -> Result<watch::Receiver<u64>> {
+        Ok(self.controller()?.controller.version())
     }
 
     pub async fn drain(&self, node_id: &NodeId, order: DrainOrder) -> Result<DrainView> {

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ControllerPart, WorkerPart, certificates};
 use crate::{
+    access::{AccessTokens, TokenTable},
     agents::Agents,
+    audit::Audit,
     capacity::Capacity,
     clock::Clock,
     cluster::{
@@ -40,7 +42,7 @@ use crate::{
         controller_api::{ControllerApi, ControllerApiSettings},
         controller_client::{Applicant, OwnAddress},
         listener::Intake,
-        operator::OperatorToken,
+        operator::Operators,
         runtime_api::RuntimeApi,
         tls::Credentials,
         worker_api::WorkerApi,
@@ -68,9 +70,9 @@ pub(super) struct Node<'a> {
 
 pub(super) async fn start_controller(
     node: Node<'_>,
-    operator_token_sha256: Option<[u8; 32]>,
+    table: TokenTable,
     stop: &CancellationToken,
-) -> Result<(ControllerPart, tokio::task::JoinHandle<()>)> {
+) -> Result<(ControllerPart, Vec<tokio::task::JoinHandle<()>>)> {
     let Node { settings, data, id: node_id, keys, engine, applied, metrics } = node;
     let offered = engine.clone();
     let store = Store::open(data.clone()).await?;
@@ -119,10 +121,12 @@ pub(super) async fn start_controller(
     };
     listen_published(settings, &intake, tls.credentials.as_ref()).await?;
     intake.take_links(streams.links);
-    let operator = OperatorToken(operator_token_sha256);
+    let access = AccessTokens::open(store.clone(), table.clone()).await?;
+    let (audit, audited) = Audit::start(store.clone(), settings.audit, metrics.clone(), stop.clone()).await?;
+    let operators = Operators { tokens: table, audit: Some(audit.clone()) };
     let api = ControllerApiSettings {
         allow_unsealed_context: settings.allow_unsealed_context,
-        operator,
+        operators: operators.clone(),
         endpoint: endpoint.clone(),
         authority: tls.authority.clone(),
     };
@@ -168,7 +172,7 @@ pub(super) async fn start_controller(
         stop: stop.clone(),
     };
     let executions = Executions::start(context, sending, streams.reports).await?;
-    let runtime = RuntimeApi::new(executions.clone(), operator, metrics, stop.clone());
+    let runtime = RuntimeApi::new(executions.clone(), operators, metrics, stop.clone());
     // Connections that came in meanwhile have waited in the intake.
     let served = served.spawn(intake, Some(runtime));
 
@@ -201,9 +205,12 @@ pub(super) async fn start_controller(
     if resumed > 0 {
         tracing::info!(resumed, "rollouts are taken up again");
     }
+    let used = access.spawn(stop.clone());
     let part = ControllerPart {
         store,
         secrets,
+        access,
+        audit,
         agents,
         controller,
         nodes,
@@ -215,7 +222,7 @@ pub(super) async fn start_controller(
         endpoint,
         tls,
     };
-    Ok((part, served))
+    Ok((part, vec![served, audited, used]))
 }
 
 pub(super) async fn start_worker(

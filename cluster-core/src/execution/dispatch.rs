@@ -244,6 +244,15 @@ impl Executions {
         Ok(events)
     }
 
+    /// Follows an execution; of an ended one there is only the last view.
+    pub async fn watch(&self, id: &ExecutionId) -> Result<watch::Receiver<ExecutionView>> {
+        let live = self.live().get(id).cloned();
+        match live {
+            Some(live) => Ok(live.view.subscribe()),
+            None => Ok(watch::channel(self.get(id).await?).1),
+        }
+    }
+
     /// Waits until `done` holds of the view, or time is over; answers with how it stands then.
     pub async fn wait(
         &self,

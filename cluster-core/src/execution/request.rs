@@ -44,16 +44,16 @@ const CAPABILITIES_MAX: usize = 40;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResourceRequest {
-    /// CPU cores, fractions allowed: 0.05 to 1024 (default 0.5).
+    /// Cores: 0.05-1024, default 0.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<f64>,
-    /// Memory in MiB, at least 6 (default 256).
+    /// At least 6, default 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
-    /// Whole GPUs (default 0).
+    /// Default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u32>,
-    /// GPU memory in GiB (default 0).
+    /// Default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vram_gb: Option<u32>,
 }

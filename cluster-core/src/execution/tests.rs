@@ -10,6 +10,7 @@ use super::{
     view::{EventKind, EventView, ExecutionView},
 };
 use crate::{
+    access::TokenTable,
     config::{self, Overrides, Settings},
     core::Core,
     deploy::Origin,
@@ -48,7 +49,9 @@ impl Node {
         );
         let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };
         let settings = Settings::of(&config::parse(&text).unwrap(), &overrides).unwrap();
-        Core::start(settings, Arc::new(DataDirectory::own(data).unwrap()), None).await.unwrap()
+        Core::start(settings, Arc::new(DataDirectory::own(data).unwrap()), TokenTable::default())
+            .await
+            .unwrap()
     }
 }
 

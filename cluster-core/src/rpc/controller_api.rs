@@ -31,7 +31,7 @@ use super::{
     envelope::{Expected, Sealed, begin},
     limits::Limits,
     listener::{Entered, Intake, MESSAGE_BYTES_MAX, Via, server},
-    operator::OperatorToken,
+    operator::Operators,
     plain::Proven,
     runtime_api::RuntimeApi,
     status::to_status,
@@ -50,7 +50,7 @@ use crate::{
 pub struct ControllerApiSettings {
     /// Nodes of the other implementation are admitted, over loopback alone.
     pub allow_unsealed_context: bool,
-    pub operator: OperatorToken,
+    pub operators: Operators,
     /// Where nodes find this controller.
     pub endpoint: String,
     /// Certifies nodes that ask for it; None where the operator does.

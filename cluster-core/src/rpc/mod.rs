@@ -7,7 +7,7 @@
 //! - [`listener`]: what is listened on, with every limit set on purpose.
 //! - [`limits`]: how much strangers may ask.
 //! - [`controller_api`], [`worker_api`]: what each side serves.
-//! - [`runtime_api`]: what a controller serves to clients, by [`operator`]'s token; its events: `runtime_events`.
+//! - [`runtime_api`]: what a controller serves to clients, who bear a token ([`operator`]); its events: `runtime_events`.
 //! - [`config_api`]: the configuration calls of both sides.
 //! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
 //!   under a worker's calls.

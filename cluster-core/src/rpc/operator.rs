@@ -1,34 +1,54 @@
-//! The bearer token of operators: the one of the HTTP door, for the calls that are theirs and no node's.
+//! Calls that are an operator's and no node's: who makes them, whether they may, and the note of it.
 
-use subtle::ConstantTimeEq as _;
 use tonic::metadata::MetadataMap;
 
 use super::listener::Via;
 use crate::{
+    access::{Actor, Bearer, Door, Scope, TokenTable},
+    audit::{Arguments, Audit, Call, Pending},
     error::{Error, ErrorCode, Result},
-    identity::sha256,
 };
 
-/// SHA-256 of the token; without one nobody is an operator here.
-#[derive(Debug, Clone, Copy)]
-pub struct OperatorToken(pub Option<[u8; 32]>);
+/// Without tokens nobody is an operator here.
+#[derive(Debug, Clone, Default)]
+pub struct Operators {
+    pub tokens: TokenTable,
+    /// None where no database is.
+    pub audit: Option<Audit>,
+}
 
-impl OperatorToken {
-    /// Whether the caller bears it. Who speaks inside a node's SSH connection is that node.
-    pub(super) fn check(self, via: &Via, metadata: &MetadataMap) -> Result<()> {
-        let refused = || {
-            Error::new(ErrorCode::Unauthenticated, "this call needs the operator's bearer token")
-                .remedy("send Authorization: Bearer with the token in http.token of the data directory")
-        };
+impl Operators {
+    /// Who calls: the bearer of a token. Who speaks inside a node's SSH connection is that node.
+    pub(super) fn known(&self, via: &Via, metadata: &MetadataMap) -> Result<Bearer> {
         if let Via::Link(_) = via {
             return Err(Error::new(ErrorCode::NotYours, "this is an operator's call, and no node's"));
         }
-        let expected = self.0.ok_or_else(refused)?;
-        let given = metadata.get("authorization").and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer ")).ok_or_else(refused)?;
-        match bool::from(sha256(given.as_bytes()).ct_eq(&expected)) {
-            true => Ok(()),
-            false => Err(refused()),
+        self.tokens.check(metadata.get("authorization").and_then(|value| value.to_str().ok()))
+    }
+
+    /// Does what an operator asks for if the token's scope is enough, and notes either.
+    pub(super) async fn run<T>(
+        &self,
+        bearer: Bearer,
+        needed: Scope,
+        action: &'static str,
+        arguments: Arguments,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let pending = self.begin(&bearer, action, arguments);
+        let result = match bearer.scope.admits(needed) {
+            Ok(()) => work.await,
+            Err(error) => Err(error),
+        };
+        if let Some(pending) = pending {
+            pending.end(result.as_ref().err().map(Error::code)).await;
         }
+        result
+    }
+
+    fn begin(&self, bearer: &Bearer, action: &'static str, arguments: Arguments) -> Option<Pending> {
+        let actor = Actor { door: Door::Grpc, identity: bearer.identity.clone() };
+        let call = Call { actor, client: None, action: action.to_owned(), arguments };
+        self.audit.as_ref().map(|audit| audit.begin(call))
     }
 }

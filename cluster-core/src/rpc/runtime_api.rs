@@ -1,7 +1,7 @@
 //! What a controller serves to clients: `AegisRuntime.ExecuteAgent`, which runs a registered agent and
 //! streams its events.
 //!
-//! Who calls bears the operator's token. What a request cannot have here is refused by name: whatever says
+//! Who calls bears a token of the scope `operate`. What a request cannot have here is refused by name: whatever says
 //! how safely, where or on which data the agent runs. What only labels it (`tenant_id`, `intent`, and the
 //! ids of a workflow and of a parent) is accepted and not kept.
 //!
@@ -25,19 +25,22 @@ use aegis_proto::aegis::runtime::v1::{
     aegis_runtime_server::{AegisRuntime, AegisRuntimeServer},
 };
 use futures::Stream;
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap, server::NamedService};
 
 use super::{
     listener::{MESSAGE_BYTES_MAX, Via},
-    operator::OperatorToken,
+    operator::Operators,
     runtime_events::Published,
     status::to_status,
     via,
 };
 use crate::{
+    access::Scope,
     agents::AgentReference,
+    audit::Arguments,
     deploy::Origin,
     error::{Error, ErrorCode, Result},
     execution::{
@@ -67,7 +70,7 @@ const WAIT: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 pub struct RuntimeApi {
     executions: Executions,
-    operator: OperatorToken,
+    operators: Operators,
     metrics: Metrics,
     streams: Arc<Semaphore>,
     stop: CancellationToken,
@@ -76,11 +79,11 @@ pub struct RuntimeApi {
 impl RuntimeApi {
     pub fn new(
         executions: Executions,
-        operator: OperatorToken,
+        operators: Operators,
         metrics: Metrics,
         stop: CancellationToken,
     ) -> Self {
-        Self { executions, operator, metrics, streams: Arc::new(Semaphore::new(STREAMS_MAX)), stop }
+        Self { executions, operators, metrics, streams: Arc::new(Semaphore::new(STREAMS_MAX)), stop }
     }
 
     pub(super) fn into_service(self) -> Offered<AegisRuntimeServer<Self>> {
@@ -101,8 +104,15 @@ impl RuntimeApi {
             return Err(Error::new(ErrorCode::UntrustedCa, "the caller shows no certificate")
                 .remedy("connect with a certificate of a CA that this port trusts, or over loopback"));
         }
-        self.operator.check(via, metadata)?;
+        let bearer = self.operators.known(via, metadata)?;
         proven();
+        let arguments = Arguments::default();
+        arguments.note(&json!({ "agent_id": body.agent_id, "input": body.input }));
+        let begun = self.begin(metadata, body);
+        self.operators.run(bearer, Scope::Operate, "ExecuteAgent", arguments, begun).await
+    }
+
+    async fn begin(&self, metadata: &MetadataMap, body: pb::ExecuteAgentRequest) -> Result<Reader> {
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
             Error::new(ErrorCode::ResourceExhausted, format!("{STREAMS_MAX} streams are open"))
                 .remedy("close some; executions go on without them")

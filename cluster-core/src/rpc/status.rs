@@ -22,6 +22,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::HostKeyUnknown
         | ErrorCode::HostKeyChanged
         | ErrorCode::ContentMissing
+        | ErrorCode::Unconfirmed
         | ErrorCode::Lost
         | ErrorCode::Fenced => Code::FailedPrecondition,
         ErrorCode::Unauthenticated

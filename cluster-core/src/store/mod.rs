@@ -7,7 +7,9 @@
 //! Deliberately absent: PostgreSQL (`postgres://` is refused by name; schema and SQL already keep to
 //! what both databases take) and the replicated log that the typed commands leave room for.
 
+mod access;
 mod agents;
+mod audit;
 mod config;
 mod deployments;
 mod execution_writes;
@@ -27,7 +29,9 @@ use sqlx::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub use access::{AccessTokenRow, AccessWrite};
 pub use agents::{AgentRow, AgentWrite};
+pub use audit::{AuditRow, AuditWrite};
 pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
@@ -140,6 +144,7 @@ fn migrations() -> Migrator {
         simple(5, "rollouts", include_str!("migrations/0005_rollouts.sql")),
         simple(6, "attempts", include_str!("migrations/0006_attempts.sql")),
         simple(7, "agents", include_str!("migrations/0007_agents.sql")),
+        simple(8, "access", include_str!("migrations/0008_access.sql")),
     ])
 }
 

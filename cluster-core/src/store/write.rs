@@ -4,8 +4,8 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    AgentWrite, ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, NodeRecord, RolloutRow, SecretWrite,
-    TokenRecord, to_json, to_name,
+    AccessWrite, AgentWrite, AuditWrite, ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, NodeRecord,
+    RolloutRow, SecretWrite, TokenRecord, to_json, to_name,
 };
 use crate::{
     cluster::peer::{Desired, Observed, OnDeadline},
@@ -74,6 +74,8 @@ pub enum Write {
     Config(Box<ConfigWrite>),
     Secret(SecretWrite),
     Agent(Box<AgentWrite>),
+    Access(AccessWrite),
+    Audit(AuditWrite),
 
     PutDeployment(Box<DeploymentRow>),
     PutRollout(Box<RolloutRow>),
@@ -161,6 +163,8 @@ impl Write {
             Write::Config(write) => write.run(to).await,
             Write::Secret(write) => write.run(to).await,
             Write::Agent(write) => write.run(to).await,
+            Write::Access(write) => write.run(to).await,
+            Write::Audit(write) => write.run(to).await,
             Write::PutDeployment(row) => put_deployment(row, to).await,
             Write::PutRollout(row) => {
                 let sql = "INSERT INTO rollouts (rollout_id, state, record, created_at_ms, idempotency_key)

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient};
 use cluster_core::{
     Core, Error, Result,
+    access::TokenTable,
     cluster::{
         events::{EventId, NodeEvent},
         membership::Command,
@@ -129,7 +130,7 @@ async fn start(data: &Path, node_type: &str, cluster: &str) -> Core {
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     };
-    Core::start(settings, Arc::new(owned), Some(OPERATOR_TOKEN)).await.unwrap()
+    Core::start(settings, Arc::new(owned), TokenTable::new(Some(OPERATOR_TOKEN))).await.unwrap()
 }
 
 pub struct Node {

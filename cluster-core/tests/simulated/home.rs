@@ -15,7 +15,7 @@ use cluster_core::{
     rpc::{
         controller_api::{ControllerApi, ControllerApiSettings},
         listener::Intake,
-        operator::OperatorToken,
+        operator::Operators,
         worker_client::{Dial, Wire},
     },
     store::{DataDirectory, Store},
@@ -89,7 +89,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
     let (nodes, _streams) = Nodes::new(controller.clone(), None, access);
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
-        operator: OperatorToken(None),
+        operators: Operators::default(),
         endpoint: format!("http://{HOME}:{HOME_PORT}"),
         authority: None,
     };

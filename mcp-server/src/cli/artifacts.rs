@@ -40,7 +40,8 @@ impl Unpack {
         let into = self.into.clone();
         let unpacking = tokio::task::spawn_blocking(move || unpack(archive, &into, self.overwrite, &BOUNDS));
         let counts = unpacking.await.map_err(|e| Error::internal("unpacking ended").source(e))??;
-        context.output.say(&format!("{} files in {}", counts.entries, self.into.display()));
+        let files = if counts.entries == 1 { "file" } else { "files" };
+        context.output.say(&format!("{} {files} in {}", counts.entries, self.into.display()));
         Ok(())
     }
 }

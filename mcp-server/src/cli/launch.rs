@@ -8,13 +8,16 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
 
-use cluster_core::{Error, ErrorCode, Result, config::StartedBy, core::HealthView};
+use cluster_core::{Error, ErrorCode, Result, config::StartedBy, core::HealthView, store::DataDirectory};
 use nix::fcntl::{Flock, FlockArg};
-use tokio::time::Instant;
+use tokio::{
+    process::{Child, Command},
+    time::Instant,
+};
 
 use super::{Context, client::Client, own_path};
 
@@ -27,6 +30,8 @@ const LOCK_FILE: &str = "start.lock";
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// A daemon that answers but lacks a part (no Docker) is used as it is after this long.
 const READY_TIME_MAX: Duration = Duration::from_secs(15);
+/// Of one call, where another daemon was in the way.
+const STARTS_MAX: u32 = 3;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const LOG_BYTES_SHOWN_MAX: u64 = 4096;
 const LOG_LINES_SHOWN_MAX: usize = 15;
@@ -53,13 +58,11 @@ pub async fn ensure(context: &Context, config: Option<&Path>, started_by: Starte
     DirBuilder::new().recursive(true).mode(0o700).create(&data_dir).map_err(|e| unusable(&data_dir, e))?;
     let deadline = Instant::now() + START_TIME_MAX;
     let turn = take_turn(&data_dir, deadline).await?;
-    let mut child = match health(&client).await {
-        // Somebody else started it while we waited.
-        Ok(_) => None,
-        Err(_) => Some(spawn(context, &data_dir, config, started_by)?),
-    };
+    let start = || spawn(context, &data_dir, config, started_by);
+    // Somebody else may have started it while we waited.
+    let child = if health(&client).await.is_ok() { None } else { Some(start()?) };
     let started = child.is_some();
-    let health = await_ready(&client, &data_dir, child.as_mut(), deadline).await?;
+    let health = await_ready(&client, &data_dir, child, start, deadline).await?;
     drop(turn);
     Ok(Launched { data_dir, client, health, started })
 }
@@ -120,28 +123,37 @@ fn spawn(context: &Context, data_dir: &Path, config: Option<&Path>, started_by: 
 async fn await_ready(
     client: &Client,
     data_dir: &Path,
-    mut child: Option<&mut Child>,
+    mut child: Option<Child>,
+    start: impl Fn() -> Result<Child>,
     deadline: Instant,
 ) -> Result<HealthView> {
     let ready_by = Instant::now() + READY_TIME_MAX;
+    let mut starts = 1;
     loop {
         let known = health(client).await;
-        if let Ok(health) = known
+        if let Ok(health) = &known
             && (health.ready || Instant::now() >= ready_by)
         {
-            return Ok(health);
+            return known;
         }
-        if let Some(running) = child.as_mut()
-            && let Ok(Some(status)) = running.try_wait()
-        {
-            // Lost a race for the data directory? Then the winner answers soon.
+        let ended = match &mut child {
+            Some(running) => running.try_wait().ok().flatten(),
+            None => None,
+        };
+        if let Some(status) = ended {
+            // The directory was another's: of one that comes up, and answers soon, or of one that is
+            // about to end. It is free then, and it is our turn again. (Or a port was taken.)
             let conflict = i32::from(crate::codes::of(ErrorCode::Conflict).exit);
-            if status.code() != Some(conflict) || Instant::now() >= ready_by {
+            if status.code() != Some(conflict) || starts >= STARTS_MAX {
                 return Err(Error::new(
                     ErrorCode::Unavailable,
                     format!("the daemon ended at its start ({status}):\n{}", log_end(data_dir)),
                 )
                 .remedy(format!("the whole log is {}", data_dir.join(LOG_FILE).display())));
+            }
+            if known.is_err() && DataDirectory::own(data_dir).is_ok() {
+                child = Some(start()?);
+                starts += 1;
             }
         }
         if Instant::now() >= deadline {

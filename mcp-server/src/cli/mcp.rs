@@ -1,19 +1,37 @@
 //! `aegis mcp`: what an assistant starts. A pipe to the daemon, which it starts if none runs.
 
+use std::{cell::Cell, path::PathBuf, time::Duration};
+
 use clap::Args;
-use cluster_core::{Result, config::StartedBy};
+use cluster_core::{ErrorCode, Result, config::StartedBy};
+use tokio::{net::UnixStream, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{Context, launch, up};
-use crate::transport::{pipe, unix};
+use crate::{
+    caller::Narrowing,
+    daemon::files,
+    tools::Catalogue,
+    transport::{
+        pipe::{self, Unreached, Want},
+        unix,
+    },
+};
 
-/// What assistants expect of a server that ended by itself.
-const PIPE_BROKE: u8 = 1;
+/// After a crash, while no request waits: whoever runs the daemon (systemd, a person) comes first.
+const SUPERVISOR_TIME: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Mcp {
     /// Print how to add it to Claude Code, Cursor and Codex, and end
     #[arg(long)]
     print_config: bool,
+    /// Offer only the tools that change nothing
+    #[arg(long, conflicts_with = "print_config")]
+    read_only: bool,
+    /// Offer only these tools, comma-separated, of those that the node offers
+    #[arg(long, value_delimiter = ',', value_name = "TOOL,TOOL", conflicts_with = "print_config")]
+    tools: Option<Vec<String>>,
 }
 
 impl Mcp {
@@ -23,21 +41,104 @@ impl Mcp {
             context.output.show(&clients, || clients.text())?;
             return Ok(0);
         }
-        let launched = launch::ensure(context, None, StartedBy::Assistant).await?;
-        if !launched.health.ready {
-            let missing: Vec<_> = launched.health.subsystems.iter().filter(|part| !part.ok).collect();
-            for part in missing {
-                context.output.say(&format!("aegis: {} is not up: {}", part.name, part.detail));
-            }
+        let narrowing = Narrowing { read_only: self.read_only, tools: self.tools };
+        if let Some(names) = &narrowing.tools {
+            Catalogue::all().check_names("--tools", ErrorCode::InvalidArgument, names)?;
         }
-        let socket = launched.data_dir.join(unix::MCP);
-        match pipe::run(&socket, tokio::io::stdin(), tokio::io::stdout()).await {
+        // stdout belongs to the protocol from here on, whatever --output says.
+        match serve(context, narrowing).await {
             Ok(()) => Ok(0),
             Err(error) => {
-                // stdout belongs to the protocol, whatever --output says.
                 context.output.talk_error(&error);
-                Ok(PIPE_BROKE)
+                Ok(crate::codes::of(error.code()).exit)
             }
+        }
+    }
+}
+
+async fn serve(context: &Context, narrowing: Narrowing) -> Result<()> {
+    let stop = CancellationToken::new();
+    crate::daemon::stop_on_signals(&stop)?;
+    let daemon = Daemon::of(context, narrowing)?;
+    let dial = async |want| daemon.dial(want).await.inspect_err(|unreached| daemon.tell(unreached));
+    pipe::run(tokio::io::stdin(), tokio::io::stdout(), dial, stop).await;
+    Ok(())
+}
+
+/// The daemon of the data directory, as the pipe gets at it.
+struct Daemon<'a> {
+    context: &'a Context,
+    /// Said again on every connection.
+    narrowing: Narrowing,
+    data_dir: PathBuf,
+    socket: PathBuf,
+    /// What the last one ran with: the next one is to be the same node.
+    config: Cell<Option<PathBuf>>,
+    /// Since when nobody has started it again after its crash.
+    crash_seen_at: Cell<Option<Instant>>,
+}
+
+impl<'a> Daemon<'a> {
+    fn of(context: &'a Context, narrowing: Narrowing) -> Result<Self> {
+        let data_dir = context.data_dir()?;
+        let socket = data_dir.join(unix::MCP);
+        Ok(Self {
+            context,
+            narrowing,
+            data_dir,
+            socket,
+            config: Cell::default(),
+            crash_seen_at: Cell::default(),
+        })
+    }
+
+    async fn dial(&self, want: Want) -> Result<UnixStream, Unreached> {
+        let absent = match pipe::connect(&self.socket, &self.narrowing).await {
+            Ok(stream) => return Ok(self.reached(stream)),
+            Err(error) if error.code() == ErrorCode::Unavailable => error,
+            Err(error) => return Err(Unreached::of(error)),
+        };
+        if want == Want::Launch || self.crashed_a_while_ago() {
+            self.launch().await.map_err(Unreached::Refused)?;
+            return pipe::connect(&self.socket, &self.narrowing)
+                .await
+                .map(|it| self.reached(it))
+                .map_err(Unreached::of);
+        }
+        Err(Unreached::NotYet(absent))
+    }
+
+    fn reached(&self, stream: UnixStream) -> UnixStream {
+        self.config.set(files::config_path(&self.data_dir));
+        self.crash_seen_at.set(None);
+        stream
+    }
+
+    /// A daemon that was told to stop takes its socket along; one that crashed leaves it behind.
+    fn crashed_a_while_ago(&self) -> bool {
+        if !self.socket.exists() {
+            self.crash_seen_at.set(None);
+            return false;
+        }
+        let since = self.crash_seen_at.get().unwrap_or_else(Instant::now);
+        self.crash_seen_at.set(Some(since));
+        since.elapsed() >= SUPERVISOR_TIME
+    }
+
+    async fn launch(&self) -> Result<()> {
+        let config = self.config.take();
+        let launched = launch::ensure(self.context, config.as_deref(), StartedBy::Assistant).await;
+        self.config.set(config);
+        for part in launched?.health.subsystems.iter().filter(|part| !part.ok) {
+            self.context.output.say(&format!("aegis: {} is not up: {}", part.name, part.detail));
+        }
+        Ok(())
+    }
+
+    /// For whoever reads the assistant's log of us.
+    fn tell(&self, unreached: &Unreached) {
+        if let Unreached::Refused(error) = unreached {
+            self.context.output.talk_error(error);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod agent;
 mod artifacts;
+mod audit;
 mod client;
 mod config;
 mod deploy;
@@ -21,6 +22,7 @@ mod secret;
 mod serve;
 mod status;
 mod stop;
+mod token;
 mod tools;
 mod up;
 
@@ -83,6 +85,11 @@ enum Verb {
     /// Values that the controller uses and nobody reads: tunnel tokens, passwords, passphrases
     #[command(subcommand)]
     Secret(secret::SecretVerb),
+    /// Tokens of programs that call over HTTP or gRPC
+    #[command(subcommand)]
+    Token(token::TokenVerb),
+    /// Who did what: calls of tools, and changes over the API
+    Audit(audit::Audit),
     /// How the daemon and the cluster are
     Status(status::StatusVerb),
     /// Configuration: files, and layers that are pushed to nodes
@@ -132,6 +139,8 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Agent(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Executions(verb) => verb.run(&context).await,
         Verb::Secret(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Token(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Audit(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Status(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Config(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Tools => tools::run(&context).map(|()| 0),

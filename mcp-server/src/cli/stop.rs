@@ -1,6 +1,6 @@
 //! `aegis stop`: ends the daemon and waits until it has.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub async fn run(context: &Context) -> Result<()> {
     let data_dir = context.data_dir()?;
     let client = context.client()?;
+    let owner = owner_of(&data_dir);
     match client.post::<Value>("/v1/shutdown", &json!({})).await {
         Ok(_) => {}
         Err(error) if error.code() == ErrorCode::Unavailable && !data_dir.join("lock").exists() => {
@@ -26,8 +27,8 @@ pub async fn run(context: &Context) -> Result<()> {
         Err(error) => return Err(error),
     }
     let deadline = Instant::now() + STOP_TIME_MAX;
-    // The daemon has ended when its lock is free.
-    while DataDirectory::own(&data_dir).is_err() {
+    // The daemon has ended when its lock is free, or another's: an assistant may have started a new one.
+    while owner_of(&data_dir) == owner && DataDirectory::own(&data_dir).is_err() {
         if Instant::now() >= deadline {
             return Err(Error::new(ErrorCode::Timeout, "the daemon did not end")
                 .remedy("its process id is in the file lock of the data directory"));
@@ -35,4 +36,9 @@ pub async fn run(context: &Context) -> Result<()> {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     context.output.show(&json!({ "stopped": true }), || "The daemon has ended.".to_owned())
+}
+
+/// The process that has, or had last, the lock.
+fn owner_of(data_dir: &Path) -> Option<String> {
+    std::fs::read_to_string(data_dir.join("lock")).ok().filter(|owner| !owner.trim().is_empty())
 }

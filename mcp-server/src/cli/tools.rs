@@ -48,6 +48,23 @@ mod tests {
         );
     }
 
+    /// What every assistant pays for the list in its context. Counted as the answer is sent, without spaces,
+    /// with the o200k vocabulary; other models' differ by some per cent.
+    #[test]
+    fn the_list_is_within_four_thousand_tokens() {
+        const TOKENS_MAX: usize = 4000;
+        let vocabulary = tiktoken_rs::o200k_base().unwrap();
+        let count = |value: &serde_json::Value| vocabulary.encode_ordinary(&value.to_string()).len();
+        let listing = Catalogue::all().listing();
+        let each: Vec<_> = listing["tools"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|tool| format!("{} {}", count(tool), tool["name"]))
+            .collect();
+        assert!(count(&listing) <= TOKENS_MAX, "{} tokens:\n{}", count(&listing), each.join("\n"));
+    }
+
     #[test]
     fn a_diff_shows_only_what_changed() {
         assert_eq!(diff("a\nb\nc\n", "a\nx\nc\n"), "line 2:\n-b\n+x");

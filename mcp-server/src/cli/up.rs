@@ -130,7 +130,8 @@ impl Clients {
         let address = std::fs::read_to_string(data_dir.join(HTTP_ADDRESS))
             .map_or_else(|_| "127.0.0.1:8088".to_owned(), |text| text.trim().to_owned());
         let token = shown(&data_dir.join(HTTP_TOKEN));
-        let http_url = format!("http://{address}/mcp");
+        let origin = if address.contains("://") { address } else { format!("http://{address}") };
+        let http_url = format!("{origin}/mcp");
         Ok(Self {
             claude_code: format!("claude mcp add aegis -- {line}"),
             codex: format!("codex mcp add aegis -- {line}"),

@@ -1,6 +1,13 @@
-//! The files in the data directory that tell clients how to reach us over HTTP.
+//! The files in the data directory that tell clients how to reach us over HTTP, and with which
+//! configuration we run.
 
-use std::{io::Write as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{
+    ffi::OsStr,
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
 
 use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
 
@@ -8,6 +15,8 @@ use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
 pub const HTTP_ADDRESS: &str = "http.addr";
 /// The bearer token for HTTP.
 pub const HTTP_TOKEN: &str = "http.token";
+/// The configuration file that the last daemon ran with; absent when there was none.
+const CONFIG_PATH: &str = "config.path";
 /// A shorter one was not made by us.
 const TOKEN_LENGTH_MIN: usize = 32;
 
@@ -33,12 +42,14 @@ pub fn http_token(data: &DataDirectory) -> Result<String> {
     }
     // 244 random bits from the operating system.
     let token = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
-    write(&path, &token)?;
+    write(&path, token.as_bytes())?;
     Ok(token)
 }
 
-pub fn write_address(data: &DataDirectory, address: SocketAddr) -> Result<()> {
-    write(&data.path().join(HTTP_ADDRESS), &address.to_string())
+/// `HOST:PORT`, with `https://` before it where it is that.
+pub fn write_address(data: &DataDirectory, address: SocketAddr, tls: bool) -> Result<()> {
+    let scheme = if tls { "https://" } else { "" };
+    write(&data.path().join(HTTP_ADDRESS), format!("{scheme}{address}").as_bytes())
 }
 
 pub fn remove_address(data: &DataDirectory) {
@@ -46,13 +57,33 @@ pub fn remove_address(data: &DataDirectory) {
     let _ = std::fs::remove_file(data.path().join(HTTP_ADDRESS));
 }
 
+/// For whoever starts the daemon again after it went away.
+pub fn write_config_path(data: &DataDirectory, path: Option<&Path>) -> Result<()> {
+    let file = data.path().join(CONFIG_PATH);
+    let Some(path) = path else {
+        return match std::fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(&file, e)),
+            _ => Ok(()),
+        };
+    };
+    let path = std::path::absolute(path).map_err(|e| failed(path, e))?;
+    write(&file, path.as_os_str().as_bytes())
+}
+
+/// What [`write_config_path`] left in this data directory.
+pub fn config_path(data_dir: &Path) -> Option<PathBuf> {
+    let bytes = std::fs::read(data_dir.join(CONFIG_PATH)).ok()?;
+    Some(PathBuf::from(OsStr::from_bytes(bytes.strip_suffix(b"\n")?)))
+}
+
 /// Whole or not at all, readable by its owner alone.
-fn write(path: &Path, text: &str) -> Result<()> {
+fn write(path: &Path, content: &[u8]) -> Result<()> {
     let new = path.with_extension("new");
     let written = || {
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        writeln!(file, "{text}")?;
+        file.write_all(content)?;
+        file.write_all(b"\n")?;
         file.sync_all()?;
         std::fs::rename(&new, path)
     };

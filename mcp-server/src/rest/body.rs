@@ -5,7 +5,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{Error, ErrorCode};
+use cluster_core::{Error, ErrorCode, audit::Arguments};
 use http::{StatusCode, request::Parts};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -19,6 +19,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Response;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let arguments = request.extensions().get::<Arguments>().cloned().unwrap_or_default();
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 // HTTP has a status of its own for this bound.
@@ -27,11 +28,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             }
             Problem(Error::invalid("the body could not be read")).into_response()
         })?;
-        read(&bytes).map(Self).map_err(|error| Problem(error).into_response())
+        read(&bytes, &arguments).map(Self).map_err(|error| Problem(error).into_response())
     }
 }
 
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> cluster_core::Result<T> {
+fn read<T: DeserializeOwned>(bytes: &[u8], arguments: &Arguments) -> cluster_core::Result<T> {
     let value: Value = if bytes.is_empty() {
         Value::Object(serde_json::Map::new())
     } else {
@@ -40,6 +41,7 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> cluster_core::Result<T> {
             Error::invalid(format!("the body is not JSON (line {}, column {})", e.line(), e.column()))
         })?
     };
+    arguments.note(&value);
     crate::tools::parse(value)
 }
 

@@ -32,6 +32,9 @@ impl IntoResponse for Problem {
         } else {
             tracing::debug!(%code, error = %self.0, "a request was refused");
         }
-        (crate::codes::of(code).http, self.body()).into_response()
+        let mut response = (crate::codes::of(code).http, self.body()).into_response();
+        // For the audit log.
+        response.extensions_mut().insert(code);
+        response
     }
 }

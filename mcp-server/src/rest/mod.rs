@@ -2,9 +2,11 @@
 //!
 //! The same routes are served twice: over HTTP behind the guard, where callers count as assistants,
 //! and over the unix socket of the data directory, where they are the person who owns it. Only there
-//! can hosts be admitted, secrets be set, configuration be changed and the daemon be stopped.
+//! can hosts be admitted, secrets be set, configuration be changed and the daemon be stopped. What a caller
+//! must be allowed for each route, and the note of each change, is in `gate`.
 
 mod agents;
+mod audit;
 mod body;
 mod cluster;
 mod config;
@@ -13,6 +15,7 @@ mod enrolment;
 pub mod error;
 mod events;
 mod executions;
+mod gate;
 mod health;
 mod hosts;
 mod member;
@@ -20,6 +23,7 @@ mod node_events;
 mod parts;
 mod rollouts;
 mod secrets;
+mod tokens;
 
 use std::time::Duration;
 
@@ -78,6 +82,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/cluster/token-keys", get(config::token_keys))
         .route("/v1/config/layers", get(config::layers))
         .route("/v1/config/layers/{*scope}", get(config::layer))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{name}", delete(tokens::revoke))
+        .route("/v1/audit", get(audit::list))
         .route("/v1/agents", get(agents::list).post(agents::apply))
         .route("/v1/agents/{name}", get(agents::show).delete(agents::delete))
         .route("/v1/executions", get(executions::list).post(executions::submit))
@@ -138,6 +145,7 @@ fn finish(router: Router<Api>, api: Api) -> Router {
         })
         .layer(middleware::from_fn(bounded))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(api.clone(), gate::gate))
         .with_state(api)
 }
 

@@ -24,9 +24,9 @@ pub struct CancelDeployment;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As deploy_edge_node, rollback_edge_node or remove_edge_node returned it.
+    /// Of a deployment, rollback or removal that runs.
     deployment_id: DeploymentId,
-    /// How long to wait until the host is put back: 0 to 45, default 20. It goes on either way.
+    /// 0-45, default 20.
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -71,8 +71,8 @@ pub(super) async fn followed(call: &mut Call, view: DeploymentView, wait: Durati
 impl Tool for CancelDeployment {
     const NAME: &'static str = "cancel_deployment";
     const TITLE: &'static str = "Call a deployment off";
-    const DESCRIPTION: &'static str = "Call off a deployment, rollback or removal that runs: what is under way \
-on the host is ended and the host is put back as it was (state cancelled). One that has ended stays as it is.";
+    const DESCRIPTION: &'static str = "Call off a deployment, rollback or removal that runs; the host is \
+put back as it was.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
     type Arguments = Arguments;
     type Outcome = Outcome;

@@ -17,9 +17,9 @@ pub struct CancelExecution;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As submit_execution returned it.
+    /// From submit_execution.
     execution_id: ExecutionId,
-    /// Why, for whoever reads the execution later; at most 500 characters.
+    /// At most 500 characters.
     #[serde(default)]
     reason: Option<String>,
 }
@@ -43,8 +43,8 @@ pub fn reason(given: Option<String>) -> Result<String> {
 impl Tool for CancelExecution {
     const NAME: &'static str = "cancel_execution";
     const TITLE: &'static str = "Cancel an execution";
-    const DESCRIPTION: &'static str = "Stop an execution: its container is ended and its state becomes \
-cancelled. What it wrote so far stays readable. Cancelling one that has ended changes nothing and says so.";
+    const DESCRIPTION: &'static str = "Stop an execution. What it wrote stays readable. One that has ended \
+stays as it is.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

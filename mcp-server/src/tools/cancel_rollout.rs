@@ -17,9 +17,9 @@ pub struct CancelRollout;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As deploy_edge_nodes returned it.
+    /// From deploy_edge_nodes.
     rollout_id: RolloutId,
-    /// How long to wait until the hosts are put back: 0 to 45, default 20. It goes on either way.
+    /// 0-45, default 20.
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -27,8 +27,8 @@ pub struct Arguments {
 impl Tool for CancelRollout {
     const NAME: &'static str = "cancel_rollout";
     const TITLE: &'static str = "Call a rollout off";
-    const DESCRIPTION: &'static str = "Begin no further host of a rollout and call off those that run: each is \
-put back as it was. Hosts that are done stay as they are.";
+    const DESCRIPTION: &'static str = "Begin no further host of a rollout and call off those that run: \
+they are put back as they were.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
     type Arguments = Arguments;
     type Outcome = Outcome;

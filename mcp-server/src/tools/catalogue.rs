@@ -2,16 +2,26 @@
 
 use std::sync::Arc;
 
-use cluster_core::{Error, ErrorCode, Result, config::settings::McpSettings, core::Core, deploy::Secret};
+use cluster_core::{
+    Error, ErrorCode, Result,
+    config::{schema::Confirm, settings::McpSettings},
+    core::Core,
+    deploy::Secret,
+};
 use futures::{FutureExt as _, future::BoxFuture};
 use rmcp::{
     RoleServer,
-    model::{CallToolResult, ContentBlock, MetaObject, Tool as Manifest, ToolAnnotations},
+    model::{
+        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, InputRequiredResult,
+        MetaObject, Tool as Manifest, ToolAnnotations,
+    },
     service::RequestContext,
 };
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+
+use crate::confirm::{Claim, Confirmations, Plan, Verdict};
 
 use super::{
     arguments, cancel_deployment::CancelDeployment, cancel_execution::CancelExecution,
@@ -21,6 +31,7 @@ use super::{
     list_peers::ListPeers, progress::Progress, remove_edge_node::RemoveEdgeNode, resume_node::ResumeNode,
     rollback_edge_node::RollbackEdgeNode, schema, submit_execution::SubmitExecution, text,
 };
+use crate::caller::Caller;
 
 /// The four hints; none has a default that a client could get wrong.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +50,19 @@ pub trait Tool {
     const HINTS: Hints;
     /// Shown to the model from the start by clients that load tools on demand.
     const ALWAYS_LOADED: bool = false;
+    /// There are calls of it that need a confirmation.
+    const MAY_DISRUPT: bool = false;
     type Arguments: DeserializeOwned + JsonSchema + Send;
     type Outcome: Serialize + JsonSchema;
+
+    /// What a call would do as things are now, for whoever confirms it.
+    fn plan(_arguments: Self::Arguments, _call: &mut Call) -> impl Future<Output = Result<Plan>> + Send {
+        std::future::ready(Ok(Plan {
+            summary: Self::TITLE.to_lowercase(),
+            command: "the command that aegis --help names for it".to_owned(),
+            ..Plan::default()
+        }))
+    }
 
     fn call(
         arguments: Self::Arguments,
@@ -53,6 +75,8 @@ pub trait Tool {
 pub struct Call {
     pub core: Core,
     pub progress: Progress,
+    /// What the plan that was confirmed carries.
+    pub confirmed: Option<String>,
     secrets: Vec<Secret>,
 }
 
@@ -64,18 +88,21 @@ impl Call {
 }
 
 type Handler = for<'a> fn(Value, &'a mut Call) -> BoxFuture<'a, Result<Value>>;
+type Planner = for<'a> fn(Value, &'a mut Call) -> BoxFuture<'a, Result<Plan>>;
 
 #[derive(Clone)]
 struct Entry {
     manifest: Manifest,
     read_only: bool,
+    planner: Planner,
     handler: Handler,
 }
 
 impl Entry {
     fn of<T: Tool>() -> Self {
         let hints = T::HINTS;
-        let annotations = ToolAnnotations::with_title(T::TITLE)
+        // The title stands beside them, where every client looks first.
+        let annotations = ToolAnnotations::new()
             .read_only(hints.read_only)
             .destructive(hints.destructive)
             .idempotent(hints.idempotent)
@@ -89,7 +116,16 @@ impl Entry {
             meta.0.insert("anthropic/alwaysLoad".to_owned(), Value::Bool(true));
             manifest = manifest.with_meta(meta);
         }
-        Self { manifest, read_only: hints.read_only, handler: run::<T> }
+        let mut entry = Self { manifest, read_only: hints.read_only, planner: plan::<T>, handler: run::<T> };
+        if T::MAY_DISRUPT {
+            entry.confirmable();
+        }
+        entry
+    }
+
+    /// Says that a call may answer with its plan in place of its result.
+    fn confirmable(&mut self) {
+        schema::add_confirmation(Arc::make_mut(&mut self.manifest.input_schema));
     }
 }
 
@@ -102,10 +138,14 @@ fn run<T: Tool>(given: Value, call: &mut Call) -> BoxFuture<'_, Result<Value>> {
     .boxed()
 }
 
+fn plan<T: Tool>(given: Value, call: &mut Call) -> BoxFuture<'_, Result<Plan>> {
+    async move { T::plan(arguments::parse(given)?, call).await }.boxed()
+}
+
 /// The tools that this node offers.
-#[derive(Clone)]
 pub struct Catalogue {
     entries: Vec<Entry>,
+    confirmations: Confirmations,
     /// Known, but switched off by the configuration.
     switched_off: Vec<&'static str>,
 }
@@ -138,6 +178,7 @@ impl Catalogue {
                 Entry::of::<DrainNode>(),
                 Entry::of::<ResumeNode>(),
             ],
+            confirmations: Confirmations::new(Confirm::default()),
             switched_off: Vec::new(),
         }
     }
@@ -147,19 +188,15 @@ impl Catalogue {
     pub fn of(settings: &McpSettings) -> Result<Self> {
         let mut all = Self::all();
         if let Some(names) = &settings.tools {
-            let known = |name: &String| all.entries.iter().any(|entry| entry.manifest.name == *name);
-            if let Some(unknown) = names.iter().find(|name| !known(name)) {
-                return Err(Error::new(
-                    ErrorCode::ConfigInvalid,
-                    format!("spec.mcp.tools: there is no tool \"{}\"", cluster_core::ids::shown(unknown)),
-                )
-                .remedy(format!("the tools are {}", all.names().join(", "))));
-            }
+            all.check_names("spec.mcp.tools", ErrorCode::ConfigInvalid, names)?;
         }
         let allowed = |entry: &Entry| {
             (entry.read_only || !settings.read_only)
                 && settings.tools.as_ref().is_none_or(|names| names.iter().any(|n| *n == entry.manifest.name))
         };
+        if settings.confirm == Confirm::Always {
+            all.entries.iter_mut().filter(|entry| !entry.read_only).for_each(Entry::confirmable);
+        }
         let (on, off): (Vec<_>, Vec<_>) = all.entries.drain(..).partition(allowed);
         let switched_off = off
             .into_iter()
@@ -168,7 +205,26 @@ impl Catalogue {
                 std::borrow::Cow::Owned(_) => None,
             })
             .collect();
-        Ok(Self { entries: on, switched_off })
+        Ok(Self { entries: on, confirmations: Confirmations::new(settings.confirm), switched_off })
+    }
+
+    /// An error, with the tools that there are, where one of the names is none of them.
+    pub fn check_names(&self, place: &str, code: ErrorCode, names: &[String]) -> Result<()> {
+        let Some(unknown) = names.iter().find(|name| self.find(name).is_none()) else { return Ok(()) };
+        let unknown = cluster_core::ids::shown(unknown);
+        Err(Error::new(code, format!("{place}: there is no tool \"{unknown}\""))
+            .remedy(format!("the tools are {}", self.names().join(", "))))
+    }
+
+    pub fn is_offered(&self, caller: &Caller, tool: &str) -> bool {
+        self.find(tool).is_some_and(|entry| caller.admits(tool, entry.read_only).is_ok())
+    }
+
+    /// What this caller may call.
+    pub fn offered(&self, caller: &Caller) -> Vec<Manifest> {
+        let entries = self.entries.iter();
+        let admitted = entries.filter(|entry| caller.admits(&entry.manifest.name, entry.read_only).is_ok());
+        admitted.map(|entry| entry.manifest.clone()).collect()
     }
 
     fn names(&self) -> Vec<&str> {
@@ -196,28 +252,79 @@ impl Catalogue {
     pub async fn call(
         &self,
         core: &Core,
-        name: &str,
-        arguments: Value,
+        caller: &Caller,
+        mut request: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
-    ) -> Option<CallToolResult> {
-        let Some(entry) = self.find(name) else {
-            return self.switched_off.contains(&name).then(|| {
-                failed(
-                    &Error::new(ErrorCode::Forbidden, format!("{name} is switched off on this node"))
-                        .remedy("its operator can allow it (spec.mcp.read_only, spec.mcp.tools)"),
-                    &[],
-                )
-            });
+    ) -> Option<CallToolResponse> {
+        let name = request.name.clone();
+        let entry = match self.find(&name) {
+            None if self.switched_off.contains(&&*name) => {
+                Err(Error::new(ErrorCode::Forbidden, format!("{name} is switched off on this node"))
+                    .remedy("its operator can allow it (spec.mcp.read_only, spec.mcp.tools)"))
+            }
+            None => return None,
+            Some(entry) => caller.admits(&name, entry.read_only).map(|()| entry),
         };
-        let mut call = Call { core: core.clone(), progress: Progress::of(context), secrets: Vec::new() };
-        let result = (entry.handler)(arguments, &mut call).await;
-        Some(match result {
-            Ok(value) => succeeded(value, &call.secrets),
+        let claim = Claim::take(&mut request, &caller.actor);
+        let arguments = Value::Object(request.arguments.unwrap_or_default());
+        let pending = caller.begin_tool(core, &name, &arguments);
+        let mut call = Call {
+            core: core.clone(),
+            progress: Progress::of(context),
+            confirmed: None,
+            secrets: Vec::new(),
+        };
+        let answer = match entry {
+            Ok(entry) => self.answer(entry, claim, arguments, &mut call, context).await,
+            Err(error) => Err(error),
+        };
+        if let Some(pending) = pending {
+            pending.end(code_of(&answer)).await;
+        }
+        Some(match answer {
+            Ok(Answer::Result(value) | Answer::Plan(value)) => succeeded(value, &call.secrets).into(),
+            Ok(Answer::Question(question)) => (*question).into(),
             Err(error) => {
-                log(name, &error);
-                failed(&error, &call.secrets)
+                log(&name, &error);
+                failed(&error, &call.secrets).into()
             }
         })
+    }
+
+    async fn answer(
+        &self,
+        entry: &Entry,
+        claim: Claim,
+        arguments: Value,
+        call: &mut Call,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<Answer> {
+        if !entry.read_only {
+            let plan = (entry.planner)(arguments.clone(), call);
+            match self.confirmations.judge(claim, context, plan).await? {
+                Verdict::Proceed(carried) => call.confirmed = carried,
+                Verdict::Show(plan) => return Ok(Answer::Plan(plan)),
+                Verdict::Ask(question) => return Ok(Answer::Question(question)),
+            }
+        }
+        (entry.handler)(arguments, call).await.map(Answer::Result)
+    }
+}
+
+/// What a call is answered with.
+enum Answer {
+    Result(Value),
+    /// In place of the result, until it is confirmed.
+    Plan(Value),
+    Question(Box<InputRequiredResult>),
+}
+
+/// As the audit log has it: what only asked for a confirmation did nothing.
+fn code_of(answer: &Result<Answer>) -> Option<ErrorCode> {
+    match answer {
+        Ok(Answer::Result(_)) => None,
+        Ok(Answer::Plan(_) | Answer::Question(_)) => Some(ErrorCode::Unconfirmed),
+        Err(error) => Some(error.code()),
     }
 }
 
@@ -261,6 +368,7 @@ mod tests {
             auth: Auth::Token,
             read_only: false,
             tools: None,
+            confirm: Confirm::default(),
         }
     }
 
@@ -279,7 +387,6 @@ mod tests {
                 assert!(hint.is_some(), "{name}");
             }
             assert_eq!(tool.input_schema["type"], "object", "{name}");
-            assert_eq!(tool.input_schema["additionalProperties"], false, "{name}");
             for (argument, schema) in tool.input_schema["properties"].as_object().unwrap() {
                 assert!(schema.get("description").is_some(), "{name}.{argument} is not described");
             }

@@ -14,9 +14,12 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::confirm::{self, Weight};
+
 use super::{
     arguments::{check_range, check_secret, secret, wait},
     catalogue::{Call, Hints, Tool},
+    disruption::{on_host, running},
     progress::{Followed, whole},
 };
 
@@ -32,77 +35,70 @@ pub struct DeployEdgeNode;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Address or name of the machine, 1 to 253 characters. Loopback addresses are
-    /// refused.
+    /// Its address or name.
     pub host: String,
-    /// SSH port, 1 to 65535. Default: that of ~/.ssh/config, else 22.
+    /// Default: ~/.ssh/config, 22.
     #[serde(default)]
     pub ssh_port: Option<u32>,
-    /// Login name. Default: that of ~/.ssh/config, else root.
+    /// Default: ~/.ssh/config, root.
     #[serde(default)]
     pub ssh_user: Option<String>,
-    /// Private key file on the controller's machine, in one of its configured key directories.
-    /// Default: the ssh agent and the usual keys.
+    /// On the controller's machine.
     #[serde(default)]
     pub ssh_key_path: Option<String>,
-    /// The node's id: 1 to 63 of a-z, 0-9 and '-'. Default: made from host.
+    /// The node's id: 1-63 of a-z 0-9 -.
     #[serde(default)]
     pub identity: Option<String>,
-    /// Tags for placement, like gpu or zone=eu; at most 32.
+    /// Like gpu or zone=eu; at most 32.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// Services to start, comma-separated. Default: node,ollama (and cloudflared where there is a tunnel
-    /// token). Where the operator has a compose file of their own: names of its services, by default
-    /// all without a profile.
+    /// Comma-separated. Default: node,ollama, or those of the operator's compose file.
     #[serde(default)]
     pub services: Option<String>,
-    /// Profiles of the operator's compose file; at most 16.
+    /// Of the operator's compose file.
     #[serde(default)]
     pub profiles: Vec<String>,
-    /// False: start the stack only; the machine becomes no node, and the deployment ends as started.
-    /// Default: true.
+    /// False: only the stack, no node.
     #[serde(default)]
     pub join: Option<bool>,
-    /// Models that Ollama is to have, like llama3.2 or qwen2.5:0.5b; at most 16.
+    /// For Ollama; at most 16.
     #[serde(default)]
     pub models: Vec<String>,
-    /// How long the stack may take to become healthy: 10 to 3600. Default: the operator's, else 180.
+    /// 10-3600, default 180.
     #[serde(default)]
     pub health_timeout_seconds: Option<u32>,
-    /// Cloudflare tunnel token: secret:NAME for one that the operator keeps, or a value. Leave it out to
-    /// use the operator's default, if there is one.
+    /// secret:NAME, or a Cloudflare tunnel's token.
     #[serde(default, deserialize_with = "secret")]
     #[schemars(with = "Option<String>")]
     pub tunnel_token: Option<Secret>,
-    /// LLM server for the node's agent containers: http or https, not link-local.
+    /// For agents on this node.
     #[serde(default)]
     pub remote_llm_url: Option<String>,
-    /// Container image of the node's stack, instead of the one made from the controller.
+    /// The node's, instead of the controller's own.
     #[serde(default)]
     pub image: Option<String>,
-    /// How node and controller reach each other: ssh (default), or direct, which needs the controller's
-    /// spec.cluster.advertise_address. Deploying again with the other one moves the node.
+    /// ssh (default) or direct.
     #[serde(default)]
     pub link: Option<String>,
-    /// True: check the host and return the plan; change nothing.
+    /// Only check and show the plan.
     #[serde(default)]
     pub dry_run: bool,
-    /// Digest of the plan that a dry run showed: that plan is carried out, or nothing when the host or the
-    /// arguments changed since.
+    /// Carry out that dry run's plan or nothing; a dry run names it.
     #[serde(default)]
+    #[schemars(skip)]
     pub plan_digest: Option<String>,
-    /// How long to wait for another deployment of the host to end: 0 to 600, default 0.
+    /// For another deployment there: 0-600; the refusal names it.
     #[serde(default)]
+    #[schemars(skip)]
     pub lock_wait_seconds: Option<u64>,
     /// For a person only: replace another cluster's node.
     #[serde(default)]
     #[schemars(skip)]
     pub take_over: bool,
-    /// 1 to 128 characters: the same key with the same arguments gives the same deployment.
+    /// Same key, same deployment.
     #[serde(default)]
     pub idempotency_key: Option<String>,
-    /// How long to wait for the end before answering with the state so far: 0 to 45, default 20. The
-    /// deployment goes on either way.
+    /// 0-45, default 20.
     #[serde(default)]
     pub wait_seconds: Option<u64>,
 }
@@ -265,26 +261,57 @@ impl From<PlanView> for Outcome {
     }
 }
 
+fn asked(mut arguments: Arguments, call: &mut Call) -> Result<DeploymentRequest> {
+    call.hide(arguments.tunnel_token.as_ref());
+    arguments.tunnel_token = check_secret("tunnel_token", arguments.tunnel_token)?;
+    arguments.check()
+}
+
 impl Tool for DeployEdgeNode {
     const NAME: &'static str = "deploy_edge_node";
     const TITLE: &'static str = "Deploy an edge node";
-    const DESCRIPTION: &'static str = "Turn a machine reachable by SSH into a cluster node: checks the host, \
-uploads and starts the node's compose stack, waits until the node has joined and has run a container. Needs \
-only port 22 and Docker with Compose v2 on the host. Returns a deployment_id quickly; the deployment goes on \
-by itself: follow it with get_deployment_status. A host that no person has approved is refused with the \
-command that approves it (aegis host approve HOST). Deploying again to the same host updates it and touches \
-only what changed. Use dry_run to see the plan first.";
+    const DESCRIPTION: &'static str = "Make a machine reachable by SSH a cluster node, or update it: \
+checks the host, starts the node's compose stack, waits until the node has joined and has run a container. \
+Returns a deployment_id and goes on by itself: follow it with get_deployment_status.";
     const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: true };
     const ALWAYS_LOADED: bool = true;
+    const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
 
-    async fn call(mut arguments: Arguments, call: &mut Call) -> Result<Outcome> {
-        call.hide(arguments.tunnel_token.as_ref());
-        arguments.tunnel_token = check_secret("tunnel_token", arguments.tunnel_token)?;
+    async fn plan(arguments: Arguments, call: &mut Call) -> Result<confirm::Plan> {
+        wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
+        let (dry_run, host) = (arguments.dry_run, arguments.host.clone());
+        let request = asked(arguments, call)?;
+        if dry_run {
+            return Ok(confirm::Plan { weight: Weight::Nothing, ..confirm::Plan::default() });
+        }
+        let command = format!("aegis deploy {host}");
+        let running_there = on_host(&call.core, &host).await?;
+        if running_there.as_ref().is_some_and(Vec::is_empty) {
+            let summary = format!("deploy to {host} again");
+            return Ok(confirm::Plan { summary, command, ..confirm::Plan::default() });
+        }
+        let planned = call.core.plan_deployment(request, Origin::Assistant).await?;
+        // What would be refused anyway is refused by the deployment, with what stands in the way.
+        let weight = if planned.can_deploy { Weight::Disruptive } else { Weight::Nothing };
+        let mut facts = planned.plan.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
+        let summary = match running_there {
+            None => format!("make {} a node of this cluster, for the first time", planned.plan.target),
+            Some(executions) => {
+                facts.splice(0..0, running(&executions));
+                format!("deploy to {} again, which runs work", planned.plan.target)
+            }
+        };
+        Ok(confirm::Plan { weight, summary, facts, carries: Some(planned.plan.digest), command })
+    }
+
+    async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
         let dry_run = arguments.dry_run;
-        let request = arguments.check()?;
+        let mut request = asked(arguments, call)?;
+        // What was confirmed is carried out, or nothing.
+        request.plan_digest = request.plan_digest.or(call.confirmed.take());
         let core = call.core.clone();
         if dry_run {
             return core.plan_deployment(request, Origin::Assistant).await.map(Outcome::from);

@@ -12,11 +12,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::confirm::{Plan, Weight};
+
 use super::{
     arguments::{check_secret, parse, wait},
     cancel_deployment::WAIT_SECONDS_DEFAULT,
     catalogue::{Call, Hints, Tool},
     deploy_edge_node,
+    disruption::on_host,
     progress::whole,
     rollout::{Line, Outcome, followed},
 };
@@ -46,24 +49,24 @@ pub struct Host {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// 1 to 100 machines, each once.
+    /// 1-100 of {host, identity, tags, ssh_port, ssh_user}.
     hosts: Vec<Host>,
-    /// Arguments of deploy_edge_node that count for every host: ssh_user, tags, services and so on.
+    /// Arguments of deploy_edge_node for all.
     #[serde(default)]
     shared: Map<String, Value>,
-    /// Hosts at a time: 1 to 100, never more than the operator's limit, which is the default.
+    /// 1-100 at a time.
     #[serde(default)]
     max_parallel: Option<u32>,
-    /// After so many failures no further host is begun: default 1; 0 never stops.
+    /// Begin no more after so many: default 1; 0: never.
     #[serde(default)]
     max_failures: Option<u32>,
-    /// True: check every host and return the plans; change nothing.
+    /// Only check and show the plans.
     #[serde(default)]
     pub dry_run: bool,
-    /// As for deploy_edge_node.
+    /// Same key, same rollout.
     #[serde(default)]
     idempotency_key: Option<String>,
-    /// How long to wait for the end: 0 to 45, default 20. It goes on either way.
+    /// 0-45, default 20.
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -139,13 +142,44 @@ impl From<RolloutPlan> for Outcome {
 impl Tool for DeployEdgeNodes {
     const NAME: &'static str = "deploy_edge_nodes";
     const TITLE: &'static str = "Deploy many edge nodes";
-    const DESCRIPTION: &'static str = "deploy_edge_node for many machines in one call, some at a time. \
-Everything is checked first: if anything is wrong with any host, one error lists it and nothing is begun. \
-After max_failures failures no further host is begun; those that run go on. Returns a rollout_id; follow it \
-with get_rollout.";
+    const DESCRIPTION: &'static str = "deploy_edge_node for many machines, some at a time. All are checked \
+first; if anything is wrong, nothing is begun. Returns a rollout_id; follow it with get_rollout.";
     const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: true };
+    const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
+        wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
+        call.hide(arguments.tunnel_token().as_ref());
+        let dry_run = arguments.dry_run;
+        let request = arguments.check(Origin::Assistant)?;
+        let count = request.hosts.len();
+        let (mut new, mut busy) = (Vec::new(), Vec::new());
+        for host in request.hosts {
+            match on_host(&call.core, &host.host).await? {
+                None => new.push(host.host),
+                Some(executions) if !executions.is_empty() => busy.push(host.host),
+                Some(_) => {}
+            }
+        }
+        let weight = match (dry_run, new.is_empty() && busy.is_empty()) {
+            (true, _) => Weight::Nothing,
+            (false, true) => Weight::Routine,
+            (false, false) => Weight::Disruptive,
+        };
+        let told = |words: &str, hosts: Vec<String>| {
+            (!hosts.is_empty()).then(|| format!("{words}: {}", hosts.join(", ")))
+        };
+        let facts = [told("for the first time", new), told("while they run work", busy)];
+        Ok(Plan {
+            weight,
+            summary: format!("deploy to {count} hosts"),
+            facts: facts.into_iter().flatten().collect(),
+            carries: None,
+            command: "aegis deploy HOST...".to_owned(),
+        })
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         call.hide(arguments.tunnel_token().as_ref());

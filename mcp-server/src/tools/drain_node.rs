@@ -11,9 +11,12 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::confirm::{Plan, Weight};
+
 use super::{
     arguments::{check_range, wait},
     catalogue::{Call, Hints, Tool},
+    disruption::running,
     progress::{Followed, whole},
 };
 
@@ -27,16 +30,15 @@ pub struct DrainNode;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As list_peers shows it.
+    /// From list_peers.
     node_id: NodeId,
-    /// How long running work may go on: 0 to 86400, default 300.
+    /// For running work: 0-86400, default 300.
     #[serde(default)]
     deadline_seconds: Option<u64>,
-    /// What happens to work that still runs then: cancel (default) or leave.
+    /// Then: default cancel.
     #[serde(default)]
     on_deadline: OnDeadline,
-    /// Wait for the end of the drain for up to this many seconds: 0 to 45, default 0. The drain goes on
-    /// either way.
+    /// For the end: 0-45, default 0.
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -115,12 +117,32 @@ impl From<DrainView> for Outcome {
 impl Tool for DrainNode {
     const NAME: &'static str = "drain_node";
     const TITLE: &'static str = "Drain a node";
-    const DESCRIPTION: &'static str = "Take a node out of service: it gets no new work, what runs there may \
-finish until the deadline and is then cancelled, or left running when on_deadline is leave. Survives restarts; \
-resume_node undoes it. The answer names the executions that still run.";
+    const DESCRIPTION: &'static str = "Take a node out of service without losing work: no new work, what \
+runs may finish until the deadline. Survives restarts; resume_node undoes it.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: false };
+    const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
+        wait(arguments.wait_seconds, 0)?;
+        let order = order(arguments.deadline_seconds, arguments.on_deadline)?;
+        let view = call.core.drain_status(&arguments.node_id).await?;
+        let node_id = view.node_id;
+        let then = match order.on_deadline {
+            OnDeadline::Cancel => "is cancelled",
+            OnDeadline::Leave => "is left running",
+        };
+        let mut facts = vec![format!("it gets no new work until resume_node {node_id}")];
+        if let Some(running) = running(&view.blockers) {
+            facts.push(running);
+            facts.push(format!("what still runs after {} s {then}", order.deadline.as_secs()));
+        }
+        // Asking again how a drain stands disrupts nothing more.
+        let weight = if view.state == DrainState::Schedulable { Weight::Disruptive } else { Weight::Nothing };
+        let command = format!("aegis node drain {node_id}");
+        Ok(Plan { weight, summary: format!("drain {node_id}"), facts, carries: None, command })
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let wait = wait(arguments.wait_seconds, 0)?;

@@ -21,15 +21,15 @@ pub struct GetDeploymentStatus;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As deploy_edge_node returned it.
+    /// Or of a rollback or removal.
     deployment_id: DeploymentId,
-    /// Wait for a change for up to this many seconds: 0 to 45, default 0.
+    /// For the end: 0-45, default 0.
     #[serde(default)]
     wait_seconds: Option<u64>,
-    /// The event of the last answer: waits until there is a newer one. Left out: waits for the end.
+    /// event of the last answer: wait for a newer one.
     #[serde(default)]
     since_event: Option<u64>,
-    /// concise (default) or detailed (all evidence).
+    /// Default concise.
     #[serde(default)]
     response_format: ResponseFormat,
 }
@@ -59,7 +59,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn of(view: DeploymentView, format: ResponseFormat) -> Self {
+    pub fn of(view: DeploymentView, format: ResponseFormat) -> Self {
         let mut steps = view.steps;
         let lines = match format {
             ResponseFormat::Concise => EVIDENCE_LINES_CONCISE,
@@ -88,10 +88,9 @@ impl Outcome {
 impl Tool for GetDeploymentStatus {
     const NAME: &'static str = "get_deployment_status";
     const TITLE: &'static str = "Follow a deployment";
-    const DESCRIPTION: &'static str = "How a deployment, rollback or removal stands: its state (planned, \
-running; ready, started, removed; failed, rolled_back, cancelled, interrupted), every step with duration and evidence, on failure the cause, what to do and the end of \
-the failing service's log. Use wait_seconds to wait for its end, or with since_event for the next change, \
-instead of asking again and again. Ids stay valid for as long as the controller keeps its database.";
+    const DESCRIPTION: &'static str = "State, steps with evidence, and on failure cause, remedy and log of \
+a deployment, rollback or removal. Wait with wait_seconds instead of asking often. Ids stay valid as long \
+as the controller's database.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

@@ -15,12 +15,12 @@ pub struct GetRollout;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As deploy_edge_nodes returned it.
+    /// From deploy_edge_nodes.
     rollout_id: RolloutId,
-    /// Wait for a change for up to this many seconds: 0 to 45, default 0.
+    /// For the end: 0-45, default 0.
     #[serde(default)]
     wait_seconds: Option<u64>,
-    /// The event of the last answer: waits until there is a newer one. Left out: waits for the end.
+    /// event of the last answer: wait for a newer one.
     #[serde(default)]
     since_event: Option<u64>,
 }
@@ -28,8 +28,8 @@ pub struct Arguments {
 impl Tool for GetRollout {
     const NAME: &'static str = "get_rollout";
     const TITLE: &'static str = "Follow a rollout";
-    const DESCRIPTION: &'static str = "How a deployment of many hosts stands: one summary, and each host with \
-its state and what it is doing or why it failed.";
+    const DESCRIPTION: &'static str = "A rollout's summary, and each host's state and what it does or why \
+it failed.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

@@ -22,13 +22,13 @@ pub struct ListDeployments;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Only those in this state.
+    /// Only these.
     #[serde(default)]
     state: Option<DeploymentState>,
-    /// Only those to this host, spelled as it was given.
+    /// Only to this host.
     #[serde(default)]
     host: Option<String>,
-    /// At most this many: 1 to 100, default 20.
+    /// 1-100, default 20.
     #[serde(default)]
     limit: Option<u32>,
     /// next_cursor of the last answer.
@@ -73,8 +73,7 @@ fn line(view: DeploymentView) -> Line {
 impl Tool for ListDeployments {
     const NAME: &'static str = "list_deployments";
     const TITLE: &'static str = "List deployments";
-    const DESCRIPTION: &'static str = "Deployments, newest first, with host, node and state. Filter by state \
-or host; pages of up to 100 by cursor. For the steps of one, call get_deployment_status.";
+    const DESCRIPTION: &'static str = "Deployments, newest first, with host, node and state.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

@@ -3,7 +3,7 @@
 use cluster_core::{
     Failure, Result,
     cluster::peer::{Amounts, Desired, LinkKind, PeerStatus, PeerView, Role},
-    core::PeerFilter,
+    core::{Core, PeerFilter},
     ids::{ClusterId, NodeId, Tag},
 };
 use schemars::JsonSchema;
@@ -20,22 +20,22 @@ pub struct ListPeers;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Only those with this status.
+    /// Only these.
     #[serde(default)]
     status: Option<PeerStatus>,
-    /// Only those with this role.
+    /// Only these.
     #[serde(default)]
     role: Option<Role>,
-    /// Only those that have all of these tags.
+    /// Only those with all of these.
     #[serde(default)]
     tags: Vec<Tag>,
-    /// At most this many: 1 to 100, default 20.
+    /// 1-100, default 20.
     #[serde(default)]
     limit: Option<u32>,
     /// next_cursor of the last answer.
     #[serde(default)]
     cursor: Option<String>,
-    /// concise (default), or detailed with role, capacity, link, version, engine and models.
+    /// Default concise.
     #[serde(default)]
     response_format: ResponseFormat,
 }
@@ -122,12 +122,37 @@ fn page(mut peers: Vec<PeerView>, after: Option<&str>, limit: usize) -> (Vec<Pee
     (peers, next)
 }
 
+/// The nodes that match, after this one, as many as fit.
+pub async fn page_of(
+    core: &Core,
+    filter: PeerFilter,
+    after: Option<String>,
+    limit: usize,
+    format: ResponseFormat,
+) -> Result<Outcome> {
+    let cluster_id = core.cluster_id()?;
+    let peers = core.peers(filter).await?;
+    let total = peers.len();
+    let active = peers.iter().any(|view| view.status == PeerStatus::Active);
+    let (page, next_cursor) = page(peers, after.as_deref(), limit);
+    let (peers, cut) =
+        fit(page.into_iter().map(|view| peer(view, format)).collect(), |peer| peer.node_id.as_str());
+    let next_cursor = cut.or(next_cursor);
+    let next_step = if next_cursor.is_some() {
+        "Pass next_cursor as cursor for the next page."
+    } else if active {
+        "Run work with submit_execution; target_tags or node_id choose where."
+    } else {
+        "No active node matches. Deploy one with deploy_edge_node, or resume a drained one."
+    };
+    Ok(Outcome { peers, total, cluster_id, next_cursor, next_step: next_step.to_owned() })
+}
+
 impl Tool for ListPeers {
     const NAME: &'static str = "list_peers";
     const TITLE: &'static str = "List cluster nodes";
-    const DESCRIPTION: &'static str = "The nodes of the cluster: id, status (active, draining, expected, \
-unhealthy, offline), tags, what is free on each and how many executions run there. Filter by status, role and \
-tags; pages of up to 100 by cursor. response_format detailed adds capacity, link, version, engine and models.";
+    const DESCRIPTION: &'static str = "The cluster's nodes: id, status, tags, free resources, running \
+executions; detailed has more.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     const ALWAYS_LOADED: bool = true;
     type Arguments = Arguments;
@@ -136,24 +161,7 @@ tags; pages of up to 100 by cursor. response_format detailed adds capacity, link
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let limit = page_limit(arguments.limit)?;
         let after = arguments.cursor.as_deref().map(cursor).transpose()?;
-        let cluster_id = call.core.cluster_id()?;
         let filter = PeerFilter { status: arguments.status, role: arguments.role, tags: arguments.tags };
-        let peers = call.core.peers(filter).await?;
-        let total = peers.len();
-        let active = peers.iter().any(|view| view.status == PeerStatus::Active);
-        let (page, next_cursor) = page(peers, after.as_deref(), limit);
-        let (peers, cut) =
-            fit(page.into_iter().map(|view| peer(view, arguments.response_format)).collect(), |peer| {
-                peer.node_id.as_str()
-            });
-        let next_cursor = cut.or(next_cursor);
-        let next_step = if next_cursor.is_some() {
-            "Pass next_cursor as cursor for the next page."
-        } else if active {
-            "Run work with submit_execution; target_tags or node_id choose where."
-        } else {
-            "No active node matches. Deploy one with deploy_edge_node, or resume a drained one."
-        };
-        Ok(Outcome { peers, total, cluster_id, next_cursor, next_step: next_step.to_owned() })
+        page_of(&call.core, filter, after, limit, arguments.response_format).await
     }
 }

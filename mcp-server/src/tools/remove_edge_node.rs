@@ -9,10 +9,13 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::confirm::{Plan, Weight};
+
 use super::{
     arguments::wait,
     cancel_deployment::{Outcome, WAIT_SECONDS_DEFAULT, followed},
     catalogue::{Call, Hints, Tool},
+    disruption::{on_node, running},
     drain_node::order as drain_order,
     progress::whole,
 };
@@ -22,21 +25,22 @@ pub struct RemoveEdgeNode;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As list_peers shows it; a node that deploy_edge_node made.
+    /// From list_peers.
     node_id: NodeId,
-    /// How long running work may go on before it is cancelled: 0 to 86400, default 300.
+    /// For running work: 0-86400, default 300.
     #[serde(default)]
     deadline_seconds: Option<u64>,
-    /// True only when the machine does not exist any more: nothing is done there.
+    /// Only if the machine is gone for good.
     #[serde(default)]
     host_gone: bool,
-    /// How long to wait for another deployment of the host to end: 0 to 600, default 0.
+    /// For another deployment there: 0-600.
     #[serde(default)]
+    #[schemars(skip)]
     lock_wait_seconds: Option<u64>,
-    /// 1 to 128 characters: the same key with the same arguments gives the same removal.
+    /// Same key, same deployment.
     #[serde(default)]
     idempotency_key: Option<String>,
-    /// How long to wait for the end: 0 to 45, default 20. It goes on either way.
+    /// 0-45, default 20.
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -44,12 +48,31 @@ pub struct Arguments {
 impl Tool for RemoveEdgeNode {
     const NAME: &'static str = "remove_edge_node";
     const TITLE: &'static str = "Remove a deployed node";
-    const DESCRIPTION: &'static str = "Undo deploy_edge_node: drain the node, take its stack and files off the \
-host (volumes stay; only a person can have them removed), revoke its key and forget it. Until the stack goes, \
-cancel_deployment puts the node back into service. Follow it with get_deployment_status.";
+    const DESCRIPTION: &'static str = "Undo deploy_edge_node: drain the node, take its stack and files off \
+the host (volumes stay), revoke its key. cancel_deployment undoes it until the stack goes.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
+    const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
+        wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
+        let node_id = arguments.node_id;
+        let mut facts = match arguments.host_gone {
+            true => vec!["nothing is done on its host, which does not exist any more".to_owned()],
+            false => vec!["its stack and files are taken off its host; volumes stay".to_owned()],
+        };
+        facts.push("its key is revoked; only a deployment brings it back".to_owned());
+        facts.extend(on_node(&call.core, &node_id).await?.as_deref().and_then(running));
+        let command = format!("aegis node remove {node_id}");
+        Ok(Plan {
+            weight: Weight::Disruptive,
+            summary: format!("remove {node_id}"),
+            facts,
+            carries: None,
+            command,
+        })
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;

@@ -14,7 +14,7 @@ pub struct ResumeNode;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As list_peers shows it.
+    /// From list_peers.
     node_id: NodeId,
 }
 
@@ -29,8 +29,7 @@ pub struct Outcome {
 impl Tool for ResumeNode {
     const NAME: &'static str = "resume_node";
     const TITLE: &'static str = "Resume a node";
-    const DESCRIPTION: &'static str = "Undo a drain: the node takes new work again. Resuming a node that is \
-not draining changes nothing.";
+    const DESCRIPTION: &'static str = "Undo a drain: the node takes new work again.";
     const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

@@ -8,10 +8,13 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::confirm::{Plan, Weight};
+
 use super::{
     arguments::wait,
     cancel_deployment::{Outcome, WAIT_SECONDS_DEFAULT, followed},
     catalogue::{Call, Hints, Tool},
+    disruption::{on_node, running},
     progress::whole,
 };
 
@@ -20,19 +23,19 @@ pub struct RollbackEdgeNode;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// As list_peers shows it; a node that deploy_edge_node made.
+    /// From list_peers.
     node_id: NodeId,
-    /// The deployment whose release is to run again. Default: the newest good one before the current. An
-    /// unknown one is answered with those there are.
+    /// deployment_id of a release. Default: the last good one before.
     #[serde(default)]
     to: Option<DeploymentId>,
-    /// How long to wait for another deployment of the host to end: 0 to 600, default 0.
+    /// For another deployment there: 0-600.
     #[serde(default)]
+    #[schemars(skip)]
     lock_wait_seconds: Option<u64>,
-    /// 1 to 128 characters: the same key with the same arguments gives the same rollback.
+    /// Same key, same deployment.
     #[serde(default)]
     idempotency_key: Option<String>,
-    /// How long to wait for the end: 0 to 45, default 20. It goes on either way.
+    /// 0-45, default 20.
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -40,12 +43,22 @@ pub struct Arguments {
 impl Tool for RollbackEdgeNode {
     const NAME: &'static str = "rollback_edge_node";
     const TITLE: &'static str = "Roll a node back";
-    const DESCRIPTION: &'static str = "Have a deployed node run an earlier release again: its files, .env and \
-images as they were when that release was good. The host keeps the last five. Checked like a deployment; if it \
-fails, what runs now is put back. Follow it with get_deployment_status.";
+    const DESCRIPTION: &'static str = "Have a node run an earlier release again; the host keeps five. If \
+it fails, what runs now is put back.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: false, open_world: true };
+    const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
+        wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
+        let node_id = arguments.node_id;
+        let running = on_node(&call.core, &node_id).await?.as_deref().and_then(running);
+        let weight = if running.is_some() { Weight::Disruptive } else { Weight::Routine };
+        let command = format!("aegis node rollback {node_id}");
+        let summary = format!("roll {node_id} back to an earlier release");
+        Ok(Plan { weight, summary, facts: running.into_iter().collect(), carries: None, command })
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;

@@ -1,24 +1,92 @@
-//! JSON schemas as every client takes them.
+//! JSON schemas as every client takes them, and small: every assistant pays for them in its context.
 //!
 //! Written out without `$ref` (several clients follow references badly), without the formats that
 //! schemars adds to the standard (`uint32`, `double`, …: Ajv clients warn about them), and without
 //! `null`: an argument may be null but need not be told so, and a result leaves nulls out.
+//!
+//! Of arguments, limits and defaults stand in the descriptions, in words, since some clients strip them
+//! from schemas; what is given is checked by us. Neither side goes deeper than its fields: the description
+//! of an object names what it consists of, and of results only ids, state and next step are named, since a
+//! model reads the result itself.
 
 use rmcp::model::JsonObject;
 use schemars::{JsonSchema, generate::SchemaSettings};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::confirm::ARGUMENT;
 
 /// Formats that JSON Schema itself knows and that we use; any other one goes.
 const STANDARD_FORMATS: [&str; 3] = ["date-time", "uri", "uuid"];
 
 /// What a tool takes.
 pub fn input<T: JsonSchema>() -> JsonObject {
-    root::<T>(SchemaSettings::draft2020_12())
+    let mut schema = root::<T>(SchemaSettings::draft2020_12());
+    schema.values_mut().for_each(drop_limits);
+    if let Some(Value::Object(arguments)) = schema.get_mut("properties") {
+        arguments.values_mut().for_each(only_object);
+    }
+    // An unknown argument is refused by us, in words.
+    schema.remove("additionalProperties");
+    schema
 }
 
 /// What a tool gives.
 pub fn output<T: JsonSchema>() -> JsonObject {
-    root::<T>(SchemaSettings::draft2020_12().for_serialize())
+    let mut schema = root::<T>(SchemaSettings::draft2020_12().for_serialize());
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        properties.retain(|name, _| name.ends_with("_id") || ["state", "next_step"].contains(&name.as_str()));
+        properties.values_mut().for_each(only_type);
+    }
+    schema.remove("additionalProperties");
+    schema.remove("required");
+    schema
+}
+
+/// Of tools with calls that need a confirmation.
+pub fn add_confirmation(input: &mut JsonObject) {
+    if let Some(Value::Object(properties)) = input.get_mut("properties") {
+        let token = json!({"type": "string", "description": "Of the plan shown."});
+        properties.insert(ARGUMENT.to_owned(), token);
+    }
+}
+
+/// What is said in words, or said by our own check.
+const LIMITS: [&str; 6] = ["default", "minimum", "maximum", "pattern", "minItems", "maxItems"];
+
+/// An object within an argument: its description names the fields.
+fn only_object(schema: &mut Value) {
+    match schema {
+        Value::Object(object) if object.get("type") == Some(&Value::from("object")) => {
+            object.retain(|key, _| key == "type" || key == "description");
+        }
+        Value::Object(object) => object.values_mut().for_each(only_object),
+        _ => {}
+    }
+}
+
+fn drop_limits(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(drop_limits),
+        Value::Object(object) => {
+            // An argument may be called like one of them.
+            if !object.values().all(Value::is_object) {
+                object.retain(|key, _| !LIMITS.contains(&key.as_str()));
+            }
+            object.values_mut().for_each(drop_limits);
+        }
+        _ => {}
+    }
+}
+
+/// A field of a result: its type and nothing beneath it.
+fn only_type(schema: &mut Value) {
+    if let Value::Object(object) = schema {
+        // Without its words, a choice would be a schema that says nothing.
+        if object.contains_key("enum") {
+            object.insert("type".to_owned(), "string".into());
+        }
+        object.retain(|key, _| key == "type");
+    }
 }
 
 fn root<T: JsonSchema>(settings: SchemaSettings) -> JsonObject {
@@ -54,8 +122,27 @@ pub fn simplify(schema: &mut Value) {
             }
             drop_nullable_required(object);
             drop_null_type(object);
+            join_constants(object);
+            // Words say that they are strings.
+            if object.get("enum").is_some_and(Value::is_array) {
+                object.remove("type");
+            }
         }
         _ => {}
+    }
+}
+
+/// A choice of documented words is one `enum`: the field's own description says what they mean.
+fn join_constants(object: &mut JsonObject) {
+    let Some(Value::Array(choices)) = object.get("oneOf") else { return };
+    let words = choices.iter().map(|choice| match (choice.get("const"), choice.get("enum")) {
+        (Some(word @ Value::String(_)), None) => Some(vec![word.clone()]),
+        (None, Some(Value::Array(words))) => Some(words.clone()),
+        _ => None,
+    });
+    if let Some(words) = words.collect::<Option<Vec<_>>>() {
+        object.remove("oneOf");
+        object.insert("enum".to_owned(), Value::Array(words.concat()));
     }
 }
 
@@ -135,7 +222,6 @@ pub fn drop_nulls(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[derive(JsonSchema, serde::Serialize)]
     #[allow(dead_code)]
@@ -148,6 +234,7 @@ mod tests {
     #[derive(JsonSchema, serde::Serialize)]
     #[allow(dead_code)]
     enum Choice {
+        /// Documented.
         Left,
         Right,
     }
@@ -160,6 +247,8 @@ mod tests {
         list: Vec<Inner>,
         choice: Option<Choice>,
         port: u16,
+        own_id: Option<String>,
+        state: Choice,
     }
 
     #[test]
@@ -169,10 +258,15 @@ mod tests {
             assert!(!text.contains(bad), "{bad} in {text}");
         }
         let schema = output::<Outer>();
-        assert_eq!(schema["required"], json!(["list", "port"]));
-        assert_eq!(schema["properties"]["inner"]["type"], "object");
-        assert_eq!(schema["properties"]["inner"]["description"], "Its own words.");
-        assert_eq!(schema["properties"]["list"]["items"]["required"], json!(["ratio", "count"]));
+        let string = json!({"type": "string"});
+        assert_eq!(schema["properties"], json!({"own_id": string, "state": string}));
+        let schema = input::<Outer>();
+        assert_eq!(schema["required"], json!(["list", "port", "state"]));
+        let inner = json!({"type": "object", "description": "Its own words."});
+        assert_eq!(schema["properties"]["inner"], inner);
+        assert_eq!(schema["properties"]["list"], json!({"type": "array", "items": {"type": "object"}}));
+        assert_eq!(schema["properties"]["port"], json!({"type": "integer"}));
+        assert_eq!(schema["properties"]["choice"], json!({"enum": ["Right", "Left"]}));
     }
 
     #[test]

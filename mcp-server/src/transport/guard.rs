@@ -1,4 +1,5 @@
-//! Who may speak HTTP to us: Host and Origin on every route, a bearer token on all but the health ones.
+//! Who may speak HTTP to us: Host and Origin on every route, a bearer token on all but the health ones. What
+//! its bearer may do is asked where it is done.
 //!
 //! Host and Origin stop a web page that a person visits from talking to a daemon on loopback (DNS
 //! rebinding); the token stops other users of the machine.
@@ -12,15 +13,15 @@ use axum::{
 };
 use cluster_core::{
     Error, ErrorCode, Result,
+    access::TokenTable,
     config::{
         schema::Auth,
         settings::{McpSettings, Settings},
     },
 };
 use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
-use subtle::ConstantTimeEq as _;
 
-use crate::rest::error::Problem;
+use crate::{caller::Caller, rest::error::Problem};
 
 const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
@@ -28,7 +29,7 @@ const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 #[derive(Clone)]
 pub struct Guard {
     /// `None`: no token is asked for (`auth: none`, loopback only).
-    token: Option<Arc<str>>,
+    tokens: Option<TokenTable>,
     hosts: Arc<[String]>,
     origins: Arc<[Origin]>,
 }
@@ -75,7 +76,7 @@ fn host_of(authority: &Authority) -> String {
 }
 
 impl Guard {
-    pub fn new(settings: &Settings, token: &str) -> Result<Self> {
+    pub fn new(settings: &Settings, tokens: TokenTable) -> Result<Self> {
         let McpSettings { allowed_hosts, allowed_origins, auth, .. } = &settings.mcp;
         let mut hosts: Vec<String> = LOOPBACK_HOSTS.iter().map(|host| (*host).to_owned()).collect();
         hosts.push(settings.bind_address.to_string());
@@ -97,8 +98,8 @@ impl Guard {
             })?;
             origins.push(origin);
         }
-        let token = match auth {
-            Auth::Token => Some(token.into()),
+        let tokens = match auth {
+            Auth::Token => Some(tokens),
             Auth::None if settings.bind_address.is_loopback() => None,
             Auth::None => {
                 return Err(Error::new(
@@ -108,7 +109,7 @@ impl Guard {
                 .remedy("remove it, or bind to 127.0.0.1"));
             }
         };
-        Ok(Self { token, hosts: hosts.into(), origins: origins.into() })
+        Ok(Self { tokens, hosts: hosts.into(), origins: origins.into() })
     }
 
     fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<()> {
@@ -141,44 +142,54 @@ impl Guard {
         Ok(())
     }
 
-    fn check_token(&self, headers: &HeaderMap) -> Result<()> {
-        let Some(expected) = &self.token else { return Ok(()) };
-        let given = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map_or("", |(_, token)| token.trim());
-        if bool::from(given.as_bytes().ct_eq(expected.as_bytes())) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorCode::Unauthenticated, "the bearer token is missing or wrong")
-            .remedy("send Authorization: Bearer with the token in http.token of the data directory"))
+    /// Who calls.
+    fn known(&self, headers: &HeaderMap) -> Result<Caller> {
+        let Some(tokens) = &self.tokens else { return Ok(Caller::anybody()) };
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        // Two headers are no token: one proxy may have judged the other.
+        let header = match (given.next(), given.next()) {
+            (Some(header), None) => header.to_str().ok(),
+            _ => None,
+        };
+        tokens.check(header).map(Caller::bearing)
     }
 }
 
+/// RFC 6750, section 3: what was wrong is told only to who sent something.
+fn challenge(headers: &HeaderMap) -> HeaderValue {
+    HeaderValue::from_static(match headers.contains_key(header::AUTHORIZATION) {
+        true => "Bearer realm=\"aegis\", error=\"invalid_token\"",
+        false => "Bearer realm=\"aegis\"",
+    })
+}
+
 /// Health is for probes, which have no token; well-known paths say 404 since there is no OAuth here.
-fn is_open(path: &str) -> bool {
+pub fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready") || path.starts_with("/.well-known/")
 }
 
 /// The middleware around every route.
-pub async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
     let outside = guard.check_host(request.uri(), headers).and_then(|()| guard.check_origin(headers));
     if let Err(error) = outside {
         return Problem(error).into_response();
     }
-    if !is_open(request.uri().path())
-        && let Err(error) = guard.check_token(headers)
-    {
-        let mut response = Problem(error).into_response();
-        response
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"aegis\""));
-        return response;
+    if is_open(request.uri().path()) {
+        return next.run(request).await;
     }
-    next.run(request).await
+    match guard.known(headers) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => {
+            let challenge = challenge(headers);
+            let mut response = Problem(error).into_response();
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+            response
+        }
+    }
 }
 
 #[cfg(test)]
@@ -199,7 +210,7 @@ mod tests {
             ..cluster_core::config::Overrides::default()
         };
         let settings = Settings::of(&config, &overrides).unwrap();
-        let guard = Guard::new(&settings, "t0ken").unwrap();
+        let guard = Guard::new(&settings, TokenTable::new(Some("t0ken"))).unwrap();
         Router::new()
             .route("/v1/thing", get(async || "thing"))
             .route("/health/live", get(async || "live"))
@@ -234,11 +245,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_challenge_names_the_scheme() {
-        let request =
-            http::Request::get("/v1/thing").header("host", "localhost").body(Body::empty()).unwrap();
-        let response = guarded("token").oneshot(request).await.unwrap();
-        assert!(response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"));
+    async fn a_challenge_names_the_scheme_and_what_was_wrong_with_what_was_sent() {
+        let bad = "Bearer realm=\"aegis\", error=\"invalid_token\"";
+        for (given, challenge) in
+            [(&[][..], "Bearer realm=\"aegis\""), (&["Bearer no"], bad), (&["", "x"], bad)]
+        {
+            let mut request = http::Request::get("/v1/thing").header("host", "localhost");
+            for header in given {
+                request = request.header("authorization", *header);
+            }
+            let response = guarded("token").oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+            assert_eq!(response.headers()[header::WWW_AUTHENTICATE], challenge);
+        }
+        assert_eq!(status("/v1/thing", &[HOST, TOKEN, TOKEN]).await, StatusCode::UNAUTHORIZED);
     }
 
     #[tokio::test]

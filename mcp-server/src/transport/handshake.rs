@@ -1,5 +1,5 @@
 //! The first line on `mcp.sock`, both ways: which version speaks, so that a client of another build
-//! gets words instead of a broken stream.
+//! gets words instead of a broken stream; and which tools the assistant's side gives up.
 
 use std::time::Duration;
 
@@ -7,32 +7,68 @@ use cluster_core::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use crate::caller::Narrowing;
+
 /// Rises when what follows the first line changes.
 pub const PROTOCOL: u32 = 1;
-const LINE_BYTES_MAX: usize = 1024;
+/// All tools by name fit.
+const LINE_BYTES_MAX: usize = 4096;
 const TIME_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub aegis: String,
     pub protocol: u32,
+    /// The daemon's: it heeds `narrowing`.
+    #[serde(default)]
+    pub narrows: bool,
+    /// The assistant's side: what this connection gives up.
+    #[serde(default)]
+    pub narrowing: Narrowing,
 }
 
 impl Hello {
-    fn ours() -> Self {
-        Self { aegis: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL }
+    fn ours(narrows: bool, narrowing: Narrowing) -> Self {
+        Self { aegis: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL, narrows, narrowing }
     }
 }
 
+/// The assistant's side. A daemon that would not heed the narrowing is an error.
+pub async fn greet<R, W>(read: &mut R, write: &mut W, narrowing: Narrowing) -> Result<Hello>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let narrows = narrowing != Narrowing::default();
+    let theirs = shake(read, write, Hello::ours(false, narrowing)).await?;
+    if narrows && !theirs.narrows {
+        return Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            "the daemon that runs is of another version and knows neither --read-only nor --tools",
+        )
+        .remedy("run `aegis stop`, then start the assistant's connection again"));
+    }
+    Ok(theirs)
+}
+
+/// The daemon's side.
+pub async fn answer<R, W>(read: &mut R, write: &mut W) -> Result<Hello>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    shake(read, write, Hello::ours(true, Narrowing::default())).await
+}
+
 /// Says our line, reads theirs, and fails when the two cannot talk.
-pub async fn shake<R, W>(read: &mut R, write: &mut W) -> Result<Hello>
+async fn shake<R, W>(read: &mut R, write: &mut W, ours: Hello) -> Result<Hello>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let broken = |e: std::io::Error| Error::new(ErrorCode::Unavailable, "the connection broke").source(e);
     let both = async {
-        let mut line = serde_json::to_vec(&Hello::ours())
+        let mut line = serde_json::to_vec(&ours)
             .map_err(|e| Error::internal("the handshake cannot be written").source(e))?;
         line.push(b'\n');
         write.write_all(&line).await.map_err(broken)?;
@@ -47,7 +83,10 @@ where
                     cluster_core::ids::shown(&theirs.aegis)
                 ),
             )
-            .remedy("run `aegis stop`, then start the assistant's connection again"));
+            .remedy(match theirs.protocol > PROTOCOL {
+                true => "restart the assistant's connection to aegis, so that the newer one is started",
+                false => "run `aegis stop`: the next request starts the newer one",
+            }));
         }
         Ok(theirs)
     };
@@ -84,12 +123,15 @@ mod tests {
         let (a, b) = tokio::io::duplex(4096);
         let (mut ar, mut aw) = tokio::io::split(a);
         let (mut br, mut bw) = tokio::io::split(b);
-        let (left, right) = tokio::join!(shake(&mut ar, &mut aw), async {
-            let hello = shake(&mut br, &mut bw).await;
+        let narrowing = Narrowing { read_only: true, tools: Some(vec!["list_peers".to_owned()]) };
+        let (left, right) = tokio::join!(greet(&mut ar, &mut aw, narrowing.clone()), async {
+            let hello = answer(&mut br, &mut bw).await;
             bw.write_all(b"next").await.unwrap();
             hello
         });
-        assert_eq!(left.unwrap(), right.unwrap());
+        let (daemon, assistant) = (left.unwrap(), right.unwrap());
+        assert_eq!(daemon.protocol, assistant.protocol);
+        assert_eq!(assistant.narrowing, narrowing);
         let mut rest = [0; 4];
         ar.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"next");
@@ -103,7 +145,16 @@ mod tests {
             "{\"jsonrpc\":\"2.0\"}\n".to_owned(),
         ] {
             let mut written = Vec::new();
-            assert!(shake(&mut line.as_bytes(), &mut written).await.is_err());
+            assert!(answer(&mut line.as_bytes(), &mut written).await.is_err());
         }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_would_not_narrow_is_not_used_for_it() {
+        let line = format!("{{\"aegis\":\"0\",\"protocol\":{PROTOCOL}}}\n");
+        let narrowing = Narrowing { read_only: true, tools: None };
+        let refused = greet(&mut line.as_bytes(), &mut Vec::new(), narrowing).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::FailedPrecondition);
+        greet(&mut line.as_bytes(), &mut Vec::new(), Narrowing::default()).await.unwrap();
     }
 }

@@ -11,24 +11,28 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use rmcp::transport::streamable_http_server::{
-    StreamableHttpServerConfig, StreamableHttpService,
-    session::local::{LocalSessionManager, SessionConfig},
+use rmcp::{
+    ServerHandler,
+    transport::streamable_http_server::{
+        StreamableHttpServerConfig, StreamableHttpService,
+        session::local::{LocalSessionManager, SessionConfig},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::unix::Socket;
-use crate::server::AegisServer;
 
 /// A few assistants with a few streams each; more is a leak or an attack.
 const CONNECTIONS_MAX: usize = 256;
 /// One request: larger ones are refused with 413.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 const HEADER_READ_TIME_MAX: Duration = Duration::from_secs(15);
 const HEADERS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -44,7 +48,15 @@ const MCP_SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves connections until `stop`; returns when all of them have ended.
-pub async fn serve_tcp(listener: TcpListener, router: Router, stop: CancellationToken) {
+///
+/// With `tls` each is one of HTTPS.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let tls = tls.map(TlsAcceptor::from);
     let server = Server::new(router, stop.clone());
     while let Some(permit) = server.slot().await {
         let accepted = tokio::select! {
@@ -56,7 +68,10 @@ pub async fn serve_tcp(listener: TcpListener, router: Router, stop: Cancellation
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!(error = %e, "no TCP_NODELAY");
                 }
-                server.spawn(stream, permit);
+                match &tls {
+                    Some(tls) => server.spawn_tls(tls.clone(), stream, permit),
+                    None => server.spawn(stream, permit),
+                }
             }
             Err(e) => pause(&e).await,
         }
@@ -117,6 +132,20 @@ impl Server {
         });
     }
 
+    fn spawn_tls(&self, tls: TlsAcceptor, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        let (router, stop) = (self.router.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream));
+            match stop.run_until_cancelled(handshake).await {
+                Some(Ok(Ok(stream))) => serve_connection(stream, router, stop).await,
+                Some(Ok(Err(error))) => tracing::debug!(%error, "a TLS handshake failed"),
+                Some(Err(_)) => tracing::debug!("a TLS handshake took too long"),
+                None => {}
+            }
+            drop(permit);
+        });
+    }
+
     async fn finish(self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -162,11 +191,13 @@ where
 
 /// MCP over Streamable HTTP, both eras. Host and Origin are checked by the guard around every route,
 /// and once more here, where the specification asks for it.
-pub fn mcp_service(
-    server: AegisServer,
+///
+/// `handler` makes one for each session of the older era, and for each request of the newer.
+pub fn mcp_service<H: ServerHandler>(
+    handler: impl Fn() -> H + Send + Sync + 'static,
     settings: &Settings,
     stop: CancellationToken,
-) -> StreamableHttpService<AegisServer, LocalSessionManager> {
+) -> StreamableHttpService<H, LocalSessionManager> {
     let loopback = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
     let hosts = loopback
         .iter()
@@ -187,7 +218,7 @@ pub fn mcp_service(
     let mut session = SessionConfig::default();
     session.keep_alive = Some(MCP_SESSION_IDLE_MAX);
     sessions.session_config = session;
-    StreamableHttpService::new(move || Ok(server.clone()), Arc::new(sessions), config)
+    StreamableHttpService::new(move || Ok(handler()), Arc::new(sessions), config)
 }
 
 #[cfg(test)]
@@ -195,12 +226,9 @@ mod tests {
     use std::net::SocketAddr;
 
     use axum::middleware;
-    use cluster_core::deploy::Origin;
+    use cluster_core::{access::TokenTable, deploy::Origin};
     use serde_json::{Value, json};
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpStream,
-    };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
     use crate::{rest, testing, transport::guard};
@@ -208,17 +236,16 @@ mod tests {
     /// The whole stack on a port of its own.
     async fn start() -> (SocketAddr, CancellationToken) {
         let (settings, stop) = (testing::settings(), CancellationToken::new());
-        let guard = guard::Guard::new(&settings, "t0ken").unwrap();
+        let guard = guard::Guard::new(&settings, TokenTable::new(Some("t0ken"))).unwrap();
         let api = rest::Api { core: testing::core().await, origin: Origin::Assistant, stop: stop.clone() };
+        let server = testing::server().await;
+        let service = mcp_service(move || server.for_connection(), &settings, stop.clone());
         let router = rest::router(api)
-            .merge(
-                Router::new()
-                    .route_service("/mcp", mcp_service(testing::server().await, &settings, stop.clone())),
-            )
+            .merge(Router::new().route_service("/mcp", service))
             .layer(middleware::from_fn_with_state(guard, guard::guard));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve_tcp(listener, router, stop.clone()));
+        tokio::spawn(serve_tcp(listener, None, router, stop.clone()));
         (address, stop)
     }
 

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use cluster_core::access::Door;
 use rmcp::{service::serve_server_with_ct, transport::async_rw::AsyncRwTransport};
 use tokio::{net::UnixStream, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{handshake, http::BODY_BYTES_MAX, unix::Socket};
-use crate::server::AegisServer;
+use super::{end_of_input::EndOfInput, handshake, http::BODY_BYTES_MAX, unix::Socket};
+use crate::{caller::Caller, server::AegisServer};
 
 /// Assistants of one user on one machine.
 const CONNECTIONS_MAX: usize = 64;
@@ -32,23 +33,30 @@ pub async fn serve(socket: Socket, server: AegisServer, stop: CancellationToken)
             tracing::warn!(connections = CONNECTIONS_MAX, "too many assistants; one was turned away");
             continue;
         };
-        let (server, stop) = (server.clone(), stop.clone());
+        let (server, stop) = (server.for_connection(), stop.clone());
         tasks.spawn(async move {
             converse(stream, server, stop).await;
             drop(permit);
         });
     }
+    // Before the connections end: whoever loses one sees by the socket's absence that this was meant.
+    drop(socket);
     tasks.close();
     tasks.wait().await;
 }
 
 async fn converse(mut stream: UnixStream, server: AegisServer, stop: CancellationToken) {
     let (mut read, mut write) = stream.split();
-    if let Err(error) = handshake::shake(&mut read, &mut write).await {
-        tracing::warn!(error = %error.chain(), "an assistant's connection was refused");
-        return;
-    }
+    let narrowing = match handshake::answer(&mut read, &mut write).await {
+        Ok(hello) => hello.narrowing,
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "an assistant's connection was refused");
+            return;
+        }
+    };
+    let server = server.entered_by(Caller::local(Door::McpSocket).narrowed(narrowing));
     let (read, write) = stream.into_split();
+    let read = EndOfInput::new(read, server.end_of_input());
     let transport = AsyncRwTransport::new_server(read, write).with_max_line_length(BODY_BYTES_MAX);
     match serve_server_with_ct(server, transport, stop.child_token()).await {
         Ok(running) => {

@@ -3,9 +3,13 @@
 //! Tasks: one accept task a listener, owned by the daemon; one task a connection, owned by its accept
 //! task, which ends them when the daemon stops. Every accept task bounds its connections.
 
+mod end_of_input;
 pub mod guard;
-pub mod handshake;
+mod handshake;
 pub mod http;
-pub mod mcp_socket;
-pub mod pipe;
-pub mod unix;
+mod lines;
+pub(crate) mod mcp_socket;
+mod message;
+pub(crate) mod pipe;
+mod session;
+pub(crate) mod unix;

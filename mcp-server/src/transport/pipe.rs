@@ -1,73 +1,367 @@
-//! The client's side of `aegis mcp`: stdin and stdout, byte for byte, to and from the daemon.
+//! The client's side of `aegis mcp`: the assistant's stdin and stdout, and the daemon behind them.
+//!
+//! One task, one loop: it reads lines from both sides and from the clock, asks [`Session`] what follows,
+//! and writes. Each side has a buffer; a full one stops the reading of what would fill it. The daemon is
+//! dialled when the session wants one. The loop ends with the assistant, and never before.
 
 use std::{
+    future::{Future, pending},
+    iter::{Chain, Once, once},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    pin::Pin,
+    time::Duration,
 };
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use cluster_core::{Error, ErrorCode, Result};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::UnixStream,
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::Instant,
 };
+use tokio_util::{bytes::BytesMut, sync::CancellationToken};
 
-use super::handshake;
+pub use super::session::Want;
+use super::{
+    handshake,
+    http::BODY_BYTES_MAX,
+    lines::{Line, Lines},
+    session::{Effect, Session},
+};
+use crate::caller::Narrowing;
 
-const CHUNK_BYTES: usize = 64 * 1024;
+/// As the daemon counts, which takes the line's end along.
+const CLIENT_LINE_BYTES_MAX: usize = BODY_BYTES_MAX - 1;
+/// Far above the daemon's own bounds for a result.
+const DAEMON_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// With this much unwritten, nothing more is read that would add to it.
+const UNWRITTEN_BYTES_MAX: usize = 8 * 1024 * 1024;
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
+/// After the end of input, for the answers that are still due: above the longest wait of a call.
+const LAST_ANSWERS_TIME_MAX: Duration = Duration::from_secs(60);
+/// After a signal, for what is to be written already.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Copies until the assistant closes stdin (a clean end) or the daemon goes away (an error).
-pub async fn run<I, O>(socket: &Path, mut input: I, mut output: O) -> Result<()>
-where
-    I: AsyncRead + Unpin + Send + 'static,
-    O: AsyncWrite + Unpin,
-{
-    let gone = |e: std::io::Error| {
-        Error::new(ErrorCode::Unavailable, "the connection to the aegis daemon broke").source(e)
-    };
+/// Why there is no daemon.
+#[derive(Debug)]
+pub enum Unreached {
+    /// It may come: worth another try soon.
+    NotYet(Error),
+    /// Trying on changes nothing: whoever waits is told.
+    Refused(Error),
+}
+
+impl Unreached {
+    /// What the handshake says for good is for good.
+    pub fn of(error: Error) -> Self {
+        match error.code() {
+            ErrorCode::Unavailable | ErrorCode::Timeout => Self::NotYet(error),
+            _ => Self::Refused(error),
+        }
+    }
+}
+
+/// Connects to a daemon that runs, and agrees on what follows.
+///
+/// `narrowing` is what the connection gives up of the tools that the node offers.
+pub async fn connect(socket: &Path, narrowing: &Narrowing) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(socket).await.map_err(|e| {
         Error::new(ErrorCode::Unavailable, format!("no aegis daemon answers at {}", socket.display()))
             .remedy("start it with `aegis up`")
             .source(e)
     })?;
     let (mut read, mut write) = stream.split();
-    handshake::shake(&mut read, &mut write).await?;
-    let (mut read, mut write) = stream.into_split();
-    // A task of its own: what was asked last is sent before the end of stdin is passed on, while
-    // answers are still being read.
-    let stdin_ended = Arc::new(AtomicBool::new(false));
-    let upstream = tokio::spawn({
-        let stdin_ended = Arc::clone(&stdin_ended);
-        async move {
-            tokio::io::copy(&mut input, &mut write).await?;
-            // Before the daemon hears of it: it may close before this task is seen as finished.
-            stdin_ended.store(true, Ordering::Release);
-            write.shutdown().await
-        }
-    });
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let count = read.read(&mut chunk).await.map_err(gone)?;
-        if count == 0 {
-            break;
-        }
-        // Flushed at once: the assistant waits for this very line.
-        let written = async {
-            output.write_all(&chunk[..count]).await?;
-            output.flush().await
-        };
-        if written.await.is_err() {
-            // The assistant closed its end: nobody is left to talk to.
-            return Ok(());
-        }
-    }
-    // The daemon closed. That is right when stdin ended first, and its death otherwise.
-    if stdin_ended.load(Ordering::Acquire) {
-        return Ok(());
-    }
-    upstream.abort();
-    Err(Error::new(ErrorCode::Unavailable, "the aegis daemon ended while the assistant was connected")
-        .remedy("see aegis.log in the data directory; the next start of `aegis mcp` starts it again"))
+    handshake::greet(&mut read, &mut write, narrowing.clone()).await?;
+    Ok(stream)
 }
+
+/// Carries lines until the assistant has gone or `stop` says so; either is a clean end.
+pub async fn run<I, O, D>(input: I, output: O, dial: D, stop: CancellationToken)
+where
+    I: AsyncRead + Unpin,
+    O: AsyncWrite + Unpin,
+    D: AsyncFn(Want) -> Result<UnixStream, Unreached>,
+{
+    let mut pipe = Pipe {
+        session: Session::new(),
+        input: Lines::new(input, CLIENT_LINE_BYTES_MAX),
+        input_ended_at: None,
+        output: Outlet::new(output),
+        daemon: None,
+        retries: retries(),
+        last_failure: None,
+    };
+    // The first request comes soon; the daemon's start need not wait for it.
+    let mut dialling = Some(Dialling::begin(&dial, Want::Launch, Duration::ZERO));
+    while !pipe.is_done() {
+        let event = tokio::select! {
+            () = stop.cancelled() => break,
+            event = pipe.next_event() => event,
+            dialled = outcome(dialling.as_mut()) => {
+                dialling = None;
+                Event::Dialled(dialled)
+            }
+        };
+        pipe.handle(event);
+        if pipe.output.failed {
+            return;
+        }
+        let want = pipe.session.wants();
+        let dialled_for = dialling.as_ref().map_or(Want::Nothing, |dialling| dialling.want);
+        if want > dialled_for {
+            // A new request does not wait for the next look after a subscription.
+            let delay = if dialled_for == Want::Attach { Duration::ZERO } else { pipe.retry_delay() };
+            dialling = Some(Dialling::begin(&dial, want, delay));
+        }
+    }
+    // Whoever does not read any more does not hold us up.
+    let _ = tokio::time::timeout(FLUSH_TIME_MAX, pipe.output.finish()).await;
+}
+
+/// At once, then ever more slowly.
+type Retries = Chain<Once<Duration>, ExponentialBackoff>;
+
+fn retries() -> Retries {
+    let slower = ExponentialBuilder::default()
+        .with_min_delay(RETRY_DELAY_MIN)
+        .with_max_delay(RETRY_DELAY_MAX)
+        .without_max_times()
+        .with_jitter()
+        .build();
+    once(Duration::ZERO).chain(slower)
+}
+
+/// One attempt to get a daemon.
+struct Dialling<'a> {
+    want: Want,
+    attempt: Pin<Box<dyn Future<Output = Result<UnixStream, Unreached>> + 'a>>,
+}
+
+impl<'a> Dialling<'a> {
+    fn begin<D>(dial: &'a D, want: Want, delay: Duration) -> Self
+    where
+        D: AsyncFn(Want) -> Result<UnixStream, Unreached>,
+    {
+        let attempt = async move {
+            tokio::time::sleep(delay).await;
+            dial(want).await
+        };
+        Self { want, attempt: Box::pin(attempt) }
+    }
+}
+
+async fn outcome(dialling: Option<&mut Dialling<'_>>) -> Result<UnixStream, Unreached> {
+    match dialling {
+        Some(dialling) => dialling.attempt.as_mut().await,
+        None => pending().await,
+    }
+}
+
+enum Event {
+    FromClient(Line),
+    InputEnded,
+    FromDaemon(Line),
+    Lost,
+    Dialled(Result<UnixStream, Unreached>),
+    Wrote,
+    Woke,
+}
+
+struct Pipe<I, O> {
+    session: Session,
+    input: Lines<I>,
+    input_ended_at: Option<Instant>,
+    output: Outlet<O>,
+    daemon: Option<Daemon>,
+    retries: Retries,
+    /// Why there is no daemon, for those who have waited for one long enough.
+    last_failure: Option<String>,
+}
+
+struct Daemon {
+    read: Lines<OwnedReadHalf>,
+    write: Outlet<OwnedWriteHalf>,
+}
+
+impl<I: AsyncRead + Unpin, O: AsyncWrite + Unpin> Pipe<I, O> {
+    fn is_done(&self) -> bool {
+        let Some(ended_at) = self.input_ended_at else { return false };
+        !self.session.is_owed() || ended_at.elapsed() >= LAST_ANSWERS_TIME_MAX
+    }
+
+    /// Every branch may be dropped at any await without losing anything.
+    async fn next_event(&mut self) -> Event {
+        let wakes_at = [self.session.wakes_at(), self.input_ended_at.map(|at| at + LAST_ANSWERS_TIME_MAX)]
+            .into_iter()
+            .flatten()
+            .min();
+        let output_has_room = self.output.has_room();
+        let (read, write) = match &mut self.daemon {
+            Some(daemon) => (Some(&mut daemon.read), Some(&mut daemon.write)),
+            None => (None, None),
+        };
+        let daemon_has_room = write.as_ref().is_none_or(|write| write.has_room());
+        tokio::select! {
+            line = self.input.next(),
+                if self.input_ended_at.is_none() && output_has_room && daemon_has_room =>
+            {
+                // An input that cannot be read has ended as well.
+                line.ok().flatten().map_or(Event::InputEnded, Event::FromClient)
+            }
+            line = next_of(read), if output_has_room => {
+                line.ok().flatten().map_or(Event::Lost, Event::FromDaemon)
+            }
+            () = self.output.advance(), if self.output.has_work() => Event::Wrote,
+            () = advance_of(write) => Event::Wrote,
+            () = sleep_until(wakes_at) => Event::Woke,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        let effects = match event {
+            Event::FromClient(Line::Whole(line)) => {
+                // Somebody waits anew.
+                self.retries = retries();
+                self.session.client_said(line, now)
+            }
+            Event::FromClient(Line::TooLong) => self.session.too_long(CLIENT_LINE_BYTES_MAX),
+            Event::InputEnded => {
+                self.input_ended_at = Some(now);
+                Vec::new()
+            }
+            Event::FromDaemon(Line::Whole(line)) => {
+                self.retries = retries();
+                self.session.daemon_said(line, now)
+            }
+            Event::FromDaemon(Line::TooLong) => vec![Effect::HangUp],
+            Event::Lost => self.hang_up(now),
+            Event::Dialled(Ok(stream)) => {
+                let (read, write) = stream.into_split();
+                let (read, write) = (Lines::new(read, DAEMON_LINE_BYTES_MAX), Outlet::new(write));
+                self.daemon = Some(Daemon { read, write });
+                self.last_failure = None;
+                self.session.connected()
+            }
+            Event::Dialled(Err(Unreached::NotYet(error))) => {
+                self.last_failure = Some(words(&error));
+                Vec::new()
+            }
+            Event::Dialled(Err(Unreached::Refused(error))) => self.session.refused(&words(&error)),
+            Event::Wrote | Event::Woke => Vec::new(),
+        };
+        self.carry_out(effects, now);
+        let late = self.session.tick(now, self.last_failure.as_deref());
+        self.carry_out(late, now);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>, now: Instant) {
+        for effect in effects {
+            match effect {
+                Effect::ToClient(line) => self.output.push(&line),
+                Effect::ToDaemon(line) => {
+                    if let Some(daemon) = &mut self.daemon {
+                        daemon.write.push(&line);
+                    }
+                }
+                Effect::HangUp => {
+                    // It says nothing but lines to the client: the connection is down then.
+                    let told = self.hang_up(now);
+                    self.carry_out(told, now);
+                }
+            }
+        }
+    }
+
+    fn hang_up(&mut self, now: Instant) -> Vec<Effect> {
+        self.daemon = None;
+        self.session.lost(now)
+    }
+
+    fn retry_delay(&mut self) -> Duration {
+        self.retries.next().unwrap_or(RETRY_DELAY_MAX)
+    }
+}
+
+/// An error as an assistant reads it.
+fn words(error: &Error) -> String {
+    let said = match error.remedy_text() {
+        Some(remedy) => format!("{}. What to do: {remedy}", error.message()),
+        None => error.message().to_owned(),
+    };
+    crate::tools::clean(&said)
+}
+
+async fn next_of(read: Option<&mut Lines<OwnedReadHalf>>) -> std::io::Result<Option<Line>> {
+    match read {
+        Some(read) => read.next().await,
+        None => pending().await,
+    }
+}
+
+/// A daemon that reads no more may still have answers to give: only the end of those is its end.
+async fn advance_of(write: Option<&mut Outlet<OwnedWriteHalf>>) {
+    match write {
+        Some(write) if write.has_work() => write.advance().await,
+        Some(_) | None => pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+/// Lines on their way out.
+struct Outlet<W> {
+    write: W,
+    unwritten: BytesMut,
+    unflushed: bool,
+    failed: bool,
+}
+
+impl<W: AsyncWrite + Unpin> Outlet<W> {
+    fn new(write: W) -> Self {
+        Self { write, unwritten: BytesMut::new(), unflushed: false, failed: false }
+    }
+
+    fn push(&mut self, line: &[u8]) {
+        self.unwritten.extend_from_slice(line);
+        self.unwritten.extend_from_slice(b"\n");
+    }
+
+    fn has_room(&self) -> bool {
+        self.failed || self.unwritten.len() < UNWRITTEN_BYTES_MAX
+    }
+
+    fn has_work(&self) -> bool {
+        !self.failed && (self.unflushed || !self.unwritten.is_empty())
+    }
+
+    /// One step of writing; may be dropped at its await.
+    async fn advance(&mut self) {
+        let step = if self.unwritten.is_empty() {
+            self.write.flush().await.map(|()| self.unflushed = false)
+        } else {
+            // What was written and what is left are told apart even if the step is dropped.
+            self.unflushed = true;
+            self.write.write_buf(&mut self.unwritten).await.map(drop)
+        };
+        self.failed = step.is_err();
+    }
+
+    async fn finish(&mut self) {
+        while self.has_work() {
+            self.advance().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

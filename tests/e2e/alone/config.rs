@@ -25,6 +25,8 @@ async fn a_bad_file_is_refused_with_the_key_and_the_nearest_one() {
         (format!("{GOOD}  network: {{bind_address: 0.0.0.0}}\n"), ["bind_address", "loopback"]),
         (format!("{GOOD}  cluster: {{role: worker}}\n"), ["spec.cluster.controller.endpoint", "worker"]),
         (format!("{GOOD}  database: {{url: 'postgres://db'}}\n"), ["spec.database.url", "SQLite"]),
+        (format!("{GOOD}  mcp: {{bind_address: 0.0.0.0}}\n"), ["spec.mcp.bind_address", "spec.mcp.tls"]),
+        (format!("{GOOD}  mcp: {{audit: {{days: 0}}}}\n"), ["spec.mcp.audit.days", "1 to 3650"]),
         (format!("{GOOD}  mcp: {{tools: [rm_rf]}}\n"), ["spec.mcp.tools", "rm_rf"]),
         ("spec: [".to_owned(), ["aegis.yaml", "line"]),
     ] {

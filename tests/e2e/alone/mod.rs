@@ -1,12 +1,17 @@
 //! Tests that need no machine but this one.
 
+mod access;
 mod agents;
 mod config;
 mod config_push;
+mod confirmation;
 mod direct;
 mod doors;
+mod https;
 mod joined_by_hand;
 mod membership;
+mod pipe;
 mod protocol;
+mod resources;
 mod secrets;
 mod token_keys;

@@ -87,11 +87,11 @@ async fn run_on_both(client: &mut Client) {
     assert_eq!(ended.stdout, format!("hello on {TWO}\nhello\n"));
     assert_eq!(ended.stderr, "talk\n");
     // Round-robin among equals: two in a row are not on one node.
-    let first = run(client, script("echo fine", &["edge"])).await;
-    let second = run(client, script("echo fine", &["edge"])).await;
+    let first = run(client, script("echo said; echo '[1]'", &["edge"])).await;
+    let second = run(client, script("echo said; echo '[1]'", &["edge"])).await;
     for ended in [&first, &second] {
         assert_eq!((&ended.view["state"], &ended.view["exit_code"]), (&json!("succeeded"), &json!(0)));
-        assert_eq!(ended.view["result"], "fine");
+        assert_eq!(ended.view["result"], "[1]");
     }
     assert_ne!(first.view["node_id"], second.view["node_id"]);
 }

@@ -41,5 +41,11 @@ async fn the_official_python_client_makes_the_journey() {
     assert_eq!(seen["after_resume"], json!(ONE), "{seen:#}");
     assert_eq!(seen["error"]["is_error"], json!(true), "{seen:#}");
     assert!(seen["error"]["text"].as_str().unwrap().contains("no-such-execution"), "{seen:#}");
+    let looked = &seen["looked"];
+    let listed = looked["resources"].as_array().unwrap();
+    assert!(listed.contains(&json!("peers://")) && listed.len() > 4, "{looked:#}");
+    assert_eq!((&looked["peers"][ONE], &looked["peers"][TWO]), (&json!("active"), &json!("active")));
+    assert!(looked["prompt"].as_str().unwrap().contains("Node edge-one: status active"), "{looked:#}");
+    assert_eq!(looked["completed"], json!([ONE]), "{looked:#}");
     assert!(seen["progress"].as_u64().unwrap() > 0, "no progress was heard: {seen:#}");
 }

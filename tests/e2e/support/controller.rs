@@ -6,7 +6,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -35,6 +35,8 @@ pub struct Setup {
     pub cluster: String,
     /// `spec.runtime`, in braces.
     pub runtime: &'static str,
+    /// `spec.mcp`, in braces; nothing stands there when it is empty.
+    pub mcp: &'static str,
     /// The node's id.
     pub id: &'static str,
     /// `spec.node.tags`; nothing stands there when it is empty.
@@ -50,6 +52,7 @@ impl Default for Setup {
             deploy: "min_free_disk_gb: 1".into(),
             cluster,
             runtime: "{}",
+            mcp: "",
             id: "home",
             tags: "home",
             environment: Vec::new(),
@@ -75,10 +78,14 @@ impl Setup {
             "" => String::new(),
             tags => format!(", tags: [{tags}]"),
         };
+        let mcp = match self.mcp {
+            "" => String::new(),
+            mcp => format!("  mcp: {mcp}\n"),
+        };
         format!(
             "apiVersion: 100monkeys.ai/v1\nkind: NodeConfig\nmetadata: {{name: e2e}}\nspec:\n  \
              node: {{id: {}, type: hybrid{tags}}}\n  cluster:\n    {}\n  \
-             network: {{port: 0}}\n  runtime: {}\n  deploy:\n    {}\n",
+             network: {{port: 0}}\n  runtime: {}\n{mcp}  deploy:\n    {}\n",
             self.id, self.cluster, self.runtime, self.deploy
         )
     }
@@ -191,6 +198,28 @@ impl Controller {
             // A killed one leaves it behind, and the next start must not be taken for the last.
             let _ = std::fs::remove_file(self.data.join("http.addr"));
         }
+        self.end_detached();
+    }
+
+    /// A daemon that `aegis mcp` or `aegis up` started; its command line names the data directory.
+    fn end_detached(&self) {
+        let Some(pid) = self.owner() else { return };
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if !String::from_utf8_lossy(&command).contains(&*self.data.to_string_lossy()) {
+            return;
+        }
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !has_ended(pid) {
+            assert!(Instant::now() < deadline, "process {pid} does not end");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The process that has the data directory, or had it last.
+    pub fn owner(&self) -> Option<i32> {
+        std::fs::read_to_string(self.data.join("lock")).ok()?.trim().parse().ok()
     }
 
     /// GET over the data directory's own socket, as a person.
@@ -263,6 +292,14 @@ impl Controller {
     pub fn everything_written(&self) -> Vec<(PathBuf, Vec<u8>)> {
         super::files::below(self.data.parent().expect("a parent"))
     }
+}
+
+/// Gone, or closed all it had and waiting for its parent to ask: one thread is left then, a zombie.
+fn has_ended(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    threads <= 1 && state == Some('Z')
 }
 
 fn signal(child: &Child, signal: Signal) {

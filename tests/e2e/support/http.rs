@@ -1,6 +1,6 @@
 //! HTTP below any client: every header is the test's own.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -10,6 +10,14 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, ServerName},
+    },
 };
 
 use super::poll::within;
@@ -37,6 +45,33 @@ impl Reply {
 pub async fn send(address: &str, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
     let stream = TcpStream::connect(address).await.expect("it listens");
     request(stream, method, path, headers, body).await.expect("an answer")
+}
+
+/// As [`send`], under TLS, where the server must show this certificate for this name.
+pub async fn send_tls(
+    address: &str,
+    (name, certificate): (&'static str, CertificateDer<'static>),
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Reply, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).map_err(|e| e.to_string())?;
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+    let name = ServerName::try_from(name).map_err(|e| e.to_string())?;
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    let stream = within("a TLS handshake", LIMIT, connecting).await.map_err(|e| e.to_string())?;
+    request(stream, Method::GET, path, headers, "").await
+}
+
+/// As [`send`], of a server that need not answer.
+pub async fn try_send(address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Reply, String> {
+    let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+    request(stream, Method::GET, path, headers, "").await
 }
 
 /// A body of JSON, or what is wrong.

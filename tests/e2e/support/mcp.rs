@@ -7,16 +7,19 @@ use std::{
 };
 
 use rmcp::{
-    RoleClient,
+    ErrorData, RoleClient,
     handler::client::ClientHandler,
     model::{
-        CallToolRequestParams, CallToolResult, ClientCapabilities, ClientConfig, Implementation,
-        ProgressNotificationParam, ProtocolVersion,
+        CallToolRequestParams, CallToolResult, ClientCapabilities, ClientConfig, ElicitRequestParams,
+        ElicitResult, ElicitationAction, ElicitationCapability, Implementation, ProgressNotificationParam,
+        ProtocolVersion,
     },
-    service::{ClientLifecycleMode, NotificationContext, RunningService, serve_client_with_lifecycle},
+    service::{
+        ClientLifecycleMode, NotificationContext, RequestContext, RunningService, serve_client_with_lifecycle,
+    },
     transport::{StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use super::{cli::BINARY, controller::Controller, poll::within, transcript::Transcript};
@@ -46,13 +49,32 @@ impl Era {
     }
 }
 
-/// Hears progress notifications.
+/// Whoever sits at the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Person {
+    /// The client does not say that it can ask.
+    #[default]
+    Nobody,
+    Agrees,
+    Refuses,
+    /// Puts the question aside, as clients do where nobody sits.
+    Ignores,
+}
+
+/// Hears progress notifications, and answers questions as its person would.
 #[derive(Clone, Default)]
 pub struct Listener {
     progress: Arc<Mutex<Vec<ProgressNotificationParam>>>,
+    questions: Arc<Mutex<Vec<String>>>,
+    person: Person,
 }
 
 impl Listener {
+    /// What its person was asked so far.
+    pub fn questions(&self) -> Vec<String> {
+        self.questions.lock().expect("no panic holds it").clone()
+    }
+
     /// What was heard so far, oldest first: counter and message.
     pub fn messages(&self) -> Vec<(f64, String)> {
         let heard = self.progress.lock().expect("no panic holds it");
@@ -62,7 +84,28 @@ impl Listener {
 
 impl ClientHandler for Listener {
     fn get_info(&self) -> ClientConfig {
-        ClientConfig::new(ClientCapabilities::default(), Implementation::new("aegis-e2e", "1"))
+        let mut capabilities = ClientCapabilities::default();
+        if self.person != Person::Nobody {
+            capabilities.elicitation = Some(ElicitationCapability::default());
+        }
+        ClientConfig::new(capabilities, Implementation::new("aegis-e2e", "1"))
+    }
+
+    async fn create_elicitation(
+        &self,
+        request: ElicitRequestParams,
+        _: RequestContext<RoleClient>,
+    ) -> Result<ElicitResult, ErrorData> {
+        if let ElicitRequestParams::FormElicitationParams { message, .. } = request {
+            self.questions.lock().expect("no panic holds it").push(message);
+        }
+        Ok(match self.person {
+            Person::Agrees => {
+                ElicitResult::new(ElicitationAction::Accept).with_content(json!({"confirm": true}))
+            }
+            Person::Refuses => ElicitResult::new(ElicitationAction::Decline),
+            Person::Nobody | Person::Ignores => ElicitResult::new(ElicitationAction::Cancel),
+        })
     }
 
     async fn on_progress(&self, params: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
@@ -81,6 +124,10 @@ pub struct Client {
 impl Client {
     /// As an assistant starts us: finds the daemon of the data directory, or starts one.
     pub async fn stdio(controller: &Controller, era: Era, name: &'static str) -> Self {
+        Self::with_person(controller, era, name, Person::Nobody).await
+    }
+
+    pub async fn with_person(controller: &Controller, era: Era, name: &'static str, person: Person) -> Self {
         let mut process = Command::new(BINARY)
             .arg("mcp")
             .env("AEGIS_DATA_DIR", &controller.data)
@@ -92,7 +139,7 @@ impl Client {
             .spawn()
             .expect("aegis mcp starts");
         let pipes = (process.stdout.take().expect("a pipe"), process.stdin.take().expect("a pipe"));
-        let listener = Listener::default();
+        let listener = Listener { person, ..Listener::default() };
         let served = serve_client_with_lifecycle(listener.clone(), pipes, era.lifecycle());
         let service = within("connecting over stdio", CONNECT_LIMIT, served).await.expect("a session");
         Self { service, listener, transcript: Transcript::new(name), _process: Some(process) }
@@ -118,7 +165,27 @@ impl Client {
         tools.into_iter().map(|tool| tool.name.into_owned()).collect()
     }
 
+    /// A call whose plan, where it is asked for a confirmation, is carried out, as by an assistant whose
+    /// user agrees.
     async fn ask(&mut self, tool: &'static str, arguments: &Value) -> (CallToolResult, Duration) {
+        let (result, took) = self.once(tool, arguments).await;
+        let shown = result.structured_content.as_ref().filter(|shown| shown["state"] == "needs_confirmation");
+        let Some(shown) = shown else { return (result, took) };
+        let mut confirmed = arguments.clone();
+        confirmed["confirm_token"] = shown["confirm_token"].clone();
+        self.once(tool, &confirmed).await
+    }
+
+    /// A call whose plan is a result like another.
+    pub async fn unconfirmed(&mut self, tool: &'static str, arguments: Value) -> Value {
+        let (result, took) = self.once(tool, &arguments).await;
+        assert_ne!(result.is_error, Some(true), "{tool} {arguments}: {}", text_of(&result));
+        let content = result.structured_content.unwrap_or_else(|| panic!("{tool}: no structured content"));
+        self.transcript.call(tool, &arguments, took, &content);
+        content
+    }
+
+    async fn once(&mut self, tool: &'static str, arguments: &Value) -> (CallToolResult, Duration) {
         let object = arguments.as_object().expect("arguments are an object").clone();
         let request = CallToolRequestParams::new(tool).with_arguments(object);
         let started = Instant::now();

@@ -6,6 +6,7 @@ pub mod files;
 pub mod fleet;
 pub mod http;
 pub mod mcp;
+pub mod npm;
 pub mod pair;
 pub mod poll;
 pub mod raw;

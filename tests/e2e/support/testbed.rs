@@ -16,7 +16,7 @@ pub struct Host {
     pub known_hosts_path: PathBuf,
 }
 
-fn from_environment(name: &str) -> String {
+pub fn from_environment(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests are run by tests/run"))
 }
 

@@ -1,11 +1,14 @@
-//! IssueEnrollmentToken: an operator's call, not a node's, so it bears the operator's token.
+//! IssueEnrollmentToken: an operator's call, not a node's, so it bears a token of the scope `admin`.
 
 use std::time::Duration;
 
 use aegis_proto::aegis::cluster::v1 as pb;
+use serde_json::json;
 
 use super::{Arrival, ControllerApi};
 use crate::{
+    access::Scope,
+    audit::Arguments,
     clock::rfc3339,
     cluster::{controller::TokenOrder, peer::Role},
     error::Result,
@@ -22,7 +25,18 @@ impl ControllerApi {
         request: pb::IssueEnrollmentTokenRequest,
     ) -> Result<pb::IssueEnrollmentTokenResponse> {
         let _admitted = self.0.limits.admit(arrival.stranger()).await?;
-        self.0.settings.operator.check(&arrival.via, &arrival.metadata)?;
+        let operators = &self.0.settings.operators;
+        let bearer = operators.known(&arrival.via, &arrival.metadata)?;
+        let arguments = Arguments::default();
+        arguments.note(&json!({ "issued_to": request.issued_to }));
+        let issued = self.issue(request);
+        operators.run(bearer, Scope::Admin, "IssueEnrollmentToken", arguments, issued).await
+    }
+
+    async fn issue(
+        &self,
+        request: pb::IssueEnrollmentTokenRequest,
+    ) -> Result<pb::IssueEnrollmentTokenResponse> {
         let node_id = match request.issued_to.as_str() {
             "" => None,
             text => Some(NodeId::parse(text)?),

@@ -64,6 +64,10 @@ impl Identity {
         Ok(Self { key: Arc::new(key), facts })
     }
 
+    pub(super) fn certified_key(&self) -> Arc<CertifiedKey> {
+        self.key.clone()
+    }
+
     #[cfg(test)]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.key.cert

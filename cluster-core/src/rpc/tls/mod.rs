@@ -8,6 +8,7 @@
 //! - [`trust`], [`verify`]: what is accepted of the other end.
 //! - [`server`], [`client`]: handshakes, bounded in time and number; [`newcomers`]: the share of an address.
 //! - [`connection`], [`open`]: a connection under TLS, cut when its peer is trusted no longer.
+//! - [`web`]: HTTPS, for callers that are no nodes.
 //! - [`refusal`]: why a handshake failed, as an error that a person can act on.
 //!
 //! TLS 1.3 only, and nothing is ever resumed: a ticket would carry an old verdict past a change of the
@@ -28,6 +29,7 @@ pub mod refusal;
 pub(super) mod server;
 mod trust;
 mod verify;
+mod web;
 
 pub use client::HostPort;
 pub use connection::TlsConnection;
@@ -35,6 +37,7 @@ pub use credentials::{Credentials, Identity, PeerRule};
 pub use kept::KeptCertificate;
 pub use trust::Trust;
 pub use verify::Expect;
+pub use web::web_server;
 
 use std::sync::{Arc, LazyLock};
 

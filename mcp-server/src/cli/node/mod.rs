@@ -165,15 +165,16 @@ pub fn name(value: &impl serde::Serialize) -> String {
     }
 }
 
-/// `300s`, `5m`, `1h`; a bare number is seconds.
+/// `300s`, `5m`, `1h`, `30d`; a bare number is seconds.
 pub fn duration(text: &str) -> std::result::Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| format!("\"{text}\" is not like 300s, 5m or 1h"))?;
+    let number: u64 = digits.parse().map_err(|_| format!("\"{text}\" is not like 300s, 5m, 1h or 30d"))?;
     let factor = match &text[digits.len()..] {
         "" | "s" => 1,
         "m" => 60,
         "h" => 3600,
-        _ => return Err(format!("\"{text}\" is not like 300s, 5m or 1h")),
+        "d" => 24 * 3600,
+        _ => return Err(format!("\"{text}\" is not like 300s, 5m, 1h or 30d")),
     };
     number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| format!("\"{text}\" is too long"))
 }
@@ -186,8 +187,9 @@ mod tests {
     fn durations_are_read() {
         assert_eq!(duration("300s"), Ok(Duration::from_secs(300)));
         assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(2_592_000)));
         assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
-        for bad in ["", "m", "5d", "-1s", "1e3"] {
+        for bad in ["", "m", "5w", "-1s", "1e3"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

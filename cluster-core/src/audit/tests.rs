@@ -1,0 +1,100 @@
+use std::{path::Path, time::Duration};
+
+use serde_json::json;
+
+use super::*;
+use crate::{
+    access::{Door, Identity},
+    store::DataDirectory,
+};
+
+const KEPT: AuditSettings = AuditSettings { age: Duration::from_secs(3600), entries: 100 };
+
+async fn store(directory: &Path) -> Store {
+    Store::open(Arc::new(DataDirectory::own(directory).unwrap())).await.unwrap()
+}
+
+fn call(action: &str) -> Call {
+    Call {
+        actor: Actor { door: Door::Http, identity: Identity::LocalToken },
+        client: Some(Client::new("claude-code", "2.1")),
+        action: action.to_owned(),
+        arguments: Arguments::default(),
+    }
+}
+
+fn all() -> AuditQuery {
+    AuditQuery { limit: 1000, ..AuditQuery::default() }
+}
+
+#[tokio::test]
+async fn what_was_ended_is_read_at_once_and_what_was_left_is_abandoned() {
+    let directory = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let metrics = Metrics::default();
+    let (audit, written) =
+        Audit::start(store(directory.path()).await, KEPT, metrics.clone(), stop.clone()).await.unwrap();
+    let given = call("list_peers");
+    given.arguments.note(&json!({ "tags": ["gpu"], "token": "marker" }));
+    given.arguments.note(&json!({ "tags": ["another"] }));
+    audit.begin(given).end(None).await;
+    audit.begin(call("drain_node")).end(Some(ErrorCode::NotFound)).await;
+    drop(audit.begin(call("submit_execution")));
+    let entries = audit.read(&all()).await.unwrap();
+    let told: Vec<_> = entries.iter().map(|entry| (&*entry.action, &*entry.result)).collect();
+    assert_eq!(told, [("list_peers", "ok"), ("drain_node", "NotFound"), ("submit_execution", "abandoned")]);
+    assert_eq!(entries[0].arguments.as_deref(), Some(r#"{"tags":["gpu"],"token":"(hidden)"}"#));
+    assert_eq!((&*entries[0].who, entries[0].client.as_deref()), ("http.token", Some("claude-code 2.1")));
+    assert_eq!(entries[1].arguments, None);
+
+    let newest = audit.read(&AuditQuery { limit: 2, ..all() }).await.unwrap();
+    assert_eq!(newest, entries[1..], "the newest, in order");
+    let one = AuditQuery { action: Some("drain_node".into()), ..all() };
+    assert_eq!(audit.read(&one).await.unwrap(), entries[1..2]);
+    let later = AuditQuery { since_ms: Some(now_ms() + 60_000), ..all() };
+    assert!(audit.read(&later).await.unwrap().is_empty());
+
+    audit.begin(call("resume_node")).end(None).await;
+    stop.cancel();
+    written.await.unwrap();
+    assert_eq!(audit.read(&all()).await.unwrap().len(), 4, "what was ended before the stop is written");
+    audit.begin(call("too_late")).end(None).await;
+    assert!(metrics.text(Duration::ZERO).unwrap().contains("aegis_audit_entries_lost_total 1"));
+}
+
+#[tokio::test]
+async fn entries_go_by_age_and_number_and_numbers_go_on_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let row = |at_ms| AuditRow {
+        at_ms,
+        door: Door::McpSocket,
+        who: "uid 0".into(),
+        client: None,
+        action: "list_peers".into(),
+        arguments: None,
+        result: "ok".into(),
+        duration_ms: 1,
+    };
+    let rows: Vec<_> = (1..=2500_i64).map(|number| (number, row(number))).collect();
+    store.write(crate::store::Write::Audit(crate::store::AuditWrite::Append(rows))).await.unwrap();
+    let pruned = |entries, age_ms| {
+        let settings = AuditSettings { age: Duration::from_millis(age_ms), entries };
+        let store = store.clone();
+        async move {
+            let writer = writer::Writer::open(store.clone(), settings, Metrics::default()).await.unwrap();
+            writer.prune(2600).await.unwrap();
+            store.audit_range().await.unwrap()
+        }
+    };
+    assert_eq!(pruned(5000, 10_000).await, Some((1, 2500)));
+    assert_eq!(pruned(1000, 10_000).await, Some((1501, 2500)));
+    assert_eq!(pruned(1000, 200).await, Some((2400, 2500)));
+    let stop = CancellationToken::new();
+    let (audit, written) = Audit::start(store.clone(), KEPT, Metrics::default(), stop.clone()).await.unwrap();
+    audit.begin(call("list_peers")).end(None).await;
+    audit.read(&all()).await.unwrap();
+    assert_eq!(store.audit_range().await.unwrap().unwrap().1, 2501);
+    stop.cancel();
+    written.await.unwrap();
+}

@@ -1,0 +1,42 @@
+//! The core's verbs on access tokens and the audit log.
+
+use super::{Core, Part};
+use crate::{
+    access::{AccessTokenGrant, AccessTokenOrder, AccessTokenView, TokenTable},
+    audit::{Audit, AuditQuery, AuditView},
+    error::Result,
+    ids::AccessTokenName,
+};
+
+impl Core {
+    /// What every door asks; on a worker it has the data directory's own token alone.
+    pub fn tokens(&self) -> &TokenTable {
+        &self.0.tokens
+    }
+
+    /// Where calls are noted; None on a worker, which has no database.
+    pub fn audit(&self) -> Option<&Audit> {
+        match &self.0.part {
+            Part::Controller(part) => Some(&part.audit),
+            Part::Worker(_) => None,
+        }
+    }
+
+    /// The newest entries that fit, oldest first.
+    pub async fn audit_entries(&self, query: &AuditQuery) -> Result<Vec<AuditView>> {
+        self.controller()?.audit.read(query).await
+    }
+
+    pub async fn create_access_token(&self, order: AccessTokenOrder) -> Result<AccessTokenGrant> {
+        self.controller()?.access.create(order).await
+    }
+
+    /// By name.
+    pub fn access_tokens(&self) -> Result<Vec<AccessTokenView>> {
+        Ok(self.controller()?.access.list())
+    }
+
+    pub async fn revoke_access_token(&self, name: &AccessTokenName) -> Result<()> {
+        self.controller()?.access.revoke(name).await
+    }
+}

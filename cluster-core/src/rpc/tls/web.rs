@@ -1,0 +1,89 @@
+//! TLS for programs and people that come over HTTPS: our certificate, and none of theirs. The files are
+//! looked at once a minute; a bad new one is told and the old one stays in use.
+
+use std::{fmt, fs, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
+    version::TLS13,
+};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::{ALPN_HTTP2, Identity, provider};
+use crate::{
+    config::schema::HttpTls,
+    error::{Error, ErrorCode, Result},
+    identity::sha256,
+};
+
+const ALPN_HTTP1: &[u8] = b"http/1.1";
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The certificate of this moment.
+struct Current(ArcSwap<CertifiedKey>);
+
+impl fmt::Debug for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Current")
+    }
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// What a listener of HTTPS accepts with, from the files on: TLS 1.3, nothing resumed. Its one task ends
+/// with `stop`.
+pub fn web_server(files: HttpTls, stop: CancellationToken) -> Result<Arc<ServerConfig>> {
+    let (identity, mut used) = read(&files)?;
+    let current = Arc::new(Current(ArcSwap::new(identity.certified_key())));
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|e| Error::internal("TLS cannot be set up").source(e))?
+        .with_no_client_auth()
+        .with_cert_resolver(current.clone());
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            match read(&files) {
+                Ok((_, digest)) if digest == used => {}
+                Ok((identity, digest)) => {
+                    used = digest;
+                    current.0.store(identity.certified_key());
+                    tracing::info!(cert = %files.cert.display(), "the certificate of HTTP was replaced");
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error.chain(), "the certificate of HTTP stays as it is")
+                }
+            }
+        }
+    });
+    Ok(Arc::new(config))
+}
+
+fn read(files: &HttpTls) -> Result<(Identity, [u8; 32])> {
+    let bytes = |key: &str, path: &std::path::Path| {
+        fs::read(path).map(Zeroizing::new).map_err(|e| {
+            let what = format!("spec.mcp.tls.{key}: {} cannot be read", path.display());
+            Error::new(ErrorCode::ConfigInvalid, what)
+                .remedy("name a PEM file that this process can read")
+                .source(e)
+        })
+    };
+    let (cert, key) = (bytes("cert", &files.cert)?, bytes("key", &files.key)?);
+    let identity = Identity::of_pem(&cert, &key).map_err(|e| {
+        let why = format!("spec.mcp.tls: {}: {}", files.cert.display(), e.message());
+        Error::new(ErrorCode::ConfigInvalid, why).remedy("replace it with a file that is whole and in time")
+    })?;
+    Ok((identity, sha256(&[sha256(&cert), sha256(&key)].concat())))
+}

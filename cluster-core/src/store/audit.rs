@@ -1,0 +1,106 @@
+//! The audit log: entries are appended and forgotten, and never changed.
+
+use sqlx::{Any, Row as _, Transaction, any::AnyRow};
+
+use super::{Store, from_name, read_failed, to_name, write::done};
+use crate::{access::Door, audit::AuditQuery, error::Result};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditRow {
+    pub at_ms: i64,
+    pub door: Door,
+    pub who: String,
+    pub client: Option<String>,
+    pub action: String,
+    pub arguments: Option<String>,
+    pub result: String,
+    pub duration_ms: i64,
+}
+
+/// Writes of this file.
+#[derive(Debug, Clone)]
+pub enum AuditWrite {
+    /// Each with its sequence.
+    Append(Vec<(i64, AuditRow)>),
+    /// Entries of a smaller sequence.
+    Forget { before: i64 },
+}
+
+impl AuditWrite {
+    pub(super) async fn run(&self, to: &mut Transaction<'_, Any>) -> Result<u64, sqlx::Error> {
+        match self {
+            Self::Append(rows) => {
+                let sql = "INSERT INTO audit
+                     (sequence, at_ms, door, who, client, action, arguments, result, duration_ms)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+                for (sequence, row) in rows {
+                    let query = sqlx::query(sql)
+                        .bind(*sequence)
+                        .bind(row.at_ms)
+                        .bind(to_name(&row.door))
+                        .bind(&row.who)
+                        .bind(row.client.clone())
+                        .bind(&row.action)
+                        .bind(row.arguments.clone())
+                        .bind(&row.result)
+                        .bind(row.duration_ms);
+                    done(query, to).await?;
+                }
+                Ok(rows.len() as u64)
+            }
+            Self::Forget { before } => {
+                done(sqlx::query("DELETE FROM audit WHERE sequence < $1").bind(*before), to).await
+            }
+        }
+    }
+}
+
+impl Store {
+    /// The newest that fit, oldest first.
+    pub async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRow>> {
+        let sql = "SELECT * FROM audit WHERE at_ms >= $1 AND ($2 IS NULL OR action = $2)
+             ORDER BY sequence DESC LIMIT $3";
+        let rows = sqlx::query(sql)
+            .bind(query.since_ms.unwrap_or(0))
+            .bind(query.action.clone())
+            .bind(i64::from(query.limit))
+            .fetch_all(&self.read)
+            .await
+            .map_err(read_failed)?;
+        rows.iter().rev().map(row).collect()
+    }
+
+    /// The oldest sequence and the newest.
+    pub async fn audit_range(&self) -> Result<Option<(i64, i64)>> {
+        let row = sqlx::query("SELECT MIN(sequence) AS oldest, MAX(sequence) AS newest FROM audit")
+            .fetch_one(&self.read)
+            .await
+            .map_err(read_failed)?;
+        let oldest: Option<i64> = row.try_get("oldest").map_err(read_failed)?;
+        let newest: Option<i64> = row.try_get("newest").map_err(read_failed)?;
+        Ok(oldest.zip(newest))
+    }
+
+    /// The newest sequence of those begun before.
+    pub async fn audit_newest_before(&self, at_ms: i64) -> Result<Option<i64>> {
+        let row = sqlx::query("SELECT MAX(sequence) AS newest FROM audit WHERE at_ms < $1")
+            .bind(at_ms)
+            .fetch_one(&self.read)
+            .await
+            .map_err(read_failed)?;
+        row.try_get("newest").map_err(read_failed)
+    }
+}
+
+fn row(found: &AnyRow) -> Result<AuditRow> {
+    Ok(AuditRow {
+        at_ms: found.try_get("at_ms").map_err(read_failed)?,
+        door: from_name("door", found.try_get("door").map_err(read_failed)?)?,
+        who: found.try_get("who").map_err(read_failed)?,
+        client: found.try_get("client").map_err(read_failed)?,
+        action: found.try_get("action").map_err(read_failed)?,
+        arguments: found.try_get("arguments").map_err(read_failed)?,
+        result: found.try_get("result").map_err(read_failed)?,
+        duration_ms: found.try_get("duration_ms").map_err(read_failed)?,
+    })
+}

@@ -1,0 +1,131 @@
+//! Asking the person at the client, in both eras of the protocol: within the call (until 2025-11-25), or by
+//! a result that asks for input, with which the call comes again (2026-07-28).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rmcp::{
+    RoleServer,
+    model::{
+        BooleanSchema, ElicitRequest, ElicitRequestParams, ElicitResult, ElicitationAction,
+        ElicitationSchema, InputRequest, InputRequiredResult, ProtocolVersion,
+    },
+    service::RequestContext,
+};
+use serde_json::Value;
+
+use super::Plan;
+use crate::tools::clean;
+
+/// Names our one question in a result that asks for input.
+pub const INPUT_KEY: &str = "confirmation";
+/// The one field of the form.
+const FIELD: &str = "confirm";
+/// Within what clients wait for a call.
+const ASKING_TIME_MAX: Duration = Duration::from_secs(45);
+/// A dialogue is short, or nobody reads it.
+const FACTS_MAX: usize = 12;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Accepted,
+    /// A person said no.
+    Declined,
+    /// Put aside, or nobody was there: clients without a person answer so by themselves.
+    Unanswered,
+}
+
+impl Answer {
+    /// Anything that is not plainly a yes is none.
+    pub fn of(answer: &Value) -> Self {
+        serde_json::from_value::<ElicitResult>(answer.clone()).map_or(Self::Unanswered, Self::from)
+    }
+}
+
+impl From<ElicitResult> for Answer {
+    fn from(result: ElicitResult) -> Self {
+        let says_yes =
+            || result.content.as_ref().and_then(|form| form.get(FIELD)) == Some(&Value::Bool(true));
+        match result.action {
+            ElicitationAction::Accept if says_yes() => Self::Accepted,
+            ElicitationAction::Accept | ElicitationAction::Decline => Self::Declined,
+            _ => Self::Unanswered,
+        }
+    }
+}
+
+/// How this client's person is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Era {
+    Direct,
+    Retried,
+}
+
+impl Era {
+    /// None where the client does not say that it shows forms.
+    pub fn of(context: &RequestContext<RoleServer>) -> Option<Self> {
+        let elicitation = context.client_capabilities()?.elicitation?;
+        // Before there were modes there was only the form.
+        if elicitation.form.is_none() && elicitation.url.is_some() {
+            return None;
+        }
+        let is_newer =
+            context.protocol_version().is_some_and(|version| version >= ProtocolVersion::V_2026_07_28);
+        Some(if is_newer { Self::Retried } else { Self::Direct })
+    }
+}
+
+fn form(plan: &Plan) -> ElicitRequestParams {
+    let mut message = format!("Aegis: {}?", plan.summary);
+    for fact in plan.facts.iter().take(FACTS_MAX) {
+        message.push_str("\n- ");
+        message.push_str(fact);
+    }
+    let yes = |field: BooleanSchema| field.title("Do this").with_default(false);
+    ElicitRequestParams::FormElicitationParams {
+        meta: None,
+        message: clean(&message),
+        requested_schema: ElicitationSchema::builder().required_bool_property(FIELD, yes).build_unchecked(),
+    }
+}
+
+pub fn question(plan: &Plan, state: String) -> InputRequiredResult {
+    let request = InputRequest::Elicitation(ElicitRequest::new(form(plan)));
+    InputRequiredResult::new(Some(BTreeMap::from([(INPUT_KEY.to_owned(), request)])), Some(state))
+}
+
+pub async fn directly(plan: &Plan, context: &RequestContext<RoleServer>) -> Answer {
+    let asked = context.peer.create_elicitation_with_timeout(form(plan), Some(ASKING_TIME_MAX));
+    tokio::select! {
+        answer = asked => answer.map_or_else(
+            |error| {
+                tracing::debug!(%error, "the client's person was not asked");
+                Answer::Unanswered
+            },
+            Answer::from,
+        ),
+        () = context.ct.cancelled() => Answer::Unanswered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_plain_yes_is_one() {
+        for (answer, meant) in [
+            (json!({"action": "accept", "content": {"confirm": true}}), Answer::Accepted),
+            (json!({"action": "accept", "content": {"confirm": false}}), Answer::Declined),
+            (json!({"action": "accept", "content": {"confirm": "true"}}), Answer::Declined),
+            (json!({"action": "accept"}), Answer::Declined),
+            (json!({"action": "decline"}), Answer::Declined),
+            (json!({"action": "cancel"}), Answer::Unanswered),
+            (json!({"action": "yes"}), Answer::Unanswered),
+            (json!("accept"), Answer::Unanswered),
+        ] {
+            assert_eq!(Answer::of(&answer), meant, "{answer}");
+        }
+    }
+}

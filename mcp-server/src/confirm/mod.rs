@@ -1,0 +1,303 @@
+//! Confirmation of disruptive calls: a drain, a removal, the first deployment to a host, a deployment to a
+//! host that runs work. A call that needs one does nothing before it has it.
+//!
+//! Where the client can ask its person (elicitation), it is asked, in the way of its era ([`ask`]).
+//! Otherwise, or when nobody answers, the answer is the plan and a token that carries out this very call
+//! ([`pending`]). The token guards against accidents, not against intent: a model can give it by itself.
+//! `human_only` therefore takes no token. What only a person may decide (a host key, a secret that goes to
+//! a new host) is never decided here.
+
+mod ask;
+mod pending;
+
+use std::time::{Duration, SystemTime};
+
+use cluster_core::{Error, ErrorCode, Result, access::Actor, config::schema::Confirm};
+use rmcp::{
+    RoleServer,
+    model::{CallToolRequestParams, InputRequiredResult},
+    service::RequestContext,
+};
+use serde_json::{Value, json};
+
+pub use ask::Answer;
+use ask::{Era, INPUT_KEY};
+use pending::{Kind, Pending, Subject};
+
+/// How long a plan may be carried out as it was shown.
+pub const VALID: Duration = Duration::from_secs(5 * 60);
+/// The argument of every call that may need it; it is no tool's own.
+pub const ARGUMENT: &str = "confirm_token";
+/// In place of the state that the call's own result would have.
+pub const STATE: &str = "needs_confirmation";
+
+/// How much a call changes, as things are now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Weight {
+    /// It changes nothing, and nobody is asked.
+    Nothing,
+    #[default]
+    Routine,
+    Disruptive,
+}
+
+/// What a call is about to do, as a person is asked.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    pub weight: Weight,
+    /// One sentence, like: drain edge1.
+    pub summary: String,
+    /// What speaks for thinking twice, a line each.
+    pub facts: Vec<String>,
+    /// What the call is to hold on to when it is confirmed, like a plan's digest.
+    pub carries: Option<String>,
+    /// How a person does it by themselves.
+    pub command: String,
+}
+
+/// What came with the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Given {
+    token_holds: bool,
+    answer: Option<Answer>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Proceed,
+    Ask,
+    /// The plan, with a token.
+    Show,
+    Declined,
+    /// A person must answer, and none did.
+    NoPerson,
+}
+
+/// The rule. `can_ask`: the client says that it can ask its person.
+fn decide(policy: Confirm, weight: Weight, given: Given, can_ask: bool) -> Step {
+    let needed = match policy {
+        Confirm::Never => false,
+        Confirm::Destructive | Confirm::HumanOnly => weight == Weight::Disruptive,
+        Confirm::Always => weight != Weight::Nothing,
+    };
+    match given.answer {
+        _ if !needed => Step::Proceed,
+        Some(Answer::Accepted) => Step::Proceed,
+        Some(Answer::Declined) => Step::Declined,
+        _ if given.token_holds && policy != Confirm::HumanOnly => Step::Proceed,
+        None if can_ask => Step::Ask,
+        _ if policy == Confirm::HumanOnly => Step::NoPerson,
+        _ => Step::Show,
+    }
+}
+
+/// What becomes of a call.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It goes ahead, with what the plan carries.
+    Proceed(Option<String>),
+    /// A result in place of its own.
+    Show(Value),
+    /// To clients of 2026-07-28: the question, with which the call comes again.
+    Ask(Box<InputRequiredResult>),
+}
+
+/// One a daemon: what was shown or asked and not yet carried out. Lost with the process, and then asked
+/// again.
+#[derive(Debug)]
+pub struct Confirmations {
+    policy: Confirm,
+    pending: Pending,
+}
+
+/// The confirming part of one call.
+#[derive(Debug)]
+pub struct Claim {
+    subject: Subject,
+    token: Option<String>,
+    answer: Option<(String, Answer)>,
+}
+
+impl Claim {
+    /// Takes what concerns confirmation out of a request.
+    pub fn take(request: &mut CallToolRequestParams, actor: &Actor) -> Self {
+        let token = request.arguments.as_mut().and_then(|arguments| arguments.remove(ARGUMENT));
+        let answers = request.input_responses.take();
+        let answer = request.request_state.take().map(|state| {
+            let answer = answers.and_then(|mut answers| answers.remove(INPUT_KEY));
+            (state, answer.map_or(Answer::Unanswered, |answer| Answer::of(&answer)))
+        });
+        Self {
+            subject: Subject::of(
+                &format!("{:?} {}", actor.door, actor.identity),
+                &request.name,
+                request.arguments.as_ref(),
+            ),
+            token: token.and_then(|token| token.as_str().map(str::to_owned)),
+            answer,
+        }
+    }
+}
+
+impl Confirmations {
+    pub fn new(policy: Confirm) -> Self {
+        Self { policy, pending: Pending::default() }
+    }
+
+    /// What an earlier answer to the same call carries, where it still holds. It is spent.
+    fn redeem(&self, claim: &Claim, now: SystemTime) -> (Given, Option<String>) {
+        let mut given = Given { token_holds: false, answer: None };
+        let mut carries = None;
+        if let Some(token) = &claim.token
+            && let Some(carried) = self.pending.take(token, Kind::Shown, &claim.subject, now)
+        {
+            (given.token_holds, carries) = (true, carried);
+        }
+        // Only to a question that we asked.
+        if let Some((state, answer)) = &claim.answer
+            && let Some(carried) = self.pending.take(state, Kind::Asked, &claim.subject, now)
+        {
+            (given.answer, carries) = (Some(*answer), carried);
+        }
+        (given, carries)
+    }
+
+    /// Decides on a call. `plan` is awaited only where it is needed: it may cost a look at a host.
+    pub async fn judge(
+        &self,
+        claim: Claim,
+        context: &RequestContext<RoleServer>,
+        plan: impl Future<Output = Result<Plan>>,
+    ) -> Result<Verdict> {
+        if self.policy == Confirm::Never {
+            return Ok(Verdict::Proceed(None));
+        }
+        let (mut given, carried) = self.redeem(&claim, SystemTime::now());
+        let was_asked = given.answer.is_some();
+        if decide(self.policy, Weight::Disruptive, given, false) == Step::Proceed {
+            return Ok(Verdict::Proceed(carried));
+        }
+        let plan = plan.await?;
+        let era = Era::of(context);
+        let mut step = decide(self.policy, plan.weight, given, era.is_some());
+        if step == Step::Ask {
+            match era {
+                Some(Era::Retried) => {
+                    let state =
+                        self.pending.put(Kind::Asked, claim.subject, plan.carries.clone(), SystemTime::now());
+                    return Ok(Verdict::Ask(Box::new(ask::question(&plan, state))));
+                }
+                Some(Era::Direct) => given.answer = Some(ask::directly(&plan, context).await),
+                None => {}
+            }
+            step = decide(self.policy, plan.weight, given, false);
+        }
+        match step {
+            Step::Proceed => Ok(Verdict::Proceed(plan.carries)),
+            Step::Declined => Err(Error::new(
+                ErrorCode::Cancelled,
+                format!("the user was asked and said no to: {}", plan.summary),
+            )
+            .remedy("nothing was done; do not call it again unless the user wants it")),
+            Step::NoPerson => {
+                let why = if was_asked || era.is_some() {
+                    "nobody answered"
+                } else {
+                    "this client cannot ask its user"
+                };
+                Err(Error::new(
+                    ErrorCode::Unconfirmed,
+                    format!("a person must confirm this ({}), and {why}", plan.summary),
+                )
+                .remedy(format!("nothing was done; ask the user to run: {}", plan.command)))
+            }
+            Step::Ask | Step::Show => {
+                let token_was_given = claim.token.is_some();
+                let token =
+                    self.pending.put(Kind::Shown, claim.subject, plan.carries.clone(), SystemTime::now());
+                Ok(Verdict::Show(shown(&plan, &token, token_was_given)))
+            }
+        }
+    }
+}
+
+fn shown(plan: &Plan, token: &str, token_was_given: bool) -> Value {
+    let expired = if token_was_given {
+        "The confirm_token given does not hold: it counts once, for the same arguments, for 5 minutes. "
+    } else {
+        ""
+    };
+    json!({
+        "state": STATE,
+        "plan": {"summary": plan.summary, "facts": plan.facts},
+        "confirm_token": token,
+        "next_step": format!(
+            "{expired}Nothing was done. Show the user the plan; if they want it, make the same call with this \
+             confirm_token within 5 minutes."
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICIES: [Confirm; 4] =
+        [Confirm::Never, Confirm::Destructive, Confirm::Always, Confirm::HumanOnly];
+
+    fn given(token_holds: bool, answer: Option<Answer>) -> Given {
+        Given { token_holds, answer }
+    }
+
+    #[test]
+    fn what_needs_confirmation_never_proceeds_without_one() {
+        for policy in POLICIES {
+            for weight in [Weight::Nothing, Weight::Routine, Weight::Disruptive] {
+                for can_ask in [false, true] {
+                    for token_holds in [false, true] {
+                        for answer in
+                            [None, Some(Answer::Accepted), Some(Answer::Declined), Some(Answer::Unanswered)]
+                        {
+                            let step = decide(policy, weight, given(token_holds, answer), can_ask);
+                            let needed = match policy {
+                                Confirm::Never => false,
+                                Confirm::Always => weight != Weight::Nothing,
+                                _ => weight == Weight::Disruptive,
+                            };
+                            let by_person = answer == Some(Answer::Accepted);
+                            let by_token = token_holds
+                                && policy != Confirm::HumanOnly
+                                && answer != Some(Answer::Declined);
+                            assert_eq!(
+                                step == Step::Proceed,
+                                !needed || by_person || by_token,
+                                "{policy:?} {weight:?} {token_holds} {answer:?} {can_ask}: {step:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_person_is_asked_once_and_then_the_plan_is_shown() {
+        use Confirm::{Destructive, HumanOnly};
+        assert_eq!(decide(Destructive, Weight::Disruptive, given(false, None), true), Step::Ask);
+        assert_eq!(
+            decide(Destructive, Weight::Disruptive, given(false, Some(Answer::Unanswered)), true),
+            Step::Show
+        );
+        assert_eq!(decide(Destructive, Weight::Disruptive, given(false, None), false), Step::Show);
+        assert_eq!(decide(HumanOnly, Weight::Disruptive, given(true, None), true), Step::Ask);
+        assert_eq!(
+            decide(HumanOnly, Weight::Disruptive, given(true, Some(Answer::Unanswered)), true),
+            Step::NoPerson
+        );
+        assert_eq!(decide(HumanOnly, Weight::Disruptive, given(true, None), false), Step::NoPerson);
+        assert_eq!(
+            decide(Destructive, Weight::Disruptive, given(true, Some(Answer::Declined)), true),
+            Step::Declined
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Telling clients that a resource has changed, in both eras of the protocol.
+//!
+//! Older clients subscribe and unsubscribe one resource at a time: each subscription is a task that its
+//! connection's table owns, so that all end with the connection. A client of 2026-07-28 sends one request
+//! that lasts as long as it listens: what it follows lives inside that request. Both take from the same two
+//! budgets, the connection's and the controller's. A resource is told of at most once a second; what
+//! changes meanwhile is told together. A subscription ends by itself, after its last note, when its
+//! deployment or execution has ended.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use cluster_core::{Error, ErrorCode, Result, core::Core};
+use futures::future::join_all;
+use rmcp::{
+    ErrorData, RoleServer,
+    model::{ResourceUpdatedNotificationParam, SubscriptionFilter},
+    service::{Peer, SubscriptionContext, SubscriptionSink},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{uri::ResourceUri, watch::Watch};
+use crate::protocol_error;
+
+/// Resources that one connection follows at a time. (Over HTTP, a request of 2026-07-28 is a connection.)
+pub const PER_CONNECTION_MAX: usize = 64;
+/// Resources that all connections together follow.
+pub const IN_ALL_MAX: usize = 1024;
+const NOTE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// What all connections share.
+#[derive(Debug, Clone)]
+pub struct Budget(pub(super) Arc<Semaphore>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(IN_ALL_MAX)))
+    }
+}
+
+/// The subscriptions of one connection; they end with it.
+#[derive(Debug)]
+pub struct Subscriptions {
+    own: Arc<Semaphore>,
+    all: Budget,
+    /// Of an older client, by URI as it wrote it.
+    tasks: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
+    /// The client sends nothing more: it has gone, or is about to.
+    end_of_input: CancellationToken,
+}
+
+/// The right to follow one resource.
+#[derive(Debug)]
+struct Slot {
+    _own: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+/// Who is told.
+enum Listener {
+    Older(Peer<RoleServer>),
+    Newer(SubscriptionSink),
+}
+
+impl Listener {
+    /// A newer client is answered before its resources are watched: what changed in between would be lost
+    /// to it, so it is told once of each when the watching has begun.
+    const fn is_told_first(&self) -> bool {
+        matches!(self, Self::Newer(_))
+    }
+
+    /// False when nobody listens any more.
+    async fn tell(&self, uri: &str) -> bool {
+        match self {
+            Self::Older(peer) => {
+                peer.notify_resource_updated(ResourceUpdatedNotificationParam::new(uri)).await.is_ok()
+            }
+            Self::Newer(sink) => sink.notify_resource_updated(uri).await.is_ok(),
+        }
+    }
+}
+
+/// One resource on its way to one listener.
+struct Followed {
+    uri: String,
+    watch: Watch,
+    listener: Listener,
+    _slot: Slot,
+}
+
+impl Followed {
+    /// Ends when there is nothing more to tell, or nobody to tell it.
+    async fn run(mut self, core: Core) {
+        let mut news = self.listener.is_told_first();
+        while news || self.watch.changed(&core).await {
+            news = false;
+            let told_at = Instant::now();
+            if !self.listener.tell(&self.uri).await {
+                return;
+            }
+            tokio::time::sleep_until(told_at + NOTE_INTERVAL_MIN).await;
+        }
+    }
+}
+
+impl Subscriptions {
+    pub fn new(all: Budget) -> Self {
+        let own = Arc::new(Semaphore::new(PER_CONNECTION_MAX));
+        Self { own, all, tasks: Mutex::default(), end_of_input: CancellationToken::new() }
+    }
+
+    /// Who reads the connection cancels it at the end, so that nobody waits for a listening request then.
+    pub fn end_of_input(&self) -> CancellationToken {
+        self.end_of_input.clone()
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, HashMap<String, AbortOnDropHandle<()>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self) -> Result<Slot> {
+        let full = |whose: &str, max: usize| {
+            Error::new(ErrorCode::ResourceExhausted, format!("{whose} follows {max} resources already"))
+                .remedy("end a subscription first, or follow fewer resources")
+        };
+        let own = self.own.clone().try_acquire_owned();
+        let own = own.map_err(|_| full("this connection", PER_CONNECTION_MAX))?;
+        let all = self.all.0.clone().try_acquire_owned();
+        let all = all.map_err(|_| full("this controller", IN_ALL_MAX))?;
+        Ok(Slot { _own: own, _all: all })
+    }
+
+    async fn follow(&self, core: &Core, uri: &str, listener: Listener) -> Result<Followed> {
+        let resource: ResourceUri = uri.parse()?;
+        let slot = self.slot()?;
+        let watch = Watch::open(core, &resource).await?;
+        Ok(Followed { uri: uri.to_owned(), watch, listener, _slot: slot })
+    }
+
+    /// For older clients. What changes after the answer is told; subscribing twice is subscribing once.
+    pub async fn subscribe(
+        &self,
+        core: &Core,
+        uri: &str,
+        peer: Peer<RoleServer>,
+    ) -> std::result::Result<(), ErrorData> {
+        {
+            let mut tasks = self.tasks();
+            // Those whose resource has ended.
+            tasks.retain(|_, task| !task.is_finished());
+            if tasks.contains_key(uri) {
+                return Ok(());
+            }
+        }
+        let followed = self.follow(core, uri, Listener::Older(peer)).await;
+        let followed = followed.map_err(|error| protocol_error::of_resource(&error, uri))?;
+        let task = AbortOnDropHandle::new(tokio::spawn(followed.run(core.clone())));
+        self.tasks().insert(uri.to_owned(), task);
+        Ok(())
+    }
+
+    /// Ending what does not exist is no error: it may have ended by itself.
+    pub fn unsubscribe(&self, uri: &str) {
+        self.tasks().remove(uri);
+    }
+
+    /// Serves one request of 2026-07-28 until its client ends it, or the server stops.
+    pub async fn listen(
+        &self,
+        core: &Core,
+        context: &SubscriptionContext,
+    ) -> std::result::Result<(), ErrorData> {
+        let uris = context.accepted().resource_subscriptions.iter().flatten().collect::<BTreeSet<_>>();
+        let mut following = Vec::with_capacity(uris.len());
+        for uri in uris {
+            let followed = self.follow(core, uri, Listener::Newer(context.sink().clone())).await;
+            following.push(followed.map_err(|error| protocol_error::of_resource(&error, uri))?);
+        }
+        let told = join_all(following.into_iter().map(|followed| followed.run(core.clone())));
+        let until_ended = async {
+            told.await;
+            // All have ended; the request goes on until its client ends it.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = context.cancelled() => {}
+            () = self.end_of_input.cancelled() => {}
+            () = until_ended => {}
+        }
+        Ok(())
+    }
+}
+
+/// Of what a client asks to hear of, what can be told: resources whose names can be read. Whether each of
+/// them is there is known, and said, when listening begins.
+pub fn accepted(requested: &SubscriptionFilter) -> SubscriptionFilter {
+    let uris = requested.resource_subscriptions.iter().flatten();
+    let uris = uris.filter(|uri| uri.parse::<ResourceUri>().is_ok()).cloned().collect::<Vec<_>>();
+    let mut accepted = SubscriptionFilter::new();
+    accepted.resource_subscriptions = (!uris.is_empty()).then_some(uris);
+    accepted
+}

@@ -1,0 +1,109 @@
+//! When a resource has changed, as the core's own watches tell it. Nothing here asks again by time.
+
+use std::time::Duration;
+
+use cluster_core::{
+    Result,
+    cluster::peer::{Amounts, PeerView},
+    core::{Core, PeerFilter},
+    deploy::DeploymentView,
+    execution::view::ExecutionView,
+};
+use tokio::sync::watch;
+
+use super::uri::ResourceUri;
+
+/// The membership may stir many times a second; its nodes are looked at this often at most.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(500);
+
+/// Follows one resource from the moment it was opened.
+#[derive(Debug)]
+pub enum Watch {
+    Peers { version: watch::Receiver<u64>, known: Vec<PeerView> },
+    Deployment(watch::Receiver<DeploymentView>),
+    Execution { view: watch::Receiver<ExecutionView>, known: Box<ExecutionView> },
+    Output { view: watch::Receiver<ExecutionView>, sequence: u64 },
+}
+
+impl Watch {
+    /// Whatever changes after this has answered is told. An unknown id is `NotFound`.
+    pub async fn open(core: &Core, uri: &ResourceUri) -> Result<Self> {
+        Ok(match uri {
+            ResourceUri::Peers => {
+                let mut version = core.watch_membership()?;
+                version.mark_unchanged();
+                Self::Peers { version, known: standing(core).await? }
+            }
+            ResourceUri::Deployment(id) => {
+                let mut view = core.watch_deployment(id).await?;
+                view.mark_unchanged();
+                Self::Deployment(view)
+            }
+            ResourceUri::Execution(id) => {
+                let mut view = core.watch_execution(id).await?;
+                let known = Box::new(state_of(&view.borrow_and_update()));
+                Self::Execution { view, known }
+            }
+            ResourceUri::Output { execution, .. } => {
+                let mut view = core.watch_execution(execution).await?;
+                let sequence = view.borrow_and_update().last_sequence;
+                Self::Output { view, sequence }
+            }
+        })
+    }
+
+    /// Waits for the next change. False: there will be none, because what it shows has ended.
+    pub async fn changed(&mut self, core: &Core) -> bool {
+        match self {
+            Self::Peers { version, known } => loop {
+                if version.changed().await.is_err() {
+                    return false;
+                }
+                // An error: the controller is stopping.
+                let Ok(now) = standing(core).await else { return false };
+                if *known != now {
+                    *known = now;
+                    return true;
+                }
+                tokio::time::sleep(LOOK_INTERVAL_MIN).await;
+            },
+            Self::Deployment(view) => view.changed().await.is_ok(),
+            Self::Execution { view, known } => loop {
+                if view.changed().await.is_err() {
+                    return false;
+                }
+                let now = state_of(&view.borrow_and_update());
+                if **known != now {
+                    **known = now;
+                    return true;
+                }
+            },
+            Self::Output { view, sequence } => loop {
+                if view.changed().await.is_err() {
+                    return false;
+                }
+                let last = view.borrow_and_update().last_sequence;
+                if *sequence < last {
+                    *sequence = last;
+                    return true;
+                }
+            },
+        }
+    }
+}
+
+/// The nodes without what every heartbeat and every execution changes: who wants to know that reads it.
+async fn standing(core: &Core) -> Result<Vec<PeerView>> {
+    let mut peers = core.peers(PeerFilter::default()).await?;
+    for peer in &mut peers {
+        peer.last_heartbeat_age_ms = None;
+        peer.running = 0;
+        peer.free = Amounts::default();
+    }
+    Ok(peers)
+}
+
+/// An execution without the number of its events, which its output is watched for.
+fn state_of(view: &ExecutionView) -> ExecutionView {
+    ExecutionView { last_sequence: 0, ..view.clone() }
+}

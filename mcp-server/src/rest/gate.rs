@@ -1,0 +1,163 @@
+//! What each route needs, and the note of each change: around every route, behind the door.
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use cluster_core::{Error, ErrorCode, access::Scope, audit::Arguments};
+use http::{HeaderValue, Method, Uri, header};
+use serde_json::{Map, Value};
+use url::form_urlencoded;
+
+use super::{Api, error::Problem};
+use crate::{caller::Caller, transport::guard::is_open};
+
+/// Below these, looking is for administrators as well.
+const ADMIN: [&str; 6] =
+    ["/v1/tokens", "/v1/audit", "/v1/secrets", "/v1/hosts", "/v1/cluster/enrolment-tokens", "/v1/shutdown"];
+/// Below these, changing is.
+const ADMIN_TO_CHANGE: [&str; 4] =
+    ["/v1/config", "/v1/cluster/token-keys", "/v1/cluster/nodes/{id}/tenant", "/v1/node"];
+
+/// The scope that a request needs. `route` is the pattern it matched; nothing where it matched none.
+fn needed(method: &Method, route: &str, uri: &Uri) -> Scope {
+    let below = |paths: &[&str]| {
+        paths
+            .iter()
+            .any(|path| route.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    };
+    match reads(method) {
+        _ if below(&ADMIN) => Scope::Admin,
+        true => Scope::Read,
+        // What a volume held is gone for good.
+        false if below(&ADMIN_TO_CHANGE) || takes_volumes(uri) => Scope::Admin,
+        false => Scope::Operate,
+    }
+}
+
+fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// Read as the handler reads it, so that no spelling of it slips through.
+fn takes_volumes(uri: &Uri) -> bool {
+    query(uri).any(|(name, value)| name == "volumes" && value != "false")
+}
+
+fn query(uri: &Uri) -> form_urlencoded::Parse<'_> {
+    form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
+}
+
+/// The middleware around every route.
+pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    if is_open(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let Some(caller) = request.extensions().get::<Caller>().cloned() else {
+        return Problem(Error::internal("nobody knows who makes this request")).into_response();
+    };
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("", MatchedPath::as_str);
+    let needed = needed(request.method(), route, request.uri());
+    // Where there is no such path nothing can change.
+    let pending = match reads(request.method()) || route.is_empty() {
+        true => None,
+        false => {
+            let arguments = arguments(request.uri());
+            // Who reads the body notes it there.
+            request.extensions_mut().insert(arguments.clone());
+            let action = format!("{} {}", request.method(), request.uri().path());
+            caller.begin(&api.core, action, arguments)
+        }
+    };
+    let response = match caller.scope.admits(needed) {
+        Ok(()) => next.run(request).await,
+        Err(error) => too_small(error, needed),
+    };
+    if let Some(pending) = pending {
+        pending.end(failure(&response)).await;
+    }
+    response
+}
+
+fn arguments(uri: &Uri) -> Arguments {
+    let arguments = Arguments::default();
+    let given: Map<String, Value> =
+        query(uri).map(|(name, value)| (name.into_owned(), Value::String(value.into_owned()))).collect();
+    if !given.is_empty() {
+        arguments.note(&Value::Object(given));
+    }
+    arguments
+}
+
+/// RFC 6750, section 3.1.
+fn too_small(error: Error, needed: Scope) -> Response {
+    let mut response = Problem(error).into_response();
+    let challenge = format!("Bearer realm=\"aegis\", error=\"insufficient_scope\", scope=\"{needed}\"");
+    if let Ok(challenge) = HeaderValue::try_from(challenge) {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+/// The code of the error that was answered.
+fn failure(response: &Response) -> Option<ErrorCode> {
+    let told = response.extensions().get::<ErrorCode>().copied();
+    // A refusal from below our handlers has a status alone.
+    match response.status() {
+        status if status.is_client_error() => Some(told.unwrap_or(ErrorCode::InvalidArgument)),
+        status if status.is_server_error() => Some(told.unwrap_or(ErrorCode::Internal)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use Scope::{Admin, Operate, Read};
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_route_needs_its_scope() {
+        for (method, route, query, scope) in [
+            ("GET", "/v1/cluster/nodes", "", Read),
+            ("HEAD", "/deployments/{id}", "", Read),
+            ("GET", "/metrics", "", Read),
+            ("GET", "/v1/config/layers/{*scope}", "", Read),
+            ("GET", "/v1/cluster/token-keys", "", Read),
+            ("GET", "", "", Read),
+            ("POST", "/deploy/edge-node", "", Operate),
+            ("POST", "/v1/executions", "", Operate),
+            ("POST", "/v1/executions/{id}/cancel", "", Operate),
+            ("POST", "/v1/cluster/nodes/{id}/drain", "", Operate),
+            ("DELETE", "/v1/cluster/nodes/{id}", "", Operate),
+            ("POST", "/v1/agents", "", Operate),
+            ("PATCH", "/v1/nothing-yet", "", Operate),
+            ("DELETE", "/deploy/edge-node/{node}", "", Operate),
+            ("DELETE", "/deploy/edge-node/{node}", "volumes=false&host_gone=true", Operate),
+            ("DELETE", "/deploy/edge-node/{node}", "volumes=true", Admin),
+            ("DELETE", "/deploy/edge-node/{node}", "host_gone=true&v%6Flumes=tru%65", Admin),
+            ("DELETE", "/deploy/edge-node/{node}", "volumes=false&volumes=true", Admin),
+            ("GET", "/v1/tokens", "", Admin),
+            ("POST", "/v1/tokens", "", Admin),
+            ("DELETE", "/v1/tokens/{name}", "", Admin),
+            ("GET", "/v1/audit", "", Admin),
+            ("GET", "/v1/secrets", "", Admin),
+            ("PUT", "/v1/secrets/{name}", "", Admin),
+            ("POST", "/v1/hosts", "", Admin),
+            ("DELETE", "/v1/hosts/{host}/{port}", "", Admin),
+            ("POST", "/v1/cluster/enrolment-tokens", "", Admin),
+            ("GET", "/v1/cluster/enrolment-tokens", "", Admin),
+            ("PUT", "/v1/config/layers/{*scope}", "", Admin),
+            ("PUT", "/v1/cluster/nodes/{id}/tenant", "", Admin),
+            ("POST", "/v1/cluster/token-keys/rotate", "", Admin),
+            ("POST", "/v1/shutdown", "", Admin),
+            ("POST", "/v1/node/rotate-key", "", Admin),
+            ("POST", "/v1/tokens-of-another-kind", "", Operate),
+        ] {
+            let uri: Uri = format!("/x?{query}").parse().unwrap();
+            assert_eq!(needed(&method.parse().unwrap(), route, &uri), scope, "{method} {route}?{query}");
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! What `aegis mcp` has promised its assistant, and what follows when the daemon goes and comes back.
+//!
+//! Plain decisions: an event and the time go in, lines to either side come out. Every request gets one
+//! answer: the daemon's, or ours where there will be none. A request that only reads is sent again over
+//! the next connection; `tools/call` never is, since the daemon may have carried it out. What makes a
+//! session is said again on each connection, and the answers to that are kept from the assistant: the
+//! `initialize` of the older eras with its subscriptions, and every open `subscriptions/listen`.
+//!
+//! Questions of the daemon get numbers of ours, which never come again: an answer that a person gives to
+//! a question of the last connection is not taken for one of this connection.
+//!
+//! Absent on purpose: any knowledge of tools, sockets or processes ([`super::pipe`] has those), and other
+//! state of a session than the above, since the daemon keeps none.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tokio_util::bytes::Bytes;
+
+use super::message::{self, FromClient, FromDaemon, Id, Kind};
+
+/// Requests without an answer; beyond it the next one is refused.
+const REQUESTS_MAX: usize = 256;
+/// Of their lines, which are kept while they may have to be sent (again).
+const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Resources that an older client follows.
+const SUBSCRIPTIONS_MAX: usize = 256;
+/// Questions of the daemon without an answer.
+const QUESTIONS_MAX: usize = 64;
+/// A request that ends the daemon each time is not tried for ever.
+const BREAKS_MAX: u8 = 3;
+/// How long a request waits for a daemon. Below the 30 s after which assistants give up connecting.
+pub const PATIENCE: Duration = Duration::from_secs(25);
+/// A daemon that stops ends its subscriptions just before it closes the connection, within 2 s. An end
+/// that is followed by that is not the assistant's business: the subscription comes back.
+const LISTEN_END_HELD: Duration = Duration::from_secs(3);
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    ToClient(Bytes),
+    ToDaemon(Bytes),
+    /// This connection is of no use.
+    HangUp,
+}
+
+/// What the session needs a daemon for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Want {
+    Nothing,
+    /// One that runs: nobody waits, but subscriptions are open.
+    Attach,
+    /// One that is started if none runs.
+    Launch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// The remembered `initialize` has been sent; nothing else is before its answer.
+    Opening,
+    Up,
+}
+
+#[derive(Debug)]
+struct Request {
+    id: Id,
+    kind: Kind,
+    line: Bytes,
+    sent: bool,
+    /// Of `subscriptions/listen`: the assistant knows that it is in force.
+    acknowledged: bool,
+    /// Likewise: the daemon ended it, then, with this line.
+    ended: Option<(Bytes, Instant)>,
+    breaks: u8,
+    since: Instant,
+}
+
+impl Request {
+    /// Somebody waits for what comes next.
+    fn is_owed(&self) -> bool {
+        !self.acknowledged
+    }
+}
+
+/// The `initialize` that was answered with a result.
+#[derive(Debug)]
+struct Opening {
+    id: Id,
+    line: Bytes,
+    version: Option<String>,
+    initialized: Option<Bytes>,
+}
+
+#[derive(Debug)]
+pub struct Session {
+    link: Link,
+    /// In the order in which they came.
+    requests: Vec<Request>,
+    opening: Option<Opening>,
+    /// By URI: the request that asked for it.
+    subscriptions: BTreeMap<String, (Id, Bytes)>,
+    /// Answers to what was said again.
+    swallowed: BTreeSet<Id>,
+    /// By our number: the daemon's id.
+    questions: BTreeMap<i64, Id>,
+    questions_asked: i64,
+    /// A request was sent over this connection: before that, a notification would end it.
+    begun: bool,
+}
+
+impl Session {
+    pub fn new() -> Self {
+        Self {
+            link: Link::Down,
+            requests: Vec::new(),
+            opening: None,
+            subscriptions: BTreeMap::new(),
+            swallowed: BTreeSet::new(),
+            questions: BTreeMap::new(),
+            questions_asked: 0,
+            begun: false,
+        }
+    }
+
+    pub fn wants(&self) -> Want {
+        if self.link != Link::Down {
+            Want::Nothing
+        } else if self.requests.iter().any(Request::is_owed) {
+            Want::Launch
+        } else if self.requests.is_empty() && self.subscriptions.is_empty() {
+            Want::Nothing
+        } else {
+            Want::Attach
+        }
+    }
+
+    /// Whether a request waits for an answer that will come by itself; of a subscription it does not.
+    pub fn is_owed(&self) -> bool {
+        self.requests.iter().any(|request| request.kind != Kind::Listen)
+    }
+
+    /// When [`tick`](Self::tick) has something to do.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        let times = self.requests.iter().filter_map(|request| match &request.ended {
+            Some((_, at)) => Some(*at + LISTEN_END_HELD),
+            None if self.gives_up_on(request) => Some(request.since + PATIENCE),
+            None => None,
+        });
+        times.min()
+    }
+
+    fn gives_up_on(&self, request: &Request) -> bool {
+        !request.sent && request.is_owed()
+    }
+
+    /// A line of the assistant that was beyond the bound.
+    pub fn too_long(&self, bytes_max: usize) -> Vec<Effect> {
+        vec![Effect::ToClient(message::unread(&format!("a line has at most {bytes_max} bytes")))]
+    }
+
+    /// A line of the assistant.
+    pub fn client_said(&mut self, line: Bytes, now: Instant) -> Vec<Effect> {
+        match message::read_client(&line) {
+            Err(no_message) => vec![Effect::ToClient(no_message.answer)],
+            Ok(FromClient::Request { id, kind }) => self.request(id, kind, line, now),
+            Ok(FromClient::Cancelled { request }) => self.cancelled(request.as_ref(), line),
+            Ok(FromClient::Initialized) => {
+                if let Some(opening) = &mut self.opening {
+                    opening.initialized = Some(line.clone());
+                }
+                self.pass_on(line)
+            }
+            Ok(FromClient::Notification) => self.pass_on(line),
+            Ok(FromClient::Answer { id, message }) => {
+                let asked = match id {
+                    Some(Id::Number(number)) => self.questions.remove(&number),
+                    Some(Id::Text(_)) | None => None,
+                };
+                // An answer to a question of an earlier connection is nobody's.
+                let answer = asked.map(|id| Effect::ToDaemon(message::with_id(message, &id)));
+                answer.into_iter().collect()
+            }
+        }
+    }
+
+    fn request(&mut self, id: Id, kind: Kind, line: Bytes, now: Instant) -> Vec<Effect> {
+        let refuse = |id, words: &str| vec![Effect::ToClient(message::refusal(id, words))];
+        let is_replayed = self.link == Link::Opening && self.opening.as_ref().is_some_and(|it| it.id == id);
+        if is_replayed || self.swallowed.contains(&id) || self.requests.iter().any(|it| it.id == id) {
+            return refuse(None, "another request with this id has no answer yet");
+        }
+        let kept: usize = self.requests.iter().map(|request| request.line.len()).sum();
+        if self.requests.len() >= REQUESTS_MAX || kept + line.len() > REQUEST_BYTES_MAX {
+            return refuse(Some(&id), "too many requests wait for an answer: wait for some of them");
+        }
+        match &kind {
+            Kind::Subscribe { uri }
+                if self.subscriptions.len() >= SUBSCRIPTIONS_MAX && !self.subscriptions.contains_key(uri) =>
+            {
+                return refuse(Some(&id), "too many resources are subscribed to: unsubscribe from some");
+            }
+            Kind::Unsubscribe { uri } => drop(self.subscriptions.remove(uri)),
+            _ => {}
+        }
+        let (acknowledged, ended) = (false, None);
+        let request = Request { id, kind, line, sent: false, acknowledged, ended, breaks: 0, since: now };
+        self.requests.push(request);
+        if self.link == Link::Up { self.send_requests() } else { Vec::new() }
+    }
+
+    fn cancelled(&mut self, request: Option<&Id>, line: Bytes) -> Vec<Effect> {
+        let known = self.requests.iter().position(|it| Some(&it.id) == request);
+        // The opening cannot be cancelled, by the protocol.
+        let Some(at) = known.filter(|at| self.requests[*at].kind != Kind::Initialize) else {
+            return Vec::new();
+        };
+        let request = self.requests.remove(at);
+        if request.sent { self.pass_on(line) } else { Vec::new() }
+    }
+
+    /// A notification is worth something on the connection it belongs to, and nothing later.
+    fn pass_on(&self, line: Bytes) -> Vec<Effect> {
+        if self.link == Link::Up && self.begun { vec![Effect::ToDaemon(line)] } else { Vec::new() }
+    }
+
+    /// The handshake with a daemon is done.
+    pub fn connected(&mut self) -> Vec<Effect> {
+        match &self.opening {
+            Some(opening) => {
+                self.link = Link::Opening;
+                self.begun = true;
+                vec![Effect::ToDaemon(opening.line.clone())]
+            }
+            None => self.resume(),
+        }
+    }
+
+    /// The session stands, as far as one is needed: what is in force, then what waits.
+    fn resume(&mut self) -> Vec<Effect> {
+        self.link = Link::Up;
+        let initialized = self.opening.as_ref().and_then(|opening| opening.initialized.clone());
+        let mut effects: Vec<_> = initialized.map(Effect::ToDaemon).into_iter().collect();
+        for (id, line) in self.subscriptions.values() {
+            self.swallowed.insert(id.clone());
+            effects.push(Effect::ToDaemon(line.clone()));
+        }
+        effects.extend(self.send_requests());
+        effects
+    }
+
+    fn send_requests(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for request in self.requests.iter_mut().filter(|request| !request.sent) {
+            request.sent = true;
+            self.begun = true;
+            // What is never sent again need not be kept.
+            let line = match request.kind {
+                Kind::Call { .. } => std::mem::take(&mut request.line),
+                _ => request.line.clone(),
+            };
+            effects.push(Effect::ToDaemon(line));
+        }
+        effects
+    }
+
+    /// A line of the daemon. What is no message, or no answer to anything, goes no further.
+    pub fn daemon_said(&mut self, line: Bytes, now: Instant) -> Vec<Effect> {
+        match message::read_daemon(&line) {
+            None => Vec::new(),
+            Some(FromDaemon::Answer { id, failed }) => self.answered(&id, failed, line, now),
+            Some(FromDaemon::Question { id }) => self.asked(id, &line),
+            Some(FromDaemon::Cancelled { request }) => self.cancelled_by_daemon(&request, line),
+            Some(FromDaemon::Acknowledged { listen }) => {
+                let open = self.requests.iter_mut().find(|it| it.id == listen && it.kind == Kind::Listen);
+                match open {
+                    Some(request) => {
+                        request.breaks = 0;
+                        let again = std::mem::replace(&mut request.acknowledged, true);
+                        if again { Vec::new() } else { vec![Effect::ToClient(line)] }
+                    }
+                    None => Vec::new(),
+                }
+            }
+            Some(FromDaemon::Other) => vec![Effect::ToClient(line)],
+        }
+    }
+
+    fn answered(&mut self, id: &Id, failed: bool, line: Bytes, now: Instant) -> Vec<Effect> {
+        if self.link == Link::Opening
+            && let Some(opening) = self.opening.as_ref().filter(|opening| opening.id == *id)
+        {
+            if !failed && message::negotiated_version(&line) == opening.version {
+                return self.resume();
+            }
+            let mut effects = self.refused(
+                "the aegis daemon was started anew and does not take up this session: restart the \
+                 assistant's connection to aegis",
+            );
+            effects.push(Effect::HangUp);
+            return effects;
+        }
+        if self.swallowed.remove(id) {
+            if failed {
+                self.subscriptions.retain(|_, (asked, _)| asked != id);
+            }
+            return Vec::new();
+        }
+        let Some(at) = self.requests.iter().position(|request| request.sent && request.id == *id) else {
+            return Vec::new();
+        };
+        if self.requests[at].acknowledged && !failed {
+            self.requests[at].ended = Some((line, now));
+            return Vec::new();
+        }
+        let request = self.requests.remove(at);
+        match request.kind {
+            Kind::Initialize if !failed => {
+                let version = message::negotiated_version(&line);
+                let (id, line) = (request.id, request.line);
+                self.opening = Some(Opening { id, line, version, initialized: None });
+            }
+            Kind::Subscribe { uri } if !failed => {
+                self.subscriptions.insert(uri, (request.id, request.line));
+            }
+            _ => {}
+        }
+        vec![Effect::ToClient(line)]
+    }
+
+    fn asked(&mut self, id: Id, line: &[u8]) -> Vec<Effect> {
+        if self.questions.len() >= QUESTIONS_MAX {
+            return vec![Effect::ToDaemon(message::failure(&id, "too many questions have no answer yet"))];
+        }
+        let number = self.questions_asked;
+        let Some(line) = message::line_with_id(line, &Id::Number(number)) else { return Vec::new() };
+        self.questions_asked += 1;
+        self.questions.insert(number, id);
+        vec![Effect::ToClient(line)]
+    }
+
+    fn cancelled_by_daemon(&mut self, request: &Id, line: Bytes) -> Vec<Effect> {
+        let asked = self.questions.iter().find(|(_, id)| *id == request).map(|(number, _)| *number);
+        if let Some(number) = asked {
+            self.questions.remove(&number);
+            let words = "the server takes its question back";
+            return vec![Effect::ToClient(message::cancelled(&Id::Number(number), words))];
+        }
+        let ended = self.requests.iter().position(|it| it.id == *request && it.kind == Kind::Listen);
+        match ended {
+            Some(at) => {
+                self.requests.remove(at);
+                vec![Effect::ToClient(line)]
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// The connection broke.
+    pub fn lost(&mut self, now: Instant) -> Vec<Effect> {
+        self.link = Link::Down;
+        self.begun = false;
+        self.swallowed.clear();
+        let mut effects = Vec::new();
+        for number in std::mem::take(&mut self.questions).into_keys() {
+            let words = "the connection on which it was asked broke";
+            effects.push(Effect::ToClient(message::cancelled(&Id::Number(number), words)));
+        }
+        self.requests.retain_mut(|request| {
+            if !request.sent {
+                return true;
+            }
+            request.breaks = request.breaks.saturating_add(1);
+            if let Kind::Call { tool, stateless } = &request.kind {
+                effects.push(Effect::ToClient(message::tool_error(&request.id, *stateless, &cut(tool))));
+                return false;
+            }
+            if request.breaks >= BREAKS_MAX && !request.acknowledged {
+                let words = format!(
+                    "the connection to the aegis daemon broke {BREAKS_MAX} times while this request was under \
+                     way; aegis.log in the data directory says why"
+                );
+                effects.push(Effect::ToClient(message::failure(&request.id, &words)));
+                return false;
+            }
+            (request.sent, request.ended, request.since) = (false, None, now);
+            true
+        });
+        effects
+    }
+
+    /// No daemon can be had, and trying on would not help: whoever waits is told.
+    pub fn refused(&mut self, words: &str) -> Vec<Effect> {
+        self.give_up(|_| true, words)
+    }
+
+    /// Time went by; `why` there is no daemon yet, if that is known.
+    pub fn tick(&mut self, now: Instant, why: Option<&str>) -> Vec<Effect> {
+        let words = match why {
+            Some(why) => format!(
+                "no aegis daemon could be reached for {} s: {why}. The next request tries again",
+                PATIENCE.as_secs()
+            ),
+            None => format!(
+                "the aegis daemon is not up after {} s; it may still come. Ask again, or see aegis.log in \
+                 the data directory",
+                PATIENCE.as_secs()
+            ),
+        };
+        let mut effects = self.give_up(|request| request.since + PATIENCE <= now, &words);
+        self.requests.retain(|request| match &request.ended {
+            Some((line, at)) if *at + LISTEN_END_HELD <= now => {
+                effects.push(Effect::ToClient(line.clone()));
+                false
+            }
+            _ => true,
+        });
+        effects
+    }
+
+    fn give_up(&mut self, on: impl Fn(&Request) -> bool, words: &str) -> Vec<Effect> {
+        let (given_up, kept) = std::mem::take(&mut self.requests)
+            .into_iter()
+            .partition(|request| self.gives_up_on(request) && on(request));
+        self.requests = kept;
+        let told = |request: Request| Effect::ToClient(message::failure(&request.id, words));
+        Vec::into_iter(given_up).map(told).collect()
+    }
+}
+
+/// What a model is told whose call was under way.
+fn cut(tool: &str) -> String {
+    format!(
+        "The connection to the aegis daemon broke while {} was under way, so its answer is lost; whether it \
+         was carried out is not known here. Deployments and executions that were begun go on by themselves. \
+         What to do: ask for their state by id (get_deployment_status, get_execution), or find them with \
+         list_deployments. A call that only reads can be made again at once. One that changes something can \
+         be made again with the same idempotency_key; without one, look first whether it was carried out.",
+        cluster_core::ids::shown(tool)
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Disruptive calls: the plan first, a person where there is one, and nothing done without a yes.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    controller::{Controller, Setup},
+    mcp::{Client, Era, Person},
+};
+
+const ERAS: [Era; 2] = [Era::Session, Era::Stateless];
+
+async fn is_schedulable(controller: &Controller) -> bool {
+    let nodes = controller.api("/v1/cluster/nodes").await.expect("the nodes");
+    nodes.to_string().contains("\"active\"")
+}
+
+fn drain() -> Value {
+    json!({"node_id": "home"})
+}
+
+fn token_of(shown: &Value) -> Value {
+    assert_eq!(shown["state"], "needs_confirmation", "{shown}");
+    assert!(shown["plan"]["summary"].as_str().is_some_and(|words| words.contains("home")), "{shown}");
+    assert!(shown["next_step"].as_str().is_some_and(|words| words.contains("confirm_token")), "{shown}");
+    shown["confirm_token"].clone()
+}
+
+#[tokio::test]
+async fn the_plan_is_shown_and_its_token_carries_out_this_call_once() {
+    let controller = Controller::start(&Setup::default()).await;
+    for era in ERAS {
+        let mut client = Client::stdio(&controller, era, "confirm-token").await;
+        let token = token_of(&client.unconfirmed("drain_node", drain()).await);
+        assert!(is_schedulable(&controller).await, "nothing is done before");
+        let another = json!({"node_id": "home", "on_deadline": "leave", "confirm_token": token});
+        let shown = client.unconfirmed("drain_node", another).await;
+        assert_ne!(token_of(&shown), token, "another call is another plan");
+        let confirmed = json!({"node_id": "home", "confirm_token": token, "wait_seconds": 5});
+        assert_eq!(client.unconfirmed("drain_node", confirmed.clone()).await["state"], "drained");
+        let again = client.unconfirmed("drain_node", drain()).await;
+        assert_eq!(again["state"], "drained", "to ask how it stands needs nothing");
+        client.call("resume_node", drain()).await;
+        let shown = client.unconfirmed("drain_node", confirmed).await;
+        assert!(shown["next_step"].as_str().is_some_and(|words| words.contains("does not hold")), "{shown}");
+        assert!(is_schedulable(&controller).await, "a token counts once");
+    }
+}
+
+#[tokio::test]
+async fn where_a_person_sits_they_are_asked_in_the_way_of_the_era() {
+    let controller = Controller::start(&Setup::default()).await;
+    for era in ERAS {
+        let mut client = Client::with_person(&controller, era, "confirm-no", Person::Refuses).await;
+        let words = client.refused("drain_node", drain()).await;
+        assert!(words.contains("said no") && words.contains("drain home"), "{words}");
+        assert!(is_schedulable(&controller).await);
+
+        let mut client = Client::with_person(&controller, era, "confirm-aside", Person::Ignores).await;
+        token_of(&client.unconfirmed("drain_node", drain()).await);
+        assert!(is_schedulable(&controller).await);
+
+        let mut client = Client::with_person(&controller, era, "confirm-yes", Person::Agrees).await;
+        let drained = client.unconfirmed("drain_node", json!({"node_id": "home", "wait_seconds": 5})).await;
+        assert_eq!(drained["state"], "drained", "{drained}");
+        let questions = client.listener().questions();
+        assert_eq!(questions.len(), 1, "asked once: {questions:?}");
+        assert!(questions[0].contains("drain home"), "{questions:?}");
+        client.call("resume_node", drain()).await;
+        assert_eq!(client.listener().questions().len(), 1, "to resume needs no question");
+    }
+}
+
+#[tokio::test]
+async fn a_person_alone_decides_where_the_operator_says_so() {
+    let setup = Setup { mcp: "{confirm: human_only}", ..Setup::default() };
+    let controller = Controller::start(&setup).await;
+    let mut client = Client::stdio(&controller, Era::Stateless, "confirm-human").await;
+    let words = client.refused("drain_node", drain()).await;
+    assert!(words.contains("cannot ask its user") && words.contains("aegis node drain home"), "{words}");
+    let mut client = Client::with_person(&controller, Era::Session, "confirm-aside", Person::Ignores).await;
+    let words = client.refused("drain_node", drain()).await;
+    assert!(words.contains("nobody answered"), "{words}");
+    assert!(is_schedulable(&controller).await);
+    let mut client = Client::with_person(&controller, Era::Session, "confirm-yes", Person::Agrees).await;
+    let drained = client.unconfirmed("drain_node", json!({"node_id": "home", "wait_seconds": 5})).await;
+    assert_eq!(drained["state"], "drained", "{drained}");
+}
+
+#[tokio::test]
+async fn the_policy_goes_from_nothing_to_every_change() {
+    let never = Controller::start(&Setup { mcp: "{confirm: never}", ..Setup::default() }).await;
+    let mut client = Client::stdio(&never, Era::Session, "confirm-never").await;
+    let drained = client.unconfirmed("drain_node", json!({"node_id": "home", "wait_seconds": 5})).await;
+    assert_eq!(drained["state"], "drained", "{drained}");
+
+    let always = Controller::start(&Setup { mcp: "{confirm: always}", ..Setup::default() }).await;
+    let mut client = Client::stdio(&always, Era::Session, "confirm-always").await;
+    let shown = client.unconfirmed("resume_node", drain()).await;
+    assert_eq!(shown["state"], "needs_confirmation", "{shown}");
+    assert!(client.unconfirmed("list_peers", json!({})).await["peers"].is_array());
+}
