@@ -110,7 +110,8 @@ impl AccessTokens {
     pub async fn create(&self, order: AccessTokenOrder) -> Result<AccessTokenGrant> {
         let AccessTokenOrder { name, scope, lifetime } = order;
         if lifetime.is_zero() || lifetime > LIFETIME_MAX {
-            return Err(Error::invalid("the lifetime of a token is 1 second to 365 days"));
+            return Err(Error::invalid("the lifetime of a token is 1 second to 365 days")
+                .remedy("make it shorter, and another when it ends"));
         }
         let _one_at_a_time = self.changing.lock().await;
         let mut all = self.table.all();

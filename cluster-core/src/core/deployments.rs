@@ -51,6 +51,13 @@ impl Core {
         self.controller()?.deployments.start(&request, origin).await
     }
 
+    /// Whether a deployment, rollback, removal or rollout was begun with this idempotency key.
+    pub async fn knows_key(&self, key: Option<&str>) -> Result<bool> {
+        let Some(key) = key else { return Ok(false) };
+        let part = self.controller()?;
+        Ok(part.deployments.knows_key(key).await? || part.rollouts.knows_key(key).await?)
+    }
+
     pub async fn deployment(&self, id: &DeploymentId) -> Result<DeploymentView> {
         self.controller()?.deployments.get(id).await
     }

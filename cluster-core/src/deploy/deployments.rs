@@ -231,6 +231,11 @@ impl Deployments {
         self.begin(self.mint_id(now_ms()), action, spec, digest, idempotency_key, None).await
     }
 
+    /// Whether something was begun with this key: then nothing more is begun with it.
+    pub async fn knows_key(&self, key: &str) -> Result<bool> {
+        Ok(!key.is_empty() && self.inner.context.journal.by_idempotency_key(key).await?.is_some())
+    }
+
     /// The deployment that was begun with this key and the same arguments.
     async fn known(&self, key: Option<&str>, digest: &str) -> Result<Option<DeploymentView>> {
         let Some(key) = key.filter(|key| !key.is_empty()) else { return Ok(None) };

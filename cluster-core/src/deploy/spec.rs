@@ -297,9 +297,11 @@ impl DeploymentSpec {
         }
     }
 
-    /// What makes two requests the same one; the secret takes part by its digest only.
+    /// What makes two requests the same one; the secret takes part by its digest only. Which plan it is to
+    /// carry out does not: a retry may come without the confirmation that named it.
     pub fn digest(&self, tunnel_token: Option<&Secret>) -> String {
-        let json = serde_json::to_string(self).unwrap_or_default();
+        let asked = Self { plan_digest: None, ..self.clone() };
+        let json = serde_json::to_string(&asked).unwrap_or_default();
         let token = tunnel_token.map(Secret::reveal).unwrap_or_default();
         super::hex_digest(format!("{json}\0{token}").as_bytes())
     }
@@ -382,6 +384,15 @@ mod tests {
         assert!(spec.join && spec.health_timeout_seconds == 180);
         assert_eq!(spec.target.host.as_str(), "192.168.1.50", "a host is a direct target");
         assert_eq!(spec.tunnel, TunnelSource::None);
+    }
+
+    #[test]
+    fn a_retry_is_the_same_request_with_a_confirmed_plan_and_without() {
+        let digest = |request: &DeploymentRequest| validate(request).unwrap().spec.digest(None);
+        let asked = request("192.168.1.50");
+        let confirmed = DeploymentRequest { plan_digest: Some("a".repeat(64)), ..asked.clone() };
+        assert_eq!(digest(&asked), digest(&confirmed));
+        assert_ne!(digest(&asked), digest(&request("192.168.1.51")));
     }
 
     #[test]

@@ -52,3 +52,58 @@ impl Operators {
         self.audit.as_ref().map(|audit| audit.begin(call))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        access::{AccessTokenOrder, AccessTokens},
+        audit::{AuditQuery, AuditSettings},
+        ids::{AccessTokenName, NodeId},
+        metrics::Metrics,
+        store::{DataDirectory, Store},
+    };
+
+    #[tokio::test]
+    async fn a_call_needs_a_token_of_its_scope_and_either_answer_is_noted() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(Arc::new(DataDirectory::own(directory.path()).unwrap())).await.unwrap();
+        let tokens = TokenTable::new(Some("local"));
+        let access = AccessTokens::open(store.clone(), tokens.clone()).await.unwrap();
+        let name = AccessTokenName::parse("looks").unwrap();
+        let order = AccessTokenOrder { name, scope: Scope::Read, lifetime: Duration::from_secs(60) };
+        let looks = access.create(order).await.unwrap().token;
+        let settings = AuditSettings { age: Duration::from_secs(60), entries: 9 };
+        let (audit, _) =
+            Audit::start(store, settings, Metrics::default(), CancellationToken::new()).await.unwrap();
+        let operators = Operators { tokens, audit: Some(audit.clone()) };
+
+        let plain = Via::Plain(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let link = Via::Link(NodeId::parse("edge-1").unwrap());
+        let bearing = |token: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+            metadata
+        };
+        let known = |via: &Via, token: &str| operators.known(via, &bearing(token));
+        assert_eq!(known(&plain, "guessed").unwrap_err().code(), ErrorCode::Unauthenticated);
+        assert_eq!(known(&link, "local").unwrap_err().code(), ErrorCode::NotYours);
+        assert!(operators.known(&plain, &MetadataMap::new()).is_err());
+        assert!(Operators::default().known(&plain, &bearing("local")).is_err());
+        for (token, allowed) in [("local", true), (looks.as_str(), false)] {
+            let bearer = known(&plain, token).unwrap();
+            let work = async { Ok(()) };
+            let done =
+                operators.run(bearer, Scope::Operate, "ExecuteAgent", Arguments::default(), work).await;
+            assert_eq!(done.is_ok(), allowed, "{done:?}");
+        }
+        let entries = audit.read(&AuditQuery { limit: 9, ..AuditQuery::default() }).await.unwrap();
+        let told: Vec<_> = entries.iter().map(|entry| (&*entry.who, &*entry.result, entry.door)).collect();
+        let noted = [("http.token", "ok", Door::Grpc), ("token looks", "Forbidden", Door::Grpc)];
+        assert_eq!(told, noted);
+    }
+}

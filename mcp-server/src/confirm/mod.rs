@@ -55,6 +55,13 @@ pub struct Plan {
     pub command: String,
 }
 
+impl Plan {
+    /// Of a call that changes nothing.
+    pub fn nothing() -> Self {
+        Self { weight: Weight::Nothing, ..Self::default() }
+    }
+}
+
 /// What came with the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Given {

@@ -256,7 +256,14 @@ impl From<PlanView> for Outcome {
             plan: Some(plan.plan),
             findings: plan.findings,
             failure: None,
-            next_step: format!("Nothing was changed. {}", plan.next_step),
+            next_step: match plan.can_deploy {
+                true => {
+                    "Nothing was changed. Call deploy_edge_node again without dry_run to carry it out; with \
+                     plan_digest, the plan's digest, this plan or nothing."
+                        .to_owned()
+                }
+                false => format!("Nothing was changed. {}", plan.next_step),
+            },
         }
     }
 }
@@ -283,8 +290,8 @@ Returns a deployment_id and goes on by itself: follow it with get_deployment_sta
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
         let (dry_run, host) = (arguments.dry_run, arguments.host.clone());
         let request = asked(arguments, call)?;
-        if dry_run {
-            return Ok(confirm::Plan { weight: Weight::Nothing, ..confirm::Plan::default() });
+        if dry_run || call.core.knows_key(request.idempotency_key.as_deref()).await? {
+            return Ok(confirm::Plan::nothing());
         }
         let command = format!("aegis deploy {host}");
         let running_there = on_host(&call.core, &host).await?;

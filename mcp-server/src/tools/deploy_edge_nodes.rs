@@ -154,6 +154,9 @@ first; if anything is wrong, nothing is begun. Returns a rollout_id; follow it w
         call.hide(arguments.tunnel_token().as_ref());
         let dry_run = arguments.dry_run;
         let request = arguments.check(Origin::Assistant)?;
+        if dry_run || call.core.knows_key(request.idempotency_key.as_deref()).await? {
+            return Ok(Plan::nothing());
+        }
         let count = request.hosts.len();
         let (mut new, mut busy) = (Vec::new(), Vec::new());
         for host in request.hosts {
@@ -163,11 +166,7 @@ first; if anything is wrong, nothing is begun. Returns a rollout_id; follow it w
                 Some(_) => {}
             }
         }
-        let weight = match (dry_run, new.is_empty() && busy.is_empty()) {
-            (true, _) => Weight::Nothing,
-            (false, true) => Weight::Routine,
-            (false, false) => Weight::Disruptive,
-        };
+        let weight = if new.is_empty() && busy.is_empty() { Weight::Routine } else { Weight::Disruptive };
         let told = |words: &str, hosts: Vec<String>| {
             (!hosts.is_empty()).then(|| format!("{words}: {}", hosts.join(", ")))
         };

@@ -37,10 +37,30 @@ pub struct Arguments {
     deadline_seconds: Option<u64>,
     /// Then: default cancel.
     #[serde(default)]
-    on_deadline: OnDeadline,
+    on_deadline: Option<OnDeadline>,
     /// For the end: 0-45, default 0.
     #[serde(default)]
     wait_seconds: Option<u64>,
+}
+
+impl Arguments {
+    /// What can be said before the node is looked at: how long to wait.
+    fn check(&self) -> Result<Duration> {
+        order(self.deadline_seconds, OnDeadline::default())?;
+        wait(self.wait_seconds, 0)
+    }
+
+    /// None where the node drains already and nothing about it is to change: the call then only looks. What
+    /// is left out stays as it is.
+    fn order(&self, known: &DrainView) -> Result<Option<DrainOrder>> {
+        let drains = matches!(known.state, DrainState::Draining | DrainState::Drained);
+        if drains && self.deadline_seconds.is_none() && self.on_deadline.is_none() {
+            return Ok(None);
+        }
+        let kept = if drains { known.on_deadline } else { OnDeadline::default() };
+        let deadline = self.deadline_seconds.or(known.deadline_in_seconds.filter(|_| drains));
+        order(deadline, self.on_deadline.unwrap_or(kept)).map(Some)
+    }
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -125,32 +145,41 @@ runs may finish until the deadline. Survives restarts; resume_node undoes it.";
     type Outcome = Outcome;
 
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
-        wait(arguments.wait_seconds, 0)?;
-        let order = order(arguments.deadline_seconds, arguments.on_deadline)?;
+        arguments.check()?;
         let view = call.core.drain_status(&arguments.node_id).await?;
+        // To ask how a drain stands disrupts nothing; another deadline may.
+        let order = arguments.order(&view)?.filter(|_| view.state != DrainState::Drained);
+        let Some(order) = order else { return Ok(Plan::nothing()) };
         let node_id = view.node_id;
+        let mut facts = vec![format!("it gets no new work until resume_node {node_id}")];
         let then = match order.on_deadline {
             OnDeadline::Cancel => "is cancelled",
             OnDeadline::Leave => "is left running",
         };
-        let mut facts = vec![format!("it gets no new work until resume_node {node_id}")];
         if let Some(running) = running(&view.blockers) {
             facts.push(running);
             facts.push(format!("what still runs after {} s {then}", order.deadline.as_secs()));
         }
-        // Asking again how a drain stands disrupts nothing more.
-        let weight = if view.state == DrainState::Schedulable { Weight::Disruptive } else { Weight::Nothing };
         let command = format!("aegis node drain {node_id}");
-        Ok(Plan { weight, summary: format!("drain {node_id}"), facts, carries: None, command })
+        Ok(Plan {
+            weight: Weight::Disruptive,
+            summary: format!("drain {node_id}"),
+            facts,
+            carries: None,
+            command,
+        })
     }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
-        let wait = wait(arguments.wait_seconds, 0)?;
-        let order = order(arguments.deadline_seconds, arguments.on_deadline)?;
+        let wait = arguments.check()?;
         let core = call.core.clone();
-        let started = {
-            let (core, node_id) = (core.clone(), arguments.node_id);
-            whole(async move { core.drain(&node_id, order).await }).await?
+        let known = core.drain_status(&arguments.node_id).await?;
+        let started = match arguments.order(&known)? {
+            Some(order) => {
+                let (core, node_id) = (core.clone(), arguments.node_id);
+                whole(async move { core.drain(&node_id, order).await }).await?
+            }
+            None => known,
         };
         let view =
             call.progress.follow(&core, started, wait, |view| view.state != DrainState::Draining).await?;
@@ -161,6 +190,32 @@ runs may finish until the deadline. Survives restarts; resume_node undoes it.";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn to_look_at_a_drain_orders_nothing_and_what_is_left_out_stays() {
+        let asked = |deadline_seconds, on_deadline| Arguments {
+            node_id: NodeId::parse("n").unwrap(),
+            deadline_seconds,
+            on_deadline,
+            wait_seconds: None,
+        };
+        let known = |state| DrainView {
+            node_id: NodeId::parse("n").unwrap(),
+            state,
+            blockers: Vec::new(),
+            deadline_in_seconds: Some(60),
+            on_deadline: OnDeadline::Leave,
+            acknowledged: true,
+        };
+        let draining = known(DrainState::Draining);
+        assert!(asked(None, None).order(&draining).unwrap().is_none());
+        let sooner = asked(Some(5), None).order(&draining).unwrap().unwrap();
+        assert_eq!((sooner.deadline, sooner.on_deadline), (Duration::from_secs(5), OnDeadline::Leave));
+        let harsher = asked(None, Some(OnDeadline::Cancel)).order(&draining).unwrap().unwrap();
+        assert_eq!((harsher.deadline, harsher.on_deadline), (Duration::from_secs(60), OnDeadline::Cancel));
+        let first = asked(None, None).order(&known(DrainState::Schedulable)).unwrap().unwrap();
+        assert_eq!((first.deadline, first.on_deadline), (Duration::from_secs(300), OnDeadline::Cancel));
+    }
 
     #[test]
     fn the_deadline_has_a_range() {

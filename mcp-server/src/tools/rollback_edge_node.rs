@@ -52,6 +52,9 @@ it fails, what runs now is put back.";
 
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
+        if call.core.knows_key(arguments.idempotency_key.as_deref()).await? {
+            return Ok(Plan::nothing());
+        }
         let node_id = arguments.node_id;
         let running = on_node(&call.core, &node_id).await?.as_deref().and_then(running);
         let weight = if running.is_some() { Weight::Disruptive } else { Weight::Routine };

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{
     controller::{Controller, Setup},
     mcp::{Client, Era, Person},
+    work::{id_of, script, with},
 };
 
 const ERAS: [Era; 2] = [Era::Session, Era::Stateless];
@@ -44,6 +45,25 @@ async fn the_plan_is_shown_and_its_token_carries_out_this_call_once() {
         assert!(shown["next_step"].as_str().is_some_and(|words| words.contains("does not hold")), "{shown}");
         assert!(is_schedulable(&controller).await, "a token counts once");
     }
+}
+
+#[tokio::test]
+async fn a_drain_under_way_is_looked_at_freely_and_cut_short_by_a_plan_alone() {
+    let controller = Controller::start(&Setup::default()).await;
+    let mut client = Client::stdio(&controller, Era::Session, "confirm-deadline").await;
+    let started = client.call("submit_execution", script("sleep 600", &["home"])).await;
+    let id = id_of(&started, "execution_id");
+    let leave = with(drain(), json!({"on_deadline": "leave", "deadline_seconds": 600}));
+    assert_eq!(client.call("drain_node", leave).await["state"], "draining");
+    assert_eq!(client.unconfirmed("drain_node", drain()).await["state"], "draining", "a look needs nothing");
+    for sooner in [json!({"deadline_seconds": 0}), json!({"on_deadline": "cancel"})] {
+        let shown = client.unconfirmed("drain_node", with(drain(), sooner)).await;
+        assert!(shown["plan"].to_string().contains(&id), "{shown}");
+        token_of(&shown);
+    }
+    let cancel = with(drain(), json!({"on_deadline": "cancel", "deadline_seconds": 0, "wait_seconds": 30}));
+    assert_eq!(client.call("drain_node", cancel).await["state"], "drained");
+    assert_eq!(client.call("get_execution", json!({"execution_id": id})).await["state"], "cancelled");
 }
 
 #[tokio::test]

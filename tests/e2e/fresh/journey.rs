@@ -51,10 +51,15 @@ async fn deploy_both(client: &mut Client, controller: &Controller, hosts: &[Host
     let mut ids = Vec::new();
     for (host, node, tag) in [(&hosts[0], ONE, "one"), (&hosts[1], TWO, "two")] {
         controller.approve(host).await;
-        let answer = client.call("deploy_edge_node", deployment_of(host, node, &["edge", tag])).await;
+        let request = with(deployment_of(host, node, &["edge", tag]), json!({"idempotency_key": node}));
+        let answer = client.call("deploy_edge_node", request.clone()).await;
         // The call returns at once; the work goes on.
         assert!(matches!(answer["state"].as_str(), Some("planned" | "running")), "{answer}");
-        ids.push(id_of(&answer, "deployment_id"));
+        let id = id_of(&answer, "deployment_id");
+        // A retry names no plan and asks nobody again.
+        let again = client.unconfirmed("deploy_edge_node", request).await;
+        assert_eq!(id_of(&again, "deployment_id"), id);
+        ids.push(id);
     }
     for (id, node) in ids.iter().zip([ONE, TWO]) {
         assert!(id.starts_with("comet-edge-node-"), "{id}");

@@ -141,6 +141,11 @@ impl Rollouts {
         all_or_every_problem(admitted).map(drop)
     }
 
+    /// Whether a rollout was begun with this key: then nothing more is begun with it.
+    pub async fn knows_key(&self, key: &str) -> Result<bool> {
+        Ok(!key.is_empty() && self.inner.journal.rollout_by_key(key).await?.is_some())
+    }
+
     /// The rollout that was begun with this key and the same arguments.
     async fn known(&self, key: Option<&str>, digest: &str) -> Result<Option<RolloutView>> {
         let Some(key) = key else { return Ok(None) };

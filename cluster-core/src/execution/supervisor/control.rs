@@ -54,7 +54,9 @@ impl Control {
                 unreadable().remedy("restore it from a backup of the data directory").source(error)
             })?,
             Err(error) if error.kind() == ErrorKind::NotFound => Kept::default(),
-            Err(error) => return Err(unreadable().source(error)),
+            Err(error) => {
+                return Err(unreadable().remedy("give it back to the user that runs the node").source(error));
+            }
         };
         let is_new = kept.owner.is_empty();
         let control = Self {
