@@ -4,7 +4,7 @@
 //! the daemon does in between is told in [`daemon`]. Modules: [`cli`] the verbs; [`daemon`] the process
 //! behind them; [`transport`] how callers reach it; [`caller`] who they are and how much they may;
 //! [`server`], [`tools`], [`resources`] and [`prompts`] what an assistant sees, with [`confirm`] before what
-//! disrupts and [`fence`] around what others wrote; [`rest`] the HTTP API; [`codes`] and [`protocol_error`]
+//! disrupts, [`fence`] around what others wrote and [`log_level`] for those who want to hear of it; [`rest`] the HTTP API; [`codes`] and [`protocol_error`]
 //! how an error looks on each surface.
 //!
 //! A library only so that the conformance tests serve their fixtures with our [`transport`]: nothing else
@@ -16,6 +16,7 @@ mod codes;
 mod confirm;
 mod daemon;
 mod fence;
+mod log_level;
 mod prompts;
 mod protocol_error;
 mod resources;

@@ -1,8 +1,8 @@
 //! What an MCP client talks to: the front page, and each request handed to the part that serves it.
 //!
 //! One value is made for each connection of an older client, and for each connection or, over HTTP, each
-//! request of a client of 2026-07-28 ([`AegisServer::for_connection`]). It holds handles, and the
-//! subscriptions of its connection, which end when it is dropped.
+//! request of a client of 2026-07-28 ([`AegisServer::for_connection`]). It holds handles, the log level of
+//! its connection and its subscriptions, which end when it is dropped.
 
 use std::sync::Arc;
 
@@ -22,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     caller::{Caller, Entrance},
+    log_level::LogLevel,
     prompts, protocol_error,
     resources::{
         FIXED_TTL_MS, LIVE_TTL_MS, complete, list, read,
         subscriptions::{self, Budget, Subscriptions},
     },
-    tools::Catalogue,
+    tools::{Catalogue, Progress},
 };
 
 /// The front page: clients that load tools on demand show only this and the tools' names. They cut it
@@ -63,13 +64,15 @@ pub struct AegisServer {
     entrance: Entrance,
     budget: Budget,
     subscriptions: Arc<Subscriptions>,
+    log_level: Arc<LogLevel>,
 }
 
 impl AegisServer {
     pub fn new(core: Core, catalogue: Arc<Catalogue>) -> Self {
         let budget = Budget::default();
         let subscriptions = Arc::new(Subscriptions::new(budget.clone()));
-        Self { core, catalogue, entrance: Entrance::PerRequest, budget, subscriptions }
+        let log_level = Arc::default();
+        Self { core, catalogue, entrance: Entrance::PerRequest, budget, subscriptions, log_level }
     }
 
     /// For one connection, which has one caller.
@@ -77,10 +80,10 @@ impl AegisServer {
         Self { entrance: Entrance::Connection(Box::new(caller)), ..self }
     }
 
-    /// For one more connection, with subscriptions of its own.
+    /// For one more connection, with subscriptions and a log level of its own.
     pub fn for_connection(&self) -> Self {
         let subscriptions = Arc::new(Subscriptions::new(self.budget.clone()));
-        Self { subscriptions, ..self.clone() }
+        Self { subscriptions, log_level: Arc::default(), ..self.clone() }
     }
 
     fn caller(&self, context: &RequestContext<RoleServer>) -> Result<Caller, ErrorData> {
@@ -100,9 +103,11 @@ impl AegisServer {
 }
 
 impl ServerHandler for AegisServer {
+    #[expect(deprecated, reason = "log messages are for older clients")]
     fn get_info(&self) -> ServerConfig {
         let capabilities = ServerCapabilities::builder()
             .enable_completions()
+            .enable_logging()
             .enable_prompts()
             .enable_resources()
             .enable_tools()
@@ -134,7 +139,11 @@ impl ServerHandler for AegisServer {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let name = request.name.clone();
-        self.catalogue.call(&self.core, &self.caller(&context)?, request, &context).await.ok_or_else(|| {
+        let logger = self.log_level.hears(&context.meta).then(|| name.clone());
+        let progress = Progress::of(&context, logger);
+        let caller = self.caller(&context)?;
+        let answer = self.catalogue.call(&self.core, &caller, request, progress, &context).await;
+        answer.ok_or_else(|| {
             let words = format!("there is no tool \"{}\"", cluster_core::ids::shown(&name));
             ErrorData::invalid_params(words, None)
         })
@@ -195,6 +204,16 @@ impl ServerHandler for AegisServer {
         self.subscriptions.listen(&self.core, &context).await
     }
 
+    #[expect(deprecated, reason = "older clients are served")]
+    async fn set_level(
+        &self,
+        request: rmcp::model::SetLevelRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.log_level.set(request.level);
+        Ok(())
+    }
+
     async fn complete(
         &self,
         request: CompleteRequestParams,
@@ -245,7 +264,9 @@ mod tests {
     async fn what_is_declared_is_what_there_is() {
         let mut client = Client::of(server().await);
         let declared = client.initialize().await["result"]["capabilities"].clone();
-        let there = json!({"tools": {}, "prompts": {}, "completions": {}, "resources": {"subscribe": true}});
+        let there = json!({
+            "tools": {}, "prompts": {}, "completions": {}, "logging": {}, "resources": {"subscribe": true}
+        });
         assert_eq!(declared, there);
     }
 

@@ -254,6 +254,7 @@ impl Catalogue {
         core: &Core,
         caller: &Caller,
         mut request: CallToolRequestParams,
+        progress: Progress,
         context: &RequestContext<RoleServer>,
     ) -> Option<CallToolResponse> {
         let name = request.name.clone();
@@ -268,12 +269,7 @@ impl Catalogue {
         let claim = Claim::take(&mut request, &caller.actor);
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         let pending = caller.begin_tool(core, &name, &arguments);
-        let mut call = Call {
-            core: core.clone(),
-            progress: Progress::of(context),
-            confirmed: None,
-            secrets: Vec::new(),
-        };
+        let mut call = Call { core: core.clone(), progress, confirmed: None, secrets: Vec::new() };
         let answer = match entry {
             Ok(entry) => self.answer(entry, claim, arguments, &mut call, context).await,
             Err(error) => Err(error),

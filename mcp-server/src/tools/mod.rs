@@ -35,6 +35,6 @@ pub use cancel_execution::reason as cancel_reason;
 pub use catalogue::Catalogue;
 pub use drain_node::order as drain_order;
 pub use get_execution::{EVENTS_DEFAULT, EVENTS_MAX};
-pub use progress::whole;
+pub use progress::{Progress, whole};
 pub use schema::drop_nulls;
 pub use text::{clean, clean_value};

@@ -3,7 +3,7 @@
 //! A call never owns the work it started: when the client gives up, the waiting ends and nothing
 //! else does.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use cluster_core::{Result, core::Core};
 use rmcp::{
@@ -13,6 +13,8 @@ use rmcp::{
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::log_level;
 
 /// At most twice a second.
 const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(500);
@@ -31,7 +33,11 @@ pub trait Followed: Send + Sync + Sized {
 /// The client's side of one call.
 #[derive(Debug)]
 pub struct Progress {
-    listener: Option<(Peer<RoleServer>, ProgressToken)>,
+    peer: Peer<RoleServer>,
+    /// For progress: the client sent it.
+    token: Option<ProgressToken>,
+    /// For log messages: who says them, where the client listens to such.
+    logger: Option<Cow<'static, str>>,
     gone: CancellationToken,
     counter: u32,
     sent_at: Option<Instant>,
@@ -40,9 +46,11 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn of(context: &RequestContext<RoleServer>) -> Self {
+    pub fn of(context: &RequestContext<RoleServer>, logger: Option<Cow<'static, str>>) -> Self {
         Self {
-            listener: context.meta.get_progress_token().map(|token| (context.peer.clone(), token)),
+            peer: context.peer.clone(),
+            token: context.meta.get_progress_token(),
+            logger,
             gone: context.ct.clone(),
             counter: 0,
             sent_at: None,
@@ -95,16 +103,22 @@ impl Progress {
     }
 
     async fn report(&mut self) {
-        let Some((peer, token)) = &self.listener else { return };
         let age = self.sent_at.map_or(Duration::MAX, |at| at.elapsed());
         if age < REPORT_INTERVAL_MIN || (!self.unsent && age < REPORT_INTERVAL_MAX) {
             return;
         }
-        self.counter = self.counter.saturating_add(1);
-        let note = ProgressNotificationParam::new(token.clone(), f64::from(self.counter))
-            .with_message(super::text::clean(&self.last));
-        // A client that has gone needs no progress; its call is cancelled separately.
-        let _ = peer.notify_progress(note).await;
+        let words = super::text::clean(&self.last);
+        // A client that has gone needs neither; its call is cancelled separately.
+        if let Some(logger) = self.logger.as_ref().filter(|_| self.unsent) {
+            #[expect(deprecated, reason = "older clients are served")]
+            let _ = self.peer.notify_logging_message(log_level::message(logger, &words)).await;
+        }
+        if let Some(token) = &self.token {
+            self.counter = self.counter.saturating_add(1);
+            let note =
+                ProgressNotificationParam::new(token.clone(), f64::from(self.counter)).with_message(words);
+            let _ = self.peer.notify_progress(note).await;
+        }
         self.sent_at = Some(Instant::now());
         self.unsent = false;
     }

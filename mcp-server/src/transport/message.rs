@@ -44,15 +44,21 @@ pub enum Kind {
         stateless: bool,
     },
     Initialize,
-    Subscribe {
-        uri: String,
-    },
+    /// Holds for the session, until another of the same.
+    Standing(Standing),
     Unsubscribe {
         uri: String,
     },
     Listen,
     /// Everything else only reads.
     Read,
+}
+
+/// What a client of the older eras asks for once, and its daemon keeps.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    LogLevel,
+    Subscription { uri: String },
 }
 
 #[derive(Debug)]
@@ -123,7 +129,8 @@ pub fn read_client(line: &[u8]) -> Result<FromClient, NoMessage> {
             Kind::Call { tool: text("name"), stateless: params["_meta"][PROTOCOL_VERSION_KEY].is_string() }
         }
         "initialize" => Kind::Initialize,
-        "resources/subscribe" => Kind::Subscribe { uri: text("uri") },
+        "resources/subscribe" => Kind::Standing(Standing::Subscription { uri: text("uri") }),
+        "logging/setLevel" => Kind::Standing(Standing::LogLevel),
         "resources/unsubscribe" => Kind::Unsubscribe { uri: text("uri") },
         "subscriptions/listen" => Kind::Listen,
         _ => Kind::Read,

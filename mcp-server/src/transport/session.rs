@@ -4,7 +4,7 @@
 //! answer: the daemon's, or ours where there will be none. A request that only reads is sent again over
 //! the next connection; `tools/call` never is, since the daemon may have carried it out. What makes a
 //! session is said again on each connection, and the answers to that are kept from the assistant: the
-//! `initialize` of the older eras with its subscriptions, and every open `subscriptions/listen`.
+//! `initialize` of the older eras with its subscriptions and log level, and every open `subscriptions/listen`.
 //!
 //! Questions of the daemon get numbers of ours, which never come again: an answer that a person gives to
 //! a question of the last connection is not taken for one of this connection.
@@ -20,14 +20,14 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::bytes::Bytes;
 
-use super::message::{self, FromClient, FromDaemon, Id, Kind};
+use super::message::{self, FromClient, FromDaemon, Id, Kind, Standing};
 
 /// Requests without an answer; beyond it the next one is refused.
 const REQUESTS_MAX: usize = 256;
 /// Of their lines, which are kept while they may have to be sent (again).
 const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Resources that an older client follows.
-const SUBSCRIPTIONS_MAX: usize = 256;
+/// Resources that an older client follows, and its log level.
+const STANDING_MAX: usize = 256;
 /// Questions of the daemon without an answer.
 const QUESTIONS_MAX: usize = 64;
 /// A request that ends the daemon each time is not tried for ever.
@@ -62,6 +62,8 @@ enum Link {
     Down,
     /// The remembered `initialize` has been sent; nothing else is before its answer.
     Opening,
+    /// What is in force has been said again; requests wait until it is in force there too.
+    Resuming,
     Up,
 }
 
@@ -101,8 +103,8 @@ pub struct Session {
     /// In the order in which they came.
     requests: Vec<Request>,
     opening: Option<Opening>,
-    /// By URI: the request that asked for it.
-    subscriptions: BTreeMap<String, (Id, Bytes)>,
+    /// With the request that asked for it.
+    standing: BTreeMap<Standing, (Id, Bytes)>,
     /// Answers to what was said again.
     swallowed: BTreeSet<Id>,
     /// By our number: the daemon's id.
@@ -118,7 +120,7 @@ impl Session {
             link: Link::Down,
             requests: Vec::new(),
             opening: None,
-            subscriptions: BTreeMap::new(),
+            standing: BTreeMap::new(),
             swallowed: BTreeSet::new(),
             questions: BTreeMap::new(),
             questions_asked: 0,
@@ -131,11 +133,16 @@ impl Session {
             Want::Nothing
         } else if self.requests.iter().any(Request::is_owed) {
             Want::Launch
-        } else if self.requests.is_empty() && self.subscriptions.is_empty() {
+        } else if self.requests.is_empty() && !self.is_subscribed() {
             Want::Nothing
         } else {
             Want::Attach
         }
+    }
+
+    /// A log level alone tells nothing by itself.
+    fn is_subscribed(&self) -> bool {
+        self.standing.keys().any(|kept| *kept != Standing::LogLevel)
     }
 
     /// Whether a request waits for an answer that will come by itself; of a subscription it does not.
@@ -198,12 +205,14 @@ impl Session {
             return refuse(Some(&id), "too many requests wait for an answer: wait for some of them");
         }
         match &kind {
-            Kind::Subscribe { uri }
-                if self.subscriptions.len() >= SUBSCRIPTIONS_MAX && !self.subscriptions.contains_key(uri) =>
+            Kind::Standing(asked)
+                if self.standing.len() >= STANDING_MAX && !self.standing.contains_key(asked) =>
             {
                 return refuse(Some(&id), "too many resources are subscribed to: unsubscribe from some");
             }
-            Kind::Unsubscribe { uri } => drop(self.subscriptions.remove(uri)),
+            Kind::Unsubscribe { uri } => {
+                self.standing.remove(&Standing::Subscription { uri: uri.clone() });
+            }
             _ => {}
         }
         let (acknowledged, ended) = (false, None);
@@ -241,15 +250,23 @@ impl Session {
 
     /// The session stands, as far as one is needed: what is in force, then what waits.
     fn resume(&mut self) -> Vec<Effect> {
-        self.link = Link::Up;
         let initialized = self.opening.as_ref().and_then(|opening| opening.initialized.clone());
         let mut effects: Vec<_> = initialized.map(Effect::ToDaemon).into_iter().collect();
-        for (id, line) in self.subscriptions.values() {
+        for (id, line) in self.standing.values() {
             self.swallowed.insert(id.clone());
             effects.push(Effect::ToDaemon(line.clone()));
         }
-        effects.extend(self.send_requests());
+        effects.extend(self.resumed());
         effects
+    }
+
+    fn resumed(&mut self) -> Vec<Effect> {
+        if !self.swallowed.is_empty() {
+            self.link = Link::Resuming;
+            return Vec::new();
+        }
+        self.link = Link::Up;
+        self.send_requests()
     }
 
     fn send_requests(&mut self) -> Vec<Effect> {
@@ -305,9 +322,9 @@ impl Session {
         }
         if self.swallowed.remove(id) {
             if failed {
-                self.subscriptions.retain(|_, (asked, _)| asked != id);
+                self.standing.retain(|_, (asked, _)| asked != id);
             }
-            return Vec::new();
+            return self.resumed();
         }
         let Some(at) = self.requests.iter().position(|request| request.sent && request.id == *id) else {
             return Vec::new();
@@ -323,8 +340,8 @@ impl Session {
                 let (id, line) = (request.id, request.line);
                 self.opening = Some(Opening { id, line, version, initialized: None });
             }
-            Kind::Subscribe { uri } if !failed => {
-                self.subscriptions.insert(uri, (request.id, request.line));
+            Kind::Standing(asked) if !failed => {
+                self.standing.insert(asked, (request.id, request.line));
             }
             _ => {}
         }

@@ -67,6 +67,58 @@ async fn state(pipe: &mut Pipe, era: Era, execution: &str) -> Value {
     answer["result"]["structuredContent"]["state"].clone()
 }
 
+/// Until the answer to it, which is of an execution that ended; what was said as log messages before.
+async fn logged(pipe: &mut Pipe, request: &Value) -> Vec<Value> {
+    pipe.send(request).await;
+    let mut told = Vec::new();
+    loop {
+        let mut message = pipe.message().await;
+        if message["id"] == request["id"] {
+            assert_eq!(message["result"]["structuredContent"]["state"], "succeeded", "{message}");
+            return told;
+        }
+        if message["method"] == "notifications/message" {
+            told.push(message["params"].take());
+        }
+    }
+}
+
+#[tokio::test]
+async fn steps_are_logged_to_whoever_asked_for_it_and_still_after_a_kill() {
+    let mut controller = Controller::start(&Setup::default()).await;
+    let arguments = json!({"image": IMAGE, "command": ["true"], "wait_seconds": 30});
+    for era in [Era::Session, Era::Stateless] {
+        let mut pipe = open(&controller, era).await;
+        let mut request = call(era, "silent", "submit_execution", &arguments);
+        assert_eq!(logged(&mut pipe, &request).await, [] as [Value; 0]);
+        match era {
+            Era::Session => {
+                let params = json!({"level": "info"});
+                let asked =
+                    json!({"jsonrpc": "2.0", "id": "l", "method": "logging/setLevel", "params": params});
+                assert_eq!(pipe.ask(&asked).await["result"], json!({}));
+            }
+            Era::Stateless => {
+                request["params"]["_meta"]["io.modelcontextprotocol/logLevel"] = "info".into();
+            }
+        }
+        for id in ["before", "after"] {
+            request["id"] = id.into();
+            let told = logged(&mut pipe, &request).await;
+            assert!(!told.is_empty());
+            for note in told {
+                assert_eq!((&note["level"], &note["logger"]), (&json!("info"), &json!("submit_execution")));
+                assert!(note["data"].as_str().is_some_and(|words| !words.is_empty()), "{note}");
+            }
+            if id == "before" {
+                controller.kill();
+                controller.start_again().await;
+            }
+        }
+        assert_eq!(pipe.close().await, 0);
+    }
+}
+
 #[tokio::test]
 async fn the_official_client_goes_on_after_a_kill_as_if_nothing_was() {
     let mut controller = Controller::start(&Setup::default()).await;

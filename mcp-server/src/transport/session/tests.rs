@@ -128,6 +128,15 @@ fn a_result_of_ours_for_the_newer_era_says_that_it_is_complete() {
 #[test]
 fn a_session_of_the_older_era_is_said_again_before_anything_else() {
     let mut bench = Bench::initialized();
+    for id in [8, 9] {
+        bench.client(request(id, "logging/setLevel"));
+        bench.daemon(result(id));
+    }
+    bench.lose();
+    assert_eq!(bench.session.wants(), Want::Nothing, "a level tells nothing by itself");
+    bench.session.connected();
+    bench.daemon(result(0));
+    bench.daemon(result(9));
     bench.client(request(1, "resources/subscribe"));
     bench.daemon(result(1));
     bench.lose();
@@ -138,13 +147,15 @@ fn a_session_of_the_older_era_is_said_again_before_anything_else() {
     let resumed = bench.daemon(result(0));
     let expected = [
         note("notifications/initialized", &json!({})),
+        request(9, "logging/setLevel"),
         request(1, "resources/subscribe"),
-        request(2, "tools/call"),
-        request(3, "ping"),
     ];
     assert_eq!(to_daemon(&resumed), expected);
     assert!(to_client(&resumed).is_empty(), "the assistant has that answer");
-    assert!(bench.daemon(result(1)).is_empty(), "and that one");
+    assert!(bench.daemon(result(9)).is_empty(), "and that one");
+    let ready = bench.daemon(result(1));
+    assert_eq!(to_daemon(&ready), [request(2, "tools/call"), request(3, "ping")]);
+    assert!(to_client(&ready).is_empty());
     assert_eq!(to_client(&bench.daemon(result(2))).len(), 1);
 }
 
@@ -307,6 +318,7 @@ fn step() -> impl Strategy<Value = Step> {
         "tools/call",
         "resources/subscribe",
         "resources/unsubscribe",
+        "logging/setLevel",
         "subscriptions/listen",
     ]);
     let index = any::<prop::sample::Index>;
