@@ -1,11 +1,19 @@
-//! How an error looks on requests that are no tool calls: a code of JSON-RPC, and the same words that a
-//! tool's error has.
+//! How an error looks to an assistant: its words, and on requests that are no tool calls a code of JSON-RPC.
 
 use cluster_core::{Error, ErrorCode};
 use rmcp::{ErrorData, model::ErrorCode as ProtocolCode};
 use serde_json::{Value, json};
 
 use crate::tools::clean;
+
+/// What is wrong, and on a line of its own what to do.
+pub fn words(error: &Error) -> String {
+    let words = match error.remedy_text() {
+        Some(remedy) => format!("{}\nWhat to do: {remedy}", error.message()),
+        None => error.message().to_owned(),
+    };
+    clean(&words)
+}
 
 /// Of a request that names a resource.
 pub fn of_resource(error: &Error, uri: &str) -> ErrorData {
@@ -37,10 +45,5 @@ fn say(code: ProtocolCode, error: &Error, data: Value) -> ErrorData {
     if matches!(error.code(), ErrorCode::Internal | ErrorCode::Storage) {
         tracing::error!(code = %error.code(), error = %error.chain(), "a request failed");
     }
-    let mut words = error.message().to_owned();
-    if let Some(remedy) = error.remedy_text() {
-        words.push_str("\nWhat to do: ");
-        words.push_str(remedy);
-    }
-    ErrorData::new(code, clean(&words), Some(data))
+    ErrorData::new(code, words(error), Some(data))
 }

@@ -203,9 +203,13 @@ impl Confirmations {
             Step::Proceed => Ok(Verdict::Proceed(plan.carries)),
             Step::Declined => Err(Error::new(
                 ErrorCode::Cancelled,
-                format!("the user was asked and said no to: {}", plan.summary),
+                // A client that asks nobody may answer by itself.
+                format!("the user, or the client in their place, said no to: {}", plan.summary),
             )
-            .remedy("nothing was done; do not call it again unless the user wants it")),
+            .remedy(format!(
+                "nothing was done; do not call it again unless the user wants it. They can also run: {}",
+                plan.command
+            ))),
             Step::NoPerson => {
                 let why = if was_asked || era.is_some() {
                     "nobody answered"

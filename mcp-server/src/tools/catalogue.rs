@@ -21,7 +21,11 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::confirm::{Claim, Confirmations, Plan, Verdict};
+use crate::{
+    caller::Caller,
+    confirm::{Claim, Confirmations, Plan, Verdict},
+    protocol_error,
+};
 
 use super::{
     arguments, cancel_deployment::CancelDeployment, cancel_execution::CancelExecution,
@@ -31,7 +35,6 @@ use super::{
     list_peers::ListPeers, progress::Progress, remove_edge_node::RemoveEdgeNode, resume_node::ResumeNode,
     rollback_edge_node::RollbackEdgeNode, schema, submit_execution::SubmitExecution, text,
 };
-use crate::caller::Caller;
 
 /// The four hints; none has a default that a client could get wrong.
 #[derive(Debug, Clone, Copy)]
@@ -334,12 +337,8 @@ fn succeeded(mut value: Value, secrets: &[Secret]) -> CallToolResult {
 /// Text only: some clients show nothing else of an error, and others check structured content
 /// against the schema of success.
 fn failed(error: &Error, secrets: &[Secret]) -> CallToolResult {
-    let mut words = format!("{}: {}", error.code(), error.message());
-    if let Some(remedy) = error.remedy_text() {
-        words.push_str("\nWhat to do: ");
-        words.push_str(remedy);
-    }
-    CallToolResult::error(vec![ContentBlock::text(text::redact(text::clean(&words), secrets))])
+    let words = format!("{}: {}", error.code(), protocol_error::words(error));
+    CallToolResult::error(vec![ContentBlock::text(text::redact(words, secrets))])
 }
 
 fn log(tool: &str, error: &Error) {

@@ -31,7 +31,7 @@ use super::{
     lines::{Line, Lines},
     session::{Effect, Session},
 };
-use crate::caller::Narrowing;
+use crate::{caller::Narrowing, protocol_error};
 
 /// As the daemon counts, which takes the line's end along.
 const CLIENT_LINE_BYTES_MAX: usize = BODY_BYTES_MAX - 1;
@@ -248,10 +248,12 @@ impl<I: AsyncRead + Unpin, O: AsyncWrite + Unpin> Pipe<I, O> {
                 self.session.connected()
             }
             Event::Dialled(Err(Unreached::NotYet(error))) => {
-                self.last_failure = Some(words(&error));
+                self.last_failure = Some(protocol_error::words(&error));
                 Vec::new()
             }
-            Event::Dialled(Err(Unreached::Refused(error))) => self.session.refused(&words(&error)),
+            Event::Dialled(Err(Unreached::Refused(error))) => {
+                self.session.refused(&protocol_error::words(&error))
+            }
             Event::Wrote | Event::Woke => Vec::new(),
         };
         self.carry_out(effects, now);
@@ -285,15 +287,6 @@ impl<I: AsyncRead + Unpin, O: AsyncWrite + Unpin> Pipe<I, O> {
     fn retry_delay(&mut self) -> Duration {
         self.retries.next().unwrap_or(RETRY_DELAY_MAX)
     }
-}
-
-/// An error as an assistant reads it.
-fn words(error: &Error) -> String {
-    let said = match error.remedy_text() {
-        Some(remedy) => format!("{}. What to do: {remedy}", error.message()),
-        None => error.message().to_owned(),
-    };
-    crate::tools::clean(&said)
 }
 
 async fn next_of(read: Option<&mut Lines<OwnedReadHalf>>) -> std::io::Result<Option<Line>> {
