@@ -7,6 +7,7 @@
 
 pub mod files;
 mod log;
+mod supervisor;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use cluster_core::{
     rpc::tls::web_server,
     store::DataDirectory,
 };
+use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -98,6 +100,9 @@ pub async fn run(options: Options) -> Result<()> {
         }
     };
     tracing::info!(%address, node_id = %core.node_id(), "listening");
+    // A controller is ready by now. A worker may have to wait for its controller: that is its work, and
+    // no reason to be started anew.
+    supervisor::tell(&[NotifyState::Ready]);
 
     tokio::select! {
         () = stop.cancelled() => {}
@@ -105,6 +110,7 @@ pub async fn run(options: Options) -> Result<()> {
         () = core.end().cancelled() => stop.cancel(),
     }
     tracing::info!("stopping");
+    supervisor::tell(&[NotifyState::Stopping]);
     let ended = async { while listeners.join_next().await.is_some() {} };
     if tokio::time::timeout(LISTENERS_STOP_TIME_MAX, ended).await.is_err() {
         tracing::warn!("some connections did not end in time and were cut");

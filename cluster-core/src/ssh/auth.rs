@@ -39,7 +39,7 @@ const KEY_BYTES_MAX: u64 = 64 * 1024;
 /// sshd disconnects after six tries by default (MaxAuthTries); one is left for its own counting.
 const ATTEMPTS_MAX: usize = 5;
 /// Default identities, in OpenSSH's order.
-const DEFAULT_IDENTITIES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
+pub const DEFAULT_IDENTITIES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
 
 /// Opens encrypted keys. Never shown.
 #[derive(Clone)]

@@ -1,5 +1,7 @@
 //! `aegis mcp`: what an assistant starts. A pipe to the daemon, which it starts if none runs.
 
+pub mod clients;
+
 use std::{cell::Cell, path::PathBuf, time::Duration};
 
 use clap::Args;
@@ -7,7 +9,7 @@ use cluster_core::{ErrorCode, Result, config::StartedBy};
 use tokio::{net::UnixStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, launch, up};
+use super::{Context, launch};
 use crate::{
     caller::Narrowing,
     daemon::files,
@@ -17,15 +19,16 @@ use crate::{
         unix,
     },
 };
+use clients::{ClientKind, Clients};
 
 /// After a crash, while no request waits: whoever runs the daemon (systemd, a person) comes first.
 const SUPERVISOR_TIME: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Mcp {
-    /// Print how to add it to Claude Code, Cursor and Codex, and end
-    #[arg(long)]
-    print_config: bool,
+    /// Print how to add it to this client, or to each, and end
+    #[arg(long, value_name = "CLIENT", num_args = 0..=1)]
+    print_config: Option<Option<ClientKind>>,
     /// Offer only the tools that change nothing
     #[arg(long, conflicts_with = "print_config")]
     read_only: bool,
@@ -36,9 +39,15 @@ pub struct Mcp {
 
 impl Mcp {
     pub async fn run(self, context: &Context) -> Result<u8> {
-        if self.print_config {
-            let clients = up::Clients::of(&context.data_dir()?)?;
-            context.output.show(&clients, || clients.text())?;
+        if let Some(client) = self.print_config {
+            let clients = Clients::of(&context.data_dir()?)?;
+            match client {
+                Some(client) => {
+                    let one = clients.one(client)?;
+                    context.output.show(&one, || one.text())?;
+                }
+                None => context.output.show(&clients, || clients.text())?,
+            }
             return Ok(0);
         }
         let narrowing = Narrowing { read_only: self.read_only, tools: self.tools };

@@ -1,13 +1,15 @@
 //! The command line: one file a verb. Verbs talk to the daemon over its socket; only `serve` is the
-//! daemon, and only `config check`, `tools` and `probe` need none.
+//! daemon, and only `config check`, `doctor`, `tools`, `completions` and `probe` need none.
 
 mod agent;
 mod artifacts;
 mod audit;
 mod client;
+mod completions;
 mod config;
 mod deploy;
 mod deployments;
+mod doctor;
 mod executions;
 mod following;
 mod host;
@@ -92,11 +94,15 @@ enum Verb {
     Audit(audit::Audit),
     /// How the daemon and the cluster are
     Status(status::StatusVerb),
+    /// Look at this machine and say what to fix; changes nothing. Exit status 6 when something fails
+    Doctor(doctor::Doctor),
     /// Configuration: files, and layers that are pushed to nodes
     #[command(subcommand)]
     Config(config::Config),
     /// Print the tool manifest that assistants see
     Tools,
+    /// Print what a shell completes the command line with
+    Completions(completions::Completions),
     #[command(hide = true)]
     Probe(probe::Probe),
 }
@@ -142,7 +148,12 @@ pub async fn run(cli: Cli) -> u8 {
         Verb::Token(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Audit(verb) => verb.run(&context).await.map(|()| 0),
         Verb::Status(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Doctor(verb) => verb.run(&context).await,
         Verb::Config(verb) => verb.run(&context).await.map(|()| 0),
+        Verb::Completions(verb) => {
+            verb.run(&context);
+            Ok(0)
+        }
         Verb::Tools => tools::run(&context).map(|()| 0),
         Verb::Probe(verb) => verb.run().await.map(|()| 0),
     };

@@ -1,6 +1,6 @@
 //! `aegis up`: from nothing to a running node, and what to do next.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use cluster_core::{
@@ -16,9 +16,9 @@ use super::{
     Context,
     client::Client,
     launch::{self, Launched},
-    own_path, shown, status,
+    mcp::clients::Clients,
+    status,
 };
-use crate::daemon::{HTTP_ADDRESS, HTTP_TOKEN};
 
 #[derive(Debug, Args)]
 pub struct Up {
@@ -94,100 +94,5 @@ impl Trial {
                 format!("No container could run here: {}\n  {remedy}", failure.message)
             }
         }
-    }
-}
-
-/// How assistants connect.
-#[derive(Debug, Serialize)]
-pub struct Clients {
-    /// What every other command begins with.
-    command: String,
-    data_dir: String,
-    claude_code: String,
-    codex: String,
-    cursor: Value,
-    http_url: String,
-    http_token_file: String,
-}
-
-impl Clients {
-    pub fn of(data_dir: &Path) -> Result<Self> {
-        let command = shown(&own_path()?);
-        let dir = shown(data_dir);
-        // Named only where it is not the default: then the command works in any environment.
-        let is_default = cluster_core::config::Settings::of(
-            &cluster_core::config::NodeConfig::default(),
-            &cluster_core::config::Overrides::default(),
-        )
-        .is_ok_and(|settings| settings.data_dir == data_dir);
-        let mut words = vec![command];
-        if !is_default {
-            words.extend(["--data-dir".to_owned(), dir.clone()]);
-        }
-        let prefix = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        words.push("mcp".to_owned());
-        let line = format!("{prefix} mcp");
-        let address = std::fs::read_to_string(data_dir.join(HTTP_ADDRESS))
-            .map_or_else(|_| "127.0.0.1:8088".to_owned(), |text| text.trim().to_owned());
-        let token = shown(&data_dir.join(HTTP_TOKEN));
-        let origin = if address.contains("://") { address } else { format!("http://{address}") };
-        let http_url = format!("{origin}/mcp");
-        Ok(Self {
-            claude_code: format!("claude mcp add aegis -- {line}"),
-            codex: format!("codex mcp add aegis -- {line}"),
-            cursor: json!({ "mcpServers": { "aegis": { "command": words[0], "args": words[1..] } } }),
-            http_url,
-            http_token_file: token,
-            command: prefix,
-            data_dir: dir,
-        })
-    }
-
-    pub fn text(&self) -> String {
-        format!(
-            "Add it to an assistant:\n  \
-             Claude Code   {}\n  \
-             Codex         {}\n  \
-             Cursor        {} in ~/.cursor/mcp.json\n  \
-             over HTTP     {}  (bearer token in {})\n\n\
-             Deploy a first machine:\n  \
-             {} host approve HOST\n  \
-             then ask the assistant, which calls deploy_edge_node {{\"host\": \"HOST\"}}, or: {} deploy HOST",
-            self.claude_code,
-            self.codex,
-            self.cursor,
-            self.http_url,
-            self.http_token_file,
-            self.command,
-            self.command,
-        )
-    }
-}
-
-/// For a line that a person pastes into a shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | ':' | '=' | '+');
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_to_paste_survive_a_shell() {
-        assert_eq!(quoted("/opt/aegis"), "/opt/aegis");
-        assert_eq!(quoted("/a b/it's"), "'/a b/it'\\''s'");
-    }
-
-    #[test]
-    fn another_data_directory_is_named_in_the_clients_lines() {
-        let clients = Clients::of(Path::new("/srv/aegis data")).unwrap();
-        assert!(clients.claude_code.contains("--data-dir '/srv/aegis data' mcp"), "{}", clients.claude_code);
-        assert_eq!(clients.cursor["mcpServers"]["aegis"]["args"][2], "mcp");
-        assert!(clients.http_token_file.ends_with("http.token"));
     }
 }

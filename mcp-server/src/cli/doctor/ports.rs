@@ -1,0 +1,129 @@
+//! Whether what the daemon listens on is free, or its own. A connection is tried, and nothing is bound: a
+//! daemon that starts at this moment must find its ports.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use cluster_core::config::{Settings, cluster_port::Listen};
+use tokio::net::TcpStream;
+
+use super::{Check, Finding};
+use crate::daemon::HTTP_ADDRESS;
+
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct Facts {
+    daemon_runs: bool,
+    doors: Vec<Door>,
+}
+
+#[derive(Debug)]
+struct Door {
+    what: &'static str,
+    /// Where to choose another.
+    key: &'static str,
+    address: SocketAddr,
+    answers: bool,
+}
+
+pub async fn look(settings: &Settings, data_dir: &Path, daemon_runs: bool) -> Facts {
+    let configured = SocketAddr::new(settings.bind_address, settings.rest_port);
+    // A daemon may have been started with another port than the one that counts here.
+    let served = match daemon_runs {
+        true => served(data_dir).unwrap_or(configured),
+        false => configured,
+    };
+    let mut doors = vec![("HTTP", "spec.network.port or AEGIS_PORT", served)];
+    if let Listen::Tcp { address } = settings.cluster_port.listen {
+        doors.push(("the cluster port", "spec.cluster.cluster_grpc_port", address));
+    }
+    // Port 0 is any free one.
+    let doors = doors.into_iter().filter(|(_, _, address)| address.port() != 0);
+    let doors = doors.map(async |(what, key, address)| {
+        let connected = tokio::time::timeout(CONNECT_TIME_MAX, TcpStream::connect(reached(address))).await;
+        Door { what, key, address, answers: matches!(connected, Ok(Ok(_))) }
+    });
+    Facts { daemon_runs, doors: futures::future::join_all(doors).await }
+}
+
+fn served(data_dir: &Path) -> Option<SocketAddr> {
+    let text = std::fs::read_to_string(data_dir.join(HTTP_ADDRESS)).ok()?;
+    let text = text.trim();
+    text.strip_prefix("https://").unwrap_or(text).parse().ok()
+}
+
+/// What listens everywhere is reached on loopback.
+fn reached(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+pub fn judge(Facts { daemon_runs, doors }: &Facts) -> Vec<Finding> {
+    let check = Check::Ports;
+    let mut findings = Vec::new();
+    for Door { what, key, address, answers } in doors {
+        match (daemon_runs, answers) {
+            (true, true) | (false, false) => {}
+            (false, true) => findings.push(check.fail(
+                format!("another program answers at {address}, where {what} would be"),
+                format!("stop it, or choose another port with {key}"),
+            )),
+            (true, false) => findings.push(check.warn(
+                format!("the daemon runs, and {what} does not answer at {address}"),
+                "it runs with another configuration: `aegis stop`, then `aegis up`",
+            )),
+        }
+    }
+    if findings.is_empty() {
+        let all: Vec<_> = doors.iter().map(|door| format!("{} at {}", door.what, door.address)).collect();
+        let all = if all.is_empty() { "any free ones".to_owned() } else { all.join(", ") };
+        findings.push(check.ok(match daemon_runs {
+            true => format!("the daemon's own: {all}"),
+            false => format!("free: {all}"),
+        }));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::Verdict::{self, Fail, Ok as Good, Warn};
+    use cluster_core::config::{NodeConfig, Overrides};
+
+    fn verdict(daemon_runs: bool, answers: bool) -> Verdict {
+        let address = "127.0.0.1:8088".parse().unwrap();
+        let door = Door { what: "HTTP", key: "spec.network.port", address, answers };
+        judge(&Facts { daemon_runs, doors: vec![door] })[0].result
+    }
+
+    #[test]
+    fn a_port_is_free_or_ours() {
+        assert_eq!(verdict(false, false), Good);
+        assert_eq!(verdict(true, true), Good);
+        assert_eq!(verdict(false, true), Fail);
+        assert_eq!(verdict(true, false), Warn);
+        assert_eq!(judge(&Facts { daemon_runs: true, doors: Vec::new() })[0].result, Good);
+    }
+
+    #[tokio::test]
+    async fn a_listener_of_another_program_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        let overrides = Overrides { port: Some(port), ..Overrides::default() };
+        let settings = Settings::of(&NodeConfig::default(), &overrides).unwrap();
+        let facts = look(&settings, dir.path(), false).await;
+        assert!(facts.doors[0].answers, "{facts:?}");
+        drop(listener);
+        assert!(!look(&settings, dir.path(), false).await.doors[0].answers);
+    }
+}
