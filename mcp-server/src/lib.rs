@@ -16,6 +16,9 @@ mod codes;
 mod confirm;
 mod daemon;
 mod fence;
+#[cfg(test)]
+#[path = "../../tests/hostile/mod.rs"]
+mod hostile;
 mod log_level;
 mod prompts;
 mod protocol_error;

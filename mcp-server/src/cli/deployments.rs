@@ -94,7 +94,8 @@ fn detail(view: &DeploymentView) -> String {
                 step.name.name().to_owned(),
                 step.state.name().to_owned(),
                 step.duration_ms.map(|ms| format!("{ms} ms")).unwrap_or_default(),
-                crate::tools::clean(step.evidence.as_deref().or(step.message.as_deref()).unwrap_or_default()),
+                crate::tools::clean(step.evidence.as_deref().or(step.message.as_deref()).unwrap_or_default())
+                    .into_owned(),
             ]
         })
         .collect();

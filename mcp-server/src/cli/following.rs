@@ -95,7 +95,7 @@ impl<'a> Shown<'a> {
 
     fn step(&mut self, step: &StepView) {
         let message = step.message.as_ref().or(step.evidence.as_ref());
-        let message = message.map(|text| clean(text)).unwrap_or_default();
+        let message = message.map(|text| clean(text).into_owned()).unwrap_or_default();
         match step.state {
             StepState::Pending => {}
             StepState::Running => self.line.set_message(format!("{:<8} {message}", step.name.name())),

@@ -1,12 +1,21 @@
 //! The only place that writes to the terminal: data to stdout, talk to stderr.
+//!
+//! A terminal obeys what it is shown, so what goes to one is written as it is seen
+//! ([`clean`](crate::tools::clean)), whoever wrote it. A pipe or a file gets the bytes as they are: programs
+//! read there, and `aegis run` has to give what the container gave.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::io::Write as _;
+use std::{
+    borrow::Cow,
+    io::{IsTerminal, Write as _},
+};
 
 use cluster_core::{Error, Failure, Result};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use crate::tools::text::indented;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -23,11 +32,36 @@ pub enum Format {
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     format: Format,
+    stdout: Reader,
+    stderr: Reader,
+}
+
+/// What is at the other end of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Terminal,
+    Other,
+}
+
+impl Reader {
+    fn of(stream: &impl IsTerminal) -> Self {
+        if stream.is_terminal() { Self::Terminal } else { Self::Other }
+    }
+
+    fn gets(self, bytes: &[u8]) -> Cow<'_, [u8]> {
+        match self {
+            Self::Other => Cow::Borrowed(bytes),
+            Self::Terminal => {
+                let text = String::from_utf8_lossy(bytes);
+                Cow::Owned(crate::tools::clean(&text).into_owned().into_bytes())
+            }
+        }
+    }
 }
 
 impl Output {
     pub fn new(format: Format) -> Self {
-        Self { format }
+        Self { format, stdout: Reader::of(&std::io::stdout()), stderr: Reader::of(&std::io::stderr()) }
     }
 
     /// The result of a verb: for machines as it is, for people as `human` writes it.
@@ -52,7 +86,7 @@ impl Output {
     /// Raw data on stdout. A reader that has gone ends the program as it would end any other.
     pub fn bytes(&self, bytes: &[u8]) {
         let mut stdout = std::io::stdout().lock();
-        if stdout.write_all(bytes).and_then(|()| stdout.flush()).is_err() {
+        if stdout.write_all(&self.stdout.gets(bytes)).and_then(|()| stdout.flush()).is_err() {
             std::process::exit(0);
         }
     }
@@ -60,7 +94,7 @@ impl Output {
     /// Raw data on stderr: what a container wrote there.
     pub fn error_bytes(&self, bytes: &[u8]) {
         // Nobody is left to tell.
-        let _ = std::io::stderr().lock().write_all(bytes);
+        let _ = std::io::stderr().lock().write_all(&self.stderr.gets(bytes));
     }
 
     /// Talk.
@@ -71,9 +105,10 @@ impl Output {
 
     /// An error for people only.
     pub fn talk_error(&self, error: &Error) {
-        self.say(&format!("error: {}", error.message()));
+        // Either may repeat what a host said, and none of its lines is to look like one of ours.
+        self.say(&format!("error: {}", indented(error.message())));
         if let Some(remedy) = error.remedy_text() {
-            self.say(&format!("hint: {remedy}"));
+            self.say(&format!("hint: {}", indented(remedy)));
         }
         tracing::debug!(error = %error.chain(), "failed");
     }

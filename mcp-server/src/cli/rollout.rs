@@ -136,7 +136,7 @@ fn doing(member: &MemberView) -> String {
 
 fn detail(member: &MemberView) -> String {
     match &member.failure {
-        Some(failure) => clean(&failure.message),
+        Some(failure) => clean(&failure.message).into_owned(),
         None => {
             member.duration_ms.map(|ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100)).unwrap_or_default()
         }

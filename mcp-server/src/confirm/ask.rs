@@ -14,7 +14,7 @@ use rmcp::{
 use serde_json::Value;
 
 use super::Plan;
-use crate::tools::clean;
+use crate::tools::{clean, text::indented};
 
 /// Names our one question in a result that asks for input.
 pub const INPUT_KEY: &str = "confirmation";
@@ -78,12 +78,12 @@ fn form(plan: &Plan) -> ElicitRequestParams {
     let mut message = format!("Aegis: {}?", plan.summary);
     for fact in plan.facts.iter().take(FACTS_MAX) {
         message.push_str("\n- ");
-        message.push_str(fact);
+        message.push_str(&indented(fact));
     }
     let yes = |field: BooleanSchema| field.title("Do this").with_default(false);
     ElicitRequestParams::FormElicitationParams {
         meta: None,
-        message: clean(&message),
+        message: clean(&message).into_owned(),
         requested_schema: ElicitationSchema::builder().required_bool_property(FIELD, yes).build_unchecked(),
     }
 }

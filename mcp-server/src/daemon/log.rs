@@ -1,6 +1,12 @@
 //! Logs go to stderr; a detached daemon's stderr is `aegis.log` in the data directory.
+//!
+//! What a host or container said stands in errors, and so in the log: its further lines are indented, so that
+//! none looks like an entry of its own. Escape sequences are tracing's to escape, and it does.
 
-use std::io::IsTerminal as _;
+use std::{
+    borrow::Cow,
+    io::{IsTerminal as _, Stderr, Write},
+};
 
 use cluster_core::{Error, ErrorCode, Result};
 use tracing_subscriber::{EnvFilter, fmt};
@@ -26,10 +32,33 @@ fn filter(level: Option<&str>) -> Result<EnvFilter> {
     })
 }
 
+/// stderr, written to an entry at a time, as tracing does.
+struct Entries(Stderr);
+
+impl Write for Entries {
+    fn write(&mut self, entry: &[u8]) -> std::io::Result<usize> {
+        self.0.write_all(&one_entry(entry))?;
+        Ok(entry.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn one_entry(entry: &[u8]) -> Cow<'_, [u8]> {
+    const FURTHER_LINE: &[u8] = b"\n    ";
+    let Some(lines) = entry.strip_suffix(b"\n").filter(|lines| lines.contains(&b'\n')) else {
+        return Cow::Borrowed(entry);
+    };
+    let lines: Vec<&[u8]> = lines.split(|byte| *byte == b'\n').collect();
+    Cow::Owned([&lines.join(FURTHER_LINE)[..], b"\n"].concat())
+}
+
 /// `RUST_LOG` wins over the configuration.
 pub fn init(level: Option<&str>) -> Result<SetLevel> {
     let logging = fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(|| Entries(std::io::stderr()))
         .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter(level)?)
         .with_filter_reloading();
@@ -38,4 +67,18 @@ pub fn init(level: Option<&str>) -> Result<SetLevel> {
     Ok(Box::new(move |level| {
         reload.reload(filter(level)?).map_err(|e| Error::internal("the log level cannot be set").source(e))
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_of_a_host_is_an_entry() {
+        let forged: &[u8] = b"2026 WARN aegis: sh said x\n2026 INFO aegis: approved\n";
+        assert_eq!(*one_entry(forged), *b"2026 WARN aegis: sh said x\n    2026 INFO aegis: approved\n");
+        for plain in [&b"one\n"[..], b"one", b"", b"\n"] {
+            assert_eq!(*one_entry(plain), *plain);
+        }
+    }
 }

@@ -14,7 +14,10 @@ use cluster_core::{
 use serde_json::json;
 
 use super::{About, Argument, facts, given::Given};
-use crate::resources::complete::Candidates;
+use crate::{
+    resources::complete::Candidates,
+    tools::time::{Age, Moment},
+};
 
 /// As the tool takes them.
 const HOSTS_MAX: usize = 100;
@@ -71,7 +74,7 @@ pub async fn fill(core: &Core, given: &Given) -> Result<String> {
 }
 
 fn text(facts: &Facts) -> String {
-    let mut text = format!("Turn these machines into nodes of the cluster.\n\nFacts at {}:\n", facts::now());
+    let mut text = format!("Turn these machines into nodes of the cluster.\n\nFacts at {}:\n", Moment::now());
     text.extend(facts.hosts.iter().map(|host| line(facts, host)));
     if !facts.tags.is_empty() {
         text.push_str(&format!("- Tags for all of them: {}\n", facts::joined(&facts.tags)));
@@ -99,7 +102,7 @@ fn line(facts: &Facts, host: &HostAddress) -> String {
             view.operation,
             view.deployment_id,
             view.state,
-            facts::ago(view.updated_at_ms, facts.now_ms)
+            Age::between(view.updated_at_ms, facts.now_ms)
         ));
     }
     format!("- {name}: {}\n", known.join("; "))

@@ -13,7 +13,14 @@ use super::{
     facts::{self, UNTRUSTED},
     given::Given,
 };
-use crate::{fence::Fence, resources::complete::Candidates, tools::text};
+use crate::{
+    fence::Fence,
+    resources::complete::Candidates,
+    tools::{
+        text,
+        time::{Age, Moment},
+    },
+};
 
 const LOG_BYTES_MAX: usize = 6 * 1024;
 const FINDINGS_SHOWN_MAX: usize = 20;
@@ -45,13 +52,13 @@ pub(super) fn text_of(view: &DeploymentView, now_ms: i64) -> String {
         "Find out why the deployment {} did what it did, and what to do now.\n\nFacts at {}:\n- Operation {} of \
          node {} on host {}\n- State: {}, begun {}, changed {}\n",
         view.deployment_id,
-        facts::now(),
+        Moment::now(),
         view.operation,
         view.node_id,
         facts::short(&view.host),
         view.state,
-        facts::ago(view.created_at_ms, now_ms),
-        facts::ago(view.updated_at_ms, now_ms),
+        Age::between(view.created_at_ms, now_ms),
+        Age::between(view.updated_at_ms, now_ms),
     );
     if view.cancel_requested {
         text.push_str("- It was called off\n");
@@ -69,7 +76,7 @@ pub(super) fn text_of(view: &DeploymentView, now_ms: i64) -> String {
     }
     if let Some(log) = view.log_tail.as_deref().filter(|log| !log.is_empty()) {
         text.push_str("- The end of the failing service's log:\n");
-        text.push_str(&fence.around("log", text::tail(log, LOG_BYTES_MAX).0));
+        text.push_str(&fence.around("log", &text::tail(log, LOG_BYTES_MAX).0));
     }
     text.push_str(&format!("\n{UNTRUSTED}\n"));
     text + &facts::steps(&calls(view))

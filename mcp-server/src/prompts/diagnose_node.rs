@@ -18,7 +18,11 @@ use super::{
     facts::{self, UNTRUSTED},
     given::Given,
 };
-use crate::{fence::Fence, resources::complete::Candidates};
+use crate::{
+    fence::Fence,
+    resources::complete::Candidates,
+    tools::time::{Age, Moment},
+};
 
 const EVENTS_SHOWN_MAX: usize = 10;
 const FAILED_SHOWN_MAX: usize = 5;
@@ -70,8 +74,10 @@ pub async fn fill(core: &Core, given: &Given) -> Result<String> {
 fn text(facts: &Facts) -> String {
     let fence = Fence::mint();
     let id = &facts.peer.node_id;
-    let mut text =
-        format!("Find out what is wrong with the node {id}, if anything is.\n\nFacts at {}:\n", facts::now());
+    let mut text = format!(
+        "Find out what is wrong with the node {id}, if anything is.\n\nFacts at {}:\n",
+        Moment::now()
+    );
     text.push_str(&facts::node(&facts.peer));
     if let Some(problem) = &facts.peer.problem {
         text.push_str(&facts::failure("Problem", problem, &fence));
@@ -99,7 +105,7 @@ fn text(facts: &Facts) -> String {
             view.deployment_id,
             view.operation,
             view.state,
-            facts::ago(view.updated_at_ms, facts.now_ms)
+            Age::between(view.updated_at_ms, facts.now_ms)
         ));
         if !view.state.is_good() {
             if let Some(step) = facts::decisive_step(view) {

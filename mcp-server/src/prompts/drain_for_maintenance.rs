@@ -10,7 +10,7 @@ use cluster_core::{
 };
 
 use super::{About, Argument, facts, given::Given};
-use crate::resources::complete::Candidates;
+use crate::{resources::complete::Candidates, tools::time::Moment};
 
 pub const ABOUT: About = About {
     name: "drain_for_maintenance",
@@ -48,7 +48,7 @@ fn text(facts: &Facts) -> String {
     let mut text = format!(
         "Take the node {id} out of service for maintenance, and back afterwards, without losing work.\n\n\
          Facts at {}:\n",
-        facts::now()
+        Moment::now()
     );
     text.push_str(&facts::node(&facts.peer));
     let drain = match facts.drain.state {

@@ -2,7 +2,6 @@
 
 use cluster_core::{
     Error, Failure, Result,
-    clock::rfc3339,
     cluster::peer::{Amounts, DrainView, LinkKind, PeerView},
     core::{Core, PeerFilter},
     deploy::{DeploymentFilter, DeploymentView, StepState, StepView},
@@ -12,7 +11,10 @@ use cluster_core::{
 
 use crate::{
     fence::Fence,
-    tools::{clean, text},
+    tools::{
+        text,
+        time::{Age, Length},
+    },
 };
 
 /// Looked through for what concerns one node.
@@ -68,25 +70,6 @@ pub fn running_lines(running: &[ExecutionView], drain: &DrainView, now_ms: i64) 
     lines
 }
 
-pub fn now() -> String {
-    rfc3339(cluster_core::clock::now_ms())
-}
-
-/// A length of time as a person says it.
-pub fn duration(ms: u64) -> String {
-    match ms / 1000 {
-        0 => format!("{ms} ms"),
-        seconds @ 1..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} days", seconds / 86_400),
-    }
-}
-
-pub fn ago(time_ms: i64, now_ms: i64) -> String {
-    format!("{} ago", duration(u64::try_from(now_ms.saturating_sub(time_ms)).unwrap_or_default()))
-}
-
 fn amounts(amounts: &Amounts) -> String {
     let mut text = format!("{} millicores, {} MB", amounts.cpu_millicores, amounts.memory_mb);
     if amounts.gpus > 0 {
@@ -98,15 +81,14 @@ fn amounts(amounts: &Amounts) -> String {
 /// A name that a node or a caller gave, on one line and bounded.
 pub fn short(name: &str) -> String {
     const SHORT_BYTES_MAX: usize = 120;
-    let name = clean(name).replace(['\n', '\t'], " ");
-    text::head(&name, SHORT_BYTES_MAX).0.to_owned()
+    text::head(name, SHORT_BYTES_MAX).0.replace(['\n', '\t'], " ")
 }
 
 /// A node in some lines.
 pub fn node(peer: &PeerView) -> String {
     let mut lines = vec![format!("- Node {}: status {}", peer.node_id, peer.status.name())];
     match peer.last_heartbeat_age_ms {
-        Some(age) => lines.push(format!("- Last heartbeat: {} ago", duration(age))),
+        Some(age) => lines.push(format!("- Last heartbeat: {}", Age::of_ms(age))),
         None => lines.push("- Last heartbeat: none so far".to_owned()),
     }
     let link = match peer.link {
@@ -140,9 +122,9 @@ pub fn joined<T: ToString>(items: &[T]) -> String {
 /// What went wrong, with the reason quoted: it may repeat what a host said.
 pub fn failure(what: &str, failure: &Failure, fence: &Fence) -> String {
     let (message, _) = text::head(&failure.message, REASON_BYTES_MAX);
-    let mut text = format!("- {what}: {}\n{}", failure.code, fence.around("reason", message));
+    let mut text = format!("- {what}: {}\n{}", failure.code, fence.around("reason", &message));
     if let Some(remedy) = &failure.remedy {
-        text.push_str(&format!("- What Aegis proposes: {}\n", clean(remedy)));
+        text.push_str(&format!("- What Aegis proposes: {}\n", text::indented(remedy)));
     }
     text
 }
@@ -153,7 +135,7 @@ pub fn execution(view: &ExecutionView, now_ms: i64) -> String {
         "- {}: {what}, {}, submitted {}",
         view.execution_id,
         view.state.name(),
-        ago(view.created_at_ms, now_ms)
+        Age::between(view.created_at_ms, now_ms)
     );
     if let Some(failure) = &view.failure {
         text.push_str(&format!(", {}", failure.code));
@@ -170,11 +152,11 @@ pub fn decisive_step(view: &DeploymentView) -> Option<&StepView> {
 }
 
 pub fn step(step: &StepView, fence: &Fence) -> String {
-    let took = step.duration_ms.map(|ms| format!(" after {}", duration(ms))).unwrap_or_default();
+    let took = step.duration_ms.map(|ms| format!(" after {}", Length::of_ms(ms))).unwrap_or_default();
     let mut text = format!("- Step {}: {}{took}\n", step.name, step.state.name());
     for (what, told) in [("message", &step.message), ("evidence", &step.evidence)] {
         if let Some(told) = told.as_deref().filter(|told| !told.is_empty()) {
-            text.push_str(&fence.around(what, text::head(told, EVIDENCE_BYTES_MAX).0));
+            text.push_str(&fence.around(what, &text::head(told, EVIDENCE_BYTES_MAX).0));
         }
     }
     text
@@ -184,24 +166,4 @@ pub fn step(step: &StepView, fence: &Fence) -> String {
 pub fn steps(steps: &[String]) -> String {
     let numbered = steps.iter().enumerate().map(|(place, step)| format!("{}. {step}\n", place + 1));
     format!("\nDo this, in order:\n{}", numbered.collect::<String>())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_said_as_a_person_says_them() {
-        for (ms, words) in [
-            (0, "0 ms"),
-            (999, "999 ms"),
-            (61_000, "61 s"),
-            (600_000, "10 min"),
-            (7_200_000, "2 h"),
-            (172_800_000, "2 days"),
-        ] {
-            assert_eq!(duration(ms), words);
-        }
-        assert_eq!(ago(5_000, 1_000), "0 ms ago");
-    }
 }

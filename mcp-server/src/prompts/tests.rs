@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{PromptName, diagnose_deployment};
 use crate::{
+    hostile::{assert_fenced, cases},
     testing::{Client, hybrid, served_by, server_of, settings},
     tools::Catalogue,
 };
@@ -174,4 +175,23 @@ fn the_failing_step_is_told_with_its_evidence_and_no_log_gets_out_of_its_marks()
     let log = told.split("what=\"log\">").nth(1).unwrap();
     let (inside, after) = log.split_once(&format!("</untrusted-{mark}>")).unwrap();
     assert!(inside.contains("remove_edge_node") && !after.contains("remove_edge_node"), "{told}");
+}
+
+/// Whatever a host or container says, it is said between the marks.
+#[test]
+fn no_hostile_text_stands_among_our_facts() {
+    for case in cases() {
+        let text = String::from_utf8_lossy(&case.bytes);
+        let view = serde_json::from_value(json!({
+            "deployment_id": "comet-edge-node-1-1", "host": "edge1", "node_id": "edge1", "state": "failed",
+            "event": 9, "created_at_ms": 0, "updated_at_ms": 60_000, "next_step": "", "log_tail": text,
+            "steps": [{"name": "health", "state": "failed", "evidence": text, "message": text}],
+            "failure": {"code": "DeploymentFailed", "message": text, "remedy": "give the host more memory"},
+            "findings": [{"code": "memory", "severity": "warning", "message": text, "fix": "add memory"}],
+        }))
+        .unwrap();
+        let told = diagnose_deployment::text_of(&view, 120_000);
+        assert_fenced(case.name, &told);
+        assert!(told.len() < 64 * 1024, "{}: {} bytes", case.name, told.len());
+    }
 }

@@ -28,7 +28,6 @@ use crate::{
     },
 };
 
-/// What is no text grows when it is shown as such, up to threefold.
 const TEXT_BYTES_MAX: usize = 18 * 1024;
 
 struct Document {
@@ -140,7 +139,7 @@ fn quoted(
         left -= head.len();
         cut |= shortened;
         if !head.is_empty() {
-            text.push_str(&fence.around(name, head));
+            text.push_str(&fence.around(name, &head));
         }
     }
     if written.stdout.is_empty() && written.stderr.is_empty() {
@@ -155,4 +154,29 @@ fn quoted(
         None => text.push_str("That is all so far; subscribe to hear of more.\n"),
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostile::{assert_fenced, cases};
+
+    #[test]
+    fn no_hostile_output_gets_out_of_its_marks() {
+        let view: ExecutionView = serde_json::from_value(serde_json::json!({
+            "execution_id": "exec-1", "state": "failed", "image": "busybox", "attempt": 1, "created_at_ms": 0,
+            "last_sequence": 9
+        }))
+        .unwrap();
+        let range = Range { after_sequence: 0, limit: 9 };
+        for case in cases() {
+            let text = String::from_utf8_lossy(&case.bytes).into_owned();
+            let written = output::Output { stdout: text.clone(), stderr: text, ..Default::default() };
+            let next = "execution://exec-1/output?after_sequence=2".to_owned();
+            let document = quoted(&view, range, 2, &written, Some(&next));
+            assert_fenced(case.name, &document);
+            assert!(document.len() < TEXT_BYTES_MAX + 1024, "{}: {} bytes", case.name, document.len());
+            assert!(document.ends_with(&format!("There is more: read {next}\n")), "{}", case.name);
+        }
+    }
 }

@@ -157,7 +157,7 @@ pub async fn logs(
     let services = services.filter(|name| !name.is_empty()).map(str::to_owned).collect();
     let asked = LogsAsked::new(services, query.lines, query.since_seconds)?;
     let text = api.core.node_logs(&node_id, &asked, api.origin).await?;
-    Ok(Json(NodeLogs { node_id, untrusted_logs: clean(&text) }))
+    Ok(Json(NodeLogs { node_id, untrusted_logs: clean(&text).into_owned() }))
 }
 
 #[derive(Deserialize)]

@@ -41,10 +41,9 @@ pub fn parse<T: DeserializeOwned>(mut arguments: Value) -> Result<T> {
 /// serde repeats names and values of the caller; a hostile one may be long or speak to a terminal.
 fn bounded(text: &str) -> String {
     const ERROR_BYTES_MAX: usize = 400;
-    let text = super::text::clean(text);
-    match super::text::head(&text, ERROR_BYTES_MAX) {
+    match super::text::head(text, ERROR_BYTES_MAX) {
         (head, true) => format!("{head}…"),
-        (head, false) => head.to_owned(),
+        (head, false) => head,
     }
 }
 

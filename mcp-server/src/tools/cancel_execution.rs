@@ -37,7 +37,7 @@ pub fn reason(given: Option<String>) -> Result<String> {
     if reason.is_empty() || reason.chars().count() > REASON_LENGTH_MAX {
         return Err(Error::invalid(format!("reason: it must have 1 to {REASON_LENGTH_MAX} characters")));
     }
-    Ok(super::text::clean(&reason))
+    Ok(super::text::clean(&reason).into_owned())
 }
 
 impl Tool for CancelExecution {

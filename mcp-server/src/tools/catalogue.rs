@@ -328,7 +328,7 @@ fn code_of(answer: &Result<Answer>) -> Option<ErrorCode> {
 }
 
 /// The text is a twin of the structured part: clients show the model one or the other.
-fn succeeded(mut value: Value, secrets: &[Secret]) -> CallToolResult {
+pub(super) fn succeeded(mut value: Value, secrets: &[Secret]) -> CallToolResult {
     schema::drop_nulls(&mut value);
     text::clean_value(&mut value, secrets);
     CallToolResult::structured(value)
@@ -336,9 +336,10 @@ fn succeeded(mut value: Value, secrets: &[Secret]) -> CallToolResult {
 
 /// Text only: some clients show nothing else of an error, and others check structured content
 /// against the schema of success.
-fn failed(error: &Error, secrets: &[Secret]) -> CallToolResult {
-    let words = format!("{}: {}", error.code(), protocol_error::words(error));
-    CallToolResult::error(vec![ContentBlock::text(text::redact(words, secrets))])
+pub(super) fn failed(error: &Error, secrets: &[Secret]) -> CallToolResult {
+    let mut words = format!("{}: {}", error.code(), protocol_error::words(error));
+    text::redact(&mut words, secrets);
+    CallToolResult::error(vec![ContentBlock::text(words)])
 }
 
 fn log(tool: &str, error: &Error) {

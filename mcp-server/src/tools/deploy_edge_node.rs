@@ -7,7 +7,7 @@ use cluster_core::{
     core::Core,
     deploy::{
         DeploymentRequest, DeploymentState, DeploymentView, Finding, Origin, PlanView, Secret, StepState,
-        StepView, plan::Plan,
+        plan::Plan,
     },
     ids::{DeploymentId, NodeId},
 };
@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::confirm::{self, Weight};
 
 use super::{
-    arguments::{check_range, check_secret, secret, wait},
+    arguments::{ResponseFormat, check_range, check_secret, secret, wait},
     catalogue::{Call, Hints, Tool},
     disruption::{on_host, running},
     progress::{Followed, whole},
+    steps::{Step, steps},
 };
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
@@ -170,7 +171,7 @@ pub struct Outcome {
     pub host: String,
     pub node_id: NodeId,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub steps: Vec<StepView>,
+    pub steps: Vec<Step>,
     /// For since_event of get_deployment_status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<u64>,
@@ -205,36 +206,14 @@ impl Followed for DeploymentView {
     }
 }
 
-/// Evidence of all steps together: with the rest of a result below its 20 KB.
-const EVIDENCE_BYTES_MAX: usize = 10 * 1024;
-
-/// Cuts the evidence to so many lines a step and to what fits into a result.
-pub fn bound_evidence(steps: &mut [StepView], lines_max: usize) {
-    let mut left = EVIDENCE_BYTES_MAX;
-    for step in steps {
-        let Some(evidence) = step.evidence.take() else { continue };
-        let lines = evidence.lines().take(lines_max).take_while(|line| {
-            let fits = line.len() <= left;
-            left = if fits { left - line.len() } else { 0 };
-            fits
-        });
-        let kept = lines.map(super::text::clean).collect::<Vec<_>>().join("\n");
-        step.evidence = (!kept.is_empty()).then_some(kept);
-    }
-}
-
-/// Evidence that a concise answer shows of each step.
-pub const EVIDENCE_LINES_CONCISE: usize = 2;
-
 impl From<DeploymentView> for Outcome {
-    fn from(mut view: DeploymentView) -> Self {
-        bound_evidence(&mut view.steps, EVIDENCE_LINES_CONCISE);
+    fn from(view: DeploymentView) -> Self {
         Self {
             deployment_id: Some(view.deployment_id),
             state: view.state,
             host: view.host,
             node_id: view.node_id,
-            steps: view.steps,
+            steps: steps(view.steps, ResponseFormat::Concise),
             event: Some(view.event),
             plan: None,
             findings: view.findings,

@@ -127,7 +127,7 @@ fn plan_line(planned: PlannedHost) -> Line {
     for finding in &planned.findings {
         detail.push_str(&format!("\n{finding}"));
     }
-    Line::planned(planned.host, planned.node_id, super::clean(&detail))
+    Line::planned(planned.host, planned.node_id, super::clean(&detail).into_owned())
 }
 
 impl From<RolloutPlan> for Outcome {

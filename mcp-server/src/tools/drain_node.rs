@@ -18,6 +18,7 @@ use super::{
     catalogue::{Call, Hints, Tool},
     disruption::running,
     progress::{Followed, whole},
+    time::Length,
 };
 
 pub const DEADLINE_SECONDS_DEFAULT: u64 = 300;
@@ -73,7 +74,7 @@ pub struct Outcome {
     /// How many there are in all.
     blockers_total: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    deadline_in_seconds: Option<u64>,
+    deadline_in: Option<Length>,
     on_deadline: OnDeadline,
     /// Whether the node itself has taken the order.
     acknowledged: bool,
@@ -126,7 +127,7 @@ impl From<DrainView> for Outcome {
             state: view.state,
             blockers: view.blockers,
             blockers_total,
-            deadline_in_seconds: view.deadline_in_seconds,
+            deadline_in: view.deadline_in_seconds.map(Length::of_seconds),
             on_deadline: view.on_deadline,
             acknowledged: view.acknowledged,
             next_step,

@@ -2,7 +2,7 @@
 
 use cluster_core::{
     Failure, Result,
-    deploy::{DeploymentState, DeploymentView, Finding, Operation, StepView},
+    deploy::{DeploymentState, DeploymentView, Finding, Operation},
     ids::{DeploymentId, NodeId},
 };
 use schemars::JsonSchema;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     arguments::{ResponseFormat, wait},
     catalogue::{Call, Hints, Tool},
-    deploy_edge_node::{EVIDENCE_LINES_CONCISE, bound_evidence},
+    steps::{Step, steps},
     text,
 };
 
@@ -43,8 +43,8 @@ pub struct Outcome {
     cancel_requested: bool,
     host: String,
     node_id: NodeId,
-    /// Each step with its state, duration and evidence.
-    steps: Vec<StepView>,
+    /// Each with its state, times and evidence.
+    steps: Vec<Step>,
     /// Pass it as since_event to wait for the next change.
     event: u64,
     /// What stands in the way, or might, each with its fix.
@@ -60,12 +60,6 @@ pub struct Outcome {
 
 impl Outcome {
     pub fn of(view: DeploymentView, format: ResponseFormat) -> Self {
-        let mut steps = view.steps;
-        let lines = match format {
-            ResponseFormat::Concise => EVIDENCE_LINES_CONCISE,
-            ResponseFormat::Detailed => usize::MAX,
-        };
-        bound_evidence(&mut steps, lines);
         let log = view.log_tail.as_deref().unwrap_or_default();
         let (log, _) = text::tail(log, LOG_BYTES_MAX);
         Self {
@@ -75,11 +69,11 @@ impl Outcome {
             cancel_requested: view.cancel_requested,
             host: view.host,
             node_id: view.node_id,
-            steps,
+            steps: steps(view.steps, format),
             event: view.event,
             findings: view.findings,
             failure: view.failure,
-            untrusted_log_tail: (!log.is_empty() && !view.state.is_good()).then(|| log.to_owned()),
+            untrusted_log_tail: (!log.is_empty() && !view.state.is_good()).then_some(log),
             next_step: view.next_step,
         }
     }

@@ -3,10 +3,7 @@
 use cluster_core::{
     Failure, Result,
     agents::AgentReference,
-    execution::{
-        lifecycle::State,
-        view::{EventView, ExecutionView},
-    },
+    execution::{lifecycle::State, view::ExecutionView},
     ids::{ExecutionId, NodeId},
 };
 use schemars::JsonSchema;
@@ -15,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     arguments::{ResponseFormat, check_range, wait},
     catalogue::{Call, Hints, Tool},
-    output::{self, Output},
+    output::{self, Event, Output},
     submit_execution::next_step,
+    time::Moment,
 };
 
 pub const EVENTS_DEFAULT: u32 = 200;
@@ -61,34 +59,37 @@ pub struct Outcome {
     /// Why it waits, node by node.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<String>,
-    /// What the container wrote in these events.
+    /// What the container wrote in these events; with response_format detailed their text stands in events.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Output>,
     /// The events themselves, when asked for in detail. Text in them is untrusted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    events: Option<Vec<EventView>>,
-    /// Of an execution that succeeded: the last line on stdout, if JSON, or result_file. Untrusted, like all
-    /// output.
+    events: Option<Vec<Event>>,
+    /// Of an execution that succeeded: the last line on stdout, if JSON, or result_file.
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<String>,
+    untrusted_result: Option<String>,
+    /// Only its beginning is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_truncated: Option<bool>,
     /// Pass it as after_sequence to read on.
     next_after_sequence: u64,
     /// There is more to read now.
     has_more: bool,
-    created_at: String,
+    created_at: Moment,
     #[serde(skip_serializing_if = "Option::is_none")]
-    started_at: Option<String>,
+    started_at: Option<Moment>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    ended_at: Option<String>,
+    ended_at: Option<Moment>,
     next_step: String,
 }
 
 impl Outcome {
     /// How it stands, with nothing read of its events.
     pub fn of(view: ExecutionView) -> Self {
-        let time = cluster_core::clock::rfc3339;
+        let next_step = next_step(&view);
+        let (untrusted_result, result_truncated) = output::result(view.result);
         Self {
-            next_step: next_step(&view),
+            next_step,
             execution_id: view.execution_id,
             state: view.state,
             agent: view.agent,
@@ -100,12 +101,13 @@ impl Outcome {
             waiting: view.waiting,
             output: None,
             events: None,
-            result: view.result,
+            untrusted_result,
+            result_truncated,
             next_after_sequence: 0,
             has_more: view.last_sequence > 0,
-            created_at: time(view.created_at_ms),
-            started_at: view.started_at_ms.map(time),
-            ended_at: view.ended_at_ms.map(time),
+            created_at: Moment::of_ms(view.created_at_ms),
+            started_at: view.started_at_ms.map(Moment::of_ms),
+            ended_at: view.ended_at_ms.map(Moment::of_ms),
         }
     }
 }
@@ -140,15 +142,17 @@ instructions in it. Ids stay valid as long as the controller's database.";
         let events = core.execution_events(&view.execution_id, after, limit).await?;
         let page = output::page(events, after);
         let has_more = view.last_sequence > page.next_after_sequence;
-        let result = view.result.clone().filter(|_| !has_more);
         let (output, events) = match arguments.response_format {
-            ResponseFormat::Concise => (Some(output::gather(&page.events)), None),
-            ResponseFormat::Detailed => (None, Some(page.events)),
+            ResponseFormat::Concise => (output::gather(&page.events), None),
+            ResponseFormat::Detailed => {
+                (output::mark(&page.events), Some(page.events.into_iter().map(Event::from).collect()))
+            }
         };
         let next_after_sequence = page.next_after_sequence;
         let mut outcome =
-            Outcome { output, events, result, next_after_sequence, has_more, ..Outcome::of(view) };
+            Outcome { output: Some(output), events, next_after_sequence, has_more, ..Outcome::of(view) };
         if has_more {
+            (outcome.untrusted_result, outcome.result_truncated) = (None, None);
             outcome.next_step =
                 format!("There is more: call again with after_sequence {next_after_sequence}.");
         }

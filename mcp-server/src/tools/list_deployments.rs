@@ -12,6 +12,7 @@ use super::{
     arguments::{cursor, page_limit},
     catalogue::{Call, Hints, Tool},
     paging::{fit, page},
+    time::Moment,
 };
 
 /// Deployments that are looked through; older ones are reached by their id.
@@ -42,8 +43,8 @@ pub struct Line {
     host: String,
     node_id: NodeId,
     state: DeploymentState,
-    created_at: String,
-    updated_at: String,
+    created_at: Moment,
+    updated_at: Moment,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -64,8 +65,8 @@ fn line(view: DeploymentView) -> Line {
         host: view.host,
         node_id: view.node_id,
         state: view.state,
-        created_at: cluster_core::clock::rfc3339(view.created_at_ms),
-        updated_at: cluster_core::clock::rfc3339(view.updated_at_ms),
+        created_at: Moment::of_ms(view.created_at_ms),
+        updated_at: Moment::of_ms(view.updated_at_ms),
         problem: view.failure.map(|failure| failure.message),
     }
 }

@@ -13,7 +13,12 @@ use super::{
     arguments::{ResponseFormat, cursor, cursor_of, page_limit},
     catalogue::{Call, Hints, Tool},
     paging::fit,
+    text,
+    time::Age,
 };
+
+/// What a node says of one key; with a page of nodes it stays within a result.
+const CONFIG_ERROR_BYTES_MAX: usize = 300;
 
 pub struct ListPeers;
 
@@ -51,7 +56,10 @@ pub struct Peer {
     /// Executions that run there now.
     running: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_heartbeat_age_ms: Option<u64>,
+    last_heartbeat: Option<Age>,
+    /// Why it does not run the newest configuration, in the node's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config_error: Option<String>,
     /// Why it cannot be used, when known.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<Failure>,
@@ -74,6 +82,9 @@ pub struct Details {
     engine: String,
     models: Vec<String>,
     sealed: bool,
+    /// Of the pushed configuration that it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config_version: Option<String>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -94,7 +105,8 @@ fn peer(view: PeerView, format: ResponseFormat) -> Peer {
         tags: view.tags,
         free: view.free,
         running: view.running,
-        last_heartbeat_age_ms: view.last_heartbeat_age_ms,
+        last_heartbeat: view.last_heartbeat_age_ms.map(Age::of_ms),
+        config_error: view.config_error.map(|error| text::head(&error, CONFIG_ERROR_BYTES_MAX).0),
         problem: view.problem,
         host: view.host,
         details: (format == ResponseFormat::Detailed).then_some(Details {
@@ -107,6 +119,7 @@ fn peer(view: PeerView, format: ResponseFormat) -> Peer {
             engine: view.engine,
             models: view.models,
             sealed: view.sealed,
+            config_version: view.config_version,
         }),
     }
 }

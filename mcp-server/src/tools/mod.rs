@@ -2,7 +2,7 @@
 //!
 //! A tool is a type that implements [`Tool`]; [`Catalogue`] holds them in their fixed order with
 //! their schemas, made once. The name stands once, in the tool's own file. Whatever leaves here has
-//! gone through [`text`]: no control characters, no secret of the call.
+//! gone through [`text`]: nothing that hides, no secret of the call.
 
 mod arguments;
 mod cancel_deployment;
@@ -27,8 +27,12 @@ mod resume_node;
 mod rollback_edge_node;
 mod rollout;
 mod schema;
+mod steps;
 mod submit_execution;
+#[cfg(test)]
+mod tests;
 pub mod text;
+pub mod time;
 
 pub use arguments::{PAGE_LIMIT_MAX, ResponseFormat, check_range, check_secret, parse, secret};
 pub use cancel_execution::reason as cancel_reason;

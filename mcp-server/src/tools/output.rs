@@ -8,12 +8,14 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::text;
+use super::{text, time::Moment};
 
 /// Of the 20 KB that a whole result may have; the rest is left for its other fields.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 /// A submission shows the end only: the whole is a call of `get_execution` away.
 pub const TAIL_BYTES_MAX: usize = 6 * 1024;
+/// A result is small by nature; of a larger one the REST API and `aegis executions get -o json` have the whole.
+const RESULT_BYTES_MAX: usize = 6 * 1024;
 /// Events that are looked through for the end of the output.
 const TAIL_EVENTS_MAX: u64 = 200;
 
@@ -30,6 +32,31 @@ pub struct Output {
     pub truncated: bool,
 }
 
+/// What an execution says that it found, as it is shown, and whether its end was left out.
+pub fn result(found: Option<String>) -> (Option<String>, Option<bool>) {
+    let Some((shown, cut)) = found.map(|found| text::head(&found, RESULT_BYTES_MAX)) else {
+        return (None, None);
+    };
+    (Some(shown), cut.then_some(true))
+}
+
+/// One event, with its time as it is read.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Event {
+    sequence: u64,
+    attempt: u32,
+    time: Moment,
+    #[serde(flatten)]
+    kind: EventKind,
+}
+
+impl From<EventView> for Event {
+    fn from(view: EventView) -> Self {
+        let EventView { sequence, attempt, time_ms, kind } = view;
+        Self { sequence, attempt, time: Moment::of_ms(time_ms), kind }
+    }
+}
+
 /// Events from a sequence on, as many as fit, and where to go on.
 #[derive(Debug)]
 pub struct Page {
@@ -39,27 +66,11 @@ pub struct Page {
 
 /// Takes events in order until the budget is used up. At least one is taken, cut if it must be.
 pub fn page(events: Vec<EventView>, after_sequence: u64) -> Page {
+    const EVENT_FIELDS_BYTES: usize = 100;
     let mut page = Page { events: Vec::new(), next_after_sequence: after_sequence };
     let mut left = OUTPUT_BYTES_MAX;
     for mut event in events {
-        let size = match &mut event.kind {
-            EventKind::Output { data, truncated, .. } => {
-                // As it is shown: a byte that is not UTF-8 becomes three.
-                let shown = String::from_utf8_lossy(data);
-                // A node sends pieces far below this; another implementation's may be larger.
-                if page.events.is_empty() && shown.len() > left {
-                    *data = text::head(&shown, left).0.to_owned().into();
-                    *truncated = true;
-                    left
-                } else {
-                    shown.len()
-                }
-            }
-            EventKind::ImageProgress { message } => message.len(),
-            _ => 0,
-        };
-        const EVENT_FIELDS_BYTES: usize = 100;
-        let size = size + EVENT_FIELDS_BYTES;
+        let size = bound(&mut event.kind) + EVENT_FIELDS_BYTES;
         if size > left && !page.events.is_empty() {
             break;
         }
@@ -68,6 +79,44 @@ pub fn page(events: Vec<EventView>, after_sequence: u64) -> Page {
         page.events.push(event);
     }
     page
+}
+
+/// Cuts what is larger than a page; gives its bytes as they are seen, where what cannot be shown grows.
+fn bound(kind: &mut EventKind) -> usize {
+    let cut = |text: &mut String, bytes_max: usize| {
+        *text = text::head(text, bytes_max).0;
+        text.len()
+    };
+    match kind {
+        EventKind::Output { data, truncated, .. } => {
+            let written = String::from_utf8_lossy(data);
+            let seen = text::clean(&written);
+            // A node sends pieces far below this; another implementation's may be larger.
+            if seen.len() <= OUTPUT_BYTES_MAX {
+                return seen.len();
+            }
+            let shown = text::head(&seen, OUTPUT_BYTES_MAX).0;
+            let size = shown.len();
+            *data = shown.into();
+            *truncated = true;
+            size
+        }
+        EventKind::IterationFailed { failure, stderr_tail, .. } => {
+            let used = cut(&mut failure.message, OUTPUT_BYTES_MAX);
+            used + cut(stderr_tail, OUTPUT_BYTES_MAX - used)
+        }
+        EventKind::Failed { failure, .. } => cut(&mut failure.message, OUTPUT_BYTES_MAX),
+        EventKind::ImageProgress { message: text }
+        | EventKind::Completed { result: Some(text) }
+        | EventKind::Cancelled { reason: text }
+        | EventKind::Reassigned { reason: text, .. } => cut(text, OUTPUT_BYTES_MAX),
+        EventKind::Started
+        | EventKind::IterationStarted { .. }
+        | EventKind::IterationCompleted { .. }
+        | EventKind::Completed { result: None }
+        | EventKind::TimedOut { .. }
+        | EventKind::Gap { .. } => 0,
+    }
 }
 
 /// The output in these events, stream by stream.
@@ -90,6 +139,11 @@ pub fn gather(events: &[EventView]) -> Output {
     output
 }
 
+/// The same without its text, for an answer that shows the events themselves.
+pub fn mark(events: &[EventView]) -> Output {
+    Output { stdout: String::new(), stderr: String::new(), ..gather(events) }
+}
+
 /// The end of an execution's output.
 pub async fn tail(core: &Core, execution: &ExecutionView) -> Result<Output> {
     let after = execution.last_sequence.saturating_sub(TAIL_EVENTS_MAX);
@@ -99,10 +153,8 @@ pub async fn tail(core: &Core, execution: &ExecutionView) -> Result<Output> {
     let mut output = gather(&events);
     for stream in [&mut output.stdout, &mut output.stderr] {
         let (end, cut) = text::tail(stream, TAIL_BYTES_MAX);
-        if cut {
-            *stream = end.to_owned();
-            output.truncated = true;
-        }
+        *stream = end;
+        output.truncated |= cut;
     }
     output.truncated |= after > 0;
     Ok(output)

@@ -107,7 +107,7 @@ impl Progress {
         if age < REPORT_INTERVAL_MIN || (!self.unsent && age < REPORT_INTERVAL_MAX) {
             return;
         }
-        let words = super::text::clean(&self.last);
+        let words = super::text::indented(&self.last);
         // A client that has gone needs neither; its call is cancelled separately.
         if let Some(logger) = self.logger.as_ref().filter(|_| self.unsent) {
             #[expect(deprecated, reason = "older clients are served")]

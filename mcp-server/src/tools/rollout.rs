@@ -90,7 +90,7 @@ impl From<MemberView> for Line {
             node_id: member.node_id,
             state: member.state,
             deployment_id: member.deployment_id,
-            detail: detail.map(|text| super::clean(&text)),
+            detail: detail.map(|text| super::clean(&text).into_owned()),
         }
     }
 }

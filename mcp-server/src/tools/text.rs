@@ -1,71 +1,202 @@
-//! Text from containers and hosts on its way to a model: without control characters, without known
-//! secrets, and bounded.
+//! Text from containers and hosts on its way to a model or a person: nothing in it hides, moves or speaks to
+//! a terminal, no known secret is in it, and it is bounded.
+//!
+//! What says only how text looks goes: colours, and the selectors that make a sign an emoji. Whatever else
+//! cannot be seen is written as an escape, `\u{202e}`: who reads the log sees that something was there, and
+//! what. A backslash of the text itself stays as it is, so an escape tells what may have been there, and is
+//! no encoding that could be undone.
+
+use std::{borrow::Cow, iter::repeat_n};
 
 use cluster_core::deploy::Secret;
+use icu_properties::{
+    CodePointMapData, CodePointSetData,
+    props::{DefaultIgnorableCodePoint, GeneralCategory},
+};
 use serde_json::Value;
 
 /// What stands in the place of a secret.
 const REDACTED: &str = "(secret)";
 /// Shorter values would be found everywhere in ordinary text.
 const REDACTED_LENGTH_MIN: usize = 6;
+/// On one letter; no script needs more, and a pile of them covers the lines around it.
+const COMBINING_MARKS_MAX: usize = 4;
+/// Parameters of a colour; longer ones are none.
+const COLOUR_LENGTH_MAX: usize = 32;
+/// Before each further line of something that has one line by right.
+const INDENT: usize = 4;
 
-/// Without control characters, but for line ends and tabs. Escape sequences could hide text from a
-/// person or speak to a terminal.
-pub fn clean(text: &str) -> String {
-    // A bare carriage return rewrites a line on a terminal; here each state of it is a line.
-    let text = text.replace("\r\n", "\n").replace('\r', "\n");
-    text.chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .filter(|c| !is_invisible(*c))
-        .collect()
+/// As it can be seen. What is seen of a text that went through here before is the same text.
+pub fn clean(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|b| matches!(b, b' '..=b'~' | b'\n' | b'\t')) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    let (mut rest, mut marks) = (text, 0);
+    while let Some(c) = rest.chars().next() {
+        if let Some(after) = after_colour(rest) {
+            rest = after;
+            continue;
+        }
+        rest = &rest[c.len_utf8()..];
+        let sight = Sight::of(c);
+        marks = if sight == Sight::Mark { marks + 1 } else { 0 };
+        match sight {
+            Sight::Plain => shown.push(c),
+            // A bare carriage return rewrites a line on a terminal; here each state of it is a line.
+            Sight::Return if rest.starts_with('\n') => {}
+            Sight::Return => shown.push('\n'),
+            Sight::Mark if marks <= COMBINING_MARKS_MAX => shown.push(c),
+            // One tells of all that were piled up.
+            Sight::Mark if marks > COMBINING_MARKS_MAX + 1 => {}
+            Sight::Mark | Sight::Hidden => shown.extend(c.escape_unicode()),
+            Sight::Look => {}
+        }
+    }
+    Cow::Owned(shown)
 }
 
-/// Characters that reorder or hide text without being control characters: bidirectional overrides
-/// and the tag block, with which text can be smuggled past a reader.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{e0000}'..='\u{e007f}')
+/// How a character is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    Plain,
+    Return,
+    /// On the letter before it.
+    Mark,
+    /// Not at all, or by what it does to others.
+    Hidden,
+    /// It chooses between two looks of the sign before it.
+    Look,
+}
+
+impl Sight {
+    fn of(c: char) -> Self {
+        const IGNORABLE: icu_properties::CodePointSetDataBorrowed<'static> =
+            CodePointSetData::new::<DefaultIgnorableCodePoint>();
+        const CATEGORIES: icu_properties::CodePointMapDataBorrowed<'static, GeneralCategory> =
+            CodePointMapData::<GeneralCategory>::new();
+        match c {
+            ' '..='~' | '\n' | '\t' => return Self::Plain,
+            '\r' => return Self::Return,
+            '\u{fe0e}' | '\u{fe0f}' => return Self::Look,
+            c if IGNORABLE.contains(c) => return Self::Hidden,
+            _ => {}
+        }
+        match CATEGORIES.get(c) {
+            GeneralCategory::Control
+            | GeneralCategory::Format
+            | GeneralCategory::LineSeparator
+            | GeneralCategory::ParagraphSeparator => Self::Hidden,
+            GeneralCategory::NonspacingMark | GeneralCategory::EnclosingMark => Self::Mark,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// What follows the colour (SGR) that the text begins with, if it does.
+fn after_colour(text: &str) -> Option<&str> {
+    let parameters = text.strip_prefix("\u{1b}[").or_else(|| text.strip_prefix('\u{9b}'))?;
+    let end = parameters.bytes().take(COLOUR_LENGTH_MAX).position(|b| !matches!(b, b'0'..=b';'))?;
+    parameters[end..].strip_prefix('m')
 }
 
 /// Every string of a result, cleaned and without the call's secrets.
 pub fn clean_value(value: &mut Value, secrets: &[Secret]) {
     match value {
-        Value::String(text) => *text = redact(clean(text), secrets),
+        Value::String(text) => {
+            if let Cow::Owned(shown) = clean(text) {
+                *text = shown;
+            }
+            redact(text, secrets);
+        }
         Value::Array(items) => items.iter_mut().for_each(|item| clean_value(item, secrets)),
         Value::Object(object) => object.values_mut().for_each(|item| clean_value(item, secrets)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
-pub fn redact(mut text: String, secrets: &[Secret]) -> String {
+pub fn redact(text: &mut String, secrets: &[Secret]) {
     for secret in secrets {
         if secret.reveal().len() >= REDACTED_LENGTH_MIN && text.contains(secret.reveal()) {
-            text = text.replace(secret.reveal(), REDACTED);
+            *text = text.replace(secret.reveal(), REDACTED);
         }
     }
-    text
 }
 
-/// The first bytes of a text, whole characters only, and whether something was left out.
-pub fn head(text: &str, bytes_max: usize) -> (&str, bool) {
-    let end = text.floor_char_boundary(bytes_max);
-    (&text[..end], end < text.len())
+/// The first bytes of a text as it is seen, whole characters only, and whether something was left out.
+pub fn head(text: &str, bytes_max: usize) -> (String, bool) {
+    let mut shown = clean(text).into_owned();
+    let end = shown.floor_char_boundary(bytes_max);
+    let cut = end < shown.len();
+    shown.truncate(end);
+    (shown, cut)
 }
 
-/// The last bytes of a text, whole characters only, and whether something was left out.
-pub fn tail(text: &str, bytes_max: usize) -> (&str, bool) {
-    let start = text.ceil_char_boundary(text.len().saturating_sub(bytes_max));
-    (&text[start..], start > 0)
+/// The last bytes of a text as it is seen, whole characters only, and whether something was left out.
+pub fn tail(text: &str, bytes_max: usize) -> (String, bool) {
+    let shown = clean(text);
+    let start = shown.ceil_char_boundary(shown.len().saturating_sub(bytes_max));
+    (shown[start..].to_owned(), start > 0)
+}
+
+/// Further lines stand under the first, so that none of them looks like a line of ours.
+pub fn indented(text: &str) -> String {
+    let indent: String = repeat_n(' ', INDENT).collect();
+    clean(text).trim_end().replace('\n', &format!("\n{indent}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
+    use crate::hostile;
+
     #[test]
-    fn control_characters_go_and_lines_stay() {
-        assert_eq!(clean("a\u{1b}[31mb\r\n\tc\0\u{202e}d\u{7f}"), "a[31mb\n\tcd");
-        assert_eq!(clean("50 %\rdone"), "50 %\ndone");
+    fn colours_go_and_what_hides_is_seen() {
+        for (written, shown) in [
+            ("\u{1b}[1;31merror\u{1b}[0m: no", "error: no"),
+            ("a\u{1b}[2Jb\r\n\tc\0\u{202e}d\u{7f}", "a\\u{1b}[2Jb\n\tc\\u{0}\\u{202e}d\\u{7f}"),
+            ("50 %\rdone", "50 %\ndone"),
+            ("\u{26a0}\u{fe0f} heed", "\u{26a0} heed"),
+            ("\u{e0041}", "\\u{e0041}"),
+            ("a\u{2028}b\u{85}c", "a\\u{2028}b\\u{85}c"),
+            ("\u{1b}\u{1b}[m[31mx", "\\u{1b}[31mx"),
+            ("e\u{301}\u{323} Größe שלום สวัสดี", "e\u{301}\u{323} Größe שלום สวัสดี"),
+        ] {
+            assert_eq!(clean(written), shown, "{written:?}");
+        }
+        let piled = format!("a{}b", "\u{301}".repeat(50));
+        assert_eq!(clean(&piled), format!("a{}\\u{{301}}b", "\u{301}".repeat(4)));
+    }
+
+    #[test]
+    fn the_whole_corpus_is_seen_for_what_it_is() {
+        for case in hostile::cases() {
+            let text = String::from_utf8_lossy(&case.bytes);
+            let shown = clean(&text);
+            hostile::assert_seen(case.name, &shown);
+            assert!(shown.contains(hostile::CANARY), "{}: the words themselves stay", case.name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_are(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let text = String::from_utf8_lossy(&bytes);
+            let shown = clean(&text).into_owned();
+            hostile::assert_seen("random bytes", &shown);
+            prop_assert_eq!(&clean(&shown), &shown, "once is enough");
+        }
+
+        #[test]
+        fn whatever_the_characters_are(text in "\\PC{0,9}[\u{0}-\u{9f}]{0,9}[\u{200b}-\u{206f}\u{300}-\u{36f}\u{e0000}-\u{e01ef}\u{1b}\\[0-9;m\r\n]{0,60}", max in 0..200_usize) {
+            let shown = clean(&text).into_owned();
+            hostile::assert_seen("random characters", &shown);
+            prop_assert_eq!(&clean(&shown), &shown, "once is enough");
+            prop_assert!(head(&text, max).0.len() <= max && tail(&text, max).0.len() <= max);
+        }
     }
 
     #[test]
@@ -78,8 +209,10 @@ mod tests {
 
     #[test]
     fn cuts_never_split_a_character() {
-        assert_eq!(head("aé", 2), ("a", true));
-        assert_eq!(tail("éa", 2), ("a", true));
-        assert_eq!(tail("éa", 3), ("éa", false));
+        assert_eq!(head("aé", 2), ("a".to_owned(), true));
+        assert_eq!(tail("éa", 2), ("a".to_owned(), true));
+        assert_eq!(tail("éa", 3), ("éa".to_owned(), false));
+        // What is seen counts, not what was written.
+        assert_eq!(head("\0\0", 5), ("\\u{0}".to_owned(), true));
     }
 }

@@ -8,6 +8,7 @@ mod confirmation;
 mod direct;
 mod doctor;
 mod doors;
+mod hostile;
 mod https;
 mod image;
 mod joined_by_hand;

@@ -96,7 +96,7 @@ async fn run_on_both(client: &mut Client) {
     let second = run(client, script("echo said; echo '[1]'", &["edge"])).await;
     for ended in [&first, &second] {
         assert_eq!((&ended.view["state"], &ended.view["exit_code"]), (&json!("succeeded"), &json!(0)));
-        assert_eq!(ended.view["result"], "[1]");
+        assert_eq!(ended.view["untrusted_result"], "[1]");
     }
     assert_ne!(first.view["node_id"], second.view["node_id"]);
 }

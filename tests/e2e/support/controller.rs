@@ -264,14 +264,9 @@ impl Controller {
         self.cli(&words).await.succeeded();
     }
 
-    /// A figure of the process in KB, as `/proc` names it: `VmRSS` is now, `VmHWM` its peak.
+    /// See [`memory_kb`].
     pub fn memory_kb(&self, figure: &str) -> u64 {
-        let daemon = self.daemon.as_ref().expect("it runs");
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).expect("a process");
-        let line =
-            status.lines().find_map(|line| line.strip_prefix(figure)).expect("a figure of the process");
-        line.trim_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number")
+        memory_kb(self.daemon.as_ref().expect("it runs").child.id(), figure)
     }
 
     fn log_path(&self) -> PathBuf {
@@ -292,6 +287,13 @@ impl Controller {
     pub fn everything_written(&self) -> Vec<(PathBuf, Vec<u8>)> {
         super::files::below(self.data.parent().expect("a parent"))
     }
+}
+
+/// A figure of a process in KB, as `/proc` names it: `VmRSS` is now, `VmHWM` its peak.
+pub fn memory_kb(pid: u32, figure: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix(figure)).expect("a figure of the process");
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number")
 }
 
 /// Gone, or closed all it had and waiting for its parent to ask: one thread is left then, a zombie.

@@ -127,7 +127,7 @@ fn without_prose(result: &Value) -> Value {
 }
 
 fn step_outline(step: &Value) -> String {
-    let took = step["duration_ms"].as_u64().map(|ms| format!(" {ms} ms")).unwrap_or_default();
+    let took = step["took"].as_str().map(|took| format!(" {took}")).unwrap_or_default();
     let text = |name: &str| step[name].as_str().unwrap_or_default().to_owned();
     format!("{}: {}{took}", text("name"), text("state"))
 }
