@@ -7,6 +7,7 @@ mod archive;
 mod container;
 mod events;
 mod image;
+mod output;
 mod restarted;
 mod volume;
 
@@ -22,17 +23,16 @@ use std::{
 
 use bollard::{
     Docker,
-    container::LogOutput,
     errors::Error as DockerError,
     models::{ContainerState, NetworkCreateRequest},
     query_parameters::{
         AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
-        ImportImageOptions, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        ImportImageOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
         StopContainerOptionsBuilder,
     },
 };
-use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use bytes::Bytes;
+use futures::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
@@ -43,7 +43,7 @@ pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
 
 use crate::{
     error::{Error, ErrorCode, Result},
-    execution::{order::Attempt, view::Stream as OutputStream},
+    execution::order::Attempt,
     ids::{ExecutionId, shown},
 };
 
@@ -216,14 +216,14 @@ impl Engine {
         }
     }
 
-    /// Starts a created container with its input on stdin.
+    /// Starts a created container with its input on stdin. Not found: it is not there, and was not started.
     pub async fn start(&self, name: &str, input: Bytes) -> Result<()> {
         let options = AttachContainerOptionsBuilder::new().stdin(true).stream(true).build();
         let mut attached = self
             .docker
             .attach_container(name, Some(options))
             .await
-            .map_err(|e| refused("attach to the container", e))?;
+            .map_err(|e| gone_or_refused("attach to the container", e))?;
         // What the connection holds reaches the container even when this process dies right after the start.
         let mut rest = input;
         let first = rest.split_to(rest.len().min(INPUT_BEFORE_START));
@@ -239,7 +239,7 @@ impl Engine {
                 )
                 .remedy("check command and args against what the image holds")
                 .source(e),
-                _ => refused("start the container", e),
+                _ => gone_or_refused("start the container", e),
             }
         })?;
         // A container that never reads blocks this writer alone.
@@ -252,38 +252,6 @@ impl Engine {
             drop(attached);
         });
         Ok(())
-    }
-
-    /// What the container wrote, from its beginning; followed until it ends, or as far as it is now.
-    ///
-    /// Engines end a followed stream early at times when the container ends (seen with 20.10): only
-    /// what is read after the end is sure to be all.
-    pub fn output(
-        &self,
-        name: &str,
-        follow: bool,
-    ) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
-        let options = LogsOptionsBuilder::new().follow(follow).stdout(true).stderr(true).build();
-        self.docker.logs(name, Some(options)).map_err(|e| refused("read the container's output", e)).map_ok(
-            |output| match output {
-                LogOutput::StdErr { message } => (OutputStream::Stderr, message),
-                LogOutput::StdOut { message }
-                | LogOutput::Console { message }
-                | LogOutput::StdIn { message } => (OutputStream::Stdout, message),
-            },
-        )
-    }
-
-    /// The last line on the container's stdout, however much came before it.
-    pub async fn last_line(&self, name: &str) -> Result<Bytes> {
-        let options = LogsOptionsBuilder::new().stdout(true).tail("1").build();
-        let mut output = std::pin::pin!(self.docker.logs(name, Some(options)));
-        let mut line = BytesMut::new();
-        while let Some(piece) = output.next().await {
-            let piece = piece.map_err(|e| refused("read the container's last line", e))?.into_bytes();
-            line.extend_from_slice(&piece);
-        }
-        Ok(line.freeze())
     }
 
     pub async fn find(&self, name: &str) -> Result<Found> {
@@ -394,6 +362,15 @@ fn shown_long(text: &str) -> String {
     const CAUSE_CHARS_MAX: usize = 300;
     let text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CAUSE_CHARS_MAX);
     text.collect::<String>().trim().to_owned()
+}
+
+fn gone_or_refused(what: &str, error: DockerError) -> Error {
+    match status(&error) {
+        Some(404) => Error::new(ErrorCode::NotFound, "the container was removed before it was started")
+            .remedy("submit it again; something else removes containers on the node")
+            .source(error),
+        _ => refused(what, error),
+    }
 }
 
 fn refused(what: &str, error: DockerError) -> Error {

@@ -44,6 +44,9 @@ const ENGINE_ABSENCE_MAX: Duration = Duration::from_secs(120);
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// What ends so soon after its engine was lost ended with it.
 const ENGINE_LOST_BEFORE_MS: i64 = 30_000;
+/// Containers that are gone before they were started; more is somebody who removes them.
+const VANISHED_MAX: u32 = 5;
+const VANISHED_PAUSE: Duration = Duration::from_millis(200);
 const IMAGE_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const RESULT_BYTES_MAX: usize = 64 * 1024;
 
@@ -221,11 +224,8 @@ async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32, found: Fou
             return Err(Error::new(ErrorCode::Lost, "the container is gone")
                 .remedy("it was removed, or the node's engine lost it; what it wrote until then is kept"));
         }
-        Found::Missing => {
-            create(shared, run, iteration).await?;
-            start(shared, run, iteration).await?;
-        }
-        Found::Created => start(shared, run, iteration).await?,
+        Found::Missing => begin(shared, run, iteration, false).await?,
+        Found::Created => begin(shared, run, iteration, true).await?,
         Found::Running | Found::Exited(_) if !was_started => {
             patiently_written(run, EventKind::IterationStarted { iteration }).await;
         }
@@ -252,6 +252,26 @@ async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32, found: Fou
                 // Output beyond the budget is not read; the end is waited for all the same.
                 let _ = tokio::time::timeout(LOOK_INTERVAL, run.changed.notified()).await;
             }
+        }
+    }
+}
+
+/// Until it is started. Docker takes back what it creates for a process that dies meanwhile, and shows it
+/// until then: what was found may be gone when it is to be started (seen with 20.10).
+async fn begin(shared: &Shared, run: &Run, iteration: u32, is_created: bool) -> Result<()> {
+    let mut vanished = 0;
+    let mut is_created = is_created;
+    loop {
+        if !is_created {
+            create(shared, run, iteration).await?;
+        }
+        match start(shared, run, iteration).await {
+            Err(error) if error.code() == ErrorCode::NotFound && vanished < VANISHED_MAX => {
+                tracing::warn!(error = %error.chain(), "a container is created again");
+                (vanished, is_created) = (vanished + 1, false);
+                tokio::time::sleep(VANISHED_PAUSE).await;
+            }
+            answer => return answer,
         }
     }
 }

@@ -1,0 +1,114 @@
+//! What a container wrote, as the engine kept it.
+//!
+//! Engines keep a line of more than 16 KiB in parts. Docker's driver `local`, the one that keeps bytes as they
+//! are, loses the line's end then (seen with 20.10; later versions keep it), so that the next line would be
+//! joined to it: [`Parts`] puts the end back. What cannot be told is left: an end that the engine lost at the
+//! very end of the output, or of a line whose length is a multiple of a part.
+
+use bollard::{
+    container::LogOutput,
+    query_parameters::{LogsOptions, LogsOptionsBuilder},
+};
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+
+use super::{Engine, refused};
+use crate::{error::Result, execution::view::Stream as OutputStream};
+
+/// Of a line that the engine keeps in parts, all but the last have so many bytes.
+const PART_BYTES: usize = 16 * 1024;
+/// Enough for the longest line that counts as a result, and one more.
+const LAST_PARTS: &str = "6";
+
+impl Engine {
+    /// What the container wrote, from its beginning; followed until it ends, or as far as it is now.
+    ///
+    /// Engines end a followed stream early at times when the container ends (seen with 20.10): only
+    /// what is read after the end is sure to be all.
+    pub fn output(
+        &self,
+        name: &str,
+        follow: bool,
+    ) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
+        self.read(name, LogsOptionsBuilder::new().follow(follow).stdout(true).stderr(true).build())
+    }
+
+    /// The last line on the container's stdout, however much came before it.
+    pub async fn last_line(&self, name: &str) -> Result<Bytes> {
+        let options = LogsOptionsBuilder::new().stdout(true).tail(LAST_PARTS).build();
+        let mut output = std::pin::pin!(self.read(name, options));
+        let mut text = BytesMut::new();
+        while let Some(piece) = output.next().await {
+            text.extend_from_slice(&piece?.1);
+        }
+        let text = text.freeze();
+        let end = text.strip_suffix(b"\n").map_or(text.len(), <[u8]>::len);
+        let begin = memchr::memrchr(b'\n', &text[..end]).map_or(0, |at| at + 1);
+        Ok(text.slice(begin..end))
+    }
+
+    fn read(
+        &self,
+        name: &str,
+        options: LogsOptions,
+    ) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
+        let [mut stdout, mut stderr] = [Parts::default(), Parts::default()];
+        let pieces = self.docker.logs(name, Some(options));
+        pieces.map_err(|e| refused("read the container's output", e)).map_ok(move |output| match output {
+            LogOutput::StdErr { message } => (OutputStream::Stderr, stderr.joined(message)),
+            LogOutput::StdOut { message } | LogOutput::Console { message } | LogOutput::StdIn { message } => {
+                (OutputStream::Stdout, stdout.joined(message))
+            }
+        })
+    }
+}
+
+/// Where one stream is within a line that was kept in parts.
+#[derive(Debug, Default)]
+struct Parts {
+    /// The last piece was a full part.
+    in_line: bool,
+    /// The last piece was the last part of a line, and had no end.
+    lacks_end: bool,
+}
+
+impl Parts {
+    /// The next piece, after the end that the one before it should have had. The same pieces give the same
+    /// bytes each time they are read.
+    fn joined(&mut self, piece: Bytes) -> Bytes {
+        let has_end = piece.ends_with(b"\n");
+        let is_full = piece.len() == PART_BYTES && !has_end;
+        let lacked_end = std::mem::replace(&mut self.lacks_end, self.in_line && !is_full && !has_end);
+        self.in_line = is_full;
+        if lacked_end { [b"\n", &piece[..]].concat().into() } else { piece }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(pieces: &[&str]) -> String {
+        let mut parts = Parts::default();
+        let joined = pieces.iter().map(|piece| parts.joined(Bytes::copy_from_slice(piece.as_bytes())));
+        joined.map(|piece| String::from_utf8(piece.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_long_line_ends_before_the_next_one_whether_the_engine_kept_its_end_or_not() {
+        let full = "x".repeat(PART_BYTES);
+        let expected = format!("a\n{full}{full}yy\nb\n");
+        assert_eq!(joined(&["a\n", &full, &full, "yy", "b\n"]), expected);
+        assert_eq!(joined(&["a\n", &full, &full, "yy\n", "b\n"]), expected);
+        // The next one may be as long.
+        assert_eq!(joined(&[&full, "yy", &full, "zz", "b\n"]), format!("{full}yy\n{full}zz\nb\n"));
+    }
+
+    #[test]
+    fn what_was_not_in_parts_stays_as_it_is() {
+        let full = "x".repeat(PART_BYTES);
+        for pieces in [&["a", "b", "c\n"][..], &["a\n", ""], &[&full], &[&full, "end"], &[&full, "end\n"]] {
+            assert_eq!(joined(pieces), pieces.concat());
+        }
+    }
+}
