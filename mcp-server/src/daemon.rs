@@ -81,6 +81,12 @@ pub async fn run(options: Options) -> Result<()> {
     let catalogue = Arc::new(Catalogue::of(&settings.mcp)?);
     let tls = settings.http_tls.clone().map(|files| web_server(files, stop.clone())).transpose()?;
     let listener = bind(&settings).await?;
+    if tls.is_none() && !settings.bind_address.is_loopback() {
+        tracing::warn!(
+            "HTTP is served without TLS beyond this machine, as spec.network.allow_insecure_bind says: \
+             everybody on the network may read along and take tokens"
+        );
+    }
     let address = listener.local_addr().map_err(|e| Error::internal("no local address").source(e))?;
 
     let core = Core::start(settings.clone(), Arc::clone(&data), tokens).await?;

@@ -112,6 +112,11 @@ impl Core {
         self.controller()?.deployments.remove(order, removal, origin).await
     }
 
+    /// Refuses a node that cannot be rolled back or removed: an unknown one, or one that joined by hand.
+    pub async fn check_deployed(&self, node_id: &NodeId) -> Result<()> {
+        self.controller()?.deployments.check_deployed(node_id).await
+    }
+
     /// Newest first.
     pub async fn releases(&self, node_id: &NodeId, origin: Origin) -> Result<Vec<ReleaseView>> {
         let mut kept = self.controller()?.deployments.releases(node_id, origin).await?;

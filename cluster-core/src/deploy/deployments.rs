@@ -213,6 +213,11 @@ impl Deployments {
         self.operate(order, Action::Remove(removal), origin).await
     }
 
+    /// Refuses a node that nothing can be done with here: an unknown one, or one that joined by hand.
+    pub async fn check_deployed(&self, node: &NodeId) -> Result<()> {
+        self.inner.context.membership.deployed(node).await.map(drop)
+    }
+
     async fn operate(&self, order: NodeOrder, action: Action, origin: Origin) -> Result<DeploymentView> {
         let NodeOrder { node, lock_wait_seconds, idempotency_key } = order;
         let wait = grammar::lock_wait(lock_wait_seconds)?;

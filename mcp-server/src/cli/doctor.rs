@@ -125,7 +125,6 @@ impl Doctor {
         let (named, overrides, dir) = (self.config, context.overrides.clone(), data_dir.clone());
         let configuration = blocking(move || configuration::look(named, &dir, &overrides));
         let (configuration, daemon) = tokio::join!(configuration, daemon::look(&data_dir));
-        let running = daemon.health.as_ref().ok();
         let mut findings = match &configuration {
             Some(facts) => configuration::judge(facts),
             None => vec![untold(Check::Configuration)],
@@ -133,7 +132,7 @@ impl Doctor {
         let settings = configuration.and_then(Result::ok).map(|read| read.settings);
         let of_settings = async {
             match &settings {
-                Some(settings) => by_settings(settings, &data_dir, running.is_some()).await,
+                Some(settings) => by_settings(settings, &data_dir, daemon.holder()).await,
                 None => Vec::new(),
             }
         };
@@ -161,9 +160,12 @@ impl Doctor {
 }
 
 /// The checks that need to know how this node is configured.
-async fn by_settings(settings: &Settings, data_dir: &std::path::Path, daemon_runs: bool) -> Vec<Finding> {
-    let ports =
-        bounded(Check::Ports, async { ports::judge(&ports::look(settings, data_dir, daemon_runs).await) });
+async fn by_settings(
+    settings: &Settings,
+    data_dir: &std::path::Path,
+    holder: daemon::Holder,
+) -> Vec<Finding> {
+    let ports = bounded(Check::Ports, async { ports::judge(&ports::look(settings, data_dir, holder).await) });
     let engine = bounded(Check::Engine, async {
         engine::look(settings).await.map_or_else(Vec::new, |facts| vec![engine::judge(&facts)])
     });

@@ -14,13 +14,12 @@ use cluster_core::{
 };
 
 use super::{
-    About, Argument,
+    About, NODE,
     facts::{self, UNTRUSTED},
     given::Given,
 };
 use crate::{
     fence::Fence,
-    resources::complete::Candidates,
     tools::time::{Age, Moment},
 };
 
@@ -32,13 +31,7 @@ pub const ABOUT: About = About {
     title: "Find out what is wrong with a node",
     description: "Status, last heartbeat, link, engine, history, last deployment and failed executions of one node \
                   as they are now, with the calls that lead to the cause. Changes nothing.",
-    arguments: &[Argument {
-        name: "node_id",
-        title: "Node",
-        description: "the node's id, as list_peers shows it",
-        required: true,
-        candidates: Candidates::Nodes,
-    }],
+    arguments: &[NODE],
     needs: &["list_peers"],
 };
 
@@ -54,7 +47,7 @@ struct Facts {
 }
 
 pub async fn fill(core: &Core, given: &Given) -> Result<String> {
-    let node_id: NodeId = given.one("node_id")?;
+    let node_id: NodeId = given.one(NODE.name)?;
     let (peer, _) = facts::peer(core, &node_id).await?;
     let mut events = core.node_events(EventId { epoch: 0, sequence: 0 }, usize::MAX)?.events;
     events.retain(|event| event.node_id == node_id);

@@ -9,21 +9,15 @@ use cluster_core::{
     ids::{NodeId, Tag},
 };
 
-use super::{About, Argument, facts, given::Given};
-use crate::{resources::complete::Candidates, tools::time::Moment};
+use super::{About, NODE, facts, given::Given};
+use crate::tools::time::Moment;
 
 pub const ABOUT: About = About {
     name: "drain_for_maintenance",
     title: "Take a node out of service for maintenance",
     description: "What runs on a node now, who could take its work, and the calls that drain it, wait, and bring it \
                   back afterwards.",
-    arguments: &[Argument {
-        name: "node_id",
-        title: "Node",
-        description: "the node's id, as list_peers shows it",
-        required: true,
-        candidates: Candidates::Nodes,
-    }],
+    arguments: &[NODE],
     needs: &["drain_node", "resume_node", "list_peers"],
 };
 
@@ -36,7 +30,7 @@ struct Facts {
 }
 
 pub async fn fill(core: &Core, given: &Given) -> Result<String> {
-    let node_id: NodeId = given.one("node_id")?;
+    let node_id: NodeId = given.one(NODE.name)?;
     let (peer, others) = facts::peer(core, &node_id).await?;
     let drain = core.drain_status(&node_id).await?;
     let running = facts::running(core, &drain).await?;

@@ -46,6 +46,15 @@ pub struct Argument {
     pub candidates: Candidates,
 }
 
+/// Of the prompts that are about one node.
+const NODE: Argument = Argument {
+    name: "node_id",
+    title: "Node",
+    description: "the node's id, as list_peers shows it",
+    required: true,
+    candidates: Candidates::Nodes,
+};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptName {
     DeployEdgeNodes,

@@ -61,6 +61,8 @@ the host (volumes stay), revoke its key. cancel_deployment undoes it until the s
             return Ok(Plan::nothing());
         }
         let node_id = arguments.node_id;
+        // Nobody is asked about what cannot be done.
+        call.core.check_deployed(&node_id).await?;
         let mut facts = match arguments.host_gone {
             true => vec!["nothing is done on its host, which does not exist any more".to_owned()],
             false => vec!["its stack and files are taken off its host; volumes stay".to_owned()],

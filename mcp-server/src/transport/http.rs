@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::unix::Socket;
+use super::{first_bytes::FirstBytes, unix::Socket};
 
 /// A few assistants with a few streams each; more is a leak or an attack.
 const CONNECTIONS_MAX: usize = 256;
@@ -171,6 +171,7 @@ where
         .max_header_list_size(HEADER_BYTES_MAX as u32)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIME_MAX);
+    let stream = FirstBytes::within(HEADER_READ_TIME_MAX, stream);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let ended = tokio::select! {

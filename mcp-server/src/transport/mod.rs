@@ -4,6 +4,7 @@
 //! task, which ends them when the daemon stops. Every accept task bounds its connections.
 
 mod end_of_input;
+mod first_bytes;
 pub mod guard;
 mod handshake;
 pub mod http;

@@ -119,3 +119,15 @@ async fn the_policy_goes_from_nothing_to_every_change() {
     assert_eq!(shown["state"], "needs_confirmation", "{shown}");
     assert!(client.unconfirmed("list_peers", json!({})).await["peers"].is_array());
 }
+
+#[tokio::test]
+async fn nobody_is_asked_about_what_cannot_be_done() {
+    let controller = Controller::start(&Setup::default()).await;
+    let mut client = Client::with_person(&controller, Era::Session, "confirm-none", Person::Agrees).await;
+    // Unknown, and a member that no deployment made.
+    for node in ["nowhere", "home"] {
+        let words = client.refused("remove_edge_node", json!({"node_id": node})).await;
+        assert!(words.contains(node) && words.contains("What to do"), "{words}");
+    }
+    assert!(client.listener().questions().is_empty(), "{:?}", client.listener().questions());
+}

@@ -6,6 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -80,6 +84,22 @@ async fn a_daemon_that_is_well_is_found_well_and_nothing_secret_is_shown() {
     assert_eq!(finding(&open, "data_directory", "fail")["remedy"], remedy);
     let shown = doctor(&controller.data, home, &[]).await;
     assert!(shown.stdout.contains("What to do:") && shown.stdout.contains(&remedy), "{shown:?}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_hangs_is_the_one_failure_and_its_ports_are_its_own() {
+    let controller = Controller::start(&Setup::default()).await;
+    let home = controller.data.parent().expect("a parent");
+    mode(&controller.data, 0o700);
+    let daemon = Pid::from_raw(controller.owner().expect("a daemon"));
+    // The kernel still takes connections for it.
+    kill(daemon, Signal::SIGSTOP).expect("it runs");
+    let (status, found) = report(&controller.data, home, &[]).await;
+    kill(daemon, Signal::SIGCONT).expect("it runs");
+    assert_eq!(status, 6, "{found:#}");
+    let process = format!("process {daemon}");
+    assert!(finding(&found, "daemon", "fail")["detail"].to_string().contains(&process), "{found:#}");
+    assert!(finding(&found, "ports", "ok")["detail"].to_string().contains(&process), "{found:#}");
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ impl Assistant {
 }
 
 /// What stands between the marks of this stream.
-fn quoted(text: &str, stream: &str) -> String {
+pub fn quoted(text: &str, stream: &str) -> String {
     let Some((before, rest)) = text.split_once(&format!(" what=\"{stream}\">\n")) else {
         return String::new();
     };

@@ -1,12 +1,13 @@
 //! The life of a node after its first deployment, as an assistant and a person lead it: a plan that is
 //! carried out, an earlier release, logs, a removal while work runs, and the same machine once more.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
     controller::{Controller, Setup},
     fleet::{Fresh, ONE, fresh},
     mcp::{Client, Era},
+    sse,
     work::{counting, deploy_ready, deployment_of, follow, id_of, read_to_end, run, script, statuses, with},
 };
 
@@ -69,9 +70,51 @@ async fn a_plan_an_earlier_release_logs_and_a_removal() {
     assert_eq!(host.sh("docker ps -aq; ls -d /opt/aitheros-edge 2>/dev/null || true"), "");
     assert!(host.sh("docker volume ls -q").contains("aitheros-edge_node_data"), "volumes stay");
 
-    deploy_ready(&mut client, deployment_of(host, ONE, &["edge"])).await;
+    let again = client.call("deploy_edge_node", deployment_of(host, ONE, &["edge"])).await;
+    told_by_its_resource(&controller, &id_of(&again, "deployment_id")).await;
     let gone =
         controller.cli(&["node", "remove", ONE, "--force", "--volumes", "--output", "json"]).await.json();
     assert_eq!(gone["state"], "removed", "{gone:#}");
     assert_eq!(host.sh("docker volume ls -q"), "");
+}
+
+/// A deployment that has begun, as a client of each era hears of it, to its end.
+async fn told_by_its_resource(controller: &Controller, id: &str) {
+    let uri = format!("deployment://{id}");
+    let (older, newer) = (sse::Client::older(controller).await, sse::Client::newer(controller));
+    let (mut older, _) = tokio::join!(told_to_its_end(older, &uri), told_to_its_end(newer, &uri));
+    let template = json!({"type": "ref/resource", "uri": "deployment://{id}"});
+    let asked = json!({"ref": template, "argument": {"name": "id", "value": &id[..id.len() - 1]}});
+    let completed = older.ask("completion/complete", asked).await;
+    assert_eq!(completed["completion"]["values"], json!([id]), "{completed}");
+    let listed = older.ask("resources/list", json!({})).await;
+    let listed = listed["resources"].as_array().expect("a list").iter().find(|it| it["uri"] == uri).cloned();
+    let title = id_of(&listed.expect("the newest are listed"), "title");
+    assert!(title.contains(ONE) && title.contains("ready"), "{title}");
+}
+
+/// Reads the document each time when it is told of news, until it has ended.
+async fn told_to_its_end(mut client: sse::Client, uri: &str) -> sse::Client {
+    let steps = |document: &Value| {
+        let steps = document["steps"].as_array().expect("steps").iter();
+        steps.map(|step| id_of(step, "state")).collect::<Vec<_>>()
+    };
+    let done = |steps: &[String]| steps.iter().filter(|state| *state == "done").count();
+    let (mut stream, _) = client.subscribe(&[uri.to_owned()]).await;
+    let mut seen = vec![steps(&client.document(uri).await)];
+    let last = loop {
+        let note = stream.note("notifications/resources/updated").await;
+        assert_eq!(note["params"]["uri"], uri, "{note}");
+        let document = client.document(uri).await;
+        seen.push(steps(&document));
+        if !matches!(document["state"].as_str(), Some("planned" | "running")) {
+            break document;
+        }
+    };
+    assert_eq!((&last["state"], &last["node_id"]), (&json!("ready"), &json!(ONE)), "{last:#}");
+    assert!(seen.windows(2).all(|two| done(&two[0]) <= done(&two[1])), "{seen:?}");
+    assert_eq!(seen.last().map(|steps| done(steps) == steps.len()), Some(true), "{seen:?}");
+    seen.dedup();
+    assert!(seen.len() > 3, "it is told of steps, and not of the end alone: {seen:?}");
+    client
 }

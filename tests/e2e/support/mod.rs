@@ -10,6 +10,7 @@ pub mod npm;
 pub mod pair;
 pub mod poll;
 pub mod raw;
+pub mod sse;
 pub mod testbed;
 pub mod transcript;
 pub mod work;

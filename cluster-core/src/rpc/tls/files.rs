@@ -1,17 +1,12 @@
 //! The operator's certificate files: read at start, watched, swapped. A bad new file is told and the old
 //! ones stay in use.
-//!
-//! The directories are watched and not the files: most tools put a new file in the place of the old one,
-//! and mounted secrets change a link beside it.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::{Credentials, Identity, PeerRule, Trust, credentials::REVIEW_INTERVAL};
+use super::{Credentials, Identity, PeerRule, Trust, changes::Changes};
 use crate::{
     clock::now_ms,
     config::cluster_port::CertificatePaths,
@@ -19,8 +14,6 @@ use crate::{
     identity::sha256,
 };
 
-/// Certificate and key are two files: both are mostly there when this is over.
-const SETTLE: Duration = Duration::from_millis(300);
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What the files hold, to tell whether they have changed.
@@ -29,65 +22,23 @@ type Digest = [u8; 32];
 /// Reads the files and keeps the credentials at what they hold until told to stop. What is wrong at the
 /// start is an error.
 pub fn watch(paths: CertificatePaths, rule: PeerRule, stop: CancellationToken) -> Result<Credentials> {
+    // Before they are read: a change in between is found.
+    let changes = Changes::of(&[&paths.cert, &paths.key, &paths.ca]);
     let (digest, identity, trust) = load(&paths)?;
     let credentials = Credentials::new(rule, Some(identity), trust)?;
-    // One is enough: whoever reads it looks at all files.
-    let (changed, changes) = mpsc::channel(1);
-    let watcher = watcher(&paths, changed);
-    if let Err(error) = &watcher {
-        tracing::warn!(%error, "certificate files cannot be watched; they are looked at once a minute");
-    }
     let watched = credentials.clone();
     tokio::spawn(async move {
-        let ended = stop.cancelled();
         tokio::select! {
-            () = ended => {}
+            () = stop.cancelled() => {}
             () = follow(watched, paths, digest, changes) => {}
         }
-        drop(watcher);
     });
     Ok(credentials)
 }
 
-fn watcher(paths: &CertificatePaths, changed: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Being read is no change, and it is we who read.
-        if event.is_ok_and(|event| event.kind.is_access()) {
-            return;
-        }
-        // Full: somebody is about to look anyway.
-        let _ = changed.try_send(());
-    })?;
-    let mut directories: Vec<PathBuf> = [&paths.cert, &paths.key, &paths.ca]
-        .into_iter()
-        .filter_map(|path| path.parent())
-        .map(|parent| if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
-        .collect();
-    directories.sort();
-    directories.dedup();
-    for directory in directories {
-        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-    }
-    Ok(watcher)
-}
-
-async fn follow(
-    credentials: Credentials,
-    paths: CertificatePaths,
-    mut used: Digest,
-    mut changes: mpsc::Receiver<()>,
-) {
+async fn follow(credentials: Credentials, paths: CertificatePaths, mut used: Digest, mut changes: Changes) {
     loop {
-        // The pause also finds changes on file systems that tell of none.
-        match tokio::time::timeout(REVIEW_INTERVAL, changes.recv()).await {
-            Ok(Some(())) => {
-                tokio::time::sleep(SETTLE).await;
-                let _ = changes.try_recv();
-            }
-            // Without a watcher.
-            Ok(None) => tokio::time::sleep(REVIEW_INTERVAL).await,
-            Err(_) => {}
-        }
+        changes.next().await;
         credentials.review();
         match load(&paths) {
             Ok((digest, _, _)) if digest == used => credentials.note(None),

@@ -17,6 +17,7 @@
 //! Tasks: one a set of files (watches, swaps); one for the controller's own certificate; one a handshake,
 //! which ends within seconds.
 
+mod changes;
 pub mod client;
 pub mod connection;
 pub mod credentials;

@@ -1,7 +1,7 @@
-//! TLS for programs and people that come over HTTPS: our certificate, and none of theirs. The files are
-//! looked at once a minute; a bad new one is told and the old one stays in use.
+//! TLS for programs and people that come over HTTPS: our certificate, and none of theirs. New files
+//! are used for the connections after them; a bad new one is told and the old one stays in use.
 
-use std::{fmt, fs, sync::Arc, time::Duration};
+use std::{fmt, fs, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -13,7 +13,7 @@ use rustls::{
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::{ALPN_HTTP2, Identity, provider};
+use super::{ALPN_HTTP2, Identity, changes::Changes, provider};
 use crate::{
     config::schema::HttpTls,
     error::{Error, ErrorCode, Result},
@@ -21,7 +21,6 @@ use crate::{
 };
 
 const ALPN_HTTP1: &[u8] = b"http/1.1";
-const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The certificate of this moment.
 struct Current(ArcSwap<CertifiedKey>);
@@ -41,6 +40,8 @@ impl ResolvesServerCert for Current {
 /// What a listener of HTTPS accepts with, from the files on: TLS 1.3, nothing resumed. Its one task ends
 /// with `stop`.
 pub fn web_server(files: HttpTls, stop: CancellationToken) -> Result<Arc<ServerConfig>> {
+    // Before they are read: a change in between is found.
+    let mut changes = Changes::of(&[&files.cert, &files.key]);
     let (identity, mut used) = read(&files)?;
     let current = Arc::new(Current(ArcSwap::new(identity.certified_key())));
     let mut config = ServerConfig::builder_with_provider(provider())
@@ -52,9 +53,7 @@ pub fn web_server(files: HttpTls, stop: CancellationToken) -> Result<Arc<ServerC
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(LOOK_INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        while stop.run_until_cancelled(changes.next()).await.is_some() {
             match read(&files) {
                 Ok((_, digest)) if digest == used => {}
                 Ok((identity, digest)) => {

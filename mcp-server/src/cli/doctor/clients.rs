@@ -2,7 +2,7 @@
 //! hold secrets of others: nothing of them is shown but what our own entry starts.
 
 use std::{
-    ffi::OsString,
+    ffi::OsStr,
     io::Read as _,
     path::{Path, PathBuf},
 };
@@ -35,16 +35,32 @@ enum State {
 pub fn look() -> Vec<Facts> {
     let Some(home) = std::env::home_dir() else { return Vec::new() };
     let path = std::env::var_os("PATH");
-    ClientKind::value_variants().iter().map(|client| look_at(*client, &home, path.clone())).collect()
+    ClientKind::value_variants().iter().flat_map(|client| look_at(*client, &home, path.as_deref())).collect()
 }
 
-fn look_at(client: ClientKind, home: &Path, path: Option<OsString>) -> Facts {
+/// Its entries, and the plugin where it has plugins.
+fn look_at(client: ClientKind, home: &Path, path: Option<&OsStr>) -> Vec<Facts> {
     let (linux, macos) = client.user_files();
     let file = home.join(if cfg!(target_os = "macos") { macos } else { linux });
-    let state = match read(&file) {
+    let state = found_in(&file, |text| entries(client, text), path);
+    let mut facts = vec![Facts { client, file, state }];
+    facts.extend(client.plugin_file().map(|file| {
+        let file = home.join(file);
+        let state = found_in(&file, plugins, path);
+        Facts { client, file, state }
+    }));
+    facts
+}
+
+fn found_in(
+    file: &Path,
+    entries: impl Fn(&str) -> Option<Vec<Option<String>>>,
+    path: Option<&OsStr>,
+) -> State {
+    match read(file) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => State::Absent,
         Err(_) => State::Unreadable,
-        Ok(text) => match entries(client, &text) {
+        Ok(text) => match entries(&text) {
             None => State::Unreadable,
             Some(entries) if entries.is_empty() => State::Absent,
             Some(entries) => State::Present(
@@ -52,14 +68,13 @@ fn look_at(client: ClientKind, home: &Path, path: Option<OsString>) -> Facts {
                     .into_iter()
                     .map(|command| {
                         let command = command?;
-                        let there = machine::find(Path::new(&command), path.clone()).is_some();
+                        let there = machine::find(Path::new(&command), path.map(OsStr::to_owned)).is_some();
                         Some((command, there))
                     })
                     .collect(),
             ),
         },
-    };
-    Facts { client, file, state }
+    }
 }
 
 fn read(file: &Path) -> std::io::Result<String> {
@@ -83,6 +98,20 @@ fn entries(client: ClientKind, text: &str) -> Option<Vec<Option<String>>> {
     Some(ours.map(command).collect())
 }
 
+/// What our plugin starts, where it is installed and not switched off; None where the text cannot be parsed.
+fn plugins(text: &str) -> Option<Vec<Option<String>>> {
+    if text.trim().is_empty() {
+        return Some(Vec::new());
+    }
+    let document: Value = serde_json::from_str(text).ok()?;
+    let enabled = document.get("enabledPlugins").and_then(Value::as_object).into_iter().flatten();
+    let ours = enabled.filter(|(name, on)| {
+        name.split_once('@').is_some_and(|(plugin, _)| plugin == NAME) && on.as_bool() == Some(true)
+    });
+    // As packaging/claude-code-plugin/.mcp.json has it: by name, from PATH.
+    Some(ours.map(|_| Some(NAME.to_owned())).collect())
+}
+
 pub fn judge(facts: &[Facts]) -> Vec<Finding> {
     let check = Check::Clients;
     let mut findings = Vec::new();
@@ -95,7 +124,9 @@ pub fn judge(facts: &[Facts]) -> Vec<Finding> {
                 check.warn(format!("{title}: {file} cannot be read"), "correct it: the client reads it too"),
             ),
             State::Present(entries) => {
-                with.push(title);
+                if !with.contains(&title) {
+                    with.push(title);
+                }
                 let gone = entries.iter().flatten().filter(|(_, there)| !there);
                 findings.extend(gone.map(|(command, _)| {
                     let command = cluster_core::ids::shown(command);
@@ -127,7 +158,35 @@ mod tests {
         let file = home.path().join(if cfg!(target_os = "macos") { macos } else { linux });
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, text).unwrap();
-        look_at(client, home.path(), Some("/bin".into()))
+        look_at(client, home.path(), Some("/bin".as_ref())).remove(0)
+    }
+
+    #[test]
+    fn a_plugin_is_found_where_it_is_switched_on() {
+        let (home, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let settings = home.path().join(ClientKind::ClaudeCode.plugin_file().unwrap());
+        std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+        let look = |text: &str| {
+            std::fs::write(&settings, text).unwrap();
+            look_at(ClientKind::ClaudeCode, home.path(), Some(bin.path().as_os_str()))
+        };
+        let on =
+            r#"{"enabledPlugins": {"other@aegis": true, "aegis@aegis": true}, "env": {"KEY": "s3cret"}}"#;
+        let found = look(on);
+        assert_eq!((&found[0].state, &found[1].state), (&State::Absent, &started(NAME, false)));
+        let told = judge(&found);
+        assert!(told[0].result == Fail && told[0].detail.contains(".claude/settings.json"), "{told:?}");
+        assert!(!format!("{told:?}").contains("s3cret"), "{told:?}");
+        std::fs::copy("/bin/sh", bin.path().join(NAME)).unwrap();
+        let found = look(on);
+        assert_eq!(found[1].state, started(NAME, true));
+        assert_eq!(judge(&found)[0].detail, "in Claude Code");
+        for without in
+            [r#"{"enabledPlugins": {"aegis@aegis": false}}"#, r#"{"enabledPlugins": {}}"#, "{}", ""]
+        {
+            assert_eq!(look(without)[1].state, State::Absent, "{without}");
+        }
+        assert_eq!(look("{")[1].state, State::Unreadable);
     }
 
     fn started(command: &str, there: bool) -> State {

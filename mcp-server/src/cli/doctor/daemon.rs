@@ -17,6 +17,26 @@ pub struct Facts {
     owner: Option<u32>,
 }
 
+impl Facts {
+    pub fn holder(&self) -> Holder {
+        match (&self.health, self.owner) {
+            (Ok(_), _) => Holder::Daemon,
+            (Err(_), Some(process)) => Holder::Silent(process),
+            (Err(_), None) => Holder::Nobody,
+        }
+    }
+}
+
+/// Who has the data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    Nobody,
+    /// And answers.
+    Daemon,
+    /// This process, which does not answer.
+    Silent(u32),
+}
+
 pub async fn look(data_dir: &Path) -> Facts {
     let client = Client::new(data_dir);
     let silent = || Error::new(ErrorCode::Timeout, "it did not answer in time");

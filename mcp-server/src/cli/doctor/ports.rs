@@ -10,14 +10,14 @@ use std::{
 use cluster_core::config::{Settings, cluster_port::Listen};
 use tokio::net::TcpStream;
 
-use super::{Check, Finding};
+use super::{Check, Finding, daemon::Holder};
 use crate::daemon::HTTP_ADDRESS;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Facts {
-    daemon_runs: bool,
+    holder: Holder,
     doors: Vec<Door>,
 }
 
@@ -30,12 +30,12 @@ struct Door {
     answers: bool,
 }
 
-pub async fn look(settings: &Settings, data_dir: &Path, daemon_runs: bool) -> Facts {
+pub async fn look(settings: &Settings, data_dir: &Path, holder: Holder) -> Facts {
     let configured = SocketAddr::new(settings.bind_address, settings.rest_port);
     // A daemon may have been started with another port than the one that counts here.
-    let served = match daemon_runs {
-        true => served(data_dir).unwrap_or(configured),
-        false => configured,
+    let served = match holder {
+        Holder::Daemon | Holder::Silent(_) => served(data_dir).unwrap_or(configured),
+        Holder::Nobody => configured,
     };
     let mut doors = vec![("HTTP", "spec.network.port or AEGIS_PORT", served)];
     if let Listen::Tcp { address } = settings.cluster_port.listen {
@@ -47,7 +47,7 @@ pub async fn look(settings: &Settings, data_dir: &Path, daemon_runs: bool) -> Fa
         let connected = tokio::time::timeout(CONNECT_TIME_MAX, TcpStream::connect(reached(address))).await;
         Door { what, key, address, answers: matches!(connected, Ok(Ok(_))) }
     });
-    Facts { daemon_runs, doors: futures::future::join_all(doors).await }
+    Facts { holder, doors: futures::future::join_all(doors).await }
 }
 
 fn served(data_dir: &Path) -> Option<SocketAddr> {
@@ -66,17 +66,19 @@ fn reached(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-pub fn judge(Facts { daemon_runs, doors }: &Facts) -> Vec<Finding> {
+pub fn judge(Facts { holder, doors }: &Facts) -> Vec<Finding> {
     let check = Check::Ports;
     let mut findings = Vec::new();
     for Door { what, key, address, answers } in doors {
-        match (daemon_runs, answers) {
-            (true, true) | (false, false) => {}
-            (false, true) => findings.push(check.fail(
+        match (holder, answers) {
+            (Holder::Daemon, true) | (Holder::Nobody, false) => {}
+            // They may be its own; that it is silent is told as the daemon's failure.
+            (Holder::Silent(_), _) => {}
+            (Holder::Nobody, true) => findings.push(check.fail(
                 format!("another program answers at {address}, where {what} would be"),
                 format!("stop it, or choose another port with {key}"),
             )),
-            (true, false) => findings.push(check.warn(
+            (Holder::Daemon, false) => findings.push(check.warn(
                 format!("the daemon runs, and {what} does not answer at {address}"),
                 "it runs with another configuration: `aegis stop`, then `aegis up`",
             )),
@@ -85,9 +87,12 @@ pub fn judge(Facts { daemon_runs, doors }: &Facts) -> Vec<Finding> {
     if findings.is_empty() {
         let all: Vec<_> = doors.iter().map(|door| format!("{} at {}", door.what, door.address)).collect();
         let all = if all.is_empty() { "any free ones".to_owned() } else { all.join(", ") };
-        findings.push(check.ok(match daemon_runs {
-            true => format!("the daemon's own: {all}"),
-            false => format!("free: {all}"),
+        findings.push(check.ok(match holder {
+            Holder::Daemon => format!("the daemon's own: {all}"),
+            Holder::Silent(process) => {
+                format!("left to process {process}, which has the data directory: {all}")
+            }
+            Holder::Nobody => format!("free: {all}"),
         }));
     }
     findings
@@ -99,19 +104,20 @@ mod tests {
     use crate::cli::doctor::Verdict::{self, Fail, Ok as Good, Warn};
     use cluster_core::config::{NodeConfig, Overrides};
 
-    fn verdict(daemon_runs: bool, answers: bool) -> Verdict {
+    fn verdict(holder: Holder, answers: bool) -> Verdict {
         let address = "127.0.0.1:8088".parse().unwrap();
         let door = Door { what: "HTTP", key: "spec.network.port", address, answers };
-        judge(&Facts { daemon_runs, doors: vec![door] })[0].result
+        judge(&Facts { holder, doors: vec![door] })[0].result
     }
 
     #[test]
     fn a_port_is_free_or_ours() {
-        assert_eq!(verdict(false, false), Good);
-        assert_eq!(verdict(true, true), Good);
-        assert_eq!(verdict(false, true), Fail);
-        assert_eq!(verdict(true, false), Warn);
-        assert_eq!(judge(&Facts { daemon_runs: true, doors: Vec::new() })[0].result, Good);
+        assert_eq!(verdict(Holder::Nobody, false), Good);
+        assert_eq!(verdict(Holder::Daemon, true), Good);
+        assert_eq!(verdict(Holder::Nobody, true), Fail);
+        assert_eq!(verdict(Holder::Daemon, false), Warn);
+        assert_eq!(verdict(Holder::Silent(7), true), Good);
+        assert_eq!(judge(&Facts { holder: Holder::Daemon, doors: Vec::new() })[0].result, Good);
     }
 
     #[tokio::test]
@@ -121,9 +127,9 @@ mod tests {
         let port = listener.local_addr().unwrap().port().to_string();
         let overrides = Overrides { port: Some(port), ..Overrides::default() };
         let settings = Settings::of(&NodeConfig::default(), &overrides).unwrap();
-        let facts = look(&settings, dir.path(), false).await;
+        let facts = look(&settings, dir.path(), Holder::Nobody).await;
         assert!(facts.doors[0].answers, "{facts:?}");
         drop(listener);
-        assert!(!look(&settings, dir.path(), false).await.doors[0].answers);
+        assert!(!look(&settings, dir.path(), Holder::Nobody).await.doors[0].answers);
     }
 }

@@ -88,6 +88,15 @@ impl ClientKind {
             ClientKind::Codex => (".codex/config.toml", ".codex/config.toml"),
         }
     }
+
+    /// Where the user's plugins are, below the home directory: JSON, with `NAME@MARKETPLACE: true` below
+    /// `enabledPlugins`.
+    pub const fn plugin_file(self) -> Option<&'static str> {
+        match self {
+            ClientKind::ClaudeCode => Some(".claude/settings.json"),
+            ClientKind::ClaudeDesktop | ClientKind::Cursor | ClientKind::Vscode | ClientKind::Codex => None,
+        }
+    }
 }
 
 /// What a client is to start.
