@@ -51,11 +51,12 @@ async fn is_active(controller: &Controller) {
 }
 
 async fn says(worker: &Controller, why: &str) {
-    until("the worker says why it is not let in", JOIN_LIMIT, async || {
-        worker.log().contains(why).then_some(())
+    let health = until("the worker says why it is not let in", JOIN_LIMIT, async || {
+        // It may be refused before it listens.
+        let health = worker.api("/health").await.ok()?;
+        worker.log().contains(why).then_some(health)
     })
     .await;
-    let health = worker.api("/health").await.expect("it answers");
     assert_eq!(health["ready"], json!(false), "{health}");
 }
 

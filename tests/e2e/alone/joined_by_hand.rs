@@ -81,13 +81,14 @@ async fn a_token_made_up_or_of_another_node_admits_nobody() {
     for (bad, why) in [(token.as_str(), "EnrolmentInvalid"), ("made.up.token", "EnrolmentInvalid")] {
         let mut worker = Controller::prepare(&worker(port, bad));
         worker.launch();
-        until("the worker says why it is not let in", JOIN_LIMIT, async || {
+        let health = until("the worker says why it is not let in", JOIN_LIMIT, async || {
+            // It may be refused before it listens.
+            let health = worker.api("/health").await.ok()?;
             let log = worker.log();
-            (log.contains(why) || log.contains("enrolment")).then_some(())
+            (log.contains(why) || log.contains("enrolment")).then_some(health)
         })
         .await;
         assert_eq!(status_of(&controller, "by-hand").await, None);
-        let health = worker.api("/health").await.expect("it answers");
         assert_eq!(health["ready"], json!(false), "{health}");
     }
 }
