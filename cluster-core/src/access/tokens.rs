@@ -111,7 +111,7 @@ impl AccessTokens {
         let AccessTokenOrder { name, scope, lifetime } = order;
         if lifetime.is_zero() || lifetime > LIFETIME_MAX {
             return Err(Error::invalid("the lifetime of a token is 1 second to 365 days")
-                .remedy("make it shorter, and another when it ends"));
+                .remedy("state one within that, and make another token when it ends"));
         }
         let _one_at_a_time = self.changing.lock().await;
         let mut all = self.table.all();

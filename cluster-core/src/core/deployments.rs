@@ -51,11 +51,16 @@ impl Core {
         self.controller()?.deployments.start(&request, origin).await
     }
 
-    /// Whether a deployment, rollback, removal or rollout was begun with this idempotency key.
-    pub async fn knows_key(&self, key: Option<&str>) -> Result<bool> {
+    /// Whether a deployment, rollback or removal was begun with this idempotency key.
+    pub async fn knows_deployment_key(&self, key: Option<&str>) -> Result<bool> {
         let Some(key) = key else { return Ok(false) };
-        let part = self.controller()?;
-        Ok(part.deployments.knows_key(key).await? || part.rollouts.knows_key(key).await?)
+        self.controller()?.deployments.knows_key(key).await
+    }
+
+    /// Whether a rollout was. The keys of the two are apart: one that a rollout has begins a deployment anew.
+    pub async fn knows_rollout_key(&self, key: Option<&str>) -> Result<bool> {
+        let Some(key) = key else { return Ok(false) };
+        self.controller()?.rollouts.knows_key(key).await
     }
 
     pub async fn deployment(&self, id: &DeploymentId) -> Result<DeploymentView> {

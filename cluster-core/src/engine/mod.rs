@@ -216,7 +216,7 @@ impl Engine {
         }
     }
 
-    /// Starts a created container with its input on stdin. Not found: it is not there, and was not started.
+    /// Starts a created container with its input on stdin. `Lost`: it is not there, and was not started.
     pub async fn start(&self, name: &str, input: Bytes) -> Result<()> {
         let options = AttachContainerOptionsBuilder::new().stdin(true).stream(true).build();
         let mut attached = self
@@ -366,7 +366,7 @@ fn shown_long(text: &str) -> String {
 
 fn gone_or_refused(what: &str, error: DockerError) -> Error {
     match status(&error) {
-        Some(404) => Error::new(ErrorCode::NotFound, "the container was removed before it was started")
+        Some(404) => Error::new(ErrorCode::Lost, "the container was removed before it was started")
             .remedy("submit it again; something else removes containers on the node")
             .source(error),
         _ => refused(what, error),

@@ -12,7 +12,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, ErrorCode, Result};
 
-const LOCK_FILE: &str = "lock";
+/// Below the data directory; it holds the number of the process that has it, or had it last.
+pub const LOCK_FILE: &str = "lock";
 
 /// A data directory that this process owns.
 #[derive(Debug)]

@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
+use cluster_core::{
+    Error, ErrorCode, Result,
+    store::{DataDirectory, LOCK_FILE},
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -18,7 +21,7 @@ pub async fn run(context: &Context) -> Result<()> {
     let owner = owner_of(&data_dir);
     match client.post::<Value>("/v1/shutdown", &json!({})).await {
         Ok(_) => {}
-        Err(error) if error.code() == ErrorCode::Unavailable && !data_dir.join("lock").exists() => {
+        Err(error) if error.code() == ErrorCode::Unavailable && !data_dir.join(LOCK_FILE).exists() => {
             return context.output.show(&json!({ "stopped": false }), || "No daemon runs.".to_owned());
         }
         Err(error) if error.code() == ErrorCode::Unavailable && DataDirectory::own(&data_dir).is_ok() => {
@@ -40,5 +43,5 @@ pub async fn run(context: &Context) -> Result<()> {
 
 /// The process that has, or had last, the lock.
 fn owner_of(data_dir: &Path) -> Option<String> {
-    std::fs::read_to_string(data_dir.join("lock")).ok().filter(|owner| !owner.trim().is_empty())
+    std::fs::read_to_string(data_dir.join(LOCK_FILE)).ok().filter(|owner| !owner.trim().is_empty())
 }

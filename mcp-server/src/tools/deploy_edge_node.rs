@@ -269,7 +269,7 @@ Returns a deployment_id and goes on by itself: follow it with get_deployment_sta
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
         let (dry_run, host) = (arguments.dry_run, arguments.host.clone());
         let request = asked(arguments, call)?;
-        if dry_run || call.core.knows_key(request.idempotency_key.as_deref()).await? {
+        if dry_run || call.core.knows_deployment_key(request.idempotency_key.as_deref()).await? {
             return Ok(confirm::Plan::nothing());
         }
         let command = format!("aegis deploy {host}");

@@ -154,7 +154,7 @@ first; if anything is wrong, nothing is begun. Returns a rollout_id; follow it w
         call.hide(arguments.tunnel_token().as_ref());
         let dry_run = arguments.dry_run;
         let request = arguments.check(Origin::Assistant)?;
-        if dry_run || call.core.knows_key(request.idempotency_key.as_deref()).await? {
+        if dry_run || call.core.knows_rollout_key(request.idempotency_key.as_deref()).await? {
             return Ok(Plan::nothing());
         }
         let count = request.hosts.len();

@@ -44,6 +44,9 @@ pub struct Arguments {
     wait_seconds: Option<u64>,
 }
 
+/// What a plan carries that needed no confirmation, since it changes nothing.
+const LOOK: &str = "look";
+
 impl Arguments {
     /// What can be said before the node is looked at: how long to wait.
     fn check(&self) -> Result<Duration> {
@@ -150,7 +153,9 @@ runs may finish until the deadline. Survives restarts; resume_node undoes it.";
         let view = call.core.drain_status(&arguments.node_id).await?;
         // To ask how a drain stands disrupts nothing; another deadline may.
         let order = arguments.order(&view)?.filter(|_| view.state != DrainState::Drained);
-        let Some(order) = order else { return Ok(Plan::nothing()) };
+        let Some(order) = order else {
+            return Ok(Plan { carries: Some(LOOK.to_owned()), ..Plan::nothing() });
+        };
         let node_id = view.node_id;
         let mut facts = vec![format!("it gets no new work until resume_node {node_id}")];
         let then = match order.on_deadline {
@@ -175,7 +180,9 @@ runs may finish until the deadline. Survives restarts; resume_node undoes it.";
         let wait = arguments.check()?;
         let core = call.core.clone();
         let known = core.drain_status(&arguments.node_id).await?;
-        let started = match arguments.order(&known)? {
+        // Somebody may have resumed the node since the plan.
+        let only_looks = call.confirmed.as_deref() == Some(LOOK);
+        let started = match arguments.order(&known)?.filter(|_| !only_looks) {
             Some(order) => {
                 let (core, node_id) = (core.clone(), arguments.node_id);
                 whole(async move { core.drain(&node_id, order).await }).await?

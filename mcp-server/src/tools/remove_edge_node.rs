@@ -57,7 +57,7 @@ the host (volumes stay), revoke its key. cancel_deployment undoes it until the s
 
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
-        if call.core.knows_key(arguments.idempotency_key.as_deref()).await? {
+        if call.core.knows_deployment_key(arguments.idempotency_key.as_deref()).await? {
             return Ok(Plan::nothing());
         }
         let node_id = arguments.node_id;

@@ -52,7 +52,7 @@ it fails, what runs now is put back.";
 
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
-        if call.core.knows_key(arguments.idempotency_key.as_deref()).await? {
+        if call.core.knows_deployment_key(arguments.idempotency_key.as_deref()).await? {
             return Ok(Plan::nothing());
         }
         let node_id = arguments.node_id;

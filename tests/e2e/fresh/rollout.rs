@@ -89,6 +89,10 @@ async fn two_machines_become_nodes_by_one_call() {
         (&json!("succeeded"), &json!("2 hosts: 2 succeeded")),
         "{ended:#}"
     );
+    // A rollout's key is none of a removal's, which asks as ever.
+    let borrowed = json!({"node_id": ONE, "idempotency_key": "both"});
+    let shown = client.unconfirmed("remove_edge_node", borrowed).await;
+    assert_eq!(shown["state"], "needs_confirmation", "{shown}");
     let nodes = statuses(&mut client).await;
     assert!(
         [ONE, TWO].iter().all(|node| nodes.get(*node).is_some_and(|status| status == "active")),

@@ -266,7 +266,7 @@ async fn begin(shared: &Shared, run: &Run, iteration: u32, is_created: bool) -> 
             create(shared, run, iteration).await?;
         }
         match start(shared, run, iteration).await {
-            Err(error) if error.code() == ErrorCode::NotFound && vanished < VANISHED_MAX => {
+            Err(error) if error.code() == ErrorCode::Lost && vanished < VANISHED_MAX => {
                 tracing::warn!(error = %error.chain(), "a container is created again");
                 (vanished, is_created) = (vanished + 1, false);
                 tokio::time::sleep(VANISHED_PAUSE).await;

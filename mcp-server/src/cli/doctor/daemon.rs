@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
-use cluster_core::{Error, ErrorCode, Result, core::HealthView};
+use cluster_core::{Error, ErrorCode, Result, core::HealthView, store::LOCK_FILE};
 
 use super::{Check, Finding};
 use crate::cli::client::Client;
@@ -41,7 +41,7 @@ pub async fn look(data_dir: &Path) -> Facts {
     let client = Client::new(data_dir);
     let silent = || Error::new(ErrorCode::Timeout, "it did not answer in time");
     let asked = tokio::time::timeout(ANSWER_TIME_MAX, client.health());
-    let lock = data_dir.join("lock");
+    let lock = data_dir.join(LOCK_FILE);
     let (health, owner) = tokio::join!(asked, super::blocking(move || owner_of(&lock)));
     Facts { health: health.unwrap_or_else(|_| Err(silent())), owner: owner.flatten() }
 }
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_data_directory_that_is_held_is_seen_to_be() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = dir.path().join("lock");
+        let lock = dir.path().join(LOCK_FILE);
         let held = cluster_core::store::DataDirectory::own(dir.path()).unwrap();
         assert_eq!(owner_of(&lock), Some(std::process::id()));
         drop(held);

@@ -44,14 +44,6 @@ pub enum FileForm {
 }
 
 impl ClientKind {
-    pub const ALL: [ClientKind; 5] = [
-        ClientKind::ClaudeCode,
-        ClientKind::ClaudeDesktop,
-        ClientKind::Cursor,
-        ClientKind::Vscode,
-        ClientKind::Codex,
-    ];
-
     /// As people call it.
     pub const fn title(self) -> &'static str {
         match self {
@@ -228,7 +220,7 @@ impl Clients {
         let address = std::fs::read_to_string(data_dir.join(HTTP_ADDRESS))
             .map_or_else(|_| "127.0.0.1:8088".to_owned(), |text| text.trim().to_owned());
         let origin = if address.contains("://") { address } else { format!("http://{address}") };
-        let clients = ClientKind::ALL.into_iter().map(|client| Addition::of(client, &server));
+        let clients = ClientKind::value_variants().iter().map(|client| Addition::of(*client, &server));
         Ok(Self {
             clients: clients.collect::<Result<_>>()?,
             http_url: format!("{origin}/mcp"),

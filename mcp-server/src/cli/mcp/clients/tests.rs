@@ -61,7 +61,7 @@ fn links_decode_to_the_same_entry() {
 
 #[test]
 fn files_parse_and_hold_the_entry() {
-    for client in ClientKind::ALL {
+    for client in ClientKind::value_variants().iter().copied() {
         let content = addition(client).file.content;
         let (document, key): (Value, _) = match client.form() {
             FileForm::Json(key) => (serde_json::from_str(&content).unwrap(), key),
@@ -85,14 +85,14 @@ fn another_data_directory_is_named_and_no_token_is() {
     assert!(clients.http_token_file.ends_with("http.token"));
     let text = format!("{}{}", clients.text(), json!(clients));
     assert!(!text.contains("nobody-may-see"));
-    for client in ClientKind::ALL {
+    for client in ClientKind::value_variants().iter().copied() {
         assert!(text.contains(client.title()), "{text}");
     }
 }
 
 #[test]
 fn what_a_client_is_called_is_told_once() {
-    for client in ClientKind::ALL {
+    for client in ClientKind::value_variants() {
         let name = client.to_possible_value().unwrap().get_name().to_owned();
         assert_eq!(json!(client), name, "JSON and the command line name it alike");
     }
