@@ -4,6 +4,7 @@
 //! the engine and translates its refusals.
 
 mod archive;
+mod broken_start;
 mod container;
 mod events;
 mod image;
@@ -36,6 +37,7 @@ use futures::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
+pub use broken_start::{STARTS_MAX, is_broken_start};
 pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name};
 pub use events::{Change, EngineEvent};
 pub use image::{Export, ImageContent, LocalImage};
@@ -44,7 +46,7 @@ pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
 use crate::{
     error::{Error, ErrorCode, Result},
     execution::order::Attempt,
-    ids::{ExecutionId, shown},
+    ids::ExecutionId,
 };
 
 pub const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
@@ -218,6 +220,19 @@ impl Engine {
 
     /// Starts a created container with its input on stdin. `Lost`: it is not there, and was not started.
     pub async fn start(&self, name: &str, input: Bytes) -> Result<()> {
+        let mut starts = 1;
+        loop {
+            match self.start_once(name, input.clone()).await {
+                Err(error) if starts < STARTS_MAX && is_broken_start(error.message()) => {
+                    tracing::warn!(container = name, error = %error.chain(), "a broken start is made again");
+                    starts += 1;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn start_once(&self, name: &str, input: Bytes) -> Result<()> {
         let options = AttachContainerOptionsBuilder::new().stdin(true).stream(true).build();
         let mut attached = self
             .docker
@@ -378,7 +393,7 @@ fn refused(what: &str, error: DockerError) -> Error {
         DockerError::DockerResponseServerError { .. } => "see the engine's own log on the node",
         _ => "start Docker on the node and give aegis access to its socket",
     };
-    Error::new(ErrorCode::Engine, format!("the container engine did not {what}: {}", shown(&cause(&error))))
+    Error::new(ErrorCode::Engine, format!("the container engine did not {what}: {}", cause(&error)))
         .remedy(remedy)
         .source(error)
 }

@@ -17,7 +17,7 @@ use super::VALID;
 
 /// Plans at a time; the oldest makes room.
 const PENDING_MAX: usize = 256;
-/// Of a handle, in hexadecimal digits: 80 random bits, and short enough to be typed again.
+/// Of a handle, in hexadecimal digits: 74 random bits, and short enough to be typed again.
 const HANDLE_DIGITS: usize = 20;
 /// Arguments that change nothing of what is done.
 const NOT_BOUND: [&str; 2] = ["wait_seconds", "response_format"];

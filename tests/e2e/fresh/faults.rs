@@ -1,4 +1,5 @@
-//! Two controllers at one host, and a host that is another one when it is deployed again.
+//! Two controllers at one host, a host that is another one when it is deployed again, and one whose
+//! container runtime breaks starts off.
 
 use serde_json::{Value, json};
 
@@ -7,7 +8,7 @@ use crate::support::{
     fleet::{Fresh, ONE, fresh},
     mcp::{Client, Era},
     testbed::Disturbed,
-    work::{deploy, deploy_ready, deployment_of, follow, id_of, statuses, with},
+    work::{deploy, deploy_ready, deployment_of, follow, id_of, run, script, statuses, with},
 };
 
 /// The one that comes second is told who was first; only a person may take the host over.
@@ -92,4 +93,45 @@ async fn a_host_that_is_another_one_when_it_is_deployed_again() {
     }
     assert_eq!(host.sh(everything), before);
     deploy_ready(&mut client, deployment_of(host, ONE, &["edge", "new"])).await;
+}
+
+/// A runtime whose next start breaks off as runc's do on a loaded machine; it then takes its own place again.
+const BREAK_NEXT_START: &str = r#"
+mv /usr/sbin/runc /usr/sbin/runc.whole
+cat > /usr/sbin/runc.broken <<'END'
+#!/bin/sh
+case " $* " in *" create "*)
+  mv /usr/sbin/runc.whole /usr/sbin/runc
+  while [ "$1" != --log ]; do shift; done
+  echo '{"level":"error","msg":"runc create failed: unable to start container process: waiting for init preliminary setup: read init-p: connection reset by peer"}' >> "$2"
+  exit 1
+esac
+exec /usr/sbin/runc.whole "$@"
+END
+chmod +x /usr/sbin/runc.broken && mv /usr/sbin/runc.broken /usr/sbin/runc
+"#;
+const WHOLE_RUNTIME: &str = "rm -f /usr/sbin/runc.broken; if [ -e /usr/sbin/runc.whole ]; then mv /usr/sbin/runc.whole /usr/sbin/runc; fi";
+
+/// Neither a deployment nor an execution fails for it.
+#[tokio::test]
+async fn a_start_that_the_hosts_runtime_breaks_off_is_made_again() {
+    let Fresh { hosts, _machines } = fresh().await;
+    let host = &hosts[0];
+    let controller = Controller::start(&Setup::for_hosts(&hosts)).await;
+    controller.approve(host).await;
+    let mut client = Client::stdio(&controller, Era::Session, "faults").await;
+    let is_whole_again = || host.holds("! [ -e /usr/sbin/runc.whole ]");
+
+    let _disturbed = Disturbed::new(host, BREAK_NEXT_START, WHOLE_RUNTIME);
+    let deployed = deploy_ready(&mut client, deployment_of(host, ONE, &["edge"])).await;
+    assert!(is_whole_again(), "no start was broken off");
+    let steps = deployed["steps"].as_array().expect("steps");
+    let start = steps.iter().find(|step| step["name"] == "start").expect("a start");
+    assert!(start["evidence"].as_str().is_some_and(|text| text.contains("broke off")), "{start:#}");
+
+    host.sh(BREAK_NEXT_START);
+    let ended = run(&mut client, with(script("cat", &["edge"]), json!({ "input": "once\n" }))).await;
+    assert!(is_whole_again(), "no start was broken off");
+    assert_eq!(ended.view["state"], "succeeded", "{:#}", ended.view);
+    assert_eq!(ended.stdout, "once\n");
 }

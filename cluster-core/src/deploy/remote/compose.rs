@@ -5,6 +5,7 @@ use super::{
     Remote, SHORT, UP_LIMIT,
 };
 use crate::{
+    engine::{STARTS_MAX, is_broken_start},
     error::{Error, ErrorCode, Result},
     ids::shown,
     ssh::script::tail,
@@ -73,9 +74,18 @@ impl Remote<'_> {
         }
     }
 
-    /// What Compose did, a line a container.
+    /// What Compose did, a line a container. A start that the host's runtime broke off is made again.
     pub async fn up(&self) -> Result<Vec<String>> {
-        let output = self.run("docker compose up", UP, &[self.base, PROJECT], UP_LIMIT).await?;
+        let mut starts = 1;
+        let output = loop {
+            match self.run("docker compose up", UP, &[self.base, PROJECT], UP_LIMIT).await {
+                Err(error) if starts < STARTS_MAX && is_broken_start(error.message()) => {
+                    tracing::warn!(error = %error.chain(), "a broken start is made again");
+                    starts += 1;
+                }
+                answer => break answer?,
+            }
+        };
         let mut containers: Vec<(String, String)> = Vec::new();
         for line in output.stderr.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -87,7 +97,10 @@ impl Remote<'_> {
                 None => containers.push(((*name).to_owned(), (*verb).to_owned())),
             }
         }
-        Ok(containers.into_iter().map(|(name, verb)| format!("{name} {}", verb.to_lowercase())).collect())
+        let again =
+            (starts > 1).then(|| format!("at start {starts}: the host's container runtime broke off"));
+        let did = containers.into_iter().map(|(name, verb)| format!("{name} {}", verb.to_lowercase()));
+        Ok(did.chain(again).collect())
     }
 
     /// The containers of the stack, for `health::Look` to read.
