@@ -11,7 +11,7 @@ mod supervisor;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use axum::{Extension, Router, middleware};
+use axum::{Extension, middleware};
 use cluster_core::{
     Error, ErrorCode, Result,
     access::{Door, TokenTable},
@@ -37,7 +37,7 @@ use crate::{
     tools::Catalogue,
     transport::{
         guard::{self, Guard},
-        http::{mcp_service, serve_tcp, serve_unix},
+        http::{mcp_routes, serve_tcp, serve_unix},
         mcp_socket,
         unix::{self, Socket},
     },
@@ -159,9 +159,8 @@ impl Listening {
             let socket = Socket::bind(data, unix::MCP)?;
             tasks.spawn(mcp_socket::serve(socket, server.clone(), self.stop.clone()));
             if self.settings.mcp.http {
-                let service =
-                    mcp_service(move || server.for_connection(), &self.settings, self.stop.child_token());
-                outside = outside.merge(Router::new().route_service("/mcp", service));
+                let stop = self.stop.child_token();
+                outside = outside.merge(mcp_routes(move || server.for_connection(), &self.settings, stop));
             }
         }
         let outside = outside.layer(middleware::from_fn_with_state(self.guard, guard::guard));

@@ -5,12 +5,12 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{Error, ErrorCode, audit::Arguments};
+use cluster_core::{Error, audit::Arguments};
 use http::{StatusCode, request::Parts};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::error::Problem;
+use super::error::{Problem, body_too_large};
 
 /// A JSON object; no body is an empty one.
 pub struct Body<T>(pub T);
@@ -22,9 +22,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let arguments = request.extensions().get::<Arguments>().cloned().unwrap_or_default();
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                // HTTP has a status of its own for this bound.
-                let error = Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB");
-                return (StatusCode::PAYLOAD_TOO_LARGE, Problem(error).body()).into_response();
+                return body_too_large();
             }
             Problem(Error::invalid("the body could not be read")).into_response()
         })?;

@@ -5,6 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use cluster_core::{Error, ErrorCode, Failure};
+use http::StatusCode;
 
 /// An error on its way out.
 #[derive(Debug)]
@@ -37,4 +38,10 @@ impl IntoResponse for Problem {
         response.extensions_mut().insert(code);
         response
     }
+}
+
+/// HTTP has a status of its own for this bound.
+pub fn body_too_large() -> Response {
+    let error = Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB");
+    (StatusCode::PAYLOAD_TOO_LARGE, Problem(error).body()).into_response()
 }

@@ -4,8 +4,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::Router;
-use cluster_core::config::Settings;
+use axum::{
+    Router,
+    body::to_bytes,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use cluster_core::{Error, ErrorCode, config::Settings};
+use http::StatusCode;
+use http_body_util::LengthLimitError;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -13,10 +21,7 @@ use hyper_util::{
 };
 use rmcp::{
     ServerHandler,
-    transport::streamable_http_server::{
-        StreamableHttpServerConfig, StreamableHttpService,
-        session::local::{LocalSessionManager, SessionConfig},
-    },
+    transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -26,12 +31,15 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{first_bytes::FirstBytes, unix::Socket};
+use super::{first_bytes::FirstBytes, http_sessions::HttpSessions, unix::Socket};
+use crate::rest::error::{Problem, body_too_large};
 
 /// A few assistants with a few streams each; more is a leak or an attack.
 const CONNECTIONS_MAX: usize = 256;
 /// One request: larger ones are refused with 413.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Of a request to `/mcp`; REST bounds its requests as a whole.
+const BODY_READ_TIME_MAX: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 const HEADER_READ_TIME_MAX: Duration = Duration::from_secs(15);
 const HEADERS_MAX: usize = 64;
@@ -44,6 +52,8 @@ const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 const GOODBYE_TIME_MAX: Duration = Duration::from_secs(2);
 /// A person may think for an hour between two calls of one session.
 const MCP_SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
+/// Beyond it the one that was used longest ago makes room.
+const MCP_SESSIONS_MAX: usize = 512;
 /// After a failed accept (no descriptors left): trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -194,11 +204,11 @@ where
 /// and once more here, where the specification asks for it.
 ///
 /// `handler` makes one for each session of the older era, and for each request of the newer.
-pub fn mcp_service<H: ServerHandler>(
+pub fn mcp_routes<H: ServerHandler>(
     handler: impl Fn() -> H + Send + Sync + 'static,
     settings: &Settings,
     stop: CancellationToken,
-) -> StreamableHttpService<H, LocalSessionManager> {
+) -> Router {
     let loopback = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
     let hosts = loopback
         .iter()
@@ -215,19 +225,39 @@ pub fn mcp_service<H: ServerHandler>(
         .enforce_origin_validation()
         .with_max_request_body_bytes(BODY_BYTES_MAX)
         .with_cancellation_token(stop);
-    let mut sessions = LocalSessionManager::default();
-    let mut session = SessionConfig::default();
-    session.keep_alive = Some(MCP_SESSION_IDLE_MAX);
-    sessions.session_config = session;
-    StreamableHttpService::new(move || Ok(handler()), Arc::new(sessions), config)
+    let sessions = Arc::new(HttpSessions::new(MCP_SESSIONS_MAX, MCP_SESSION_IDLE_MAX));
+    let service = StreamableHttpService::new(move || Ok(handler()), sessions, config);
+    Router::new()
+        .route_service("/mcp", service)
+        .layer(middleware::from_fn_with_state(BODY_READ_TIME_MAX, whole_body))
+}
+
+/// The body is here within its time and size, or the request is refused: who sends a byte now and then
+/// holds nothing.
+async fn whole_body(State(time_max): State<Duration>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let refused = |status: StatusCode, error| (status, Problem(error).body()).into_response();
+    match tokio::time::timeout(time_max, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(parts, body.into())).await,
+        Ok(Err(error)) => match error.into_inner().is::<LengthLimitError>() {
+            true => body_too_large(),
+            false => refused(StatusCode::BAD_REQUEST, Error::invalid("the body could not be read")),
+        },
+        Err(_) => refused(
+            StatusCode::REQUEST_TIMEOUT,
+            Error::new(ErrorCode::Timeout, format!("the body was not here within {} s", time_max.as_secs()))
+                .remedy("send it again"),
+        ),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
-    use axum::middleware;
+    use axum::body::Body;
     use cluster_core::{access::TokenTable, deploy::Origin};
+    use futures::StreamExt as _;
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -240,9 +270,8 @@ mod tests {
         let guard = guard::Guard::new(&settings, TokenTable::new(Some("t0ken"))).unwrap();
         let api = rest::Api { core: testing::core().await, origin: Origin::Assistant, stop: stop.clone() };
         let server = testing::server().await;
-        let service = mcp_service(move || server.for_connection(), &settings, stop.clone());
         let router = rest::router(api)
-            .merge(Router::new().route_service("/mcp", service))
+            .merge(mcp_routes(move || server.for_connection(), &settings, stop.clone()))
             .layer(middleware::from_fn_with_state(guard, guard::guard));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -263,6 +292,28 @@ mod tests {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
         (status, answer)
+    }
+
+    /// Its one frame comes, and its end never does.
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_given_up() {
+        const TIME_MAX: Duration = Duration::from_millis(100);
+        let reads_all = axum::routing::post(async |body: axum::body::Bytes| body);
+        let router = Router::new()
+            .route("/mcp", reads_all)
+            .layer(middleware::from_fn_with_state(TIME_MAX, whole_body));
+        let frames = |frames: Vec<&'static str>| futures::stream::iter(frames).map(Ok::<_, std::io::Error>);
+        let ask = async |body| {
+            let request = http::Request::post("/mcp").body(body).unwrap();
+            let answer = tower::ServiceExt::oneshot(router.clone(), request).await.unwrap();
+            (answer.status(), to_bytes(answer.into_body(), 1000).await.unwrap())
+        };
+        let whole = Body::from_stream(frames(vec!["{", "}"]));
+        assert_eq!(ask(whole).await, (StatusCode::OK, "{}".into()));
+        let endless = Body::from_stream(frames(vec!["{"]).chain(futures::stream::pending()));
+        let (status, text) = ask(endless).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+        assert!(String::from_utf8_lossy(&text).contains("\"Timeout\""), "{text:?}");
     }
 
     const MCP: &str = "POST /mcp HTTP/1.1\r\naccept: application/json, text/event-stream\r\n\

@@ -8,6 +8,7 @@ mod first_bytes;
 pub mod guard;
 mod handshake;
 pub mod http;
+mod http_sessions;
 mod lines;
 pub(crate) mod mcp_socket;
 mod message;

@@ -3,14 +3,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use axum::{Router, middleware};
+use axum::middleware;
 use cluster_core::{
     access::TokenTable,
     config::{self, Overrides, Settings},
 };
 use mcp_server::transport::{
     guard::{Guard, guard},
-    http::{mcp_service, serve_tcp},
+    http::{mcp_routes, serve_tcp},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -45,10 +45,9 @@ impl Served {
         let overrides = Overrides { data_dir: Some("/nonexistent".into()), ..Overrides::default() };
         let settings = Settings::of(&config::parse(text).expect("YAML"), &overrides).expect("settings");
         let (fixtures, stop) = (Fixtures::new(), CancellationToken::new());
-        let service = mcp_service(move || fixtures.clone(), &settings, stop.clone());
         let rules = Guard::new(&settings, TokenTable::default()).expect("rules");
-        let router =
-            Router::new().route_service("/mcp", service).layer(middleware::from_fn_with_state(rules, guard));
+        let router = mcp_routes(move || fixtures.clone(), &settings, stop.clone())
+            .layer(middleware::from_fn_with_state(rules, guard));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("an address");
         let task = tokio::spawn(serve_tcp(listener, None, router, stop.clone()));
