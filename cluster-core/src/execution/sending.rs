@@ -32,7 +32,7 @@ use crate::{
     engine::Engine,
     error::{Error, ErrorCode, Result},
     ids::ExecutionId,
-    store::{ExecutionRecord, Store},
+    store::{ExecutionRecord, Store, private_directory},
     workspace::{
         BOUNDS,
         kept::{Kept, digest_of, ensure_room},
@@ -100,7 +100,7 @@ impl Sending {
         }
         workspaces.sweep(None)?;
         let artifacts = settings.data.join("artifacts");
-        fs::create_dir_all(&artifacts).map_err(|e| unwritable(&artifacts, e))?;
+        private_directory(&artifacts).map_err(|e| unwritable(&artifacts, e))?;
         sweep(&artifacts, store).await?;
         Ok(Self {
             settings,

@@ -37,7 +37,7 @@ use crate::{
     engine::{Engine, VolumeOf, container_name},
     error::{Error, ErrorCode, Result},
     ids::{ExecutionId, NodeId},
-    store::{DataDirectory, write_synced},
+    store::{DataDirectory, private_directory, write_synced},
     workspace::kept::Kept,
 };
 
@@ -104,7 +104,7 @@ impl Supervisor {
         env: Vec<(String, String)>,
     ) -> Result<Self> {
         let directory = data.path().join("executions");
-        fs::create_dir_all(&directory).map_err(|e| unwritable(&directory, e))?;
+        private_directory(&directory).map_err(|e| unwritable(&directory, e))?;
         let control = Control::open(data)?;
         let kept = Kept::open(data.path().join("content"))?;
         let shared = Shared {
@@ -237,7 +237,7 @@ impl Supervisor {
         let directory = self.0.directory.join(journaled.order.execution_id.as_str());
         let bytes = serde_json::to_vec(&journaled)
             .map_err(|e| Error::internal("an order cannot be written").source(e))?;
-        fs::create_dir_all(&directory)
+        private_directory(&directory)
             .and_then(|()| write_synced(&directory.join(ORDER_FILE), &bytes))
             .map_err(|e| unwritable(&directory, e))?;
         let run = self.hold(journaled, directory, true)?;

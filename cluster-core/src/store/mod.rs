@@ -37,8 +37,8 @@ pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
 pub use executions::ExecutionRecord;
 pub use nodes::{NodeRecord, TokenRecord};
-pub(crate) use owner::write_synced;
 pub use owner::{DataDirectory, LOCK_FILE};
+pub(crate) use owner::{private_directory, write_synced};
 pub use rollouts::RolloutRow;
 pub use secrets::{SecretRow, SecretWrite};
 pub use write::Write;
@@ -74,7 +74,8 @@ impl Store {
     /// Opens `aegis.db` in a data directory that the caller owns, and brings its schema up to date.
     pub async fn open(owner: Arc<DataDirectory>) -> Result<Self> {
         sqlx::any::install_default_drivers();
-        let path = owner.path().join("aegis.db");
+        // Before SQLite makes it: what lies beside it gets the modes that it has.
+        let path = owner.private_file("aegis.db")?;
         let url = url::Url::from_file_path(&path)
             .map_err(|()| Error::new(ErrorCode::Storage, format!("{} is not absolute", path.display())))?;
         let options = format!("sqlite://{}?mode=rwc", url.path())
@@ -101,7 +102,6 @@ impl Store {
             Error::new(ErrorCode::Storage, format!("the schema of {} cannot be used: {e}", path.display()))
                 .remedy("start the version of aegis that wrote it, or a newer one")
         })?;
-        owner.protect(&path)?;
         let read = pool(READ_CONNECTIONS_MAX).connect_with(options).await.map_err(|e| failed(&path, e))?;
         let (writes, queue) = mpsc::channel(WRITE_QUEUE_MAX);
         tokio::spawn(write_loop(write_pool, queue));

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read as _, Seek as _, Write as _},
+    io::{ErrorKind, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -12,6 +12,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, ErrorCode, Result};
 
+const PRIVATE_FILE: u32 = 0o600;
+const PRIVATE_DIRECTORY: u32 = 0o700;
 /// Below the data directory; it holds the number of the process that has it, or had it last.
 pub const LOCK_FILE: &str = "lock";
 
@@ -30,14 +32,14 @@ impl DataDirectory {
                 .remedy("give the user who runs aegis a directory it may write (AEGIS_DATA_DIR)")
                 .source(e)
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
+        fs::DirBuilder::new().recursive(true).mode(PRIVATE_DIRECTORY).create(path).map_err(unusable)?;
         let path = path.canonicalize().map_err(unusable)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
+            .mode(PRIVATE_FILE)
             .open(path.join(LOCK_FILE))
             .map_err(unusable)?;
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -64,18 +66,41 @@ impl DataDirectory {
         &self.path
     }
 
+    /// A file of this name, made if it is missing, that its owner alone can read.
+    pub fn private_file(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        match OpenOptions::new().write(true).create_new(true).mode(PRIVATE_FILE).open(&path) {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => self.protect(&path)?,
+            Err(e) => {
+                return Err(Error::new(ErrorCode::Storage, format!("{} cannot be made", path.display()))
+                    .remedy("give the user who runs aegis a directory it may write, with room in it")
+                    .source(e));
+            }
+        }
+        Ok(path)
+    }
+
     /// Readable by its owner alone.
     pub fn protect(&self, file: &Path) -> Result<()> {
-        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).map_err(|e| {
+        fs::set_permissions(file, fs::Permissions::from_mode(PRIVATE_FILE)).map_err(|e| {
             Error::new(ErrorCode::Storage, format!("{} cannot be protected", file.display())).source(e)
         })
     }
 }
 
+/// Made if it is missing, for its owner alone: the data directory itself may be open to others, as the
+/// volumes of Docker are.
+pub fn private_directory(path: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(PRIVATE_DIRECTORY).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE_DIRECTORY))
+}
+
 /// Whole or not at all, and on disk before it returns.
 pub fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE_FILE).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

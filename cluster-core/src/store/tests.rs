@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 use crate::{
     cluster::peer::{Desired, LinkKind, OnDeadline, Role, Site},
@@ -35,6 +37,21 @@ async fn a_data_directory_has_one_owner() {
     assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
     drop(first);
     DataDirectory::own(directory.path()).unwrap();
+}
+
+#[tokio::test]
+async fn in_a_directory_that_is_open_to_others_the_database_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let store = store(dir.path()).await;
+    store.write(Write::Execution(ExecutionWrite::Create(Box::new(execution(None))))).await.unwrap();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+        let mode = entry.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{entry:?} has mode {mode:o}");
+        names.push(entry.file_name());
+    }
+    assert!(names.contains(&"aegis.db-wal".into()), "{names:?}");
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::ExecutionId,
+    store::private_directory,
 };
 
 /// Of all content together.
@@ -58,7 +59,7 @@ impl Drop for Draft {
 impl Kept {
     /// Drafts of an earlier process go.
     pub fn open(directory: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&directory).map_err(|e| unwritable(&directory, e))?;
+        private_directory(&directory).map_err(|e| unwritable(&directory, e))?;
         let kept = Self(Arc::new(Inner { directory, users: Mutex::default() }));
         for (path, _) in kept.files()? {
             if path.extension().is_some_and(|suffix| suffix == DRAFT_SUFFIX) {
