@@ -115,10 +115,22 @@ pub fn clean_value(value: &mut Value, secrets: &[Secret]) {
     }
 }
 
+/// Also the part of a secret that a text was cut in: its beginning at the end, or its end at the beginning.
 pub fn redact(text: &mut String, secrets: &[Secret]) {
-    for secret in secrets {
-        if secret.reveal().len() >= REDACTED_LENGTH_MIN && text.contains(secret.reveal()) {
-            *text = text.replace(secret.reveal(), REDACTED);
+    let is_telling = |part: &str| part.len() >= REDACTED_LENGTH_MIN;
+    for secret in secrets.iter().map(Secret::reveal).filter(|secret| is_telling(secret)) {
+        if text.contains(secret) {
+            *text = text.replace(secret, REDACTED);
+        }
+        // The longest part first, of either kind.
+        let cuts = || secret.char_indices().map(|(at, _)| at).filter(|&at| at > 0);
+        let mut beginnings = cuts().rev().map(|at| &secret[..at]);
+        if let Some(part) = beginnings.find(|part| is_telling(part) && text.ends_with(part)) {
+            text.replace_range(text.len() - part.len().., REDACTED);
+        }
+        let mut ends = cuts().map(|at| &secret[at..]);
+        if let Some(part) = ends.find(|part| is_telling(part) && text.starts_with(part)) {
+            text.replace_range(..part.len(), REDACTED);
         }
     }
 }
@@ -205,6 +217,19 @@ mod tests {
         let mut value = json!({"log": ["token=eyJhbGciOi!", "cab"], "n": 1});
         clean_value(&mut value, &secrets);
         assert_eq!(value, json!({"log": ["token=(secret)!", "cab"], "n": 1}));
+    }
+
+    #[test]
+    fn no_part_of_a_secret_is_left_where_a_text_was_cut() {
+        let redacted = |text: &str| {
+            let mut text = text.to_owned();
+            redact(&mut text, &[Secret::new("s3crét-and-long")]);
+            text
+        };
+        assert_eq!(redacted("token s3crét-and"), "token (secret)");
+        assert_eq!(redacted("crét-and-long end"), "(secret) end");
+        assert_eq!(redacted("-and-long s3crét s3crét-and-long"), "(secret) s3crét (secret)");
+        assert_eq!(redacted("long s3c"), "long s3c", "so little tells nothing");
     }
 
     #[test]
