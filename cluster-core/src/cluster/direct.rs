@@ -11,12 +11,12 @@ use url::Url;
 
 use super::controller::Controller;
 use crate::{
-    config::cluster_port::is_loopback,
+    config::endpoint::is_loopback,
     error::{Error, ErrorCode, Result},
     ids::NodeId,
     rpc::{
         tls::{self, Credentials, Expect, HostPort, refusal},
-        worker_client::{Dial, Wire},
+        wire::{Dial, Wire},
     },
 };
 

@@ -33,7 +33,8 @@ use crate::{
     ids::{ExecutionId, NodeId},
     rpc::{
         Sealer, node_proof,
-        worker_client::{Dial, Wire, WorkerClient},
+        wire::{Dial, Wire},
+        worker_client::WorkerClient,
     },
     ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream, SshStream},
 };

@@ -10,8 +10,8 @@ use std::{
 use url::{Host, Url};
 
 use super::{
+    endpoint::{CLUSTER_PORT, Endpoint, is_loopback},
     schema::{Cluster, Network, Tls},
-    settings::{CLUSTER_PORT, Endpoint},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -197,14 +197,6 @@ fn bind(network: &Network) -> Result<Option<IpAddr>> {
         invalid(format!("spec.network.bind_address \"{}\" is not an IP address", shown(text)))
     })?;
     Ok(Some(parsed))
-}
-
-pub fn is_loopback<S: AsRef<str>>(host: &Host<S>) -> bool {
-    match host {
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
-        Host::Domain(name) => name.as_ref() == "localhost",
-    }
 }
 
 fn unspecified<S>(host: &Host<S>) -> IpAddr {

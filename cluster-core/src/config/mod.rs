@@ -6,6 +6,7 @@
 
 pub mod cluster_port;
 pub(crate) mod document;
+pub mod endpoint;
 pub mod layers;
 pub mod pushed;
 mod read;

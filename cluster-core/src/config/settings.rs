@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    cluster_port::{ClusterPort, is_loopback},
+    cluster_port::ClusterPort,
+    endpoint::Endpoint,
     schema::{Auth, Confirm, Deploy, HttpTls, NodeConfig, NodeType, Policy, Resources},
 };
 use crate::{
@@ -23,34 +24,12 @@ use crate::{
 };
 
 pub const REST_PORT: u16 = 8088;
-pub const CLUSTER_PORT: u16 = 50056;
 /// Where the published documents call ForwardExecution, beside the cluster port.
 pub const GRPC_PORT: u16 = 50051;
 const HEARTBEAT_SECS: u64 = 30;
 const TOKEN_REFRESH_MARGIN_SECS: u64 = 120;
 /// Missed intervals before a node counts as unhealthy, as published.
 const MISSED_HEARTBEATS: u64 = 3;
-
-/// Where the controller is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    /// The SSH link's socket.
-    Unix(PathBuf),
-    /// Plaintext: on loopback, or where somebody allowed it.
-    Http(url::Url),
-    /// The direct link.
-    Https(url::Url),
-}
-
-impl Endpoint {
-    /// Off this machine.
-    pub fn is_remote(&self) -> bool {
-        match self {
-            Endpoint::Unix(_) => false,
-            Endpoint::Http(url) | Endpoint::Https(url) => url.host().is_none_or(|host| !is_loopback(&host)),
-        }
-    }
-}
 
 #[derive(Debug, Clone)]
 pub struct ControllerSettings {
@@ -271,16 +250,7 @@ impl Settings {
 
 fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSettings>> {
     let Some(endpoint) = &given.endpoint else { return Ok(None) };
-    let key = "spec.cluster.controller.endpoint";
-    let url = url::Url::parse(endpoint)
-        .map_err(|e| invalid(format!("{key}: {e}")).remedy("write http://127.0.0.1:50056 or unix:///path"))?;
-    let endpoint = match url.scheme() {
-        "unix" => Endpoint::Unix(PathBuf::from(url.path())),
-        // Plaintext off loopback is refused by the worker's start, so that published examples load.
-        "http" if url.host().is_some() => Endpoint::Http(url),
-        "https" if url.host().is_some() => Endpoint::Https(url),
-        other => return Err(invalid(format!("{key}: the scheme {other} is not http, https or unix"))),
-    };
+    let endpoint = Endpoint::parse("spec.cluster.controller.endpoint", endpoint)?;
     let public_key = given
         .public_key
         .as_deref()

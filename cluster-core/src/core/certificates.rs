@@ -7,10 +7,7 @@ use url::Host;
 
 use crate::{
     config::{
-        Settings,
-        cluster_port::ClusterTls,
-        resolve_secret,
-        settings::{ControllerSettings, Endpoint},
+        Settings, cluster_port::ClusterTls, endpoint::Endpoint, resolve_secret, settings::ControllerSettings,
     },
     deploy::DirectOffer,
     error::{Error, ErrorCode, Result},

@@ -27,9 +27,7 @@ use crate::{
     engine::Engine,
     error::{Error, ErrorCode, Result},
     execution::{
-        dispatch::{ExecutionContext, Executions},
-        sending::SendingSettings,
-        supervisor::Supervisor,
+        dispatch::Executions, live::ExecutionContext, sending::SendingSettings, supervisor::Supervisor,
     },
     identity::{KeyFile, NodeKey},
     ids::NodeId,

@@ -14,7 +14,7 @@ use super::{
     link::NodeLink,
 };
 use crate::{
-    config::settings::CLUSTER_PORT,
+    config::endpoint::CLUSTER_PORT,
     error::{Error, ErrorCode, Result},
     identity::Fingerprint,
     ssh::Connection,

@@ -149,7 +149,7 @@ fn loopback(port: u16) -> String {
 mod tests {
     use super::*;
     use crate::{
-        config::{self, Overrides, Settings, cluster_port::Listen, settings::Endpoint},
+        config::{self, Overrides, Settings, cluster_port::Listen, endpoint::Endpoint},
         deploy::{DeploySettings, DeploymentRequest, LinkPorts, Origin, checks::Gpu},
         identity::NodeKey,
     };

@@ -5,39 +5,30 @@
 //! ended long ago; one ends what outlives a drain's deadline. What is open is rebuilt from the store after
 //! a restart.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     artifacts::Artifacts,
     drive, encoding,
-    lifecycle::{Input, State, Step},
+    lifecycle::State,
+    live::{ExecutionContext, Shared, Word},
     order::Held,
-    projection,
-    queue::{Queue, Word},
+    queue::Queue,
     reconcile,
     request::{ExecutionRequest, Submission},
     retention,
     sending::{Sending, SendingSettings},
-    settings::ExecutionSettings,
     view::{EventKind, EventView, ExecutionView},
 };
 use crate::{
-    agents::Agents,
     clock::now_ms,
-    cluster::{controller::Controller, nodes::Nodes},
     deploy::Origin,
     error::{Error, ErrorCode, Result},
     identity::sha256,
     ids::{ExecutionId, NodeId},
-    secrets::Secrets,
-    store::{ExecutionRecord, ExecutionWrite, Store, Write},
+    store::{ExecutionRecord, ExecutionWrite, Write},
 };
 
 /// Executions that wait for a node.
@@ -45,41 +36,6 @@ const QUEUE_MAX: usize = 10_000;
 const ORDERS_MAX: usize = 1024;
 /// Events read at a time on behalf of a reader.
 const EVENTS_READ_MAX: u32 = 1000;
-
-/// What the surface follows of a live execution.
-#[derive(Debug)]
-pub(super) struct Live {
-    pub view: watch::Sender<ExecutionView>,
-    pub cancel: watch::Sender<Option<String>>,
-}
-
-/// What executions are run with.
-#[derive(Debug)]
-pub struct ExecutionContext {
-    pub store: Store,
-    pub agents: Agents,
-    pub controller: Controller,
-    pub nodes: Nodes,
-    pub secrets: Secrets,
-    pub settings: ExecutionSettings,
-    pub stop: CancellationToken,
-}
-
-#[derive(Debug)]
-pub(super) struct Shared {
-    context: ExecutionContext,
-    pub sending: Sending,
-    pub(super) live: Mutex<HashMap<ExecutionId, Arc<Live>>>,
-    queue: mpsc::Sender<Word>,
-}
-
-impl std::ops::Deref for Shared {
-    type Target = ExecutionContext;
-
-    fn deref(&self) -> &ExecutionContext {
-        &self.context
-    }
-}
 
 /// A cheap handle on all executions.
 #[derive(Debug, Clone)]
@@ -95,12 +51,11 @@ impl Executions {
         let (queue, incoming) = mpsc::channel(ORDERS_MAX);
         let open = context.store.open_executions().await?;
         let sending = Sending::open(sending, &open, &context.store).await?;
-        let live = Mutex::default();
-        let shared = Arc::new(Shared { context, sending, live, queue });
+        let shared = Arc::new(Shared::new(context, sending, queue));
         let executions = Self(shared.clone());
         let mut waiting = VecDeque::new();
         for record in open {
-            let live = executions.go_live(&record);
+            let live = shared.go_live(&record);
             match &record.node_id {
                 Some(node_id) if record.state != State::Pending => {
                     let (node_id, id, amounts) =
@@ -117,19 +72,6 @@ impl Executions {
         tokio::spawn(retention::run(shared.clone()));
         tokio::spawn(reconcile::run(shared, reports));
         Ok(executions)
-    }
-
-    fn live(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Live>>> {
-        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn go_live(&self, record: &ExecutionRecord) -> Arc<Live> {
-        let live = Arc::new(Live {
-            view: watch::channel(record.view()).0,
-            cancel: watch::channel(record.cancel_reason.clone()).0,
-        });
-        self.live().insert(record.execution_id.clone(), live.clone());
-        live
     }
 
     /// Durable before it is answered. What no node could ever take is refused here.
@@ -161,7 +103,7 @@ impl Executions {
                 return Err(no_fit.into_error());
             }
         }
-        if self.live().len() >= QUEUE_MAX {
+        if self.0.live_count() >= QUEUE_MAX {
             return Err(Error::new(ErrorCode::ResourceExhausted, format!("{QUEUE_MAX} executions are open"))
                 .remedy("wait until some have ended"));
         }
@@ -182,7 +124,7 @@ impl Executions {
             let known = known.ok_or_else(|| Error::internal("an execution was neither created nor found"))?;
             return self.same(known, &record.request_digest);
         }
-        let view = self.go_live(&record).view.borrow().clone();
+        let view = self.0.go_live(&record).view.borrow().clone();
         let stopping = |_| Error::new(ErrorCode::Unavailable, "the controller is stopping");
         self.0.queue.send(Word::Place(Box::new(record))).await.map_err(stopping)?;
         Ok(view)
@@ -200,8 +142,7 @@ impl Executions {
     }
 
     fn current(&self, stored: &ExecutionRecord) -> ExecutionView {
-        let live = self.live().get(&stored.execution_id).cloned();
-        live.map_or_else(|| stored.view(), |live| live.view.borrow().clone())
+        self.0.live(&stored.execution_id).map_or_else(|| stored.view(), |live| live.view.borrow().clone())
     }
 
     async fn stored(&self, id: &ExecutionId) -> Result<ExecutionRecord> {
@@ -211,8 +152,7 @@ impl Executions {
     }
 
     pub async fn get(&self, id: &ExecutionId) -> Result<ExecutionView> {
-        let live = self.live().get(id).cloned();
-        match live {
+        match self.0.live(id) {
             Some(live) => Ok(live.view.borrow().clone()),
             None => Ok(self.stored(id).await?.view()),
         }
@@ -246,8 +186,7 @@ impl Executions {
 
     /// Follows an execution; of an ended one there is only the last view.
     pub async fn watch(&self, id: &ExecutionId) -> Result<watch::Receiver<ExecutionView>> {
-        let live = self.live().get(id).cloned();
-        match live {
+        match self.0.live(id) {
             Some(live) => Ok(live.view.subscribe()),
             None => Ok(watch::channel(self.get(id).await?).1),
         }
@@ -260,8 +199,7 @@ impl Executions {
         limit: Duration,
         mut done: impl FnMut(&ExecutionView) -> bool,
     ) -> Result<ExecutionView> {
-        let live = self.live().get(id).cloned();
-        let Some(live) = live else { return self.get(id).await };
+        let Some(live) = self.0.live(id) else { return self.get(id).await };
         let mut view = live.view.subscribe();
         // The sender lives in `live`, so that only the time limit ends this early.
         let _ = tokio::time::timeout(limit, view.wait_for(|view| done(view))).await;
@@ -288,8 +226,7 @@ impl Executions {
 
     /// Asks for the end. The execution is cancelled when its state says so.
     pub async fn cancel(&self, id: &ExecutionId, reason: &str) -> Result<ExecutionView> {
-        let live = self.live().get(id).cloned();
-        let Some(live) = live else { return Ok(self.stored(id).await?.view()) };
+        let Some(live) = self.0.live(id) else { return Ok(self.stored(id).await?.view()) };
         let write = ExecutionWrite::RequestCancel { execution_id: id.clone(), reason: reason.to_owned() };
         self.0.store.write(Write::Execution(write)).await?;
         live.cancel.send_modify(|asked| {
@@ -298,62 +235,6 @@ impl Executions {
         // Fails only when the controller is stopping; the wish is stored.
         let _ = self.0.queue.send(Word::Cancelled(id.clone())).await;
         self.get(id).await
-    }
-}
-
-impl Shared {
-    /// The execution has ended and its end is stored.
-    pub(super) async fn retire(&self, record: &ExecutionRecord) {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.execution_id);
-        self.sending.let_go(&record.manifest, &record.execution_id);
-        let id = record.execution_id.clone();
-        if let Err(error) = self.controller.release(id).await {
-            tracing::debug!(error = %error.chain(), "nothing to release any more");
-        }
-    }
-
-    pub(super) async fn enqueue(&self, record: ExecutionRecord) {
-        // Fails only when the controller is stopping; the record is stored.
-        let _ = self.queue.send(Word::Place(Box::new(record))).await;
-    }
-
-    /// Ends an execution by the controller's own word, with an event that says so.
-    pub(super) async fn end(&self, record: &mut ExecutionRecord, live: &Live, kind: EventKind) -> Result<()> {
-        let Some(state) = kind.state() else { return Err(Error::internal("an end that is none")) };
-        let mut ended = record.clone();
-        if let Step::Become(state) = ended.life().next(Input::Ended(state)) {
-            ended.state = state;
-        }
-        self.tell(&mut ended, live, kind).await?;
-        *record = ended;
-        self.retire(record).await;
-        Ok(())
-    }
-
-    /// Stores an event of the controller's own with what it shows of the execution, then shows both.
-    pub(super) async fn tell(
-        &self,
-        record: &mut ExecutionRecord,
-        live: &Live,
-        kind: EventKind,
-    ) -> Result<()> {
-        let sequence = record.last_sequence + 1;
-        let event = EventView { sequence, attempt: record.attempt, time_ms: now_ms(), kind };
-        let events = vec![(sequence, encoding::encode(&record.execution_id, &event))];
-        projection::note(record, &event);
-        let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
-        self.store.write(Write::Execution(write)).await?;
-        live.view.send_replace(record.view());
-        Ok(())
-    }
-
-    /// How an execution stands, whether it is open or has ended.
-    pub(super) async fn known(&self, id: &ExecutionId) -> Result<Option<ExecutionView>> {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-        match live {
-            Some(live) => Ok(Some(live.view.borrow().clone())),
-            None => Ok(self.store.execution(id).await?.map(|record| record.view())),
-        }
     }
 }
 

@@ -7,10 +7,10 @@ use futures::StreamExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    dispatch::{Live, Shared},
     encoding,
     fail_point::{FailPoint, reached},
     lifecycle::{Input, State, Step},
+    live::{Live, Shared},
     order::{Order, SecretEnv},
     projection::{apply, given_up},
     view::{EventKind, EventView},

@@ -2,7 +2,7 @@
 //!
 //! - [`request`], [`manifest`], [`lifecycle`], [`view`]: what is asked for, what is run, its states, what is
 //!   shown; pure.
-//! - [`dispatch`], `queue`, `drive`, `reconcile`, `retention`: the controller's side, from submission to the
+//! - [`dispatch`], [`live`], `queue`, `drive`, `reconcile`, `retention`: the controller's side, from submission to the
 //!   stored end, and to its being forgotten.
 //! - [`order`]: what goes between them.
 //! - [`supervisor`], `policy`, `gpus`, `run`, [`log`]: the worker's side, from the journaled order to the last
@@ -20,6 +20,7 @@ mod fail_point;
 mod gpus;
 pub mod image_reference;
 pub mod lifecycle;
+pub mod live;
 pub mod log;
 pub mod manifest;
 pub mod order;

@@ -4,19 +4,15 @@
 //! What has no room is looked at again when the membership changes, and not for every newcomer: of two
 //! that ask for the same, the later one fits no better.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use tokio::sync::mpsc;
 
 use super::{
-    dispatch::{Live, Shared},
     drive,
     lifecycle::{Input, State, Step},
+    live::{Live, Shared, Word},
     manifest::Demand,
     view::EventKind,
 };
@@ -31,14 +27,6 @@ use crate::{
 const PLACE_RETRY: Duration = Duration::from_secs(5);
 /// Placed by one decision and stored by one commit.
 const PLACED_TOGETHER_MAX: usize = 256;
-
-/// What the queue is told.
-#[derive(Debug)]
-pub(super) enum Word {
-    Place(Box<ExecutionRecord>),
-    /// Somebody asks for its end, and it may be waiting.
-    Cancelled(ExecutionId),
-}
 
 pub(super) struct Queue {
     pub shared: Arc<Shared>,
@@ -109,7 +97,7 @@ impl Queue {
         let mut outcome = Ok(());
         let mut asked = Vec::with_capacity(batch.len());
         for mut record in batch {
-            let Some(live) = self.live(&record.execution_id) else { continue };
+            let Some(live) = self.shared.live(&record.execution_id) else { continue };
             let cancelled = live.cancel.borrow().clone();
             if let Some(reason) = cancelled {
                 let end = EventKind::Cancelled { reason };
@@ -185,10 +173,6 @@ impl Queue {
         record.node_id = Some(node_id);
         live.view.send_replace(record.view());
         drive::spawn(self.shared.clone(), record, live);
-    }
-
-    fn live(&self, id: &ExecutionId) -> Option<Arc<Live>> {
-        self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 }
 

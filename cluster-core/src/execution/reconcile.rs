@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    dispatch::Shared,
+    live::Shared,
     order::{Attempt, Held},
     view::ExecutionView,
 };

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{dispatch::Shared, settings::Kept};
+use super::{live::Shared, settings::Kept};
 use crate::{
     clock::now_ms,
     error::Result,

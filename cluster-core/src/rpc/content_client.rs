@@ -11,8 +11,8 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     Sealer,
-    listener::MESSAGE_BYTES_MAX,
     status::from_status,
+    wire::MESSAGE_BYTES_MAX,
     worker_client::{WorkerClient, in_time},
 };
 use crate::{

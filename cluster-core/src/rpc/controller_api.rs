@@ -30,12 +30,13 @@ use super::{
     config_api,
     envelope::{Expected, Sealed, begin},
     limits::Limits,
-    listener::{Entered, Intake, MESSAGE_BYTES_MAX, Via, server},
+    listener::{Entered, Intake, Via, server},
     operator::Operators,
     plain::Proven,
     runtime_api::RuntimeApi,
     status::to_status,
     via::{self, Stage},
+    wire::MESSAGE_BYTES_MAX,
 };
 use crate::{
     cluster::{controller::Controller, nodes::Nodes, peer::Role},

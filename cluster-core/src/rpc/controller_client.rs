@@ -16,14 +16,14 @@ use super::{
     controller_line::{CALL_TIMEOUT, Line, LinkTls},
     convert::{capabilities_to_wire, command_from_wire, held_to_wire, role_to_wire},
     status::from_status,
-    worker_client::Dial,
+    wire::Dial,
 };
 use crate::{
     cluster::{
         membership::Command,
         peer::{Capabilities, Role},
     },
-    config::settings::Endpoint,
+    config::endpoint::Endpoint,
     error::{Error, ErrorCode, Result},
     execution::order::Held,
     identity::{KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys, statement},

@@ -20,12 +20,11 @@ use tonic::transport::{Channel, Endpoint as Target};
 use tower::service_fn;
 
 use super::{
-    listener::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
     tls::{self, Credentials, Expect, HostPort, KeptCertificate, TlsConnection, refusal},
-    worker_client::{Dial, Wire},
+    wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
 use crate::{
-    config::settings::Endpoint,
+    config::endpoint::Endpoint,
     error::{Error, ErrorCode, Result},
 };
 

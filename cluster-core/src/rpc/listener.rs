@@ -27,7 +27,7 @@ use super::{
     node_proof,
     plain::{Places, PlainConnection, Proven},
     tls::{Credentials, TlsConnection, server::Handshakes},
-    worker_client::Wire,
+    wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -42,11 +42,6 @@ const PENDING_MAX: usize = 64;
 /// One node opens one connection and a few calls; an execution holds one stream.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 const HEADER_BYTES_MAX: u32 = 32 * 1024;
-/// Input, manifest and envelope of the largest order fit.
-pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Both ends: a connection that is gone without a word is noticed within 15 s.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Resets that a peer may cause before it is cut off (CVE-2023-44487).
 const RESETS_MAX: usize = 64;
 /// After a failed accept, which is mostly a lack of file descriptors.

@@ -12,6 +12,7 @@
 //! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
 //!   under a worker's calls.
 //! - [`plain`]: connections in plaintext. [`node_proof`]: what a node at a port shows first.
+//! - [`wire`]: what both ends of a connection have in common.
 //! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
 
 mod config_api;
@@ -32,6 +33,7 @@ mod runtime_events;
 mod status;
 pub mod tls;
 mod via;
+pub mod wire;
 pub mod worker_api;
 pub mod worker_client;
 

@@ -31,11 +31,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap, server::NamedService};
 
 use super::{
-    listener::{MESSAGE_BYTES_MAX, Via},
-    operator::Operators,
-    runtime_events::Published,
-    status::to_status,
-    via,
+    listener::Via, operator::Operators, runtime_events::Published, status::to_status, via,
+    wire::MESSAGE_BYTES_MAX,
 };
 use crate::{
     access::Scope,

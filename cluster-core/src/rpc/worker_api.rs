@@ -25,9 +25,10 @@ use super::{
     content_api::{self, ArtifactsStream},
     controller_client::Session,
     envelope::{Expected, Sealed, begin},
-    listener::{Entered, Intake, MESSAGE_BYTES_MAX, server},
+    listener::{Entered, Intake, server},
     status::{from_status, to_status},
     via::{self, Stage},
+    wire::MESSAGE_BYTES_MAX,
 };
 use crate::{
     cluster::applied::AppliedConfig,

@@ -1,21 +1,20 @@
 //! The controller's calls to a worker, sealed with the controller's key in the worker's session.
 
-use std::{io, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use aegis_proto::aegis::{
     agent::v1::{self as agent, worker_service_client::WorkerServiceClient},
     cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient},
 };
-use futures::{Stream, StreamExt as _, future::BoxFuture};
+use futures::{Stream, StreamExt as _};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint as Target, Uri};
 use tower::service_fn;
 
 use super::{
     Sealer,
-    listener::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX},
     status::from_status,
+    wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX},
 };
 use crate::{
     config::layers::MergedConfig,
@@ -31,19 +30,6 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// A byte stream to a worker, whatever it runs over.
-pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
-
-impl std::fmt::Debug for dyn Wire {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Wire")
-    }
-}
-
-/// Opens a byte stream, to one peer.
-pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Wire>>> + Send + Sync>;
 
 /// A worker reached over the network. Connects with the first call and again after a loss.
 #[derive(Debug, Clone)]

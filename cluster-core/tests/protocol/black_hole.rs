@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cluster_core::{
-    config::settings::Endpoint,
+    config::endpoint::Endpoint,
     rpc::{controller_client::ControllerClient, controller_line::LinkTls},
 };
 use tokio::{

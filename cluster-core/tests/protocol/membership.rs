@@ -7,7 +7,7 @@ use cluster_core::{
         membership::Command,
         peer::{DrainState, LinkKind, OnDeadline, PeerStatus, Role},
     },
-    config::settings::Endpoint,
+    config::endpoint::Endpoint,
     core::{DrainOrder, RemovalOrder},
     rpc::{controller_client::ControllerClient, controller_line::LinkTls},
 };

@@ -11,7 +11,7 @@ use cluster_core::{
         membership::Command,
         peer::{Amounts, Capabilities, PeerView, Role},
     },
-    config::{self, Overrides, Settings, settings::Endpoint},
+    config::{self, Overrides, Settings, endpoint::Endpoint},
     core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
     identity::KeyFile,
     ids::{CommandId, NodeId},

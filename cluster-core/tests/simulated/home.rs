@@ -16,7 +16,7 @@ use cluster_core::{
         controller_api::{ControllerApi, ControllerApiSettings},
         listener::Intake,
         operator::Operators,
-        worker_client::{Dial, Wire},
+        wire::{Dial, Wire},
     },
     store::{DataDirectory, Store},
 };

@@ -1,0 +1,56 @@
+//! Where a controller is reached.
+
+use std::path::PathBuf;
+
+use url::{Host, Url};
+
+use crate::error::{Error, ErrorCode, Result};
+
+pub const CLUSTER_PORT: u16 = 50056;
+
+/// Where the controller is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The SSH link's socket.
+    Unix(PathBuf),
+    /// Plaintext: on loopback, or where somebody allowed it.
+    Http(Url),
+    /// The direct link.
+    Https(Url),
+}
+
+impl Endpoint {
+    /// `key`: where it is written, for the error.
+    pub fn parse(key: &str, text: &str) -> Result<Self> {
+        let url = Url::parse(text).map_err(|e| {
+            invalid(format!("{key}: {e}")).remedy("write http://127.0.0.1:50056 or unix:///path")
+        })?;
+        match url.scheme() {
+            "unix" => Ok(Endpoint::Unix(PathBuf::from(url.path()))),
+            // Plaintext off loopback is refused by the worker's start, so that published examples load.
+            "http" if url.host().is_some() => Ok(Endpoint::Http(url)),
+            "https" if url.host().is_some() => Ok(Endpoint::Https(url)),
+            other => Err(invalid(format!("{key}: the scheme {other} is not http, https or unix"))),
+        }
+    }
+
+    /// Off this machine.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            Endpoint::Unix(_) => false,
+            Endpoint::Http(url) | Endpoint::Https(url) => url.host().is_none_or(|host| !is_loopback(&host)),
+        }
+    }
+}
+
+pub fn is_loopback<S: AsRef<str>>(host: &Host<S>) -> bool {
+    match host {
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.is_loopback(),
+        Host::Domain(name) => name.as_ref() == "localhost",
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorCode::ConfigInvalid, message)
+}

@@ -1,0 +1,147 @@
+//! What the controller's tasks of executions share: the open ones as they are followed, and the few things
+//! that any of these tasks does to one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    encoding,
+    lifecycle::{Input, Step},
+    projection,
+    sending::Sending,
+    settings::ExecutionSettings,
+    view::{EventKind, EventView, ExecutionView},
+};
+use crate::{
+    agents::Agents,
+    clock::now_ms,
+    cluster::{controller::Controller, nodes::Nodes},
+    error::{Error, Result},
+    ids::ExecutionId,
+    secrets::Secrets,
+    store::{ExecutionRecord, ExecutionWrite, Store, Write},
+};
+
+/// What the queue is told.
+#[derive(Debug)]
+pub(super) enum Word {
+    Place(Box<ExecutionRecord>),
+    /// Somebody asks for its end, and it may be waiting.
+    Cancelled(ExecutionId),
+}
+
+/// What the surface follows of a live execution.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub view: watch::Sender<ExecutionView>,
+    pub cancel: watch::Sender<Option<String>>,
+}
+
+/// What executions are run with.
+#[derive(Debug)]
+pub struct ExecutionContext {
+    pub store: Store,
+    pub agents: Agents,
+    pub controller: Controller,
+    pub nodes: Nodes,
+    pub secrets: Secrets,
+    pub settings: ExecutionSettings,
+    pub stop: CancellationToken,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    context: ExecutionContext,
+    pub sending: Sending,
+    open: Mutex<HashMap<ExecutionId, Arc<Live>>>,
+    pub queue: mpsc::Sender<Word>,
+}
+
+impl std::ops::Deref for Shared {
+    type Target = ExecutionContext;
+
+    fn deref(&self) -> &ExecutionContext {
+        &self.context
+    }
+}
+
+impl Shared {
+    pub fn new(context: ExecutionContext, sending: Sending, queue: mpsc::Sender<Word>) -> Self {
+        Self { context, sending, open: Mutex::default(), queue }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Live>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None once it has ended.
+    pub fn live(&self, id: &ExecutionId) -> Option<Arc<Live>> {
+        self.open().get(id).cloned()
+    }
+
+    pub fn live_count(&self) -> usize {
+        self.open().len()
+    }
+
+    pub fn go_live(&self, record: &ExecutionRecord) -> Arc<Live> {
+        let live = Arc::new(Live {
+            view: watch::channel(record.view()).0,
+            cancel: watch::channel(record.cancel_reason.clone()).0,
+        });
+        self.open().insert(record.execution_id.clone(), live.clone());
+        live
+    }
+
+    /// The execution has ended and its end is stored.
+    pub async fn retire(&self, record: &ExecutionRecord) {
+        self.open().remove(&record.execution_id);
+        self.sending.let_go(&record.manifest, &record.execution_id);
+        let id = record.execution_id.clone();
+        if let Err(error) = self.controller.release(id).await {
+            tracing::debug!(error = %error.chain(), "nothing to release any more");
+        }
+    }
+
+    pub async fn enqueue(&self, record: ExecutionRecord) {
+        // Fails only when the controller is stopping; the record is stored.
+        let _ = self.queue.send(Word::Place(Box::new(record))).await;
+    }
+
+    /// Ends an execution by the controller's own word, with an event that says so.
+    pub async fn end(&self, record: &mut ExecutionRecord, live: &Live, kind: EventKind) -> Result<()> {
+        let Some(state) = kind.state() else { return Err(Error::internal("an end that is none")) };
+        let mut ended = record.clone();
+        if let Step::Become(state) = ended.life().next(Input::Ended(state)) {
+            ended.state = state;
+        }
+        self.tell(&mut ended, live, kind).await?;
+        *record = ended;
+        self.retire(record).await;
+        Ok(())
+    }
+
+    /// Stores an event of the controller's own with what it shows of the execution, then shows both.
+    pub async fn tell(&self, record: &mut ExecutionRecord, live: &Live, kind: EventKind) -> Result<()> {
+        let sequence = record.last_sequence + 1;
+        let event = EventView { sequence, attempt: record.attempt, time_ms: now_ms(), kind };
+        let events = vec![(sequence, encoding::encode(&record.execution_id, &event))];
+        projection::note(record, &event);
+        let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
+        self.store.write(Write::Execution(write)).await?;
+        live.view.send_replace(record.view());
+        Ok(())
+    }
+
+    /// How an execution stands, whether it is open or has ended.
+    pub async fn known(&self, id: &ExecutionId) -> Result<Option<ExecutionView>> {
+        match self.live(id) {
+            Some(live) => Ok(Some(live.view.borrow().clone())),
+            None => Ok(self.store.execution(id).await?.map(|record| record.view())),
+        }
+    }
+}
