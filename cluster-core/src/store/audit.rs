@@ -1,8 +1,13 @@
 //! The audit log: entries are appended and forgotten, and never changed.
 
-use sqlx::{Any, Row as _, Transaction, any::AnyRow};
+use std::sync::LazyLock;
 
-use super::{Store, from_name, read_failed, to_name, write::done};
+use sqlx::{Any, AssertSqlSafe, Row as _, Transaction, any::AnyRow};
+
+use super::{
+    Store, from_name, read_failed, to_name,
+    write::{Changed, done},
+};
 use crate::{access::Door, audit::AuditQuery, error::Result};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +22,13 @@ pub struct AuditRow {
     pub duration_ms: i64,
 }
 
+/// Entries of one statement: the way to the database's thread and back costs more than an entry. Few
+/// lengths, so that each statement is prepared once.
+const TOGETHER: [usize; 3] = [64, 8, 1];
+const COLUMNS: usize = 9;
+/// Made of numbers alone, one for each of these lengths.
+static INSERTIONS: LazyLock<[String; TOGETHER.len()]> = LazyLock::new(|| TOGETHER.map(insertion));
+
 /// Writes of this file.
 #[derive(Debug, Clone)]
 pub enum AuditWrite {
@@ -27,32 +39,53 @@ pub enum AuditWrite {
 }
 
 impl AuditWrite {
-    pub(super) async fn run(&self, to: &mut Transaction<'_, Any>) -> Result<u64, sqlx::Error> {
+    pub(super) async fn run(&self, to: &mut Transaction<'_, Any>) -> Changed {
         match self {
-            Self::Append(rows) => {
-                let sql = "INSERT INTO audit
-                     (sequence, at_ms, door, who, client, action, arguments, result, duration_ms)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
-                for (sequence, row) in rows {
-                    let query = sqlx::query(sql)
-                        .bind(*sequence)
-                        .bind(row.at_ms)
-                        .bind(to_name(&row.door))
-                        .bind(&row.who)
-                        .bind(row.client.clone())
-                        .bind(&row.action)
-                        .bind(row.arguments.clone())
-                        .bind(&row.result)
-                        .bind(row.duration_ms);
-                    done(query, to).await?;
-                }
-                Ok(rows.len() as u64)
-            }
+            Self::Append(rows) => append(rows, to).await,
             Self::Forget { before } => {
                 done(sqlx::query("DELETE FROM audit WHERE sequence < $1").bind(*before), to).await
             }
         }
     }
+}
+
+async fn append(rows: &[(i64, AuditRow)], to: &mut Transaction<'_, Any>) -> Changed {
+    let mut rest = rows;
+    for (together, sql) in TOGETHER.into_iter().zip(&*INSERTIONS) {
+        let groups = rest.chunks_exact(together);
+        rest = groups.remainder();
+        for group in groups {
+            let mut query = sqlx::query(AssertSqlSafe(sql.as_str()));
+            for (sequence, row) in group {
+                query = query
+                    .bind(*sequence)
+                    .bind(row.at_ms)
+                    .bind(to_name(&row.door))
+                    .bind(&row.who)
+                    .bind(row.client.clone())
+                    .bind(&row.action)
+                    .bind(row.arguments.clone())
+                    .bind(&row.result)
+                    .bind(row.duration_ms);
+            }
+            done(query, to).await?;
+        }
+    }
+    Ok(rows.len() as u64)
+}
+
+/// The statement that appends so many entries.
+fn insertion(rows: usize) -> String {
+    let row = |row: usize| {
+        let places: Vec<_> = (1..=COLUMNS).map(|column| format!("${}", row * COLUMNS + column)).collect();
+        format!("({})", places.join(", "))
+    };
+    let rows: Vec<_> = (0..rows).map(row).collect();
+    format!(
+        "INSERT INTO audit (sequence, at_ms, door, who, client, action, arguments, result, duration_ms) \
+         VALUES {}",
+        rows.join(", ")
+    )
 }
 
 impl Store {

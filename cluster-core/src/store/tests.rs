@@ -2,6 +2,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::{
+    access::Door,
+    audit::AuditQuery,
     cluster::peer::{Desired, LinkKind, OnDeadline, Role, Site},
     execution::{
         lifecycle::State,
@@ -272,4 +274,32 @@ async fn what_a_node_should_run_is_kept_apart_from_the_node() {
     let (config, runtimes) = store.assignment(&node_id).await.unwrap().unwrap();
     assert_eq!((config.config_version.as_str(), config.assigned_at_ms), ("v2", 7));
     assert_eq!((config.tenant, runtimes.runtimes), (tenant, vec!["docker".to_owned(), "wasm".to_owned()]));
+}
+
+#[tokio::test]
+async fn entries_of_the_audit_log_are_kept_whole_however_many_come_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let entry = |number: i64| AuditRow {
+        at_ms: number,
+        door: if number % 2 == 0 { Door::Http } else { Door::McpSocket },
+        who: format!("uid {number}"),
+        client: (number % 3 == 0).then(|| format!("client {number}")),
+        action: format!("action {number}"),
+        arguments: (number % 5 == 0).then(|| format!("{{\"n\":{number}}}")),
+        result: format!("result {number}"),
+        duration_ms: number * 2,
+    };
+    let mut next = 1;
+    for together in [1, 7, 8, 9, 64, 65, 256] {
+        let rows: Vec<_> = (next..next + together).map(|number| (number, entry(number))).collect();
+        let appended = store.write(Write::Audit(AuditWrite::Append(rows))).await.unwrap();
+        assert_eq!(i64::try_from(appended).unwrap(), together);
+        next += together;
+    }
+    let query = AuditQuery { limit: 1000, ..AuditQuery::default() };
+    assert_eq!(store.audit(&query).await.unwrap(), (1..next).map(entry).collect::<Vec<_>>());
+    let twice = Write::Audit(AuditWrite::Append(vec![(next, entry(next)), (1, entry(1))]));
+    store.write(twice).await.unwrap_err();
+    assert_eq!(store.audit_range().await.unwrap(), Some((1, next - 1)), "all of them, or none");
 }
