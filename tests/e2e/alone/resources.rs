@@ -135,7 +135,7 @@ async fn an_execution_is_followed_by_its_resources_in_both_eras() {
         let expected = [json!("peers://"), json!(format!("execution://{id}"))];
         assert_eq!(uris.take(2).collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
         let template = json!({"type": "ref/resource", "uri": "execution://{id}"});
-        let asked = json!({"ref": template, "argument": {"name": "id", "value": id[..20]}});
+        let asked = json!({"ref": template, "argument": {"name": "id", "value": id[..9]}});
         let completed = assistant.ask("completion/complete", asked).await;
         assert_eq!(completed["completion"]["values"][0], id, "{completed}");
         assert_eq!(assistant.pipe.close().await, 0);
