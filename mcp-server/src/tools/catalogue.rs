@@ -7,6 +7,7 @@ use cluster_core::{
     config::{schema::Confirm, settings::McpSettings},
     core::Core,
     deploy::Secret,
+    secrets::SecretReference,
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use rmcp::{
@@ -84,9 +85,10 @@ pub struct Call {
 }
 
 impl Call {
-    /// From now on this value is taken out of everything the call returns.
-    pub fn hide(&mut self, secret: Option<&Secret>) {
-        self.secrets.extend(secret.cloned());
+    /// From now on this value is taken out of everything the call returns. A reference to one is no secret.
+    pub fn hide(&mut self, given: Option<&Secret>) {
+        let is_value = |given: &&Secret| SecretReference::parse("", given.reveal()).is_err();
+        self.secrets.extend(given.filter(is_value).cloned());
     }
 }
 
