@@ -1,7 +1,7 @@
 //! Whether the OCI runtime broke off a start before anything of the container ran.
 //!
 //! runc makes a container's first process in stages that talk to each other through a pipe, and on a loaded
-//! machine a stage now and then dies (seen with runc 1.1 under Docker 26). Nothing is wrong with the
+//! machine a stage now and then dies (seen under Docker 26.1). Nothing is wrong with the
 //! container then, and to start it again is safe and enough. The engine gives such ends no code of their
 //! own, so runc's words tell; a memory limit too small for runc itself has the same words, every time.
 

@@ -24,7 +24,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 return body_too_large();
             }
-            Problem(Error::invalid("the body could not be read")).into_response()
+            Problem(Error::invalid("the body could not be read").remedy("send it again")).into_response()
         })?;
         read(&bytes, &arguments).map(Self).map_err(|error| Problem(error).into_response())
     }

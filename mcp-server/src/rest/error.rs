@@ -42,6 +42,7 @@ impl IntoResponse for Problem {
 
 /// HTTP has a status of its own for this bound.
 pub fn body_too_large() -> Response {
-    let error = Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB");
+    let error = Error::new(ErrorCode::ResourceExhausted, "the body is larger than 4 MiB")
+        .remedy("send less; files go by their path, as a workspace");
     (StatusCode::PAYLOAD_TOO_LARGE, Problem(error).body()).into_response()
 }

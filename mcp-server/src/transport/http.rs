@@ -241,7 +241,10 @@ async fn whole_body(State(time_max): State<Duration>, request: Request, next: Ne
         Ok(Ok(body)) => next.run(Request::from_parts(parts, body.into())).await,
         Ok(Err(error)) => match error.into_inner().is::<LengthLimitError>() {
             true => body_too_large(),
-            false => refused(StatusCode::BAD_REQUEST, Error::invalid("the body could not be read")),
+            false => refused(
+                StatusCode::BAD_REQUEST,
+                Error::invalid("the body could not be read").remedy("send it again"),
+            ),
         },
         Err(_) => refused(
             StatusCode::REQUEST_TIMEOUT,

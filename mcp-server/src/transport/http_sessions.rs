@@ -21,6 +21,7 @@ use rmcp::{
         },
     },
 };
+
 type Local = LocalSessionManager;
 type Error = <Local as SessionManager>::Error;
 
