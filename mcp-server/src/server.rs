@@ -44,7 +44,7 @@ joined and has run a container.
 3. submit_execution(image, command, input, target_tags) runs a container on the node that fits best; \
 get_execution(execution_id, wait_seconds=45) follows it and reads output page by page; cancel_execution \
 stops it.
-4. drain_node(node_id) takes a node out of service without losing work; resume_node undoes it.
+4. drain_node(node_id) takes a node out of service; running work may finish. resume_node undoes it.
 
 Rules:
 - Resources (peers://, deployment://ID, execution://ID, execution://ID/output) can be read and subscribed \

@@ -169,10 +169,10 @@ pub enum LinkKind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDeadline {
-    /// Running work goes on; the drain stays unfinished.
+    /// Running work goes on, and the drain ends when it has ended.
+    #[default]
     Leave,
     /// Running work is cancelled.
-    #[default]
     Cancel,
 }
 

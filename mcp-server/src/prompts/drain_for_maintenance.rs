@@ -97,13 +97,13 @@ fn calls(facts: &Facts) -> Vec<String> {
         }
         calls.push(format!(
             "Drain it: drain_node {{\"node_id\": \"{id}\", \"deadline_seconds\": 300, \"on_deadline\": \"leave\", \
-             \"wait_seconds\": 45}}. Left running is the cautious choice; cancel only what the person gave up."
+             \"wait_seconds\": 45}}. leave loses no work; use cancel only if the person agreed to lose it."
         ));
     }
     if facts.drain.state != DrainState::Drained {
         calls.push(format!(
-            "Until state is drained, call it again: drain_node {{\"node_id\": \"{id}\", \"deadline_seconds\": 300, \
-             \"on_deadline\": \"leave\", \"wait_seconds\": 45}}; blockers names what still runs."
+            "Until state is drained, call drain_node {{\"node_id\": \"{id}\", \"wait_seconds\": 45}}, without other \
+             arguments: that only looks and needs no confirmation. blockers names what still runs."
         ));
     }
     calls.push(

@@ -1,4 +1,4 @@
-//! `drain_node`: takes a node out of service without losing work.
+//! `drain_node`: takes a node out of service.
 
 use std::time::Duration;
 
@@ -33,13 +33,14 @@ pub struct DrainNode;
 pub struct Arguments {
     /// From list_peers.
     node_id: NodeId,
-    /// For running work: 0-86400, default 300.
+    /// Seconds that running work may continue, 0-86400 (default 300). Repeating it sets a new deadline and needs
+    /// a new confirmation.
     #[serde(default)]
     deadline_seconds: Option<u64>,
-    /// Then: default cancel.
+    /// For work still running at the deadline. leave (default) lets it finish; cancel stops it.
     #[serde(default)]
     on_deadline: Option<OnDeadline>,
-    /// For the end: 0-45, default 0.
+    /// Seconds to wait for the node to become idle, 0-45 (default 0).
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -109,20 +110,34 @@ impl Followed for DrainView {
     }
 }
 
+fn next_step(view: &DrainView) -> String {
+    let id = &view.node_id;
+    match view.state {
+        DrainState::Drained => format!(
+            "Node {id} is empty: the machine may be rebooted or switched off now. It stays drained until resume_node."
+        ),
+        DrainState::Draining
+            if view.deadline_in_seconds.is_none() && view.on_deadline == OnDeadline::Leave =>
+        {
+            format!(
+                "The deadline has passed and the executions in blockers were left running. Call drain_node again \
+                 with node_id {id} and wait_seconds to wait for them, or cancel_execution to stop one."
+            )
+        }
+        DrainState::Draining => format!(
+            "Node {id} gets no new work. Call drain_node again with only node_id {id} and wait_seconds to wait \
+             until it is empty, cancel_execution to stop one of blockers, or resume_node to undo the drain."
+        ),
+        DrainState::Schedulable => format!("Node {id} was resumed meanwhile and receives work."),
+        DrainState::Removed => {
+            format!("Node {id} is no longer a member; deploy_edge_node makes it one again.")
+        }
+    }
+}
+
 impl From<DrainView> for Outcome {
     fn from(mut view: DrainView) -> Self {
-        let next_step = match view.state {
-            DrainState::Drained => {
-                "It runs nothing and gets no new work. resume_node takes it back into service.".to_owned()
-            }
-            DrainState::Draining => format!(
-                "It gets no new work. Call drain_node again with node_id {} and wait_seconds to wait for the \
-                 rest, cancel_execution for single ones, or resume_node to undo it.",
-                view.node_id
-            ),
-            DrainState::Schedulable => "It was resumed meanwhile and takes work.".to_owned(),
-            DrainState::Removed => "It is no member any more; deploy_edge_node brings it back.".to_owned(),
-        };
+        let next_step = next_step(&view);
         let blockers_total = view.blockers.len();
         view.blockers.truncate(BLOCKERS_SHOWN_MAX);
         Self {
@@ -130,7 +145,10 @@ impl From<DrainView> for Outcome {
             state: view.state,
             blockers: view.blockers,
             blockers_total,
-            deadline_in: view.deadline_in_seconds.map(Length::of_seconds),
+            deadline_in: view
+                .deadline_in_seconds
+                .filter(|_| view.state == DrainState::Draining)
+                .map(Length::of_seconds),
             on_deadline: view.on_deadline,
             acknowledged: view.acknowledged,
             next_step,
@@ -141,15 +159,27 @@ impl From<DrainView> for Outcome {
 impl Tool for DrainNode {
     const NAME: &'static str = "drain_node";
     const TITLE: &'static str = "Drain a node";
-    const DESCRIPTION: &'static str = "Take a node out of service without losing work: no new work, what \
-runs may finish until the deadline. Survives restarts; resume_node undoes it.";
+    const DESCRIPTION: &'static str = "Stop giving a node new work, for maintenance. Running executions may \
+finish; those still running at the deadline are left running, or stopped if on_deadline is cancel. Returns \
+needs_confirmation first. To check on a drain, call again with only node_id and wait_seconds until state is \
+drained. Undo with resume_node.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: false };
     const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
 
+    fn command(arguments: &Arguments) -> String {
+        let on_deadline = match arguments.on_deadline.unwrap_or_default() {
+            OnDeadline::Leave => "leave",
+            OnDeadline::Cancel => "cancel",
+        };
+        let seconds = arguments.deadline_seconds.unwrap_or(DEADLINE_SECONDS_DEFAULT);
+        format!("aegis node drain {} --deadline {seconds}s --on-deadline {on_deadline}", arguments.node_id)
+    }
+
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
         arguments.check()?;
+        let command = Self::command(&arguments);
         let view = call.core.drain_status(&arguments.node_id).await?;
         // To ask how a drain stands disrupts nothing; another deadline may.
         let order = arguments.order(&view)?.filter(|_| view.state != DrainState::Drained);
@@ -157,16 +187,15 @@ runs may finish until the deadline. Survives restarts; resume_node undoes it.";
             return Ok(Plan { carries: Some(LOOK.to_owned()), ..Plan::nothing() });
         };
         let node_id = view.node_id;
-        let mut facts = vec![format!("it gets no new work until resume_node {node_id}")];
+        let mut facts = vec![format!("{node_id} gets no new work until resume_node {node_id}")];
         let then = match order.on_deadline {
-            OnDeadline::Cancel => "is cancelled",
-            OnDeadline::Leave => "is left running",
+            OnDeadline::Cancel => "cancelled",
+            OnDeadline::Leave => "left running",
         };
         if let Some(running) = running(&view.blockers) {
             facts.push(running);
-            facts.push(format!("what still runs after {} s {then}", order.deadline.as_secs()));
+            facts.push(format!("executions still running after {} s are {then}", order.deadline.as_secs()));
         }
-        let command = format!("aegis node drain {node_id}");
         Ok(Plan {
             weight: Weight::Disruptive,
             summary: format!("drain {node_id}"),
@@ -200,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn to_look_at_a_drain_orders_nothing_and_what_is_left_out_stays() {
+    fn arguments_left_out_keep_the_drain_as_it_is() {
         let asked = |deadline_seconds, on_deadline| Arguments {
             node_id: NodeId::parse("n").unwrap(),
             deadline_seconds,
@@ -222,7 +251,23 @@ mod tests {
         let harsher = asked(None, Some(OnDeadline::Cancel)).order(&draining).unwrap().unwrap();
         assert_eq!((harsher.deadline, harsher.on_deadline), (Duration::from_secs(60), OnDeadline::Cancel));
         let first = asked(None, None).order(&known(DrainState::Schedulable)).unwrap().unwrap();
-        assert_eq!((first.deadline, first.on_deadline), (Duration::from_secs(300), OnDeadline::Cancel));
+        assert_eq!((first.deadline, first.on_deadline), (Duration::from_secs(300), OnDeadline::Leave));
+    }
+
+    #[test]
+    fn next_step_says_when_the_machine_may_be_switched_off() {
+        let view = |state, deadline_in_seconds| DrainView {
+            node_id: NodeId::parse("n").unwrap(),
+            state,
+            blockers: Vec::new(),
+            deadline_in_seconds,
+            on_deadline: OnDeadline::Leave,
+            acknowledged: true,
+        };
+        let drained = Outcome::from(view(DrainState::Drained, Some(200)));
+        assert!(drained.next_step.contains("switched off") && drained.deadline_in.is_none());
+        let overdue = Outcome::from(view(DrainState::Draining, None));
+        assert!(overdue.next_step.contains("left running"), "{}", overdue.next_step);
     }
 
     #[test]

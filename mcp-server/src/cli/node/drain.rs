@@ -28,11 +28,11 @@ pub enum OnDeadline {
 #[derive(Debug, Args)]
 pub struct Drain {
     id: String,
-    /// How long running work may go on, like 300s, 5m or 1h
+    /// How long running work may continue, like 300s, 5m or 1h
     #[arg(long, default_value = "300s", value_parser = duration)]
     deadline: Duration,
-    /// What happens to work that still runs then
-    #[arg(long, value_enum, default_value = "cancel")]
+    /// What happens to work still running at the deadline
+    #[arg(long, value_enum, default_value = "leave")]
     on_deadline: OnDeadline,
     /// Wait until nothing runs there any more
     #[arg(long)]
