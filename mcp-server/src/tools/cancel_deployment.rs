@@ -1,4 +1,4 @@
-//! `cancel_deployment`: calls a deployment off.
+//! `cancel_deployment`: cancels a deployment.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ pub struct CancelDeployment;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Of a deployment, rollback or removal that runs.
+    /// The id to cancel.
     deployment_id: DeploymentId,
-    /// 0-45, default 20.
+    /// Seconds to wait for the end, 0-45 (default 20).
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -61,7 +61,7 @@ impl From<DeploymentView> for Outcome {
     }
 }
 
-/// Waits for the end of a deployment that was just begun or called off.
+/// Waits for the end of a deployment that was just started or cancelled.
 pub(super) async fn followed(call: &mut Call, view: DeploymentView, wait: Duration) -> Result<Outcome> {
     let core = call.core.clone();
     let view = call.progress.follow(&core, view, wait, |view| view.state.is_final()).await?;
@@ -70,12 +70,16 @@ pub(super) async fn followed(call: &mut Call, view: DeploymentView, wait: Durati
 
 impl Tool for CancelDeployment {
     const NAME: &'static str = "cancel_deployment";
-    const TITLE: &'static str = "Call a deployment off";
-    const DESCRIPTION: &'static str = "Call off a deployment, rollback or removal that runs; the host is \
-put back as it was.";
+    const TITLE: &'static str = "Cancel a deployment";
+    const DESCRIPTION: &'static str = "Cancel a running deployment, rollback or removal and restore the host \
+to its previous state. No effect on one that has finished.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    fn command(arguments: &Arguments) -> String {
+        format!("aegis deployments {} --cancel", arguments.deployment_id)
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;

@@ -17,9 +17,9 @@ pub struct CancelExecution;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// From submit_execution.
+    /// The id to cancel.
     execution_id: ExecutionId,
-    /// At most 500 characters.
+    /// Recorded with the execution; at most 500 characters.
     #[serde(default)]
     reason: Option<String>,
 }
@@ -43,11 +43,15 @@ pub fn reason(given: Option<String>) -> Result<String> {
 impl Tool for CancelExecution {
     const NAME: &'static str = "cancel_execution";
     const TITLE: &'static str = "Cancel an execution";
-    const DESCRIPTION: &'static str = "Stop an execution. What it wrote stays readable. One that has ended \
-stays as it is.";
+    const DESCRIPTION: &'static str = "Stop a running or queued execution. Its output stays readable. No effect \
+on one that has ended.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    fn command(arguments: &Arguments) -> String {
+        format!("aegis executions cancel {}", arguments.execution_id)
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let reason = reason(arguments.reason)?;

@@ -1,4 +1,4 @@
-//! `cancel_rollout`: begins no further host and calls off those that run.
+//! `cancel_rollout`: starts no further host and cancels those in progress.
 
 use cluster_core::{Result, ids::RolloutId};
 use schemars::JsonSchema;
@@ -17,21 +17,25 @@ pub struct CancelRollout;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// From deploy_edge_nodes.
+    /// Returned by deploy_edge_nodes.
     rollout_id: RolloutId,
-    /// 0-45, default 20.
+    /// Seconds to wait for the end, 0-45 (default 20).
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
 
 impl Tool for CancelRollout {
     const NAME: &'static str = "cancel_rollout";
-    const TITLE: &'static str = "Call a rollout off";
-    const DESCRIPTION: &'static str = "Begin no further host of a rollout and call off those that run: \
-they are put back as they were.";
+    const TITLE: &'static str = "Cancel a rollout";
+    const DESCRIPTION: &'static str = "Cancel a rollout: no further host is started, and hosts in progress are \
+restored to their previous state. Finished hosts stay deployed.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    fn command(arguments: &Arguments) -> String {
+        format!("aegis rollouts {} --cancel", arguments.rollout_id)
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;

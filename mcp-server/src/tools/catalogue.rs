@@ -54,18 +54,25 @@ pub trait Tool {
     const HINTS: Hints;
     /// Shown to the model from the start by clients that load tools on demand.
     const ALWAYS_LOADED: bool = false;
-    /// There are calls of it that need a confirmation.
+    /// Whether some calls need a confirmation.
     const MAY_DISRUPT: bool = false;
     type Arguments: DeserializeOwned + JsonSchema + Send;
     type Outcome: Serialize + JsonSchema;
 
-    /// What a call would do as things are now, for whoever confirms it.
-    fn plan(_arguments: Self::Arguments, _call: &mut Call) -> impl Future<Output = Result<Plan>> + Send {
+    /// Returns what a call would do as things are now, for the person who confirms it.
+    ///
+    /// A tool without a plan of its own changes nothing that needs a look at the cluster first.
+    fn plan(arguments: Self::Arguments, _call: &mut Call) -> impl Future<Output = Result<Plan>> + Send {
         std::future::ready(Ok(Plan {
             summary: Self::TITLE.to_lowercase(),
-            command: "the command that aegis --help names for it".to_owned(),
+            command: Self::command(&arguments),
             ..Plan::default()
         }))
+    }
+
+    /// Returns the command with which a person does the same; empty for a tool that only reads.
+    fn command(_arguments: &Self::Arguments) -> String {
+        String::new()
     }
 
     fn call(
@@ -355,8 +362,11 @@ fn log(tool: &str, error: &Error) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::Parser as _;
     use cluster_core::config::schema::Auth;
+
+    use super::*;
+    use crate::cli::Cli;
 
     fn settings() -> McpSettings {
         McpSettings {
@@ -395,11 +405,59 @@ mod tests {
     }
 
     #[test]
-    fn no_schema_has_what_clients_stumble_over() {
+    fn schemas_use_only_keywords_that_clients_accept() {
         let text = Catalogue::all().listing().to_string();
-        for bad in ["\"format\"", "$ref", "$defs", "nullable", "\"null\""] {
+        for bad in ["\"format\"", "$ref", "$defs", "nullable", "\"null\"", "\"oneOf\"", "\"anyOf\""] {
             assert!(!text.contains(bad), "{bad}");
         }
+    }
+
+    /// The rules of model APIs that refuse a whole request for one schema: each property has a type, each object
+    /// has properties or typed values, each array has typed items, each required name exists.
+    fn check_types(place: &str, schema: &Value) {
+        let kind = schema["type"].as_str().unwrap_or_else(|| panic!("{place} has no type: {schema}"));
+        match kind {
+            "object" => match (schema["properties"].as_object(), schema.get("additionalProperties")) {
+                (Some(properties), _) if !properties.is_empty() || !place.contains('.') => {
+                    for (name, property) in properties {
+                        check_types(&format!("{place}.{name}"), property);
+                    }
+                    for name in schema["required"].as_array().into_iter().flatten() {
+                        assert!(properties.contains_key(name.as_str().unwrap()), "{place} lacks {name}");
+                    }
+                }
+                (_, Some(values)) => check_types(&format!("{place}.*"), values),
+                _ => panic!("{place} is an object without properties: {schema}"),
+            },
+            "array" => check_types(&format!("{place}[]"), &schema["items"]),
+            _ => assert!(["string", "integer", "number", "boolean"].contains(&kind), "{place}: {kind}"),
+        }
+        if let Some(words) = schema["enum"].as_array() {
+            assert_eq!(kind, "string", "{place}");
+            assert!(words.iter().all(Value::is_string), "{place}: {schema}");
+        }
+    }
+
+    #[test]
+    fn every_property_and_every_nested_object_is_typed() {
+        for tool in Catalogue::all().manifests() {
+            check_types(&tool.name, &Value::Object((*tool.input_schema).clone()));
+            check_types(&tool.name, &Value::Object((*tool.output_schema.unwrap()).clone()));
+        }
+    }
+
+    #[test]
+    fn hints_follow_what_a_call_may_do() {
+        for entry in Catalogue::all().entries {
+            let hints = entry.manifest.annotations.unwrap();
+            let may_confirm =
+                entry.manifest.input_schema["properties"].get(crate::confirm::ARGUMENT).is_some();
+            let name = &entry.manifest.name;
+            assert!(!may_confirm || hints.destructive_hint == Some(true), "{name} disrupts");
+            assert_eq!(hints.read_only_hint, Some(entry.read_only), "{name}");
+        }
+        let hints = Catalogue::all().manifest("submit_execution").and_then(|tool| tool.annotations).unwrap();
+        assert_eq!(hints.idempotent_hint, Some(false), "each call without a key runs the work again");
     }
 
     #[test]
@@ -411,6 +469,27 @@ mod tests {
             .map(|tool| tool.name)
             .collect();
         assert_eq!(loaded, ["deploy_edge_node", "list_peers"]);
+    }
+
+    #[test]
+    fn every_change_names_a_command_that_exists() {
+        fn check<T: Tool>(given: Value) {
+            let command = T::command(&arguments::parse(given).unwrap());
+            let parsed = Cli::try_parse_from(command.split(' '));
+            assert!(parsed.is_ok(), "{}: {command}: {:?}", T::NAME, parsed.err());
+        }
+        let deployment = json!({"deployment_id": "comet-edge-node-1711446000000-1"});
+        check::<DeployEdgeNode>(json!({"host": "edge1"}));
+        check::<DeployEdgeNodes>(json!({"hosts": [{"host": "edge1"}, {"host": "edge2"}]}));
+        check::<CancelDeployment>(deployment.clone());
+        check::<RollbackEdgeNode>(json!({"node_id": "n", "to": deployment["deployment_id"]}));
+        check::<RemoveEdgeNode>(json!({"node_id": "n", "host_gone": true}));
+        check::<CancelRollout>(json!({"rollout_id": "rollout-1711446000000-1"}));
+        check::<SubmitExecution>(json!({"image": "busybox:1.36", "command": ["echo", "hi"]}));
+        check::<SubmitExecution>(json!({"agent": "code-review@3"}));
+        check::<CancelExecution>(json!({"execution_id": "exec-7k2m9q4x8w"}));
+        check::<DrainNode>(json!({"node_id": "n", "deadline_seconds": 5, "on_deadline": "cancel"}));
+        check::<ResumeNode>(json!({"node_id": "n"}));
     }
 
     #[test]

@@ -36,70 +36,72 @@ pub struct DeployEdgeNode;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Its address or name.
+    /// DNS name, IP address, or a Host alias of the controller's ~/.ssh/config. Not this machine itself.
     pub host: String,
-    /// Default: ~/.ssh/config, 22.
+    /// Default: ~/.ssh/config, else 22.
     #[serde(default)]
     pub ssh_port: Option<u32>,
-    /// Default: ~/.ssh/config, root.
+    /// Default: ~/.ssh/config, else root.
     #[serde(default)]
     pub ssh_user: Option<String>,
-    /// On the controller's machine.
+    /// Private key file on the controller, inside the directories that the operator allows.
     #[serde(default)]
     pub ssh_key_path: Option<String>,
-    /// The node's id: 1-63 of a-z 0-9 -.
+    /// Node id: 1-63 lowercase letters, digits, hyphens. Default: derived from host.
     #[serde(default)]
     pub identity: Option<String>,
-    /// Like gpu or zone=eu; at most 32.
+    /// Labels for executions to select on, such as gpu or zone=eu. At most 32; replaces earlier tags.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// Comma-separated. Default: node,ollama, or those of the operator's compose file.
+    /// Comma-separated Compose services. Default: node,ollama, or those of the operator's compose file.
+    /// node alone runs no local LLM.
     #[serde(default)]
     pub services: Option<String>,
-    /// Of the operator's compose file.
+    /// Compose profiles to enable in the operator's compose file.
     #[serde(default)]
     pub profiles: Vec<String>,
-    /// False: only the stack, no node.
+    /// false starts the stack without making the machine a node. Default true.
     #[serde(default)]
     pub join: Option<bool>,
-    /// For Ollama; at most 16.
+    /// Ollama models to pull, such as llama3.2. At most 16.
     #[serde(default)]
     pub models: Vec<String>,
-    /// 10-3600, default 180.
+    /// Seconds that services may take to become healthy, 10-3600 (default 180).
     #[serde(default)]
     pub health_timeout_seconds: Option<u32>,
-    /// secret:NAME, or a Cloudflare tunnel's token.
+    /// Cloudflare tunnel token, preferably secret:NAME. Default: the operator's.
     #[serde(default, deserialize_with = "secret")]
     #[schemars(with = "Option<String>")]
     pub tunnel_token: Option<Secret>,
-    /// For agents on this node.
+    /// http(s) URL given to executions on this node as AEGIS_REMOTE_LLM_URL.
     #[serde(default)]
     pub remote_llm_url: Option<String>,
-    /// The node's, instead of the controller's own.
+    /// Image of the edge application: replaces the build of the operator's compose file, or adds the service
+    /// aithernode. Not the image of the Aegis node.
     #[serde(default)]
     pub image: Option<String>,
-    /// ssh (default) or direct.
+    /// ssh (default) needs only the SSH port; direct needs a controller address that the node can reach.
     #[serde(default)]
     pub link: Option<String>,
-    /// Only check and show the plan.
+    /// true only checks the host and returns the plan.
     #[serde(default)]
     pub dry_run: bool,
-    /// Carry out that dry run's plan or nothing; a dry run names it.
+    /// Digest of a dry run's plan: the deployment is refused if its plan differs.
     #[serde(default)]
     #[schemars(skip)]
     pub plan_digest: Option<String>,
-    /// For another deployment there: 0-600; the refusal names it.
+    /// Seconds to wait for another deployment of the host, 0-600.
     #[serde(default)]
     #[schemars(skip)]
     pub lock_wait_seconds: Option<u64>,
-    /// For a person only: replace another cluster's node.
+    /// Replaces another cluster's node. Refused to assistants.
     #[serde(default)]
     #[schemars(skip)]
     pub take_over: bool,
-    /// Same key, same deployment.
+    /// Makes retries safe: same key and arguments, same result.
     #[serde(default)]
     pub idempotency_key: Option<String>,
-    /// 0-45, default 20.
+    /// Seconds to wait for the end, 0-45 (default 20).
     #[serde(default)]
     pub wait_seconds: Option<u64>,
 }
@@ -256,23 +258,30 @@ fn asked(mut arguments: Arguments, call: &mut Call) -> Result<DeploymentRequest>
 impl Tool for DeployEdgeNode {
     const NAME: &'static str = "deploy_edge_node";
     const TITLE: &'static str = "Deploy an edge node";
-    const DESCRIPTION: &'static str = "Make a machine reachable by SSH a cluster node, or update it: \
-checks the host, starts the node's compose stack, waits until the node has joined and has run a container. \
-Returns a deployment_id and goes on by itself: follow it with get_deployment_status.";
-    const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: true };
+    const DESCRIPTION: &'static str = "Turn a machine reachable over SSH into a cluster node, or update a \
+node deployed earlier. Checks the host, uploads a Docker Compose stack, starts it, and ends in state ready once \
+the node has joined the cluster and run a test container. Takes one to several minutes: returns a \
+deployment_id; follow it with get_deployment_status. A person must have approved the host (aegis host approve \
+HOST). The first deployment to a host, and an update while work runs there, returns needs_confirmation and \
+changes nothing until it is confirmed.";
+    const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
     const ALWAYS_LOADED: bool = true;
     const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
 
+    fn command(arguments: &Arguments) -> String {
+        format!("aegis deploy {}", arguments.host)
+    }
+
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<confirm::Plan> {
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
         let (dry_run, host) = (arguments.dry_run, arguments.host.clone());
+        let command = Self::command(&arguments);
         let request = asked(arguments, call)?;
         if dry_run || call.core.knows_deployment_key(request.idempotency_key.as_deref()).await? {
             return Ok(confirm::Plan::nothing());
         }
-        let command = format!("aegis deploy {host}");
         let running_there = on_host(&call.core, &host).await?;
         if running_there.as_ref().is_some_and(Vec::is_empty) {
             let summary = format!("deploy to {host} again");

@@ -8,7 +8,7 @@ use cluster_core::{
         rollout::{PlannedHost, all_or_every_problem},
     },
 };
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -22,6 +22,7 @@ use super::{
     disruption::on_host,
     progress::whole,
     rollout::{Line, Outcome, followed},
+    schema,
 };
 
 /// Arguments of one host's deployment that are not shared: each host's own, or the call's.
@@ -37,7 +38,7 @@ pub struct Host {
     host: String,
     #[serde(default)]
     identity: Option<String>,
-    /// Added to the shared ones.
+    /// Added to the shared tags.
     #[serde(default)]
     tags: Vec<String>,
     #[serde(default)]
@@ -49,26 +50,41 @@ pub struct Host {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// 1-100 of {host, identity, tags, ssh_port, ssh_user}.
+    /// The machines, 1-100.
     hosts: Vec<Host>,
-    /// Arguments of deploy_edge_node for all.
+    /// Arguments of deploy_edge_node for every host.
     #[serde(default)]
+    #[schemars(schema_with = "shared_schema")]
     shared: Map<String, Value>,
-    /// 1-100 at a time.
+    /// Hosts deployed at the same time, 1-100. Default: the operator's setting.
     #[serde(default)]
     max_parallel: Option<u32>,
-    /// Begin no more after so many: default 1; 0: never.
+    /// Start no further host after this many failures (default 1; 0: never stop).
     #[serde(default)]
     max_failures: Option<u32>,
-    /// Only check and show the plans.
+    /// true only checks the hosts and returns the plans.
     #[serde(default)]
     pub dry_run: bool,
-    /// Same key, same rollout.
+    /// Makes retries safe: same key and arguments, same result.
     #[serde(default)]
     idempotency_key: Option<String>,
-    /// 0-45, default 20.
+    /// Seconds to wait for the end, 0-45 (default 20).
     #[serde(default)]
     wait_seconds: Option<u64>,
+}
+
+/// Returns the schema of `shared`: the arguments of `deploy_edge_node` that may be shared, without their
+/// descriptions.
+fn shared_schema(_: &mut SchemaGenerator) -> Schema {
+    let mut properties =
+        schema::input::<deploy_edge_node::Arguments>().remove("properties").unwrap_or_default();
+    if let Value::Object(properties) = &mut properties {
+        properties.retain(|name, _| !NOT_SHARED.contains(&name.as_str()));
+        for property in properties.values_mut().filter_map(Value::as_object_mut) {
+            property.remove("description");
+        }
+    }
+    json_schema!({"type": "object", "properties": properties})
 }
 
 impl Arguments {
@@ -142,17 +158,23 @@ impl From<RolloutPlan> for Outcome {
 impl Tool for DeployEdgeNodes {
     const NAME: &'static str = "deploy_edge_nodes";
     const TITLE: &'static str = "Deploy many edge nodes";
-    const DESCRIPTION: &'static str = "deploy_edge_node for many machines, some at a time. All are checked \
-first; if anything is wrong, nothing is begun. Returns a rollout_id; follow it with get_rollout.";
-    const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: true };
+    const DESCRIPTION: &'static str = "Deploy 1-100 machines in one call, several at a time. All arguments \
+are validated first: if a host is invalid or not approved, nothing starts. Returns a rollout_id; follow it with \
+get_rollout. First deployments, and updates while work runs there, return needs_confirmation first.";
+    const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
     const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
 
+    fn command(arguments: &Arguments) -> String {
+        let hosts = arguments.hosts.iter().map(|host| host.host.as_str()).collect::<Vec<_>>();
+        format!("aegis deploy {}", hosts.join(" "))
+    }
+
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
         call.hide(arguments.tunnel_token().as_ref());
-        let dry_run = arguments.dry_run;
+        let (dry_run, command) = (arguments.dry_run, Self::command(&arguments));
         let request = arguments.check(Origin::Assistant)?;
         if dry_run || call.core.knows_rollout_key(request.idempotency_key.as_deref()).await? {
             return Ok(Plan::nothing());
@@ -176,7 +198,7 @@ first; if anything is wrong, nothing is begun. Returns a rollout_id; follow it w
             summary: format!("deploy to {count} hosts"),
             facts: facts.into_iter().flatten().collect(),
             carries: None,
-            command: "aegis deploy HOST...".to_owned(),
+            command,
         })
     }
 

@@ -21,15 +21,15 @@ pub struct GetDeploymentStatus;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Or of a rollback or removal.
+    /// Returned by deploy_edge_node, rollback_edge_node, remove_edge_node or list_deployments.
     deployment_id: DeploymentId,
-    /// For the end: 0-45, default 0.
+    /// Seconds to wait, 0-45 (default 0): for the end, or with since_event for any change.
     #[serde(default)]
     wait_seconds: Option<u64>,
-    /// event of the last answer: wait for a newer one.
+    /// event of the last answer: with wait_seconds, returns as soon as something newer happened.
     #[serde(default)]
     since_event: Option<u64>,
-    /// Default concise.
+    /// Default: concise.
     #[serde(default)]
     response_format: ResponseFormat,
 }
@@ -39,7 +39,7 @@ pub struct Outcome {
     deployment_id: DeploymentId,
     operation: Operation,
     state: DeploymentState,
-    /// It was called off; the host is being put back.
+    /// A cancellation was requested; the host is being restored.
     cancel_requested: bool,
     host: String,
     node_id: NodeId,
@@ -82,9 +82,10 @@ impl Outcome {
 impl Tool for GetDeploymentStatus {
     const NAME: &'static str = "get_deployment_status";
     const TITLE: &'static str = "Follow a deployment";
-    const DESCRIPTION: &'static str = "State, steps with evidence, and on failure cause, remedy and log of \
-a deployment, rollback or removal. Wait with wait_seconds instead of asking often. Ids stay valid as long \
-as the controller's database.";
+    const DESCRIPTION: &'static str = "Read the progress of a deployment, rollback or removal: its state, \
+each step with evidence, and after a failure the cause, the fix and the failing service's log. To follow one, call \
+with wait_seconds 45 until the state is final: ready, started, removed, failed, rolled_back, cancelled or \
+interrupted.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

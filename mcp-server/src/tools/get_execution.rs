@@ -25,18 +25,18 @@ pub struct GetExecution;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// From submit_execution.
+    /// Returned by submit_execution.
     execution_id: ExecutionId,
     /// next_after_sequence of the last answer.
     #[serde(default)]
     after_sequence: Option<u64>,
-    /// Events: 1-1000, default 200.
+    /// Events to return, 1-1000 (default 200).
     #[serde(default)]
     limit: Option<u32>,
     /// For more or the end: 0-45, default 0.
     #[serde(default)]
     wait_seconds: Option<u64>,
-    /// concise (default): text; detailed: events.
+    /// detailed returns single events instead of text. Default: concise.
     #[serde(default)]
     response_format: ResponseFormat,
 }

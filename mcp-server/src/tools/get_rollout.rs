@@ -15,12 +15,12 @@ pub struct GetRollout;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// From deploy_edge_nodes.
+    /// Returned by deploy_edge_nodes.
     rollout_id: RolloutId,
-    /// For the end: 0-45, default 0.
+    /// Seconds to wait, 0-45 (default 0): for the end, or with since_event for any change.
     #[serde(default)]
     wait_seconds: Option<u64>,
-    /// event of the last answer: wait for a newer one.
+    /// event of the last answer.
     #[serde(default)]
     since_event: Option<u64>,
 }
@@ -28,8 +28,8 @@ pub struct Arguments {
 impl Tool for GetRollout {
     const NAME: &'static str = "get_rollout";
     const TITLE: &'static str = "Follow a rollout";
-    const DESCRIPTION: &'static str = "A rollout's summary, and each host's state and what it does or why \
-it failed.";
+    const DESCRIPTION: &'static str = "Read the progress of a rollout: a summary, then each host's state and \
+current step, or why it failed (failed hosts first).";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

@@ -23,16 +23,17 @@ pub struct ListDeployments;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Only these.
+    /// Only this state. started: stack without a node. rolled_back: failed, and the previous release runs
+    /// again. interrupted: outcome unknown.
     #[serde(default)]
     state: Option<DeploymentState>,
-    /// Only to this host.
+    /// Only this host.
     #[serde(default)]
     host: Option<String>,
     /// 1-100, default 20.
     #[serde(default)]
     limit: Option<u32>,
-    /// next_cursor of the last answer.
+    /// next_cursor of the previous page.
     #[serde(default)]
     cursor: Option<String>,
 }
@@ -74,7 +75,8 @@ fn line(view: DeploymentView) -> Line {
 impl Tool for ListDeployments {
     const NAME: &'static str = "list_deployments";
     const TITLE: &'static str = "List deployments";
-    const DESCRIPTION: &'static str = "Deployments, newest first, with host, node and state.";
+    const DESCRIPTION: &'static str = "List deployments, rollbacks and removals, newest first. Use it to find \
+an id you no longer have.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;

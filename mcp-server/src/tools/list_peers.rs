@@ -25,22 +25,23 @@ pub struct ListPeers;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Only these.
+    /// Only this status. expected: deployed but not yet joined. offline: said goodbye. unhealthy: heartbeats
+    /// are missing.
     #[serde(default)]
     status: Option<PeerStatus>,
-    /// Only these.
+    /// Only this role.
     #[serde(default)]
     role: Option<Role>,
-    /// Only those with all of these.
+    /// Only nodes that have all of these tags.
     #[serde(default)]
     tags: Vec<Tag>,
     /// 1-100, default 20.
     #[serde(default)]
     limit: Option<u32>,
-    /// next_cursor of the last answer.
+    /// next_cursor of the previous page.
     #[serde(default)]
     cursor: Option<String>,
-    /// Default concise.
+    /// detailed adds capacity, link, version, engine and models. Default: concise.
     #[serde(default)]
     response_format: ResponseFormat,
 }
@@ -164,8 +165,9 @@ pub async fn page_of(
 impl Tool for ListPeers {
     const NAME: &'static str = "list_peers";
     const TITLE: &'static str = "List cluster nodes";
-    const DESCRIPTION: &'static str = "The cluster's nodes: id, status, tags, free resources, running \
-executions; detailed has more.";
+    const DESCRIPTION: &'static str = "List the cluster's nodes with id, status, tags, free CPU (in thousandths \
+of a core), memory and GPUs, and how many executions run there. Only active nodes receive new work. Call it before \
+choosing target_tags or a node_id.";
     const HINTS: Hints = Hints { read_only: true, destructive: false, idempotent: true, open_world: false };
     const ALWAYS_LOADED: bool = true;
     type Arguments = Arguments;

@@ -1,4 +1,4 @@
-//! `remove_edge_node`: undoes `deploy_edge_node`.
+//! `remove_edge_node`: removes a node that `deploy_edge_node` made.
 
 use cluster_core::{
     Result,
@@ -25,22 +25,22 @@ pub struct RemoveEdgeNode;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// From list_peers.
+    /// A node with a host in list_peers.
     node_id: NodeId,
-    /// For running work: 0-86400, default 300.
+    /// Seconds that running work may continue, 0-86400 (default 300).
     #[serde(default)]
     deadline_seconds: Option<u64>,
-    /// Only if the machine is gone for good.
+    /// true only if the machine no longer exists: removes the node without connecting to it.
     #[serde(default)]
     host_gone: bool,
-    /// For another deployment there: 0-600.
+    /// Seconds to wait for another deployment of the host, 0-600.
     #[serde(default)]
     #[schemars(skip)]
     lock_wait_seconds: Option<u64>,
-    /// Same key, same deployment.
+    /// Makes retries safe: same key and arguments, same result.
     #[serde(default)]
     idempotency_key: Option<String>,
-    /// 0-45, default 20.
+    /// Seconds to wait for the end, 0-45 (default 20).
     #[serde(default)]
     wait_seconds: Option<u64>,
 }
@@ -48,18 +48,25 @@ pub struct Arguments {
 impl Tool for RemoveEdgeNode {
     const NAME: &'static str = "remove_edge_node";
     const TITLE: &'static str = "Remove a deployed node";
-    const DESCRIPTION: &'static str = "Undo deploy_edge_node: drain the node, take its stack and files off \
-the host (volumes stay), revoke its key. cancel_deployment undoes it until the stack goes.";
+    const DESCRIPTION: &'static str = "Remove a deployed node: drain it, take its stack and files off the \
+host, and revoke its key. Docker volumes are kept. Work still running at the deadline is cancelled. Returns \
+needs_confirmation first, then a deployment_id; cancel_deployment can stop it until the stack is taken down.";
     const HINTS: Hints = Hints { read_only: false, destructive: true, idempotent: true, open_world: true };
     const MAY_DISRUPT: bool = true;
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    fn command(arguments: &Arguments) -> String {
+        let host_gone = if arguments.host_gone { " --host-gone" } else { "" };
+        format!("aegis node remove {}{host_gone}", arguments.node_id)
+    }
 
     async fn plan(arguments: Arguments, call: &mut Call) -> Result<Plan> {
         wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
         if call.core.knows_deployment_key(arguments.idempotency_key.as_deref()).await? {
             return Ok(Plan::nothing());
         }
+        let command = Self::command(&arguments);
         let node_id = arguments.node_id;
         // Nobody is asked about what cannot be done.
         call.core.check_deployed(&node_id).await?;
@@ -69,7 +76,6 @@ the host (volumes stay), revoke its key. cancel_deployment undoes it until the s
         };
         facts.push("its key is revoked; only a deployment brings it back".to_owned());
         facts.extend(on_node(&call.core, &node_id).await?.as_deref().and_then(running));
-        let command = format!("aegis node remove {node_id}");
         Ok(Plan {
             weight: Weight::Disruptive,
             summary: format!("remove {node_id}"),

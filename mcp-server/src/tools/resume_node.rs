@@ -29,10 +29,14 @@ pub struct Outcome {
 impl Tool for ResumeNode {
     const NAME: &'static str = "resume_node";
     const TITLE: &'static str = "Resume a node";
-    const DESCRIPTION: &'static str = "Undo a drain: the node takes new work again.";
+    const DESCRIPTION: &'static str = "Let a drained node receive new work again.";
     const HINTS: Hints = Hints { read_only: false, destructive: false, idempotent: true, open_world: false };
     type Arguments = Arguments;
     type Outcome = Outcome;
+
+    fn command(arguments: &Arguments) -> String {
+        format!("aegis node resume {}", arguments.node_id)
+    }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let core = call.core.clone();

@@ -1,13 +1,13 @@
-//! JSON schemas as every client takes them, and small: every assistant pays for them in its context.
+//! JSON schemas that every client accepts.
 //!
-//! Written out without `$ref` (several clients follow references badly), without the formats that
-//! schemars adds to the standard (`uint32`, `double`, …: Ajv clients warn about them), and without
-//! `null`: an argument may be null but need not be told so, and a result leaves nulls out.
+//! The APIs of some models refuse a property without `type` and an object without properties, and one refused
+//! tool fails every turn of a conversation. Each property therefore has a `type`, and each object names its
+//! properties or the type of its values. Schemas are written out without `$ref` (several clients follow
+//! references badly), without the formats that schemars adds to the standard (`uint32`, `double`: Ajv clients
+//! warn about them), and without `null`: an optional argument is left out, and a result leaves nulls out.
 //!
-//! Of arguments, limits and defaults stand in the descriptions, in words, since some clients strip them
-//! from schemas; what is given is checked by us. Neither side goes deeper than its fields: the description
-//! of an object names what it consists of, and of results only ids, state and next step are named, since a
-//! model reads the result itself.
+//! Limits and defaults of arguments stand in the descriptions, since some clients strip them from schemas. The
+//! server checks every argument by itself. Output schemas declare ids, the state and the next step only.
 
 use rmcp::model::JsonObject;
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -18,19 +18,15 @@ use crate::confirm::ARGUMENT;
 /// Formats that JSON Schema itself knows and that we use; any other one goes.
 const STANDARD_FORMATS: [&str; 3] = ["date-time", "uri", "uuid"];
 
-/// What a tool takes.
+/// Returns the schema of a tool's arguments.
 pub fn input<T: JsonSchema>() -> JsonObject {
     let mut schema = root::<T>(SchemaSettings::draft2020_12());
     schema.values_mut().for_each(drop_limits);
-    if let Some(Value::Object(arguments)) = schema.get_mut("properties") {
-        arguments.values_mut().for_each(only_object);
-    }
-    // An unknown argument is refused by us, in words.
-    schema.remove("additionalProperties");
+    drop_closed(&mut schema);
     schema
 }
 
-/// What a tool gives.
+/// Returns the schema of a tool's result.
 pub fn output<T: JsonSchema>() -> JsonObject {
     let mut schema = root::<T>(SchemaSettings::draft2020_12().for_serialize());
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
@@ -42,26 +38,26 @@ pub fn output<T: JsonSchema>() -> JsonObject {
     schema
 }
 
-/// Of tools with calls that need a confirmation.
+/// Adds the argument with which a call is confirmed.
 pub fn add_confirmation(input: &mut JsonObject) {
     if let Some(Value::Object(properties)) = input.get_mut("properties") {
-        let token = json!({"type": "string", "description": "Of the plan shown."});
+        let token = json!({
+            "type": "string",
+            "description": "From this call's needs_confirmation answer. Pass it only after the user agreed."
+        });
         properties.insert(ARGUMENT.to_owned(), token);
     }
 }
 
-/// What is said in words, or said by our own check.
+/// Keywords whose content stands in the descriptions.
 const LIMITS: [&str; 6] = ["default", "minimum", "maximum", "pattern", "minItems", "maxItems"];
 
-/// An object within an argument: its description names the fields.
-fn only_object(schema: &mut Value) {
-    match schema {
-        Value::Object(object) if object.get("type") == Some(&Value::from("object")) => {
-            object.retain(|key, _| key == "type" || key == "description");
-        }
-        Value::Object(object) => object.values_mut().for_each(only_object),
-        _ => {}
+/// Drops `additionalProperties: false`. The server refuses an unknown argument and names the known ones.
+fn drop_closed(schema: &mut JsonObject) {
+    if schema.get("additionalProperties") == Some(&Value::Bool(false)) {
+        schema.remove("additionalProperties");
     }
+    schema.values_mut().filter_map(Value::as_object_mut).for_each(drop_closed);
 }
 
 fn drop_limits(schema: &mut Value) {
@@ -78,13 +74,9 @@ fn drop_limits(schema: &mut Value) {
     }
 }
 
-/// A field of a result: its type and nothing beneath it.
+/// Reduces the schema of a result's field to its type.
 fn only_type(schema: &mut Value) {
     if let Value::Object(object) = schema {
-        // Without its words, a choice would be a schema that says nothing.
-        if object.contains_key("enum") {
-            object.insert("type".to_owned(), "string".into());
-        }
         object.retain(|key, _| key == "type");
     }
 }
@@ -123,9 +115,8 @@ pub fn simplify(schema: &mut Value) {
             drop_nullable_required(object);
             drop_null_type(object);
             join_constants(object);
-            // Words say that they are strings.
             if object.get("enum").is_some_and(Value::is_array) {
-                object.remove("type");
+                object.insert("type".to_owned(), "string".into());
             }
         }
         _ => {}
@@ -245,6 +236,7 @@ mod tests {
         /// Its own words.
         inner: Option<Inner>,
         list: Vec<Inner>,
+        map: std::collections::BTreeMap<String, String>,
         choice: Option<Choice>,
         port: u16,
         own_id: Option<String>,
@@ -261,12 +253,19 @@ mod tests {
         let string = json!({"type": "string"});
         assert_eq!(schema["properties"], json!({"own_id": string, "state": string}));
         let schema = input::<Outer>();
-        assert_eq!(schema["required"], json!(["list", "port", "state"]));
-        let inner = json!({"type": "object", "description": "Its own words."});
-        assert_eq!(schema["properties"]["inner"], inner);
-        assert_eq!(schema["properties"]["list"], json!({"type": "array", "items": {"type": "object"}}));
+        assert_eq!(schema["required"], json!(["list", "map", "port", "state"]));
+        let fields =
+            json!({"ratio": {"type": "number"}, "count": {"type": "integer"}, "maybe": {"type": "integer"}});
+        let inner = &schema["properties"]["inner"];
+        assert_eq!(inner["description"], "Its own words.");
+        assert_eq!((&inner["type"], &inner["properties"]), (&json!("object"), &fields));
+        assert_eq!(schema["properties"]["list"]["items"]["properties"], fields);
+        assert_eq!(
+            schema["properties"]["map"],
+            json!({"type": "object", "additionalProperties": {"type": "string"}})
+        );
         assert_eq!(schema["properties"]["port"], json!({"type": "integer"}));
-        assert_eq!(schema["properties"]["choice"], json!({"enum": ["Right", "Left"]}));
+        assert_eq!(schema["properties"]["choice"], json!({"type": "string", "enum": ["Right", "Left"]}));
     }
 
     #[test]
