@@ -9,6 +9,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod core;
+pub mod default_port;
 pub mod deploy;
 pub mod engine;
 pub mod error;

@@ -9,14 +9,15 @@ pub mod files;
 mod log;
 mod supervisor;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Extension, middleware};
 use cluster_core::{
-    Error, ErrorCode, Result,
+    Error, Result,
     access::{Door, TokenTable},
-    config::{self, Overrides, Settings, StartedBy},
+    config::{self, ConfigChoice, NodeConfig, Overrides, Settings, StartedBy, settings::REST_PORT},
     core::Core,
+    default_port::{DefaultPort, bind_tcp},
     deploy::Origin,
     rpc::tls::web_server,
     store::DataDirectory,
@@ -51,14 +52,17 @@ const CORE_STOP_TIME_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub struct Options {
-    pub config: Option<PathBuf>,
+    pub config: ConfigChoice,
     pub overrides: Overrides,
     pub started_by: StartedBy,
 }
 
 /// Runs until told to stop by a signal or `aegis stop`.
 pub async fn run(options: Options) -> Result<()> {
-    let loaded = config::load(options.config.as_deref(), options.started_by)?;
+    // A configuration may name another data directory; the record of the last start lies in the one asked for.
+    let asked_dir = Settings::of(&NodeConfig::default(), &options.overrides)?.data_dir;
+    let recorded = files::config_path(&asked_dir);
+    let loaded = config::load(&options.config, recorded.as_deref(), options.started_by)?;
     let settings = Settings::of(&loaded.config, &options.overrides)?;
     let set_level = log::init(settings.log_level.as_deref())?;
     let stop = CancellationToken::new();
@@ -80,7 +84,7 @@ pub async fn run(options: Options) -> Result<()> {
     let guard = Guard::new(&settings, tokens.clone())?;
     let catalogue = Arc::new(Catalogue::of(&settings.mcp)?);
     let tls = settings.http_tls.clone().map(|files| web_server(files, stop.clone())).transpose()?;
-    let listener = bind(&settings).await?;
+    let listener = bind(&settings, &data).await?;
     if tls.is_none() && !settings.bind_address.is_loopback() {
         tracing::warn!(
             "HTTP is served without TLS beyond this machine, as spec.network.allow_insecure_bind says: \
@@ -187,13 +191,16 @@ fn follow_log_level(core: &Core, set_level: log::SetLevel, stop: CancellationTok
     });
 }
 
-async fn bind(settings: &Settings) -> Result<TcpListener> {
-    let address = std::net::SocketAddr::new(settings.bind_address, settings.rest_port);
-    TcpListener::bind(address).await.map_err(|e| {
-        Error::new(ErrorCode::Conflict, format!("{address} cannot be listened on: {e}"))
-            .remedy("stop what uses it, or choose another port with AEGIS_PORT or spec.network.port (0: any free one)")
-            .source(e)
-    })
+/// Binds the HTTP port, or another port where the default is taken and nobody asked for it.
+async fn bind(settings: &Settings, data: &DataDirectory) -> Result<TcpListener> {
+    let at = |port| SocketAddr::new(settings.bind_address, port);
+    match settings.rest_port {
+        Some(port) => bind_tcp(at(port)).await.map(|(listener, _)| listener),
+        None if settings.bind_address.is_loopback() => {
+            DefaultPort::new(data, "http", REST_PORT).bind(|port| bind_tcp(at(port))).await
+        }
+        None => bind_tcp(at(REST_PORT)).await.map(|(listener, _)| listener),
+    }
 }
 
 /// SIGTERM and SIGINT, for this process alone.

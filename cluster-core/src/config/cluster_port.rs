@@ -22,7 +22,11 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     Unix(PathBuf),
-    Tcp { address: SocketAddr },
+    Tcp {
+        address: SocketAddr,
+        /// The port is a default on loopback: another free port serves as well.
+        any_port: bool,
+    },
 }
 
 /// The operator's own certificates, as PEM files that are watched.
@@ -101,8 +105,10 @@ impl ClusterPort {
             return Err(invalid(format!("{what}: only loopback is served without TLS"))
                 .remedy("write spec.cluster.advertise_address: https://HOST:PORT, which turns TLS on; or, where everybody on the network may read along, set spec.network.allow_insecure_bind: true"));
         }
-        let port = cluster.cluster_grpc_port.or(advertised_port).unwrap_or(CLUSTER_PORT);
-        let listen = Listen::Tcp { address: SocketAddr::new(ip, port) };
+        let asked_port = cluster.cluster_grpc_port.or(advertised_port);
+        let any_port = asked_port.is_none() && ip.is_loopback();
+        let listen =
+            Listen::Tcp { address: SocketAddr::new(ip, asked_port.unwrap_or(CLUSTER_PORT)), any_port };
         let advertise = match advertised {
             Advertised::Plain(url) | Advertised::Tls(url) => Some(url),
             Advertised::Nothing | Advertised::Unix(_) => None,
@@ -217,7 +223,8 @@ mod tests {
     }
 
     fn tcp(address: &str) -> Listen {
-        Listen::Tcp { address: address.parse().unwrap() }
+        // Only a default port on loopback may be replaced.
+        Listen::Tcp { address: address.parse().unwrap(), any_port: address == "127.0.0.1:50056" }
     }
 
     const PATHS: &str = "{cert_path: /c, key_path: /k, ca_cert: /a}";
@@ -246,6 +253,7 @@ mod tests {
                 "0.0.0.0:1234",
                 ClusterTls::Off,
             ),
+            ("cluster_grpc_port: 50057", "", "127.0.0.1:50057", ClusterTls::Off),
             (&format!("{worker}'https://c.example:1'}}"), "", "0.0.0.0:50056", ClusterTls::BuiltIn),
             (
                 "role: hybrid, controller: {endpoint: 'https://c.example:1'}",

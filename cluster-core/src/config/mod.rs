@@ -36,12 +36,46 @@ pub enum StartedBy {
     Assistant,
 }
 
-/// Finds and reads the file: the one named, else the first of the usual places, else the defaults.
-pub fn load(named: Option<&Path>, started_by: StartedBy) -> Result<Loaded> {
+/// Configuration that a start asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ConfigChoice {
+    /// This file.
+    Named(PathBuf),
+    /// No file: the defaults.
+    Defaults,
+    /// The file of `AEGIS_CONFIG_PATH`, else the file of the last start, else the first of the usual places.
+    #[default]
+    Usual,
+}
+
+/// Finds and reads the configuration.
+///
+/// `recorded` is the file that the last daemon of this data directory ran with. A node that is started again
+/// without a choice runs with that file, so that no restriction in it is lost.
+///
+/// # Errors
+///
+/// Fails if the chosen or recorded file is missing or cannot be read as a configuration.
+pub fn load(choice: &ConfigChoice, recorded: Option<&Path>, started_by: StartedBy) -> Result<Loaded> {
     let from_env = std::env::var_os("AEGIS_CONFIG_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
-    if let Some(path) = named.map(Path::to_owned).or(from_env) {
-        return read_file(path);
+    match (choice, from_env, recorded) {
+        (ConfigChoice::Named(path), _, _) => read_file(path.clone()),
+        (ConfigChoice::Defaults, _, _) => Ok(Loaded { path: None, config: NodeConfig::default() }),
+        (ConfigChoice::Usual, Some(path), _) => read_file(path),
+        (ConfigChoice::Usual, None, Some(path)) if !path.exists() => Err(Error::new(
+            ErrorCode::ConfigInvalid,
+            format!("{}, with which this node ran last, is missing", path.display()),
+        )
+        .remedy(
+            "restore the file, or start once with `aegis up --config FILE`, or with `aegis up --no-config` for the \
+             defaults",
+        )),
+        (ConfigChoice::Usual, None, Some(path)) => read_file(path.to_owned()),
+        (ConfigChoice::Usual, None, None) => search(started_by),
     }
+}
+
+fn search(started_by: StartedBy) -> Result<Loaded> {
     let home = directories::BaseDirs::new().map(|dirs| dirs.home_dir().join(".aegis/aegis-config.yaml"));
     let here = (started_by == StartedBy::Person).then(|| PathBuf::from("aegis-config.yaml"));
     let places = [here, home, Some(PathBuf::from("/etc/aegis/aegis-config.yaml"))];

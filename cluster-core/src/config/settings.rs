@@ -66,7 +66,8 @@ pub struct Settings {
     /// Where HTTP listens.
     pub bind_address: IpAddr,
     pub http_tls: Option<HttpTls>,
-    pub rest_port: u16,
+    /// As asked for; `None` is [`REST_PORT`], or another free port on loopback.
+    pub rest_port: Option<u16>,
     /// The published second port of the cluster protocol; None is the usual one, where it is free.
     pub grpc_port: Option<u16>,
     pub docker_socket: Option<PathBuf>,
@@ -188,9 +189,9 @@ impl Settings {
         let bind_address = http_address(spec, overrides, cluster_port.advertise.is_none())?;
         let rest_port = match &overrides.port {
             Some(text) => {
-                text.parse().map_err(|_| invalid(format!("AEGIS_PORT \"{text}\" is not a port")))?
+                Some(text.parse().map_err(|_| invalid(format!("AEGIS_PORT \"{text}\" is not a port")))?)
             }
-            None => spec.network.port.unwrap_or(REST_PORT),
+            None => spec.network.port,
         };
         let mcp = &spec.mcp;
         let unused = unused(spec);

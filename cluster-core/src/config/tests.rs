@@ -36,9 +36,9 @@ fn no_file_is_a_hybrid_node_on_loopback() {
     let defaults = settings("").unwrap();
     assert_eq!(defaults.role, Role::Hybrid);
     assert!(defaults.bind_address.is_loopback());
-    let listen = Listen::Tcp { address: ([127, 0, 0, 1], 50056).into() };
+    let listen = Listen::Tcp { address: ([127, 0, 0, 1], 50056).into(), any_port: true };
     assert_eq!(defaults.cluster_port.listen, listen);
-    assert_eq!((defaults.rest_port, defaults.stale_threshold.as_secs()), (8088, 90));
+    assert_eq!((defaults.rest_port, defaults.stale_threshold.as_secs()), (None, 90));
 }
 
 #[test]

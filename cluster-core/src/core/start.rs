@@ -4,6 +4,7 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use base64::Engine as _;
+use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,7 @@ use crate::{
         worker::WorkerTask,
     },
     config::{Settings, cluster_port::Listen, settings::GRPC_PORT},
+    default_port::DefaultPort,
     deploy::{Deployments, Hosts, Journal, Rollouts},
     engine::Engine,
     error::{Error, ErrorCode, Result},
@@ -104,8 +106,9 @@ pub(super) async fn start_controller(
 
     let intake = Intake::new(metrics.clone(), stop.clone());
     let endpoint = match &settings.cluster_port.listen {
-        Listen::Tcp { address } => {
-            let address = intake.listen_tcp(*address, tls.credentials.clone()).await?;
+        Listen::Tcp { address, any_port } => {
+            let listen = |address| intake.listen_tcp(address, tls.credentials.clone());
+            let address = listen_cluster(data, *address, *any_port, listen).await?;
             tracing::info!(%address, tls = tls.credentials.is_some(), "the cluster port listens");
             let url = settings.cluster_port.address(address).map(|url| url.to_string());
             // Bound to every address and advertised as none: the one that nodes use is theirs to know.
@@ -252,10 +255,12 @@ pub(super) async fn start_worker(
             intake.listen_unix(path)?;
             OwnAddress::Fixed(format!("unix://{}", path.display()))
         }
-        Listen::Tcp { address } => {
+        Listen::Tcp { address, any_port } => {
+            let prove = |address| intake.listen_proving(address, node_id.clone(), keys.clone());
+            let listen = |address| intake.listen_tcp(address, tls.credentials().cloned());
             let bound = match settings.prove_key {
-                true => intake.listen_proving(*address, node_id.clone(), keys.clone()).await?,
-                false => intake.listen_tcp(*address, tls.credentials().cloned()).await?,
+                true => listen_cluster(data, *address, *any_port, prove).await?,
+                false => listen_cluster(data, *address, *any_port, listen).await?,
             };
             match port.address(bound) {
                 Some(url) => OwnAddress::Fixed(url.as_str().trim_end_matches('/').to_owned()),
@@ -300,6 +305,22 @@ pub(super) async fn start_worker(
     Ok((WorkerPart { member, credentials }, vec![served, joined]))
 }
 
+/// Binds the cluster port, or another port where the default is taken and nobody asked for it.
+async fn listen_cluster<F: Future<Output = Result<SocketAddr>>>(
+    data: &DataDirectory,
+    address: SocketAddr,
+    any_port: bool,
+    listen: impl Fn(SocketAddr) -> F,
+) -> Result<SocketAddr> {
+    if !any_port {
+        return listen(address).await;
+    }
+    let at = |port| SocketAddr::new(address.ip(), port);
+    let bound = |bound: SocketAddr| (bound, bound.port());
+    let ports = DefaultPort::new(data, "cluster", address.port());
+    ports.bind(|port| listen(at(port)).map(move |listened| listened.map(bound))).await
+}
+
 /// The second port that the published documents name, with the same services behind it. Nothing of ours
 /// needs it: where nobody asked for it, it may be another's.
 async fn listen_published(
@@ -307,7 +328,7 @@ async fn listen_published(
     intake: &Intake,
     credentials: Option<&Credentials>,
 ) -> Result<()> {
-    let Listen::Tcp { address } = &settings.cluster_port.listen else { return Ok(()) };
+    let Listen::Tcp { address, .. } = &settings.cluster_port.listen else { return Ok(()) };
     let port = settings.grpc_port.unwrap_or(GRPC_PORT);
     match intake.listen_tcp(SocketAddr::new(address.ip(), port), credentials.cloned()).await {
         Ok(address) => tracing::info!(%address, "listening for the published port's calls"),

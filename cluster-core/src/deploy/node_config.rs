@@ -172,7 +172,7 @@ mod tests {
     fn listens(settings: &Settings) -> String {
         match &settings.cluster_port.listen {
             Listen::Unix(path) => path.display().to_string(),
-            Listen::Tcp { address } => address.to_string(),
+            Listen::Tcp { address, .. } => address.to_string(),
         }
     }
 

@@ -8,15 +8,16 @@ use cluster_core::{
     Error, ErrorCode, Result,
     cluster::{applied::EffectiveConfig, controller::NodeConfigView},
     config::{
-        self, Settings, StartedBy,
+        self, ConfigChoice, Settings, StartedBy,
         layers::{ConfigSnapshot, Scope},
+        settings::REST_PORT,
     },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Context, node, output::table, segment, shown};
-use crate::tools::Catalogue;
+use crate::{daemon::files, tools::Catalogue};
 
 #[derive(Debug, Subcommand)]
 pub enum Config {
@@ -100,7 +101,7 @@ struct Layers {
 impl Config {
     pub async fn run(self, context: &Context) -> Result<()> {
         match self {
-            Config::Check { file } => check(context, file.as_deref()),
+            Config::Check { file } => check(context, file),
             Config::Show { node: Some(id), .. } => {
                 let path = format!("/v1/cluster/nodes/{}/config", segment(&id));
                 let view: NodeConfigView = context.client()?.get(&path).await?;
@@ -198,8 +199,10 @@ fn layers_table(layers: &[ConfigSnapshot]) -> String {
     table(&["layer", "version", "size"], rows)
 }
 
-fn check(context: &Context, file: Option<&Path>) -> Result<()> {
-    let loaded = config::load(file, StartedBy::Person)?;
+fn check(context: &Context, file: Option<PathBuf>) -> Result<()> {
+    let choice = file.map_or(ConfigChoice::Usual, ConfigChoice::Named);
+    let recorded = files::config_path(&context.data_dir()?);
+    let loaded = config::load(&choice, recorded.as_deref(), StartedBy::Person)?;
     let settings = Settings::of(&loaded.config, &context.overrides)?;
     Catalogue::of(&settings.mcp)?;
     let data = json!({
@@ -208,7 +211,7 @@ fn check(context: &Context, file: Option<&Path>) -> Result<()> {
         "role": settings.role,
         "node_id": settings.node_id,
         "data_dir": shown(&settings.data_dir),
-        "listens_on": format!("{}:{}", settings.bind_address, settings.rest_port),
+        "listens_on": format!("{}:{}", settings.bind_address, settings.rest_port.unwrap_or(REST_PORT)),
         "not_used": settings.unused,
     });
     context.output.show(&data, || {

@@ -12,7 +12,12 @@ use std::{
     time::Duration,
 };
 
-use cluster_core::{Error, ErrorCode, Result, config::StartedBy, core::HealthView, store::DataDirectory};
+use cluster_core::{
+    Error, ErrorCode, Result,
+    config::{ConfigChoice, StartedBy},
+    core::HealthView,
+    store::DataDirectory,
+};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     process::{Child, Command},
@@ -20,6 +25,7 @@ use tokio::{
 };
 
 use super::{Context, client::Client, own_path};
+use crate::daemon::files;
 
 const LOG_FILE: &str = "aegis.log";
 /// A larger log is put aside at the next start; the one before is dropped then.
@@ -46,13 +52,18 @@ pub struct Launched {
     pub started: bool,
 }
 
-/// A daemon that answers: the one that runs, or a new one.
-pub async fn ensure(context: &Context, config: Option<&Path>, started_by: StartedBy) -> Result<Launched> {
+/// Returns a daemon that answers: the one that runs, or a new one.
+///
+/// # Errors
+///
+/// Fails if a daemon runs with another configuration than the one asked for.
+pub async fn ensure(context: &Context, config: &ConfigChoice, started_by: StartedBy) -> Result<Launched> {
     let data_dir = context.data_dir()?;
     let client = Client::new(&data_dir);
     if let Ok(health) = health(&client).await
         && health.ready
     {
+        check_same(config, files::config_path(&data_dir).as_deref())?;
         return Ok(Launched { data_dir, client, health, started: false });
     }
     DirBuilder::new().recursive(true).mode(0o700).create(&data_dir).map_err(|e| unusable(&data_dir, e))?;
@@ -65,6 +76,27 @@ pub async fn ensure(context: &Context, config: Option<&Path>, started_by: Starte
     let health = await_ready(&client, &data_dir, child, start, deadline).await?;
     drop(turn);
     Ok(Launched { data_dir, client, health, started })
+}
+
+/// Checks that the running daemon has the configuration that was asked for.
+fn check_same(asked: &ConfigChoice, running: Option<&Path>) -> Result<()> {
+    let runs_with = || running.map_or("the defaults".to_owned(), |path| path.display().to_string());
+    let same = match asked {
+        ConfigChoice::Usual => true,
+        ConfigChoice::Defaults => running.is_none(),
+        ConfigChoice::Named(path) => {
+            let real = |path: &Path| std::fs::canonicalize(path).ok();
+            running.is_some_and(|running| running == path || real(running) == real(path))
+        }
+    };
+    match same {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorCode::FailedPrecondition,
+            format!("the daemon is running with {}", runs_with()),
+        )
+        .remedy("run `aegis stop` first, then start it with the other configuration")),
+    }
 }
 
 /// The health of a daemon, ready or not.
@@ -90,7 +122,7 @@ async fn take_turn(data_dir: &Path, deadline: Instant) -> Result<Flock<File>> {
     }
 }
 
-fn spawn(context: &Context, data_dir: &Path, config: Option<&Path>, started_by: StartedBy) -> Result<Child> {
+fn spawn(context: &Context, data_dir: &Path, config: &ConfigChoice, started_by: StartedBy) -> Result<Child> {
     let path = data_dir.join(LOG_FILE);
     // Here and only here: nobody writes to it now.
     if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
@@ -104,9 +136,15 @@ fn spawn(context: &Context, data_dir: &Path, config: Option<&Path>, started_by: 
         .map_err(|e| unusable(data_dir, e))?;
     let mut command = Command::new(own_path()?);
     command.arg("serve").arg("--detached").arg("--data-dir").arg(data_dir);
-    if let Some(path) = config {
-        let path = std::path::absolute(path).map_err(|e| unusable(path, e))?;
-        command.arg("--config").arg(path);
+    match config {
+        ConfigChoice::Named(path) => {
+            let path = std::path::absolute(path).map_err(|e| unusable(path, e))?;
+            command.arg("--config").arg(path);
+        }
+        ConfigChoice::Defaults => {
+            command.arg("--no-config");
+        }
+        ConfigChoice::Usual => {}
     }
     match started_by {
         // Whatever lies in an assistant's working directory is none of our business.
@@ -187,4 +225,26 @@ fn unusable(path: &Path, e: std::io::Error) -> Error {
     Error::new(ErrorCode::Storage, format!("{} cannot be used", path.display()))
         .remedy("give the user who runs aegis a data directory it may write (--data-dir)")
         .source(e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_configuration_than_the_running_one_is_refused() {
+        let named = |path: &str| ConfigChoice::Named(path.into());
+        let file = Some(Path::new("/etc/aegis/a.yaml"));
+        for (asked, running, same) in [
+            (ConfigChoice::Usual, file, true),
+            (ConfigChoice::Usual, None, true),
+            (ConfigChoice::Defaults, None, true),
+            (ConfigChoice::Defaults, file, false),
+            (named("/etc/aegis/a.yaml"), file, true),
+            (named("/etc/aegis/b.yaml"), file, false),
+            (named("/etc/aegis/a.yaml"), None, false),
+        ] {
+            assert_eq!(check_same(&asked, running).is_ok(), same, "{asked:?} {running:?}");
+        }
+    }
 }

@@ -5,14 +5,16 @@ pub mod clients;
 use std::{cell::Cell, path::PathBuf, time::Duration};
 
 use clap::Args;
-use cluster_core::{ErrorCode, Result, config::StartedBy};
+use cluster_core::{
+    ErrorCode, Result,
+    config::{ConfigChoice, StartedBy},
+};
 use tokio::{net::UnixStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, launch};
+use super::{Context, choice::ConfigArgs, launch};
 use crate::{
     caller::Narrowing,
-    daemon::files,
     tools::Catalogue,
     transport::{
         pipe::{self, Unreached, Want},
@@ -26,6 +28,8 @@ const SUPERVISOR_TIME: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Mcp {
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Print how to add it to this client, or to each, and end
     #[arg(long, value_name = "CLIENT", num_args = 0..=1)]
     print_config: Option<Option<ClientKind>>,
@@ -55,7 +59,7 @@ impl Mcp {
             Catalogue::all().check_names("--tools", ErrorCode::InvalidArgument, names)?;
         }
         // stdout belongs to the protocol from here on, whatever --output says.
-        match serve(context, narrowing).await {
+        match serve(context, narrowing, self.config.choice()).await {
             Ok(()) => Ok(0),
             Err(error) => {
                 context.output.talk_error(&error);
@@ -65,10 +69,10 @@ impl Mcp {
     }
 }
 
-async fn serve(context: &Context, narrowing: Narrowing) -> Result<()> {
+async fn serve(context: &Context, narrowing: Narrowing, config: ConfigChoice) -> Result<()> {
     let stop = CancellationToken::new();
     crate::daemon::stop_on_signals(&stop)?;
-    let daemon = Daemon::of(context, narrowing)?;
+    let daemon = Daemon::of(context, narrowing, config)?;
     let dial = async |want| daemon.dial(want).await.inspect_err(|unreached| daemon.tell(unreached));
     pipe::run(tokio::io::stdin(), tokio::io::stdout(), dial, stop).await;
     Ok(())
@@ -79,26 +83,17 @@ struct Daemon<'a> {
     context: &'a Context,
     /// Said again on every connection.
     narrowing: Narrowing,
-    data_dir: PathBuf,
     socket: PathBuf,
-    /// What the last one ran with: the next one is to be the same node.
-    config: Cell<Option<PathBuf>>,
-    /// Since when nobody has started it again after its crash.
+    /// Configuration of a daemon that is started here. By default a daemon takes the file of its last start.
+    config: ConfigChoice,
+    /// Time of the first failed connection after a crash.
     crash_seen_at: Cell<Option<Instant>>,
 }
 
 impl<'a> Daemon<'a> {
-    fn of(context: &'a Context, narrowing: Narrowing) -> Result<Self> {
-        let data_dir = context.data_dir()?;
-        let socket = data_dir.join(unix::MCP);
-        Ok(Self {
-            context,
-            narrowing,
-            data_dir,
-            socket,
-            config: Cell::default(),
-            crash_seen_at: Cell::default(),
-        })
+    fn of(context: &'a Context, narrowing: Narrowing, config: ConfigChoice) -> Result<Self> {
+        let socket = context.data_dir()?.join(unix::MCP);
+        Ok(Self { context, narrowing, socket, config, crash_seen_at: Cell::default() })
     }
 
     async fn dial(&self, want: Want) -> Result<UnixStream, Unreached> {
@@ -118,7 +113,6 @@ impl<'a> Daemon<'a> {
     }
 
     fn reached(&self, stream: UnixStream) -> UnixStream {
-        self.config.set(files::config_path(&self.data_dir));
         self.crash_seen_at.set(None);
         stream
     }
@@ -135,10 +129,8 @@ impl<'a> Daemon<'a> {
     }
 
     async fn launch(&self) -> Result<()> {
-        let config = self.config.take();
-        let launched = launch::ensure(self.context, config.as_deref(), StartedBy::Assistant).await;
-        self.config.set(config);
-        for part in launched?.health.subsystems.iter().filter(|part| !part.ok) {
+        let launched = launch::ensure(self.context, &self.config, StartedBy::Assistant).await?;
+        for part in launched.health.subsystems.iter().filter(|part| !part.ok) {
             self.context.output.say(&format!("aegis: {} is not up: {}", part.name, part.detail));
         }
         Ok(())

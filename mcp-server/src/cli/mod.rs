@@ -4,6 +4,7 @@
 mod agent;
 mod artifacts;
 mod audit;
+mod choice;
 mod client;
 mod completions;
 mod config;

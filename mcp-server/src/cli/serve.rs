@@ -1,19 +1,15 @@
 //! `aegis serve`: the daemon itself.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use cluster_core::{Error, Result, config::StartedBy};
 
-use super::Context;
+use super::{Context, choice::ConfigArgs};
 use crate::daemon::{self, Options};
 
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Configuration file [default: the first of $AEGIS_CONFIG_PATH, ./aegis-config.yaml,
-    /// ~/.aegis/aegis-config.yaml, /etc/aegis/aegis-config.yaml]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Leave the terminal's session; set by `up` and `mcp`
     #[arg(long, hide = true)]
     detached: bool,
@@ -30,6 +26,11 @@ impl Serve {
                 .map_err(|e| Error::internal("the daemon could not leave its session").source(e))?;
         }
         let started_by = if self.started_by_assistant { StartedBy::Assistant } else { StartedBy::Person };
-        daemon::run(Options { config: self.config, overrides: context.overrides.clone(), started_by }).await
+        daemon::run(Options {
+            config: self.config.choice(),
+            overrides: context.overrides.clone(),
+            started_by,
+        })
+        .await
     }
 }

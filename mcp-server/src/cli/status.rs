@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Context, client::Client, node, output::table};
+use crate::daemon::files;
 
 #[derive(Deserialize)]
 struct Status {
@@ -68,19 +69,21 @@ pub async fn show(context: &Context, client: &Client) -> Result<(HealthView, Vec
         Err(error) => return Err(error),
     };
     let nodes = Status::deserialize(&data).map(|status| status.nodes).unwrap_or_default();
-    context.output.show(&data, || text(&health, &nodes))?;
+    let address = files::http_url(&context.data_dir()?);
+    context.output.show(&data, || text(&health, &nodes, address.as_deref()))?;
     Ok((health, nodes))
 }
 
-fn text(health: &HealthView, nodes: &[PeerView]) -> String {
+fn text(health: &HealthView, nodes: &[PeerView], address: Option<&str>) -> String {
     let cluster = health.cluster_id.as_ref().map(|id| format!(" of cluster {id}")).unwrap_or_default();
     let mut text = format!(
-        "aegis {} is {}: {} {}{cluster}, up {} s\n\n",
+        "aegis {} is {}: {} {}{cluster}, up {} s\n{}\n",
         health.version,
         if health.ready { "ready" } else { "not ready" },
         node::name(&health.role),
         health.node_id,
         health.uptime_seconds,
+        address.map(|address| format!("HTTP at {address}\n")).unwrap_or_default(),
     );
     let rows = health
         .subsystems

@@ -1,12 +1,11 @@
 //! `aegis up`: from nothing to a running node, and what to do next.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use cluster_core::{
-    Failure, Result,
+    Error, ErrorCode, Failure, Result,
     cluster::peer::Role,
     config::StartedBy,
+    core::HealthView,
     execution::{lifecycle::State, view::ExecutionView},
 };
 use serde::Serialize;
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Context,
+    choice::ConfigArgs,
     client::Client,
     launch::{self, Launched},
     mcp::clients::Clients,
@@ -22,9 +22,8 @@ use super::{
 
 #[derive(Debug, Args)]
 pub struct Up {
-    /// Configuration file, as for `serve`
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 /// What became of the small container.
@@ -36,26 +35,44 @@ enum Trial {
 }
 
 impl Up {
+    /// Starts the daemon and shows its status.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `Unavailable`, after everything is shown, if the node is not ready.
     pub async fn run(self, context: &Context) -> Result<()> {
-        let launched = launch::ensure(context, self.config.as_deref(), StartedBy::Person).await?;
+        let launched = launch::ensure(context, &self.config.choice(), StartedBy::Person).await?;
         let Launched { data_dir, client, health, started } = &launched;
         context.output.say(if *started { "The daemon was started." } else { "The daemon runs already." });
         let clients = Clients::of(data_dir)?;
         // A worker's cluster is asked at its controller, and there is its MCP.
         if health.role == Role::Worker {
-            return status::show(context, client).await.map(drop);
+            return status::show(context, client).await.and_then(|(health, _)| check_ready(&health));
         }
         let trial = if health.role.runs_executions() { Some(trial(client).await) } else { None };
         if !context.output.is_human() {
-            let data = json!({ "health": client.health().await?, "trial": trial, "clients": clients });
-            return context.output.show(&data, String::new);
+            let health = client.health().await?;
+            let data = json!({ "health": health, "trial": trial, "clients": clients });
+            context.output.show(&data, String::new)?;
+            return check_ready(&health);
         }
-        status::show(context, client).await?;
+        let (health, _) = status::show(context, client).await?;
         if let Some(trial) = &trial {
             context.output.show(&Value::Null, || format!("\n{}", trial.text()))?;
         }
-        context.output.show(&Value::Null, || format!("\n{}", clients.text()))
+        context.output.show(&Value::Null, || format!("\n{}", clients.text()))?;
+        check_ready(&health)
     }
+}
+
+fn check_ready(health: &HealthView) -> Result<()> {
+    if health.ready {
+        return Ok(());
+    }
+    let failed = health.subsystems.iter().filter(|part| part.critical && !part.ok);
+    let failed: Vec<_> = failed.map(|part| format!("{}: {}", part.name, part.detail)).collect();
+    Err(Error::new(ErrorCode::Unavailable, format!("the node is not ready ({})", failed.join("; ")))
+        .remedy("run `aegis doctor` to see what to fix; the daemon keeps running"))
 }
 
 /// Runs one small container here. A failure is told, with what to do; it is no reason to end.
@@ -75,9 +92,7 @@ async fn try_container(client: &Client) -> Result<Trial> {
             milliseconds: view.ended_at_ms.unwrap_or(view.created_at_ms) - view.created_at_ms,
         }),
         (_, Some(failure)) => Ok(Trial::Failed { failure }),
-        (state, None) => {
-            Err(cluster_core::Error::internal(format!("the container ended as {}", state.name())))
-        }
+        (state, None) => Err(Error::internal(format!("the container ended as {}", state.name()))),
     }
 }
 

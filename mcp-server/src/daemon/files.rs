@@ -52,6 +52,13 @@ pub fn write_address(data: &DataDirectory, address: SocketAddr, tls: bool) -> Re
     write(&data.path().join(HTTP_ADDRESS), format!("{scheme}{address}").as_bytes())
 }
 
+/// Returns the URL under which the running daemon serves HTTP.
+pub fn http_url(data_dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(data_dir.join(HTTP_ADDRESS)).ok()?;
+    let text = text.trim();
+    Some(if text.starts_with("https://") { text.to_owned() } else { format!("http://{text}") })
+}
+
 pub fn remove_address(data: &DataDirectory) {
     // Left behind, it is written anew at the next start.
     let _ = std::fs::remove_file(data.path().join(HTTP_ADDRESS));

@@ -1,10 +1,13 @@
 //! Configuration files and the daemon's life, from the command line.
 
+use std::net::TcpListener;
+
 use serde_json::json;
 
 use crate::support::{
     cli,
     controller::{Controller, Setup},
+    raw::{Pipe, initialize},
 };
 
 const GOOD: &str = "apiVersion: 100monkeys.ai/v1\nkind: NodeConfig\nmetadata: {name: good}\nspec:\n  \
@@ -61,4 +64,54 @@ async fn one_daemon_a_data_directory_and_it_stops_when_told() {
     assert_eq!(again["cluster_id"], status["cluster_id"]);
     let stopped = controller.cli(&["stop", "--output", "json"]).await.json();
     assert_eq!(stopped["stopped"], true, "{stopped}");
+}
+
+#[tokio::test]
+async fn assistant_starts_the_daemon_with_its_last_configuration() {
+    let setup = Setup { mcp: "{confirm: human_only}", ..Setup::default() };
+    let controller = Controller::prepare(&setup);
+    let config = controller.config();
+    controller.cli(&["up", "--config", config.to_str().expect("UTF-8")]).await.succeeded();
+    let other = controller.cli(&["up", "--no-config"]).await;
+    assert!(other.failed().contains("aegis stop"), "another configuration is asked for: {other:?}");
+    controller.cli(&["stop"]).await.succeeded();
+
+    // Nothing but the data directory names the configuration, as after a reboot.
+    let mut pipe = Pipe::open(&controller);
+    assert!(pipe.ask(&initialize()).await.get("result").is_some());
+    pipe.send(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
+    let drain = json!({"jsonrpc": "2.0", "id": "drain", "method": "tools/call",
+        "params": {"name": "drain_node", "arguments": {"node_id": "home"}}});
+    let answer = pipe.ask(&drain).await;
+    let text = answer["result"]["content"][0]["text"].as_str().unwrap_or_default();
+    assert!(text.contains("a person must confirm"), "the policy is forgotten: {answer}");
+    drop(pipe);
+    controller.cli(&["stop"]).await.succeeded();
+
+    std::fs::rename(&config, config.with_extension("away")).expect("the file moves");
+    let refused = controller.cli(&["up"]).await;
+    assert!(refused.failed().contains("is missing"), "{refused:?}");
+    assert!(refused.stderr.contains("--no-config"), "the way out is not said: {refused:?}");
+}
+
+#[tokio::test]
+async fn taken_default_ports_are_replaced_by_free_ones() {
+    // Where another program of this machine has a port already, it is taken as well.
+    let _taken: Vec<_> = [8088, 50056].map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).into();
+    let directory = tempfile::Builder::new().prefix("aegis-e2e-").tempdir().expect("a directory");
+    let run = async |words: &'static [&'static str]| cli::run(directory.path(), words, &[], b"").await;
+    run(&["up"]).await;
+    let status = run(&["status"]).await.succeeded();
+    let address = std::fs::read_to_string(directory.path().join("http.addr")).expect("the address");
+    assert!(!address.trim().ends_with(":8088"), "{address}");
+    assert!(status.contains(address.trim()), "{status}");
+    let kept: Vec<_> = ["http.port", "cluster.port"]
+        .map(|name| std::fs::read_to_string(directory.path().join(name)).expect("the port is recorded"))
+        .into();
+    run(&["stop"]).await.succeeded();
+    run(&["up"]).await;
+    for (name, port) in ["http.port", "cluster.port"].into_iter().zip(kept) {
+        assert_eq!(std::fs::read_to_string(directory.path().join(name)).expect("it"), port, "{name} moved");
+    }
+    run(&["stop"]).await.succeeded();
 }

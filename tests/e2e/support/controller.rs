@@ -46,7 +46,6 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        // A free port of this moment; a test that loses the race for it fails at its start, clearly.
         let cluster = format!("role: hybrid\n    cluster_grpc_port: {}", free_port());
         Self {
             deploy: "min_free_disk_gb: 1".into(),
@@ -91,9 +90,12 @@ impl Setup {
     }
 }
 
+/// Returns a loopback port that is free, below the range from which the kernel takes ports for connections and for
+/// listeners on port 0: a daemon that is killed finds its port free again.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-    listener.local_addr().expect("an address").port()
+    const TRIES_MAX: usize = 100;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..TRIES_MAX).map(|_| fastrand::u16(10_000..32_000)).find(is_free).expect("a free port")
 }
 
 pub struct Controller {

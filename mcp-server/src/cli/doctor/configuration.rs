@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cluster_core::{
     Error,
-    config::{self, Overrides, Settings, StartedBy},
+    config::{self, ConfigChoice, Overrides, Settings, StartedBy},
 };
 
 use super::{Check, Finding};
@@ -15,10 +15,10 @@ pub struct Read {
     pub settings: Settings,
 }
 
-/// The named file; else the one of the last daemon, with which the next one starts; else the usual ones.
+/// Reads the named file, else the one that the next daemon would start with.
 pub fn look(named: Option<PathBuf>, data_dir: &Path, overrides: &Overrides) -> Result<Read, Error> {
-    let named = named.or_else(|| files::config_path(data_dir));
-    let loaded = config::load(named.as_deref(), StartedBy::Person)?;
+    let choice = named.map_or(ConfigChoice::Usual, ConfigChoice::Named);
+    let loaded = config::load(&choice, files::config_path(data_dir).as_deref(), StartedBy::Person)?;
     let settings = Settings::of(&loaded.config, overrides)?;
     Catalogue::of(&settings.mcp)?;
     Ok(Read { path: loaded.path, settings })

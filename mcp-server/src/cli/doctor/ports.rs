@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use cluster_core::config::{Settings, cluster_port::Listen};
+use cluster_core::{
+    config::{Settings, cluster_port::Listen, settings::REST_PORT},
+    default_port::recorded,
+};
 use tokio::net::TcpStream;
 
 use super::{Check, Finding, daemon::Holder};
@@ -27,25 +30,30 @@ struct Door {
     /// Where to choose another.
     key: &'static str,
     address: SocketAddr,
+    /// A default on loopback: the daemon takes another port where this one is taken.
+    any_port: bool,
     answers: bool,
 }
 
 pub async fn look(settings: &Settings, data_dir: &Path, holder: Holder) -> Facts {
-    let configured = SocketAddr::new(settings.bind_address, settings.rest_port);
+    let configured = SocketAddr::new(settings.bind_address, settings.rest_port.unwrap_or(REST_PORT));
+    let any_http = settings.rest_port.is_none() && settings.bind_address.is_loopback();
     // A daemon may have been started with another port than the one that counts here.
     let served = match holder {
         Holder::Daemon | Holder::Silent(_) => served(data_dir).unwrap_or(configured),
         Holder::Nobody => configured,
     };
-    let mut doors = vec![("HTTP", "spec.network.port or AEGIS_PORT", served)];
-    if let Listen::Tcp { address } = settings.cluster_port.listen {
-        doors.push(("the cluster port", "spec.cluster.cluster_grpc_port", address));
+    let mut doors = vec![("HTTP", "spec.network.port or AEGIS_PORT", served, any_http)];
+    if let Listen::Tcp { address, any_port } = settings.cluster_port.listen {
+        let bound = any_port.then(|| recorded(data_dir, "cluster")).flatten().unwrap_or(address.port());
+        let address = SocketAddr::new(address.ip(), bound);
+        doors.push(("the cluster port", "spec.cluster.cluster_grpc_port", address, any_port));
     }
     // Port 0 is any free one.
-    let doors = doors.into_iter().filter(|(_, _, address)| address.port() != 0);
-    let doors = doors.map(async |(what, key, address)| {
+    let doors = doors.into_iter().filter(|(_, _, address, _)| address.port() != 0);
+    let doors = doors.map(async |(what, key, address, any_port)| {
         let connected = tokio::time::timeout(CONNECT_TIME_MAX, TcpStream::connect(reached(address))).await;
-        Door { what, key, address, answers: matches!(connected, Ok(Ok(_))) }
+        Door { what, key, address, any_port, answers: matches!(connected, Ok(Ok(_))) }
     });
     Facts { holder, doors: futures::future::join_all(doors).await }
 }
@@ -69,11 +77,14 @@ fn reached(address: SocketAddr) -> SocketAddr {
 pub fn judge(Facts { holder, doors }: &Facts) -> Vec<Finding> {
     let check = Check::Ports;
     let mut findings = Vec::new();
-    for Door { what, key, address, answers } in doors {
+    for Door { what, key, address, any_port, answers } in doors {
         match (holder, answers) {
             (Holder::Daemon, true) | (Holder::Nobody, false) => {}
             // They may be its own; that it is silent is told as the daemon's failure.
             (Holder::Silent(_), _) => {}
+            (Holder::Nobody, true) if *any_port => findings.push(
+                check.ok(format!("another program answers at {address}; {what} takes a free port instead")),
+            ),
             (Holder::Nobody, true) => findings.push(check.fail(
                 format!("another program answers at {address}, where {what} would be"),
                 format!("stop it, or choose another port with {key}"),
@@ -106,8 +117,15 @@ mod tests {
 
     fn verdict(holder: Holder, answers: bool) -> Verdict {
         let address = "127.0.0.1:8088".parse().unwrap();
-        let door = Door { what: "HTTP", key: "spec.network.port", address, answers };
+        let door = Door { what: "HTTP", key: "spec.network.port", address, any_port: false, answers };
         judge(&Facts { holder, doors: vec![door] })[0].result
+    }
+
+    #[test]
+    fn taken_default_port_is_no_failure() {
+        let address = "127.0.0.1:8088".parse().unwrap();
+        let door = Door { what: "HTTP", key: "spec.network.port", address, any_port: true, answers: true };
+        assert_eq!(judge(&Facts { holder: Holder::Nobody, doors: vec![door] })[0].result, Good);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use cluster_core::{
     Error, ErrorCode, Result,
-    config::{self, Settings, StartedBy},
+    config::{self, ConfigChoice, Settings, StartedBy},
     identity::{EnrolmentToken, NodeKey},
     ids::{NodeId, Tag},
 };
@@ -125,7 +125,7 @@ impl Join {
         });
         let path = self.node.write(context, &data_dir, cluster, self.force)?;
         write_private(&token_path, token.trim().as_bytes(), true)?;
-        let launched = launch::ensure(context, Some(&path), StartedBy::Person).await?;
+        let launched = launch::ensure(context, &ConfigChoice::Named(path.clone()), StartedBy::Person).await?;
         let deadline = Instant::now() + JOIN_TIME_MAX;
         let health = loop {
             let health = launched.client.health().await?;
