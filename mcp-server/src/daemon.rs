@@ -149,7 +149,13 @@ impl Listening {
     fn spawn(self, data: &DataDirectory, http: TcpListener) -> Result<JoinSet<()>> {
         let mut tasks = JoinSet::new();
         let serves_api = self.core.role().is_controller();
-        let api = |origin| Api { core: self.core.clone(), origin, stop: self.stop.clone() };
+        let confirmations = self.catalogue.confirmations();
+        let api = |origin| Api {
+            core: self.core.clone(),
+            origin,
+            confirmations: Arc::clone(&confirmations),
+            stop: self.stop.clone(),
+        };
         let routes = |origin| match serves_api {
             true => rest::router(api(origin)),
             false => rest::worker_router(api(origin)),

@@ -21,7 +21,7 @@ mod tokens;
 pub use self::{
     caller::{Actor, Door, Identity},
     scope::Scope,
-    table::{Bearer, TokenTable},
+    table::{Bearer, TokenTable, Validity},
     tokens::{
         AccessTokenGrant, AccessTokenOrder, AccessTokenState, AccessTokenView, AccessTokens, LIFETIME_MAX,
     },

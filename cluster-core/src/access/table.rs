@@ -7,10 +7,12 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use subtle::ConstantTimeEq as _;
+use tokio_util::sync::CancellationToken;
 
 use super::{Identity, Scope};
 use crate::{
@@ -22,6 +24,9 @@ use crate::{
 
 /// SHA-256 of a value.
 pub(super) type Digest = [u8; 32];
+
+/// Longest wait between two looks at a token's expiry.
+const EXPIRY_STEP_MAX: Duration = Duration::from_secs(60);
 
 /// Stands for "never used".
 const NEVER: i64 = 0;
@@ -36,6 +41,8 @@ pub(super) struct Known {
     pub expires_at_ms: i64,
     used_at_ms: AtomicI64,
     written_at_ms: AtomicI64,
+    /// Cancelled when the token is revoked.
+    revoked: CancellationToken,
 }
 
 impl Known {
@@ -48,7 +55,8 @@ impl Known {
     ) -> Self {
         let used = used_at_ms.unwrap_or(NEVER);
         let (used_at_ms, written_at_ms) = (AtomicI64::new(used), AtomicI64::new(used));
-        Self { name, digest, scope, created_at_ms, expires_at_ms, used_at_ms, written_at_ms }
+        let revoked = CancellationToken::new();
+        Self { name, digest, scope, created_at_ms, expires_at_ms, used_at_ms, written_at_ms, revoked }
     }
 
     pub fn used_at_ms(&self) -> Option<i64> {
@@ -74,6 +82,33 @@ impl Known {
 pub struct Bearer {
     pub identity: Identity,
     pub scope: Scope,
+}
+
+/// How long a token that was accepted stays valid.
+#[derive(Debug, Clone, Default)]
+pub struct Validity(Option<Arc<Known>>);
+
+impl Validity {
+    /// Completes when the token has expired or was revoked. The data directory's own token does neither.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn ended(&self) {
+        let Some(known) = &self.0 else { return std::future::pending().await };
+        loop {
+            let left = u64::try_from(known.expires_at_ms.saturating_sub(now_ms())).unwrap_or(0);
+            if left == 0 || known.revoked.is_cancelled() {
+                return;
+            }
+            // In steps, since the wall clock that decides on the expiry may be set.
+            let step = Duration::from_millis(left).min(EXPIRY_STEP_MAX);
+            tokio::select! {
+                () = known.revoked.cancelled() => return,
+                () = tokio::time::sleep(step) => {}
+            }
+        }
+    }
 }
 
 /// A cheap handle; all of them see a change at once. The default one admits nobody.
@@ -105,6 +140,18 @@ impl TokenTable {
         self.check_at(authorization, now_ms())
     }
 
+    /// Returns the bearer of the token and how long the token stays valid, for an answer that lasts.
+    ///
+    /// # Errors
+    ///
+    /// Returns `Unauthenticated` if the token is missing, unknown, expired or revoked.
+    pub fn check_lasting(&self, authorization: Option<&str>) -> Result<(Bearer, Validity)> {
+        let bearer = self.check(authorization)?;
+        let digest = self::bearer(authorization).map(|token| sha256(token.as_bytes()));
+        let known = digest.and_then(|digest| self.0.known.load().get(&digest).cloned());
+        Ok((bearer, Validity(known)))
+    }
+
     fn check_at(&self, authorization: Option<&str>, now_ms: i64) -> Result<Bearer> {
         let digest = sha256(bearer(authorization).ok_or_else(refused)?.as_bytes());
         if self.0.local.is_some_and(|local| bool::from(local.ct_eq(&digest))) {
@@ -123,7 +170,11 @@ impl TokenTable {
 
     /// Takes the place of all. Only the one who changes tokens calls this, one change at a time.
     pub(super) fn replace(&self, known: impl IntoIterator<Item = Arc<Known>>) {
-        self.0.known.store(Arc::new(known.into_iter().map(|known| (known.digest, known)).collect()));
+        let known: HashMap<_, _> = known.into_iter().map(|known| (known.digest, known)).collect();
+        let before = self.0.known.swap(Arc::new(known.clone()));
+        for (_, gone) in before.iter().filter(|(digest, _)| !known.contains_key(*digest)) {
+            gone.revoked.cancel();
+        }
     }
 }
 
@@ -182,6 +233,29 @@ mod tests {
         table.replace([]);
         assert_eq!(words(Some("Bearer a"), 50), missing);
         assert!(TokenTable::default().check_at(Some("Bearer "), 50).is_err());
+    }
+
+    #[tokio::test]
+    async fn validity_ends_with_revocation_and_expiry() {
+        let table = TokenTable::new(Some("local"));
+        let later = now_ms() + 3_600_000;
+        let known = |value: &str, expires_at_ms| {
+            let name = AccessTokenName::parse(&format!("t-{value}")).unwrap();
+            Arc::new(Known::new(name, sha256(value.as_bytes()), Scope::Read, [10, expires_at_ms], None))
+        };
+        let kept = known("kept", later);
+        table.replace([kept.clone(), known("gone", later)]);
+        let validity = |token: &str| table.check_lasting(Some(&format!("Bearer {token}"))).unwrap().1;
+        let (local, kept_one, gone) = (validity("local"), validity("kept"), validity("gone"));
+        let pending = |validity: &Validity| {
+            let waker = std::task::Waker::noop();
+            std::pin::pin!(validity.ended()).poll(&mut std::task::Context::from_waker(waker)).is_pending()
+        };
+        assert!([&local, &kept_one, &gone].into_iter().all(pending));
+        table.replace([kept]);
+        gone.ended().await;
+        assert!(pending(&kept_one) && pending(&local));
+        Validity(Some(known("old", 20))).ended().await;
     }
 
     #[test]

@@ -16,6 +16,11 @@ impl Core {
         self.controller()?.rollouts.plan(&request, origin).await
     }
 
+    /// Checks that a rollout would not be refused before its first host.
+    pub async fn check_rollout(&self, request: &RolloutRequest, origin: Origin) -> Result<()> {
+        self.controller()?.rollouts.check(request, origin).await
+    }
+
     pub async fn roll_out(&self, request: RolloutRequest, origin: Origin) -> Result<RolloutView> {
         self.controller()?.rollouts.start(&request, origin).await
     }

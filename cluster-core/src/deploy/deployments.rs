@@ -238,6 +238,7 @@ impl Deployments {
 
     /// Whether something was begun with this key: then nothing more is begun with it.
     pub async fn knows_key(&self, key: &str) -> Result<bool> {
+        grammar::idempotency_key(key)?;
         Ok(!key.is_empty() && self.inner.context.journal.by_idempotency_key(key).await?.is_some())
     }
 

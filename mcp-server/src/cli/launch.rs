@@ -86,7 +86,9 @@ fn check_same(asked: &ConfigChoice, running: Option<&Path>) -> Result<()> {
         ConfigChoice::Defaults => running.is_none(),
         ConfigChoice::Named(path) => {
             let real = |path: &Path| std::fs::canonicalize(path).ok();
-            running.is_some_and(|running| running == path || real(running) == real(path))
+            running.is_some_and(|running| {
+                running == path || real(running).is_some_and(|it| real(path) == Some(it))
+            })
         }
     };
     match same {

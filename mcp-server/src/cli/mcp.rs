@@ -6,7 +6,8 @@ use std::{cell::Cell, path::PathBuf, time::Duration};
 
 use clap::Args;
 use cluster_core::{
-    ErrorCode, Result,
+    Error, ErrorCode, Result,
+    cluster::peer::Role,
     config::{ConfigChoice, StartedBy},
 };
 use tokio::{net::UnixStream, time::Instant};
@@ -130,6 +131,13 @@ impl<'a> Daemon<'a> {
 
     async fn launch(&self) -> Result<()> {
         let launched = launch::ensure(self.context, &self.config, StartedBy::Assistant).await?;
+        if launched.health.role == Role::Worker {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("node {} is a worker; MCP is served by its controller", launched.health.node_id),
+            )
+            .remedy("run `aegis mcp` on the controller's machine, or there with another --data-dir"));
+        }
         for part in launched.health.subsystems.iter().filter(|part| !part.ok) {
             self.context.output.say(&format!("aegis: {} is not up: {}", part.name, part.detail));
         }

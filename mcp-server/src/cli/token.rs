@@ -21,11 +21,11 @@ const TOKENS: &str = "/v1/tokens";
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ScopeChoice {
-    /// Look: lists, states, logs, output
+    /// Read lists, states, logs and output
     Read,
-    /// Also change: deploy, run, cancel, drain, remove
+    /// Also deploy, run, cancel, drain and remove
     Operate,
-    /// Also say who may do what: tokens, secrets, configuration; and remove volumes
+    /// Also manage access tokens and enrolment tokens, and read the audit log
     Admin,
 }
 
@@ -54,7 +54,7 @@ pub enum TokenVerb {
     },
     /// List the tokens, with scope, end and last use; values are never shown
     List,
-    /// End a token: it counts no more at once
+    /// Revoke a token; its open streams end at once
     Revoke { name: String },
 }
 

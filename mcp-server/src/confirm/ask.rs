@@ -1,7 +1,7 @@
 //! Asking the person at the client, in both eras of the protocol: within the call (until 2025-11-25), or by
 //! a result that asks for input, with which the call comes again (2026-07-28).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use rmcp::{
     RoleServer,
@@ -12,6 +12,7 @@ use rmcp::{
     service::RequestContext,
 };
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::Plan;
 use crate::tools::{clean, text::indented};
@@ -20,8 +21,6 @@ use crate::tools::{clean, text::indented};
 pub const INPUT_KEY: &str = "confirmation";
 /// The one field of the form.
 const FIELD: &str = "confirm";
-/// Within what clients wait for a call.
-const ASKING_TIME_MAX: Duration = Duration::from_secs(45);
 /// A dialogue is short, or nobody reads it.
 const FACTS_MAX: usize = 12;
 
@@ -93,8 +92,10 @@ pub fn question(plan: &Plan, state: String) -> InputRequiredResult {
     InputRequiredResult::new(Some(BTreeMap::from([(INPUT_KEY.to_owned(), request)])), Some(state))
 }
 
-pub async fn directly(plan: &Plan, context: &RequestContext<RoleServer>) -> Answer {
-    let asked = context.peer.create_elicitation_with_timeout(form(plan), Some(ASKING_TIME_MAX));
+/// Asks within the call, until the person answers, the client gives up or `until` has come.
+pub async fn directly(plan: &Plan, context: &RequestContext<RoleServer>, until: Instant) -> Answer {
+    let left = until.saturating_duration_since(Instant::now());
+    let asked = context.peer.create_elicitation_with_timeout(form(plan), Some(left));
     tokio::select! {
         answer = asked => answer.map_or_else(
             |error| {

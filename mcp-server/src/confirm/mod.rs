@@ -1,5 +1,6 @@
 //! Confirmation of disruptive calls: a drain, a removal, the first deployment to a host, a deployment to a
-//! host that runs work. A call that needs one does nothing before it has it.
+//! host that runs work. A call that requires confirmation has no effect until it is confirmed. MCP and REST
+//! share one [`Confirmations`]: the same caller gets the same policy on both.
 //!
 //! Where the client can ask its person (elicitation), it is asked, in the way of its era ([`ask`]).
 //! Otherwise, or when nobody answers, the answer is the plan and a token that carries out this very call
@@ -15,10 +16,11 @@ use std::time::{Duration, SystemTime};
 use cluster_core::{Error, ErrorCode, Result, access::Actor, config::schema::Confirm};
 use rmcp::{
     RoleServer,
-    model::{CallToolRequestParams, InputRequiredResult},
+    model::{CallToolRequestParams, InputRequiredResult, JsonObject},
     service::RequestContext,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 pub use ask::Answer;
 use ask::{Era, INPUT_KEY};
@@ -111,7 +113,7 @@ pub enum Verdict {
 
 /// One a daemon: what was shown or asked and not yet carried out. Lost with the process, and then asked
 /// again.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Confirmations {
     policy: Confirm,
     pending: Pending,
@@ -126,6 +128,12 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Claim of a REST request: a token and what exactly it confirms.
+    pub fn of_request(actor: &Actor, action: &str, arguments: &JsonObject, token: Option<String>) -> Self {
+        let caller = format!("{:?} {}", actor.door, actor.identity);
+        Self { subject: Subject::of(&caller, action, Some(arguments)), token, answer: None }
+    }
+
     /// Takes what concerns confirmation out of a request.
     pub fn take(request: &mut CallToolRequestParams, actor: &Actor) -> Self {
         let token = request.arguments.as_mut().and_then(|arguments| arguments.remove(ARGUMENT));
@@ -151,6 +159,11 @@ impl Confirmations {
         Self { policy, pending: Pending::default() }
     }
 
+    /// Whether the policy asks for nothing, whatever a call does.
+    pub fn is_off(&self) -> bool {
+        self.policy == Confirm::Never
+    }
+
     /// What an earlier answer to the same call carries, where it still holds. It is spent.
     fn redeem(&self, claim: &Claim, now: SystemTime) -> (Given, Option<String>) {
         let mut given = Given { token_holds: false, answer: None };
@@ -170,10 +183,14 @@ impl Confirmations {
     }
 
     /// Decides on a call. `plan` is awaited only where it is needed: it may cost a look at a host.
+    ///
+    /// `context` is the MCP request, whose client may be able to ask its person; `None` for REST. A question ends
+    /// at `until`.
     pub async fn judge(
         &self,
         claim: Claim,
-        context: &RequestContext<RoleServer>,
+        context: Option<&RequestContext<RoleServer>>,
+        until: Instant,
         plan: impl Future<Output = Result<Plan>>,
     ) -> Result<Verdict> {
         if self.policy == Confirm::Never {
@@ -185,7 +202,7 @@ impl Confirmations {
             return Ok(Verdict::Proceed(carried));
         }
         let plan = plan.await?;
-        let era = Era::of(context);
+        let era = context.and_then(Era::of);
         let mut step = decide(self.policy, plan.weight, given, era.is_some());
         if step == Step::Ask {
             match era {
@@ -194,7 +211,12 @@ impl Confirmations {
                         self.pending.put(Kind::Asked, claim.subject, plan.carries.clone(), SystemTime::now());
                     return Ok(Verdict::Ask(Box::new(ask::question(&plan, state))));
                 }
-                Some(Era::Direct) => given.answer = Some(ask::directly(&plan, context).await),
+                Some(Era::Direct) => {
+                    given.answer = match context {
+                        Some(context) => Some(ask::directly(&plan, context, until).await),
+                        None => None,
+                    };
+                }
                 None => {}
             }
             step = decide(self.policy, plan.weight, given, false);

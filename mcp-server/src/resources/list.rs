@@ -18,13 +18,15 @@ const NEWEST_MAX: u32 = 20;
 pub const JSON: &str = "application/json";
 pub const TEXT: &str = "text/plain";
 
-pub async fn resources(core: &Core) -> Result<Vec<Resource>> {
+/// Returns the cluster and the newest deployments and executions, as far as `offers` has their tools.
+pub async fn resources(core: &Core, offers: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<Resource>> {
     let filter = DeploymentFilter { limit: NEWEST_MAX as usize, ..DeploymentFilter::default() };
     let (deployments, _) = core.deployments(filter).await?;
     let executions = core.executions(NEWEST_MAX).await?;
     let mut resources = vec![peers()];
     resources.extend(deployments.iter().map(deployment));
     resources.extend(executions.iter().map(execution));
+    resources.retain(|resource| resource.uri.parse::<ResourceUri>().is_ok_and(|uri| offers(uri.tool())));
     Ok(resources)
 }
 

@@ -200,9 +200,10 @@ impl Subscriptions {
 
 /// Of what a client asks to hear of, what can be told: resources whose names can be read. Whether each of
 /// them is there is known, and said, when listening begins.
-pub fn accepted(requested: &SubscriptionFilter) -> SubscriptionFilter {
+pub fn accepted(requested: &SubscriptionFilter, offers: &dyn Fn(&str) -> bool) -> SubscriptionFilter {
     let uris = requested.resource_subscriptions.iter().flatten();
-    let uris = uris.filter(|uri| uri.parse::<ResourceUri>().is_ok()).cloned().collect::<Vec<_>>();
+    let is_told = |uri: &&String| uri.parse::<ResourceUri>().is_ok_and(|resource| offers(resource.tool()));
+    let uris = uris.filter(is_told).cloned().collect::<Vec<_>>();
     let mut accepted = SubscriptionFilter::new();
     accepted.resource_subscriptions = (!uris.is_empty()).then_some(uris);
     accepted

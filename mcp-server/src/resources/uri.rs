@@ -53,6 +53,15 @@ impl Default for Range {
 }
 
 impl ResourceUri {
+    /// Returns the tool that shows the same: where the tool is not offered, the resource is not either.
+    pub const fn tool(&self) -> &'static str {
+        match self {
+            Self::Peers => "list_peers",
+            Self::Deployment(_) => "get_deployment_status",
+            Self::Execution(_) | Self::Output { .. } => "get_execution",
+        }
+    }
+
     pub fn output(execution: &ExecutionId) -> Self {
         Self::Output { execution: execution.clone(), range: Range::default() }
     }

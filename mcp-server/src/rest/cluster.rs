@@ -18,7 +18,7 @@ use super::{
     deployments::WAIT_SECONDS_MAX,
     error::Answer,
 };
-use crate::tools::{check_range, drain_order, whole};
+use crate::tools::{check_range, drain_node::change_of, drain_order, whole};
 
 #[derive(Serialize)]
 pub struct Status {
@@ -62,16 +62,20 @@ pub struct Drain {
     #[serde(default)]
     deadline_seconds: Option<u64>,
     #[serde(default)]
-    on_deadline: OnDeadline,
+    on_deadline: Option<OnDeadline>,
 }
 
+/// Starts a drain, or changes what is given of one that runs.
 pub async fn drain(
     State(api): State<Api>,
     Named(id): Named<NodeId>,
     Body(body): Body<Drain>,
 ) -> Answer<Json<DrainView>> {
-    let order = drain_order(body.deadline_seconds, body.on_deadline)?;
-    Ok(Json(whole(async move { api.core.drain(&id, order).await }).await?))
+    let known = api.core.drain_status(&id).await?;
+    match change_of(&known, body.deadline_seconds, body.on_deadline)? {
+        Some(order) => Ok(Json(whole(async move { api.core.drain(&id, order).await }).await?)),
+        None => Ok(Json(known)),
+    }
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{
         IntoResponse as _, Response,
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Api,
     body::{Asked, Body, Named},
+    confirm::Confirmed,
     error::Answer,
     events::last_event_id,
     parts,
@@ -42,12 +43,18 @@ pub struct Deployments {
 }
 
 /// 202 with the id: the deployment goes on by itself. A dry run answers 200 with the plan.
-pub async fn deploy(State(api): State<Api>, Body(mut body): Body<Arguments>) -> Answer<Response> {
+pub async fn deploy(
+    State(api): State<Api>,
+    confirmed: Option<Extension<Confirmed>>,
+    Body(mut body): Body<Arguments>,
+) -> Answer<Response> {
     if api.origin == Origin::Assistant {
         body.tunnel_token = check_secret("tunnel_token", body.tunnel_token)?;
     }
     let dry_run = body.dry_run;
-    let request = body.check()?;
+    let mut request = body.check()?;
+    // A confirmed plan is carried out as it was shown, or not at all.
+    request.plan_digest = request.plan_digest.or(confirmed.and_then(|Extension(confirmed)| confirmed.0));
     if dry_run {
         let plan = api.core.plan_deployment(request, api.origin).await?;
         return Ok(Json(plan).into_response());

@@ -5,12 +5,12 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{Error, ErrorCode, access::Scope, audit::Arguments};
+use cluster_core::{Error, ErrorCode, access::Scope, audit::Arguments, deploy::Origin};
 use http::{HeaderValue, Method, Uri, header};
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use super::{Api, error::Problem};
+use super::{Api, confirm::confirm, error::Problem};
 use crate::{caller::Caller, transport::guard::is_open};
 
 /// Below these, looking is for administrators as well.
@@ -58,8 +58,8 @@ pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> R
         return Problem(Error::internal("nobody knows who makes this request")).into_response();
     };
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("", MatchedPath::as_str);
-    let needed = needed(request.method(), route, request.uri());
+    let route = route.as_ref().map_or("", MatchedPath::as_str).to_owned();
+    let needed = needed(request.method(), &route, request.uri());
     // Where there is no such path nothing can change.
     let pending = match reads(request.method()) || route.is_empty() {
         true => None,
@@ -71,7 +71,12 @@ pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> R
             caller.begin(&api.core, action, arguments)
         }
     };
+    let asks = api.origin == Origin::Assistant && !reads(request.method()) && !route.is_empty();
     let response = match caller.scope.admits(needed) {
+        Ok(()) if asks => match confirm(&api, &caller, &route, request).await {
+            Ok(request) => next.run(request).await,
+            Err(response) => response,
+        },
         Ok(()) => next.run(request).await,
         Err(error) => too_small(error, needed),
     };

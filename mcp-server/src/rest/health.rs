@@ -1,11 +1,15 @@
 //! Whether the node lives, is ready, and how its parts are.
 
-use axum::{Json, extract::State};
-use cluster_core::core::HealthView;
+use axum::{Extension, Json, extract::State};
+use cluster_core::{Error, ErrorCode};
 use http::{HeaderName, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{Api, error::Answer};
+use super::{
+    Api,
+    error::{Answer, Problem},
+};
+use crate::caller::Caller;
 
 /// The process answers.
 pub async fn live() -> Json<Value> {
@@ -21,10 +25,27 @@ pub async fn ready(State(api): State<Api>) -> (StatusCode, Json<Value>) {
     (status, Json(json!({ "ready": health.ready, "missing": missing })))
 }
 
-/// How every part is, with 200 as long as the process answers: a node that has not joined yet is
-/// healthy, and not ready.
-pub async fn full(State(api): State<Api>) -> Json<HealthView> {
-    Json(api.core.health().await)
+/// Returns the health of every part, with 200 as long as the process answers: a node that has not joined yet is
+/// healthy, and not ready. A caller without a token learns no ids, versions and causes.
+pub async fn full(State(api): State<Api>, caller: Option<Extension<Caller>>) -> Json<Value> {
+    let health = api.core.health().await;
+    if caller.is_some() {
+        return Json(serde_json::to_value(health).unwrap_or_default());
+    }
+    let parts: Vec<_> = health
+        .subsystems
+        .iter()
+        .map(|part| json!({ "name": part.name, "ok": part.ok, "critical": part.critical }))
+        .collect();
+    Json(json!({ "ready": health.ready, "uptime_seconds": health.uptime_seconds, "subsystems": parts }))
+}
+
+/// Answers a request for which no place is left.
+pub async fn busy() -> Problem {
+    Problem(
+        Error::new(ErrorCode::ResourceExhausted, "all HTTP connections are in use")
+            .remedy("close event streams that are no longer read, then send the request again"),
+    )
 }
 
 /// What is counted, as a Prometheus server reads it.

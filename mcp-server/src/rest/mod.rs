@@ -2,14 +2,16 @@
 //!
 //! The same routes are served twice: over HTTP behind the guard, where callers count as assistants,
 //! and over the unix socket of the data directory, where they are the person who owns it. Only there
-//! can hosts be admitted, secrets be set, configuration be changed and the daemon be stopped. What a caller
-//! must be allowed for each route, and the note of each change, is in `gate`.
+//! can hosts be admitted, secrets be set, configuration be changed and the daemon be stopped. The scope that each
+//! route needs and the audit entry of each change are in `gate`; confirmation of disruptive requests is in
+//! `confirm`.
 
 mod agents;
 mod audit;
 mod body;
 mod cluster;
 mod config;
+pub mod confirm;
 mod deployments;
 mod enrolment;
 pub mod error;
@@ -25,19 +27,22 @@ mod rollouts;
 mod secrets;
 mod tokens;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{delete, get, post, put},
+    routing::{any, delete, get, post, put},
 };
 use cluster_core::{Error, ErrorCode, core::Core, deploy::Origin};
 use tokio_util::sync::CancellationToken;
 
-use crate::transport::http::BODY_BYTES_MAX;
+use crate::{
+    confirm::Confirmations,
+    transport::http::{BODY_BYTES_MAX, BUSY},
+};
 use error::Problem;
 
 /// Above the longest wait that a caller can ask for, with room for the host checks of a dry run.
@@ -48,6 +53,8 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 pub struct Api {
     pub core: Core,
     pub origin: Origin,
+    /// The decision point that MCP has as well.
+    pub confirmations: Arc<Confirmations>,
     /// Cancelled to stop the daemon.
     pub stop: CancellationToken,
 }
@@ -121,6 +128,7 @@ pub fn worker_router(api: Api) -> Router {
             .route("/v1/config", get(config::effective))
             .merge(shutdown_route());
     }
+    let router = router.route("/v1/{*path}", any(member::not_here));
     finish(router, api)
 }
 
@@ -129,6 +137,7 @@ fn health_routes() -> Router<Api> {
         .route("/health", get(health::full))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route(BUSY, any(health::busy))
         .route("/metrics", get(health::metrics))
 }
 

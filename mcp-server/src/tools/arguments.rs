@@ -33,8 +33,7 @@ pub fn parse<T: DeserializeOwned>(mut arguments: Value) -> Result<T> {
         let path = bounded(&e.path().to_string());
         let why = bounded(&e.into_inner().to_string());
         let place = if path == "." { String::new() } else { format!("{path}: ") };
-        Error::invalid(format!("{place}{why}"))
-            .remedy("correct the argument and call again; the tool's schema names all of them")
+        Error::invalid(format!("{place}{why}")).remedy("correct the argument and send it again")
     })
 }
 

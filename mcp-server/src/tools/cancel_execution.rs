@@ -1,6 +1,12 @@
 //! `cancel_execution`: stops an execution.
 
-use cluster_core::{Error, Result, execution::lifecycle::State, ids::ExecutionId};
+use cluster_core::{
+    Error, Result,
+    cluster::peer::PeerStatus,
+    core::{Core, PeerFilter},
+    execution::{lifecycle::State, view::ExecutionView},
+    ids::{ExecutionId, NodeId},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +37,43 @@ pub struct Outcome {
     next_step: String,
 }
 
+/// Whether the node of an execution can be told to stop it now.
+async fn node_answers(core: &Core, node_id: Option<&NodeId>) -> Result<bool> {
+    let Some(node_id) = node_id else { return Ok(true) };
+    let peers = core.peers(PeerFilter::default()).await?;
+    let peer = peers.into_iter().find(|peer| peer.node_id == *node_id);
+    Ok(peer.is_some_and(|peer| {
+        peer.link_up && !matches!(peer.status, PeerStatus::Unhealthy | PeerStatus::Offline)
+    }))
+}
+
+fn next_step(view: &ExecutionView, node_answers: bool) -> String {
+    let id = &view.execution_id;
+    let node = view.node_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    match view.state {
+        State::Cancelled if !node_answers => format!(
+            "Cancelled, but node {node} does not answer now: the container may still run there. It is stopped as \
+             soon as the node is back."
+        ),
+        State::Cancelled => "Cancelled; get_execution reads its output.".to_owned(),
+        state if state.is_final() => {
+            format!("The execution had already ended ({}); nothing was changed.", state.name())
+        }
+        State::Pending => {
+            format!(
+                "Being cancelled; no node has it yet. Call get_execution with execution_id {id} to see it end."
+            )
+        }
+        _ if !node_answers => format!(
+            "Node {node} does not answer now: the container is stopped as soon as the node is back. Call \
+             get_execution with execution_id {id} to see whether it ended."
+        ),
+        _ => format!(
+            "Node {node} was told to stop it; call get_execution with execution_id {id} and wait_seconds to see it end."
+        ),
+    }
+}
+
 /// A reason that can be stored and shown.
 pub fn reason(given: Option<String>) -> Result<String> {
     let reason = given.unwrap_or_else(|| REASON_DEFAULT.to_owned());
@@ -58,16 +101,8 @@ on one that has ended.";
         let core = call.core.clone();
         let id = arguments.execution_id;
         let view = whole(async move { core.cancel_execution(&id, &reason).await }).await?;
-        let next_step = match view.state {
-            State::Cancelled => "It is cancelled; get_execution reads what it wrote.".to_owned(),
-            state if state.is_final() => {
-                format!("It had already ended ({}); nothing was changed.", state.name())
-            }
-            _ => format!(
-                "Its node was told; call get_execution with execution_id {} and wait_seconds to see it end.",
-                view.execution_id
-            ),
-        };
+        let reaches = node_answers(&call.core, view.node_id.as_ref()).await?;
+        let next_step = next_step(&view, reaches);
         Ok(Outcome { execution_id: view.execution_id, state: view.state, next_step })
     }
 }

@@ -92,6 +92,10 @@ pub struct Call {
 }
 
 impl Call {
+    pub fn new(core: Core, progress: Progress) -> Self {
+        Self { core, progress, confirmed: None, secrets: Vec::new() }
+    }
+
     /// From now on this value is taken out of everything the call returns. A reference to one is no secret.
     pub fn hide(&mut self, given: Option<&Secret>) {
         let is_value = |given: &&Secret| SecretReference::parse("", given.reveal()).is_err();
@@ -157,7 +161,7 @@ fn plan<T: Tool>(given: Value, call: &mut Call) -> BoxFuture<'_, Result<Plan>> {
 /// The tools that this node offers.
 pub struct Catalogue {
     entries: Vec<Entry>,
-    confirmations: Confirmations,
+    confirmations: Arc<Confirmations>,
     /// Known, but switched off by the configuration.
     switched_off: Vec<&'static str>,
 }
@@ -190,7 +194,7 @@ impl Catalogue {
                 Entry::of::<DrainNode>(),
                 Entry::of::<ResumeNode>(),
             ],
-            confirmations: Confirmations::new(Confirm::default()),
+            confirmations: Arc::default(),
             switched_off: Vec::new(),
         }
     }
@@ -217,7 +221,7 @@ impl Catalogue {
                 std::borrow::Cow::Owned(_) => None,
             })
             .collect();
-        Ok(Self { entries: on, confirmations: Confirmations::new(settings.confirm), switched_off })
+        Ok(Self { entries: on, confirmations: Arc::new(Confirmations::new(settings.confirm)), switched_off })
     }
 
     /// An error, with the tools that there are, where one of the names is none of them.
@@ -226,6 +230,11 @@ impl Catalogue {
         let unknown = cluster_core::ids::shown(unknown);
         Err(Error::new(code, format!("{place}: there is no tool \"{unknown}\""))
             .remedy(format!("the tools are {}", self.names().join(", "))))
+    }
+
+    /// Returns the decision point that every surface shares.
+    pub fn confirmations(&self) -> Arc<Confirmations> {
+        Arc::clone(&self.confirmations)
     }
 
     pub fn is_offered(&self, caller: &Caller, tool: &str) -> bool {
@@ -281,7 +290,7 @@ impl Catalogue {
         let claim = Claim::take(&mut request, &caller.actor);
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         let pending = caller.begin_tool(core, &name, &arguments);
-        let mut call = Call { core: core.clone(), progress, confirmed: None, secrets: Vec::new() };
+        let mut call = Call::new(core.clone(), progress);
         let answer = match entry {
             Ok(entry) => self.answer(entry, claim, arguments, &mut call, context).await,
             Err(error) => Err(error),
@@ -308,8 +317,13 @@ impl Catalogue {
         context: &RequestContext<RoleServer>,
     ) -> Result<Answer> {
         if !entry.read_only {
+            let mut progress = std::mem::replace(&mut call.progress, Progress::silent());
+            let until = progress.deadline();
             let plan = (entry.planner)(arguments.clone(), call);
-            match self.confirmations.judge(claim, context, plan).await? {
+            let looked = progress.look(LOOKING, plan);
+            let verdict = self.confirmations.judge(claim, Some(context), until, looked).await;
+            call.progress = progress;
+            match verdict? {
                 Verdict::Proceed(carried) => call.confirmed = carried,
                 Verdict::Show(plan) => return Ok(Answer::Plan(plan)),
                 Verdict::Ask(question) => return Ok(Answer::Question(question)),
@@ -318,6 +332,9 @@ impl Catalogue {
         (entry.handler)(arguments, call).await.map(Answer::Result)
     }
 }
+
+/// Shown while a plan is made.
+const LOOKING: &str = "checking what the call would change";
 
 /// What a call is answered with.
 enum Answer {

@@ -25,6 +25,8 @@ use super::{
 };
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
+/// Stands for a plan that its person was not asked about.
+const UNCONFIRMED: &str = "unconfirmed";
 /// A DNS name is no longer; an IPv6 address is shorter.
 const HOST_LENGTH_MAX: usize = 253;
 const PATH_LENGTH_MAX: usize = 4096;
@@ -88,11 +90,9 @@ pub struct Arguments {
     pub dry_run: bool,
     /// Digest of a dry run's plan: the deployment is refused if its plan differs.
     #[serde(default)]
-    #[schemars(skip)]
     pub plan_digest: Option<String>,
     /// Seconds to wait for another deployment of the host, 0-600.
     #[serde(default)]
-    #[schemars(skip)]
     pub lock_wait_seconds: Option<u64>,
     /// Replaces another cluster's node. Refused to assistants.
     #[serde(default)]
@@ -288,8 +288,11 @@ changes nothing until it is confirmed.";
             return Ok(confirm::Plan { summary, command, ..confirm::Plan::default() });
         }
         let planned = call.core.plan_deployment(request, Origin::Assistant).await?;
-        // What would be refused anyway is refused by the deployment, with what stands in the way.
-        let weight = if planned.can_deploy { Weight::Disruptive } else { Weight::Nothing };
+        if !planned.can_deploy {
+            // The deployment refuses it with its findings. Should the checks pass by then, the plan that was not
+            // confirmed must not be carried out: no plan has this digest.
+            return Ok(confirm::Plan { carries: Some(UNCONFIRMED.to_owned()), ..confirm::Plan::nothing() });
+        }
         let mut facts = planned.plan.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
         let summary = match running_there {
             None => format!("make {} a node of this cluster, for the first time", planned.plan.target),
@@ -298,7 +301,13 @@ changes nothing until it is confirmed.";
                 format!("deploy to {} again, which runs work", planned.plan.target)
             }
         };
-        Ok(confirm::Plan { weight, summary, facts, carries: Some(planned.plan.digest), command })
+        Ok(confirm::Plan {
+            weight: Weight::Disruptive,
+            summary,
+            facts,
+            carries: Some(planned.plan.digest),
+            command,
+        })
     }
 
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
@@ -309,7 +318,8 @@ changes nothing until it is confirmed.";
         request.plan_digest = request.plan_digest.or(call.confirmed.take());
         let core = call.core.clone();
         if dry_run {
-            return core.plan_deployment(request, Origin::Assistant).await.map(Outcome::from);
+            let look = async move { core.plan_deployment(request, Origin::Assistant).await };
+            return call.progress.look("checking the host", look).await.map(Outcome::from);
         }
         let started = {
             let core = core.clone();

@@ -181,6 +181,8 @@ get_rollout. First deployments, and updates while work runs there, return needs_
         }
         let count = request.hosts.len();
         let (mut new, mut busy) = (Vec::new(), Vec::new());
+        // A person is not asked about hosts that would be refused.
+        call.core.check_rollout(&request, Origin::Assistant).await?;
         for host in request.hosts {
             match on_host(&call.core, &host.host).await? {
                 None => new.push(host.host),
@@ -209,7 +211,8 @@ get_rollout. First deployments, and updates while work runs there, return needs_
         let request = arguments.check(Origin::Assistant)?;
         let core = call.core.clone();
         if dry_run {
-            return core.plan_rollout(request, Origin::Assistant).await.map(Outcome::from);
+            let look = async move { core.plan_rollout(request, Origin::Assistant).await };
+            return call.progress.look("checking the hosts", look).await.map(Outcome::from);
         }
         let begun = whole(async move { core.roll_out(request, Origin::Assistant).await }).await?;
         followed(call, begun, wait).await

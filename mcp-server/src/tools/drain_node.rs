@@ -55,17 +55,25 @@ impl Arguments {
         wait(self.wait_seconds, 0)
     }
 
-    /// None where the node drains already and nothing about it is to change: the call then only looks. What
-    /// is left out stays as it is.
     fn order(&self, known: &DrainView) -> Result<Option<DrainOrder>> {
-        let drains = matches!(known.state, DrainState::Draining | DrainState::Drained);
-        if drains && self.deadline_seconds.is_none() && self.on_deadline.is_none() {
-            return Ok(None);
-        }
-        let kept = if drains { known.on_deadline } else { OnDeadline::default() };
-        let deadline = self.deadline_seconds.or(known.deadline_in_seconds.filter(|_| drains));
-        order(deadline, self.on_deadline.unwrap_or(kept)).map(Some)
+        change_of(known, self.deadline_seconds, self.on_deadline)
     }
+}
+
+/// Returns the order that a request for a drain gives, or `None` where the node drains already and nothing about
+/// the drain is to change. Arguments that are left out keep the drain as it is.
+pub fn change_of(
+    known: &DrainView,
+    deadline_seconds: Option<u64>,
+    on_deadline: Option<OnDeadline>,
+) -> Result<Option<DrainOrder>> {
+    let drains = matches!(known.state, DrainState::Draining | DrainState::Drained);
+    if drains && deadline_seconds.is_none() && on_deadline.is_none() {
+        return Ok(None);
+    }
+    let kept = if drains { known.on_deadline } else { OnDeadline::default() };
+    let deadline = deadline_seconds.or(known.deadline_in_seconds.filter(|_| drains));
+    order(deadline, on_deadline.unwrap_or(kept)).map(Some)
 }
 
 #[derive(Serialize, JsonSchema)]

@@ -1,7 +1,8 @@
 //! `list_deployments`: what was deployed where, newest first.
 
 use cluster_core::{
-    Result,
+    Error, Result,
+    core::Core,
     deploy::{DeploymentFilter, DeploymentState, DeploymentView},
     ids::{DeploymentId, NodeId},
 };
@@ -9,14 +10,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    arguments::{cursor, page_limit},
+    arguments::{cursor, cursor_of, page_limit},
     catalogue::{Call, Hints, Tool},
-    paging::{fit, page},
+    paging::fit,
     time::Moment,
 };
 
-/// Deployments that are looked through; older ones are reached by their id.
-const DEPLOYMENTS_MAX: usize = 200;
+/// Deployments that are read at a time while the cursor's place is looked up.
+const BATCH_MAX: usize = 200;
 
 pub struct ListDeployments;
 
@@ -72,6 +73,25 @@ fn line(view: DeploymentView) -> Line {
     }
 }
 
+/// Returns how many deployments of the filter come before the one that follows `after`.
+///
+/// # Errors
+///
+/// Fails if no deployment of the filter has this id: beginning again unasked could repeat pages for ever.
+async fn offset_after(core: &Core, mut filter: DeploymentFilter, after: &str) -> Result<usize> {
+    loop {
+        let (batch, _) = core.deployments(filter.clone()).await?;
+        if let Some(index) = batch.iter().position(|view| view.deployment_id.as_str() == after) {
+            return Ok(filter.offset + index + 1);
+        }
+        if batch.len() < filter.limit {
+            return Err(Error::invalid("cursor: its deployment is not in this list any more")
+                .remedy("leave cursor out to begin again"));
+        }
+        filter.offset += batch.len();
+    }
+}
+
 impl Tool for ListDeployments {
     const NAME: &'static str = "list_deployments";
     const TITLE: &'static str = "List deployments";
@@ -84,17 +104,19 @@ an id you no longer have.";
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let limit = page_limit(arguments.limit)?;
         let after = arguments.cursor.as_deref().map(cursor).transpose()?;
-        let filter = DeploymentFilter {
-            state: arguments.state,
-            host: arguments.host,
-            limit: DEPLOYMENTS_MAX,
-            offset: 0,
-        };
-        let (all, total) = call.core.deployments(filter).await?;
-        let (page, next_cursor) = page(all, after.as_deref(), limit, |view| view.deployment_id.as_str());
+        let mut filter =
+            DeploymentFilter { state: arguments.state, host: arguments.host, limit: BATCH_MAX, offset: 0 };
+        if let Some(after) = after {
+            filter.offset = offset_after(&call.core, filter.clone(), &after).await?;
+        }
+        filter.limit = limit + 1;
+        let (mut page, total) = call.core.deployments(filter).await?;
+        let more = page.len() > limit;
+        page.truncate(limit);
+        let next = page.last().filter(|_| more).map(|last| cursor_of(last.deployment_id.as_str()));
         let (deployments, cut) =
             fit(page.into_iter().map(line).collect(), |line| line.deployment_id.as_str());
-        let next_cursor = cut.or(next_cursor);
+        let next_cursor = cut.or(next);
         let next_step = match (&next_cursor, total) {
             (_, 0) => "There is none. Deploy a machine with deploy_edge_node.",
             (Some(_), _) => "Pass next_cursor as cursor for the next page.",

@@ -7,23 +7,6 @@ use super::arguments::cursor_of;
 /// A page ends early where a whole one would be too much for a model at once.
 const PAGE_BYTES_MAX: usize = 18 * 1024;
 
-/// The entries after `after`, at most `limit`, and the cursor of the next page. Where the entry has gone,
-/// the list begins again: repeating is better than leaving out.
-pub fn page<T>(
-    items: Vec<T>,
-    after: Option<&str>,
-    limit: usize,
-    id: impl Fn(&T) -> &str,
-) -> (Vec<T>, Option<String>) {
-    let start = after
-        .and_then(|after| items.iter().position(|item| id(item) == after).map(|index| index + 1))
-        .unwrap_or(0);
-    let more = items.len() > start + limit;
-    let page: Vec<T> = items.into_iter().skip(start).take(limit).collect();
-    let next = page.last().filter(|_| more).map(|last| cursor_of(id(last)));
-    (page, next)
-}
-
 /// The entries that fit, and the cursor when some did not. One always does.
 pub fn fit<T: Serialize>(mut items: Vec<T>, id: impl Fn(&T) -> &str) -> (Vec<T>, Option<String>) {
     let mut left = PAGE_BYTES_MAX;
@@ -49,18 +32,6 @@ pub fn fit<T: Serialize>(mut items: Vec<T>, id: impl Fn(&T) -> &str) -> (Vec<T>,
 mod tests {
     use super::*;
     use crate::tools::arguments::cursor;
-
-    #[test]
-    fn pages_join_without_a_gap_or_a_repeat() {
-        let items: Vec<String> = (0..5).map(|n| format!("i{n}")).collect();
-        let (first, next) = page(items.clone(), None, 2, String::as_str);
-        let after = cursor(&next.unwrap()).unwrap();
-        let (second, next) = page(items.clone(), Some(&after), 2, String::as_str);
-        let after = cursor(&next.unwrap()).unwrap();
-        let (third, next) = page(items.clone(), Some(&after), 2, String::as_str);
-        assert!(next.is_none());
-        assert_eq!([first, second, third].concat(), items);
-    }
 
     #[test]
     fn a_page_is_cut_to_what_a_model_takes_at_once() {

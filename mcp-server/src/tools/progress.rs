@@ -1,11 +1,11 @@
-//! Telling a waiting client how things go, and the bounded wait itself.
+//! Progress reports to a waiting client, and the bounded wait itself.
 //!
-//! A call never owns the work it started: when the client gives up, the waiting ends and nothing
-//! else does.
+//! A call never owns the work it started: when the client gives up, the waiting ends and nothing else does. A
+//! call has one budget of time for its plan, the question to its person and its wait together.
 
 use std::{borrow::Cow, time::Duration};
 
-use cluster_core::{Result, core::Core};
+use cluster_core::{Error, ErrorCode, Result, core::Core};
 use rmcp::{
     RoleServer,
     model::{ProgressNotificationParam, ProgressToken},
@@ -14,7 +14,10 @@ use rmcp::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::log_level;
+use crate::{log_level, tools::arguments::WAIT_SECONDS_MAX};
+
+/// Below the 60 s at which some clients give a call up, with room for the answer itself.
+pub const CALL_TIME_MAX: Duration = Duration::from_secs(WAIT_SECONDS_MAX);
 
 /// At most twice a second.
 const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(500);
@@ -33,7 +36,10 @@ pub trait Followed: Send + Sync + Sized {
 /// The client's side of one call.
 #[derive(Debug)]
 pub struct Progress {
-    peer: Peer<RoleServer>,
+    /// `None` where nobody listens.
+    peer: Option<Peer<RoleServer>>,
+    /// End of the call's budget.
+    deadline: Instant,
     /// For progress: the client sent it.
     token: Option<ProgressToken>,
     /// For log messages: who says them, where the client listens to such.
@@ -46,9 +52,25 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Reports to no client, for a plan that is made over REST.
+    pub fn silent() -> Self {
+        Self {
+            peer: None,
+            deadline: Instant::now() + CALL_TIME_MAX,
+            token: None,
+            logger: None,
+            gone: CancellationToken::new(),
+            counter: 0,
+            sent_at: None,
+            last: String::new(),
+            unsent: false,
+        }
+    }
+
     pub fn of(context: &RequestContext<RoleServer>, logger: Option<Cow<'static, str>>) -> Self {
         Self {
-            peer: context.peer.clone(),
+            peer: Some(context.peer.clone()),
+            deadline: Instant::now() + CALL_TIME_MAX,
             token: context.meta.get_progress_token(),
             logger,
             gone: context.ct.clone(),
@@ -68,7 +90,7 @@ impl Progress {
         wait: Duration,
         enough: impl Fn(&V) -> bool + Send,
     ) -> Result<V> {
-        let deadline = Instant::now() + wait;
+        let deadline = self.deadline.min(Instant::now() + wait);
         let mut known = first;
         loop {
             self.note(known.describe());
@@ -84,6 +106,42 @@ impl Progress {
                 () = gone.cancelled() => return Ok(known),
                 changed = known.change(core, slice) => changed?,
             };
+        }
+    }
+
+    /// Returns the end of the call's budget.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Awaits a look at hosts within the call's budget, and reports `what` from the first second.
+    ///
+    /// `look` is dropped when the budget is over, so it must change nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns `Timeout` at the end of the budget.
+    pub async fn look<T>(&mut self, what: &str, look: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        tokio::pin!(look);
+        let deadline = self.deadline;
+        self.note(what.to_owned());
+        loop {
+            self.report().await;
+            let slice = deadline.min(Instant::now() + self.until_next_report());
+            tokio::select! {
+                biased;
+                looked = &mut look => return looked,
+                () = tokio::time::sleep_until(slice) => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    ErrorCode::Timeout,
+                    format!("{what} took longer than {} s", CALL_TIME_MAX.as_secs()),
+                )
+                .remedy(
+                    "nothing was changed; call again, or let a person run `aegis deploy HOST --plan`, which waits longer",
+                ));
+            }
         }
     }
 
@@ -107,17 +165,18 @@ impl Progress {
         if age < REPORT_INTERVAL_MIN || (!self.unsent && age < REPORT_INTERVAL_MAX) {
             return;
         }
+        let Some(peer) = &self.peer else { return };
         let words = super::text::indented(&self.last);
         // A client that has gone needs neither; its call is cancelled separately.
         if let Some(logger) = self.logger.as_ref().filter(|_| self.unsent) {
             #[expect(deprecated, reason = "older clients are served")]
-            let _ = self.peer.notify_logging_message(log_level::message(logger, &words)).await;
+            let _ = peer.notify_logging_message(log_level::message(logger, &words)).await;
         }
         if let Some(token) = &self.token {
             self.counter = self.counter.saturating_add(1);
             let note =
                 ProgressNotificationParam::new(token.clone(), f64::from(self.counter)).with_message(words);
-            let _ = self.peer.notify_progress(note).await;
+            let _ = peer.notify_progress(note).await;
         }
         self.sent_at = Some(Instant::now());
         self.unsent = false;

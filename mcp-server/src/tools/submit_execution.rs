@@ -81,7 +81,6 @@ pub struct Arguments {
     max_iterations: Option<u32>,
     /// Limit of each iteration.
     #[serde(default)]
-    #[schemars(skip)]
     iteration_timeout_seconds: Option<u64>,
     /// Starts again on another node if its node is lost, 1-10 (default 1). It may then run twice.
     #[serde(default)]

@@ -13,7 +13,7 @@ use axum::{
 };
 use cluster_core::{
     Error, ErrorCode, Result,
-    access::TokenTable,
+    access::{TokenTable, Validity},
     config::{
         schema::Auth,
         settings::{McpSettings, Settings},
@@ -21,6 +21,11 @@ use cluster_core::{
 };
 use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
 
+use super::{
+    http::BUSY,
+    places::Mark,
+    streams::{Requests, until_invalid},
+};
 use crate::{caller::Caller, rest::error::Problem};
 
 const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -32,6 +37,7 @@ pub struct Guard {
     tokens: Option<TokenTable>,
     hosts: Arc<[String]>,
     origins: Arc<[Origin]>,
+    requests: Requests,
 }
 
 impl std::fmt::Debug for Guard {
@@ -109,7 +115,7 @@ impl Guard {
                 .remedy("remove it, or bind to 127.0.0.1"));
             }
         };
-        Ok(Self { tokens, hosts: hosts.into(), origins: origins.into() })
+        Ok(Self { tokens, hosts: hosts.into(), origins: origins.into(), requests: Requests::default() })
     }
 
     fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<()> {
@@ -142,16 +148,16 @@ impl Guard {
         Ok(())
     }
 
-    /// Who calls.
-    fn known(&self, headers: &HeaderMap) -> Result<Caller> {
-        let Some(tokens) = &self.tokens else { return Ok(Caller::anybody()) };
+    /// Returns the caller and how long its token stays valid.
+    fn known(&self, headers: &HeaderMap) -> Result<(Caller, Validity)> {
+        let Some(tokens) = &self.tokens else { return Ok((Caller::anybody(), Validity::default())) };
         let mut given = headers.get_all(header::AUTHORIZATION).iter();
         // Two headers are no token: one proxy may have judged the other.
         let header = match (given.next(), given.next()) {
             (Some(header), None) => header.to_str().ok(),
             _ => None,
         };
-        tokens.check(header).map(Caller::bearing)
+        tokens.check_lasting(header).map(|(bearer, validity)| (Caller::bearing(bearer), validity))
     }
 }
 
@@ -165,7 +171,7 @@ fn challenge(headers: &HeaderMap) -> HeaderValue {
 
 /// Health is for probes, which have no token; well-known paths say 404 since there is no OAuth here.
 pub fn is_open(path: &str) -> bool {
-    matches!(path, "/health" | "/health/live" | "/health/ready") || path.starts_with("/.well-known/")
+    matches!(path, "/health" | "/health/live" | "/health/ready" | BUSY) || path.starts_with("/.well-known/")
 }
 
 /// The middleware around every route.
@@ -175,13 +181,25 @@ pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next)
     if let Err(error) = outside {
         return Problem(error).into_response();
     }
+    let known = guard.known(headers);
     if is_open(request.uri().path()) {
+        // A caller that is known is shown more.
+        if let Ok((caller, _)) = known {
+            request.extensions_mut().insert(caller);
+        }
         return next.run(request).await;
     }
-    match guard.known(headers) {
-        Ok(caller) => {
+    match known {
+        Ok((caller, validity)) => {
+            let ticket = match guard.requests.begin(caller.actor.identity.to_string()) {
+                Ok(ticket) => ticket,
+                Err(error) => return Problem(error).into_response(),
+            };
+            if let Some(mark) = request.extensions().get::<Mark>() {
+                mark.prove();
+            }
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            until_invalid(next.run(request).await, ticket, validity)
         }
         Err(error) => {
             let challenge = challenge(headers);

@@ -12,8 +12,9 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use cluster_core::{Error, ErrorCode, config::Settings};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, Uri};
 use http_body_util::LengthLimitError;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -26,21 +27,32 @@ use rmcp::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{first_bytes::FirstBytes, http_sessions::HttpSessions, unix::Socket};
-use crate::rest::error::{Problem, body_too_large};
+use tower::ServiceExt as _;
 
-/// A few assistants with a few streams each; more is a leak or an attack.
-const CONNECTIONS_MAX: usize = 256;
+use super::{
+    first_bytes::FirstBytes,
+    guard::is_open,
+    http_sessions::HttpSessions,
+    places::{Place, Places},
+    unix::Socket,
+};
+use crate::{
+    caller::Caller,
+    rest::error::{Problem, body_too_large},
+};
+
 /// One request: larger ones are refused with 413.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Of a request to `/mcp`; REST bounds its requests as a whole.
 const BODY_READ_TIME_MAX: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// A client that takes nothing of its answer for this long is gone.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const HEADER_READ_TIME_MAX: Duration = Duration::from_secs(15);
 const HEADERS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -54,6 +66,10 @@ const GOODBYE_TIME_MAX: Duration = Duration::from_secs(2);
 const MCP_SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 /// Beyond it the one that was used longest ago makes room.
 const MCP_SESSIONS_MAX: usize = 512;
+/// Header that names a session of the older protocol versions.
+const SESSION: &str = "mcp-session-id";
+/// Path of the answer to a request that comes while every place is taken.
+pub const BUSY: &str = "/health/busy";
 /// After a failed accept (no descriptors left): trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -68,7 +84,7 @@ pub async fn serve_tcp(
 ) {
     let tls = tls.map(TlsAcceptor::from);
     let server = Server::new(router, stop.clone());
-    while let Some(permit) = server.slot().await {
+    loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -78,9 +94,10 @@ pub async fn serve_tcp(
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!(error = %e, "no TCP_NODELAY");
                 }
+                let Some(place) = server.place().await else { break };
                 match &tls {
-                    Some(tls) => server.spawn_tls(tls.clone(), stream, permit),
-                    None => server.spawn(stream, permit),
+                    Some(tls) => server.spawn_tls(tls.clone(), stream, place),
+                    None => server.spawn(stream, place),
                 }
             }
             Err(e) => pause(&e).await,
@@ -92,13 +109,18 @@ pub async fn serve_tcp(
 /// The same over a unix socket.
 pub async fn serve_unix(socket: Socket, router: Router, stop: CancellationToken) {
     let server = Server::new(router, stop.clone());
-    while let Some(permit) = server.slot().await {
+    loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok(stream) => server.spawn(stream, permit),
+            Ok(stream) => {
+                let Some(place) = server.place().await else { break };
+                // Only the owner of the data directory gets here.
+                place.mark().prove();
+                server.spawn(stream, place);
+            }
             Err(e) => pause(&e).await,
         }
     }
@@ -114,45 +136,42 @@ async fn pause(error: &std::io::Error) {
 struct Server {
     router: Router,
     stop: CancellationToken,
-    slots: Arc<Semaphore>,
+    places: Places,
     tasks: TaskTracker,
 }
 
 impl Server {
     fn new(router: Router, stop: CancellationToken) -> Self {
-        Self { router, stop, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks: TaskTracker::new() }
+        Self { router, stop, places: Places::default(), tasks: TaskTracker::new() }
     }
 
-    /// A free place; at the bound, new connections wait in the kernel's queue. `None` when stopping.
-    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        tokio::select! {
-            () = self.stop.cancelled() => None,
-            permit = Arc::clone(&self.slots).acquire_owned() => permit.ok(),
-        }
+    /// Returns a place for a connection, or `None` when the server stops.
+    async fn place(&self) -> Option<Place> {
+        self.stop.run_until_cancelled(self.places.take()).await.flatten()
     }
 
-    fn spawn<S>(&self, stream: S, permit: OwnedSemaphorePermit)
+    fn spawn<S>(&self, stream: S, place: Place)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (router, stop) = (self.router.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            serve_connection(stream, router, stop).await;
-            drop(permit);
+            serve_connection(stream, router, stop, place).await;
         });
     }
 
-    fn spawn_tls(&self, tls: TlsAcceptor, stream: TcpStream, permit: OwnedSemaphorePermit) {
+    fn spawn_tls(&self, tls: TlsAcceptor, stream: TcpStream, place: Place) {
         let (router, stop) = (self.router.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream));
-            match stop.run_until_cancelled(handshake).await {
-                Some(Ok(Ok(stream))) => serve_connection(stream, router, stop).await,
+            let evicted = place.evicted.clone();
+            let handshake = evicted.run_until_cancelled(handshake);
+            match stop.run_until_cancelled(handshake).await.flatten() {
+                Some(Ok(Ok(stream))) => serve_connection(stream, router, stop, place).await,
                 Some(Ok(Err(error))) => tracing::debug!(%error, "a TLS handshake failed"),
                 Some(Err(_)) => tracing::debug!("a TLS handshake took too long"),
                 None => {}
             }
-            drop(permit);
         });
     }
 
@@ -162,7 +181,8 @@ impl Server {
     }
 }
 
-async fn serve_connection<S>(stream: S, router: Router, stop: CancellationToken)
+/// Serves the requests of one connection until it ends, is evicted, or the server stops.
+async fn serve_connection<S>(stream: S, router: Router, stop: CancellationToken, place: Place)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -181,11 +201,26 @@ where
         .max_header_list_size(HEADER_BYTES_MAX as u32)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIME_MAX);
-    let stream = FirstBytes::within(HEADER_READ_TIME_MAX, stream);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut stream = TimeoutStream::new(FirstBytes::within(HEADER_READ_TIME_MAX, stream));
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let mark = place.mark();
+    let is_reserve = place.is_reserve;
+    let service = router.map_request(move |mut request: http::Request<Incoming>| {
+        if is_reserve && !is_open(request.uri().path()) {
+            *request.uri_mut() = Uri::from_static(BUSY);
+        }
+        request.extensions_mut().insert(mark.clone());
+        request
+    });
+    let stream = Box::pin(stream);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = place.evicted.cancelled() => {
+            tracing::debug!("closed an unproven HTTP connection for a new one");
+            return;
+        }
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             match tokio::time::timeout(GOODBYE_TIME_MAX, connection).await {
@@ -226,10 +261,32 @@ pub fn mcp_routes<H: ServerHandler>(
         .with_max_request_body_bytes(BODY_BYTES_MAX)
         .with_cancellation_token(stop);
     let sessions = Arc::new(HttpSessions::new(MCP_SESSIONS_MAX, MCP_SESSION_IDLE_MAX));
-    let service = StreamableHttpService::new(move || Ok(handler()), sessions, config);
+    let service = StreamableHttpService::new(move || Ok(handler()), Arc::clone(&sessions), config);
     Router::new()
         .route_service("/mcp", service)
+        .layer(middleware::from_fn_with_state(sessions, own_session))
         .layer(middleware::from_fn_with_state(BODY_READ_TIME_MAX, whole_body))
+}
+
+/// Serves a session of the older protocol versions only to the caller that opened the session. To others it does
+/// not exist, as the specification has it for an unknown session (404).
+async fn own_session(State(sessions): State<Arc<HttpSessions>>, request: Request, next: Next) -> Response {
+    let caller = request.extensions().get::<Caller>().map(|caller| caller.actor.identity.to_string());
+    let session =
+        |headers: &HeaderMap| headers.get(SESSION).and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let named = session(request.headers());
+    if let (Some(id), Some(caller)) = (&named, &caller)
+        && sessions.is_of_another(id, caller)
+    {
+        let error =
+            Error::new(ErrorCode::NotFound, "there is no such MCP session").remedy("send initialize again");
+        return Problem(error).into_response();
+    }
+    let response = next.run(request).await;
+    if let (None, Some(id), Some(caller)) = (named, session(response.headers()), caller) {
+        sessions.set_owner(&id, &caller);
+    }
+    response
 }
 
 /// The body is here within its time and size, or the request is refused: who sends a byte now and then
@@ -271,7 +328,12 @@ mod tests {
     async fn start() -> (SocketAddr, CancellationToken) {
         let (settings, stop) = (testing::settings(), CancellationToken::new());
         let guard = guard::Guard::new(&settings, TokenTable::new(Some("t0ken"))).unwrap();
-        let api = rest::Api { core: testing::core().await, origin: Origin::Assistant, stop: stop.clone() };
+        let api = rest::Api {
+            core: testing::core().await,
+            origin: Origin::Assistant,
+            confirmations: Arc::default(),
+            stop: stop.clone(),
+        };
         let server = testing::server().await;
         let router = rest::router(api)
             .merge(mcp_routes(move || server.for_connection(), &settings, stop.clone()))

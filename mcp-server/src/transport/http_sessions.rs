@@ -36,7 +36,14 @@ pub struct HttpSessions {
 #[derive(Debug, Default)]
 struct Uses {
     count: u64,
-    last: HashMap<SessionId, u64>,
+    last: HashMap<SessionId, Use>,
+}
+
+/// Number of a session's last use, and the caller that opened the session.
+#[derive(Debug, Default)]
+struct Use {
+    number: u64,
+    owner: Option<String>,
 }
 
 impl Uses {
@@ -44,20 +51,20 @@ impl Uses {
     fn again(&mut self, id: &SessionId) {
         if let Some(last) = self.last.get_mut(id) {
             self.count += 1;
-            *last = self.count;
+            last.number = self.count;
         }
     }
 
     /// Notes a new session; the one that has to go for it.
     fn first(&mut self, id: SessionId, count_max: usize) -> Option<SessionId> {
         let is_full = self.last.len() >= count_max;
-        let oldest = self.last.iter().min_by_key(|(_, last)| **last).filter(|_| is_full);
+        let oldest = self.last.iter().min_by_key(|(_, last)| last.number).filter(|_| is_full);
         let oldest = oldest.map(|(id, _)| id.clone());
         if let Some(id) = &oldest {
             self.last.remove(id);
         }
         self.count += 1;
-        self.last.insert(id, self.count);
+        self.last.insert(id, Use { number: self.count, owner: None });
         oldest
     }
 }
@@ -69,6 +76,19 @@ impl HttpSessions {
         config.keep_alive = Some(idle_max);
         local.session_config = config;
         Self { local, uses: Mutex::default(), count_max }
+    }
+
+    /// Notes the caller that opened a session.
+    pub fn set_owner(&self, id: &str, owner: &str) {
+        if let Some(found) = self.uses().last.get_mut(id) {
+            found.owner = Some(owner.to_owned());
+        }
+    }
+
+    /// Whether a session was opened by another caller.
+    pub fn is_of_another(&self, id: &str, caller: &str) -> bool {
+        let uses = self.uses();
+        uses.last.get(id).and_then(|found| found.owner.as_deref()).is_some_and(|owner| owner != caller)
     }
 
     fn uses(&self) -> MutexGuard<'_, Uses> {
@@ -155,6 +175,9 @@ mod tests {
         let (third, _of_third) = open().await;
         assert!(!sessions.has_session(&second).await.unwrap());
         assert!(sessions.has_session(&first).await.unwrap() && sessions.has_session(&third).await.unwrap());
+
+        sessions.set_owner(&first, "token a");
+        assert!(sessions.is_of_another(&first, "token b") && !sessions.is_of_another(&first, "token a"));
 
         // What its client ended itself takes no place.
         sessions.close_session(&first).await.unwrap();

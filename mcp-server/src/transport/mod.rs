@@ -13,5 +13,7 @@ mod lines;
 pub(crate) mod mcp_socket;
 mod message;
 pub(crate) mod pipe;
+mod places;
 mod session;
+mod streams;
 pub(crate) mod unix;

@@ -1,9 +1,11 @@
 //! Disruptive calls: the plan first, a person where there is one, and nothing done without a yes.
 
+use ::http::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
     controller::{Controller, Setup},
+    http,
     mcp::{Client, Era, Person},
     work::{id_of, script, with},
 };
@@ -130,4 +132,45 @@ async fn nobody_is_asked_about_what_cannot_be_done() {
         assert!(words.contains(node) && words.contains("What to do"), "{words}");
     }
     assert!(client.listener().questions().is_empty(), "{:?}", client.listener().questions());
+}
+
+/// Sends a drain over REST with the token of an assistant; the status and the body.
+async fn drain_over_rest(controller: &Controller, body: &Value) -> (u16, Value) {
+    let (address, token) = (controller.address().expect("HTTP"), format!("Bearer {}", controller.token()));
+    let headers =
+        [("host", address.as_str()), ("authorization", &token), ("content-type", "application/json")];
+    let path = "/v1/cluster/nodes/home/drain";
+    let reply = http::send(&address, Method::POST, path, &headers, &body.to_string()).await;
+    let answer = serde_json::from_str(&reply.body).unwrap_or_else(|e| panic!("{e}: {}", reply.body));
+    (reply.status.as_u16(), answer)
+}
+
+#[tokio::test]
+async fn rest_asks_for_the_confirmation_that_mcp_asks_for() {
+    let controller = Controller::start(&Setup::default()).await;
+    let (status, shown) = drain_over_rest(&controller, &json!({})).await;
+    assert_eq!((status, &shown["code"]), (409, &json!("Unconfirmed")), "{shown}");
+    assert!(shown["plan"].to_string().contains("drain home"), "{shown}");
+    assert!(is_schedulable(&controller).await, "nothing is done before");
+    let token = &shown["confirm_token"];
+    let other = json!({"on_deadline": "cancel", "confirm_token": token});
+    assert_eq!(drain_over_rest(&controller, &other).await.0, 409, "another request is another plan");
+    let (status, drained) = drain_over_rest(&controller, &json!({"confirm_token": token})).await;
+    assert_eq!((status, &drained["state"]), (200, &json!("drained")), "{drained}");
+    // A look at the drain that runs needs no confirmation, and its person's own call none at all.
+    assert_eq!(drain_over_rest(&controller, &json!({})).await.0, 200);
+    controller.cli(&["node", "resume", "home"]).await.succeeded();
+    controller.cli(&["node", "drain", "home", "--wait"]).await.succeeded();
+}
+
+#[tokio::test]
+async fn rest_refuses_where_a_person_alone_decides() {
+    let setup = Setup { mcp: "{confirm: human_only}", ..Setup::default() };
+    let controller = Controller::start(&setup).await;
+    for body in [json!({}), json!({"deadline_seconds": 0, "confirm_token": "0123456789abcdef0123"})] {
+        let (status, refused) = drain_over_rest(&controller, &body).await;
+        assert_eq!((status, &refused["code"]), (403, &json!("Unconfirmed")), "{refused}");
+        assert!(refused["remedy"].to_string().contains("aegis node drain home"), "{refused}");
+        assert!(is_schedulable(&controller).await);
+    }
 }

@@ -126,6 +126,16 @@ impl Rollouts {
         Ok(view)
     }
 
+    /// Checks that a rollout could start: its arguments, the approval of every host, and the node ids.
+    ///
+    /// # Errors
+    ///
+    /// Names every host that would be refused.
+    pub async fn check(&self, request: &RolloutRequest, origin: Origin) -> Result<()> {
+        let checked = request.check(origin, self.inner.deployments.hosts().settings())?;
+        self.admit(&checked.members, origin).await
+    }
+
     /// Every host must be admitted and every identity be free or its own; all that is wrong is told.
     async fn admit(&self, members: &[Validated], origin: Origin) -> Result<()> {
         let mut admitted = Vec::with_capacity(members.len());
@@ -143,6 +153,7 @@ impl Rollouts {
 
     /// Whether a rollout was begun with this key: then nothing more is begun with it.
     pub async fn knows_key(&self, key: &str) -> Result<bool> {
+        grammar::idempotency_key(key)?;
         Ok(!key.is_empty() && self.inner.journal.rollout_by_key(key).await?.is_some())
     }
 
