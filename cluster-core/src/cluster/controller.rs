@@ -102,6 +102,12 @@ pub struct Standing {
 /// Every node's standing; None for one that was removed. Written by the owner, after the store.
 type Standings = Arc<RwLock<HashMap<NodeId, Option<Standing>>>>;
 
+/// Returns the epoch of a new life of the controller. The time is its floor, so that a database that was
+/// restored from a backup is not behind what its nodes have obeyed.
+fn next_epoch(stored: u64, now_ms: i64) -> u64 {
+    stored.saturating_add(1).max(u64::try_from(now_ms / 1000).unwrap_or(0))
+}
+
 fn set_standing(standings: &Standings, record: &NodeRecord) {
     let standing = match (record.desired, &record.public_key) {
         (Desired::Removed, _) | (_, None) => None,
@@ -140,7 +146,8 @@ impl Controller {
                 minted
             }
         };
-        let epoch = 1 + store.meta(META_EPOCH).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let stored = store.meta(META_EPOCH).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let epoch = next_epoch(stored, health.clock.now_ms());
         store.write(Write::SetMeta { name: META_EPOCH, value: epoch.to_string() }).await?;
         let signer = Arc::new(match transit {
             Some(transit) => TokenSigner::transit(transit, cluster_id.clone(), id.clone())?,
@@ -157,7 +164,8 @@ impl Controller {
                 }
             }
         }
-        let membership = Membership::restore(store.nodes().await?, commands, health.clock.now_ms());
+        let (nodes, assignments) = (store.nodes().await?, store.assignments().await?);
+        let membership = Membership::restore(nodes, commands, assignments, health.clock.now_ms());
         let (decisions, queue) = mpsc::channel(DECISIONS_MAX);
         let (version_sender, version) = watch::channel(0);
         let (overdue_sender, overdue) = watch::channel(Vec::new());
@@ -218,6 +226,11 @@ impl Controller {
 
     pub fn public_key(&self) -> PublicKey {
         self.0.key.public()
+    }
+
+    /// Signs a statement of the controller's. Each kind of statement has a domain prefix of its own.
+    pub fn sign(&self, statement: &[u8]) -> [u8; 64] {
+        self.0.key.sign(statement)
     }
 
     /// What node security tokens are checked with now.

@@ -199,10 +199,12 @@ fn unknown(node_id: &NodeId) -> Error {
 }
 
 impl Membership {
-    /// From what was stored. Everybody gets a full interval to be heard again.
+    /// Rebuilds the membership from the store. Each node has a full interval to be heard again.
+    /// Reservations come with it: a removal under way would otherwise count as finished.
     pub fn restore(
         records: Vec<NodeRecord>,
         commands: Vec<(NodeId, CommandId, Command)>,
+        assignments: Vec<(ExecutionId, NodeId, Amounts)>,
         now_ms: i64,
     ) -> Self {
         let mut membership = Self::default();
@@ -213,6 +215,9 @@ impl Membership {
             if let Some(node) = membership.nodes.get_mut(&node_id) {
                 node.commands.push((command_id, command));
             }
+        }
+        for (execution_id, node_id, amounts) in assignments {
+            membership.reserve(&node_id, &execution_id, amounts);
         }
         membership.reorder_all();
         membership

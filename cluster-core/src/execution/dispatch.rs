@@ -57,12 +57,8 @@ impl Executions {
         for record in open {
             let live = shared.go_live(&record);
             match &record.node_id {
-                Some(node_id) if record.state != State::Pending => {
-                    let (node_id, id, amounts) =
-                        (node_id.clone(), record.execution_id.clone(), record.demand.amounts);
-                    shared.controller.with_placement(move |m| m.reserve(&node_id, &id, amounts)).await?;
-                    drive::spawn(shared.clone(), record, live);
-                }
+                // The controller has restored what it occupies there.
+                Some(_) if record.state != State::Pending => drive::spawn(shared.clone(), record, live),
                 _ => waiting.push_back(Box::new(record)),
             }
         }

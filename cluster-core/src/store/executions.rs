@@ -5,6 +5,7 @@ use sqlx::{Row as _, any::AnyRow};
 use super::{Store, from_json, read_failed, unreadable};
 use crate::{
     agents::AgentReference,
+    cluster::peer::Amounts,
     error::{Failure, Result},
     execution::{
         artifacts::Artifacts,
@@ -140,6 +141,19 @@ impl Store {
              ORDER BY created_at_ms, execution_id";
         let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
         rows.iter().map(execution).collect()
+    }
+
+    /// What open executions occupy on the nodes that they are assigned to.
+    pub async fn assignments(&self) -> Result<Vec<(ExecutionId, NodeId, Amounts)>> {
+        let sql = "SELECT execution_id, node_id, demand FROM executions
+             WHERE state IN ('assigned', 'starting', 'running', 'lost') AND node_id IS NOT NULL";
+        let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
+        let assigned = |row: &AnyRow| {
+            let text = |column| row.try_get::<String, _>(column).map_err(read_failed);
+            let demand: Demand = from_json("demand", &text("demand")?)?;
+            Ok((ExecutionId::parse(text("execution_id")?)?, NodeId::parse(text("node_id")?)?, demand.amounts))
+        };
+        rows.iter().map(assigned).collect()
     }
 
     /// What has ended, newest first.

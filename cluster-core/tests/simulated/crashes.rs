@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
-use cluster_core::cluster::{
-    membership::Command,
-    peer::{DrainState, PeerStatus},
+use cluster_core::{
+    cluster::{
+        membership::Command,
+        peer::{DrainState, PeerStatus},
+    },
+    execution::request::{ExecutionRequest, Submission},
+    ids::{ExecutionId, NodeId},
+    store::{ExecutionRecord, ExecutionWrite, Write},
 };
 
 use crate::{
@@ -21,7 +26,7 @@ fn after_the_controllers_crash_nodes_attest_by_key_alone_and_a_drain_holds() {
     let names = ["a", "b", "c"];
     let mut world = World::of(&names, COARSE);
     world.drain("b");
-    let before = epoch(&mut world);
+    let mut before = epoch(&mut world);
     for life in 1..=3 {
         // One that nobody has heard of yet, too.
         if life == 2 {
@@ -33,7 +38,9 @@ fn after_the_controllers_crash_nodes_attest_by_key_alone_and_a_drain_holds() {
         world.until("all have joined again", Duration::from_secs(60), |world| {
             world.diaries().values().all(|diary| diary.joined == life + 1)
         });
-        assert_eq!(epoch(&mut world), before + life as u64);
+        let now = epoch(&mut world);
+        assert!(now > before, "{now} is not after {before}");
+        before = now;
     }
     world.until_home("the drains are known", Duration::from_secs(60), |views| {
         views["a"].status == PeerStatus::Active
@@ -71,4 +78,50 @@ fn a_node_that_crashes_comes_back_by_its_key_and_drains_on() {
     });
     let diary = world.diary("a");
     assert_eq!((diary.enrolled, diary.attested, diary.turns), (1, 1, 1), "{diary:?}");
+}
+
+/// Stores an execution that is assigned to this node.
+async fn store_assigned(home: &Running, name: &str) -> ExecutionId {
+    let request = ExecutionRequest { image: Some("busybox:1".into()), ..Default::default() };
+    let record = ExecutionRecord::pending(Submission::check(request).unwrap(), String::new(), 0);
+    let (execution_id, node_id) = (record.execution_id.clone(), NodeId::parse(name).unwrap());
+    let create = ExecutionWrite::Create(Box::new(record));
+    let assign = ExecutionWrite::Assign { execution_id: execution_id.clone(), node_id, attempt: 1 };
+    for write in [create, assign] {
+        assert_eq!(home.store.write(Write::Execution(write)).await.unwrap(), 1);
+    }
+    execution_id
+}
+
+fn restart(world: &mut World, life: usize) {
+    world.sim.crash(HOME);
+    world.run_for(Duration::from_secs(5));
+    world.sim.bounce(HOME);
+    world.until("all have joined again", Duration::from_secs(60), |world| {
+        world.diaries().values().all(|diary| diary.joined == life)
+    });
+}
+
+#[test]
+fn removal_over_a_restart_waits_for_its_work() {
+    let mut world = World::of(&["a", "b"], COARSE);
+    let execution_id = world.ask(async |home: Running| store_assigned(&home, "a").await);
+    restart(&mut world, 2);
+    let node_id = NodeId::parse("a").unwrap();
+    let removed = node_id.clone();
+    let view = world.ask(async move |home: Running| {
+        home.controller.remove(removed, Duration::from_secs(3_600), false).await.unwrap()
+    });
+    assert_eq!(view.state, DrainState::Draining);
+    restart(&mut world, 3);
+    world.throughout("the node stays while its work goes on", Duration::from_secs(30), |views| {
+        views["a"].status == PeerStatus::Draining
+    });
+    let asked = node_id.clone();
+    let view = world.ask(async move |home: Running| home.controller.drain_view(asked).await.unwrap());
+    assert_eq!((view.state, view.blockers), (DrainState::Draining, vec![execution_id.clone()]));
+    world.ask(async move |home: Running| home.controller.release(execution_id).await.unwrap());
+    world.until_home("the removal is done", Duration::from_secs(10), |views| {
+        views["a"].status == PeerStatus::Removed
+    });
 }

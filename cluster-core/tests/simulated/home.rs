@@ -44,6 +44,7 @@ pub struct Home {
 #[derive(Clone)]
 pub struct Running {
     pub controller: Controller,
+    pub store: Store,
     metrics: Metrics,
 }
 
@@ -83,7 +84,8 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
     let key = KeyFile::open(&home.data.join("node-key.pem"))?.current();
     let stop = CancellationToken::new();
     let own_id = NodeId::parse(HOME)?;
-    let controller = Controller::start(own_id, key, &home.data, store, health, None, stop.clone()).await?;
+    let controller =
+        Controller::start(own_id, key, &home.data, store.clone(), health, None, stop.clone()).await?;
     let plain = Plain::of(|to| dial(to.to_string()));
     let access = DirectAccess { credentials: None, allow_insecure: true, plain };
     let (nodes, _streams) = Nodes::new(controller.clone(), None, access);
@@ -105,7 +107,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
             accepted.send((stream, from)).await.expect("the server runs as long as its host");
         }
     });
-    let running = Running { controller, metrics };
+    let running = Running { controller, store, metrics };
     let mut orders = home.orders.lock().await;
     while let Some(order) = orders.recv().await {
         tokio::spawn(order(running.clone()));

@@ -172,10 +172,10 @@ impl World {
 
     fn restart(&mut self) {
         let records = self.disk.records.values().cloned().collect();
-        self.membership = Membership::restore(records, self.disk.commands.clone(), self.now_ms);
-        for (execution_id, node_id) in &self.running {
-            self.membership.reserve(node_id, execution_id, demand().amounts);
-        }
+        let reserved = |(id, node): (&ExecutionId, &NodeId)| (id.clone(), node.clone(), demand().amounts);
+        let assignments = self.running.iter().map(reserved).collect();
+        let commands = self.disk.commands.clone();
+        self.membership = Membership::restore(records, commands, assignments, self.now_ms);
         self.resume_links();
     }
 
