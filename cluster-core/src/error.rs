@@ -105,6 +105,8 @@ error_codes! {
     UntrustedCa => "UntrustedCA",
     /// Another key than the one pinned to this node id.
     KeyMismatch => "KeyMismatch",
+    /// Another controller than the one that this node has joined.
+    ControllerMismatch => "ControllerMismatch",
     EnrolmentInvalid => "EnrolmentInvalid",
     EnrolmentExpired => "EnrolmentExpired",
     ChallengeExpired => "ChallengeExpired",

@@ -58,6 +58,7 @@ pub const fn of(code: ErrorCode) -> Shown {
         | E::InvalidSignature
         | E::UntrustedCa
         | E::KeyMismatch
+        | E::ControllerMismatch
         | E::EnrolmentInvalid
         | E::EnrolmentExpired
         | E::ChallengeExpired

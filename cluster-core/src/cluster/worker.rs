@@ -191,8 +191,10 @@ impl WorkerTask {
             Err(_) if stop.is_cancelled() => End::Stopped,
             end => end?,
         };
-        if end != End::Left {
-            self.goodbye(&mut client, &session).await;
+        match end {
+            // The next controller that this machine joins is its operator's choice.
+            End::Left => self.applicant.known.forget()?,
+            End::Stopped | End::ShutDown => self.goodbye(&mut client, &session).await,
         }
         if end != End::Stopped {
             tracing::info!(?end, "the membership is over, and the process ends");
@@ -380,6 +382,7 @@ impl WorkerTask {
             }
             attested => attested?,
         };
+        self.supervisor.control().follow(&session.cluster_id, &session.controller_key)?;
         let session = Arc::new(session);
         self.session.store(Some(session.clone()));
         Ok(session)

@@ -7,10 +7,13 @@ use super::{
     document::depth,
     layers::MergedConfig,
     read,
-    schema::NodeType,
+    schema::{NodeType, Policy},
     settings::{Local, Overrides, Settings},
 };
-use crate::error::{Error, ErrorCode, Result};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    execution::policy,
+};
 
 /// A layer has a few kilobytes, and travels in one message.
 pub const LAYER_BYTES_MAX: usize = 256 * 1024;
@@ -117,6 +120,17 @@ pub fn settings(local: &Local, pushed: &MergedConfig) -> Result<Settings> {
     let mut config = read::typed(merged.clone())?;
     if serves_api(config.spec.node.node_type) && !pushed.is_none() {
         check_removed(&merged, &[&json, &local.document])?;
+    }
+    let own = match &local.document {
+        Value::Null => Policy::default(),
+        document => read::typed(document.clone())?.spec.runtime.policy,
+    };
+    let widened = policy::widened(&own, &read::typed(json.clone())?.spec.runtime.policy);
+    if let Some(key) = widened.first() {
+        return Err(invalid(format!(
+            "spec.runtime.policy.{key}: a pushed layer cannot allow more than the node's own file does"
+        ))
+        .remedy("set it in the node's own configuration file"));
     }
     // The file stays what the next layers are merged below.
     config.document = local.document.clone();
@@ -397,6 +411,34 @@ mod tests {
         assert_eq!(merged.tags[0].as_str(), "own");
         assert_eq!(merged.region.as_deref(), Some("eu"));
         assert_eq!((merged.policy.max_cpu, merged.policy.max_memory_mb), (Some(2.0), Some(64)));
+    }
+
+    #[test]
+    fn pushed_policy_narrows_and_never_widens() {
+        let push = |file: &str, policy: Value| {
+            let file = parse(file).unwrap();
+            let local = Local { document: file.document, overrides: neutral() };
+            settings(&local, &MergedConfig::of([&json!({"spec": {"runtime": {"policy": policy}}})]))
+        };
+        for (key, wider, own) in [
+            ("allowed_capabilities", json!(["SYS_ADMIN"]), "[SYS_ADMIN]"),
+            ("allow_root_filesystem_writes", json!(true), "true"),
+            ("max_timeout_seconds", json!(3601), "7200"),
+            ("max_processes", json!(513), "1024"),
+            ("max_output_mb", json!(11), "100"),
+        ] {
+            for file in ["", "spec: {node: {region: eu}}"] {
+                let text = push(file, json!({ key: wider })).unwrap_err().to_string();
+                assert!(text.contains(key) && text.contains("own file"), "{text}");
+            }
+            push(&format!("spec: {{runtime: {{policy: {{{key}: {own}}}}}}}"), json!({ key: wider })).unwrap();
+        }
+        let narrow = json!({
+            "allowed_capabilities": [], "allow_root_filesystem_writes": false, "max_timeout_seconds": 60,
+            "max_processes": 8, "max_output_mb": 1, "allowed_images": ["agents/*"], "max_cpu": 1,
+        });
+        let narrowed = push("", narrow).unwrap().policy;
+        assert_eq!((narrowed.max_processes, narrowed.max_timeout_seconds), (Some(8), Some(60)));
     }
 
     #[test]

@@ -182,6 +182,9 @@ pub struct Cluster {
     pub tls: Option<Tls>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_unsealed_context: Option<bool>,
+    /// A worker signs the bare challenge too, which a controller of the other implementation checks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_bare_challenge: Option<bool>,
     /// Which of the nodes that fit comes first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementStrategy>,

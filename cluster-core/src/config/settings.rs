@@ -62,6 +62,8 @@ pub struct Settings {
     pub sweep_interval: Duration,
     /// Nodes of the other implementation are admitted, over loopback alone.
     pub allow_unsealed_context: bool,
+    /// For a controller of the other implementation.
+    pub sign_bare_challenge: bool,
     pub token_refresh_margin: Duration,
     /// Where HTTP listens.
     pub bind_address: IpAddr,
@@ -212,6 +214,7 @@ impl Settings {
             stale_threshold: Duration::from_secs(stale),
             sweep_interval: Duration::from_secs(sweep),
             allow_unsealed_context: cluster.allow_unsealed_context.unwrap_or(false),
+            sign_bare_challenge: cluster.sign_bare_challenge.unwrap_or(false),
             token_refresh_margin: Duration::from_secs(margin),
             bind_address,
             http_tls: mcp.tls.clone(),

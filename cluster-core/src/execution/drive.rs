@@ -278,6 +278,8 @@ fn judge(record: &ExecutionRecord, error: Error) -> Cut {
         | ErrorCode::ResourceExhausted
         | ErrorCode::Storage
         | ErrorCode::ContentMissing
+        // The node obeys a later controller or attempt: no fault of the execution.
+        | ErrorCode::Fenced
             if is_untouched(record) =>
         {
             Cut::NotTaken(error)
@@ -285,7 +287,6 @@ fn judge(record: &ExecutionRecord, error: Error) -> Cut {
         ErrorCode::Lost => Cut::Gone(error),
         ErrorCode::Forbidden
         | ErrorCode::InvalidArgument
-        | ErrorCode::Fenced
         | ErrorCode::Conflict
         | ErrorCode::NotOffered => Cut::Refused(error),
         _ => Cut::Away(error),
@@ -454,6 +455,9 @@ mod tests {
         let draining = || Error::new(ErrorCode::FailedPrecondition, "draining");
         assert!(matches!(judge(&record(State::Assigned), draining()), Cut::NotTaken(_)));
         assert!(matches!(judge(&record(State::Running), draining()), Cut::Away(_)));
+        let fenced = || Error::new(ErrorCode::Fenced, "");
+        assert!(matches!(judge(&record(State::Assigned), fenced()), Cut::NotTaken(_)));
+        assert!(matches!(judge(&record(State::Running), fenced()), Cut::Away(_)));
         assert!(matches!(judge(&record(State::Running), Error::new(ErrorCode::Lost, "")), Cut::Gone(_)));
         assert!(matches!(
             judge(&record(State::Running), Error::new(ErrorCode::Unavailable, "")),

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, ErrorCode, Result},
 };
 
-const TIMEOUT_SECONDS_MAX_DEFAULT: u64 = 3600;
+pub const TIMEOUT_SECONDS_MAX_DEFAULT: u64 = 3600;
 pub const PROCESSES_DEFAULT: u32 = 512;
 pub const TMP_MB_DEFAULT: u32 = 64;
 pub const OUTPUT_MB_DEFAULT: u32 = 10;
@@ -67,6 +67,36 @@ pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
             .remedy("ask for more memory"));
     }
     Ok(())
+}
+
+/// Returns the keys by which a pushed policy would allow more than the node's own file does. What the file
+/// states wins over the push anyway; for the rest its defaults are the bound.
+pub fn widened(own: &Policy, pushed: &Policy) -> Vec<&'static str> {
+    let wider = |own: Option<u64>, pushed: Option<u64>, default: u64| {
+        own.is_none() && pushed.is_some_and(|pushed| pushed > default)
+    };
+    let many = |value: Option<u32>| value.map(u64::from);
+    let capabilities = pushed.allowed_capabilities.as_ref().is_some_and(|names| !names.is_empty());
+    let writes = pushed.allow_root_filesystem_writes == Some(true);
+    [
+        ("allowed_capabilities", own.allowed_capabilities.is_none() && capabilities),
+        ("allow_root_filesystem_writes", own.allow_root_filesystem_writes.is_none() && writes),
+        (
+            "max_timeout_seconds",
+            wider(own.max_timeout_seconds, pushed.max_timeout_seconds, TIMEOUT_SECONDS_MAX_DEFAULT),
+        ),
+        (
+            "max_processes",
+            wider(many(own.max_processes), many(pushed.max_processes), PROCESSES_DEFAULT.into()),
+        ),
+        (
+            "max_output_mb",
+            wider(many(own.max_output_mb), many(pushed.max_output_mb), OUTPUT_MB_DEFAULT.into()),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(key, is_wider)| is_wider.then_some(key))
+    .collect()
 }
 
 #[cfg(test)]

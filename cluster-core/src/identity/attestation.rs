@@ -15,6 +15,8 @@ use crate::{
     ids::{ClusterId, EnrolmentTokenId, NodeId},
 };
 
+/// A challenge, and the nonce of a node's own, have exactly this length: nothing else is signed for it.
+pub const CHALLENGE_BYTES: usize = 32;
 pub const CHALLENGE_LIFETIME_MS: i64 = 60_000;
 /// "one already seen within 5 minutes is refused".
 const NONCE_MEMORY_MS: i64 = 300_000;
@@ -47,7 +49,7 @@ pub struct Attestation {
 #[derive(Debug, Clone)]
 pub struct Challenge {
     pub id: String,
-    pub bytes: [u8; 32],
+    pub bytes: [u8; CHALLENGE_BYTES],
 }
 
 /// What the controller learns again when the answer comes.
@@ -186,7 +188,7 @@ pub fn statement(
     certificate_request: &[u8],
 ) -> Vec<u8> {
     let request_hash = sha256(certificate_request);
-    let parts: [&[u8]; 7] = [
+    length_delimited(&[
         b"aegis-attest-v1",
         cluster_id.as_str().as_bytes(),
         controller_id.as_str().as_bytes(),
@@ -194,8 +196,49 @@ pub fn statement(
         public_key.as_bytes(),
         challenge,
         &request_hash,
-    ];
-    let mut statement = Vec::with_capacity(256);
+    ])
+}
+
+/// What a controller tells a node that it admits. [`Admitted::statement`] is what it signs.
+#[derive(Debug, Clone, Copy)]
+pub struct Admitted<'a> {
+    pub cluster_id: &'a ClusterId,
+    pub controller_id: &'a NodeId,
+    pub controller_key: &'a PublicKey,
+    pub node_id: &'a NodeId,
+    /// Of the node, fresh: an answer to an earlier attestation proves nothing.
+    pub nonce: &'a [u8],
+    pub session_id: &'a str,
+    pub token: &'a str,
+    pub token_keys: &'a str,
+    pub epoch: u64,
+    pub certificate_chain: &'a [u8],
+    pub ca_bundle: &'a [u8],
+}
+
+impl Admitted<'_> {
+    /// Returns the bytes by whose signature the controller proves that it holds its key, and that
+    /// nobody on the way has changed its answer.
+    pub fn statement(&self) -> Vec<u8> {
+        length_delimited(&[
+            b"aegis-admit-v1",
+            self.cluster_id.as_str().as_bytes(),
+            self.controller_id.as_str().as_bytes(),
+            self.controller_key.as_bytes(),
+            self.node_id.as_str().as_bytes(),
+            self.nonce,
+            self.session_id.as_bytes(),
+            &sha256(self.token.as_bytes()),
+            &sha256(self.token_keys.as_bytes()),
+            &self.epoch.to_be_bytes(),
+            &sha256(self.certificate_chain),
+            &sha256(self.ca_bundle),
+        ])
+    }
+}
+
+fn length_delimited(parts: &[&[u8]]) -> Vec<u8> {
+    let mut statement = Vec::with_capacity(512);
     for part in parts {
         // No part comes near 4 GiB.
         statement.extend_from_slice(&(part.len() as u32).to_be_bytes());

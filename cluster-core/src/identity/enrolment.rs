@@ -1,13 +1,15 @@
-//! Enrolment tokens, for workers that join without our SSH: `<id>.<secret>.<ca fingerprint>`.
+//! Enrolment tokens, for workers that join without our SSH: `<id>.<secret>.<ca fingerprint>`, or
+//! `<id>.<secret>.none.<controller key thumbprint>`.
 //!
 //! The secret is shown once and stored as a hash. The fingerprint is that of the built-in CA, by which a
-//! joining node knows its controller, and `none` where no CA of ours serves the cluster port.
+//! joining node knows its controller. Where no CA of ours serves the cluster port, the node knows it by
+//! the thumbprint of the controller's key.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::{Fingerprint, random, sha256};
+use super::{Fingerprint, PublicKey, random, sha256};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::EnrolmentTokenId,
@@ -21,6 +23,8 @@ pub struct EnrolmentToken {
     pub id: EnrolmentTokenId,
     /// The CA that the bearer may trust.
     pub ca: Option<Fingerprint>,
+    /// Thumbprint of the controller's key, where the token names it.
+    pub controller: Option<String>,
     secret: Zeroizing<Vec<u8>>,
 }
 
@@ -44,10 +48,10 @@ impl std::fmt::Debug for IssuedToken {
 }
 
 impl EnrolmentToken {
-    pub fn issue(ca: Option<Fingerprint>) -> Result<IssuedToken> {
+    pub fn issue(ca: Option<Fingerprint>, controller: &PublicKey) -> Result<IssuedToken> {
         let id = EnrolmentTokenId::parse(hex::encode(random::<8>()?))?;
         let secret = Zeroizing::new(random::<SECRET_BYTES>()?);
-        let ca = ca.map_or_else(|| NO_CA.to_owned(), |ca| ca.to_string());
+        let ca = ca.map_or_else(|| format!("{NO_CA}.{}", controller.thumbprint()), |ca| ca.to_string());
         let text = format!("{id}.{}.{ca}", URL_SAFE_NO_PAD.encode(secret.as_slice()));
         Ok(IssuedToken { id, text: Zeroizing::new(text), secret_hash: sha256(secret.as_slice()) })
     }
@@ -60,11 +64,14 @@ impl EnrolmentToken {
             )
         };
         let mut parts = text.trim().split('.');
-        let (Some(id), Some(secret), Some(ca), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(id), Some(secret), Some(ca), controller, None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(invalid());
         };
+        if controller.is_some_and(|text| !is_thumbprint(text)) {
+            return Err(invalid());
+        }
         let secret = URL_SAFE_NO_PAD.decode(secret).map_err(|_| invalid())?;
         if secret.len() != SECRET_BYTES {
             return Err(invalid());
@@ -74,7 +81,7 @@ impl EnrolmentToken {
             text => Some(Fingerprint::parse(text).ok_or_else(invalid)?),
         };
         let id = EnrolmentTokenId::parse(id).map_err(|_| invalid())?;
-        Ok(Self { id, ca, secret: Zeroizing::new(secret) })
+        Ok(Self { id, ca, controller: controller.map(str::to_owned), secret: Zeroizing::new(secret) })
     }
 
     /// In constant time.
@@ -83,26 +90,35 @@ impl EnrolmentToken {
     }
 }
 
+fn is_thumbprint(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::NodeKey;
 
     #[test]
     fn an_issued_token_reads_back_and_matches_only_its_own_hash() {
         let ca = Fingerprint::of(&vec![1].into());
-        let (issued, other) =
-            (EnrolmentToken::issue(Some(ca)).unwrap(), EnrolmentToken::issue(None).unwrap());
+        let key = NodeKey::generate().unwrap().public();
+        let issue = |ca| EnrolmentToken::issue(ca, &key).unwrap();
+        let (issued, other) = (issue(Some(ca)), issue(None));
         let token = EnrolmentToken::parse(&issued.text).unwrap();
         assert_eq!(token.id, issued.id);
         assert!(token.matches(&issued.secret_hash));
         assert!(!token.matches(&other.secret_hash));
-        assert_eq!(token.ca, Some(ca));
-        assert_eq!(EnrolmentToken::parse(&other.text).unwrap().ca, None);
+        assert_eq!((token.ca, token.controller), (Some(ca), None));
+        let other = EnrolmentToken::parse(&other.text).unwrap();
+        assert_eq!((other.ca, other.controller), (None, Some(key.thumbprint())));
+        let older = issued.text.rsplit_once('.').unwrap().0;
+        assert!(EnrolmentToken::parse(&format!("{older}.none")).is_ok(), "without a thumbprint");
     }
 
     #[test]
     fn a_bad_token_is_refused_without_being_repeated() {
-        for bad in ["", "a", "a.b.c", "a.b.c.d", "A.QUJD.none", &"x".repeat(10_000)] {
+        for bad in ["", "a", "a.b.c", "a.b.c.d", "A.QUJD.none", "a.b.none.c", &"x".repeat(10_000)] {
             let error = EnrolmentToken::parse(bad).unwrap_err();
             assert_eq!(error.code(), ErrorCode::EnrolmentInvalid);
             assert!(bad.len() < 4 || !error.to_string().contains(bad));

@@ -11,7 +11,9 @@ mod key_file;
 mod seal;
 mod token;
 
-pub use attestation::{Attestation, Challenge, ChallengeTicket, Challenger, PresentedToken, statement};
+pub use attestation::{
+    Admitted, Attestation, CHALLENGE_BYTES, Challenge, ChallengeTicket, Challenger, PresentedToken, statement,
+};
 pub use authority::{Authority, CertificateRequest, IssuedCertificate, TlsKey};
 pub use certificate::{CertificateFacts, Fingerprint};
 pub use enrolment::{EnrolmentToken, IssuedToken};

@@ -20,19 +20,26 @@ use super::{
 };
 use crate::{
     cluster::{
+        known_controller::KnownController,
         membership::Command,
         peer::{Capabilities, Role},
     },
     config::endpoint::Endpoint,
     error::{Error, ErrorCode, Result},
     execution::order::Held,
-    identity::{KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys, statement},
+    identity::{
+        Admitted, CHALLENGE_BYTES, EnrolmentToken, KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys,
+        random, statement,
+    },
     ids::{ClusterId, CommandId, NodeId, SessionId},
 };
 
 /// What an attested worker knows of its controller.
 #[derive(Debug)]
 pub struct Session {
+    pub cluster_id: ClusterId,
+    /// Of the controller's life in which this session was opened.
+    pub epoch: u64,
     pub controller_id: NodeId,
     pub controller_key: PublicKey,
     pub token_keys: TokenKeys,
@@ -74,8 +81,10 @@ pub struct Applicant {
     pub role: Role,
     pub keys: Arc<KeyFile>,
     pub address: OwnAddress,
-    /// Pinned beforehand, where a deployment wrote it.
-    pub controller_key: Option<PublicKey>,
+    /// The controller that this node obeys, remembered over restarts.
+    pub known: Arc<KnownController>,
+    /// The bare challenge is signed too, for a controller of the other implementation.
+    pub signs_bare_challenge: bool,
 }
 
 /// What a heartbeat says.
@@ -95,6 +104,37 @@ pub struct Beat {
 pub struct ControllerClient {
     rpc: NodeClusterServiceClient<Channel>,
     line: Line,
+}
+
+/// The answer to a challenge. Nothing is signed but statements with a domain prefix of their own: a
+/// signature over bytes of the peer's choice could be used anywhere.
+fn answer(
+    applicant: &Applicant,
+    key: &NodeKey,
+    challenge: &pb::AttestNodeResponse,
+    (cluster_id, controller_id): (&ClusterId, &NodeId),
+    certificate_request: Vec<u8>,
+) -> Result<pb::ChallengeNodeRequest> {
+    let bytes = challenge.challenge_nonce.as_slice();
+    if bytes.len() != CHALLENGE_BYTES {
+        return Err(Error::invalid(format!(
+            "the controller's challenge has {} bytes, not {CHALLENGE_BYTES}: nothing was signed",
+            bytes.len()
+        ))
+        .remedy("look for another process on the controller's port"));
+    }
+    let statement =
+        statement(cluster_id, controller_id, &applicant.node_id, &key.public(), bytes, &certificate_request);
+    let bare = applicant.signs_bare_challenge.then(|| key.sign(bytes).to_vec());
+    Ok(pb::ChallengeNodeRequest {
+        challenge_id: challenge.challenge_id.clone(),
+        node_id: applicant.node_id.to_string(),
+        challenge_signature: bare.unwrap_or_default(),
+        signature_v1: key.sign(&statement).to_vec(),
+        certificate_request,
+        nonce: random::<CHALLENGE_BYTES>()?.to_vec(),
+        ..Default::default()
+    })
 }
 
 impl ControllerClient {
@@ -146,6 +186,7 @@ impl ControllerClient {
         let certificate_request =
             certificate.as_ref().map(|(_, key)| key.request_der.clone()).unwrap_or_default();
         let public_key = key.public();
+        let promised = token.as_deref().and_then(|token| EnrolmentToken::parse(token).ok()?.controller);
         let asked = Instant::now();
         let request = pb::AttestNodeRequest {
             node_id: applicant.node_id.to_string(),
@@ -161,35 +202,16 @@ impl ControllerClient {
         let challenge = self.rpc.attest_node(request).await.map_err(|e| from_status(&e))?.into_inner();
         // Half of the way there and back: the best guess of when the controller looked at its clock.
         let clock = ClusterClock::new(challenge.controller_time_ms, asked + asked.elapsed() / 2);
-        let cluster_id = ClusterId::parse(challenge.cluster_id)?;
-        let controller_id = NodeId::parse(challenge.controller_id)?;
-        let statement = statement(
-            &cluster_id,
-            &controller_id,
-            &applicant.node_id,
-            &public_key,
-            &challenge.challenge_nonce,
-            &certificate_request,
-        );
+        let cluster_id = ClusterId::parse(challenge.cluster_id.clone())?;
+        let controller_id = NodeId::parse(challenge.controller_id.clone())?;
+        applicant.known.check_cluster(&cluster_id)?;
         let came = Instant::now();
-        let answer = pb::ChallengeNodeRequest {
-            challenge_id: challenge.challenge_id,
-            node_id: applicant.node_id.to_string(),
-            // For a controller of the other implementation.
-            challenge_signature: key.sign(&challenge.challenge_nonce).to_vec(),
-            signature_v1: key.sign(&statement).to_vec(),
-            certificate_request,
-            ..Default::default()
-        };
+        let answer = answer(applicant, &key, &challenge, (&cluster_id, &controller_id), certificate_request)?;
+        let nonce = answer.nonce.clone();
         let admitted = self.rpc.challenge_node(answer).await.map_err(|e| from_status(&e))?.into_inner();
         let controller_key = PublicKey::parse(&admitted.controller_public_key)?;
-        if applicant.controller_key.is_some_and(|pinned| pinned != controller_key) {
-            return Err(Error::new(
-                ErrorCode::KeyMismatch,
-                "the controller answers with another key than the one this node was deployed with",
-            )
-            .remedy("if its key was replaced on purpose, deploy this node again"));
-        }
+        applicant.known.check(&cluster_id, &controller_key, promised.as_deref())?;
+        self.check_proof(&admitted, (&cluster_id, &controller_id, &controller_key), applicant, &nonce)?;
         // A controller whose operator makes the certificates issues none.
         if let Some((kept, key)) = certificate.filter(|_| !admitted.certificate_chain.is_empty()) {
             kept.keep(&key, &admitted.certificate_chain, &admitted.ca_bundle)?;
@@ -197,6 +219,7 @@ impl ControllerClient {
         let token_keys = TokenKeys::parse(&admitted.token_keys, cluster_id.clone(), controller_id.clone())?;
         let claims = token_keys.verify(&admitted.node_security_token, clock.now_ms() / 1000)?;
         let lifetime = u64::try_from(claims.exp - claims.iat).unwrap_or(0);
+        applicant.known.remember(&cluster_id, &controller_key)?;
         let sealer = Sealer::new(
             key,
             applicant.node_id.clone(),
@@ -207,6 +230,8 @@ impl ControllerClient {
             clock,
         );
         Ok(Session {
+            cluster_id,
+            epoch: admitted.epoch,
             controller_id,
             controller_key,
             token_keys,
@@ -215,6 +240,44 @@ impl ControllerClient {
             lifetime: Duration::from_secs(lifetime),
             since: came,
             window: Mutex::default(),
+        })
+    }
+
+    /// Checks that the controller holds the key that it names. In plaintext whoever has the port could
+    /// name another's; under TLS and inside an SSH link the connection has proven it already.
+    fn check_proof(
+        &self,
+        admitted: &pb::ChallengeNodeResponse,
+        (cluster_id, controller_id, controller_key): (&ClusterId, &NodeId, &PublicKey),
+        applicant: &Applicant,
+        nonce: &[u8],
+    ) -> Result<()> {
+        if admitted.controller_signature.is_empty() && !self.line.facts().plaintext {
+            return Ok(());
+        }
+        let statement = Admitted {
+            cluster_id,
+            controller_id,
+            controller_key,
+            node_id: &applicant.node_id,
+            nonce,
+            session_id: &admitted.session_id,
+            token: &admitted.node_security_token,
+            token_keys: &admitted.token_keys,
+            epoch: admitted.epoch,
+            certificate_chain: &admitted.certificate_chain,
+            ca_bundle: &admitted.ca_bundle,
+        }
+        .statement();
+        controller_key.verify(&statement, &admitted.controller_signature).map_err(|error| {
+            Error::new(
+                ErrorCode::ControllerMismatch,
+                "the process at the controller's address does not prove that it holds the controller's key",
+            )
+            .remedy(
+                "look for another process on the controller's port; update a controller of an older version",
+            )
+            .source(error)
         })
     }
 

@@ -58,6 +58,8 @@ pub(super) struct Facts {
     pub bare: bool,
     /// The certificate that we have was refused.
     pub refused: bool,
+    /// Over TCP without TLS, where whoever has the port may answer.
+    pub plaintext: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -163,7 +165,8 @@ async fn watched_tcp(
     facts: Arc<Mutex<Facts>>,
 ) -> io::Result<TokioIo<Watched<TcpStream>>> {
     let stream = to.connect().await?;
-    note(&facts, Facts { local: stream.local_addr().ok().map(|at| at.ip()), ..Facts::default() });
+    let local = stream.local_addr().ok().map(|at| at.ip());
+    note(&facts, Facts { local, plaintext: true, ..Facts::default() });
     Ok(TokioIo::new(Watched { stream, lost }))
 }
 
@@ -186,7 +189,7 @@ async fn watched_tls(
         Err(error) => return Err(error),
     };
     let local = stream.local().ok().map(|at| at.ip());
-    note(&facts, Facts { local, bare: !shown, refused });
+    note(&facts, Facts { local, bare: !shown, refused, plaintext: false });
     Ok(TokioIo::new(Watched { stream, lost }))
 }
 

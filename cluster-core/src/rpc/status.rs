@@ -36,9 +36,11 @@ const fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::ClockSkew
         | ErrorCode::SessionUnknown
         | ErrorCode::UnsealedContext => Code::Unauthenticated,
-        ErrorCode::Forbidden | ErrorCode::KeyMismatch | ErrorCode::NodeRemoved | ErrorCode::NotYours => {
-            Code::PermissionDenied
-        }
+        ErrorCode::Forbidden
+        | ErrorCode::KeyMismatch
+        | ErrorCode::ControllerMismatch
+        | ErrorCode::NodeRemoved
+        | ErrorCode::NotYours => Code::PermissionDenied,
         ErrorCode::ResourceExhausted | ErrorCode::NoNodeFits => Code::ResourceExhausted,
         ErrorCode::Unavailable
         | ErrorCode::Engine

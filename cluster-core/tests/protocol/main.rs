@@ -7,6 +7,7 @@ mod black_hole;
 mod enrolment;
 mod envelope;
 mod ids;
+mod impostor;
 mod membership;
 mod published;
 mod pushes;

@@ -258,7 +258,7 @@ async fn a_worker_obeys_no_earlier_life_of_its_controller_and_no_call_meant_for_
     let forge = Forge::of(&cluster, &served.session);
     let mut rpc = served.raw().await;
     let current = || served.session.sealer.session_id().clone();
-    let epoch = 2;
+    let epoch = served.session.epoch;
     let good = forge.sealer(&served.session, "a", current(), epoch).await;
     assert!(rpc.push_config(push(&good, "a", 17)).await.unwrap().into_inner().accepted);
     let version = served.version();

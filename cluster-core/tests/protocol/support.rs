@@ -8,6 +8,7 @@ use cluster_core::{
     access::TokenTable,
     cluster::{
         events::{EventId, NodeEvent},
+        known_controller::KnownController,
         membership::Command,
         peer::{Amounts, Capabilities, PeerView, Role},
     },
@@ -151,7 +152,8 @@ impl Node {
             role,
             keys: Arc::new(keys),
             address: OwnAddress::Fixed(format!("http://{}", cluster.node_address)),
-            controller_key: None,
+            known: Arc::new(KnownController::open(directory.path(), None).unwrap()),
+            signs_bare_challenge: false,
         };
         let client = connect(cluster).await;
         Self { applicant, client, session: None, draining: false, directory: Arc::new(directory) }

@@ -11,6 +11,7 @@ use cluster_core::{
     cluster::{
         controller::TokenOrder,
         events::{EventId, NodeEventKind},
+        known_controller::KnownController,
         peer::{OnDeadline, PeerStatus, PeerView, Role},
     },
     identity::KeyFile,
@@ -91,7 +92,8 @@ impl World {
             role: Role::Worker,
             keys: Arc::new(key(self.directory.path(), name)),
             address: OwnAddress::Fixed(format!("http://{name}:{NODE_PORT}")),
-            controller_key: None,
+            known: Arc::new(known(self.directory.path(), name)),
+            signs_bare_challenge: false,
         };
         let machine = Arc::new(Machine::new(applicant, issued.text.to_string()));
         self.machines.insert(name, machine.clone());
@@ -242,6 +244,12 @@ fn directory() -> TempDir {
     let memory = Path::new("/dev/shm");
     let made = tempfile::Builder::new().prefix("aegis-simulated").tempdir_in(memory);
     made.or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn known(directory: &Path, name: &str) -> KnownController {
+    let data = directory.join(name);
+    std::fs::create_dir(&data).unwrap();
+    KnownController::open(&data, None).unwrap()
 }
 
 fn key(directory: &Path, name: &str) -> KeyFile {

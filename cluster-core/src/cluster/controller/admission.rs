@@ -340,7 +340,7 @@ impl Controller {
         order: TokenOrder,
         ca: Option<Fingerprint>,
     ) -> Result<(IssuedToken, i64)> {
-        let issued = EnrolmentToken::issue(ca)?;
+        let issued = EnrolmentToken::issue(ca, &self.public_key())?;
         let created_at_ms = self.now_ms();
         let lifetime_ms = i64::try_from(order.lifetime.as_millis()).unwrap_or(i64::MAX / 2);
         let expires_at_ms = created_at_ms + lifetime_ms;

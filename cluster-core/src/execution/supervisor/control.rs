@@ -16,6 +16,8 @@ use uuid::Uuid;
 use super::unwritable;
 use crate::{
     error::{Error, ErrorCode, Result},
+    identity::PublicKey,
+    ids::ClusterId,
     store::{DataDirectory, write_synced},
 };
 
@@ -28,6 +30,9 @@ struct Kept {
     epoch: u64,
     #[serde(default)]
     owner: String,
+    /// Whose epoch it is: cluster id and thumbprint of the controller's key. Empty in an older file.
+    #[serde(default)]
+    epoch_of: String,
 }
 
 /// One a worker.
@@ -41,8 +46,9 @@ pub struct Control {
     epoch: AtomicU64,
     /// The process is to end once nothing runs. Not kept: a node that is started again works again.
     closing: AtomicBool,
-    /// One change at a time: many calls of a new controller come at once.
-    changing: Mutex<()>,
+    /// Whose epoch that is. Its lock makes changes come one after the other: many calls of a new
+    /// controller come at once.
+    changing: Mutex<String>,
 }
 
 impl Control {
@@ -64,11 +70,11 @@ impl Control {
             draining: AtomicBool::new(kept.draining),
             epoch: AtomicU64::new(kept.epoch),
             closing: AtomicBool::new(false),
-            changing: Mutex::default(),
+            changing: Mutex::new(kept.epoch_of.clone()),
             path,
         };
         if is_new {
-            control.write(kept.draining, kept.epoch)?;
+            control.write(kept.draining, kept.epoch, &kept.epoch_of)?;
         }
         Ok(control)
     }
@@ -83,8 +89,8 @@ impl Control {
 
     /// Stored before it holds, so that a restart does not undo it.
     pub fn set_draining(&self, draining: bool) -> Result<()> {
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write(draining, self.epoch.load(Ordering::Acquire))?;
+        let epoch_of = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(draining, self.epoch.load(Ordering::Acquire), &epoch_of)?;
         self.draining.store(draining, Ordering::Release);
         Ok(())
     }
@@ -108,16 +114,17 @@ impl Control {
         if epoch == self.epoch.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch_of = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.epoch.load(Ordering::Acquire);
         if epoch < known {
             return Err(Error::new(
                 ErrorCode::Fenced,
                 format!("the controller's epoch {epoch} is before {known}, which this node has obeyed"),
-            ));
+            )
+            .remedy("end the older controller; if its clock is behind, correct the clock and restart it"));
         }
         if epoch > known {
-            self.write(self.is_draining(), epoch).map_err(|error| {
+            self.write(self.is_draining(), epoch, &epoch_of).map_err(|error| {
                 Error::new(ErrorCode::Unavailable, error.message().to_owned()).source(error)
             })?;
             self.epoch.store(epoch, Ordering::Release);
@@ -125,8 +132,24 @@ impl Control {
         Ok(())
     }
 
-    fn write(&self, draining: bool, epoch: u64) -> Result<()> {
-        let kept = Kept { draining, epoch, owner: self.owner.clone() };
+    /// Follows a controller that has proven itself. Epochs of another cluster or key say nothing about
+    /// those of this one. An older file does not say whose its epoch is, and keeps it.
+    pub fn follow(&self, cluster_id: &ClusterId, key: &PublicKey) -> Result<()> {
+        let now = format!("{cluster_id} {}", key.thumbprint());
+        let mut epoch_of = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *epoch_of == now {
+            return Ok(());
+        }
+        let epoch = if epoch_of.is_empty() { self.epoch.load(Ordering::Acquire) } else { 0 };
+        self.write(self.is_draining(), epoch, &now)?;
+        self.epoch.store(epoch, Ordering::Release);
+        *epoch_of = now;
+        Ok(())
+    }
+
+    fn write(&self, draining: bool, epoch: u64, epoch_of: &str) -> Result<()> {
+        let epoch_of = epoch_of.to_owned();
+        let kept = Kept { draining, epoch, owner: self.owner.clone(), epoch_of };
         let bytes = serde_json::to_vec(&kept)
             .map_err(|error| Error::internal("the worker's state cannot be written").source(error))?;
         write_synced(&self.path, &bytes).map_err(|error| unwritable(&self.path, error))
@@ -136,6 +159,7 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::NodeKey;
 
     #[test]
     fn a_new_epoch_may_come_by_many_calls_at_once() {
@@ -151,5 +175,29 @@ mod tests {
             });
         }
         assert_eq!(Control::open(&data).unwrap().check_epoch(49).unwrap_err().code(), ErrorCode::Fenced);
+    }
+
+    #[test]
+    fn epoch_belongs_to_its_cluster_and_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDirectory::own(directory.path()).unwrap();
+        let path = directory.path().join(CONTROL_FILE);
+        fs::write(&path, r#"{"draining":true,"epoch":7,"owner":"o"}"#).unwrap();
+        let [first, second] = ["c-1", "c-2"].map(|id| ClusterId::parse(id).unwrap());
+        let [key, other] = [(); 2].map(|()| NodeKey::generate().unwrap().public());
+        let fenced = |control: &Control, epoch| control.check_epoch(epoch).unwrap_err().code();
+        let control = Control::open(&data).unwrap();
+        control.follow(&first, &key).unwrap();
+        assert_eq!(fenced(&control, 6), ErrorCode::Fenced, "an older file keeps its epoch");
+        control.check_epoch(u64::MAX).unwrap();
+        control.follow(&first, &key).unwrap();
+        assert_eq!(fenced(&control, 8), ErrorCode::Fenced);
+        control.follow(&second, &key).unwrap();
+        control.check_epoch(2).unwrap();
+        let control = Control::open(&data).unwrap();
+        assert_eq!(fenced(&control, 1), ErrorCode::Fenced, "kept over a restart");
+        control.follow(&second, &other).unwrap();
+        control.check_epoch(1).unwrap();
+        assert!(control.is_draining());
     }
 }

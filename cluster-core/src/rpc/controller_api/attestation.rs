@@ -6,7 +6,9 @@ use super::{Arrival, ControllerApi};
 use crate::{
     cluster::controller::{ChallengeAnswer, ChallengeSignature},
     error::{Error, ErrorCode, Result},
-    identity::{Attestation, CertificateRequest, EnrolmentToken, PublicKey, sha256},
+    identity::{
+        Admitted, Attestation, CHALLENGE_BYTES, CertificateRequest, EnrolmentToken, PublicKey, sha256,
+    },
     ids::{NodeId, shown},
     rpc::{
         PROTOCOL_VERSION,
@@ -81,6 +83,10 @@ impl ControllerApi {
                 ));
             }
         };
+        // Older nodes send none.
+        if !matches!(request.nonce.len(), 0 | CHALLENGE_BYTES) {
+            return Err(Error::invalid(format!("the nonce has {} bytes, not 32", request.nonce.len())));
+        }
         // Before anything is spent on it.
         let wanted = match (&self.0.settings.authority, request.certificate_request.as_slice()) {
             (None, _) | (_, []) => None,
@@ -106,15 +112,31 @@ impl ControllerApi {
             }
             None => Default::default(),
         };
+        let (key, session_id) = (controller.public_key(), admission.session_id.to_string());
+        let admitted = Admitted {
+            cluster_id: controller.cluster_id(),
+            controller_id: controller.id(),
+            controller_key: &key,
+            node_id: &node_id,
+            nonce: &request.nonce,
+            session_id: &session_id,
+            token: &admission.token,
+            token_keys: &admission.token_keys,
+            epoch: controller.epoch(),
+            certificate_chain: &certificate_chain,
+            ca_bundle: &ca_bundle,
+        };
+        let controller_signature = controller.sign(&admitted.statement()).to_vec();
         Ok(pb::ChallengeNodeResponse {
             node_security_token: admission.token,
             expires_at: Some(prost_types::Timestamp { seconds: admission.expires_at_secs, nanos: 0 }),
-            session_id: admission.session_id.to_string(),
-            controller_public_key: controller.public_key().as_bytes().to_vec(),
+            session_id,
+            controller_public_key: key.as_bytes().to_vec(),
             token_keys: admission.token_keys,
             certificate_chain,
             ca_bundle,
             epoch: controller.epoch(),
+            controller_signature,
         })
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use cluster_core::{
     Error, ErrorCode, Result,
+    cluster::known_controller::KnownController,
     config::{self, ConfigChoice, Settings, StartedBy},
     identity::{EnrolmentToken, NodeKey},
     ids::{NodeId, Tag},
@@ -82,6 +83,9 @@ pub struct Join {
     /// Overwrite the file if it is there
     #[arg(long)]
     force: bool,
+    /// Accept another controller than the one that this machine has joined before
+    #[arg(long)]
+    new_controller: bool,
 }
 
 impl Init {
@@ -118,6 +122,9 @@ impl Join {
         let token = self.token()?;
         EnrolmentToken::parse(&token)?;
         let data_dir = own_directory(context)?;
+        if self.new_controller {
+            KnownController::forget_in(&data_dir)?;
+        }
         let token_path = data_dir.join(TOKEN_FILE);
         let cluster = json!({
             "role": "worker",
