@@ -41,7 +41,7 @@ pub async fn run() {
     let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
     let store = Store::open(data).await.unwrap();
     let health = HealthSettings {
-        stale_threshold: Duration::from_secs(90),
+        staleness: Staleness { threshold: Duration::from_secs(90), is_set: false },
         sweep_interval: Duration::from_secs(10),
         clock: Clock::default(),
     };
@@ -153,8 +153,7 @@ async fn member(controller: &Controller, number: usize) -> (Sealer, Arc<NodeKey>
         certificate_request: Vec::new(),
     };
     let admission = controller.answer(answer).await.unwrap();
-    let registration =
-        Registration { capabilities: capabilities(), address: String::new(), version: String::new() };
+    let registration = Registration { capabilities: capabilities(), address: String::new(), interval: None };
     controller.register(node_id.clone(), registration).await.unwrap();
     let clock = ClusterClock::new(now_secs() * 1000, tokio::time::Instant::now());
     let sealer = Sealer::new(

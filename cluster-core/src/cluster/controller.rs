@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     events::{NodeEventKind, NodeEvents, event_of},
-    membership::{Change, Command, Membership, Registration, Report},
+    membership::{Change, Command, Membership, Registration, Report, Staleness},
     peer::{Desired, DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
     sessions::Sessions,
 };
@@ -34,6 +34,7 @@ use crate::{
         Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
     },
     ids::{ClusterId, CommandId, ExecutionId, NodeId},
+    rpc::SOFTWARE_VERSION,
     store::{NodeRecord, Store, Write},
 };
 
@@ -58,7 +59,7 @@ struct Decision {
 /// How the controller watches its nodes.
 #[derive(Debug, Clone, Copy)]
 pub struct HealthSettings {
-    pub stale_threshold: Duration,
+    pub staleness: Staleness,
     pub sweep_interval: Duration,
     pub clock: Clock,
 }
@@ -83,9 +84,6 @@ struct Shared {
     config: tokio::sync::Mutex<()>,
     /// Our own newest token, and the second of its signature.
     own_token: tokio::sync::Mutex<Option<(i64, String)>>,
-    /// Enrolments one after the other.
-    enrolling: tokio::sync::Mutex<()>,
-    stale_threshold: Duration,
     clock: Clock,
 }
 
@@ -179,7 +177,7 @@ impl Controller {
             store: store.clone(),
             version: version_sender,
             overdue: overdue_sender,
-            stale_ms: i64::try_from(health.stale_threshold.as_millis()).unwrap_or(i64::MAX),
+            staleness: health.staleness,
             clock: health.clock,
         };
         tokio::spawn(owner.run(queue, health.sweep_interval, stop));
@@ -201,8 +199,6 @@ impl Controller {
             overdue,
             config: tokio::sync::Mutex::default(),
             own_token: tokio::sync::Mutex::default(),
-            enrolling: tokio::sync::Mutex::default(),
-            stale_threshold: health.stale_threshold,
             clock: health.clock,
         })))
     }
@@ -366,8 +362,11 @@ impl Controller {
 
     pub async fn register(&self, node_id: NodeId, registration: Registration) -> Result<()> {
         let (id, runtimes) = (node_id.clone(), registration.capabilities.runtimes.clone());
-        self.decide(move |membership, now_ms| Ok((membership.register(&node_id, registration, now_ms)?, ())))
-            .await?;
+        self.decide(move |membership, now_ms| {
+            membership.heard(&node_id, registration.interval, now_ms);
+            Ok((membership.register(&node_id, registration, now_ms)?, ()))
+        })
+        .await?;
         self.assign(&id, runtimes).await
     }
 
@@ -383,7 +382,7 @@ impl Controller {
             record.role = Role::Hybrid;
             record.public_key = Some(key);
             record.capabilities = registration.capabilities;
-            record.version = registration.version;
+            record.version = SOFTWARE_VERSION.to_owned();
             record.observed = Observed::Active;
             record.registered_at_ms = Some(now_ms);
             Ok((vec![Change::Put(Box::new(record))], ()))
@@ -532,7 +531,7 @@ struct Owner {
     store: Store,
     version: watch::Sender<u64>,
     overdue: watch::Sender<Vec<ExecutionId>>,
-    stale_ms: i64,
+    staleness: Staleness,
     clock: Clock,
 }
 
@@ -577,9 +576,14 @@ impl Owner {
     async fn store_and_apply(&mut self, changes: Vec<Change>) -> Result<()> {
         let now_ms = self.clock.now_ms();
         let mut writes: Vec<_> = changes.iter().map(|change| change.to_write(now_ms)).collect();
-        match writes.len() {
-            0 => return Ok(()),
-            1 => drop(self.store.write(writes.remove(0)).await?),
+        match (writes.len(), changes.first()) {
+            (0, _) => return Ok(()),
+            (1, Some(Change::Enrol { .. })) => {
+                if self.store.write(writes.remove(0)).await? == 0 {
+                    return Err(admission::token_is_gone());
+                }
+            }
+            (1, _) => drop(self.store.write(writes.remove(0)).await?),
             _ => drop(self.store.write(Write::Together(writes)).await?),
         }
         for change in changes {
@@ -610,7 +614,7 @@ impl Owner {
     }
 
     async fn sweep(&mut self) {
-        let changes = self.membership.sweep(self.stale_ms, self.clock.now_ms());
+        let changes = self.membership.sweep(self.staleness, self.clock.now_ms());
         if changes.is_empty() {
             return;
         }

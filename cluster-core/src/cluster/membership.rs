@@ -12,7 +12,7 @@ mod joining;
 mod placing;
 mod refusals;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView},
@@ -21,12 +21,15 @@ use super::{
 use crate::{
     error::{Error, ErrorCode, Result},
     identity::PresentedToken,
-    ids::{CommandId, ExecutionId, NodeId},
+    ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId},
     store::{NodeRecord, Write},
 };
+pub use health::Staleness;
 
 const DRAINING: &str = "draining";
 const REMOVING: &str = "being removed";
+/// Shown for what a node has not said.
+const UNKNOWN: &str = "unknown";
 
 /// What a node is told to do, once.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,6 +55,11 @@ pub type OpenCommands = Vec<(CommandId, Command)>;
 #[derive(Debug, Clone)]
 pub enum Change {
     Put(Box<NodeRecord>),
+    /// Puts the record and spends the token that admits it, or does neither.
+    Enrol {
+        token_id: EnrolmentTokenId,
+        record: Box<NodeRecord>,
+    },
     Observed {
         node_id: NodeId,
         observed: Observed,
@@ -82,7 +90,7 @@ impl Change {
     /// The node that changes.
     pub fn node_id(&self) -> &NodeId {
         match self {
-            Change::Put(record) => &record.node_id,
+            Change::Put(record) | Change::Enrol { record, .. } => &record.node_id,
             Change::Observed { node_id, .. }
             | Change::Desired { node_id, .. }
             | Change::Remove { node_id }
@@ -94,6 +102,7 @@ impl Change {
     pub fn to_write(&self, now_ms: i64) -> Write {
         match self.clone() {
             Change::Put(record) => Write::PutNode(record),
+            Change::Enrol { token_id, record } => Write::SpendToken { token_id, node: record, now_ms },
             Change::Observed { node_id, observed, last_heartbeat_ms } => {
                 Write::SetObserved { node_id, observed, last_heartbeat_ms }
             }
@@ -119,7 +128,8 @@ impl Change {
 pub struct Registration {
     pub capabilities: Capabilities,
     pub address: String,
-    pub version: String,
+    /// Between its heartbeats; None where the node does not say.
+    pub interval: Option<Duration>,
 }
 
 /// What a node that attests may join by, beside its key.
@@ -152,6 +162,8 @@ pub struct Report {
     pub draining: Option<bool>,
     /// What it says of its configuration; None where it says nothing of it.
     pub config: Option<ConfigReport>,
+    /// Between its heartbeats; None where it does not say.
+    pub interval: Option<Duration>,
 }
 
 /// The version that a node runs, and why not a newer one.
@@ -164,8 +176,12 @@ pub struct ConfigReport {
 #[derive(Debug)]
 struct Node {
     record: NodeRecord,
-    /// When it was last heard of in this life of the controller.
+    /// When it was last heard of, or the controller started.
     heard_ms: i64,
+    /// It was heard of in this life of the controller.
+    spoke: bool,
+    /// Between its heartbeats, as it told.
+    interval: Option<Duration>,
     link_up: bool,
     reserved: BTreeMap<ExecutionId, Amounts>,
     /// The sum of what is reserved.
@@ -229,6 +245,8 @@ impl Membership {
             None => {
                 let node = Node {
                     heard_ms: now_ms,
+                    spoke: false,
+                    interval: None,
                     // Others are reached once their link stands, or once they have registered.
                     link_up: record.link == LinkKind::Local,
                     reserved: BTreeMap::new(),
@@ -265,7 +283,7 @@ impl Membership {
 
     fn change(&mut self, change: Change, now_ms: i64) {
         match change {
-            Change::Put(record) => self.insert(*record, now_ms),
+            Change::Put(record) | Change::Enrol { record, .. } => self.insert(*record, now_ms),
             Change::Observed { node_id, observed, last_heartbeat_ms } => {
                 if let Some(node) = self.nodes.get_mut(&node_id) {
                     node.record.observed = observed;
@@ -390,7 +408,7 @@ impl Node {
 
     fn view(&self, now_ms: i64) -> PeerView {
         let record = &self.record;
-        let heard = record.last_heartbeat_ms.map(|stored| stored.max(self.heard_ms));
+        let heard = if self.spoke { Some(self.heard_ms) } else { record.last_heartbeat_ms };
         PeerView {
             node_id: record.node_id.clone(),
             role: record.role,
@@ -406,7 +424,10 @@ impl Node {
             },
             link: record.link,
             link_up: self.link_up,
-            version: record.version.clone(),
+            version: match record.version.as_str() {
+                "" => UNKNOWN.to_owned(),
+                known => known.to_owned(),
+            },
             engine: record.capabilities.engine.clone(),
             models: record.capabilities.models.clone(),
             host: record.site.as_ref().map(|site| site.host.clone()),

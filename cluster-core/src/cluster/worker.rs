@@ -18,6 +18,7 @@ use crate::{
     config::{resolve_secret, settings::ControllerSettings},
     error::{Error, ErrorCode, Result},
     execution::supervisor::Supervisor,
+    identity::random,
     ids::CommandId,
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, Session},
@@ -32,6 +33,10 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Between tries of a refresh that the controller cannot serve just now.
 const REFRESH_RETRY: Duration = Duration::from_secs(5);
+/// A token is refreshed no sooner than this, whatever its lifetime and margin.
+const REFRESH_MIN: Duration = Duration::from_secs(30);
+/// Refreshes of nodes that came back together are spread over this part of a token's life.
+const REFRESH_SPREAD: u32 = 10;
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Acknowledged at once rather than with the next regular heartbeat.
 const ACKNOWLEDGE_DELAY: Duration = Duration::from_millis(50);
@@ -118,6 +123,18 @@ pub struct WorkerTask {
     /// Cancelled when the process is to end: the controller shut this node down, or it left.
     pub end: CancellationToken,
     pub applied: AppliedConfig,
+}
+
+/// Returns the time after which a token is refreshed: before its margin, at different moments on nodes that
+/// attested together, and never so soon that a node would attest over and over.
+fn refresh_after(lifetime: Duration, margin: Duration, jitter: f64) -> Duration {
+    let latest = lifetime.saturating_sub(margin.min(lifetime / 2));
+    latest.saturating_sub((lifetime / REFRESH_SPREAD).mul_f64(jitter)).max(REFRESH_MIN)
+}
+
+/// A number from 0 to 1.
+fn rand_share() -> Result<f64> {
+    Ok(f64::from(u16::from_le_bytes(random::<2>()?)) / f64::from(u16::MAX))
 }
 
 /// Resolves when this node has another certificate; never where it has none at all.
@@ -216,11 +233,12 @@ impl WorkerTask {
         let mut configured = self.applied.watch();
         let mut next = Instant::now() + self.applied.settings().heartbeat_interval;
         let mut refresh_again = None;
+        let mut jitter = rand_share()?;
         let mut look = tokio::time::interval(SHUTDOWN_INTERVAL);
         let mut certificate = self.tls.credentials().map(Credentials::version);
         loop {
             let settings = self.applied.settings();
-            let due = session.since + session.lifetime.saturating_sub(settings.token_refresh_margin);
+            let due = session.since + refresh_after(session.lifetime, settings.token_refresh_margin, jitter);
             let refresh = refresh_again.unwrap_or(due);
             tokio::select! {
                 () = stop.cancelled() => return Ok(End::Stopped),
@@ -230,7 +248,7 @@ impl WorkerTask {
                 () = tokio::time::sleep_until(refresh) => match self.renew(client).await {
                     Ok(fresh) => {
                         *session = fresh;
-                        refresh_again = None;
+                        (refresh_again, jitter) = (None, rand_share()?);
                     }
                     // The controller cannot sign just now, and our token is good for a while yet.
                     Err(error) if error.code() == ErrorCode::Unavailable && session.is_valid() => {
@@ -303,7 +321,8 @@ impl WorkerTask {
             client = ControllerClient::connect(&self.controller.endpoint, &self.tls).await?;
         }
         let capabilities = self.capacity.measure().await;
-        client.register(&session, &self.applicant, &capabilities).await?;
+        let interval = self.applied.settings().heartbeat_interval;
+        client.register(&session, &self.applicant, &capabilities, interval).await?;
         self.sync(&mut client, &session).await?;
         // Commands that waited for this node are taken at once, not half a minute later.
         let commands = self.beat(&mut client, &session, &[]).await?;
@@ -316,7 +335,9 @@ impl WorkerTask {
 
     async fn renew(&self, client: &mut ControllerClient) -> Result<Arc<Session>> {
         let session = self.attest(client).await?;
-        client.register(&session, &self.applicant, &self.capacity.measure().await).await?;
+        let (capabilities, interval) =
+            (self.capacity.measure().await, self.applied.settings().heartbeat_interval);
+        client.register(&session, &self.applicant, &capabilities, interval).await?;
         Ok(session)
     }
 
@@ -403,6 +424,7 @@ impl WorkerTask {
             draining: self.supervisor.control().is_draining(),
             config_version,
             config_error,
+            interval: self.applied.settings().heartbeat_interval,
         };
         client.heartbeat(session, &self.applicant.node_id, beat).await
     }
@@ -442,6 +464,23 @@ pub fn obey(supervisor: &Supervisor, applied: &AppliedConfig, command: Command) 
         Command::PushConfig { version, body } => {
             let _ = applied.apply(&version, &body);
             Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refresh_is_spread_and_never_due_at_once() {
+        let hour = Duration::from_secs(3_600);
+        let after = |margin, jitter| refresh_after(hour, Duration::from_secs(margin), jitter).as_secs();
+        assert_eq!((after(120, 0.0), after(120, 1.0)), (3_480, 3_120));
+        assert_eq!(after(86_400, 0.0), 1_800, "half of its life at the least");
+        for lifetime in [0, 1, 10] {
+            let after = refresh_after(Duration::from_secs(lifetime), Duration::from_secs(120), 1.0);
+            assert_eq!(after, REFRESH_MIN);
         }
     }
 }

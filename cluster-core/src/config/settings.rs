@@ -19,7 +19,7 @@ use crate::{
     cluster::{peer::Role, placement::PlacementStrategy},
     error::{Error, ErrorCode, Result},
     execution::{image_reference::check_image, settings::ExecutionSettings},
-    identity::{Fingerprint, PublicKey, TransitSettings},
+    identity::{Fingerprint, PublicKey, TOKEN_LIFETIME_SECS, TransitSettings},
     ids::{NodeId, Tag},
 };
 
@@ -30,6 +30,47 @@ const HEARTBEAT_SECS: u64 = 30;
 const TOKEN_REFRESH_MARGIN_SECS: u64 = 120;
 /// Missed intervals before a node counts as unhealthy, as published.
 const MISSED_HEARTBEATS: u64 = 3;
+
+/// An interval of `spec.cluster`, in seconds, with a bound that keeps the cluster working.
+struct Interval {
+    key: &'static str,
+    seconds_max: u64,
+    why: &'static str,
+}
+
+/// A node that speaks less often could not be told from one that is gone.
+const HEARTBEAT: Interval = Interval {
+    key: "heartbeat_interval_secs",
+    seconds_max: 300,
+    why: "a node that speaks less often would count as unhealthy",
+};
+const STALE: Interval = Interval {
+    key: "stale_threshold_secs",
+    seconds_max: 3_600,
+    why: "a node that is gone would look active for longer",
+};
+const SWEEP: Interval = Interval {
+    key: "sweep_interval_secs",
+    seconds_max: 300,
+    why: "a node that is gone would look active for longer",
+};
+/// With more, a token would be due as soon as it came.
+const REFRESH_MARGIN: Interval = Interval {
+    key: "token_refresh_margin_secs",
+    seconds_max: TOKEN_LIFETIME_SECS.unsigned_abs() / 2,
+    why: "it is half of a token's life, and nodes would attest over and over",
+};
+
+impl Interval {
+    fn of(&self, given: Option<u64>, default: u64) -> Result<u64> {
+        let seconds = given.unwrap_or(default);
+        if (1..=self.seconds_max).contains(&seconds) {
+            return Ok(seconds);
+        }
+        let Self { key, seconds_max, why } = self;
+        Err(invalid(format!("spec.cluster.{key}: {seconds} is out of range 1 to {seconds_max}: {why}")))
+    }
+}
 
 #[derive(Debug, Clone)]
 pub struct ControllerSettings {
@@ -59,6 +100,8 @@ pub struct Settings {
     pub cluster_port: ClusterPort,
     pub heartbeat_interval: Duration,
     pub stale_threshold: Duration,
+    /// The file says so: it holds for every node, whatever interval the node tells.
+    pub is_stale_threshold_set: bool,
     pub sweep_interval: Duration,
     /// Nodes of the other implementation are admitted, over loopback alone.
     pub allow_unsealed_context: bool,
@@ -175,15 +218,10 @@ impl Settings {
             )
             .remedy("remove the key: the database is kept in the data directory"));
         }
-        let heartbeat = bounded("heartbeat_interval_secs", cluster.heartbeat_interval_secs, HEARTBEAT_SECS)?;
-        let stale =
-            bounded("stale_threshold_secs", cluster.stale_threshold_secs, MISSED_HEARTBEATS * heartbeat)?;
-        let sweep = bounded("sweep_interval_secs", cluster.sweep_interval_secs, (heartbeat / 3).max(1))?;
-        let margin = bounded(
-            "token_refresh_margin_secs",
-            cluster.token_refresh_margin_secs,
-            TOKEN_REFRESH_MARGIN_SECS,
-        )?;
+        let heartbeat = HEARTBEAT.of(cluster.heartbeat_interval_secs, HEARTBEAT_SECS)?;
+        let stale = STALE.of(cluster.stale_threshold_secs, MISSED_HEARTBEATS * heartbeat)?;
+        let sweep = SWEEP.of(cluster.sweep_interval_secs, (heartbeat / 3).max(1))?;
+        let margin = REFRESH_MARGIN.of(cluster.token_refresh_margin_secs, TOKEN_REFRESH_MARGIN_SECS)?;
         // Only a worker dials.
         let dialled = controller.as_ref().filter(|_| role == Role::Worker);
         let endpoint = dialled.map(|controller| &controller.endpoint);
@@ -212,6 +250,7 @@ impl Settings {
             prove_key: cluster.prove_key.unwrap_or(false),
             heartbeat_interval: Duration::from_secs(heartbeat),
             stale_threshold: Duration::from_secs(stale),
+            is_stale_threshold_set: cluster.stale_threshold_secs.is_some(),
             sweep_interval: Duration::from_secs(sweep),
             allow_unsealed_context: cluster.allow_unsealed_context.unwrap_or(false),
             sign_bare_challenge: cluster.sign_bare_challenge.unwrap_or(false),
@@ -268,15 +307,6 @@ fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSett
         })?),
     };
     Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key, ca }))
-}
-
-/// Seconds that make sense for any of the intervals.
-fn bounded(key: &str, given: Option<u64>, default: u64) -> Result<u64> {
-    const SECONDS_MAX: u64 = 86_400;
-    match given.unwrap_or(default) {
-        seconds @ 1..=SECONDS_MAX => Ok(seconds),
-        seconds => Err(invalid(format!("spec.cluster.{key}: {seconds} is out of range 1 to {SECONDS_MAX}"))),
-    }
 }
 
 fn images(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {

@@ -65,7 +65,7 @@ fn wrong_values_are_refused_with_their_path() {
         ("spec: {runtime: {images: {'python:3.12': 'Not An Image'}}}", "spec.runtime.images.\"python:3.12\""),
         ("spec: {runtime: {images: {'Python 3': 'python:3'}}}", "language and version"),
         ("spec: {database: {url: 'postgres://u:p@h/d'}}", "postgres"),
-        ("spec: {cluster: {heartbeat_interval_secs: 0}}", "1 to 86400"),
+        ("spec: {cluster: {heartbeat_interval_secs: 0}}", "1 to 300"),
         ("spec: {cluster: {keypair_path: /a, node_keypair_path: /b}}", "two spellings"),
         ("apiVersion: v2", "apiVersion"),
         ("spec: [", "YAML"),

@@ -20,6 +20,7 @@ use crate::{
         controller::{Controller, HealthSettings},
         direct::{DirectAccess, Plain},
         known_controller::KnownController,
+        membership::Staleness,
         nodes::Nodes,
         peer::Role,
         worker::WorkerTask,
@@ -78,7 +79,7 @@ pub(super) async fn start_controller(
     let offered = engine.clone();
     let store = Store::open(data.clone()).await?;
     let health = HealthSettings {
-        stale_threshold: settings.stale_threshold,
+        staleness: Staleness { threshold: settings.stale_threshold, is_set: settings.is_stale_threshold_set },
         sweep_interval: settings.sweep_interval,
         clock: Clock::default(),
     };

@@ -13,7 +13,6 @@ use crate::{
     },
     error::Result,
     execution::supervisor::Supervisor,
-    rpc::SOFTWARE_VERSION,
 };
 
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl LocalNode {
         let registration = Registration {
             capabilities: self.capacity.measure().await,
             address: String::new(),
-            version: SOFTWARE_VERSION.to_owned(),
+            interval: None,
         };
         self.controller.register_local(registration).await?;
         // What was pushed while the process was down, or lost with its file.
@@ -73,7 +72,7 @@ impl LocalNode {
             self.nodes.report_held(id.clone(), self.supervisor.held());
         }
         let draining = Some(self.supervisor.control().is_draining());
-        let report = Report { capabilities, acknowledged: Vec::new(), draining, config: self.config() };
+        let report = Report { capabilities, draining, config: self.config(), ..Report::default() };
         let commands = self.controller.heartbeat(id.clone(), report).await?;
         let commands = self.controller.with_bodies(&id, commands).await?;
         if commands.is_empty() {
@@ -84,7 +83,7 @@ impl LocalNode {
             obey(&self.supervisor, &self.applied, command)?;
             acknowledged.push(command_id);
         }
-        let report = Report { capabilities: None, acknowledged, draining: None, config: self.config() };
+        let report = Report { acknowledged, config: self.config(), ..Report::default() };
         self.controller.heartbeat(id, report).await.map(drop)
     }
 

@@ -215,20 +215,23 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::ChallengeNodeRequest>,
     ) -> Result<Response<pb::ChallengeNodeResponse>, Status> {
-        let (arrival, body) = Arrival::of("ChallengeNode", request);
-        self.answer(&arrival, self.challenge(&arrival, body).await)
+        let (api, (arrival, body)) = (self.clone(), Arrival::of("ChallengeNode", request));
+        to_completion(async move { api.answer(&arrival, api.challenge(&arrival, body).await) }).await
     }
 
     async fn register_node(
         &self,
         request: Request<pb::RegisterNodeRequest>,
     ) -> Result<Response<pb::RegisterNodeResponse>, Status> {
-        let (arrival, body) = Arrival::of("RegisterNode", request);
-        let result = async {
-            let (caller, inner) = self.open::<pb::RegisterNodeInner>(&arrival, body.envelope).await?;
-            self.register(caller, inner).await
-        };
-        self.answer(&arrival, result.await)
+        let (api, (arrival, body)) = (self.clone(), Arrival::of("RegisterNode", request));
+        to_completion(async move {
+            let result = async {
+                let (caller, inner) = api.open::<pb::RegisterNodeInner>(&arrival, body.envelope).await?;
+                api.register(caller, inner).await
+            };
+            api.answer(&arrival, result.await)
+        })
+        .await
     }
 
     async fn heartbeat(
@@ -247,12 +250,15 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::DeregisterNodeRequest>,
     ) -> Result<Response<pb::DeregisterNodeResponse>, Status> {
-        let (arrival, body) = Arrival::of("DeregisterNode", request);
-        let result = async {
-            let (caller, inner) = self.open::<pb::DeregisterNodeInner>(&arrival, body.envelope).await?;
-            self.deregister(caller, inner).await
-        };
-        self.answer(&arrival, result.await)
+        let (api, (arrival, body)) = (self.clone(), Arrival::of("DeregisterNode", request));
+        to_completion(async move {
+            let result = async {
+                let (caller, inner) = api.open::<pb::DeregisterNodeInner>(&arrival, body.envelope).await?;
+                api.deregister(caller, inner).await
+            };
+            api.answer(&arrival, result.await)
+        })
+        .await
     }
 
     async fn route_execution(
@@ -329,27 +335,39 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::RotateEdgeKeyRequest>,
     ) -> Result<Response<pb::RotateEdgeKeyResponse>, Status> {
-        let (arrival, body) = Arrival::of("RotateEdgeKey", request);
-        let result = async {
-            let payload = body.current_envelope.as_ref().map(|envelope| envelope.payload.clone());
-            let opened = self.open::<pb::RotateEdgeKeyInner>(&arrival, body.current_envelope).await?;
-            let proof = members::NewKeyProof {
-                key: body.new_public_key,
-                signature: body.signature_with_new_key,
-                payload: payload.unwrap_or_default(),
+        let (api, (arrival, body)) = (self.clone(), Arrival::of("RotateEdgeKey", request));
+        to_completion(async move {
+            let result = async {
+                let payload = body.current_envelope.as_ref().map(|envelope| envelope.payload.clone());
+                let opened = api.open::<pb::RotateEdgeKeyInner>(&arrival, body.current_envelope).await?;
+                let proof = members::NewKeyProof {
+                    key: body.new_public_key,
+                    signature: body.signature_with_new_key,
+                    payload: payload.unwrap_or_default(),
+                };
+                api.rotate_key(opened.0, opened.1, proof).await
             };
-            self.rotate_key(opened.0, opened.1, proof).await
-        };
-        self.answer(&arrival, result.await)
+            api.answer(&arrival, result.await)
+        })
+        .await
     }
 
     async fn issue_enrollment_token(
         &self,
         request: Request<pb::IssueEnrollmentTokenRequest>,
     ) -> Result<Response<pb::IssueEnrollmentTokenResponse>, Status> {
-        let (arrival, body) = Arrival::of("IssueEnrollmentToken", request);
-        self.answer(&arrival, self.issue_token(&arrival, body).await)
+        let (api, (arrival, body)) = (self.clone(), Arrival::of("IssueEnrollmentToken", request));
+        to_completion(async move { api.answer(&arrival, api.issue_token(&arrival, body).await) }).await
     }
+}
+
+/// Runs a call to its end even when its caller hangs up, so that none changes only half of what it should.
+/// How many are under way is bounded where strangers are admitted, and by what each member may call.
+async fn to_completion<T: Send + 'static>(
+    call: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let ended = tokio::spawn(call).await;
+    ended.unwrap_or_else(|_| Err(to_status(&Error::internal("the call ended before it was done"))))
 }
 
 /// Nodes are served here, and serve their controller elsewhere.

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::{
     ClusterClock, PROTOCOL_VERSION, SOFTWARE_VERSION, Sealer,
     controller_line::{CALL_TIMEOUT, Line, LinkTls},
-    convert::{capabilities_to_wire, command_from_wire, held_to_wire, role_to_wire},
+    convert::{capabilities_to_wire, command_from_wire, held_to_wire, interval_to_wire, role_to_wire},
     status::from_status,
     wire::Dial,
 };
@@ -97,6 +97,8 @@ pub struct Beat {
     pub draining: bool,
     pub config_version: String,
     pub config_error: Option<String>,
+    /// Until the next one.
+    pub interval: Duration,
 }
 
 /// One connection to the controller.
@@ -204,6 +206,16 @@ impl ControllerClient {
         let clock = ClusterClock::new(challenge.controller_time_ms, asked + asked.elapsed() / 2);
         let cluster_id = ClusterId::parse(challenge.cluster_id.clone())?;
         let controller_id = NodeId::parse(challenge.controller_id.clone())?;
+        if challenge.protocol_version > PROTOCOL_VERSION {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!(
+                    "the controller speaks protocol version {}, and this node up to {PROTOCOL_VERSION}",
+                    challenge.protocol_version
+                ),
+            )
+            .remedy("update this node"));
+        }
         applicant.known.check_cluster(&cluster_id)?;
         let came = Instant::now();
         let answer = answer(applicant, &key, &challenge, (&cluster_id, &controller_id), certificate_request)?;
@@ -286,12 +298,14 @@ impl ControllerClient {
         session: &Session,
         applicant: &Applicant,
         own: &Capabilities,
+        interval: Duration,
     ) -> Result<()> {
         let inner = pb::RegisterNodeInner {
             node_id: applicant.node_id.to_string(),
             capabilities: Some(capabilities_to_wire(own)),
             grpc_address: self.own_address(applicant),
             seal: None,
+            heartbeat_interval_secs: interval_to_wire(interval),
         };
         let request = session.sealer.seal(inner, |e| pb::RegisterNodeRequest { envelope: Some(e) })?;
         let answer = self.rpc.register_node(request).await.map_err(|e| from_status(&e))?.into_inner();
@@ -318,6 +332,7 @@ impl ControllerClient {
             running: beat.held.iter().map(held_to_wire).collect(),
             config_version: beat.config_version,
             config_error: beat.config_error.unwrap_or_default(),
+            heartbeat_interval_secs: interval_to_wire(beat.interval),
             ..Default::default()
         };
         let request = session.sealer.seal(inner, |e| pb::NodeHeartbeatRequest { envelope: Some(e) })?;

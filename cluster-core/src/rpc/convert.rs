@@ -1,5 +1,7 @@
 //! Messages to domain types and back: the one place, beside events, where generated types are read.
 
+use std::time::Duration;
+
 use aegis_proto::aegis::cluster::v1 as pb;
 
 use crate::{
@@ -154,6 +156,15 @@ pub fn config_from_wire(version: String, error: &str) -> Option<ConfigReport> {
     let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let error: String = error.chars().take(ERROR_CHARS_MAX).map(clean).collect();
     sound.then(|| ConfigReport { version, error: Some(error).filter(|error| !error.is_empty()) })
+}
+
+/// None where the node does not say.
+pub fn interval_from_wire(seconds: u32) -> Option<Duration> {
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+}
+
+pub fn interval_to_wire(interval: Duration) -> u32 {
+    u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
 pub fn held_to_wire(held: &Held) -> pb::RunningExecution {

@@ -160,3 +160,79 @@ fn bearer_of(node: &Node) -> String {
     let envelope = request.into_inner().envelope.unwrap();
     envelope.node_security_token
 }
+
+/// Callers hang up at every moment of an enrolment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn enrolment_is_whole_when_its_caller_hangs_up() {
+    const ROUNDS: u64 = 300;
+    let cluster = Cluster::start().await;
+    let (mut hung_up, mut round) = (0, 0);
+    while round < ROUNDS {
+        let together = (round..round + 10).map(|round| hang_up(&cluster, round));
+        hung_up += join_all(together).await.into_iter().filter(|hung_up| *hung_up).count();
+        round += 10;
+    }
+    assert!(hung_up > 0, "some callers hung up");
+    let tokens = cluster.core().enrolment_tokens().await.unwrap();
+    assert!(tokens.iter().all(|token| token.state == TokenState::Used));
+}
+
+/// One enrolment whose caller may hang up; whether it did. The node is a member in the end.
+async fn hang_up(cluster: &Cluster, round: u64) -> bool {
+    let name = format!("node-{round}");
+    let token = cluster.token(Some(&name)).await.token;
+    let mut node = Node::new(cluster, &name, Role::Worker).await;
+    let mut rpc = raw(cluster).await;
+    let challenge = rpc.attest_node(attestation(&node, &token)).await.unwrap().into_inner();
+    // From before it is sent until after it is answered.
+    let patience = std::time::Duration::from_micros(round * 40);
+    let hung_up = tokio::time::timeout(patience, rpc.challenge_node(answer(&node, challenge))).await.is_err();
+    drop(rpc);
+    node.join(Some(&token)).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    node.attest(None).await.unwrap();
+    hung_up
+}
+
+fn attestation(node: &Node, token: &str) -> pb::AttestNodeRequest {
+    pb::AttestNodeRequest {
+        node_id: node.applicant.node_id.to_string(),
+        role: pb::NodeRole::Worker.into(),
+        public_key: node.applicant.keys.current().public().as_bytes().to_vec(),
+        enrolment_token: token.to_owned(),
+        nonce: uuid::Uuid::new_v4().to_string(),
+        protocol_version: 1,
+        ..Default::default()
+    }
+}
+
+fn answer(node: &Node, challenge: pb::AttestNodeResponse) -> pb::ChallengeNodeRequest {
+    let key = node.applicant.keys.current();
+    let statement = cluster_core::identity::statement(
+        &challenge.cluster_id.parse().unwrap(),
+        &challenge.controller_id.parse().unwrap(),
+        &node.applicant.node_id,
+        &key.public(),
+        &challenge.challenge_nonce,
+        &[],
+    );
+    pb::ChallengeNodeRequest {
+        challenge_id: challenge.challenge_id,
+        node_id: node.applicant.node_id.to_string(),
+        signature_v1: key.sign(&statement).to_vec(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn protocol_version_is_checked_and_software_version_shown() {
+    let cluster = Cluster::start().await;
+    let node = Node::new(&cluster, "a", Role::Worker).await;
+    let token = cluster.token(Some("a")).await.token;
+    let mut rpc = raw(&cluster).await;
+    let later = pb::AttestNodeRequest { protocol_version: 2, ..attestation(&node, &token) };
+    assert_eq!(reason(&rpc.attest_node(later).await.unwrap_err()), "FailedPrecondition");
+    let older = pb::AttestNodeRequest { software_version: "0.0.1-held".into(), ..attestation(&node, &token) };
+    let challenge = rpc.attest_node(older).await.unwrap().into_inner();
+    rpc.challenge_node(answer(&node, challenge)).await.unwrap();
+    assert_eq!(cluster.peer("a").await.unwrap().version, "0.0.1-held");
+}

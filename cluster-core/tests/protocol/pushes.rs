@@ -158,7 +158,8 @@ impl Served {
         let supervisor = supervisor.unwrap();
         let nudge = Arc::new(Notify::new());
         WorkerApi::spawn(own_id, current, supervisor, applied.clone(), nudge, Metrics::default(), intake);
-        node.client.register(&session, &node.applicant, &crate::support::capabilities()).await.unwrap();
+        let own = crate::support::capabilities();
+        node.client.register(&session, &node.applicant, &own, crate::support::INTERVAL).await.unwrap();
         Self { session, applied, address, _directory: directory, _engine: engine_socket, stop }
     }
 

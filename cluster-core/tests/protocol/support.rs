@@ -28,6 +28,8 @@ use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 pub const OPERATOR_TOKEN: &str = "operators-bearer-token";
+/// Between the heartbeats that a node announces.
+pub const INTERVAL: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A controller of its own; its data directory outlives its restarts.
@@ -185,7 +187,7 @@ impl Node {
     pub async fn join(&mut self, token: Option<&str>) -> Result<()> {
         self.attest(token).await?;
         let (client, session) = (&mut self.client, self.session.as_ref().unwrap());
-        client.register(session, &self.applicant, &capabilities()).await
+        client.register(session, &self.applicant, &capabilities(), INTERVAL).await
     }
 
     pub fn session(&self) -> &Session {
@@ -201,7 +203,8 @@ impl Node {
         acknowledged: Vec<CommandId>,
     ) -> Result<Vec<(CommandId, Command)>> {
         let draining = self.draining;
-        let beat = Beat { capabilities: capabilities(), acknowledged, draining, ..Beat::default() };
+        let interval = INTERVAL;
+        let beat = Beat { capabilities: capabilities(), acknowledged, draining, interval, ..Beat::default() };
         let session = self.session.as_ref().unwrap();
         self.client.heartbeat(session, &self.applicant.node_id, beat).await
     }

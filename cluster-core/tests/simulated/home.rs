@@ -7,6 +7,7 @@ use cluster_core::{
     cluster::{
         controller::{Controller, HealthSettings},
         direct::{DirectAccess, Plain},
+        membership::Staleness,
         nodes::Nodes,
     },
     identity::KeyFile,
@@ -77,7 +78,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
     let data = own(&home).await;
     let store = Store::open(data).await?;
     let health = HealthSettings {
-        stale_threshold: STALE_THRESHOLD,
+        staleness: Staleness { threshold: STALE_THRESHOLD, is_set: false },
         sweep_interval: SWEEP_INTERVAL,
         clock: Clock::of(simulated_ms),
     };

@@ -81,7 +81,7 @@ pub async fn run(machine: Arc<Machine>) -> turmoil::Result {
 async fn member(machine: &Machine) -> Result<()> {
     let mut client = ControllerClient::connect_over(dial(format!("{HOME}:{HOME_PORT}"))).await?;
     let session = attest(machine, &mut client).await?;
-    client.register(&session, &machine.applicant, &capabilities()).await?;
+    client.register(&session, &machine.applicant, &capabilities(), HEARTBEAT_INTERVAL).await?;
     let mut acknowledged = beat(machine, &mut client, &session, Vec::new()).await?;
     machine.diary().joined += 1;
     loop {
@@ -124,7 +124,8 @@ async fn beat(
         diary.beats_sent += 1;
         diary.draining
     };
-    let beat = Beat { capabilities: capabilities(), acknowledged, draining, ..Beat::default() };
+    let interval = HEARTBEAT_INTERVAL;
+    let beat = Beat { capabilities: capabilities(), acknowledged, draining, interval, ..Beat::default() };
     let commands = client.heartbeat(session, &machine.applicant.node_id, beat).await?;
     let mut diary = machine.diary();
     diary.beats_answered += 1;

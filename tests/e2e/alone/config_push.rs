@@ -110,6 +110,7 @@ async fn a_bad_layer_is_refused_by_its_path_and_nothing_changes() {
         ("spec: {node: {id: other}}", ["spec.node.id", "cannot be pushed"]),
         ("spec: {cluster: {role: controller}}", ["spec.cluster.role", "cannot be pushed"]),
         ("spec: {cluster: {heartbeat_interval_secs: 3600}}", ["heartbeat_interval_secs", "unhealthy"]),
+        ("spec: {cluster: {token_refresh_margin_secs: 4000}}", ["token_refresh_margin_secs", "1800"]),
         ("spec: {llm_providers: [{api_key: sk-very-secret}]}", ["api_key", "env:NAME"]),
     ] {
         let path = file(&controller, bad);

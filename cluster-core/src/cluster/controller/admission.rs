@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::membership::{Change, Enrolment},
+    super::membership::{Change, Enrolment, Membership},
     Controller,
 };
 use crate::{
@@ -125,6 +125,12 @@ pub struct TokenOrder {
     pub lifetime: Duration,
 }
 
+/// The error where a token was spent or revoked since it was presented.
+pub(super) fn token_is_gone() -> Error {
+    Error::new(ErrorCode::EnrolmentInvalid, "the enrolment token was used or revoked meanwhile")
+        .remedy("create a new one with `aegis node token create`")
+}
+
 /// The tokens of a session: the node's, and our own towards it.
 struct SessionTokens {
     node: String,
@@ -147,12 +153,19 @@ impl Controller {
             .remedy("give the node another id in spec.node.id"));
         }
         let mut admitted = None;
-        if let Some(token) = &token {
-            let record = self.check_token(token, &attestation.node_id, now_ms).await?;
-            admitted = Some(record.role);
-            attestation.token = Some(PresentedToken { id: record.token_id, bound: record.node_id.is_some() });
-        }
         let (node_id, key) = (attestation.node_id.clone(), attestation.public_key);
+        if let Some(token) = &token {
+            match self.check_token(token, &node_id, now_ms).await {
+                Ok(record) => {
+                    admitted = Some(record.role);
+                    let bound = record.node_id.is_some();
+                    attestation.token = Some(PresentedToken { id: record.token_id, bound });
+                }
+                // A member shows its pinned key and needs no token, whatever became of the one it carries.
+                Err(error) if !self.is_pinned(&node_id, &key) => return Err(error),
+                Err(_) => {}
+            }
+        }
         let enrolment = Enrolment::of(attestation.token.as_ref());
         let known = self
             .decide(move |membership, _| {
@@ -171,6 +184,10 @@ impl Controller {
             .remedy("set spec.cluster.role: worker, or create a token with `--role`"));
         }
         self.0.challenger.issue(attestation, now_ms)
+    }
+
+    fn is_pinned(&self, node_id: &NodeId, key: &PublicKey) -> bool {
+        self.standing(node_id).is_ok_and(|standing| standing.key == *key)
     }
 
     async fn check_token(
@@ -220,38 +237,38 @@ impl Controller {
         }
         // Before anything is stored: while nothing can be signed, no enrolment token is spent.
         let tokens = self.session_tokens(&node_id, role, &key, ticket.capabilities_hash, now).await?;
-        // One after the other: of two that bring tokens for one new name, the first has it.
-        let turn = self.0.enrolling.lock().await;
-        // The pin may have changed since the first step.
+        // The pin may have changed since the first step. Key, token and record change in one step.
         let (known, enrolment) = (node_id.clone(), Enrolment::of(ticket.token.as_ref()));
-        let record = self.decide(move |membership, _| {
+        let enrols = ticket.token.is_some();
+        let token_id = ticket.token.map(|token| token.id);
+        let version = ticket.software_version;
+        let attested = version.clone();
+        let admitted = self.decide(move |membership, _| {
             membership.check_key(&known, &key, enrolment)?;
-            let changes = match enrolment {
-                Enrolment::None => membership.seals(&known, sealed)?,
-                Enrolment::Anybody | Enrolment::Bound => Vec::new(),
+            let changes = match token_id {
+                Some(token_id) => {
+                    let mut record = membership.enrol(&known, role, &key, sealed);
+                    record.version = attested;
+                    vec![Change::Enrol { token_id, record: Box::new(record) }]
+                }
+                None => membership.attested(&known, sealed, &attested)?,
             };
-            Ok((changes, membership.enrol(&known, role, &key, sealed)))
+            Ok((changes, ()))
         });
-        let record = record.await?;
-        if let Some(PresentedToken { id: token_id, .. }) = ticket.token {
-            let write = Write::SpendToken { token_id, node: Box::new(record), now_ms: now };
-            if self.0.store.write(write).await? == 0 {
-                return Err(Error::new(
-                    ErrorCode::EnrolmentInvalid,
-                    "the enrolment token was used meanwhile",
-                )
-                .remedy("create a new one with `aegis node token create`"));
+        match admitted.await {
+            // The token has admitted this very key meanwhile: the answer to an earlier try was lost.
+            Err(_) if enrols && self.is_pinned(&node_id, &key) => {
+                let known = node_id.clone();
+                let again = move |membership: &mut Membership, _| {
+                    Ok((membership.attested(&known, sealed, &version)?, ()))
+                };
+                self.decide(again).await?;
             }
-            // Decided anew: a drain may have come in between.
-            let enrolled = node_id.clone();
-            self.decide(move |membership, _| {
-                let record = membership.enrol(&enrolled, role, &key, sealed);
-                Ok((vec![Change::Put(Box::new(record))], ()))
-            })
-            .await?;
+            admitted => admitted?,
+        }
+        if enrols {
             self.0.sessions.rekey(&node_id, &key);
         }
-        drop(turn);
         self.open_session(node_id, key, tokens, now)
     }
 
@@ -391,11 +408,12 @@ impl Controller {
         key: PublicKey,
     ) -> Result<Rotation> {
         let now = self.now_ms();
+        // Before the key is pinned: while nothing can be signed, the node keeps its old key and session.
+        let token = self.token(&node_id, role, &key, String::new(), now).await?;
         let id = node_id.clone();
         self.decide(move |membership, _| Ok((membership.rotate_key(&id, &old, &key)?, ()))).await?;
         self.0.sessions.retire(&node_id, now);
-        tracing::info!(%node_id, "its key was changed, by itself");
-        let token = self.token(&node_id, role, &key, String::new(), now).await?;
+        tracing::info!(%node_id, "the node has changed its key");
         Ok(Rotation {
             token,
             expires_at_secs: now / 1000 + TOKEN_LIFETIME_SECS,

@@ -67,7 +67,6 @@ impl Controller {
         if_version: Option<String>,
     ) -> Result<(ConfigSnapshot, Vec<NodeId>)> {
         let json = pushed::check_layer(json)?;
-        self.check_heartbeat(&json)?;
         if let Scope::Node(node_id) = &scope
             && self.record(node_id).await?.is_none()
         {
@@ -77,11 +76,44 @@ impl Controller {
         let known = self.0.store.config_layer(&scope).await?;
         expect(&scope, known.as_ref(), if_version.as_deref())?;
         let layer = ConfigSnapshot { version: version_of(&json), scope, json };
+        self.check_merged(&layer).await?;
         let write = ConfigWrite::PutLayer { layer: layer.clone(), if_version, now_ms: self.now_ms() };
         self.0.store.write(Write::Config(Box::new(write))).await?;
         tracing::info!(scope = %layer.scope, version = %layer.version, "a configuration layer is stored");
         let told = self.roll_out().await?;
         Ok((layer, told))
+    }
+
+    /// Checks what each concerned node would get: layers that are good alone may be too much together, and
+    /// then no node could apply them.
+    async fn check_merged(&self, layer: &ConfigSnapshot) -> Result<()> {
+        for record in self.records().await? {
+            if record.desired == Desired::Removed {
+                continue;
+            }
+            let tenant = self.tenant_of(&record.node_id).await?;
+            let scopes = scopes_of(&record.node_id, tenant);
+            if !scopes.contains(&layer.scope) {
+                continue;
+            }
+            let mut layers = Vec::with_capacity(scopes.len());
+            for scope in &scopes {
+                match *scope == layer.scope {
+                    true => layers.push(layer.clone()),
+                    false => layers.extend(self.0.store.config_layer(scope).await?),
+                }
+            }
+            let merged = MergedConfig::of(layers.iter().map(|layer| &layer.json));
+            pushed::check_layer(&merged.json).map_err(|error| {
+                let message = format!(
+                    "with the node's other layers {} could not apply it: {}",
+                    record.node_id,
+                    error.message()
+                );
+                Error::new(error.code(), message).remedy("make one of the layers smaller")
+            })?;
+        }
+        Ok(())
     }
 
     pub async fn delete_config_layer(&self, scope: Scope, if_version: Option<String>) -> Result<Vec<NodeId>> {
@@ -144,9 +176,7 @@ impl Controller {
 
     /// From the lowest to the highest.
     async fn layers_of(&self, node_id: &NodeId) -> Result<Vec<ConfigSnapshot>> {
-        let mut scopes = vec![Scope::Global];
-        scopes.extend(self.tenant_of(node_id).await?.map(Scope::Tenant));
-        scopes.push(Scope::Node(node_id.clone()));
+        let scopes = scopes_of(node_id, self.tenant_of(node_id).await?);
         let mut layers = Vec::with_capacity(scopes.len());
         for scope in &scopes {
             layers.extend(self.0.store.config_layer(scope).await?);
@@ -222,23 +252,14 @@ impl Controller {
         }
         Ok(sent)
     }
+}
 
-    /// Nodes that speak less often than the controller waits for would all be unhealthy.
-    fn check_heartbeat(&self, layer: &Value) -> Result<()> {
-        let seconds = layer["spec"]["cluster"]["heartbeat_interval_secs"].as_u64();
-        let stale = self.0.stale_threshold.as_secs();
-        match seconds {
-            Some(seconds) if seconds >= stale => Err(Error::new(
-                ErrorCode::ConfigInvalid,
-                format!(
-                    "spec.cluster.heartbeat_interval_secs: {seconds} is not below the {stale} s after which \
-                     this controller calls a silent node unhealthy"
-                ),
-            )
-            .remedy("choose a shorter one, or raise spec.cluster.stale_threshold_secs of the controller")),
-            _ => Ok(()),
-        }
-    }
+/// From the lowest to the highest.
+fn scopes_of(node_id: &NodeId, tenant: Option<TenantSlug>) -> Vec<Scope> {
+    let mut scopes = vec![Scope::Global];
+    scopes.extend(tenant.map(Scope::Tenant));
+    scopes.push(Scope::Node(node_id.clone()));
+    scopes
 }
 
 /// The version that a caller has seen must be the one there is.

@@ -1,5 +1,7 @@
 //! Who may be a member, and what members say of themselves: admission, registration, heartbeats, goodbyes.
 
+use std::time::Duration;
+
 use super::{
     Change, Command, Enrolment, Membership, Node, OpenCommands, Registration, Report, removed, unknown,
 };
@@ -10,6 +12,10 @@ use crate::{
     ids::{CommandId, NodeId},
     store::NodeRecord,
 };
+
+/// A steady heartbeat is stored this often, so that a restarted controller knows how long a node has been
+/// silent.
+const STORED_EVERY_MS: i64 = 600_000;
 
 impl Membership {
     /// Whether a node of this name and key may be admitted. Another key for a known id is refused
@@ -107,22 +113,24 @@ impl Membership {
         record
     }
 
-    /// A node that has sealed its calls once never stops: whoever leaves the seal out then is not it, or
-    /// was talked out of it. Only an operator's new token undoes that.
-    pub fn seals(&self, node_id: &NodeId, sealed: bool) -> Result<Vec<Change>> {
+    /// Notes how a member has attested. A node that has sealed its calls once never stops: a caller that
+    /// leaves the seal out is another, or was persuaded. Only an operator's new token undoes that.
+    pub fn attested(&self, node_id: &NodeId, sealed: bool, version: &str) -> Result<Vec<Change>> {
         let record = &self.node(node_id)?.record;
-        match (record.sealed, sealed) {
-            (true, false) => {
-                Err(Error::new(ErrorCode::UnsealedContext, format!("node {node_id} has sealed its calls before"))
-                    .remedy(format!(
-                        "to admit another implementation under this id, run `aegis node token create --node-id {node_id}`"
-                    )))
-            }
-            (false, true) => {
-                Ok(vec![Change::Put(Box::new(NodeRecord { sealed: true, ..record.clone() }))])
-            }
-            _ => Ok(Vec::new()),
+        if record.sealed && !sealed {
+            return Err(Error::new(
+                ErrorCode::UnsealedContext,
+                format!("node {node_id} has sealed its calls before"),
+            )
+            .remedy(format!(
+                "to admit another implementation under this id, run `aegis node token create --node-id {node_id}`"
+            )));
         }
+        if record.sealed == sealed && record.version == version {
+            return Ok(Vec::new());
+        }
+        let version = version.to_owned();
+        Ok(vec![Change::Put(Box::new(NodeRecord { sealed, version, ..record.clone() }))])
     }
 
     /// The record with another key, which its old one signed for.
@@ -151,11 +159,18 @@ impl Membership {
         let mut record = self.node(node_id)?.record.clone();
         record.capabilities = registration.capabilities;
         record.address = registration.address;
-        record.version = registration.version;
         record.observed = Observed::Active;
         record.registered_at_ms = Some(now_ms);
         record.last_heartbeat_ms = Some(now_ms);
         Ok(vec![Change::Put(Box::new(record))])
+    }
+
+    /// The node speaks now, and says how often it will.
+    pub fn heard(&mut self, node_id: &NodeId, interval: Option<Duration>, now_ms: i64) {
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            (node.heard_ms, node.spoke) = (now_ms, true);
+            node.interval = interval.or(node.interval);
+        }
     }
 
     /// A good heartbeat, answered with the commands that are still open after it. A steady one changes
@@ -166,8 +181,8 @@ impl Membership {
         report: Report,
         now_ms: i64,
     ) -> Result<(Vec<Change>, OpenCommands)> {
+        self.heard(node_id, report.interval, now_ms);
         let node = self.nodes.get_mut(node_id).ok_or_else(|| unknown(node_id))?;
-        node.heard_ms = now_ms;
         node.config = report.config.or(node.config.take());
         let mut changes = Vec::new();
         let known = report
@@ -197,7 +212,8 @@ impl Membership {
                 return Ok((changes, open));
             }
         }
-        if node.record.observed != Observed::Active {
+        let stored = node.record.last_heartbeat_ms.unwrap_or(0);
+        if node.record.observed != Observed::Active || now_ms.saturating_sub(stored) > STORED_EVERY_MS {
             changes.push(Change::Observed {
                 node_id: node_id.clone(),
                 observed: Observed::Active,

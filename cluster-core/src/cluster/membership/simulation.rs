@@ -17,7 +17,7 @@ use crate::{
 };
 
 const NODES: usize = 5;
-const STALE_MS: i64 = 90_000;
+const STALENESS: Staleness = Staleness { threshold: Duration::from_millis(90_000), is_set: false };
 const CAPACITY: Amounts = Amounts { cpu_millicores: 2_000, memory_mb: 1_024, gpus: 0, vram_gb: 0 };
 
 #[derive(Debug, Clone)]
@@ -87,7 +87,9 @@ struct Disk {
 impl Disk {
     fn write(&mut self, change: &Change) {
         match change.clone() {
-            Change::Put(record) => drop(self.records.insert(record.node_id.clone(), *record)),
+            Change::Put(record) | Change::Enrol { record, .. } => {
+                drop(self.records.insert(record.node_id.clone(), *record))
+            }
             Change::Observed { node_id, observed, last_heartbeat_ms } => {
                 let record = self.records.get_mut(&node_id).unwrap();
                 record.observed = observed;
@@ -214,7 +216,7 @@ impl World {
             Step::Register(number) if self.speaks(number) => {
                 let capabilities =
                     Capabilities { total: CAPACITY, engine: "docker".into(), ..Default::default() };
-                let registration = Registration { capabilities, address: String::new(), version: "1".into() };
+                let registration = Registration { capabilities, address: String::new(), interval: None };
                 let id = self.machines[number].id.clone();
                 let changes = self.membership.register(&id, registration, self.now_ms).unwrap();
                 self.commit(changes);
@@ -270,7 +272,7 @@ impl World {
                     self.membership.release(&execution_id);
                 }
                 self.finish_removals();
-                let changes = self.membership.sweep(STALE_MS, self.now_ms);
+                let changes = self.membership.sweep(STALENESS, self.now_ms);
                 self.commit(changes);
             }
             Step::Crash { stored } => self.crash = Some(stored),

@@ -8,6 +8,7 @@ use crate::{
 };
 
 const STALE_MS: i64 = 90_000;
+const STALENESS: Staleness = Staleness { threshold: Duration::from_millis(STALE_MS as u64), is_set: false };
 
 fn id(text: &str) -> NodeId {
     NodeId::parse(text).unwrap()
@@ -47,7 +48,7 @@ fn cluster(names: &[&str]) -> Membership {
         let changes = membership.admit(&id(name), &key, site(name)).unwrap();
         apply(&mut membership, changes, 0);
         let registration =
-            Registration { capabilities: capabilities(), address: String::new(), version: "1".into() };
+            Registration { capabilities: capabilities(), address: String::new(), interval: None };
         let changes = membership.register(&id(name), registration, 0).unwrap();
         apply(&mut membership, changes, 0);
         membership.set_link(&id(name), true);
@@ -92,8 +93,7 @@ fn registering_again_does_not_undo_a_drain() {
     let mut membership = cluster(&["a"]);
     let changes = membership.drain(&id("a"), 1_000, OnDeadline::Cancel).unwrap();
     apply(&mut membership, changes, 0);
-    let registration =
-        Registration { capabilities: capabilities(), address: String::new(), version: "2".into() };
+    let registration = Registration { capabilities: capabilities(), address: String::new(), interval: None };
     let changes = membership.register(&id("a"), registration, 5).unwrap();
     apply(&mut membership, changes, 5);
     assert_eq!(status(&membership, "a"), PeerStatus::Draining);
@@ -105,7 +105,7 @@ fn silence_makes_unhealthy_and_the_next_heartbeat_heals() {
     let mut membership = cluster(&["a", "b"]);
     let steady = membership.heartbeat(&id("b"), Report::default(), 80_000).unwrap();
     assert!(steady.0.is_empty(), "a steady heartbeat writes nothing");
-    let changes = membership.sweep(STALE_MS, STALE_MS + 1);
+    let changes = membership.sweep(STALENESS, STALE_MS + 1);
     assert_eq!(changes.len(), 1);
     apply(&mut membership, changes, STALE_MS + 1);
     assert_eq!(status(&membership, "a"), PeerStatus::Unhealthy);
@@ -117,9 +117,9 @@ fn silence_makes_unhealthy_and_the_next_heartbeat_heals() {
 #[test]
 fn when_most_fall_silent_at_once_the_controller_doubts_itself_first() {
     let mut membership = cluster(&["a", "b", "c", "d"]);
-    assert!(membership.sweep(STALE_MS, STALE_MS + 1).is_empty());
-    assert!(membership.sweep(STALE_MS, STALE_MS + BRAKE_MS).is_empty());
-    assert_eq!(membership.sweep(STALE_MS, STALE_MS + BRAKE_MS + 1).len(), 4);
+    assert!(membership.sweep(STALENESS, STALE_MS + 1).is_empty());
+    assert!(membership.sweep(STALENESS, STALE_MS + BRAKE_MS).is_empty());
+    assert_eq!(membership.sweep(STALENESS, STALE_MS + BRAKE_MS + 1).len(), 4);
 }
 
 #[test]
@@ -262,16 +262,16 @@ fn a_removal_can_be_undone_until_it_is_done() {
 #[test]
 fn a_node_that_sealed_once_is_not_taken_without_a_seal() {
     let membership = cluster(&["a"]);
-    let error = membership.seals(&id("a"), false).unwrap_err();
+    let error = membership.attested(&id("a"), false, "1").unwrap_err();
     assert_eq!(error.code(), ErrorCode::UnsealedContext);
     let key = NodeKey::generate().unwrap().public();
     let record = membership.enrol(&id("b"), Role::Worker, &key, false);
     let mut membership = membership;
     apply(&mut membership, vec![Change::Put(Box::new(record))], 0);
-    assert!(membership.seals(&id("b"), false).unwrap().is_empty());
-    let changes = membership.seals(&id("b"), true).unwrap();
+    assert!(membership.attested(&id("b"), false, "").unwrap().is_empty());
+    let changes = membership.attested(&id("b"), true, "").unwrap();
     apply(&mut membership, changes, 0);
-    assert!(membership.seals(&id("b"), false).is_err(), "from its first seal on");
+    assert!(membership.attested(&id("b"), false, "").is_err(), "from its first seal on");
 }
 
 fn pushes(membership: &Membership, node: &NodeId) -> Vec<String> {
@@ -372,4 +372,40 @@ fn a_node_that_said_no_is_passed_over_for_a_moment_and_its_word_is_the_reason() 
     assert!(!membership.forget_refusals(4_999));
     assert!(membership.forget_refusals(5_000));
     assert_eq!(membership.fit(&demand()).unwrap(), id("a"));
+}
+
+#[test]
+fn node_is_stale_by_its_own_interval() {
+    let mut membership = cluster(&["slow", "quick", "silent"]);
+    let second = Duration::from_secs(1);
+    for (name, interval) in [("slow", Some(60 * second)), ("quick", Some(5 * second)), ("silent", None)] {
+        report(&mut membership, name, Report { interval, ..Default::default() }, 0);
+    }
+    let stale = |membership: &mut Membership, staleness, now_ms| {
+        let changes = membership.sweep(staleness, now_ms);
+        changes.iter().map(|change| change.node_id().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(stale(&mut membership, STALENESS, 16_000), ["quick"]);
+    assert_eq!(stale(&mut membership, STALENESS, 91_000), ["quick", "silent"]);
+    assert_eq!(stale(&mut membership, STALENESS, 181_000).len(), 3);
+    let set = Staleness { is_set: true, ..STALENESS };
+    assert!(stale(&mut membership, set, 16_000).is_empty(), "the operator's threshold holds for all");
+    report(&mut membership, "slow", Report { interval: Some(86_400 * second), ..Default::default() }, 0);
+    assert!(stale(&mut membership, STALENESS, 901_000).contains(&"slow".to_owned()), "with a bound");
+}
+
+#[test]
+fn age_of_a_heartbeat_is_the_stored_one_until_the_node_speaks() {
+    let membership = cluster(&["a"]);
+    let mut records = membership.records().cloned().collect::<Vec<_>>();
+    records[0].version = String::new();
+    let never = NodeRecord::expected(id("b"), Role::Worker, [1; 32], LinkKind::Direct);
+    records.push(never);
+    let mut membership = Membership::restore(records, Vec::new(), Vec::new(), 500_000);
+    let age =
+        |membership: &Membership, name| membership.view(&id(name), 600_000).unwrap().last_heartbeat_age_ms;
+    assert_eq!((age(&membership, "a"), age(&membership, "b")), (Some(600_000), None));
+    assert_eq!(membership.view(&id("a"), 0).unwrap().version, "unknown");
+    beat(&mut membership, "a", 590_000);
+    assert_eq!(age(&membership, "a"), Some(10_000));
 }

@@ -17,6 +17,18 @@ use crate::{
     },
 };
 
+/// 0 is what a node of the other implementation sends, which knows no such field.
+fn check_protocol(version: u32) -> Result<()> {
+    if version <= PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::FailedPrecondition,
+        format!("the node speaks protocol version {version}, and this controller up to {PROTOCOL_VERSION}"),
+    )
+    .remedy("update the controller, then the node"))
+}
+
 impl ControllerApi {
     pub(super) async fn attest(
         &self,
@@ -27,6 +39,7 @@ impl ControllerApi {
         let node_id = NodeId::parse(request.node_id)?;
         let _ = arrival.caller.set(node_id.clone());
         via::check(&arrival.via, &node_id, Stage::Attesting)?;
+        check_protocol(request.protocol_version)?;
         let capabilities = request.capabilities.unwrap_or_default();
         let nonce = match request.nonce.as_str() {
             "" => None,

@@ -9,12 +9,9 @@ use crate::{
     execution::manifest::Demand,
     identity::PublicKey,
     ids::{CommandId, Tag, shown},
-    rpc::{
-        SOFTWARE_VERSION,
-        convert::{
-            capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire, peer_to_wire,
-            role_to_wire, status_to_wire,
-        },
+    rpc::convert::{
+        capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire, interval_from_wire,
+        peer_to_wire, role_to_wire, status_to_wire,
     },
 };
 
@@ -37,8 +34,8 @@ impl ControllerApi {
         let address = inner.grpc_address;
         // A node that cannot be reached would take work and never run it.
         self.0.nodes.probe(&node_id, &address).await?;
-        let version = SOFTWARE_VERSION.to_owned();
-        let registration = Registration { capabilities, address, version };
+        let interval = interval_from_wire(inner.heartbeat_interval_secs);
+        let registration = Registration { capabilities, address, interval };
         self.0.controller.register(node_id.clone(), registration).await?;
         tracing::info!(%node_id, "registered");
         Ok(pb::RegisterNodeResponse {
@@ -63,7 +60,8 @@ impl ControllerApi {
             Ok(pb::NodeStatus::Unhealthy | pb::NodeStatus::Unspecified) | Err(_) => None,
         };
         let config = config_from_wire(inner.config_version, &inner.config_error);
-        let report = Report { capabilities, acknowledged, draining, config };
+        let interval = interval_from_wire(inner.heartbeat_interval_secs);
+        let report = Report { capabilities, acknowledged, draining, config, interval };
         let node_id = caller.node_id;
         let commands = self.0.controller.heartbeat(node_id.clone(), report).await?;
         let commands = self.0.controller.with_bodies(&node_id, commands).await?;
