@@ -150,6 +150,8 @@ impl Core {
     ///
     /// `tokens` has the data directory's own; those that are stored join it.
     pub async fn start(settings: Settings, data: Arc<DataDirectory>, tokens: TokenTable) -> Result<Core> {
+        let open_files = crate::descriptors::raise_limit();
+        tracing::debug!(open_files, "the limit of open files");
         let (settings, applied) = AppliedConfig::restore(settings, data.path());
         let node_id = start::node_id(&settings, data.path())?;
         let key_path =

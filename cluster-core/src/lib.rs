@@ -11,6 +11,7 @@ pub mod config;
 pub mod core;
 pub mod default_port;
 pub mod deploy;
+mod descriptors;
 pub mod engine;
 pub mod error;
 pub mod execution;

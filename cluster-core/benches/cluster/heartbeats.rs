@@ -23,7 +23,7 @@ use cluster_core::{
         controller_api::{ControllerApi, ControllerApiSettings},
         listener::{Entered, Via},
         operator::Operators,
-        plain::Proven,
+        places::Proven,
     },
     store::{DataDirectory, Store},
 };

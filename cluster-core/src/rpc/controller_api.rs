@@ -27,12 +27,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
+    call_limits::{Known, bearer},
     config_api,
     envelope::{Expected, Sealed, begin},
     limits::Limits,
     listener::{Entered, Intake, Via, server},
     operator::Operators,
-    plain::Proven,
+    places::Proven,
+    refusal_log::RefusalLog,
     runtime_api::RuntimeApi,
     status::to_status,
     via::{self, Stage},
@@ -45,6 +47,10 @@ use crate::{
     ids::NodeId,
     metrics::Metrics,
 };
+
+/// What a connection may send ahead of being read: calls are small, and there may be many connections.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 
 /// What the calls need, and what they are held to.
 #[derive(Debug)]
@@ -67,6 +73,7 @@ struct Shared {
     nodes: Nodes,
     metrics: Metrics,
     limits: Limits,
+    refusals: RefusalLog,
     settings: ControllerApiSettings,
 }
 
@@ -114,19 +121,23 @@ impl ControllerApi {
         metrics: Metrics,
         settings: ControllerApiSettings,
     ) -> Self {
-        Self(Arc::new(Shared { controller, nodes, metrics, limits: Limits::default(), settings }))
+        let (limits, refusals) = (Limits::default(), RefusalLog::default());
+        Self(Arc::new(Shared { controller, nodes, metrics, limits, refusals, settings }))
     }
 
     /// Serves until told to stop; the task ends with the last connection. `runtime` is served to clients
     /// beside it.
     pub fn spawn(self, intake: Intake, runtime: Option<RuntimeApi>) -> tokio::task::JoinHandle<()> {
+        let known = self.known();
         let service = NodeClusterServiceServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         tokio::spawn(async move {
             let (connections, stop): (_, CancellationToken) = intake.into_connections();
             let connections = futures::StreamExt::map(connections, Ok::<_, std::io::Error>);
-            let served = server()
+            let served = server(known)
+                .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                 .add_service(service)
                 .add_optional_service(runtime.map(RuntimeApi::into_service))
                 .serve_with_incoming_shutdown(connections, stop.cancelled())
@@ -134,6 +145,17 @@ impl ControllerApi {
             if let Err(error) = served {
                 tracing::error!(%error, "the cluster server ended");
             }
+        })
+    }
+
+    /// Whether a request bears a token of a member or an operator.
+    fn known(&self) -> Known {
+        let (controller, tokens) = (self.0.controller.clone(), self.0.settings.operators.tokens.clone());
+        Known::of(move |headers| {
+            let Some(token) = bearer(headers) else { return false };
+            let header = headers.get("authorization").and_then(|value| value.to_str().ok());
+            controller.token_keys().verify(token, controller.now_ms() / 1000).is_ok()
+                || tokens.check(header).is_ok()
         })
     }
 
@@ -158,7 +180,8 @@ impl ControllerApi {
         let unproven = unopened.read::<M>()?;
         if unproven.context.is_none() && self.may_leave_unsealed(&arrival.via, standing.sealed) {
             let message = unproven.open_unsealed(&arrival.metadata, &standing.key)?;
-            arrival.proven.set();
+            arrival.proven.set(Some(&node_id));
+            self.0.limits.admit_member(&node_id)?;
             return Ok((Caller { node_id, role, key: standing.key }, message));
         }
         let key = match &unproven.context {
@@ -168,7 +191,8 @@ impl ControllerApi {
         };
         let opened = unproven.open(&arrival.metadata, &expected, &key)?;
         controller.sessions().accept(&opened.context.session_id, opened.context.sequence)?;
-        arrival.proven.set();
+        arrival.proven.set(Some(&node_id));
+        self.0.limits.admit_member(&node_id)?;
         Ok((Caller { node_id, role, key }, opened.message))
     }
 
@@ -188,8 +212,10 @@ impl ControllerApi {
         self.0.metrics.call(arrival.name, refused, arrival.at.elapsed());
         result.map(Response::new).map_err(|error| {
             let node_id = arrival.caller.get().map(NodeId::as_str);
-            let (call, via) = (arrival.name, &arrival.via);
-            tracing::warn!(call, node_id, ?via, reason = %error.code(), error = %error.chain(), "refused");
+            let (call, via, reason) = (arrival.name, &arrival.via, error.code());
+            if let Some(suppressed) = self.0.refusals.admit(call, reason) {
+                tracing::warn!(call, node_id, ?via, %reason, suppressed, error = %error.chain(), "refused");
+            }
             to_status(&error)
         })
     }

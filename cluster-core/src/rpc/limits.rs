@@ -3,40 +3,61 @@
 //! Loopback and the SSH link are excepted: who comes in there is on this machine, or is one node. For
 //! them the bound is how many may be under way at once.
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    num::NonZeroU32,
-};
+use std::{net::IpAddr, num::NonZeroU32};
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::error::{Error, ErrorCode, Result};
+use super::places::network_of;
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 
 /// A rack of nodes behind one address comes back after a power cut: two calls each.
 const BURST: NonZeroU32 = NonZeroU32::new(200).unwrap();
 const CALLS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
 /// Each costs a signature check or two, and a signature.
 const UNDER_WAY_MAX: usize = 64;
+/// A node beats every 30 s; after a drain or a push a few calls more come at once.
+const MEMBER_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
+const MEMBER_CALLS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
 /// Addresses that are remembered before those that have been quiet are forgotten.
 const ADDRESSES_MAX: usize = 10_000;
 
 #[derive(Debug)]
 pub struct Limits {
     by_address: DefaultKeyedRateLimiter<IpAddr>,
+    by_member: DefaultKeyedRateLimiter<NodeId>,
+    /// Attestations, which need no signature of ours, do not wait for those that do.
+    attesting: Semaphore,
     under_way: Semaphore,
+}
+
+/// A call that needs no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenCall {
+    Attest,
+    /// Costs a signature, which an outside signer may take seconds for.
+    Signed,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let quota = Quota::per_second(CALLS_PER_SECOND).allow_burst(BURST);
-        Self { by_address: RateLimiter::keyed(quota), under_way: Semaphore::new(UNDER_WAY_MAX) }
+        let members = Quota::per_second(MEMBER_CALLS_PER_SECOND).allow_burst(MEMBER_BURST);
+        Self {
+            by_address: RateLimiter::keyed(quota),
+            by_member: RateLimiter::keyed(members),
+            attesting: Semaphore::new(UNDER_WAY_MAX),
+            under_way: Semaphore::new(UNDER_WAY_MAX),
+        }
     }
 }
 
 impl Limits {
     /// Lets a call of a stranger in, or says to come back later. `from` is None for the unlimited ways.
-    pub async fn admit(&self, from: Option<IpAddr>) -> Result<SemaphorePermit<'_>> {
+    pub async fn admit(&self, call: OpenCall, from: Option<IpAddr>) -> Result<SemaphorePermit<'_>> {
         if let Some(address) = from {
             if self.by_address.len() > ADDRESSES_MAX {
                 self.by_address.retain_recent();
@@ -46,21 +67,22 @@ impl Limits {
                     .remedy("wait a second; workers try again by themselves")
             })?;
         }
-        self.under_way.acquire().await.map_err(|_| Error::internal("the limits are gone"))
+        let places = match call {
+            OpenCall::Attest => &self.attesting,
+            OpenCall::Signed => &self.under_way,
+        };
+        places.acquire().await.map_err(|_| Error::internal("the limits are gone"))
     }
-}
 
-/// One customer of an IPv6 network has a /64 to choose addresses from.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => IpAddr::V4(v4),
-            None => {
-                let [a, b, c, d, ..] = v6.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-        },
+    /// Lets a member's call in. Each member has a budget of its own.
+    pub fn admit_member(&self, node_id: &NodeId) -> Result<()> {
+        if self.by_member.len() > ADDRESSES_MAX {
+            self.by_member.retain_recent();
+        }
+        self.by_member.check_key(node_id).map_err(|_| {
+            Error::new(ErrorCode::ResourceExhausted, format!("node {node_id} calls too often"))
+                .remedy("wait a second between calls")
+        })
     }
 }
 
@@ -74,20 +96,22 @@ mod tests {
         let noisy: IpAddr = "192.0.2.1".parse().unwrap();
         let mut refused = None;
         for _ in 0..=BURST.get() + CALLS_PER_SECOND.get() {
-            refused = limits.admit(Some(noisy)).await.err().or(refused);
+            refused = limits.admit(OpenCall::Attest, Some(noisy)).await.err().or(refused);
         }
         assert_eq!(refused.expect("the burst is over").code(), ErrorCode::ResourceExhausted);
-        drop(limits.admit(Some("192.0.2.2".parse().unwrap())).await.unwrap());
+        drop(limits.admit(OpenCall::Attest, Some("192.0.2.2".parse().unwrap())).await.unwrap());
         for _ in 0..1_000 {
-            drop(limits.admit(None).await.unwrap());
+            drop(limits.admit(OpenCall::Signed, None).await.unwrap());
         }
     }
 
     #[test]
-    fn addresses_of_one_network_count_together() {
-        let of = |text: &str| network_of(text.parse().unwrap());
-        assert_eq!(of("2001:db8:0:1::5"), of("2001:db8:0:1:ffff::1"));
-        assert_ne!(of("2001:db8:0:1::5"), of("2001:db8:0:2::5"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    fn member_has_a_budget_of_its_own() {
+        let limits = Limits::default();
+        let [noisy, quiet] = ["a", "b"].map(|id| NodeId::parse(id).unwrap());
+        let calls = MEMBER_BURST.get() + MEMBER_CALLS_PER_SECOND.get();
+        let refused = (0..=calls).find_map(|_| limits.admit_member(&noisy).err());
+        assert_eq!(refused.expect("the burst is over").code(), ErrorCode::ResourceExhausted);
+        limits.admit_member(&quiet).unwrap();
     }
 }

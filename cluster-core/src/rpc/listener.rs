@@ -22,10 +22,14 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Connected};
+use tower::layer::util::{Identity, Stack};
 
 use super::{
+    call_limits::{CallLimits, Known},
     node_proof,
-    plain::{Places, PlainConnection, Proven},
+    places::{Places, Proven},
+    plain::PlainConnection,
+    refusal_log::RefusalLog,
     tls::{Credentials, TlsConnection, server::Handshakes},
     wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
@@ -93,7 +97,10 @@ impl Connected for Inbound {
             Inbound::Plain(stream) => {
                 return Entered { via: Via::Plain(stream.from()), proven: stream.proven() };
             }
-            Inbound::Tls(stream) => Via::Tls { from: stream.remote(), names: stream.peer_names().cloned() },
+            Inbound::Tls(stream) => {
+                let via = Via::Tls { from: stream.remote(), names: stream.peer_names().cloned() };
+                return Entered { via, proven: stream.proven() };
+            }
             Inbound::Unix(_) => Via::Unix,
             Inbound::Link(stream) => Via::Link(stream.node().clone()),
             Inbound::Other(_, address) => Via::Plain(*address),
@@ -139,12 +146,16 @@ pub struct Intake {
     receiver: mpsc::Receiver<Inbound>,
     stop: CancellationToken,
     metrics: Metrics,
+    /// Of all listeners together.
+    places: Places,
+    turned_away: Arc<RefusalLog>,
 }
 
 impl Intake {
     pub fn new(metrics: Metrics, stop: CancellationToken) -> Self {
         let (sender, receiver) = mpsc::channel(PENDING_MAX);
-        Self { sender, receiver, stop, metrics }
+        let (places, turned_away) = (Places::default(), Arc::default());
+        Self { sender, receiver, stop, metrics, places, turned_away }
     }
 
     /// A port that others of this machine could have bound: whoever connects is first shown that the
@@ -157,7 +168,8 @@ impl Intake {
     ) -> Result<SocketAddr> {
         let listener = bind(address).await?;
         let bound = listener.local_addr().map_err(|e| unbound(address, e))?;
-        let (sender, stop, places) = (self.sender.clone(), self.stop.clone(), Places::default());
+        let (sender, stop, places) = (self.sender.clone(), self.stop.clone(), self.places.clone());
+        let turned_away = self.turned_away.clone();
         tokio::spawn(async move {
             while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
                 let (stream, from) = match accepted {
@@ -168,10 +180,11 @@ impl Intake {
                     }
                 };
                 let _ = stream.set_nodelay(true);
-                let Some(mut connection) = places.admit(stream, from) else {
-                    tracing::warn!(%from, "a connection was turned away: too many are open");
+                let Some(proven) = places.admit(from.ip()) else {
+                    note_turned_away(&turned_away, from);
                     continue;
                 };
+                let mut connection = PlainConnection::new(stream, from, proven.watch());
                 let (sender, node_id, key) = (sender.clone(), node_id.clone(), keys.current());
                 tokio::spawn(async move {
                     // Fails with the caller, who then has no connection.
@@ -193,7 +206,7 @@ impl Intake {
         let listener = bind(address).await?;
         let bound = listener.local_addr().map_err(|e| unbound(address, e))?;
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
-        let places = Places::default();
+        let (places, turned_away) = (self.places.clone(), self.turned_away.clone());
         let handshakes =
             credentials.map(|credentials| Arc::new(Handshakes::new(credentials, self.metrics.clone())));
         tokio::spawn(async move {
@@ -207,17 +220,24 @@ impl Intake {
                 };
                 // Small messages both ways: waiting for more to send costs 40 ms each.
                 let _ = stream.set_nodelay(true);
+                let proven = places.admit(from.ip());
                 let Some(handshakes) = &handshakes else {
-                    match places.admit(stream, from) {
-                        Some(connection) => hand_over(&sender, Inbound::Plain(Box::new(connection))).await,
-                        None => tracing::warn!(%from, "a connection was turned away: too many are open"),
+                    match proven {
+                        Some(proven) => {
+                            let connection = PlainConnection::new(stream, from, proven.watch());
+                            hand_over(&sender, Inbound::Plain(Box::new(connection))).await;
+                        }
+                        None => note_turned_away(&turned_away, from),
                     }
                     continue;
                 };
-                let Some(slot) = handshakes.slot(from) else { continue };
+                let Some(proven) = proven else {
+                    handshakes.note_turned_away(from);
+                    continue;
+                };
                 let (handshakes, sender) = (handshakes.clone(), sender.clone());
                 tokio::spawn(async move {
-                    if let Some(connection) = handshakes.perform(stream, from, slot).await {
+                    if let Some(connection) = handshakes.perform(stream, from, proven).await {
                         hand_over(&sender, Inbound::Tls(Box::new(connection))).await;
                     }
                 });
@@ -291,14 +311,21 @@ async fn hand_over(sender: &mpsc::Sender<Inbound>, inbound: Inbound) {
     let _ = sender.send(inbound).await;
 }
 
+fn note_turned_away(log: &RefusalLog, from: SocketAddr) {
+    if let Some(suppressed) = log.admit("Connect", ErrorCode::ResourceExhausted) {
+        tracing::warn!(%from, suppressed, "a connection was turned away: too many are open");
+    }
+}
+
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "a connection could not be accepted");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// A server with all its limits.
-pub(super) fn server() -> Server {
+/// A server with all its limits. `known`: whether a request bears a sound token.
+pub(super) fn server(known: Known) -> Server<Stack<CallLimits, Identity>> {
     Server::builder()
+        .layer(CallLimits::new(known))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))

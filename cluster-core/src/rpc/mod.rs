@@ -5,7 +5,8 @@
 //! - [`convert`]: messages to domain types and back.
 //! - [`status`]: [`crate::ErrorCode`] to gRPC status and back.
 //! - [`listener`]: what is listened on, with every limit set on purpose.
-//! - [`limits`]: how much strangers may ask.
+//! - [`limits`]: how much strangers may ask, and each member. [`places`]: connections before and after they
+//!   are proven. [`call_limits`]: size and number of calls before that. [`refusal_log`]: refusals in the log.
 //! - [`controller_api`], [`worker_api`]: what each side serves.
 //! - [`runtime_api`]: what a controller serves to clients, who bear a token ([`operator`]); its events: `runtime_events`.
 //! - [`config_api`]: the configuration calls of both sides.
@@ -15,6 +16,7 @@
 //! - [`wire`]: what both ends of a connection have in common.
 //! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
 
+mod call_limits;
 mod config_api;
 mod content_api;
 mod content_client;
@@ -27,7 +29,9 @@ mod limits;
 pub mod listener;
 pub mod node_proof;
 pub mod operator;
+pub mod places;
 pub mod plain;
+mod refusal_log;
 pub mod runtime_api;
 mod runtime_events;
 mod status;

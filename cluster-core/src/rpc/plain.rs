@@ -1,67 +1,24 @@
-//! Connections in plaintext: so many at once, and each has a time in which somebody must prove who it is.
+//! Connections in plaintext. Each has a place, and a time in which it must be proven: see [`super::places`].
 
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Sleep,
 };
 
-/// A node needs one or two.
-const CONNECTIONS_MAX: usize = 2048;
-/// A node attests and makes its first sealed call within a second or two.
-const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
+use super::places::{ProofWatch, Proven};
 
-/// Set once a call on the connection was proven.
-#[derive(Debug, Clone, Default)]
-pub struct Proven(Arc<AtomicBool>);
-
-impl Proven {
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// Places for connections of one listener.
-#[derive(Debug)]
-pub(super) struct Places(Arc<Semaphore>);
-
-impl Default for Places {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(CONNECTIONS_MAX)))
-    }
-}
-
-impl Places {
-    /// None when all are taken: the connection is closed.
-    pub fn admit(&self, stream: TcpStream, from: SocketAddr) -> Option<PlainConnection> {
-        PlainConnection::new(stream, from, self.0.clone().try_acquire_owned().ok()?, PROOF_TIMEOUT).into()
-    }
-}
-
-/// A connection that ends by itself if nobody proves who it is.
+/// A connection that ends unless a call on it is proven in time.
 pub struct PlainConnection {
     stream: TcpStream,
     from: SocketAddr,
-    proven: Proven,
-    deadline: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
+    watch: ProofWatch,
 }
 
 impl std::fmt::Debug for PlainConnection {
@@ -71,9 +28,8 @@ impl std::fmt::Debug for PlainConnection {
 }
 
 impl PlainConnection {
-    fn new(stream: TcpStream, from: SocketAddr, place: OwnedSemaphorePermit, limit: Duration) -> Self {
-        let deadline = Some(Box::pin(tokio::time::sleep(limit)));
-        Self { stream, from, proven: Proven::default(), deadline, _place: place }
+    pub(super) fn new(stream: TcpStream, from: SocketAddr, watch: ProofWatch) -> Self {
+        Self { stream, from, watch }
     }
 
     pub fn from(&self) -> SocketAddr {
@@ -81,17 +37,7 @@ impl PlainConnection {
     }
 
     pub fn proven(&self) -> Proven {
-        self.proven.clone()
-    }
-
-    /// Whether the time is over, and nobody has proven anything.
-    fn is_overdue(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = &mut self.deadline else { return false };
-        if deadline.as_mut().poll(cx).is_pending() {
-            return false;
-        }
-        self.deadline = None;
-        !self.proven.is_set()
+        self.watch.proven().clone()
     }
 }
 
@@ -101,8 +47,9 @@ impl AsyncRead for PlainConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.is_overdue(cx) {
-            tracing::info!(from = %self.from, "a connection on which nobody proved who it is was ended");
+        // HTTP/2 always reads, so that this is where the end wakes it.
+        if self.watch.poll_end(cx).is_ready() {
+            tracing::debug!(from = %self.from, "closed a connection on which nothing was proven");
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
@@ -123,6 +70,8 @@ impl AsyncWrite for PlainConnection {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
     use super::*;
@@ -132,17 +81,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, from) = listener.accept().await.unwrap();
-        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        (PlainConnection::new(stream, from, place, limit), peer)
+        (PlainConnection::new(stream, from, Proven::default().watch_for(limit)), peer)
     }
 
     #[tokio::test]
-    async fn who_proves_nothing_is_cut_off_and_who_has_is_not() {
+    async fn connection_ends_unless_it_is_proven_in_time() {
         let limit = Duration::from_millis(50);
         let (mut stranger, _peer) = silent(limit).await;
         assert_eq!(stranger.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         let (mut member, _peer) = silent(limit).await;
-        member.proven().set();
+        member.proven().set(None);
         let read = tokio::time::timeout(4 * limit, member.read_u8()).await;
         assert!(read.is_err(), "it goes on waiting: {read:?}");
     }

@@ -273,7 +273,7 @@ impl AegisRuntime for RuntimeApi {
     ) -> Result<Response<Events>, Status> {
         let (entered, at) = (via::entered(&request), Instant::now());
         let (metadata, _, body) = request.into_parts();
-        let result = self.execute(&entered.via, &metadata, body, || entered.proven.set()).await;
+        let result = self.execute(&entered.via, &metadata, body, || entered.proven.set(None)).await;
         self.metrics.call("ExecuteAgent", result.as_ref().err().map(Error::code), at.elapsed());
         let reader = result.map_err(|error| {
             let via = &entered.via;

@@ -7,7 +7,7 @@ use tonic::Request;
 
 use super::{
     listener::{Entered, Via},
-    plain::Proven,
+    places::Proven,
 };
 use crate::{
     error::{Error, ErrorCode, Result},

@@ -21,11 +21,13 @@ use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
+    call_limits::{Known, bearer},
     config_api,
     content_api::{self, ArtifactsStream},
     controller_client::Session,
     envelope::{Expected, Sealed, begin},
     listener::{Entered, Intake, server},
+    refusal_log::RefusalLog,
     status::{from_status, to_status},
     via::{self, Stage},
     wire::MESSAGE_BYTES_MAX,
@@ -56,6 +58,7 @@ pub struct WorkerApi {
     /// Wakes the task that sends heartbeats.
     nudge: Arc<Notify>,
     metrics: Metrics,
+    refusals: Arc<RefusalLog>,
 }
 
 impl WorkerApi {
@@ -69,7 +72,9 @@ impl WorkerApi {
         metrics: Metrics,
         intake: Intake,
     ) -> tokio::task::JoinHandle<()> {
-        let api = Self { node_id, session, supervisor, applied, nudge, metrics };
+        let refusals = Arc::default();
+        let known = known(session.clone());
+        let api = Self { node_id, session, supervisor, applied, nudge, metrics, refusals };
         let cluster = NodeClusterServiceServer::new(api.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -77,7 +82,7 @@ impl WorkerApi {
         tokio::spawn(async move {
             let (connections, stop) = intake.into_connections();
             let connections = connections.map(Ok::<_, std::io::Error>);
-            let served = server()
+            let served = server(known)
                 .add_service(cluster)
                 .add_service(worker)
                 .serve_with_incoming_shutdown(connections, stop.cancelled())
@@ -114,7 +119,7 @@ impl WorkerApi {
         let opened = unproven.open(metadata, &expected, &session.controller_key)?;
         self.supervisor.control().check_epoch(opened.context.epoch)?;
         session.accept(opened.context.sequence)?;
-        entered.proven.set();
+        entered.proven.set(Some(&session.controller_id));
         Ok(opened.message)
     }
 
@@ -123,7 +128,10 @@ impl WorkerApi {
         let refused = result.as_ref().err().map(Error::code);
         self.metrics.call(call, refused, at.elapsed());
         result.map(Response::new).map_err(|error| {
-            tracing::warn!(call, reason = %error.code(), error = %error.chain(), "refused");
+            let reason = error.code();
+            if let Some(suppressed) = self.refusals.admit(call, reason) {
+                tracing::warn!(call, %reason, suppressed, error = %error.chain(), "refused");
+            }
             to_status(&error)
         })
     }
@@ -150,6 +158,14 @@ impl WorkerApi {
             Err(error) => Err(to_status(&error)),
         })))
     }
+}
+
+/// Whether a request bears a token that this node's controller has signed.
+fn known(session: CurrentSession) -> Known {
+    Known::of(move |headers| {
+        let (Some(session), Some(token)) = (session.load_full(), bearer(headers)) else { return false };
+        session.token_keys.verify(token, session.clock.now_ms() / 1000).is_ok()
+    })
 }
 
 type Events = Pin<Box<dyn Stream<Item = Result<ExecutionEvent, Status>> + Send>>;

@@ -6,6 +6,7 @@ mod bent;
 mod black_hole;
 mod enrolment;
 mod envelope;
+mod floods;
 mod ids;
 mod impostor;
 mod membership;

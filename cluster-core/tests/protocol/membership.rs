@@ -48,6 +48,8 @@ async fn silence_is_told_and_the_next_heartbeat_heals_by_itself() {
     )
     .await;
     let mut node = cluster.member("a").await;
+    node.interval = std::time::Duration::from_secs(1);
+    node.beat().await.unwrap();
     let events = cluster.core().await_node_event(
         cluster.events().last().unwrap().id.parse().unwrap(),
         std::time::Duration::from_secs(10),

@@ -14,6 +14,7 @@ use cluster_core::{
     },
     config::{self, Overrides, Settings, endpoint::Endpoint},
     core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
+    execution::order::Held,
     identity::KeyFile,
     ids::{CommandId, NodeId},
     rpc::{
@@ -28,8 +29,8 @@ use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 pub const OPERATOR_TOKEN: &str = "operators-bearer-token";
-/// Between the heartbeats that a node announces.
-pub const INTERVAL: Duration = Duration::from_secs(1);
+/// Between the heartbeats that a node announces, unless the test says otherwise.
+pub const INTERVAL: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A controller of its own; its data directory outlives its restarts.
@@ -142,6 +143,7 @@ pub struct Node {
     pub session: Option<Session>,
     /// What it says of itself in its heartbeats.
     pub draining: bool,
+    pub interval: Duration,
     directory: Arc<TempDir>,
 }
 
@@ -158,7 +160,14 @@ impl Node {
             signs_bare_challenge: false,
         };
         let client = connect(cluster).await;
-        Self { applicant, client, session: None, draining: false, directory: Arc::new(directory) }
+        Self {
+            applicant,
+            client,
+            session: None,
+            draining: false,
+            interval: INTERVAL,
+            directory: Arc::new(directory),
+        }
     }
 
     /// The same key on another machine.
@@ -168,6 +177,7 @@ impl Node {
             client: connect(cluster).await,
             session: None,
             draining: false,
+            interval: INTERVAL,
             directory: self.directory.clone(),
         }
     }
@@ -187,7 +197,7 @@ impl Node {
     pub async fn join(&mut self, token: Option<&str>) -> Result<()> {
         self.attest(token).await?;
         let (client, session) = (&mut self.client, self.session.as_ref().unwrap());
-        client.register(session, &self.applicant, &capabilities(), INTERVAL).await
+        client.register(session, &self.applicant, &capabilities(), self.interval).await
     }
 
     pub fn session(&self) -> &Session {
@@ -203,7 +213,7 @@ impl Node {
         acknowledged: Vec<CommandId>,
     ) -> Result<Vec<(CommandId, Command)>> {
         let draining = self.draining;
-        let interval = INTERVAL;
+        let interval = self.interval;
         let beat = Beat { capabilities: capabilities(), acknowledged, draining, interval, ..Beat::default() };
         let session = self.session.as_ref().unwrap();
         self.client.heartbeat(session, &self.applicant.node_id, beat).await
@@ -245,7 +255,21 @@ pub fn refused<T: std::fmt::Debug>(result: Result<T>) -> cluster_core::ErrorCode
 
 /// A heartbeat as it lies on the wire: metadata and envelope.
 pub fn sealed_heartbeat(node: &Node) -> tonic::Request<pb::NodeHeartbeatRequest> {
-    let inner = pb::NodeHeartbeatInner { node_id: node.applicant.node_id.to_string(), ..Default::default() };
+    sealed_heartbeat_with(node, &[])
+}
+
+/// The same from a node that reports these executions.
+pub fn sealed_heartbeat_with(node: &Node, held: &[Held]) -> tonic::Request<pb::NodeHeartbeatRequest> {
+    let running = held.iter().map(|held| pb::RunningExecution {
+        execution_id: held.execution_id.to_string(),
+        attempt: held.attempt,
+        last_sequence: held.last_sequence,
+    });
+    let inner = pb::NodeHeartbeatInner {
+        node_id: node.applicant.node_id.to_string(),
+        running: running.collect(),
+        ..Default::default()
+    };
     node.session()
         .sealer
         .seal(inner, |envelope| pb::NodeHeartbeatRequest { envelope: Some(envelope) })

@@ -162,7 +162,7 @@ impl Controller {
                     attestation.token = Some(PresentedToken { id: record.token_id, bound });
                 }
                 // A member shows its pinned key and needs no token, whatever became of the one it carries.
-                Err(error) if !self.is_pinned(&node_id, &key) => return Err(error),
+                Err(error) if !self.is_pinned(&node_id, &key).await? => return Err(error),
                 Err(_) => {}
             }
         }
@@ -186,8 +186,16 @@ impl Controller {
         self.0.challenger.issue(attestation, now_ms)
     }
 
-    fn is_pinned(&self, node_id: &NodeId, key: &PublicKey) -> bool {
-        self.standing(node_id).is_ok_and(|standing| standing.key == *key)
+    /// Whether this is a member with this key. Asks the owner, so that an enrolment that is being stored is
+    /// waited for.
+    async fn is_pinned(&self, node_id: &NodeId, key: &PublicKey) -> Result<bool> {
+        let (id, key) = (node_id.clone(), *key);
+        let pinned = move |membership: &mut Membership, _| {
+            let record = membership.record(&id);
+            let is_pinned = record.is_some_and(|record| record.public_key.as_ref() == Some(key.as_bytes()));
+            Ok((Vec::new(), is_pinned))
+        };
+        self.decide(pinned).await
     }
 
     async fn check_token(
@@ -257,7 +265,7 @@ impl Controller {
         });
         match admitted.await {
             // The token has admitted this very key meanwhile: the answer to an earlier try was lost.
-            Err(_) if enrols && self.is_pinned(&node_id, &key) => {
+            Err(_) if enrols && self.is_pinned(&node_id, &key).await? => {
                 let known = node_id.clone();
                 let again = move |membership: &mut Membership, _| {
                     Ok((membership.attested(&known, sealed, &version)?, ()))

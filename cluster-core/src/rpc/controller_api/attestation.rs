@@ -13,6 +13,7 @@ use crate::{
     rpc::{
         PROTOCOL_VERSION,
         convert::role_from_wire,
+        limits::OpenCall,
         via::{self, Stage},
     },
 };
@@ -35,7 +36,7 @@ impl ControllerApi {
         arrival: &Arrival,
         request: pb::AttestNodeRequest,
     ) -> Result<pb::AttestNodeResponse> {
-        let _admitted = self.0.limits.admit(arrival.stranger()).await?;
+        let _admitted = self.0.limits.admit(OpenCall::Attest, arrival.stranger()).await?;
         let node_id = NodeId::parse(request.node_id)?;
         let _ = arrival.caller.set(node_id.clone());
         via::check(&arrival.via, &node_id, Stage::Attesting)?;
@@ -78,7 +79,7 @@ impl ControllerApi {
         arrival: &Arrival,
         request: pb::ChallengeNodeRequest,
     ) -> Result<pb::ChallengeNodeResponse> {
-        let _admitted = self.0.limits.admit(arrival.stranger()).await?;
+        let _admitted = self.0.limits.admit(OpenCall::Signed, arrival.stranger()).await?;
         let node_id = NodeId::parse(request.node_id)?;
         let _ = arrival.caller.set(node_id.clone());
         via::check(&arrival.via, &node_id, Stage::Attesting)?;

@@ -13,6 +13,7 @@ use crate::{
     cluster::{controller::TokenOrder, peer::Role},
     error::Result,
     ids::NodeId,
+    rpc::limits::OpenCall,
 };
 
 /// As `aegis node token create` has it.
@@ -24,7 +25,7 @@ impl ControllerApi {
         arrival: &Arrival,
         request: pb::IssueEnrollmentTokenRequest,
     ) -> Result<pb::IssueEnrollmentTokenResponse> {
-        let _admitted = self.0.limits.admit(arrival.stranger()).await?;
+        let _admitted = self.0.limits.admit(OpenCall::Signed, arrival.stranger()).await?;
         let operators = &self.0.settings.operators;
         let bearer = operators.known(&arrival.via, &arrival.metadata)?;
         let arguments = Arguments::default();

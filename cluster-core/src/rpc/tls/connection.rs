@@ -13,12 +13,12 @@ use bytes::{Buf as _, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::Sleep,
 };
 use tokio_rustls::TlsStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{open::Entry, server::Slot};
+use super::open::Entry;
+use crate::rpc::places::{ProofWatch, Proven};
 
 /// The first words of an HTTP/2 server fit many times.
 const FIRST_BYTES_MAX: usize = 1024;
@@ -28,12 +28,11 @@ pub struct TlsConnection {
     /// Read ahead, before the connection was handed on.
     first: Bytes,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// When a peer that has shown no certificate must be gone.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// Of a connection that came in: it ends unless a call on it is proven in time.
+    watch: Option<ProofWatch>,
     peer_names: Option<Arc<[String]>>,
     remote: SocketAddr,
     entry: Entry,
-    _slot: Option<Slot>,
 }
 
 impl std::fmt::Debug for TlsConnection {
@@ -51,15 +50,14 @@ impl TlsConnection {
         remote: SocketAddr,
         peer_names: Option<Arc<[String]>>,
         entry: Entry,
-        slot: Option<Slot>,
+        watch: Option<ProofWatch>,
     ) -> Self {
         let cut = Box::pin(entry.cut.clone().cancelled_owned());
-        Self { stream, first: Bytes::new(), cut, deadline: None, peer_names, remote, entry, _slot: slot }
+        Self { stream, first: Bytes::new(), cut, watch, peer_names, remote, entry }
     }
 
-    pub(super) fn ends_after(mut self, limit: Duration) -> Self {
-        self.deadline = Some(Box::pin(tokio::time::sleep(limit)));
-        self
+    pub fn proven(&self) -> Proven {
+        self.watch.as_ref().map(|watch| watch.proven().clone()).unwrap_or_default()
     }
 
     /// Waits for the server's first bytes. In TLS 1.3 a client's handshake is over before the server has
@@ -96,8 +94,8 @@ impl TlsConnection {
         if self.cut.as_mut().poll(cx).is_ready() {
             return aborted("the peer's certificate is trusted no longer");
         }
-        if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
-            return aborted("the peer has not shown a certificate in time");
+        if self.watch.as_mut().is_some_and(|watch| watch.poll_end(cx).is_ready()) {
+            return aborted("nothing was proven on the connection in time");
         }
         None
     }

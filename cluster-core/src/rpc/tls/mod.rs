@@ -6,7 +6,7 @@
 //! - [`files`]: the operator's certificates, watched. [`kept`]: a worker's certificate from the built-in
 //!   CA. [`own`]: the controller's own, renewed by itself.
 //! - [`trust`], [`verify`]: what is accepted of the other end.
-//! - [`server`], [`client`]: handshakes, bounded in time and number; [`newcomers`]: the share of an address.
+//! - [`server`], [`client`]: handshakes, bounded in time and number; their places are in [`super::places`].
 //! - [`connection`], [`open`]: a connection under TLS, cut when its peer is trusted no longer.
 //! - [`web`]: HTTPS, for callers that are no nodes.
 //! - [`refusal`]: why a handshake failed, as an error that a person can act on.
@@ -23,7 +23,6 @@ pub mod connection;
 pub mod credentials;
 pub mod files;
 pub mod kept;
-mod newcomers;
 mod open;
 pub mod own;
 pub mod refusal;

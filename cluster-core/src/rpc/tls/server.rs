@@ -13,29 +13,21 @@ use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{
-    Credentials, TlsConnection,
-    newcomers::{Newcomer, Newcomers},
-    open::PeerSide,
-    refusal,
-};
+use super::{Credentials, TlsConnection, open::PeerSide, refusal};
 use crate::{
     error::{Error, ErrorCode},
     identity::CertificateFacts,
     metrics::Metrics,
+    rpc::places::Proven,
 };
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Callers that say nothing hold a place until their time is up.
 const HANDSHAKES_MAX: usize = 256;
-/// A node needs one or two.
-const CONNECTIONS_MAX: usize = 2048;
-/// Enough to attest by two calls, not enough to hold a slot.
-const BARE_LIFE: Duration = Duration::from_secs(30);
 /// How long a refused peer may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
@@ -45,21 +37,11 @@ const LOGGED_MAX: usize = 1024;
 /// Under this name handshakes are counted, beside the calls.
 const HANDSHAKE: &str = "TlsHandshake";
 
-/// What a connection takes up while it is open.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    _connection: OwnedSemaphorePermit,
-    /// Until it has shown a certificate.
-    newcomer: Option<Newcomer>,
-}
-
 /// Performs handshakes for one listener.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
     credentials: Credentials,
     handshakes: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
-    newcomers: Newcomers,
     logged: Mutex<HashMap<IpAddr, Instant>>,
     metrics: Metrics,
 }
@@ -69,28 +51,30 @@ impl Handshakes {
         Self {
             credentials,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            newcomers: Newcomers::default(),
             logged: Mutex::default(),
             metrics,
         }
     }
 
-    /// A place for one more connection; None when all are taken, or this address has its share of those
-    /// that have proven nothing, which is said once a minute.
-    pub fn slot(&self, from: SocketAddr) -> Option<Slot> {
-        let connection = self.connections.clone().try_acquire_owned().ok();
-        let slot = connection.zip(self.newcomers.admit(from.ip()));
-        if slot.is_none() && self.may_log(from.ip()) {
+    /// Says once a minute that an address was turned away.
+    pub fn note_turned_away(&self, from: SocketAddr) {
+        if self.may_log(from.ip()) {
             tracing::warn!(%from, "a connection was turned away: too many are open");
         }
-        slot.map(|(connection, newcomer)| Slot { _connection: connection, newcomer: Some(newcomer) })
     }
 
     /// None when it failed, which is logged here.
-    pub async fn perform(&self, stream: TcpStream, from: SocketAddr, slot: Slot) -> Option<TlsConnection> {
+    pub async fn perform(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        proven: Proven,
+    ) -> Option<TlsConnection> {
         let at = Instant::now();
-        let performed = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, from, slot)).await;
+        let cut = proven.cut();
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, from, proven));
+        // It makes way before it is finished.
+        let performed = cut.run_until_cancelled(handshake).await?;
         let error = match performed {
             Ok(Ok(connection)) => {
                 self.metrics.call(HANDSHAKE, None, at.elapsed());
@@ -111,7 +95,7 @@ impl Handshakes {
         &self,
         stream: TcpStream,
         from: SocketAddr,
-        mut slot: Slot,
+        proven: Proven,
     ) -> Result<TlsConnection, Option<io::Error>> {
         // Closed never; and then there is nobody to serve.
         let _turn = self.handshakes.acquire().await.map_err(|_| None)?;
@@ -135,13 +119,8 @@ impl Handshakes {
             }
             None => None,
         };
-        let bare = names.is_none();
-        if !bare {
-            slot.newcomer = None;
-        }
         let entry = self.credentials.enter(PeerSide::Client, chain);
-        let connection = TlsConnection::new(stream.into(), from, names, entry, Some(slot));
-        Ok(if bare { connection.ends_after(BARE_LIFE) } else { connection })
+        Ok(TlsConnection::new(stream.into(), from, names, entry, Some(proven.watch())))
     }
 
     fn may_log(&self, from: IpAddr) -> bool {

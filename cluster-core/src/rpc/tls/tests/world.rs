@@ -33,6 +33,7 @@ use crate::{
     error::Result,
     ids::NodeId,
     rpc::{
+        call_limits::Known,
         listener::{Intake, server},
         status::to_status,
         via::{self, Stage},
@@ -113,7 +114,7 @@ impl Server {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let address = intake.listen_tcp(any, Some(credentials)).await.unwrap();
         let (connections, stopped) = intake.into_connections();
-        let mut builder = server();
+        let mut builder = server(Known::of(|_| true));
         if let Some(age) = age {
             builder = builder.max_connection_age(age);
         }

@@ -1,0 +1,337 @@
+//! Places for the connections of one server, shared out before anything is known of a caller.
+//!
+//! A connection is unproven until a call on it was authenticated. Unproven connections are counted by
+//! network, and make way: where a network has its share, its oldest one is closed, so that a caller that
+//! opens many and says nothing keeps nobody else out for longer than a moment. Proven connections are
+//! counted by node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::{descriptors, ids::NodeId};
+
+/// A node needs one or two.
+const CONNECTIONS_MAX: usize = 2048;
+/// Of all places, unproven connections may take one in so many: the others are the members'.
+const UNPROVEN_SHARE: usize = 4;
+/// Many nodes may stand behind one address and come back at once.
+const PER_NETWORK_MAX: usize = 128;
+/// A node renews its connection before it closes the older one; a few calls may go on meanwhile.
+const PER_NODE_MAX: usize = 8;
+/// A node attests and makes its first sealed call within a second or two.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
+/// Calls at a time on a connection: an attestation is two, one after the other.
+const UNPROVEN_CALLS_MAX: usize = 8;
+/// Calls at a time of a caller with a sound token. Streams count until they begin.
+const KNOWN_CALLS_MAX: usize = 32;
+
+/// One customer of an IPv6 network has a /64 to choose addresses from.
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => {
+                let [a, b, c, d, ..] = v6.segments();
+                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            }
+        },
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    /// By age.
+    unproven: BTreeMap<u64, (IpAddr, CancellationToken)>,
+    networks: HashMap<IpAddr, BTreeSet<u64>>,
+    /// Proven connections; by node, where one has proven itself.
+    proven: HashMap<u64, Option<NodeId>>,
+    nodes: HashMap<NodeId, BTreeMap<u64, CancellationToken>>,
+}
+
+impl State {
+    fn forget_unproven(&mut self, number: u64) -> Option<CancellationToken> {
+        let (network, cut) = self.unproven.remove(&number)?;
+        if let Some(numbers) = self.networks.get_mut(&network) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.networks.remove(&network);
+            }
+        }
+        Some(cut)
+    }
+
+    fn close_unproven(&mut self, number: Option<u64>) {
+        if let Some(cut) = number.and_then(|number| self.forget_unproven(number)) {
+            cut.cancel();
+        }
+    }
+
+    fn forget(&mut self, number: u64) {
+        self.forget_unproven(number);
+        if let Some(Some(node_id)) = self.proven.remove(&number)
+            && let Some(open) = self.nodes.get_mut(&node_id)
+        {
+            open.remove(&number);
+            if open.is_empty() {
+                self.nodes.remove(&node_id);
+            }
+        }
+    }
+}
+
+/// All places of one server.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    connections_max: usize,
+    state: Arc<Mutex<State>>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { connections_max: descriptors::connections(CONNECTIONS_MAX), state: Arc::default() }
+    }
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one more connection. None where proven ones have them all.
+    pub fn admit(&self, from: IpAddr) -> Option<Proven> {
+        let network = network_of(from);
+        let mut state = self.lock();
+        let oldest = |numbers: &BTreeSet<u64>| numbers.first().copied();
+        if state.networks.get(&network).is_some_and(|numbers| numbers.len() >= PER_NETWORK_MAX) {
+            let number = state.networks.get(&network).and_then(oldest);
+            state.close_unproven(number);
+        }
+        let is_full = state.unproven.len() + state.proven.len() >= self.connections_max;
+        if is_full || state.unproven.len() >= (self.connections_max / UNPROVEN_SHARE).max(1) {
+            let number = state.unproven.keys().next().copied();
+            state.close_unproven(number);
+        }
+        if state.unproven.len() + state.proven.len() >= self.connections_max {
+            return None;
+        }
+        state.next += 1;
+        let (number, cut) = (state.next, CancellationToken::new());
+        state.unproven.insert(number, (network, cut.clone()));
+        state.networks.entry(network).or_default().insert(number);
+        drop(state);
+        Some(Proven::of(Some(Place { number, cut, places: self.clone() })))
+    }
+}
+
+/// One connection's place, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    number: u64,
+    cut: CancellationToken,
+    places: Places,
+}
+
+impl Place {
+    fn prove(&self, node_id: Option<&NodeId>) {
+        let mut state = self.places.lock();
+        // Closed meanwhile to make way.
+        if state.forget_unproven(self.number).is_none() {
+            return;
+        }
+        state.proven.insert(self.number, node_id.cloned());
+        let Some(node_id) = node_id else { return };
+        let open = state.nodes.entry(node_id.clone()).or_default();
+        open.insert(self.number, self.cut.clone());
+        if open.len() > PER_NODE_MAX
+            && let Some((_, oldest)) = open.pop_first()
+        {
+            tracing::warn!(%node_id, "closed the oldest of too many connections of one node");
+            oldest.cancel();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().forget(self.number);
+    }
+}
+
+#[derive(Debug)]
+struct Standing {
+    is_proven: AtomicBool,
+    unproven_calls: Arc<Semaphore>,
+    known_calls: Arc<Semaphore>,
+    place: Option<Place>,
+}
+
+/// Whether a call on the connection was proven. Every clone speaks of the same connection.
+#[derive(Debug, Clone)]
+pub struct Proven(Arc<Standing>);
+
+impl Default for Proven {
+    fn default() -> Self {
+        Self::of(None)
+    }
+}
+
+impl Proven {
+    fn of(place: Option<Place>) -> Self {
+        Self(Arc::new(Standing {
+            is_proven: AtomicBool::new(false),
+            unproven_calls: Arc::new(Semaphore::new(UNPROVEN_CALLS_MAX)),
+            known_calls: Arc::new(Semaphore::new(KNOWN_CALLS_MAX)),
+            place,
+        }))
+    }
+
+    /// A call was authenticated. `node_id`: by a node, not by an operator.
+    pub fn set(&self, node_id: Option<&NodeId>) {
+        if !self.0.is_proven.swap(true, Ordering::AcqRel)
+            && let Some(place) = &self.0.place
+        {
+            place.prove(node_id);
+        }
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.is_proven.load(Ordering::Acquire)
+    }
+
+    /// Calls that may be under way on the connection.
+    pub(super) fn calls(&self, is_known: bool) -> Arc<Semaphore> {
+        if is_known { self.0.known_calls.clone() } else { self.0.unproven_calls.clone() }
+    }
+
+    /// Resolves when the connection must make way.
+    pub(super) fn cut(&self) -> CancellationToken {
+        self.0.place.as_ref().map(|place| place.cut.clone()).unwrap_or_default()
+    }
+
+    /// What ends the connection; starts the time in which it must be proven.
+    pub(super) fn watch(&self) -> ProofWatch {
+        self.watch_for(PROOF_TIMEOUT)
+    }
+
+    pub(super) fn watch_for(&self, limit: Duration) -> ProofWatch {
+        ProofWatch {
+            proven: self.clone(),
+            cut: Box::pin(self.cut().cancelled_owned()),
+            deadline: Some(Box::pin(tokio::time::sleep(limit))),
+        }
+    }
+}
+
+/// Ends a connection that must make way, or on which nothing was proven in time.
+pub(super) struct ProofWatch {
+    proven: Proven,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl ProofWatch {
+    pub fn proven(&self) -> &Proven {
+        &self.proven
+    }
+
+    /// Ready when the connection is to end.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            return Poll::Pending;
+        }
+        self.deadline = None;
+        if self.proven.is_set() { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(connections_max: usize) -> Places {
+        Places { connections_max, state: Arc::default() }
+    }
+
+    fn is_cut(proven: &Proven) -> bool {
+        proven.cut().is_cancelled()
+    }
+
+    #[test]
+    fn oldest_unproven_of_a_network_makes_way() {
+        let places = places(1_024);
+        let [here, there] = [1, 2].map(|last| IpAddr::from([192, 0, 2, last]));
+        let member = places.admit(here).unwrap();
+        let node_id = NodeId::parse("edge-1").unwrap();
+        member.set(Some(&node_id));
+        let other = places.admit(there).unwrap();
+        let held: Vec<_> = (0..1_000).map(|_| places.admit(here).unwrap()).collect();
+        let open = held.iter().filter(|proven| !is_cut(proven)).count();
+        assert_eq!(open, PER_NETWORK_MAX);
+        assert!(!is_cut(&held[999]) && is_cut(&held[0]), "the newest has a moment to prove itself");
+        assert!(!is_cut(&member) && !is_cut(&other));
+        held[0].set(Some(&node_id));
+        assert_eq!(places.lock().proven.len(), 1, "what was closed is not proven any more");
+        drop((held, other, member));
+        let state = places.lock();
+        assert!(state.unproven.is_empty() && state.networks.is_empty());
+        assert!(state.proven.is_empty() && state.nodes.is_empty(), "nothing is kept of who is gone");
+    }
+
+    #[test]
+    fn unproven_ones_of_many_networks_leave_room_for_members() {
+        let places = places(100);
+        let held: Vec<_> =
+            (0..200).map(|last| places.admit(IpAddr::from([192, 0, 2, last])).unwrap()).collect();
+        assert_eq!(held.iter().filter(|proven| !is_cut(proven)).count(), 25);
+        let members: Vec<_> = (0..100)
+            .map(|number| {
+                let proven = places.admit(IpAddr::from([198, 51, 100, number])).unwrap();
+                proven.set(Some(&NodeId::parse(format!("n{number}")).unwrap()));
+                proven
+            })
+            .collect();
+        assert!(members.iter().all(|proven| !is_cut(proven)));
+        assert!(places.admit(IpAddr::from([203, 0, 113, 1])).is_none(), "all places are the members'");
+    }
+
+    #[test]
+    fn node_has_a_share_of_connections() {
+        let places = places(1_024);
+        let node_id = NodeId::parse("edge-1").unwrap();
+        let held: Vec<_> = (0..20)
+            .map(|last| {
+                let proven = places.admit(IpAddr::from([192, 0, 2, last])).unwrap();
+                proven.set(Some(&node_id));
+                proven
+            })
+            .collect();
+        let open: Vec<_> = held.iter().map(|proven| !is_cut(proven)).collect();
+        assert_eq!(open.iter().filter(|open| **open).count(), PER_NODE_MAX);
+        assert!(open[12..].iter().all(|open| *open), "the newest stay");
+    }
+
+    #[test]
+    fn addresses_of_one_network_count_together() {
+        let of = |text: &str| network_of(text.parse().unwrap());
+        assert_eq!(of("2001:db8:0:1::5"), of("2001:db8:0:1:ffff::1"));
+        assert_ne!(of("2001:db8:0:1::5"), of("2001:db8:0:2::5"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
+}
