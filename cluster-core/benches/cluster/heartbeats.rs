@@ -11,7 +11,7 @@ use cluster_core::{
     cluster::{
         controller::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
         direct::DirectAccess,
-        membership::Registration,
+        membership::{Registration, Staleness},
         nodes::Nodes,
         peer::Role,
     },

@@ -10,7 +10,10 @@ mod config;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -84,6 +87,10 @@ struct Shared {
     config: tokio::sync::Mutex<()>,
     /// Our own newest token, and the second of its signature.
     own_token: tokio::sync::Mutex<Option<(i64, String)>>,
+    /// Written by the owner with each sweep.
+    doubts_silence: Arc<AtomicBool>,
+    /// When an event told of a machine in a node's name.
+    refused: Mutex<HashMap<NodeId, i64>>,
     clock: Clock,
 }
 
@@ -170,7 +177,9 @@ impl Controller {
         let events = NodeEvents::new(epoch);
         let standings = Standings::default();
         membership.records().for_each(|record| set_standing(&standings, record));
+        let doubts_silence = Arc::new(AtomicBool::new(false));
         let owner = Owner {
+            doubts_silence: doubts_silence.clone(),
             membership,
             events: events.clone(),
             standings: standings.clone(),
@@ -199,6 +208,8 @@ impl Controller {
             overdue,
             config: tokio::sync::Mutex::default(),
             own_token: tokio::sync::Mutex::default(),
+            doubts_silence,
+            refused: Mutex::default(),
             clock: health.clock,
         })))
     }
@@ -257,9 +268,16 @@ impl Controller {
         !self.0.decisions.is_closed()
     }
 
-    /// Changes whenever the membership did.
+    /// Changes whenever the membership does, from now on.
     pub fn version(&self) -> watch::Receiver<u64> {
-        self.0.version.clone()
+        let mut version = self.0.version.clone();
+        version.mark_unchanged();
+        version
+    }
+
+    /// Whether most nodes are late at once: then nothing that runs on them is given up.
+    pub fn doubts_silence(&self) -> bool {
+        self.0.doubts_silence.load(Ordering::Acquire)
     }
 
     /// Executions that a drain's deadline ends.
@@ -531,6 +549,7 @@ struct Owner {
     store: Store,
     version: watch::Sender<u64>,
     overdue: watch::Sender<Vec<ExecutionId>>,
+    doubts_silence: Arc<AtomicBool>,
     staleness: Staleness,
     clock: Clock,
 }
@@ -615,6 +634,7 @@ impl Owner {
 
     async fn sweep(&mut self) {
         let changes = self.membership.sweep(self.staleness, self.clock.now_ms());
+        self.doubts_silence.store(self.membership.guard_is_on(), Ordering::Release);
         if changes.is_empty() {
             return;
         }

@@ -64,13 +64,23 @@ impl DirectAccess {
         self.credentials.as_ref().map_or(0, |credentials| *credentials.version().borrow())
     }
 
-    /// How to reach a node at an address it names; the address is judged, nothing is dialled yet.
-    pub fn dial(&self, node_id: &NodeId, address: &str) -> Result<Dial> {
+    /// How to reach a node at an address it names; the address is judged, nothing is dialled yet. `is_near`:
+    /// the node is on this machine, and may name its loopback.
+    pub fn dial(&self, node_id: &NodeId, address: &str, is_near: bool) -> Result<Dial> {
         let url = Url::parse(address).map_err(|e| {
             Error::invalid(format!("the address of {node_id} cannot be read: {e}"))
                 .remedy("advertise https://HOST:PORT")
         })?;
         let to = HostPort::of(&url)?;
+        if is_loopback(to.host()) && !is_near {
+            return Err(Error::new(
+                ErrorCode::Forbidden,
+                format!("{node_id} is on another machine and names an address of the controller's loopback"),
+            )
+            .remedy(
+                "set spec.cluster.advertise_address to an address on which the controller finds the node",
+            ));
+        }
         match url.scheme() {
             "https" => {
                 let credentials = self.credentials.clone().ok_or_else(|| {

@@ -38,6 +38,8 @@ pub enum NodeEventKind {
     NodeRemoved,
     /// Two sessions of its key alternate: somebody may have a copy of the key.
     NodeContended,
+    /// A machine attested in its name and was refused: with another key, or after its removal.
+    NodeRefused,
 }
 
 impl NodeEventKind {
@@ -51,6 +53,7 @@ impl NodeEventKind {
             Self::NodeResumed => "NodeResumed",
             Self::NodeRemoved => "NodeRemoved",
             Self::NodeContended => "NodeContended",
+            Self::NodeRefused => "NodeRefused",
         }
     }
 }

@@ -117,7 +117,7 @@ impl Change {
                 now_ms,
             },
             Change::Acknowledge { node_id, command_ids } => {
-                Write::AcknowledgeCommands { node_id, command_ids, now_ms }
+                Write::AcknowledgeCommands { node_id, command_ids }
             }
         }
     }
@@ -192,6 +192,15 @@ struct Node {
     /// Where it stands in the order; None where it takes no work.
     position: Option<Position>,
     refusal: Option<refusals::Refusal>,
+    contradiction: Contradiction,
+}
+
+/// A node that says another thing of its drain than what is wanted, though it has acknowledged that.
+#[derive(Debug, Clone, Copy, Default)]
+struct Contradiction {
+    /// Corrections that were sent since it last said what is wanted.
+    corrections: u32,
+    since_ms: i64,
 }
 
 #[derive(Debug, Default)]
@@ -202,7 +211,8 @@ pub struct Membership {
     order: Order,
     /// Where each execution has its reservation.
     placed: BTreeMap<ExecutionId, NodeId>,
-    brake_since_ms: Option<i64>,
+    guard_since_ms: Option<i64>,
+    guard_is_on: bool,
 }
 
 fn removed(node_id: &NodeId) -> Error {
@@ -256,6 +266,7 @@ impl Membership {
                     position: None,
                     record,
                     refusal: None,
+                    contradiction: Contradiction::default(),
                 };
                 self.nodes.insert(node.record.node_id.clone(), node);
             }
@@ -402,6 +413,9 @@ impl Node {
         // Until it knows, it would refuse what it is given.
         if self.has_open(&[Command::Resume]) {
             return Some("resuming: it has not acknowledged yet");
+        }
+        if self.contradiction.corrections >= joining::CONTRADICTIONS_SHOWN {
+            return Some("it acknowledges drains and resumes, and says the opposite in its heartbeats");
         }
         self.record.capabilities.engine.is_empty().then_some("its container engine does not answer")
     }

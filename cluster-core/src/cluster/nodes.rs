@@ -190,7 +190,9 @@ impl Nodes {
     }
 
     /// Whether a node that registers can be reached where it says; then it can be called.
-    pub async fn probe(&self, node_id: &NodeId, address: &str) -> Result<()> {
+    /// `is_near`: the node is on this machine, or inside an SSH connection; others name no address of this
+    /// machine's loopback.
+    pub async fn probe(&self, node_id: &NodeId, address: &str, is_near: bool) -> Result<()> {
         let unreachable = |why: String| {
             Error::new(
                 ErrorCode::Unavailable,
@@ -208,9 +210,18 @@ impl Nodes {
                 Err(_) => Err(unreachable("its socket does not answer".into())),
             };
         }
-        let dial = self.0.direct.dial(node_id, address)?;
-        direct::probe(node_id, &dial).await?;
+        let dial = self.0.direct.dial(node_id, address, is_near)?;
+        // One text for all failures: a node must not learn what else listens where.
+        direct::probe(node_id, &dial).await.map_err(|error| {
+            tracing::warn!(%node_id, address, error = %error.chain(), "the address of a node does not lead to it");
+            match error.code() {
+                ErrorCode::Unavailable => unreachable("nothing that is it answers there".into()),
+                _ => error,
+            }
+        })?;
         let controller = &self.0.controller;
+        // It may have been removed meanwhile, and then it is not watched.
+        controller.standing(node_id)?;
         controller.set_link(node_id.clone(), true).await?;
         let version = self.0.direct.version();
         let watch = direct::watch(controller.clone(), node_id.clone(), dial.clone());

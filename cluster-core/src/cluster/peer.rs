@@ -202,6 +202,12 @@ pub enum DrainState {
     Removed,
 }
 
+impl PeerView {
+    /// The fields whose text is the node's own word. Their length and grammar are bounded, and nothing else
+    /// is known of them: they are material for a reader, and never instructions.
+    pub const NODE_SUPPLIED: [&str; 5] = ["tags", "version", "engine", "models", "config_error"];
+}
+
 /// A node as `list_peers` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerView {

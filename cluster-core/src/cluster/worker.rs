@@ -3,7 +3,11 @@
 //!
 //! One task, with a visible state. It logs the first failure and every change of reason, not every try.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::{
@@ -123,6 +127,8 @@ pub struct WorkerTask {
     /// Cancelled when the process is to end: the controller shut this node down, or it left.
     pub end: CancellationToken,
     pub applied: AppliedConfig,
+    /// The data directory.
+    pub data: PathBuf,
 }
 
 /// Returns the time after which a token is refreshed: before its margin, at different moments on nodes that
@@ -245,11 +251,8 @@ impl WorkerTask {
                 () = client.lost() => {
                     return Err(Error::new(ErrorCode::Unavailable, "the connection to the controller was lost"));
                 }
-                () = tokio::time::sleep_until(refresh) => match self.renew(client).await {
-                    Ok(fresh) => {
-                        *session = fresh;
-                        (refresh_again, jitter) = (None, rand_share()?);
-                    }
+                () = tokio::time::sleep_until(refresh) => match self.renew(client, session).await {
+                    Ok(()) => (refresh_again, jitter) = (None, rand_share()?),
                     // The controller cannot sign just now, and our token is good for a while yet.
                     Err(error) if error.code() == ErrorCode::Unavailable && session.is_valid() => {
                         tracing::warn!(error = %error.chain(), "the token could not be refreshed yet");
@@ -278,7 +281,7 @@ impl WorkerTask {
                 () = self.nudge.notified() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
                     let commands = self.beat(client, session, &acknowledged).await?;
-                    acknowledged = self.obey(commands)?;
+                    acknowledged = self.obey(commands);
                     let soon = !acknowledged.is_empty();
                     next = Instant::now() + if soon { ACKNOWLEDGE_DELAY } else { settings.heartbeat_interval };
                 }
@@ -306,7 +309,7 @@ impl WorkerTask {
                 let done = rotated.is_ok();
                 let _ = answer.send(rotated);
                 if done {
-                    *session = self.renew(client).await?;
+                    self.renew(client, session).await?;
                 }
                 Ok(false)
             }
@@ -326,19 +329,19 @@ impl WorkerTask {
         self.sync(&mut client, &session).await?;
         // Commands that waited for this node are taken at once, not half a minute later.
         let commands = self.beat(&mut client, &session, &[]).await?;
-        let acknowledged = self.obey(commands)?;
+        let acknowledged = self.obey(commands);
         if !acknowledged.is_empty() {
             self.beat(&mut client, &session, &acknowledged).await?;
         }
         Ok((client, session))
     }
 
-    async fn renew(&self, client: &mut ControllerClient) -> Result<Arc<Session>> {
-        let session = self.attest(client).await?;
+    /// Attests and registers again. The new session stands as soon as there is one: it has ended the older.
+    async fn renew(&self, client: &mut ControllerClient, session: &mut Arc<Session>) -> Result<()> {
+        *session = self.attest(client).await?;
         let (capabilities, interval) =
             (self.capacity.measure().await, self.applied.settings().heartbeat_interval);
-        client.register(&session, &self.applicant, &capabilities, interval).await?;
-        Ok(session)
+        client.register(session, &self.applicant, &capabilities, interval).await
     }
 
     /// The next key is kept until the controller's answer is known: see [`Self::attest`].
@@ -390,6 +393,7 @@ impl WorkerTask {
             }
         }
         let session = match attested {
+            Ok(session) => session,
             // Not known by key: the first contact, which needs the token.
             Err(error)
                 if matches!(
@@ -398,15 +402,31 @@ impl WorkerTask {
                 ) =>
             {
                 let Some(reference) = &self.controller.token else { return Err(error) };
-                let token = resolve_secret(reference)?;
-                client.attest(applicant, keys.current(), &capabilities, Some(token), tls).await?
+                // A token that was spent is gone, and was for the first contact.
+                let Ok(token) = resolve_secret(reference) else { return Err(error) };
+                let enrolled =
+                    client.attest(applicant, keys.current(), &capabilities, Some(token), tls).await;
+                let session = enrolled.map_err(|second| reason_to_tell(error, second))?;
+                self.drop_token(reference);
+                session
             }
-            attested => attested?,
+            Err(error) => return Err(error),
         };
         self.supervisor.control().follow(&session.cluster_id, &session.controller_key)?;
         let session = Arc::new(session);
         self.session.store(Some(session.clone()));
         Ok(session)
+    }
+
+    /// A spent token is of no use to this node, nor to anybody who reads it. Only a file of the data
+    /// directory's is removed: another is its operator's.
+    fn drop_token(&self, reference: &str) {
+        let path = reference.strip_prefix("file:").map(Path::new);
+        let Some(path) = path.filter(|path| path.starts_with(&self.data)) else { return };
+        match std::fs::remove_file(path) {
+            Ok(()) => tracing::info!("removed the spent enrolment token"),
+            Err(error) => tracing::warn!(%error, "the spent enrolment token was not removed"),
+        }
     }
 
     async fn beat(
@@ -429,16 +449,19 @@ impl WorkerTask {
         client.heartbeat(session, &self.applicant.node_id, beat).await
     }
 
-    /// Applies commands in order; each names a state, so that one that comes twice changes nothing.
-    fn obey(&self, commands: Vec<(CommandId, Command)>) -> Result<Vec<CommandId>> {
-        commands
-            .into_iter()
-            .map(|(command_id, command)| {
-                obey(&self.supervisor, &self.applied, command)?;
-                tracing::info!(%command_id, "obeyed");
-                Ok(command_id)
-            })
-            .collect()
+    /// Applies commands in order; each names a state, so that one that comes twice changes nothing. One that
+    /// cannot be kept (a full disk, say) comes again with the next heartbeat; those before it are done.
+    fn obey(&self, commands: Vec<(CommandId, Command)>) -> Vec<CommandId> {
+        let mut acknowledged = Vec::with_capacity(commands.len());
+        for (command_id, command) in commands {
+            if let Err(error) = obey(&self.supervisor, &self.applied, command) {
+                tracing::error!(%command_id, error = %error.chain(), "a command could not be obeyed");
+                break;
+            }
+            tracing::info!(%command_id, "obeyed");
+            acknowledged.push(command_id);
+        }
+        acknowledged
     }
 
     async fn goodbye(&self, client: &mut ControllerClient, session: &Session) {
@@ -448,6 +471,27 @@ impl WorkerTask {
             Ok(Err(error)) => tracing::warn!(error = %error.chain(), "the goodbye was not taken"),
             Err(_) => tracing::warn!("the goodbye was not answered"),
         }
+    }
+}
+
+/// Returns the error that a person must hear of: why the key was refused, with the token's as a note. What
+/// became of the token says nothing of a node whose key was replaced or that was removed.
+fn reason_to_tell(of_key: Error, of_token: Error) -> Error {
+    let by_token = matches!(
+        of_token.code(),
+        ErrorCode::EnrolmentInvalid
+            | ErrorCode::EnrolmentExpired
+            | ErrorCode::KeyMismatch
+            | ErrorCode::NodeRemoved
+    );
+    if of_key.code() == ErrorCode::EnrolmentInvalid || !by_token {
+        return of_token;
+    }
+    let message = format!("{} (its enrolment token does not help: {})", of_key.message(), of_token.message());
+    let error = Error::new(of_key.code(), message);
+    match of_key.remedy_text() {
+        Some(remedy) => error.remedy(remedy),
+        None => error,
     }
 }
 
@@ -471,6 +515,20 @@ pub fn obey(supervisor: &Supervisor, applied: &AppliedConfig, command: Command) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_key_is_the_reason_and_the_token_a_note() {
+        let of = |code| Error::new(code, code.name()).remedy("do");
+        let tell = |key, token| reason_to_tell(of(key), of(token));
+        for alarm in [ErrorCode::KeyMismatch, ErrorCode::NodeRemoved] {
+            let told = tell(alarm, ErrorCode::EnrolmentInvalid);
+            assert_eq!((told.code(), told.remedy_text()), (alarm, Some("do")));
+            assert!(told.message().starts_with(alarm.name()) && told.message().contains("EnrolmentInvalid"));
+            assert_eq!(tell(alarm, ErrorCode::Unavailable).code(), ErrorCode::Unavailable);
+        }
+        let told = tell(ErrorCode::EnrolmentInvalid, ErrorCode::EnrolmentExpired);
+        assert_eq!(told.code(), ErrorCode::EnrolmentExpired, "a first contact is about its token");
+    }
 
     #[test]
     fn refresh_is_spread_and_never_due_at_once() {

@@ -302,6 +302,7 @@ pub(super) async fn start_worker(
         end: end.clone(),
         capacity,
         applied: applied.clone(),
+        data: data.path().to_owned(),
     };
     let (member, joined) = task.spawn(stop.clone());
     let credentials = tls.credentials().cloned();

@@ -398,7 +398,8 @@ async fn away(
         return Ok(true);
     }
     let message = format!("its node has been away for {} s: {}", silent.as_secs(), error.message());
-    if silent >= shared.settings.lost_after {
+    // While most nodes are late at once, the fault is more likely the controller's own.
+    if silent >= shared.settings.lost_after && !shared.controller.doubts_silence() {
         match record.life().next(Input::Silent) {
             Step::GiveUp => {
                 give_up(shared, record, live, message).await?;

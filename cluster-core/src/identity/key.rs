@@ -29,6 +29,9 @@ impl PublicKey {
                 .remedy("send the 32 bytes of a key that aegis or ssh-keygen -t ed25519 made")
         };
         let bytes: [u8; 32] = bytes.try_into().map_err(|_| refused())?;
+        if !is_canonical(&bytes) {
+            return Err(refused());
+        }
         let key = VerifyingKey::from_bytes(&bytes).map_err(|_| refused())?;
         if key.is_weak() { Err(refused()) } else { Ok(Self(bytes)) }
     }
@@ -66,6 +69,13 @@ impl PublicKey {
         key.verify_strict(message, &signature)
             .map_err(|_| refused("it was made by another key or over other bytes"))
     }
+}
+
+/// Whether y is below p = 2^255 - 19: each key has one encoding.
+fn is_canonical(bytes: &[u8; 32]) -> bool {
+    let mut y = *bytes;
+    y[31] &= 0x7f;
+    y[31] != 0x7f || y[1..31].iter().any(|byte| *byte != 0xff) || y[0] < 0xed
 }
 
 impl fmt::Debug for PublicKey {
@@ -139,7 +149,12 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&temporary, path)
+    fs::rename(&temporary, path)?;
+    // The new name too: a key that is gone after a power cut would be made anew.
+    match path.parent() {
+        Some(directory) => fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -191,5 +206,10 @@ mod tests {
         }
         assert!(PublicKey::parse(&[0; 32]).is_err(), "a small-order point");
         assert!(PublicKey::parse(&[1; 31]).is_err());
+        for (first, last) in [(0xff, 0xff), (0xed, 0x7f), (0xf0, 0xff), (0xff, 0x7f)] {
+            let mut beyond = [0xff; 32];
+            (beyond[0], beyond[31]) = (first, last);
+            assert!(PublicKey::parse(&beyond).is_err(), "y is not below p");
+        }
     }
 }

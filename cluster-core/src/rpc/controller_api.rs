@@ -253,7 +253,7 @@ impl NodeClusterService for ControllerApi {
         to_completion(async move {
             let result = async {
                 let (caller, inner) = api.open::<pb::RegisterNodeInner>(&arrival, body.envelope).await?;
-                api.register(caller, inner).await
+                api.register(caller, inner, arrival.stranger().is_none()).await
             };
             api.answer(&arrival, result.await)
         })

@@ -145,6 +145,7 @@ fn migrations() -> Migrator {
         simple(6, "attempts", include_str!("migrations/0006_attempts.sql")),
         simple(7, "agents", include_str!("migrations/0007_agents.sql")),
         simple(8, "access", include_str!("migrations/0008_access.sql")),
+        simple(20, "acknowledged", include_str!("migrations/0020_acknowledged.sql")),
     ])
 }
 

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     cluster::peer::{Desired, Observed, OnDeadline},
+    config::layers::Scope,
     ids::{CommandId, EnrolmentTokenId, NodeId},
 };
 
@@ -51,6 +52,11 @@ pub enum Write {
         now_ms: i64,
     },
 
+    /// Tokens that expired before this time.
+    PruneTokens {
+        before_ms: i64,
+    },
+
     /// An open token cannot be used any more.
     RevokeToken {
         token_id: EnrolmentTokenId,
@@ -63,11 +69,10 @@ pub enum Write {
         body: String,
         now_ms: i64,
     },
-    /// Only the node's own commands.
+    /// Only the node's own commands. What was acknowledged is not kept.
     AcknowledgeCommands {
         node_id: NodeId,
         command_ids: Vec<CommandId>,
-        now_ms: i64,
     },
 
     Execution(ExecutionWrite),
@@ -133,6 +138,10 @@ impl Write {
                     _ => put_node(node, to).await,
                 }
             }
+            Write::PruneTokens { before_ms } => {
+                let sql = "DELETE FROM enrolment_tokens WHERE expires_at_ms < $1";
+                done(sqlx::query(sql).bind(*before_ms), to).await
+            }
             Write::RevokeToken { token_id, now_ms } => {
                 let sql = "UPDATE enrolment_tokens SET revoked_at_ms = $1
                      WHERE token_id = $2 AND spent_at_ms IS NULL AND revoked_at_ms IS NULL";
@@ -148,13 +157,11 @@ impl Write {
                     .bind(*now_ms);
                 done(query, to).await
             }
-            Write::AcknowledgeCommands { node_id, command_ids, now_ms } => {
+            Write::AcknowledgeCommands { node_id, command_ids } => {
                 let mut changed = 0;
                 for command_id in command_ids {
-                    let sql = "UPDATE commands SET acknowledged_ms = $1
-                         WHERE command_id = $2 AND node_id = $3 AND acknowledged_ms IS NULL";
-                    let query =
-                        sqlx::query(sql).bind(*now_ms).bind(command_id.as_str()).bind(node_id.as_str());
+                    let sql = "DELETE FROM commands WHERE command_id = $1 AND node_id = $2";
+                    let query = sqlx::query(sql).bind(command_id.as_str()).bind(node_id.as_str());
                     changed += done(query, to).await?;
                 }
                 Ok(changed)
@@ -235,8 +242,13 @@ async fn remove_node(node_id: &NodeId, now_ms: i64, to: &mut Transaction<'_, Any
         .bind(to_name(&Observed::Offline))
         .bind(node_id.as_str());
     let removed = done(query, to).await?;
-    let sql = "DELETE FROM commands WHERE node_id = $1 AND acknowledged_ms IS NULL";
-    done(sqlx::query(sql).bind(node_id.as_str()), to).await?;
+    // The next bearer of its name is another machine: it gets neither commands, nor tenant, nor layer.
+    for sql in ["DELETE FROM commands WHERE node_id = $1", "DELETE FROM node_assignments WHERE node_id = $1"]
+    {
+        done(sqlx::query(sql).bind(node_id.as_str()), to).await?;
+    }
+    let scope = Scope::Node(node_id.clone()).to_string();
+    done(sqlx::query("DELETE FROM config_layers WHERE scope = $1").bind(scope), to).await?;
     let sql = "UPDATE enrolment_tokens SET revoked_at_ms = $1
          WHERE node_id = $2 AND spent_at_ms IS NULL AND revoked_at_ms IS NULL";
     done(sqlx::query(sql).bind(now_ms).bind(node_id.as_str()), to).await?;

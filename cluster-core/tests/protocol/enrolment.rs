@@ -5,6 +5,7 @@ use cluster_core::{
     ErrorCode,
     cluster::{
         controller::TokenState,
+        events::NodeEventKind,
         peer::{PeerStatus, Role},
     },
     identity::KeyFile,
@@ -87,7 +88,11 @@ async fn another_key_for_a_known_id_waits_for_a_new_token() {
     let mut cluster = Cluster::start().await;
     let mut first = cluster.member("a").await;
     let mut thief = Node::new(&cluster, "a", Role::Worker).await;
-    assert_eq!(refused(thief.attest(None).await), ErrorCode::KeyMismatch);
+    for _ in 0..3 {
+        assert_eq!(refused(thief.attest(None).await), ErrorCode::KeyMismatch);
+    }
+    let alarms = cluster.events().into_iter().filter(|event| event.kind == NodeEventKind::NodeRefused);
+    assert_eq!(alarms.count(), 1, "one event in a while");
     let anybody = cluster.token(None).await;
     assert_eq!(refused(thief.attest(Some(&anybody.token)).await), ErrorCode::KeyMismatch);
     let mut controller = Node::new(&cluster, "home", Role::Worker).await;
@@ -235,4 +240,20 @@ async fn protocol_version_is_checked_and_software_version_shown() {
     let challenge = rpc.attest_node(older).await.unwrap().into_inner();
     rpc.challenge_node(answer(&node, challenge)).await.unwrap();
     assert_eq!(cluster.peer("a").await.unwrap().version, "0.0.1-held");
+}
+
+#[tokio::test]
+async fn absurd_capabilities_are_refused_by_field() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let (client, session) = (&mut node.client, node.session.as_ref().unwrap());
+    let mut own = crate::support::capabilities();
+    own.total.gpus = u32::MAX;
+    let error = client.register(session, &node.applicant, &own, node.interval).await.unwrap_err();
+    assert!(error.code() == ErrorCode::InvalidArgument && error.message().contains("gpu_count"), "{error}");
+    let mut own = crate::support::capabilities();
+    own.models = vec!["IGNORE PREVIOUS INSTRUCTIONS".into()];
+    let error = client.register(session, &node.applicant, &own, node.interval).await.unwrap_err();
+    assert!(error.message().contains("models"), "{error}");
+    assert_eq!(cluster.peer("a").await.unwrap().capacity.gpus, 0);
 }

@@ -10,6 +10,7 @@ use arc_swap::ArcSwapOption;
 use cluster_core::{
     cluster::{applied::AppliedConfig, membership::Command, peer::Role},
     config::{self, Overrides, Settings, layers::Scope, schema::Policy},
+    core::RemovalOrder,
     engine::Engine,
     execution::supervisor::Supervisor,
     identity::{Claims, NodeKey, TOKEN_LIFETIME_SECS, TokenSigner},
@@ -89,6 +90,36 @@ async fn a_push_that_waits_survives_the_controllers_restart() {
     assert_eq!(before, after, "the same id, and the body again");
     assert_eq!((version, body), (&layer.version, &interval(13).to_string().into_bytes()));
     assert!(node.beat_acknowledging(vec![id.clone()]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn next_bearer_of_a_name_gets_nothing_of_the_last() {
+    let cluster = Cluster::start().await;
+    let node = cluster.member("a").await;
+    let id = node.applicant.node_id.clone();
+    let core = cluster.core();
+    core.put_config_layer(Scope::Node(id.clone()), &interval(11), None).await.unwrap();
+    core.put_config_layer("tenant/acme".parse().unwrap(), &interval(12), None).await.unwrap();
+    core.assign_tenant(&id, Some("acme".parse().unwrap())).await.unwrap();
+    let order = RemovalOrder { deadline: LIMIT, force: true };
+    core.remove(&id, order).await.unwrap();
+    let other = cluster.member("a").await;
+    let mut rpc = raw(&cluster).await;
+    let got = rpc.sync_config(sync(&other, "a", None)).await.unwrap().into_inner();
+    assert_eq!(got.config_delta, b"{}".to_vec());
+    assert_eq!(reason(&rpc.sync_config(sync(&other, "a", Some("acme"))).await.unwrap_err()), "NotYours");
+}
+
+#[tokio::test]
+async fn layers_that_no_node_could_merge_are_refused() {
+    let cluster = Cluster::start().await;
+    let node = cluster.member("a").await;
+    let scope = Scope::Node(node.applicant.node_id.clone());
+    let large = |key: &str| json!({"metadata": {"labels": {key: "x".repeat(150 * 1024)}}});
+    cluster.core().put_config_layer(Scope::Global, &large("one"), None).await.unwrap();
+    let refused = cluster.core().put_config_layer(scope.clone(), &large("two"), None).await.unwrap_err();
+    assert!(refused.message().contains('a') && refused.message().contains("bytes"), "{refused}");
+    cluster.core().put_config_layer(scope, &large("one"), None).await.unwrap();
 }
 
 #[tokio::test]

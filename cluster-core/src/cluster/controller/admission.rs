@@ -1,6 +1,9 @@
 //! Who is let in: both steps of an attestation, enrolment tokens, and what an admitted node is given.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,7 +14,7 @@ use super::{
 };
 use crate::{
     clock::rfc3339,
-    cluster::{peer::Role, sessions::OVERLAP_MS},
+    cluster::{events::NodeEventKind, peer::Role, sessions::OVERLAP_MS},
     error::{Error, ErrorCode, Result},
     identity::{
         Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PresentedToken, PublicKey,
@@ -22,7 +25,11 @@ use crate::{
     store::{TokenRecord, Write},
 };
 
-/// Old ones are kept for the record; a list shows the newest.
+/// Between events about machines that come in one node's name.
+const REFUSED_EVENT_PAUSE_MS: i64 = 600_000;
+/// An expired token is shown for so long; then it goes as another is made.
+const TOKENS_KEPT_MS: i64 = 30 * 86_400_000;
+/// A list shows the newest.
 const TOKENS_SHOWN_MAX: u32 = 500;
 
 /// What a node gets that changed its key.
@@ -167,12 +174,14 @@ impl Controller {
             }
         }
         let enrolment = Enrolment::of(attestation.token.as_ref());
+        let name = node_id.clone();
         let known = self
             .decide(move |membership, _| {
                 membership.check_key(&node_id, &key, enrolment)?;
                 Ok((Vec::new(), membership.record(&node_id).map(|record| record.role)))
             })
-            .await?;
+            .await
+            .inspect_err(|error| self.note_refused(name, error.code(), now_ms))?;
         // A node's rights follow from its role, so it is not the node that says which.
         if let Some(role) = admitted.or(known)
             && role != attestation.role
@@ -184,6 +193,23 @@ impl Controller {
             .remedy("set spec.cluster.role: worker, or create a token with `--role`"));
         }
         self.0.challenger.issue(attestation, now_ms)
+    }
+
+    /// Raises an event where a machine comes in the name of a node that has another key, or was removed. Once
+    /// in a while for each node: anybody may attest.
+    fn note_refused(&self, node_id: NodeId, code: ErrorCode, now_ms: i64) {
+        if !matches!(code, ErrorCode::KeyMismatch | ErrorCode::NodeRemoved) {
+            return;
+        }
+        let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only names of nodes that are or were known come here.
+        let last = refused.insert(node_id.clone(), now_ms);
+        match last {
+            Some(last) if now_ms.saturating_sub(last) < REFUSED_EVENT_PAUSE_MS => {
+                refused.insert(node_id, last);
+            }
+            _ => self.0.events.append(NodeEventKind::NodeRefused, node_id, now_ms),
+        }
     }
 
     /// Whether this is a member with this key. Asks the owner, so that an enrolment that is being stored is
@@ -379,7 +405,8 @@ impl Controller {
             spent: None,
             revoked: false,
         };
-        self.0.store.write(Write::CreateToken(record)).await?;
+        let prune = Write::PruneTokens { before_ms: created_at_ms.saturating_sub(TOKENS_KEPT_MS) };
+        self.0.store.write(Write::Together(vec![prune, Write::CreateToken(record)])).await?;
         Ok((issued, expires_at_ms))
     }
 

@@ -1,4 +1,4 @@
-//! Who has fallen silent, and when that is doubted.
+//! Marks nodes unhealthy after missed heartbeats, unless most nodes are late at once.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use super::{Change, Membership, Node};
 use crate::cluster::peer::{LinkKind, Observed};
 
 /// From this many active nodes on, a silence of more than half of them is doubted.
-const BRAKE_NODES_MIN: usize = 4;
+const GUARD_NODES_MIN: usize = 4;
 /// For how long it is doubted.
-pub(super) const BRAKE_MS: i64 = 300_000;
+pub(super) const GUARD_MS: i64 = 300_000;
 
 /// Missed intervals before a node counts as unhealthy, as published.
 const MISSED_HEARTBEATS: u32 = 3;
@@ -36,38 +36,49 @@ impl Node {
 }
 
 impl Membership {
-    /// Who has been silent for too long.
+    /// Marks nodes that have been silent for too long, unless most are late at once: then the fault is more
+    /// likely the controller's own. Late nodes are counted, and not those that are stale already: nodes that
+    /// went silent together become stale one after the other.
     pub fn sweep(&mut self, staleness: Staleness, now_ms: i64) -> Vec<Change> {
-        let active = self.nodes.values().filter(|node| node.record.observed == Observed::Active);
-        let (mut silent, mut count) = (Vec::new(), 0_usize);
-        for node in active {
+        let (mut silent, mut late, mut count) = (Vec::new(), 0_usize, 0_usize);
+        for node in self.nodes.values().filter(|node| node.record.observed == Observed::Active) {
             count += 1;
-            let stale_ms = node.stale_ms(staleness);
-            if node.record.link != LinkKind::Local && now_ms.saturating_sub(node.heard_ms) > stale_ms {
+            if node.record.link == LinkKind::Local {
+                continue;
+            }
+            let (silence_ms, stale_ms) = (now_ms.saturating_sub(node.heard_ms), node.stale_ms(staleness));
+            late += usize::from(silence_ms > stale_ms / 2);
+            if silence_ms > stale_ms {
                 silent.push(node);
             }
         }
-        // When most fall silent at once, the fault is more likely ours.
-        if count >= BRAKE_NODES_MIN && silent.len() * 2 > count {
-            let since_ms = *self.brake_since_ms.get_or_insert(now_ms);
-            if now_ms.saturating_sub(since_ms) < BRAKE_MS {
-                tracing::warn!(
-                    silent = silent.len(),
-                    active = count,
-                    "most nodes fell silent at once: waiting"
-                );
-                return Vec::new();
-            }
-        } else {
-            self.brake_since_ms = None;
+        let doubts = count >= GUARD_NODES_MIN && late * 2 > count;
+        let since_ms = if doubts { Some(self.guard_since_ms.unwrap_or(now_ms)) } else { None };
+        let is_on = since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) < GUARD_MS);
+        if is_on && self.guard_since_ms.is_none() {
+            tracing::warn!(
+                late,
+                active = count,
+                "most nodes are late at once: waiting before any is given up"
+            );
         }
-        silent
-            .into_iter()
-            .map(|node| Change::Observed {
-                node_id: node.record.node_id.clone(),
-                observed: Observed::Unhealthy,
-                last_heartbeat_ms: Some(node.heard_ms),
-            })
-            .collect()
+        let changes = match is_on {
+            true => Vec::new(),
+            false => silent
+                .into_iter()
+                .map(|node| Change::Observed {
+                    node_id: node.record.node_id.clone(),
+                    observed: Observed::Unhealthy,
+                    last_heartbeat_ms: Some(node.heard_ms),
+                })
+                .collect(),
+        };
+        (self.guard_since_ms, self.guard_is_on) = (since_ms, is_on);
+        changes
+    }
+
+    /// Whether most nodes are late at once, and none is given up for now.
+    pub fn guard_is_on(&self) -> bool {
+        self.guard_is_on
     }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Change, Command, Enrolment, Membership, Node, OpenCommands, Registration, Report, removed, unknown,
+    Change, Command, Contradiction, Enrolment, Membership, Node, OpenCommands, Registration, Report, removed,
+    unknown,
 };
 use crate::{
     cluster::peer::{Desired, LinkKind, Observed, Role, Site},
@@ -13,6 +14,11 @@ use crate::{
     store::NodeRecord,
 };
 
+/// Before a node is corrected a second time; the pause doubles with each correction.
+const CORRECTION_PAUSE_MS: i64 = 30_000;
+const CORRECTION_PAUSE_MS_MAX: i64 = 3_600_000;
+/// One correction may be a lost memory, a second a restart at the wrong moment.
+pub(super) const CONTRADICTIONS_SHOWN: u32 = 3;
 /// A steady heartbeat is stored this often, so that a restarted controller knows how long a node has been
 /// silent.
 const STORED_EVERY_MS: i64 = 600_000;
@@ -192,7 +198,7 @@ impl Membership {
             .collect::<Vec<_>>();
         let mut open: OpenCommands =
             node.commands.iter().filter(|(id, _)| !known.contains(id)).cloned().collect();
-        if let Some(command) = node.correction(report.draining, &open) {
+        if let Some(command) = node.correction(report.draining, &open, now_ms) {
             let command_id = CommandId::mint();
             open.push((command_id.clone(), command.clone()));
             changes.push(Change::Queue { node_id: node_id.clone(), command_id, command });
@@ -236,16 +242,31 @@ impl Membership {
 
 impl Node {
     /// What the node must be told since it does other than what is wanted: it may have lost its memory, or
-    /// kept that of an earlier membership. Nothing while a command on the matter is under way.
-    fn correction(&self, draining: Option<bool>, open: &[(CommandId, Command)]) -> Option<Command> {
-        let under_way = open.iter().any(|(_, command)| matches!(command, Command::Drain | Command::Resume));
+    /// kept that of an earlier membership. Nothing while a command on the matter is under way. One that
+    /// contradicts what it has acknowledged is told again after ever longer pauses.
+    fn correction(
+        &mut self,
+        draining: Option<bool>,
+        open: &[(CommandId, Command)],
+        now_ms: i64,
+    ) -> Option<Command> {
         let wanted = matches!(self.record.desired, Desired::Draining | Desired::Removing);
-        match draining {
-            Some(draining) if draining != wanted && !under_way => {
-                Some(if wanted { Command::Drain } else { Command::Resume })
-            }
-            _ => None,
+        let draining = draining?;
+        if draining == wanted {
+            self.contradiction = Contradiction::default();
+            return None;
         }
+        let under_way = open.iter().any(|(_, command)| matches!(command, Command::Drain | Command::Resume));
+        let Contradiction { corrections, since_ms } = self.contradiction;
+        let pause_ms = match corrections {
+            0 => 0,
+            sent => (CORRECTION_PAUSE_MS << (sent - 1).min(16)).min(CORRECTION_PAUSE_MS_MAX),
+        };
+        if under_way || now_ms.saturating_sub(since_ms) < pause_ms {
+            return None;
+        }
+        self.contradiction = Contradiction { corrections: corrections.saturating_add(1), since_ms: now_ms };
+        Some(if wanted { Command::Drain } else { Command::Resume })
     }
 }
 

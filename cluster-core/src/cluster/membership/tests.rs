@@ -1,4 +1,4 @@
-use super::{health::BRAKE_MS, *};
+use super::{health::GUARD_MS, *};
 use crate::{
     cluster::peer::{DrainState, Role, Site},
     deploy::NodeLink,
@@ -118,8 +118,8 @@ fn silence_makes_unhealthy_and_the_next_heartbeat_heals() {
 fn when_most_fall_silent_at_once_the_controller_doubts_itself_first() {
     let mut membership = cluster(&["a", "b", "c", "d"]);
     assert!(membership.sweep(STALENESS, STALE_MS + 1).is_empty());
-    assert!(membership.sweep(STALENESS, STALE_MS + BRAKE_MS).is_empty());
-    assert_eq!(membership.sweep(STALENESS, STALE_MS + BRAKE_MS + 1).len(), 4);
+    assert!(membership.sweep(STALENESS, STALE_MS + GUARD_MS).is_empty());
+    assert_eq!(membership.sweep(STALENESS, STALE_MS + GUARD_MS + 1).len(), 4);
 }
 
 #[test]
@@ -408,4 +408,43 @@ fn age_of_a_heartbeat_is_the_stored_one_until_the_node_speaks() {
     assert_eq!(membership.view(&id("a"), 0).unwrap().version, "unknown");
     beat(&mut membership, "a", 590_000);
     assert_eq!(age(&membership, "a"), Some(10_000));
+}
+
+#[test]
+fn guard_counts_nodes_that_went_silent_out_of_step() {
+    let names = ["a", "b", "c", "d", "e"];
+    let mut membership = cluster(&names);
+    for (number, name) in names.iter().enumerate() {
+        beat(&mut membership, name, 8_000 * number as i64);
+    }
+    for now_ms in (10_000..300_000).step_by(10_000) {
+        let changes = membership.sweep(STALENESS, now_ms);
+        assert!(changes.is_empty(), "{now_ms}: {changes:?}");
+    }
+    assert!(membership.guard_is_on());
+    // One that is really gone among others that speak again.
+    for name in &names[1..] {
+        beat(&mut membership, name, 300_000);
+    }
+    assert_eq!(membership.sweep(STALENESS, 300_000).len(), 1);
+    assert!(!membership.guard_is_on());
+}
+
+#[test]
+fn node_that_contradicts_is_corrected_ever_more_seldom_and_shown() {
+    let mut membership = cluster(&["a"]);
+    let says = |membership: &mut Membership, draining, now_ms| {
+        let open = report(membership, "a", Report { draining: Some(draining), ..Default::default() }, now_ms);
+        let acknowledged = open.iter().map(|(id, _)| id.clone()).collect();
+        report(membership, "a", Report { acknowledged, ..Default::default() }, now_ms);
+        open.len()
+    };
+    let corrections: usize = (0..3_600).map(|second| says(&mut membership, true, second * 1_000)).sum();
+    assert_eq!(corrections, 7, "after 0, 30, 90, 210, 450, 930 and 1890 s");
+    let problem = membership.view(&id("a"), 0).unwrap().problem.expect("it is shown");
+    assert!(problem.message.contains("opposite"), "{}", problem.message);
+    assert!(membership.fit(&demand()).is_err());
+    assert_eq!(says(&mut membership, false, 3_600_000), 0);
+    assert!(membership.view(&id("a"), 0).unwrap().problem.is_none());
+    assert_eq!(says(&mut membership, true, 3_601_000), 1, "at once again");
 }

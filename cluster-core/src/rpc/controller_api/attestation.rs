@@ -12,7 +12,7 @@ use crate::{
     ids::{NodeId, shown},
     rpc::{
         PROTOCOL_VERSION,
-        convert::role_from_wire,
+        convert::{role_from_wire, software_version},
         limits::OpenCall,
         via::{self, Stage},
     },
@@ -60,7 +60,7 @@ impl ControllerApi {
             nonce,
             token: None,
             capabilities_hash: hex::encode(sha256(&prost::Message::encode_to_vec(&capabilities))),
-            software_version: shown(&request.software_version),
+            software_version: software_version(request.software_version)?,
         };
         let controller = &self.0.controller;
         let challenge = controller.attest(attestation, token).await?;

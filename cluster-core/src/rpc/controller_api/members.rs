@@ -10,8 +10,8 @@ use crate::{
     identity::PublicKey,
     ids::{CommandId, Tag, shown},
     rpc::convert::{
-        capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire, interval_from_wire,
-        peer_to_wire, role_to_wire, status_to_wire,
+        address, capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire,
+        interval_from_wire, peer_to_wire, role_to_wire, status_to_wire,
     },
 };
 
@@ -28,12 +28,13 @@ impl ControllerApi {
         &self,
         caller: Caller,
         inner: pb::RegisterNodeInner,
+        is_near: bool,
     ) -> Result<pb::RegisterNodeResponse> {
         let node_id = caller.node_id;
         let capabilities = capabilities_from_wire(inner.capabilities.unwrap_or_default())?;
-        let address = inner.grpc_address;
+        let address = address(inner.grpc_address)?;
         // A node that cannot be reached would take work and never run it.
-        self.0.nodes.probe(&node_id, &address).await?;
+        self.0.nodes.probe(&node_id, &address, is_near).await?;
         let interval = interval_from_wire(inner.heartbeat_interval_secs);
         let registration = Registration { capabilities, address, interval };
         self.0.controller.register(node_id.clone(), registration).await?;

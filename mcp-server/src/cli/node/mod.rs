@@ -137,6 +137,8 @@ pub fn peers_table(peers: &[PeerView]) -> String {
                 peer.running.to_string(),
                 if peer.link_up { name(&peer.link) } else { format!("{} (down)", name(&peer.link)) },
                 peer.last_heartbeat_age_ms.map(|ms| format!("{} s", ms / 1000)).unwrap_or_default(),
+                peer.version.clone(),
+                peer.problem.as_ref().map(|problem| problem.message.clone()).unwrap_or_default(),
             ]
         })
         .collect();
@@ -152,6 +154,8 @@ pub fn peers_table(peers: &[PeerView]) -> String {
             "running",
             "link",
             "heartbeat",
+            "version",
+            "problem",
         ],
         rows,
     )
