@@ -5,11 +5,12 @@ use std::{path::PathBuf, sync::Arc};
 use arc_swap::ArcSwap;
 
 use sysinfo::{Disks, System};
+use tokio::sync::watch;
 
 use crate::{
     cluster::peer::{Amounts, Capabilities},
     config::{schema::Resources, settings::Settings},
-    engine::Engine,
+    engine_facts::EngineFacts,
     ids::Tag,
 };
 
@@ -33,12 +34,12 @@ impl Stated {
 #[derive(Debug, Clone)]
 pub struct Capacity {
     stated: Arc<ArcSwap<Stated>>,
-    engine: Option<Engine>,
+    engine: Option<EngineFacts>,
     disk_path: PathBuf,
 }
 
 impl Capacity {
-    pub fn new(settings: &Settings, engine: Option<Engine>) -> Self {
+    pub fn new(settings: &Settings, engine: Option<EngineFacts>) -> Self {
         Self {
             stated: Arc::new(ArcSwap::from_pointee(Stated::of(settings))),
             engine,
@@ -51,13 +52,18 @@ impl Capacity {
         self.stated.store(Arc::new(Stated::of(settings)));
     }
 
-    /// As it is now. An engine that does not answer shows as an empty name.
+    /// Changes when the engine stops to answer, and when it answers again. None where there is no engine.
+    pub fn engine_changes(&self) -> Option<watch::Receiver<bool>> {
+        self.engine.as_ref().map(EngineFacts::changes)
+    }
+
+    /// As it is now. An engine that does not answer shows as an empty name; it is waited for 3 s at most.
     pub async fn measure(&self) -> Capabilities {
         let (detected_mb, memory_mb_free) = memory_mb();
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let info = match &self.engine {
             Some(engine) => engine
-                .info()
+                .get()
                 .await
                 .inspect_err(|error| tracing::debug!(error = %error.chain(), "the engine does not answer"))
                 .ok(),

@@ -40,6 +40,7 @@ use crate::{
     config::{Settings, schema::NodeType},
     deploy::{ApprovedHost, Deployments, Hosts, Origin, Rollouts},
     engine::Engine,
+    engine_facts::EngineFacts,
     error::{Error, ErrorCode, Result},
     execution::{
         dispatch::Executions,
@@ -69,6 +70,7 @@ struct Inner {
     role: Role,
     started: Instant,
     engine: Option<Engine>,
+    facts: Option<EngineFacts>,
     applied: AppliedConfig,
     tokens: TokenTable,
     part: Part,
@@ -164,6 +166,10 @@ impl Core {
             false => None,
         };
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let facts = engine.clone().map(EngineFacts::new);
+        if let Some(facts) = &facts {
+            facts.spawn(stop.clone());
+        }
         let metrics = Metrics::default();
         let node = start::Node {
             settings: &settings,
@@ -171,6 +177,7 @@ impl Core {
             id: &node_id,
             keys,
             engine: engine.clone(),
+            facts: facts.clone(),
             applied: &applied,
             metrics: metrics.clone(),
         };
@@ -193,6 +200,7 @@ impl Core {
             role,
             started: Instant::now(),
             engine,
+            facts,
             applied,
             tokens,
             part,
@@ -285,8 +293,8 @@ impl Core {
             let good = until.map_or("none yet".to_owned(), |until| format!("valid until {until}"));
             add("certificates", false, credentials.problem().map_or(Ok(good), Err));
         }
-        if let Some(engine) = &self.0.engine {
-            let info = engine.info().await;
+        if let Some(facts) = &self.0.facts {
+            let info = facts.get().await;
             let critical = self.0.role == Role::Worker;
             add(
                 "engine",

@@ -13,6 +13,7 @@ pub mod default_port;
 pub mod deploy;
 mod descriptors;
 pub mod engine;
+pub mod engine_facts;
 pub mod error;
 pub mod execution;
 pub mod identity;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::record::AuditSettings;
 use crate::{
-    clock::now_ms,
+    clock::{Clock, ClockWatch, now_ms},
     error::Result,
     metrics::Metrics,
     store::{AuditRow, AuditWrite, Store, Write},
@@ -49,6 +49,7 @@ impl Writer {
         let mut ticks = tokio::time::interval(PRUNE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut watch = ClockWatch::new(Clock::default());
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -57,6 +58,10 @@ impl Writer {
                     _ => self.carry_out(&mut batch).await,
                 },
                 _ = ticks.tick() => {
+                    if watch.look().is_jump() {
+                        tracing::warn!("the wall clock jumped: the audit log is not pruned in this round");
+                        continue;
+                    }
                     if let Err(error) = self.prune(now_ms()).await {
                         tracing::warn!(error = %error.chain(), "the audit log could not be pruned");
                     }

@@ -31,7 +31,7 @@ use super::{
     sessions::Sessions,
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, ClockWatch},
     error::{Error, ErrorCode, Failure, Result},
     identity::{
         Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
@@ -45,6 +45,9 @@ use crate::{
 const DECISIONS_MAX: usize = 256;
 /// What runs on a node that leaves may go on for so long, as with a drain.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(300);
+/// The owner looks at its clock every second; after a longer pause its process was stopped, or its disk
+/// held it up, and heartbeats wait to be taken.
+const PAUSE_NOTICED_MS: i64 = 10_000;
 /// Between looks at drain deadlines.
 const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
 const META_CLUSTER_ID: &str = "cluster_id";
@@ -179,6 +182,7 @@ impl Controller {
         membership.records().for_each(|record| set_standing(&standings, record));
         let doubts_silence = Arc::new(AtomicBool::new(false));
         let owner = Owner {
+            id: id.clone(),
             doubts_silence: doubts_silence.clone(),
             membership,
             events: events.clone(),
@@ -543,6 +547,7 @@ impl Controller {
 
 /// The task that holds the membership.
 struct Owner {
+    id: NodeId,
     membership: Membership,
     events: NodeEvents,
     standings: Standings,
@@ -561,15 +566,23 @@ impl Owner {
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut deadlines = tokio::time::interval(DEADLINE_INTERVAL);
         deadlines.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut watch = ClockWatch::new(self.clock);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 decision = queue.recv() => match decision {
-                    Some(decision) => self.take(decision).await,
+                    Some(decision) => {
+                        self.look_at_clock(&mut watch).await;
+                        self.take(decision).await;
+                    }
                     None => return,
                 },
-                _ = sweep.tick() => self.sweep().await,
+                _ = sweep.tick() => {
+                    self.look_at_clock(&mut watch).await;
+                    self.sweep().await;
+                }
                 _ = deadlines.tick() => {
+                    self.look_at_clock(&mut watch).await;
                     self.finish_removals().await;
                     self.look_at_deadlines();
                     if self.membership.forget_refusals(self.clock.now_ms()) {
@@ -577,6 +590,26 @@ impl Owner {
                     }
                 }
             }
+        }
+    }
+
+    /// Silence and deadlines are counted in wall time; over a jump of the wall clock, and over a pause of
+    /// this process, they go on as if there had been none.
+    async fn look_at_clock(&mut self, watch: &mut ClockWatch) {
+        let passed = watch.look();
+        let missed_ms = if passed.real_ms > PAUSE_NOTICED_MS { passed.real_ms } else { 0 };
+        if passed.jump_ms == 0 && missed_ms == 0 {
+            return;
+        }
+        let now_ms = self.clock.now_ms();
+        let changes = self.membership.rebase(passed.jump_ms, missed_ms, now_ms);
+        if passed.is_jump() {
+            let seconds = passed.jump_ms / 1000;
+            tracing::warn!(seconds, "the wall clock jumped: silence and deadlines are counted on");
+            self.events.append(NodeEventKind::ClockJumped, self.id.clone(), now_ms);
+        }
+        if let Err(error) = self.store_and_apply(changes).await {
+            tracing::error!(error = %error.chain(), "deadlines could not be stored after a jump of the clock");
         }
     }
 

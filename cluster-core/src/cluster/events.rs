@@ -40,6 +40,8 @@ pub enum NodeEventKind {
     NodeContended,
     /// A machine attested in its name and was refused: with another key, or after its removal.
     NodeRefused,
+    /// The controller's wall clock jumped; the node is the controller.
+    ClockJumped,
 }
 
 impl NodeEventKind {
@@ -54,6 +56,7 @@ impl NodeEventKind {
             Self::NodeRemoved => "NodeRemoved",
             Self::NodeContended => "NodeContended",
             Self::NodeRefused => "NodeRefused",
+            Self::ClockJumped => "ClockJumped",
         }
     }
 }

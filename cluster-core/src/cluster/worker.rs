@@ -143,9 +143,9 @@ fn rand_share() -> Result<f64> {
     Ok(f64::from(u16::from_le_bytes(random::<2>()?)) / f64::from(u16::MAX))
 }
 
-/// Resolves when this node has another certificate; never where it has none at all.
-async fn changed(certificate: &mut Option<watch::Receiver<u64>>) {
-    let changed = match certificate {
+/// Resolves with a change of what is watched; never where there is nothing to watch.
+async fn changed<T>(watched: &mut Option<watch::Receiver<T>>) {
+    let changed = match watched {
         Some(version) => version.changed().await.is_ok(),
         None => false,
     };
@@ -242,6 +242,7 @@ impl WorkerTask {
         let mut jitter = rand_share()?;
         let mut look = tokio::time::interval(SHUTDOWN_INTERVAL);
         let mut certificate = self.tls.credentials().map(Credentials::version);
+        let mut engine = self.capacity.engine_changes();
         loop {
             let settings = self.applied.settings();
             let due = session.since + refresh_after(session.lifetime, settings.token_refresh_margin, jitter);
@@ -279,6 +280,8 @@ impl WorkerTask {
                     *client = ControllerClient::connect(&self.controller.endpoint, &self.tls).await?;
                 }
                 () = self.nudge.notified() => next = Instant::now(),
+                // The controller hears of it at once, and sends no more work, or some again.
+                () = changed(&mut engine) => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
                     let commands = self.beat(client, session, &acknowledged).await?;
                     acknowledged = self.obey(commands);

@@ -29,6 +29,7 @@ use crate::{
     default_port::DefaultPort,
     deploy::{Deployments, Hosts, Journal, Rollouts},
     engine::Engine,
+    engine_facts::EngineFacts,
     error::{Error, ErrorCode, Result},
     execution::{
         dispatch::Executions, live::ExecutionContext, sending::SendingSettings, supervisor::Supervisor,
@@ -66,6 +67,7 @@ pub(super) struct Node<'a> {
     pub keys: Arc<KeyFile>,
     /// None where no containers run.
     pub engine: Option<Engine>,
+    pub facts: Option<EngineFacts>,
     pub applied: &'a AppliedConfig,
     pub metrics: Metrics,
 }
@@ -75,7 +77,7 @@ pub(super) async fn start_controller(
     table: TokenTable,
     stop: &CancellationToken,
 ) -> Result<(ControllerPart, Vec<tokio::task::JoinHandle<()>>)> {
-    let Node { settings, data, id: node_id, keys, engine, applied, metrics } = node;
+    let Node { settings, data, id: node_id, keys, engine, facts, applied, metrics } = node;
     let offered = engine.clone();
     let store = Store::open(data.clone()).await?;
     let health = HealthSettings {
@@ -143,7 +145,7 @@ pub(super) async fn start_controller(
     );
 
     if let Some(supervisor) = local {
-        let capacity = Capacity::new(settings, engine);
+        let capacity = Capacity::new(settings, facts);
         applied.govern(&capacity, Some(&supervisor));
         let applied = applied.clone();
         let local =
@@ -233,14 +235,14 @@ pub(super) async fn start_worker(
     stop: &CancellationToken,
     end: &CancellationToken,
 ) -> Result<(WorkerPart, Vec<tokio::task::JoinHandle<()>>)> {
-    let Node { settings, data, id: node_id, keys, engine, applied, metrics } = node;
+    let Node { settings, data, id: node_id, keys, engine, facts, applied, metrics } = node;
     let missing = |what: &str| Error::new(ErrorCode::ConfigInvalid, what.to_owned());
     let controller = settings.controller.clone().ok_or_else(|| missing("a worker needs a controller"))?;
     let engine = engine.ok_or_else(|| {
         missing("spec.node.type is orchestrator, which runs no containers, and spec.cluster.role is worker")
             .remedy("set spec.node.type to edge")
     })?;
-    let supervisor = supervisor(settings, data, node_id, engine.clone())?;
+    let supervisor = supervisor(settings, data, node_id, engine)?;
     let session = Arc::new(arc_swap::ArcSwapOption::empty());
     let intake = Intake::new(metrics.clone(), stop.clone());
     let tls = certificates::of_worker(settings, &controller, data.path(), node_id, stop)?;
@@ -283,7 +285,7 @@ pub(super) async fn start_worker(
         metrics,
         intake,
     );
-    let capacity = Capacity::new(settings, Some(engine));
+    let capacity = Capacity::new(settings, facts);
     applied.govern(&capacity, Some(&supervisor));
     let task = WorkerTask {
         applicant: Applicant {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{live::Shared, settings::Kept};
 use crate::{
-    clock::now_ms,
+    clock::{Clock, ClockWatch, now_ms},
     error::Result,
     ids::ExecutionId,
     store::{ExecutionWrite, Write},
@@ -48,7 +48,12 @@ fn choose(ended: &[Ended], kept: Kept, now_ms: i64) -> Gone {
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut watch = ClockWatch::new(Clock::default());
     while shared.stop.run_until_cancelled(interval.tick()).await.is_some() {
+        if watch.look().is_jump() {
+            tracing::warn!("the wall clock jumped: nothing is forgotten in this round");
+            continue;
+        }
         if let Err(error) = sweep(&shared).await {
             tracing::warn!(error = %error.chain(), "what ended long ago could not be forgotten");
         }

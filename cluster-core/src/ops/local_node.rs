@@ -1,5 +1,6 @@
 //! The controller's own node, in a hybrid: it reports and obeys with no network in between.
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -24,6 +25,17 @@ pub struct LocalNode {
     pub applied: AppliedConfig,
 }
 
+/// Resolves when the engine stops to answer, or answers again; never where there is none.
+async fn engine_changed(engine: &mut Option<watch::Receiver<bool>>) {
+    let changed = match engine {
+        Some(engine) => engine.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
+    }
+}
+
 impl LocalNode {
     pub async fn register(&self) -> Result<()> {
         let registration = Registration {
@@ -43,6 +55,7 @@ impl LocalNode {
         tokio::spawn(async move {
             let mut version = self.controller.version();
             let mut configured = self.applied.watch();
+            let mut engine = self.capacity.engine_changes();
             let mut next = tokio::time::Instant::now();
             loop {
                 let measured = tokio::select! {
@@ -51,6 +64,7 @@ impl LocalNode {
                         Ok(()) => None,
                         Err(_) => return,
                     },
+                    () = engine_changed(&mut engine) => Some(self.capacity.measure().await),
                     // Tags and resources may be others now.
                     _ = configured.changed() => Some(self.capacity.measure().await),
                     () = tokio::time::sleep_until(next) => {

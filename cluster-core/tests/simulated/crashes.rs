@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cluster_core::{
     cluster::{
+        events::NodeEventKind,
         membership::Command,
         peer::{DrainState, PeerStatus},
     },
@@ -13,7 +14,7 @@ use cluster_core::{
 };
 
 use crate::{
-    home::{HOME, Running},
+    home::{HOME, Running, jump},
     world::{COARSE, World},
 };
 
@@ -124,4 +125,27 @@ fn removal_over_a_restart_waits_for_its_work() {
     world.until_home("the removal is done", Duration::from_secs(10), |views| {
         views["a"].status == PeerStatus::Removed
     });
+}
+
+#[test]
+fn wall_clock_jumps_cancel_nothing_and_lose_nobody() {
+    let mut world = World::of(&["a", "b"], COARSE);
+    let execution_id = world.ask(async |home: Running| store_assigned(&home, "a").await);
+    restart(&mut world, 2);
+    world.drain("a");
+    for hours in [2, -5, 24 * 365, -24 * 365] {
+        jump(hours * 3_600_000);
+        world.throughout("nobody is lost", Duration::from_secs(40), |views| {
+            views["a"].status == PeerStatus::Draining && views["b"].status == PeerStatus::Active
+        });
+        let overdue = world.ask(async |home: Running| home.controller.overdue().borrow().clone());
+        assert!(overdue.is_empty(), "{hours} h: {overdue:?}");
+    }
+    let node_id = NodeId::parse("a").unwrap();
+    let view = world.ask(async move |home: Running| home.controller.drain_view(node_id).await.unwrap());
+    assert_eq!(view.blockers, vec![execution_id]);
+    let left = view.deadline_in_seconds.expect("the deadline is ahead");
+    assert!((3_000..3_600).contains(&left), "{left} s are left of an hour");
+    let jumps = world.events("home").into_iter().filter(|kind| *kind == NodeEventKind::ClockJumped);
+    assert_eq!(jumps.count(), 4);
 }

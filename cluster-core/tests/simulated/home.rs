@@ -62,7 +62,17 @@ impl Running {
 /// The time that all hosts of a simulation share.
 fn simulated_ms() -> i64 {
     let since = turmoil::since_epoch().expect("the controller runs on a simulated host");
-    i64::try_from(since.as_millis()).unwrap()
+    i64::try_from(since.as_millis()).unwrap() + JUMPED_MS.get()
+}
+
+thread_local! {
+    /// By how much the controller's wall clock is off: a simulation runs on one thread.
+    static JUMPED_MS: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
+}
+
+/// Sets the controller's wall clock forward or back.
+pub fn jump(by: i64) {
+    JUMPED_MS.set(JUMPED_MS.get() + by);
 }
 
 /// How to reach an address of the simulated network.

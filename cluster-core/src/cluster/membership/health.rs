@@ -77,6 +77,28 @@ impl Membership {
         changes
     }
 
+    /// Carries on what is counted in wall time over a jump of the wall clock. `missed_ms`: for how long the
+    /// controller itself has not listened. The changes are the deadlines of drains.
+    pub fn rebase(&mut self, jump_ms: i64, missed_ms: i64, now_ms: i64) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for node in self.nodes.values_mut() {
+            let heard_ms = node.heard_ms.saturating_add(jump_ms).saturating_add(missed_ms);
+            node.heard_ms = heard_ms.min(now_ms);
+            node.contradiction.since_ms = node.contradiction.since_ms.saturating_add(jump_ms);
+            if let (Some(deadline_ms), true) = (node.record.drain_deadline_ms, jump_ms != 0) {
+                changes.push(Change::Desired {
+                    node_id: node.record.node_id.clone(),
+                    desired: node.record.desired,
+                    deadline_ms: Some(deadline_ms.saturating_add(jump_ms)),
+                    on_deadline: node.record.on_deadline,
+                });
+            }
+        }
+        self.guard_since_ms = self.guard_since_ms.map(|since_ms| since_ms.saturating_add(jump_ms));
+        self.rebase_refusals(jump_ms);
+        changes
+    }
+
     /// Whether most nodes are late at once, and none is given up for now.
     pub fn guard_is_on(&self) -> bool {
         self.guard_is_on

@@ -24,6 +24,12 @@ impl Membership {
         }
     }
 
+    pub(super) fn rebase_refusals(&mut self, jump_ms: i64) {
+        for refusal in self.nodes.values_mut().filter_map(|node| node.refusal.as_mut()) {
+            refusal.since_ms = refusal.since_ms.saturating_add(jump_ms);
+        }
+    }
+
     /// True when some node may be asked again from now on.
     pub fn forget_refusals(&mut self, now_ms: i64) -> bool {
         let is_over = |refusal: &Refusal| now_ms.saturating_sub(refusal.since_ms) >= ASKED_AGAIN_AFTER_MS;
