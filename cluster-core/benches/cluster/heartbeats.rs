@@ -131,7 +131,7 @@ async fn member(controller: &Controller, number: usize) -> (Sealer, Arc<NodeKey>
     let node_id = NodeId::parse(format!("n{number}")).unwrap();
     let key = Arc::new(NodeKey::generate().unwrap());
     let lifetime = Duration::from_secs(60);
-    let order = TokenOrder { node_id: None, role: Role::Worker, lifetime };
+    let order = TokenOrder { node_id: None, role: Role::Worker, lifetime, tags: None };
     let (issued, _) = controller.issue_enrolment_token(order, None).await.unwrap();
     let attestation = Attestation {
         node_id: node_id.clone(),

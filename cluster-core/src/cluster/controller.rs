@@ -386,6 +386,7 @@ impl Controller {
         let (id, runtimes) = (node_id.clone(), registration.capabilities.runtimes.clone());
         self.decide(move |membership, now_ms| {
             membership.heard(&node_id, registration.interval, now_ms);
+            membership.note_claims(&node_id, &registration.capabilities);
             Ok((membership.register(&node_id, registration, now_ms)?, ()))
         })
         .await?;
@@ -528,9 +529,9 @@ impl Controller {
     }
 
     /// The node did not take it, and is not asked again for a moment.
-    pub async fn refused(&self, node_id: NodeId, execution_id: ExecutionId, why: String) -> Result<()> {
+    pub async fn refused(&self, node_id: NodeId, execution_id: ExecutionId, why: Error) -> Result<()> {
         let refused = move |membership: &mut Membership, now_ms| {
-            membership.refused(&node_id, &execution_id, why, now_ms);
+            membership.refused(&node_id, &execution_id, &why, now_ms);
             Ok((Vec::new(), ()))
         };
         self.send(true, refused).await

@@ -19,9 +19,9 @@ use super::{
     placement::{Order, PlacementStrategy, Position},
 };
 use crate::{
-    error::{Error, ErrorCode, Result},
+    error::{Error, ErrorCode, Failure, Result},
     identity::PresentedToken,
-    ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId},
+    ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId, Tag},
     store::{NodeRecord, Write},
 };
 pub use health::Staleness;
@@ -193,6 +193,8 @@ struct Node {
     position: Option<Position>,
     refusal: Option<refusals::Refusal>,
     contradiction: Contradiction,
+    /// Tags that it claims and may not have.
+    overclaimed: Vec<Tag>,
 }
 
 /// A node that says another thing of its drain than what is wanted, though it has acknowledged that.
@@ -267,6 +269,7 @@ impl Membership {
                     record,
                     refusal: None,
                     contradiction: Contradiction::default(),
+                    overclaimed: Vec::new(),
                 };
                 self.nodes.insert(node.record.node_id.clone(), node);
             }
@@ -448,10 +451,29 @@ impl Node {
             sealed: record.sealed,
             config_version: self.config.as_ref().map(|config| config.version.clone()),
             config_error: self.config.as_ref().and_then(|config| config.error.clone()),
-            problem: self.blocked().filter(|why| !matches!(*why, DRAINING | REMOVING)).map(|why| {
-                crate::error::Failure { code: ErrorCode::Unavailable, message: why.to_owned(), remedy: None }
-            }),
+            problem: self.problem(),
         }
+    }
+
+    fn problem(&self) -> Option<Failure> {
+        if let Some(why) = self.blocked().filter(|why| !matches!(*why, DRAINING | REMOVING)) {
+            return Some(Failure { code: ErrorCode::Unavailable, message: why.to_owned(), remedy: None });
+        }
+        if let Some(refusal) = self.refusal.as_ref().and_then(refusals::Refusal::problem) {
+            return Some(refusal);
+        }
+        if self.overclaimed.is_empty() {
+            return None;
+        }
+        let tags: Vec<_> = self.overclaimed.iter().map(Tag::as_str).collect();
+        let node_id = &self.record.node_id;
+        Some(Failure {
+            code: ErrorCode::Forbidden,
+            message: format!("it claims tags that its enrolment token does not allow: {}", tags.join(", ")),
+            remedy: Some(format!(
+                "enrol it again with a token that allows them: aegis node token create --node-id {node_id}"
+            )),
+        })
     }
 }
 

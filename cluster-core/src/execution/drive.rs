@@ -122,8 +122,8 @@ async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) 
             Cut::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 if let Some(node_id) = record.node_id.clone() {
-                    let (id, why) = (record.execution_id.clone(), error.message().to_owned());
-                    shared.controller.refused(node_id, id, why).await?;
+                    let id = record.execution_id.clone();
+                    shared.controller.refused(node_id, id, error).await?;
                 }
                 place_anew(shared, record).await;
                 return Ok(());

@@ -12,7 +12,7 @@ use super::{PublicKey, random, sha256};
 use crate::{
     cluster::peer::Role,
     error::{Error, ErrorCode, Result},
-    ids::{ClusterId, EnrolmentTokenId, NodeId},
+    ids::{ClusterId, EnrolmentTokenId, NodeId, Tag},
 };
 
 /// A challenge, and the nonce of a node's own, have exactly this length: nothing else is signed for it.
@@ -30,6 +30,9 @@ pub struct PresentedToken {
     pub id: EnrolmentTokenId,
     /// Made for the very node that shows it, not for whoever comes.
     pub bound: bool,
+    /// Tags that it admits the node with; None for any.
+    #[serde(default)]
+    pub tags: Option<Vec<Tag>>,
 }
 
 /// What a node that attests says of itself.

@@ -146,6 +146,7 @@ fn migrations() -> Migrator {
         simple(7, "agents", include_str!("migrations/0007_agents.sql")),
         simple(8, "access", include_str!("migrations/0008_access.sql")),
         simple(20, "acknowledged", include_str!("migrations/0020_acknowledged.sql")),
+        simple(21, "bound_tags", include_str!("migrations/0021_bound_tags.sql")),
     ])
 }
 

@@ -6,7 +6,7 @@ use super::{Store, from_json, from_name, read_failed, unreadable};
 use crate::{
     cluster::peer::{Capabilities, Desired, LinkKind, Observed, OnDeadline, Role, Site},
     error::Result,
-    ids::{CommandId, EnrolmentTokenId, NodeId},
+    ids::{CommandId, EnrolmentTokenId, NodeId, Tag},
 };
 
 /// A node as it is stored.
@@ -29,6 +29,8 @@ pub struct NodeRecord {
     pub last_heartbeat_ms: Option<i64>,
     pub drain_deadline_ms: Option<i64>,
     pub on_deadline: OnDeadline,
+    /// Tags that the node may claim; None where it may claim any.
+    pub bound_tags: Option<Vec<Tag>>,
 }
 
 impl NodeRecord {
@@ -50,6 +52,7 @@ impl NodeRecord {
             last_heartbeat_ms: None,
             drain_deadline_ms: None,
             on_deadline: OnDeadline::default(),
+            bound_tags: None,
         }
     }
 }
@@ -63,6 +66,8 @@ pub struct TokenRecord {
     pub node_id: Option<NodeId>,
     /// The role that it admits.
     pub role: Role,
+    /// Tags that the node may claim; None where it may claim any.
+    pub tags: Option<Vec<Tag>>,
     pub created_at_ms: i64,
     pub expires_at_ms: i64,
     pub spent: Option<Spent>,
@@ -137,6 +142,7 @@ fn node(row: &AnyRow) -> Result<NodeRecord> {
         last_heartbeat_ms: time("last_heartbeat_ms")?,
         drain_deadline_ms: time("drain_deadline_ms")?,
         on_deadline: from_name("deadline policy", text("drain_on_deadline")?)?,
+        bound_tags: tags(row, "bound_tags")?,
     })
 }
 
@@ -148,11 +154,17 @@ fn token(row: &AnyRow) -> Result<TokenRecord> {
         secret_hash: bytes32(hash)?,
         node_id: node_id.map(NodeId::parse).transpose()?,
         role: from_name("role", row.try_get::<String, _>("role").map_err(read_failed)?)?,
+        tags: tags(row, "tags")?,
         created_at_ms: row.try_get("created_at_ms").map_err(read_failed)?,
         expires_at_ms: row.try_get("expires_at_ms").map_err(read_failed)?,
         spent: spent(row)?,
         revoked: row.try_get::<Option<i64>, _>("revoked_at_ms").map_err(read_failed)?.is_some(),
     })
+}
+
+fn tags(row: &AnyRow, column: &str) -> Result<Option<Vec<Tag>>> {
+    let text = row.try_get::<Option<String>, _>(column).map_err(read_failed)?;
+    text.map(|json| from_json("list of tags", &json)).transpose()
 }
 
 fn spent(row: &AnyRow) -> Result<Option<Spent>> {

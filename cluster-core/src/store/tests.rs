@@ -102,6 +102,7 @@ async fn a_token_is_spent_once_however_many_try() {
         token_id: token_id.clone(),
         secret_hash: [1; 32],
         node_id: None,
+        tags: None,
         created_at_ms: 0,
         expires_at_ms: 100,
         role: Role::Worker,

@@ -207,14 +207,16 @@ pub(super) async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Cha
 
 async fn put_node(node: &NodeRecord, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO nodes (node_id, role, public_key, desired, observed, capabilities, address, link,
-             site, version, sealed, registered_at_ms, last_heartbeat_ms, drain_deadline_ms, drain_on_deadline)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+             site, version, sealed, registered_at_ms, last_heartbeat_ms, drain_deadline_ms, drain_on_deadline,
+             bound_tags)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
          ON CONFLICT (node_id) DO UPDATE SET role = excluded.role, public_key = excluded.public_key,
              desired = excluded.desired, observed = excluded.observed, capabilities = excluded.capabilities,
              address = excluded.address, link = excluded.link, site = excluded.site,
              version = excluded.version, sealed = excluded.sealed,
              registered_at_ms = excluded.registered_at_ms, last_heartbeat_ms = excluded.last_heartbeat_ms,
-             drain_deadline_ms = excluded.drain_deadline_ms, drain_on_deadline = excluded.drain_on_deadline";
+             drain_deadline_ms = excluded.drain_deadline_ms, drain_on_deadline = excluded.drain_on_deadline,
+             bound_tags = excluded.bound_tags";
     let query = sqlx::query(sql)
         .bind(node.node_id.as_str())
         .bind(to_name(&node.role))
@@ -230,7 +232,8 @@ async fn put_node(node: &NodeRecord, to: &mut Transaction<'_, Any>) -> Changed {
         .bind(node.registered_at_ms)
         .bind(node.last_heartbeat_ms)
         .bind(node.drain_deadline_ms)
-        .bind(to_name(&node.on_deadline));
+        .bind(to_name(&node.on_deadline))
+        .bind(node.bound_tags.as_ref().map(to_json));
     done(query, to).await
 }
 
@@ -257,15 +260,16 @@ async fn remove_node(node_id: &NodeId, now_ms: i64, to: &mut Transaction<'_, Any
 
 async fn create_token(token: &TokenRecord, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO enrolment_tokens (token_id, secret_hash, node_id, role, created_at_ms,
-             expires_at_ms)
-         VALUES ($1, $2, $3, $4, $5, $6)";
+             expires_at_ms, tags)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)";
     let query = sqlx::query(sql)
         .bind(token.token_id.as_str())
         .bind(token.secret_hash.to_vec())
         .bind(token.node_id.as_ref().map(|id| id.as_str().to_owned()))
         .bind(to_name(&token.role))
         .bind(token.created_at_ms)
-        .bind(token.expires_at_ms);
+        .bind(token.expires_at_ms)
+        .bind(token.tags.as_ref().map(to_json));
     done(query, to).await
 }
 

@@ -63,6 +63,7 @@ async fn an_expired_token_says_so() {
         node_id: None,
         role: Role::Worker,
         lifetime: std::time::Duration::from_secs(1),
+        tags: None,
     };
     let grant = cluster.core().create_enrolment_token(order).await.unwrap();
     let mut node = Node::new(&cluster, "a", Role::Worker).await;
@@ -256,4 +257,32 @@ async fn absurd_capabilities_are_refused_by_field() {
     let error = client.register(session, &node.applicant, &own, node.interval).await.unwrap_err();
     assert!(error.message().contains("models"), "{error}");
     assert_eq!(cluster.peer("a").await.unwrap().capacity.gpus, 0);
+}
+
+#[tokio::test]
+async fn token_bounds_the_tags_of_its_node_over_restarts() {
+    let mut cluster = Cluster::start().await;
+    let [eu, gpu] = ["eu", "gpu"].map(|tag| cluster_core::ids::Tag::parse(tag).unwrap());
+    let order = cluster_core::core::EnrolmentOrder {
+        node_id: None,
+        role: Role::Worker,
+        lifetime: std::time::Duration::from_secs(60),
+        tags: Some(vec![eu.clone()]),
+    };
+    let grant = cluster.core().create_enrolment_token(order).await.unwrap();
+    assert_eq!(cluster.core().enrolment_tokens().await.unwrap()[0].tags, Some(vec![eu.clone()]));
+    let mut node = Node::new(&cluster, "a", Role::Worker).await;
+    node.attest(Some(&grant.token)).await.unwrap();
+    let mut own = crate::support::capabilities();
+    own.tags = vec![eu.clone(), gpu];
+    for _ in 0..2 {
+        let (client, session) = (&mut node.client, node.session.as_ref().unwrap());
+        client.register(session, &node.applicant, &own, node.interval).await.unwrap();
+        let peer = cluster.peer("a").await.unwrap();
+        assert_eq!(peer.tags, [eu.clone()]);
+        assert!(peer.problem.expect("it is shown").message.contains("gpu"));
+        cluster.restart().await;
+        node.reconnect(&cluster).await;
+        node.attest(None).await.unwrap();
+    }
 }

@@ -91,7 +91,7 @@ impl Cluster {
 
     pub async fn token_for(&self, role: Role, node_id: Option<&str>) -> EnrolmentGrant {
         let node_id = node_id.map(|id| NodeId::parse(id).unwrap());
-        let order = EnrolmentOrder { node_id, role, lifetime: Duration::from_secs(60) };
+        let order = EnrolmentOrder { node_id, role, lifetime: Duration::from_secs(60), tags: None };
         self.core().create_enrolment_token(order).await.unwrap()
     }
 

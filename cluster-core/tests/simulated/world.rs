@@ -84,7 +84,7 @@ impl World {
         let bound = node_id.clone();
         let issued = self.ask(async move |home: Running| {
             let lifetime = Duration::from_secs(900);
-            let order = TokenOrder { node_id: Some(bound), role: Role::Worker, lifetime };
+            let order = TokenOrder { node_id: Some(bound), role: Role::Worker, lifetime, tags: None };
             home.controller.issue_enrolment_token(order, None).await.unwrap().0
         });
         let applicant = Applicant {

@@ -6,7 +6,7 @@ use axum::{Json, extract::State};
 use cluster_core::{
     cluster::{controller::TokenView, peer::Role},
     core::{EnrolmentGrant, EnrolmentOrder},
-    ids::{EnrolmentTokenId, NodeId},
+    ids::{EnrolmentTokenId, NodeId, Tag},
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,9 @@ pub struct Create {
     role: Option<Role>,
     #[serde(default)]
     ttl_seconds: Option<u64>,
+    /// Tags that the node may claim; any where they are not given.
+    #[serde(default)]
+    tags: Option<Vec<Tag>>,
 }
 
 #[derive(Serialize)]
@@ -42,6 +45,7 @@ pub async fn create(State(api): State<Api>, Body(body): Body<Create>) -> Answer<
         node_id: body.node_id,
         role: body.role.unwrap_or(Role::Worker),
         lifetime: Duration::from_secs(check_range("ttl_seconds", seconds, 1..=TTL_SECONDS_MAX)?),
+        tags: body.tags,
     };
     Ok(Json(api.core.create_enrolment_token(order).await?))
 }

@@ -20,7 +20,7 @@ use crate::{
         Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PresentedToken, PublicKey,
         TOKEN_LIFETIME_SECS, statement,
     },
-    ids::{EnrolmentTokenId, NodeId, SessionId},
+    ids::{EnrolmentTokenId, NodeId, SessionId, Tag},
     rpc::{ClusterClock, Sealer},
     store::{TokenRecord, Write},
 };
@@ -83,6 +83,9 @@ pub struct TokenView {
     pub node_id: Option<NodeId>,
     /// The role that it admits.
     pub role: Role,
+    /// The only tags that the node can claim; absent where it can claim any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Vec<Tag>>,
     /// RFC 3339.
     pub created_at: String,
     pub expires_at: String,
@@ -115,6 +118,7 @@ impl TokenView {
             state,
             node_id: record.node_id,
             role: record.role,
+            tags: record.tags,
             created_at: rfc3339(record.created_at_ms),
             expires_at: rfc3339(record.expires_at_ms),
             used_by,
@@ -130,6 +134,8 @@ pub struct TokenOrder {
     pub node_id: Option<NodeId>,
     pub role: Role,
     pub lifetime: Duration,
+    /// Tags that the node may claim; None for any.
+    pub tags: Option<Vec<Tag>>,
 }
 
 /// The error where a token was spent or revoked since it was presented.
@@ -166,7 +172,8 @@ impl Controller {
                 Ok(record) => {
                     admitted = Some(record.role);
                     let bound = record.node_id.is_some();
-                    attestation.token = Some(PresentedToken { id: record.token_id, bound });
+                    let (id, tags) = (record.token_id, record.tags);
+                    attestation.token = Some(PresentedToken { id, bound, tags });
                 }
                 // A member shows its pinned key and needs no token, whatever became of the one it carries.
                 Err(error) if !self.is_pinned(&node_id, &key).await? => return Err(error),
@@ -274,7 +281,7 @@ impl Controller {
         // The pin may have changed since the first step. Key, token and record change in one step.
         let (known, enrolment) = (node_id.clone(), Enrolment::of(ticket.token.as_ref()));
         let enrols = ticket.token.is_some();
-        let token_id = ticket.token.map(|token| token.id);
+        let (token_id, tags) = ticket.token.map(|token| (token.id, token.tags)).unzip();
         let version = ticket.software_version;
         let attested = version.clone();
         let admitted = self.decide(move |membership, _| {
@@ -283,6 +290,7 @@ impl Controller {
                 Some(token_id) => {
                     let mut record = membership.enrol(&known, role, &key, sealed);
                     record.version = attested;
+                    record.bound_tags = tags.flatten();
                     vec![Change::Enrol { token_id, record: Box::new(record) }]
                 }
                 None => membership.attested(&known, sealed, &attested)?,
@@ -400,6 +408,7 @@ impl Controller {
             secret_hash: issued.secret_hash,
             node_id: order.node_id,
             role: order.role,
+            tags: order.tags,
             created_at_ms,
             expires_at_ms,
             spent: None,

@@ -7,10 +7,10 @@ use super::{
     unknown,
 };
 use crate::{
-    cluster::peer::{Desired, LinkKind, Observed, Role, Site},
+    cluster::peer::{Capabilities, Desired, LinkKind, Observed, Role, Site},
     error::{Error, ErrorCode, Result},
     identity::PublicKey,
-    ids::{CommandId, NodeId},
+    ids::{CommandId, NodeId, Tag},
     store::NodeRecord,
 };
 
@@ -163,7 +163,7 @@ impl Membership {
 
     pub fn register(&self, node_id: &NodeId, registration: Registration, now_ms: i64) -> Result<Vec<Change>> {
         let mut record = self.node(node_id)?.record.clone();
-        record.capabilities = registration.capabilities;
+        record.capabilities = within_bounds(registration.capabilities, &record);
         record.address = registration.address;
         record.observed = Observed::Active;
         record.registered_at_ms = Some(now_ms);
@@ -179,6 +179,16 @@ impl Membership {
         }
     }
 
+    /// Notes which tags the node claims beyond those that its token allows.
+    pub fn note_claims(&mut self, node_id: &NodeId, capabilities: &Capabilities) {
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            let claimed = capabilities.tags.iter();
+            let allowed = node.record.bound_tags.as_ref();
+            let beyond = |tag: &&Tag| allowed.is_some_and(|allowed| !allowed.contains(tag));
+            node.overclaimed = claimed.filter(beyond).cloned().collect();
+        }
+    }
+
     /// A good heartbeat, answered with the commands that are still open after it. A steady one changes
     /// nothing that is stored.
     pub fn heartbeat(
@@ -188,6 +198,9 @@ impl Membership {
         now_ms: i64,
     ) -> Result<(Vec<Change>, OpenCommands)> {
         self.heard(node_id, report.interval, now_ms);
+        if let Some(capabilities) = &report.capabilities {
+            self.note_claims(node_id, capabilities);
+        }
         let node = self.nodes.get_mut(node_id).ok_or_else(|| unknown(node_id))?;
         node.config = report.config.or(node.config.take());
         let mut changes = Vec::new();
@@ -207,6 +220,7 @@ impl Membership {
             changes.push(Change::Acknowledge { node_id: node_id.clone(), command_ids: known });
         }
         if let Some(capabilities) = report.capabilities {
+            let capabilities = within_bounds(capabilities, &node.record);
             // Free memory moves all the time and is not worth a write.
             node.record.capabilities.memory_mb_free = capabilities.memory_mb_free;
             if capabilities != node.record.capabilities {
@@ -270,9 +284,18 @@ impl Node {
     }
 }
 
+/// What a node says of itself, without the tags that its token does not allow.
+fn within_bounds(mut capabilities: Capabilities, record: &NodeRecord) -> Capabilities {
+    if let Some(allowed) = &record.bound_tags {
+        capabilities.tags.retain(|tag| allowed.contains(tag));
+    }
+    capabilities
+}
+
 /// A removed node that is admitted anew begins anew.
 fn reinstate(record: &mut NodeRecord) {
     if record.desired == Desired::Removed {
+        record.bound_tags = None;
         record.desired = Desired::Schedulable;
         record.observed = Observed::Expected;
         record.registered_at_ms = None;

@@ -114,6 +114,7 @@ mod tests {
             membership::Change,
             peer::{Capabilities, LinkKind, Observed, Role},
         },
+        error::{Error, ErrorCode},
         ids::Tag,
         store::NodeRecord,
     };
@@ -223,7 +224,8 @@ mod tests {
                 match step {
                     Step::Choose(strategy) => membership.set_strategy(strategy),
                     Step::Refuse(number) => {
-                        membership.refused(&id(number), &ExecutionId::mint(), "full".into(), 0);
+                        let full = Error::new(ErrorCode::ResourceExhausted, "full");
+                        membership.refused(&id(number), &ExecutionId::mint(), &full, 0);
                     }
                     Step::AskAgain => {
                         membership.forget_refusals(i64::MAX);

@@ -2,24 +2,47 @@
 //! its turn, and whoever waits is told why.
 
 use super::{Membership, Node};
-use crate::ids::{ExecutionId, NodeId};
+use crate::{
+    error::{Error, ErrorCode, Failure},
+    ids::{ExecutionId, NodeId},
+};
 
 /// Long enough not to ask as fast as a node can answer; its disk, say, is not free any sooner.
 const ASKED_AGAIN_AFTER_MS: i64 = 5_000;
+/// Only a person can change that, or the end of another controller.
+const FENCED_ASKED_AGAIN_AFTER_MS: i64 = 60_000;
 
 /// A node's own word.
 #[derive(Debug, Clone)]
 pub(super) struct Refusal {
+    code: ErrorCode,
     why: String,
     since_ms: i64,
 }
 
+impl Refusal {
+    /// A node that obeys another controller takes no work of this one, which a person must hear of. The
+    /// other refusals are about one execution.
+    pub fn problem(&self) -> Option<Failure> {
+        (self.code == ErrorCode::Fenced).then(|| Failure {
+            code: self.code,
+            message: format!("it refuses this controller: {}", self.why),
+            remedy: Some("end the other controller of this cluster, then restart this one".to_owned()),
+        })
+    }
+
+    fn pause_ms(&self) -> i64 {
+        if self.code == ErrorCode::Fenced { FENCED_ASKED_AGAIN_AFTER_MS } else { ASKED_AGAIN_AFTER_MS }
+    }
+}
+
 impl Membership {
     /// The node did not take what it was given. What that reserved is free again.
-    pub fn refused(&mut self, node_id: &NodeId, execution_id: &ExecutionId, why: String, now_ms: i64) {
+    pub fn refused(&mut self, node_id: &NodeId, execution_id: &ExecutionId, why: &Error, now_ms: i64) {
         self.release(execution_id);
         if let Some(node) = self.nodes.get_mut(node_id) {
-            node.refusal = Some(Refusal { why, since_ms: now_ms });
+            node.refusal =
+                Some(Refusal { code: why.code(), why: why.message().to_owned(), since_ms: now_ms });
             self.reorder(node_id);
         }
     }
@@ -32,7 +55,7 @@ impl Membership {
 
     /// True when some node may be asked again from now on.
     pub fn forget_refusals(&mut self, now_ms: i64) -> bool {
-        let is_over = |refusal: &Refusal| now_ms.saturating_sub(refusal.since_ms) >= ASKED_AGAIN_AFTER_MS;
+        let is_over = |refusal: &Refusal| now_ms.saturating_sub(refusal.since_ms) >= refusal.pause_ms();
         let mut asked_again = Vec::new();
         for node in self.nodes.values_mut() {
             if node.refusal.take_if(|refusal| is_over(refusal)).is_some() {

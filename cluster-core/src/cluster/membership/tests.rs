@@ -362,10 +362,12 @@ fn a_node_that_said_no_is_passed_over_for_a_moment_and_its_word_is_the_reason() 
     membership.set_strategy(PlacementStrategy::BinPack);
     let execution_id = ExecutionId::mint();
     assert_eq!(membership.place(&execution_id, &demand()).unwrap(), id("a"));
-    membership.refused(&id("a"), &execution_id, "its disk is full".into(), 0);
+    let refusal = |text: &str| Error::new(ErrorCode::ResourceExhausted, text);
+    membership.refused(&id("a"), &execution_id, &refusal("its disk is full"), 0);
     assert_eq!(membership.nodes[&id("a")].reserved.len(), 0);
     assert_eq!(membership.fit(&demand()).unwrap(), id("b"));
-    membership.refused(&id("b"), &execution_id, "so is this one".into(), 1_000);
+    membership.refused(&id("b"), &execution_id, &refusal("so is this one"), 1_000);
+    assert!(membership.view(&id("a"), 0).unwrap().problem.is_none());
     let no_fit = membership.fit(&demand()).unwrap_err();
     assert_eq!(no_fit.to_string(), "a: its disk is full; b: so is this one");
     assert!(no_fit.may_change());
@@ -447,4 +449,37 @@ fn node_that_contradicts_is_corrected_ever_more_seldom_and_shown() {
     assert_eq!(says(&mut membership, false, 3_600_000), 0);
     assert!(membership.view(&id("a"), 0).unwrap().problem.is_none());
     assert_eq!(says(&mut membership, true, 3_601_000), 1, "at once again");
+}
+
+#[test]
+fn node_that_obeys_another_controller_is_shown_and_passed_over() {
+    let mut membership = cluster(&["a"]);
+    let fenced = Error::new(ErrorCode::Fenced, "epoch 1 is before 2");
+    membership.refused(&id("a"), &ExecutionId::mint(), &fenced, 0);
+    let problem = membership.view(&id("a"), 0).unwrap().problem.expect("it is shown");
+    assert!(problem.code == ErrorCode::Fenced && problem.message.contains("epoch 1"), "{problem:?}");
+    assert!(membership.fit(&demand()).is_err());
+    assert!(!membership.forget_refusals(59_999));
+    assert!(membership.forget_refusals(60_000));
+    membership.fit(&demand()).unwrap();
+}
+
+#[test]
+fn node_has_only_the_tags_that_its_token_allows() {
+    let mut membership = cluster(&["a"]);
+    let [gpu, eu] = ["gpu", "eu"].map(|tag| Tag::parse(tag).unwrap());
+    let mut record = membership.record(&id("a")).unwrap().clone();
+    record.bound_tags = Some(vec![eu.clone()]);
+    apply(&mut membership, vec![Change::Put(Box::new(record))], 0);
+    let claim = |membership: &mut Membership, tags: &[&Tag]| {
+        let tags = tags.iter().map(|tag| (*tag).clone()).collect();
+        let capabilities = Some(Capabilities { tags, ..capabilities() });
+        report(membership, "a", Report { capabilities, ..Default::default() }, 1);
+        membership.view(&id("a"), 1).unwrap()
+    };
+    let view = claim(&mut membership, &[&gpu, &eu]);
+    assert_eq!(view.tags, [eu.clone()]);
+    assert!(view.problem.expect("it is shown").message.contains("gpu"));
+    let view = claim(&mut membership, &[&eu]);
+    assert_eq!((view.tags, view.problem), (vec![eu], None));
 }

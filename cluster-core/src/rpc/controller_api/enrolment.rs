@@ -42,7 +42,7 @@ impl ControllerApi {
             "" => None,
             text => Some(NodeId::parse(text)?),
         };
-        let order = TokenOrder { node_id, role: Role::Worker, lifetime: LIFETIME };
+        let order = TokenOrder { node_id, role: Role::Worker, lifetime: LIFETIME, tags: None };
         let ca = self.0.settings.authority.as_ref().map(|authority| authority.fingerprint());
         let (issued, expires_at_ms) = self.0.controller.issue_enrolment_token(order, ca).await?;
         let endpoint = self.0.settings.endpoint.clone();

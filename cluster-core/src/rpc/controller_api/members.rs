@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// A worker holds at most as many.
+const RUNNING_MAX: usize = 4_096;
+
 /// What shows that a node holds the key it wants to change to.
 pub(super) struct NewKeyProof {
     pub key: Vec<u8>,
@@ -54,6 +57,12 @@ impl ControllerApi {
         let acknowledged =
             inner.acknowledged_command_ids.into_iter().map(CommandId::parse).collect::<Result<Vec<_>>>()?;
         let capabilities = inner.capabilities.map(capabilities_from_wire).transpose()?;
+        if inner.running.len() > RUNNING_MAX {
+            return Err(Error::invalid(format!(
+                "the heartbeat names {} executions; at most {RUNNING_MAX} are taken",
+                inner.running.len()
+            )));
+        }
         let held = inner.running.into_iter().map(held_from_wire).collect::<Result<Vec<_>>>()?;
         let draining = match pb::NodeStatus::try_from(inner.status) {
             Ok(pb::NodeStatus::Draining) => Some(true),

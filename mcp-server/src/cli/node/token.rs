@@ -42,6 +42,9 @@ pub enum Token {
         /// The role that it admits; others than worker may see all nodes
         #[arg(long, value_enum, default_value = "worker")]
         role: TokenRole,
+        /// A tag that the node may claim; repeat it for more [default: any]
+        #[arg(long = "tag", value_name = "TAG")]
+        tags: Vec<String>,
     },
     /// List the tokens, without their secrets
     List,
@@ -61,8 +64,12 @@ impl Token {
         const TOKENS: &str = "/v1/cluster/enrolment-tokens";
         let client = context.client()?;
         match self {
-            Token::Create { node_id, ttl, role } => {
-                let body = json!({ "node_id": node_id, "ttl_seconds": ttl.as_secs(), "role": role.name() });
+            Token::Create { node_id, ttl, role, tags } => {
+                let mut body =
+                    json!({ "node_id": node_id, "ttl_seconds": ttl.as_secs(), "role": role.name() });
+                if !tags.is_empty() {
+                    body["tags"] = json!(tags);
+                }
                 let grant: EnrolmentGrant = client.post(TOKENS, &body).await?;
                 context.output.show(&grant, || grant.token.clone())?;
                 if context.output.is_human() {
