@@ -436,6 +436,11 @@ impl Controller {
         self.send(true, set).await
     }
 
+    /// Notes why the SSH connection of a node is down, or that nothing is known against it.
+    pub async fn set_link_failure(&self, node_id: NodeId, failure: Option<Failure>) -> Result<()> {
+        self.with_placement(move |membership| membership.set_link_failure(&node_id, failure)).await
+    }
+
     pub async fn views(&self) -> Result<Vec<PeerView>> {
         let views = self.decide(|membership, now_ms| Ok((Vec::new(), membership.views(now_ms)))).await?;
         Ok(views.into_iter().map(|view| self.with_contention(view)).collect())

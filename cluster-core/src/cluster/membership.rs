@@ -183,6 +183,8 @@ struct Node {
     /// Between its heartbeats, as it told.
     interval: Option<Duration>,
     link_up: bool,
+    /// Cause of a link that is down, as far as the controller knows it.
+    link_failure: Option<Failure>,
     reserved: BTreeMap<ExecutionId, Amounts>,
     /// The sum of what is reserved.
     used: Amounts,
@@ -261,6 +263,7 @@ impl Membership {
                     interval: None,
                     // Others are reached once their link stands, or once they have registered.
                     link_up: record.link == LinkKind::Local,
+                    link_failure: None,
                     reserved: BTreeMap::new(),
                     used: Amounts::default(),
                     commands: Vec::new(),
@@ -377,6 +380,12 @@ impl Membership {
         }
     }
 
+    pub fn set_link_failure(&mut self, node_id: &NodeId, failure: Option<Failure>) {
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            node.link_failure = failure;
+        }
+    }
+
     pub fn views(&self, now_ms: i64) -> Vec<PeerView> {
         self.nodes.values().map(|node| node.view(now_ms)).collect()
     }
@@ -456,6 +465,10 @@ impl Node {
     }
 
     fn problem(&self) -> Option<Failure> {
+        if let Some(failure) = self.link_failure.as_ref().filter(|_| !self.link_up) {
+            let message = format!("its SSH connection is down: {}", failure.message);
+            return Some(Failure { message, ..failure.clone() });
+        }
         if let Some(why) = self.blocked().filter(|why| !matches!(*why, DRAINING | REMOVING)) {
             return Some(Failure { code: ErrorCode::Unavailable, message: why.to_owned(), remedy: None });
         }

@@ -147,11 +147,22 @@ impl Nodes {
         let (controller, watched) = (self.0.controller.clone(), node_id.clone());
         let probed = Arc::downgrade(&link);
         tokio::spawn(async move {
+            let mut told = None;
             loop {
-                let connected = matches!(*state.borrow_and_update(), LinkState::Up { .. });
+                let (connected, failure) = {
+                    let state = state.borrow_and_update();
+                    (matches!(*state, LinkState::Up { .. }), state.failure().cloned())
+                };
                 // A worker that died behind a living connection must get no work either.
                 let up = connected && answers(&probed, &controller, &watched).await;
-                if controller.set_link(watched.clone(), up).await.is_err() {
+                let reported = async {
+                    if told != failure {
+                        controller.set_link_failure(watched.clone(), failure.clone()).await?;
+                        told = failure;
+                    }
+                    controller.set_link(watched.clone(), up).await
+                };
+                if reported.await.is_err() {
                     return;
                 }
                 let interval = if connected && !up { ABSENCE_INTERVAL } else { PRESENCE_INTERVAL };

@@ -31,7 +31,7 @@ use super::{
     forward::HostEnd,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorCode, Failure, Result},
     ids::NodeId,
 };
 
@@ -64,7 +64,17 @@ pub struct LinkSettings {
 pub enum LinkState {
     Connecting,
     Up { since_ms: i64 },
-    Down { reason: String, since_ms: i64 },
+    Down { failure: Failure, since_ms: i64 },
+}
+
+impl LinkState {
+    /// Returns why the link is down.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Connecting | Self::Up { .. } => None,
+            Self::Down { failure, .. } => Some(failure),
+        }
+    }
 }
 
 /// Ends the link when dropped; [`LinkHandle::stop`] also waits for it.
@@ -108,7 +118,9 @@ impl LinkHandle {
     /// A fresh channel to the node.
     pub async fn connect_node(&self) -> io::Result<SshStream> {
         let Some(connection) = self.current.load_full() else {
-            let text = format!("the link of {} is down: {:?}", self.settings.node, *self.state.borrow());
+            let state = self.state.borrow();
+            let why = state.failure().map_or("it is being opened", |failure| failure.message.as_str());
+            let text = format!("the SSH connection of {} is down: {why}", self.settings.node);
             return Err(io::Error::new(io::ErrorKind::NotConnected, text));
         };
         connection.open_channel(&self.settings.node_end).await.map_err(io::Error::other)
@@ -156,7 +168,11 @@ struct Supervisor {
 /// Why a connection's time was over.
 enum End {
     Stopped,
-    Lost(String),
+    Lost(Failure),
+}
+
+fn lost(reason: impl Into<String>) -> End {
+    End::Lost(Failure { code: ErrorCode::HostUnreachable, message: reason.into(), remedy: None })
 }
 
 impl Supervisor {
@@ -175,11 +191,11 @@ impl Supervisor {
                 Err(None) => End::Stopped,
                 Err(Some(error)) => {
                     tracing::warn!(node = %self.settings.node, error = %error.chain(), "link cannot be made");
-                    End::Lost(error.to_string())
+                    End::Lost(Failure::from(&error))
                 }
             };
-            let End::Lost(reason) = end else { return };
-            self.down(reason);
+            let End::Lost(failure) = end else { return };
+            self.down(failure);
             if begun.elapsed() >= STEADY_AFTER {
                 delays = backoff.build();
             }
@@ -219,11 +235,11 @@ impl Supervisor {
         tracing::info!(node = %self.settings.node, host = %connection.target(), "link is up");
         let end = loop {
             tokio::select! {
-                reason = connection.closed() => break End::Lost(reason),
+                reason = connection.closed() => break lost(reason),
                 () = self.cancel.cancelled() => break End::Stopped,
                 stream = streams.recv() => match stream {
                     Some(io) => self.hand_over(io),
-                    None => break End::Lost("the forward ended".to_owned()),
+                    None => break lost("the forward ended"),
                 },
             }
         };
@@ -243,9 +259,9 @@ impl Supervisor {
         }
     }
 
-    fn down(&self, reason: String) {
-        tracing::warn!(node = %self.settings.node, %reason, "link is down");
-        self.state.send_replace(LinkState::Down { reason, since_ms: now_ms() });
+    fn down(&self, failure: Failure) {
+        tracing::warn!(node = %self.settings.node, reason = %failure.message, "link is down");
+        self.state.send_replace(LinkState::Down { failure, since_ms: now_ms() });
     }
 }
 

@@ -67,8 +67,8 @@ impl Link {
         let mut state = self.handle.state();
         let down = state.wait_for(|state| matches!(state, LinkState::Down { .. }));
         let down = timeout(NOTICED, down).await.expect("noticed in time").unwrap().clone();
-        let LinkState::Down { reason, .. } = down else { unreachable!() };
-        reason
+        let LinkState::Down { failure, .. } = down else { unreachable!() };
+        failure.message
     }
 
     /// There and back.

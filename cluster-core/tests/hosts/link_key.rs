@@ -100,7 +100,9 @@ async fn the_links_own_key_forwards_and_does_nothing_else() {
         run(&root, r#"! ls ~/.ssh/aegis-link-* 2>/dev/null"#, &[]).await;
         cut(&host, &mut link).await;
         let mut state = link.handle.state();
-        let no_login = |state: &LinkState| matches!(state, LinkState::Down { reason, .. } if reason.contains("no such file"));
+        let no_login = |state: &LinkState| {
+            state.failure().is_some_and(|failure| failure.message.contains("no such file"))
+        };
         let down = timeout(LIMIT, state.wait_for(no_login)).await.map(|down| down.is_ok());
         assert_eq!(down, Ok(true), "{:?}", *link.handle.state().borrow());
         std::fs::copy(&host.key_path, &login).unwrap();

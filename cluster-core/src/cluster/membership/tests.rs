@@ -200,6 +200,24 @@ fn a_node_behind_a_cut_connection_gets_no_work() {
 }
 
 #[test]
+fn view_tells_why_an_ssh_connection_is_down() {
+    let mut membership = cluster(&["a"]);
+    let failure = Failure {
+        code: ErrorCode::HostKeyChanged,
+        message: "the key of a has changed".to_owned(),
+        remedy: Some("run: aegis host forget a".to_owned()),
+    };
+    membership.set_link_failure(&id("a"), Some(failure.clone()));
+    assert!(membership.view(&id("a"), 0).unwrap().problem.is_none(), "the link is up");
+    membership.set_link(&id("a"), false);
+    let problem = membership.view(&id("a"), 0).unwrap().problem.unwrap();
+    assert_eq!((problem.code, problem.remedy), (failure.code, failure.remedy));
+    assert_eq!(problem.message, "its SSH connection is down: the key of a has changed");
+    membership.set_link_failure(&id("a"), None);
+    assert!(membership.view(&id("a"), 0).unwrap().problem.is_some(), "its worker does not answer");
+}
+
+#[test]
 fn a_removal_drains_first_and_unpins_the_key() {
     let mut membership = cluster(&["a", "b"]);
     let execution = ExecutionId::mint();
