@@ -279,7 +279,7 @@ async fn token_bounds_the_tags_of_its_node_over_restarts() {
         let (client, session) = (&mut node.client, node.session.as_ref().unwrap());
         client.register(session, &node.applicant, &own, node.interval).await.unwrap();
         let peer = cluster.peer("a").await.unwrap();
-        assert_eq!(peer.tags, [eu.clone()]);
+        assert_eq!(peer.tags, std::slice::from_ref(&eu));
         assert!(peer.problem.expect("it is shown").message.contains("gpu"));
         cluster.restart().await;
         node.reconnect(&cluster).await;

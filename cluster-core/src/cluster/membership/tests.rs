@@ -496,7 +496,7 @@ fn node_has_only_the_tags_that_its_token_allows() {
         membership.view(&id("a"), 1).unwrap()
     };
     let view = claim(&mut membership, &[&gpu, &eu]);
-    assert_eq!(view.tags, [eu.clone()]);
+    assert_eq!(view.tags, std::slice::from_ref(&eu));
     assert!(view.problem.expect("it is shown").message.contains("gpu"));
     let view = claim(&mut membership, &[&eu]);
     assert_eq!((view.tags, view.problem), (vec![eu], None));
