@@ -97,15 +97,15 @@ pub async fn run(options: Options) -> Result<()> {
     follow_log_level(&core, set_level, stop.clone());
     let has_tls = tls.is_some();
     let listening = Listening { core: core.clone(), settings, guard, catalogue, tls, stop: stop.clone() };
-    let listeners = listening.spawn(&data, listener).and_then(|listeners| {
-        files::write_address(&data, address, has_tls)?;
-        files::write_config_path(&data, loaded.path.as_deref())?;
-        Ok(listeners)
-    });
+    // Clients read the files as soon as a socket answers.
+    let listeners = files::write_address(&data, address, has_tls)
+        .and_then(|()| files::write_config_path(&data, loaded.path.as_deref()))
+        .and_then(|()| listening.spawn(&data, listener));
     let mut listeners = match listeners {
         Ok(listeners) => listeners,
         Err(error) => {
             core.shutdown().await;
+            files::remove_address(&data);
             return Err(error);
         }
     };

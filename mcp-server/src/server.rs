@@ -11,10 +11,10 @@ use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
         CacheScope, CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult,
-        GetPromptRequestParams, GetPromptResponse, Implementation, ListPromptsResult,
-        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
-        SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
+        CustomRequest, CustomResult, ErrorCode as ProtocolCode, GetPromptRequestParams, GetPromptResponse,
+        Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
+        PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
+        ServerConfig, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
@@ -165,6 +165,27 @@ impl AegisServer {
     }
 }
 
+/// Methods of the protocol with parameters, each with their shape.
+const SHAPES: [(&str, &str); 6] = [
+    ("tools/call", "name must be a string and arguments an object"),
+    ("resources/read", "uri must be a string"),
+    ("resources/subscribe", "uri must be a string"),
+    ("resources/unsubscribe", "uri must be a string"),
+    ("prompts/get", "name must be a string and arguments an object of strings"),
+    ("completion/complete", "ref and argument must be objects"),
+];
+
+/// Returns the error for a method that is unknown, or whose parameters are not of its shape.
+fn unreadable(method: &str) -> ErrorData {
+    match SHAPES.iter().find(|(known, _)| *known == method) {
+        Some((known, shape)) => ErrorData::invalid_params(format!("{known}: {shape}"), None),
+        None => {
+            let method = cluster_core::ids::shown(method);
+            ErrorData::new(ProtocolCode::METHOD_NOT_FOUND, format!("there is no method {method}"), None)
+        }
+    }
+}
+
 impl ServerHandler for AegisServer {
     #[expect(deprecated, reason = "log messages are for older clients")]
     fn get_info(&self) -> ServerConfig {
@@ -267,6 +288,15 @@ impl ServerHandler for AegisServer {
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
         self.subscriptions.listen(&self.core, &context).await
+    }
+
+    /// Answers a request that rmcp could not read as one of the protocol's own.
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        Err(unreadable(&request.method))
     }
 
     #[expect(deprecated, reason = "older clients are served")]
@@ -390,6 +420,22 @@ mod tests {
         client.initialize().await;
         let answer = client.ask(call("rm_rf", &json!({}))).await;
         assert_eq!(answer["error"]["code"], -32602);
+    }
+
+    #[tokio::test]
+    async fn parameters_of_another_shape_are_invalid_params() {
+        let mut client = Client::of(server().await);
+        client.initialize().await;
+        for params in [json!({"name": "list_peers", "arguments": []}), json!({"name": 5})] {
+            let answer = client
+                .ask(json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": params}))
+                .await;
+            assert_eq!(answer["error"]["code"], -32602, "{answer}");
+        }
+        let long = "x".repeat(100_000);
+        let answer = client.ask(json!({"jsonrpc": "2.0", "id": 8, "method": long})).await;
+        assert_eq!(answer["error"]["code"], -32601);
+        assert!(answer.to_string().len() < 1000, "the method comes back whole");
     }
 
     #[test]

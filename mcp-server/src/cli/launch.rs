@@ -70,10 +70,12 @@ pub async fn ensure(context: &Context, config: &ConfigChoice, started_by: Starte
     let deadline = Instant::now() + START_TIME_MAX;
     let turn = take_turn(&data_dir, deadline).await?;
     let start = || spawn(context, &data_dir, config, started_by);
+    let log_start = std::fs::metadata(data_dir.join(LOG_FILE)).map_or(0, |log| log.len());
     // Somebody else may have started it while we waited.
     let child = if health(&client).await.is_ok() { None } else { Some(start()?) };
     let started = child.is_some();
-    let health = await_ready(&client, &data_dir, child, start, deadline).await?;
+    let log = Log { path: data_dir.join(LOG_FILE), start: log_start };
+    let health = await_ready(&client, &data_dir, &log, child, start, deadline).await?;
     drop(turn);
     Ok(Launched { data_dir, client, health, started })
 }
@@ -163,6 +165,7 @@ fn spawn(context: &Context, data_dir: &Path, config: &ConfigChoice, started_by: 
 async fn await_ready(
     client: &Client,
     data_dir: &Path,
+    log: &Log,
     mut child: Option<Child>,
     start: impl Fn() -> Result<Child>,
     deadline: Instant,
@@ -187,9 +190,9 @@ async fn await_ready(
             if status.code() != Some(conflict) || starts >= STARTS_MAX {
                 return Err(Error::new(
                     ErrorCode::Unavailable,
-                    format!("the daemon ended at its start ({status}):\n{}", log_end(data_dir)),
+                    format!("the daemon ended at its start ({status}):\n{}", log.end()),
                 )
-                .remedy(format!("the whole log is {}", data_dir.join(LOG_FILE).display())));
+                .remedy(format!("the whole log is {}", log.path.display())));
             }
             if known.is_err() && DataDirectory::own(data_dir).is_ok() {
                 child = Some(start()?);
@@ -201,26 +204,36 @@ async fn await_ready(
                 ErrorCode::Timeout,
                 format!("the daemon is not up after {} s", START_TIME_MAX.as_secs()),
             )
-            .remedy(format!("see {}", data_dir.join(LOG_FILE).display())));
+            .remedy(format!("see {}", log.path.display())));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// The last lines of the log, as an answer to "why".
-fn log_end(data_dir: &Path) -> String {
-    let read = || -> std::io::Result<String> {
-        let mut file = File::open(data_dir.join(LOG_FILE))?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_SHOWN_MAX)))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let text = read().unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(LOG_LINES_SHOWN_MAX);
-    lines[from..].join("\n")
+/// The daemon's log, and where this start begins in it.
+struct Log {
+    path: PathBuf,
+    start: u64,
+}
+
+impl Log {
+    /// Returns the last lines that this start wrote.
+    fn end(&self) -> String {
+        let read = || -> std::io::Result<String> {
+            let mut file = File::open(&self.path)?;
+            let length = file.metadata()?.len();
+            // A log that is shorter than before was put aside at this start.
+            let start = if self.start <= length { self.start } else { 0 };
+            file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_SHOWN_MAX).max(start)))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let text = read().unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let from = lines.len().saturating_sub(LOG_LINES_SHOWN_MAX);
+        lines[from..].join("\n")
+    }
 }
 
 fn unusable(path: &Path, e: std::io::Error) -> Error {
@@ -232,6 +245,18 @@ fn unusable(path: &Path, e: std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn log_end_shows_lines_of_this_start_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOG_FILE);
+        std::fs::write(&path, "ERROR of yesterday\n").unwrap();
+        let log = Log { path: path.clone(), start: std::fs::metadata(&path).unwrap().len() };
+        std::fs::write(&path, "ERROR of yesterday\nERROR of today\n").unwrap();
+        assert_eq!(log.end(), "ERROR of today");
+        std::fs::write(&path, "short\n").unwrap();
+        assert_eq!(log.end(), "short", "the old log was put aside");
+    }
 
     #[test]
     fn another_configuration_than_the_running_one_is_refused() {

@@ -86,6 +86,18 @@ pub struct NoMessage {
     pub answer: Bytes,
 }
 
+/// Members of a message, none of which may stand twice.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "only read to find members that stand twice")]
+struct Members {
+    jsonrpc: Option<IgnoredAny>,
+    id: Option<IgnoredAny>,
+    method: Option<IgnoredAny>,
+    params: Option<IgnoredAny>,
+    result: Option<IgnoredAny>,
+    error: Option<IgnoredAny>,
+}
+
 /// One line of the client.
 pub fn read_client(line: &[u8]) -> Result<FromClient, NoMessage> {
     let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
@@ -96,6 +108,10 @@ pub fn read_client(line: &[u8]) -> Result<FromClient, NoMessage> {
     let Value::Object(message) = value else {
         return Err(invalid(None, "a line holds one JSON-RPC message, an object"));
     };
+    // The daemon would refuse the line without an id, and its answer would be awaited for ever.
+    if serde_json::from_slice::<Members>(line).is_err() {
+        return Err(invalid(None, "a member of the message stands twice"));
+    }
     let id = message.get("id").and_then(Id::of);
     if message.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
         return Err(invalid(id.as_ref(), "the message does not say \"jsonrpc\": \"2.0\""));
@@ -293,6 +309,7 @@ mod tests {
             ("hello", PARSE_ERROR, Value::Null),
             ("[]", INVALID_REQUEST, Value::Null),
             ("{}", INVALID_REQUEST, Value::Null),
+            (r#"{"jsonrpc":"2.0","id":7,"id":8,"method":"ping"}"#, INVALID_REQUEST, Value::Null),
             (r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#, INVALID_REQUEST, Value::Null),
             (r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, INVALID_REQUEST, Value::Null),
             (r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, INVALID_REQUEST, 1.into()),

@@ -24,9 +24,9 @@ use crate::{
 /// Docker tells of changes only by being asked: often at first, since most services are up at once.
 const POLL_INTERVAL_FIRST: Duration = Duration::from_millis(50);
 const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
-const TOKEN_REMEDY: &str = "the tunnel token may be wrong, or the host cannot reach Cloudflare; the last log \
-                            lines are in the deployment's log_tail";
-const LOG_REMEDY: &str = "its last log lines are in the deployment's log_tail";
+const TOKEN_REMEDY: &str = "the tunnel token may be wrong, or the host cannot reach Cloudflare; the end of its log \
+                            is in untrusted_log_tail of get_deployment_status, and `aegis deployments ID` prints it";
+const LOG_REMEDY: &str = "the end of its log is in untrusted_log_tail of get_deployment_status, and `aegis deployments ID` prints it";
 
 /// Which service failed, and why.
 #[derive(Debug)]
