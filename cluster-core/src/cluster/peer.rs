@@ -103,6 +103,11 @@ pub struct Amounts {
 }
 
 impl Amounts {
+    /// Above what one machine has: the largest servers of today, with room. A node that states or reports
+    /// more is refused.
+    pub const MAX: Self =
+        Self { cpu_millicores: 4_096_000, memory_mb: 128 * 1024 * 1024, gpus: 128, vram_gb: 65_536 };
+
     pub fn plus(self, other: Self) -> Self {
         Self {
             cpu_millicores: self.cpu_millicores.saturating_add(other.cpu_millicores),
@@ -120,6 +125,11 @@ impl Amounts {
             vram_gb: self.vram_gb.saturating_sub(other.vram_gb),
         }
     }
+}
+
+impl Capabilities {
+    pub const DISK_GB_MAX: u32 = 100_000_000;
+    pub const TAGS_MAX: usize = 64;
 }
 
 /// What a node says that it has and is.

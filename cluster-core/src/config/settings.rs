@@ -16,7 +16,10 @@ use super::{
 use crate::{
     agents::runtimes,
     audit::AuditSettings,
-    cluster::{peer::Role, placement::PlacementStrategy},
+    cluster::{
+        peer::{Amounts, Capabilities, Role},
+        placement::PlacementStrategy,
+    },
     error::{Error, ErrorCode, Result},
     execution::{image_reference::check_image, settings::ExecutionSettings},
     identity::{Fingerprint, PublicKey, TOKEN_LIFETIME_SECS, TransitSettings},
@@ -192,6 +195,7 @@ impl Settings {
         };
         let enabled = cluster.enabled.unwrap_or(spec.cluster.is_some());
         let role = if enabled { cluster.role.unwrap_or(Role::Hybrid) } else { Role::Hybrid };
+        check_stated(&spec.node)?;
         let controller = controller(&cluster.controller)?;
         if role == Role::Worker && controller.is_none() {
             return Err(invalid(
@@ -307,6 +311,29 @@ fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSett
         })?),
     };
     Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key, ca }))
+}
+
+/// What a node states of itself. Its controller refuses more than this, so that a layer with more would keep
+/// nodes out of the cluster.
+fn check_stated(node: &super::schema::Node) -> Result<()> {
+    let resources = &node.resources;
+    let max = Amounts::MAX;
+    for (key, stated, max) in [
+        ("cpu_cores", resources.cpu_cores, max.cpu_millicores / 1000),
+        ("memory_gb", resources.memory_gb, max.memory_mb / 1024),
+        ("disk_gb", resources.disk_gb, Capabilities::DISK_GB_MAX),
+        ("gpu_count", resources.gpu_count, max.gpus),
+        ("vram_gb", resources.vram_gb, max.vram_gb),
+    ] {
+        if let Some(stated) = stated.filter(|stated| *stated > max) {
+            return Err(invalid(format!("spec.node.resources.{key}: {stated} is above {max}")));
+        }
+    }
+    if node.tags.len() > Capabilities::TAGS_MAX {
+        let (count, max) = (node.tags.len(), Capabilities::TAGS_MAX);
+        return Err(invalid(format!("spec.node.tags: {count} tags are given, and at most {max} are kept")));
+    }
+    Ok(())
 }
 
 fn images(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {

@@ -17,18 +17,11 @@ use crate::{
 };
 
 /// Bounds of what a node says of itself: it is kept, and shown to people and assistants.
-const TAGS_MAX: usize = 64;
 const MODELS_MAX: usize = 128;
 const RUNTIMES_MAX: usize = 32;
 const MODEL_BYTES_MAX: usize = 128;
 const WORD_BYTES_MAX: usize = 64;
 const ADDRESS_BYTES_MAX: usize = 300;
-/// Above what one machine has: the largest servers of today, with room.
-const CORES_MAX: u32 = 4_096;
-const MEMORY_MB_MAX: u32 = 128 * 1024 * 1024;
-const GPUS_MAX: u32 = 128;
-const VRAM_GB_MAX: u32 = 65_536;
-const DISK_GB_MAX: u32 = 100_000_000;
 
 pub fn role_to_wire(role: Role) -> pb::NodeRole {
     match role {
@@ -75,18 +68,18 @@ pub fn capabilities_from_wire(theirs: pb::NodeCapabilities) -> Result<Capabiliti
         0 => theirs.available_memory_gb.saturating_mul(1024),
         own => own,
     };
-    let gpus = at_most("gpu_count", theirs.gpu_count, GPUS_MAX)?;
+    let gpus = at_most("gpu_count", theirs.gpu_count, Amounts::MAX.gpus)?;
     let total = Amounts {
-        cpu_millicores: at_most("cpu_cores", theirs.cpu_cores, CORES_MAX)? * 1000,
-        memory_mb: at_most("memory_mb", memory_mb, MEMORY_MB_MAX)?,
+        cpu_millicores: at_most("cpu_cores", theirs.cpu_cores, Amounts::MAX.cpu_millicores / 1000)? * 1000,
+        memory_mb: at_most("memory_mb", memory_mb, Amounts::MAX.memory_mb)?,
         gpus,
-        vram_gb: at_most("vram_gb", theirs.vram_gb, VRAM_GB_MAX)?,
+        vram_gb: at_most("vram_gb", theirs.vram_gb, Amounts::MAX.vram_gb)?,
     };
-    few("tags", theirs.tags.len(), TAGS_MAX)?;
+    few("tags", theirs.tags.len(), Capabilities::TAGS_MAX)?;
     Ok(Capabilities {
         total,
-        disk_gb: at_most("disk_gb", theirs.disk_gb, DISK_GB_MAX)?,
-        memory_mb_free: at_most("memory_mb_free", theirs.memory_mb_free, MEMORY_MB_MAX)?,
+        disk_gb: at_most("disk_gb", theirs.disk_gb, Capabilities::DISK_GB_MAX)?,
+        memory_mb_free: at_most("memory_mb_free", theirs.memory_mb_free, Amounts::MAX.memory_mb)?,
         runtimes: names("supported_runtimes", theirs.supported_runtimes, RUNTIMES_MAX, WORD_BYTES_MAX)?,
         tags: theirs.tags.into_iter().map(Tag::parse).collect::<Result<_>>()?,
         models: names("models", theirs.models, MODELS_MAX, MODEL_BYTES_MAX)?,

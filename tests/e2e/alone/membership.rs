@@ -92,7 +92,7 @@ async fn a_machine_joins_changes_its_key_and_leaves_by_hand() {
     // Its key alone does not bring it back.
     assert!(machine.cli_with(&up, &environment).await.failed().contains("not ready"));
     until("it is told that it was removed", LIMIT, async || {
-        machine.cli(&["status"]).await.succeeded().contains("was used before").then_some(())
+        machine.cli(&["status"]).await.succeeded().contains("was removed").then_some(())
     })
     .await;
     machine.cli(&["stop"]).await.succeeded();
