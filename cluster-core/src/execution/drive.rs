@@ -330,7 +330,7 @@ async fn store(
             break;
         }
         events.push((event.sequence, encoding::encode(&record.execution_id, &event)));
-        apply(record, &event);
+        apply(record, &event, now_ms());
     }
     if !events.is_empty() {
         let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };

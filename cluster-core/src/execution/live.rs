@@ -130,7 +130,7 @@ impl Shared {
         let sequence = record.last_sequence + 1;
         let event = EventView { sequence, attempt: record.attempt, time_ms: now_ms(), kind };
         let events = vec![(sequence, encoding::encode(&record.execution_id, &event))];
-        projection::note(record, &event);
+        projection::note(record, &event, event.time_ms);
         let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
         self.store.write(Write::Execution(write)).await?;
         live.view.send_replace(record.view());

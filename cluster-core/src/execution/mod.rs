@@ -19,6 +19,7 @@ pub mod encoding;
 mod fail_point;
 mod gpus;
 pub mod image_reference;
+mod journal;
 pub mod lifecycle;
 pub mod live;
 pub mod log;

@@ -31,8 +31,9 @@ impl Order {
     }
 }
 
-/// Variables that are never shown. They lie in the worker's journal (0600, like the engine's own record of
-/// the container's environment) until the execution is released.
+/// Variables whose values are never shown. They lie in a file of the worker's journal (0600) until the execution
+/// has ended, since each iteration creates a container; the engine's own record of a container has them as long as
+/// the container.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretEnv(pub BTreeMap<String, String>);
 

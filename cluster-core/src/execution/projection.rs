@@ -25,8 +25,8 @@ fn shown(event: &EventView) -> Option<Input> {
     Some(Input::Shown { attempt: event.attempt, state: event.kind.state()?, by_node })
 }
 
-/// What an event of its node's shows of an execution.
-pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView) {
+/// Applies what an event of its node shows of an execution, received at `now_ms`.
+pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView, now_ms: i64) {
     let step = shown(event).map_or(Step::Stay, |input| record.life().next(input));
     match step {
         Step::Become(state) => record.state = state,
@@ -37,16 +37,24 @@ pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView) {
         }
         Step::Stay | Step::GiveUp => {}
     }
-    note(record, event);
+    note(record, event, now_ms);
 }
 
-/// What else an event tells, beside the state.
-pub(super) fn note(record: &mut ExecutionRecord, event: &EventView) {
+/// Returns the time of an event as the controller takes it. Retention, readers and the order of times rely on it, so
+/// that a node's clock counts only where it is possible: after the submission and not after the receipt.
+fn time_of(record: &ExecutionRecord, event: &EventView, now_ms: i64) -> i64 {
+    let earliest = record.started_at_ms.unwrap_or(record.created_at_ms);
+    if (earliest..=now_ms).contains(&event.time_ms) { event.time_ms } else { now_ms.max(earliest) }
+}
+
+/// Applies what an event tells beside the state.
+pub(super) fn note(record: &mut ExecutionRecord, event: &EventView, now_ms: i64) {
+    let time_ms = time_of(record, event, now_ms);
     record.last_sequence = event.sequence;
     match &event.kind {
         EventKind::IterationStarted { iteration } => {
             record.iteration = *iteration;
-            record.started_at_ms.get_or_insert(event.time_ms);
+            record.started_at_ms.get_or_insert(time_ms);
         }
         EventKind::Completed { result } => {
             record.exit_code = Some(0);
@@ -75,7 +83,7 @@ pub(super) fn note(record: &mut ExecutionRecord, event: &EventView) {
         | EventKind::Gap { .. } => {}
     }
     if record.state.is_final() {
-        record.ended_at_ms = Some(event.time_ms);
+        record.ended_at_ms = Some(time_ms);
     }
 }
 
@@ -95,8 +103,24 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn times_of_a_node_with_a_wrong_clock_are_those_of_receipt() {
+        let ended = |clock_ms: i64| {
+            let mut record = ExecutionRecord { created_at_ms: 1_000, ..record(State::Assigned) };
+            let at = |sequence, time_ms, kind| EventView { sequence, attempt: 1, time_ms, kind };
+            apply(&mut record, &at(1, clock_ms, EventKind::IterationStarted { iteration: 1 }), 2_000);
+            apply(&mut record, &at(2, clock_ms + 500, EventKind::Completed { result: None }), 3_000);
+            (record.started_at_ms, record.ended_at_ms)
+        };
+        assert_eq!(ended(1_500), (Some(1_500), Some(2_000)), "a plausible clock counts");
+        assert_eq!(ended(-30 * 86_400_000), (Some(2_000), Some(3_000)), "a clock of last month");
+        assert_eq!(ended(i64::MAX - 500), (Some(2_000), Some(3_000)), "a clock of another age");
+        assert_eq!(ended(2_900), (Some(2_000), Some(3_000)), "a clock that is ahead");
+    }
+
+    #[test]
     fn events_move_an_execution_forward_only() {
         let mut record = record(State::Assigned);
+        let apply = |record: &mut ExecutionRecord, event: &EventView| apply(record, event, 10);
         apply(&mut record, &event(1, EventKind::Started));
         apply(&mut record, &event(2, EventKind::IterationStarted { iteration: 1 }));
         assert_eq!((record.state, record.started_at_ms), (State::Running, Some(7)));

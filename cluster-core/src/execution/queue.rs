@@ -58,7 +58,8 @@ impl Queue {
                     }
                     from
                 }
-                changed = version.changed(), if !self.waiting.is_empty() => match changed {
+                // What could not be stored was released again, which is a change of its own making.
+                changed = version.changed(), if !self.waiting.is_empty() && !retry => match changed {
                     Ok(()) => 0,
                     Err(_) => return,
                 },
@@ -135,8 +136,7 @@ impl Queue {
         for ((record, live, node_id), stored) in chosen.into_iter().zip(stored) {
             match stored {
                 Ok(true) => self.begin(*record, live, node_id),
-                // Cancelled between the look and the write, which the next round sees.
-                Ok(false) => self.put_back(record).await?,
+                Ok(false) => self.read_again(*record, live, node_id).await?,
                 Err(error) => {
                     outcome = Err(error);
                     self.put_back(record).await?;
@@ -154,6 +154,31 @@ impl Queue {
             attempt: record.attempt + 1,
         };
         Ok(self.shared.store.write(Write::Execution(write)).await? == 1)
+    }
+
+    /// Continues with the record as it is stored, where an assignment did not fit it: the execution was cancelled
+    /// meanwhile, or an earlier commit became durable although the store reported an error.
+    async fn read_again(&mut self, record: ExecutionRecord, live: Arc<Live>, node_id: NodeId) -> Result<()> {
+        let Some(stored) = self.shared.store.execution(&record.execution_id).await? else {
+            self.shared.retire(&record).await;
+            return Ok(());
+        };
+        match stored.state {
+            State::Pending => self.put_back(Box::new(stored)).await,
+            _ if stored.state.is_final() => {
+                self.shared.retire(&stored).await;
+                Ok(())
+            }
+            // Assigned by the earlier commit, whose node may differ from the one reserved now.
+            _ => {
+                if stored.node_id.as_ref() != Some(&node_id) {
+                    self.shared.controller.release(stored.execution_id.clone()).await?;
+                }
+                live.view.send_replace(stored.view());
+                drive::spawn(self.shared.clone(), stored, live);
+                Ok(())
+            }
+        }
     }
 
     async fn put_back(&mut self, record: Box<ExecutionRecord>) -> Result<()> {

@@ -2,12 +2,11 @@
 //! the controller says that it has stored the end.
 //!
 //! Tasks: one `run` task an execution (see [`super::run`]); two that look after the engine (see
-//! [`super::watch`]). State: a map of runs behind a mutex that is held for look-ups only. On disk, a folder
-//! an execution: `order.json` (written before anything is started) and `events`.
+//! [`super::watch`]). State: a map of runs behind a mutex that is held for look-ups only. On disk, the
+//! [`Journal`], written before anything is started, and an event log beside each order.
 
 use std::{
     collections::HashMap,
-    fs,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -25,6 +24,7 @@ use control::Control;
 use super::{
     content::Incoming,
     gpus,
+    journal::{Entry, Journal, drop_secrets},
     log::EventLog,
     order::{Attempt, Held, Journaled, Order},
     policy, run,
@@ -37,13 +37,12 @@ use crate::{
     engine::{Engine, VolumeOf, container_name},
     error::{Error, ErrorCode, Result},
     ids::{ExecutionId, NodeId},
-    store::{DataDirectory, private_directory, write_synced},
+    store::DataDirectory,
     workspace::kept::Kept,
 };
 
 /// Executions that a worker holds, running and ended but not released.
 const RUNS_MAX: usize = 4096;
-const ORDER_FILE: &str = "order.json";
 const EVENTS_FILE: &str = "events";
 /// Event logs of all executions that are held, those that still run counted as full.
 const LOGS_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -81,7 +80,7 @@ pub(super) struct Shared {
     pub network: String,
     /// Variables that every container of this node gets.
     pub env: Vec<(String, String)>,
-    directory: PathBuf,
+    journal: Journal,
     control: Control,
     /// One order at a time is looked up and begun.
     accepting: tokio::sync::Mutex<()>,
@@ -103,8 +102,7 @@ impl Supervisor {
         network: String,
         env: Vec<(String, String)>,
     ) -> Result<Self> {
-        let directory = data.path().join("executions");
-        private_directory(&directory).map_err(|e| unwritable(&directory, e))?;
+        let journal = Journal::open(data.path().join("executions"))?;
         let control = Control::open(data)?;
         let kept = Kept::open(data.path().join("content"))?;
         let shared = Shared {
@@ -120,7 +118,7 @@ impl Supervisor {
             control,
             accepting: tokio::sync::Mutex::default(),
             runs: Mutex::default(),
-            directory,
+            journal,
         };
         let supervisor = Self(Arc::new(shared));
         supervisor.take_up()?;
@@ -130,23 +128,13 @@ impl Supervisor {
     }
 
     fn take_up(&self) -> Result<()> {
-        let directory = &self.0.directory;
-        for entry in fs::read_dir(directory).map_err(|e| unwritable(directory, e))? {
-            let path = entry.map_err(|e| unwritable(directory, e))?.path();
-            let Ok(bytes) = fs::read(path.join(ORDER_FILE)) else {
-                // Without an order nothing was started.
-                let _ = fs::remove_dir_all(&path);
-                continue;
-            };
-            match serde_json::from_slice::<Journaled>(&bytes) {
-                Ok(journaled) => {
-                    let run = self.hold(journaled, path, false)?;
-                    if !run.log.progress().borrow().ended {
-                        tracing::info!(execution_id = %run.journaled.order.execution_id, "taken up again");
-                        run::spawn(self.0.clone(), run);
-                    }
-                }
-                Err(error) => tracing::error!(%error, path = %path.display(), "an order cannot be read"),
+        for Entry { journaled, directory } in self.0.journal.entries()? {
+            let run = self.hold(journaled, directory, false)?;
+            if run.log.progress().borrow().ended {
+                drop_secrets(&run.directory)?;
+            } else {
+                tracing::info!(execution_id = %run.journaled.order.execution_id, "resumed");
+                run::spawn(self.0.clone(), run);
             }
         }
         Ok(())
@@ -233,14 +221,16 @@ impl Supervisor {
         let timeout_ms =
             i64::try_from(order.manifest.timeout_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
         let deadline_ms = accepted_at_ms.saturating_add(timeout_ms);
-        let journaled = Journaled { deadline_ms, accepted_at_ms, gpus, order };
-        let directory = self.0.directory.join(journaled.order.execution_id.as_str());
-        let bytes = serde_json::to_vec(&journaled)
-            .map_err(|e| Error::internal("an order cannot be written").source(e))?;
-        private_directory(&directory)
-            .and_then(|()| write_synced(&directory.join(ORDER_FILE), &bytes))
-            .map_err(|e| unwritable(&directory, e))?;
-        let run = self.hold(journaled, directory, true)?;
+        let mut journaled = Journaled { deadline_ms, accepted_at_ms, gpus, order };
+        let directory = self.0.journal.put(&mut journaled)?;
+        let run = match self.hold(journaled, directory.clone(), true) {
+            Ok(run) => run,
+            Err(error) => {
+                // The caller places a refused order elsewhere: it must not run here at the next start.
+                self.0.journal.remove(&directory)?;
+                return Err(error);
+            }
+        };
         run::spawn(self.0.clone(), run.clone());
         Ok(run)
     }
@@ -282,7 +272,7 @@ impl Supervisor {
         if logs > LOGS_BYTES_MAX {
             return full(format!("the logs of this node's executions may take {} MiB", logs / MIB));
         }
-        let free = nix::sys::statvfs::statvfs(&self.0.directory)
+        let free = nix::sys::statvfs::statvfs(self.0.journal.path())
             .map_or(u64::MAX, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()));
         if free < DISK_BYTES_MIN {
             return full(format!("this node's disk has {} MiB left", free / MIB));
@@ -338,7 +328,7 @@ impl Supervisor {
             self.incoming().kept().unclaim(&note.digest, execution_id);
         }
         self.0.runs().remove(&run.journaled.order.execution_id);
-        fs::remove_dir_all(&run.directory).map_err(|e| unwritable(&run.directory, e))
+        self.0.journal.remove(&run.directory)
     }
 
     /// The name of its latest iteration's container.

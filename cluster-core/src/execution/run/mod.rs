@@ -19,6 +19,7 @@ use notes::{Starting, Stop, Stopping};
 use super::{
     artifacts,
     fail_point::{FailPoint, reached},
+    journal,
     log::IterationEnd,
     manifest::NetworkMode,
     place,
@@ -61,6 +62,9 @@ pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
     tokio::spawn(async move {
         let end = drive(&shared, &run).await;
         patiently_written(&run, end).await;
+        if let Err(error) = journal::drop_secrets(&run.directory) {
+            tracing::error!(error = %error.chain(), "secrets of an ended execution stay on disk until its release");
+        }
         tracing::info!(execution_id = %run.journaled.order.execution_id, "ended");
     });
 }

@@ -1,6 +1,6 @@
 //! Workspaces and artifacts in real containers.
 
-use std::os::unix::fs::symlink;
+use std::{fs, os::unix::fs::symlink};
 
 use bytes::Bytes;
 

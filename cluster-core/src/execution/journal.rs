@@ -1,0 +1,259 @@
+//! Orders on a worker's disk: a folder an execution, with `order.json`, `secrets.json` and the event log.
+//!
+//! An order counts once its folder has its final name. The folder is written under another name first, and renamed
+//! away before it is removed, so that an order that was refused, half-written or released never runs later. Values
+//! of secrets lie in a file of their own, which is removed as soon as the execution has ended.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::order::{Journaled, SecretEnv};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    store::{private_directory, write_synced},
+};
+
+const ORDER_FILE: &str = "order.json";
+const SECRETS_FILE: &str = "secrets.json";
+/// Suffix of a folder that is being written.
+const NEW: &str = "new";
+/// Suffix of a folder that is being removed.
+const GONE: &str = "gone";
+
+/// The orders of one worker.
+#[derive(Debug)]
+pub(super) struct Journal {
+    directory: PathBuf,
+}
+
+/// An order with its folder.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub journaled: Journaled,
+    pub directory: PathBuf,
+}
+
+impl Journal {
+    /// Opens the journal in `directory` and removes what an earlier process left half-written or half-removed.
+    pub fn open(directory: PathBuf) -> Result<Self> {
+        private_directory(&directory).map_err(|e| unwritable(&directory, e))?;
+        let journal = Self { directory };
+        for path in journal.folders()? {
+            if path.extension().is_some_and(|suffix| suffix == NEW || suffix == GONE) {
+                fs::remove_dir_all(&path).map_err(|e| unwritable(&path, e))?;
+            }
+        }
+        Ok(journal)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    fn folders(&self) -> Result<Vec<PathBuf>> {
+        let failed = |e| unwritable(&self.directory, e);
+        let entries = fs::read_dir(&self.directory).map_err(failed)?;
+        entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
+    }
+
+    /// Reads all orders. An order that cannot be read is left as it is, since its container may be running.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for directory in self.folders()? {
+            match read(&directory) {
+                Ok(Some(journaled)) => entries.push(Entry { journaled, directory }),
+                // Without an order nothing was started.
+                Ok(None) => {
+                    let _ = fs::remove_dir_all(&directory);
+                }
+                Err(error) => {
+                    tracing::error!(%error, path = %directory.display(), "order cannot be read; left as it is");
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Writes an order and returns its folder. After an error there is no such order.
+    pub fn put(&self, journaled: &mut Journaled) -> Result<PathBuf> {
+        let folder = self.directory.join(journaled.order.execution_id.as_str());
+        let new = folder.with_extension(NEW);
+        if let Err(error) = write(&new, journaled).and_then(|()| fs::rename(&new, &folder)) {
+            // What cannot be removed now is removed at the next start, before anything is read.
+            let _ = fs::remove_dir_all(&new);
+            return Err(unwritable(&folder, error));
+        }
+        if let Err(error) = self.sync() {
+            self.remove(&folder)?;
+            return Err(unwritable(&folder, error));
+        }
+        Ok(folder)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()
+    }
+
+    /// Removes an order with its log.
+    pub fn remove(&self, folder: &Path) -> Result<()> {
+        let gone = folder.with_extension(GONE);
+        match fs::rename(folder, &gone) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(unwritable(folder, e)),
+        }
+        self.sync().and_then(|()| fs::remove_dir_all(&gone)).map_err(|e| unwritable(&gone, e))
+    }
+}
+
+/// Removes the values of an execution's secrets from disk, once no container of it is created any more.
+pub(super) fn drop_secrets(folder: &Path) -> Result<()> {
+    let path = folder.join(SECRETS_FILE);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unwritable(&path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn write(folder: &Path, journaled: &mut Journaled) -> io::Result<()> {
+    // Left over from a put whose clean-up failed.
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    private_directory(folder)?;
+    let secrets = std::mem::take(&mut journaled.order.secrets);
+    let order = serde_json::to_vec(journaled);
+    journaled.order.secrets = secrets;
+    if !journaled.order.secrets.is_empty() {
+        write_synced(&folder.join(SECRETS_FILE), &serde_json::to_vec(&journaled.order.secrets)?)?;
+    }
+    write_synced(&folder.join(ORDER_FILE), &order?)
+}
+
+/// Returns `None` where there is no order.
+fn read(folder: &Path) -> io::Result<Option<Journaled>> {
+    let order = match fs::read(folder.join(ORDER_FILE)) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut journaled: Journaled = serde_json::from_slice(&order)?;
+    match fs::read(folder.join(SECRETS_FILE)) {
+        Ok(bytes) => journaled.order.secrets = serde_json::from_slice::<SecretEnv>(&bytes)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    Ok(Some(journaled))
+}
+
+fn unwritable(path: &Path, error: io::Error) -> Error {
+    Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
+        .remedy("free some disk space on the node, and give the folder to the user that runs the node")
+        .source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::{
+        execution::{
+            order::Order,
+            request::{ExecutionRequest, Submission},
+        },
+        ids::ExecutionId,
+    };
+
+    const SECRET: &str = "hunter22-hunter22";
+
+    fn journaled(id: &str) -> Journaled {
+        let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
+        let order = Order {
+            execution_id: ExecutionId::parse(id).unwrap(),
+            attempt: 1,
+            manifest: Submission::check(request).unwrap().manifest,
+            input: String::new(),
+            secrets: SecretEnv(BTreeMap::from([("KEY".to_owned(), SECRET.to_owned())])),
+        };
+        Journaled { order, accepted_at_ms: 1, deadline_ms: 2, gpus: Vec::new() }
+    }
+
+    fn journal(directory: &Path) -> Journal {
+        Journal::open(directory.join("executions")).unwrap()
+    }
+
+    fn written_below(directory: &Path) -> String {
+        let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.is_file()).map(|path| fs::read_to_string(path).unwrap()).collect()
+    }
+
+    #[test]
+    fn order_is_read_back_with_its_secrets_until_they_are_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut order = journaled("exec-1");
+        let folder = journal(directory.path()).put(&mut order).unwrap();
+        assert!(!order.order.secrets.is_empty(), "the caller keeps its order");
+        assert!(!fs::read_to_string(folder.join(ORDER_FILE)).unwrap().contains(SECRET));
+        let mode = fs::metadata(folder.join(SECRETS_FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let entries = journal(directory.path()).entries().unwrap();
+        assert_eq!(entries[0].journaled.order, order.order);
+        drop_secrets(&folder).unwrap();
+        drop_secrets(&folder).unwrap();
+        assert!(!written_below(&folder).contains(SECRET));
+        assert!(journal(directory.path()).entries().unwrap()[0].journaled.order.secrets.is_empty());
+    }
+
+    #[test]
+    fn order_of_an_older_version_keeps_its_secrets() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = journal(directory.path());
+        let folder = opened.path().join("exec-1");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(ORDER_FILE), serde_json::to_vec(&journaled("exec-1")).unwrap()).unwrap();
+        assert!(!opened.entries().unwrap()[0].journaled.order.secrets.is_empty());
+    }
+
+    #[test]
+    fn half_written_and_half_removed_orders_never_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = journal(directory.path());
+        let folder = opened.put(&mut journaled("exec-1")).unwrap();
+        for suffix in [NEW, GONE] {
+            fs::rename(&folder, folder.with_extension(suffix)).unwrap();
+            assert!(journal(directory.path()).entries().unwrap().is_empty(), "{suffix}");
+            assert!(!folder.with_extension(suffix).exists());
+            opened.put(&mut journaled("exec-1")).unwrap();
+        }
+        opened.remove(&folder).unwrap();
+        opened.remove(&folder).unwrap();
+        assert!(opened.entries().unwrap().is_empty());
+        assert!(fs::read_dir(opened.path()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn refused_put_leaves_no_order_and_a_damaged_one_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = journal(directory.path());
+        let folder = opened.path().join("exec-1");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(ORDER_FILE), b"{").unwrap();
+        assert!(opened.entries().unwrap().is_empty());
+        assert!(folder.exists(), "its container may be running");
+        fs::remove_dir_all(&folder).unwrap();
+        // A file in the way of the rename.
+        fs::write(&folder, b"").unwrap();
+        assert!(opened.put(&mut journaled("exec-1")).is_err());
+        fs::remove_file(&folder).unwrap();
+        assert!(journal(directory.path()).entries().unwrap().is_empty());
+        // A damaged order in the way keeps its place.
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(ORDER_FILE), b"{").unwrap();
+        assert!(opened.put(&mut journaled("exec-1")).is_err());
+        assert_eq!(fs::read(folder.join(ORDER_FILE)).unwrap(), b"{");
+    }
+}
