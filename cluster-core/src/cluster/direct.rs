@@ -163,3 +163,24 @@ pub fn watch(controller: Controller, node_id: NodeId, dial: Dial) -> DropGuard {
     });
     guard
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_dialled_for_nodes_of_this_machine_alone() {
+        let access = DirectAccess { allow_insecure: true, ..DirectAccess::default() };
+        let node_id = NodeId::parse("edge-1").unwrap();
+        let code = |address: &str, is_near| {
+            access.dial(&node_id, address, is_near).map(drop).map_err(|error| error.code())
+        };
+        for address in
+            ["http://127.0.0.1:22", "http://localhost:22", "https://[::1]:8088", "http://127.1.2.3:1"]
+        {
+            assert_eq!(code(address, false), Err(ErrorCode::Forbidden), "{address}");
+        }
+        assert_eq!(code("http://127.0.0.1:50056", true), Ok(()));
+        assert_eq!(code("http://192.0.2.1:50056", false), Ok(()));
+    }
+}

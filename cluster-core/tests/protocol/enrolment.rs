@@ -9,6 +9,7 @@ use cluster_core::{
         peer::{PeerStatus, Role},
     },
     identity::KeyFile,
+    rpc::controller_client::OwnAddress,
 };
 use futures::future::join_all;
 
@@ -284,5 +285,20 @@ async fn token_bounds_the_tags_of_its_node_over_restarts() {
         cluster.restart().await;
         node.reconnect(&cluster).await;
         node.attest(None).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn unreachable_addresses_are_refused_with_one_text() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let long = format!("http://127.0.0.1:1/{}", "a".repeat(400));
+    for (address, word) in [(format!("http://{closed}"), "nothing that is it"), (long, "grpc_address")] {
+        node.applicant.address = OwnAddress::Fixed(address);
+        let (client, session) = (&mut node.client, node.session.as_ref().unwrap());
+        let own = crate::support::capabilities();
+        let error = client.register(session, &node.applicant, &own, node.interval).await.unwrap_err();
+        assert!(error.message().contains(word) && !error.message().contains("refused"), "{error}");
     }
 }
