@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     artifacts::Artifacts,
-    drive, encoding,
+    drive::{self, Handed},
+    encoding,
     lifecycle::State,
     live::{ExecutionContext, Shared, Word},
     order::Held,
@@ -58,7 +59,9 @@ impl Executions {
             let live = shared.go_live(&record);
             match &record.node_id {
                 // The controller has restored what it occupies there.
-                Some(_) if record.state != State::Pending => drive::spawn(shared.clone(), record, live),
+                Some(_) if record.state != State::Pending => {
+                    drive::spawn(shared.clone(), record, live, Handed::Perhaps);
+                }
                 _ => waiting.push_back(Box::new(record)),
             }
         }
@@ -163,7 +166,7 @@ impl Executions {
         let events = self.0.store.execution_events(id, after_sequence, limit.min(EVENTS_READ_MAX)).await?;
         let mut events = events.iter().map(|bytes| encoding::decode(bytes)).collect::<Result<Vec<_>>>()?;
         let first = match events.first() {
-            Some(event) if event.sequence == after_sequence + 1 => return Ok(events),
+            Some(event) if event.sequence == after_sequence.saturating_add(1) => return Ok(events),
             Some(event) => event.sequence,
             // What is stored meanwhile is the next read's.
             None => {
@@ -236,7 +239,7 @@ impl Executions {
 
 /// Told in the place of events that are not kept any more.
 fn gap(after_sequence: u64, next: u64) -> Option<EventView> {
-    let (first, last) = (after_sequence + 1, next.checked_sub(1)?);
+    let (first, last) = (after_sequence.checked_add(1)?, next.checked_sub(1)?);
     let kind = EventKind::Gap { first, last };
     (first <= last).then_some(EventView { sequence: last, attempt: 0, time_ms: now_ms(), kind })
 }

@@ -20,6 +20,7 @@ use crate::{
     cluster::{nodes::Worker, peer::PeerStatus},
     error::{Error, ErrorCode, Failure, Result},
     ids::{ExecutionId, NodeId},
+    rpc::status::may_have_arrived,
     store::{ExecutionRecord, ExecutionWrite, Write},
 };
 
@@ -56,12 +57,21 @@ enum Cut {
     Stopped,
 }
 
-pub(super) fn spawn(shared: Arc<Shared>, record: ExecutionRecord, live: Arc<Live>) {
+/// Whether the node of an attempt may have received its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handed {
+    /// No connection has carried the order.
+    No,
+    /// An open connection may have carried it; so may a connection of an earlier process.
+    Perhaps,
+}
+
+pub(super) fn spawn(shared: Arc<Shared>, record: ExecutionRecord, live: Arc<Live>, handed: Handed) {
     tokio::spawn(async move {
         let execution_id = record.execution_id.clone();
-        let mut record = record;
+        let (mut record, mut handed) = (record, handed);
         // Only the store fails here: a full disk, say. What was not stored is asked of the node again.
-        while let Err(error) = drive(&shared, &mut record, &live).await {
+        while let Err(error) = drive(&shared, &mut record, &live, &mut handed).await {
             tracing::error!(%execution_id, error = %error.chain(), "an execution could not be stored");
             match shared.stop.run_until_cancelled(read_again(&shared, &execution_id)).await {
                 Some(Some(stored)) => record = stored,
@@ -82,7 +92,12 @@ async fn read_again(shared: &Shared, execution_id: &ExecutionId) -> Option<Execu
     }
 }
 
-async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) -> Result<()> {
+async fn drive(
+    shared: &Arc<Shared>,
+    record: &mut ExecutionRecord,
+    live: &Live,
+    handed: &mut Handed,
+) -> Result<()> {
     let mut away_since: Option<Instant> = None;
     let mut pause = RETRY_MIN;
     // Read again after a store that failed: its end may be stored, or the attempt given up.
@@ -97,7 +112,7 @@ async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) 
     }
     loop {
         let before = record.last_sequence;
-        let cut = connection(shared, record, live).await?;
+        let cut = connection(shared, record, live, handed).await?;
         record.cancel_reason.clone_from(&live.cancel.borrow());
         match cut {
             Cut::Stopped => return Ok(()),
@@ -122,6 +137,10 @@ async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) 
             Cut::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 if let Some(node_id) = record.node_id.clone() {
+                    if !may_have_arrived(&error) {
+                        // Until its watcher reaches the node again, it gets no other work either.
+                        shared.controller.set_link(node_id.clone(), false).await?;
+                    }
                     let id = record.execution_id.clone();
                     shared.controller.refused(node_id, id, error).await?;
                 }
@@ -150,7 +169,12 @@ async fn drive(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) 
 }
 
 /// One connection to the node, for as long as it lasts.
-async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &Live) -> Result<Cut> {
+async fn connection(
+    shared: &Arc<Shared>,
+    record: &mut ExecutionRecord,
+    live: &Live,
+    handed: &mut Handed,
+) -> Result<Cut> {
     let Some(node_id) = record.node_id.clone() else {
         return Ok(Cut::Refused(Error::internal("an assigned execution has no node")));
     };
@@ -162,7 +186,7 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
     }
     let worker = match shared.nodes.worker(&node_id) {
         Ok(worker) => worker,
-        Err(error) => return Ok(Cut::Away(error)),
+        Err(error) => return Ok(unreached(record, *handed, error)),
     };
     let order = match order(shared, record).await {
         Ok(order) => order,
@@ -175,8 +199,18 @@ async fn connection(shared: &Arc<Shared>, record: &mut ExecutionRecord, live: &L
     let events = tokio::select! {
         () = shared.stop.cancelled() => return Ok(Cut::Stopped),
         events = shared.sending.forward(&worker, order, after_sequence) => match events {
-            Ok(events) => events.ready_chunks(EVENTS_TOGETHER_MAX),
-            Err(error) => return Ok(judge(record, error)),
+            Ok(events) => {
+                *handed = Handed::Perhaps;
+                events.ready_chunks(EVENTS_TOGETHER_MAX)
+            }
+            Err(error) if !may_have_arrived(&error) => return Ok(unreached(record, *handed, error)),
+            Err(error) => {
+                let cut = judge(record, error);
+                if !matches!(cut, Cut::NotTaken(_)) {
+                    *handed = Handed::Perhaps;
+                }
+                return Ok(cut);
+            }
         },
         // Its content may take long to be sent.
         reason = asked(&mut cancel), if is_untouched(record) => return Ok(Cut::Cancelled(reason)),
@@ -270,6 +304,14 @@ fn ends(batch: &[Result<EventView>]) -> bool {
     batch.iter().flatten().any(|event| event.kind.state().is_some_and(State::is_final))
 }
 
+/// Classifies a node that could not be reached: without the order it runs nothing, and another node may.
+fn unreached(record: &ExecutionRecord, handed: Handed, error: Error) -> Cut {
+    match handed {
+        Handed::No if is_untouched(record) => Cut::NotTaken(error),
+        Handed::No | Handed::Perhaps => Cut::Away(error),
+    }
+}
+
 /// What a refusal means.
 fn judge(record: &ExecutionRecord, error: Error) -> Cut {
     match error.code() {
@@ -278,6 +320,8 @@ fn judge(record: &ExecutionRecord, error: Error) -> Cut {
         | ErrorCode::ResourceExhausted
         | ErrorCode::Storage
         | ErrorCode::ContentMissing
+        // The engine failed before the order was journaled.
+        | ErrorCode::Engine
         // The node obeys a later controller or attempt: no fault of the execution.
         | ErrorCode::Fenced
             if is_untouched(record) =>
@@ -321,6 +365,10 @@ async fn store(
         };
         // Its node counts each attempt from 1.
         event.sequence = event.sequence.saturating_add(record.sequence_base);
+        if let EventKind::Gap { first, last } = &mut event.kind {
+            *first = first.saturating_add(record.sequence_base);
+            *last = last.saturating_add(record.sequence_base);
+        }
         // An older attempt's events and repeated ones are dropped.
         if event.attempt != record.attempt || event.sequence <= record.last_sequence {
             continue;
@@ -449,13 +497,26 @@ async fn release(shared: &Shared, record: &ExecutionRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::projection::tests::record;
+    use crate::{execution::projection::tests::record, rpc::status::NotSent};
+
+    #[test]
+    fn order_that_never_left_is_placed_elsewhere() {
+        let refused = || Error::new(ErrorCode::Unavailable, "connection refused").source(NotSent);
+        assert!(!may_have_arrived(&refused()));
+        let assigned = record(State::Assigned);
+        assert!(matches!(unreached(&assigned, Handed::No, refused()), Cut::NotTaken(_)));
+        assert!(matches!(unreached(&assigned, Handed::Perhaps, refused()), Cut::Away(_)));
+        assert!(matches!(unreached(&record(State::Running), Handed::No, refused()), Cut::Away(_)));
+    }
 
     #[test]
     fn what_never_started_is_placed_anew_and_what_did_is_not() {
         let draining = || Error::new(ErrorCode::FailedPrecondition, "draining");
         assert!(matches!(judge(&record(State::Assigned), draining()), Cut::NotTaken(_)));
         assert!(matches!(judge(&record(State::Running), draining()), Cut::Away(_)));
+        let engine = || Error::new(ErrorCode::Engine, "");
+        assert!(matches!(judge(&record(State::Assigned), engine()), Cut::NotTaken(_)));
+        assert!(matches!(judge(&record(State::Running), engine()), Cut::Away(_)));
         let fenced = || Error::new(ErrorCode::Fenced, "");
         assert!(matches!(judge(&record(State::Assigned), fenced()), Cut::NotTaken(_)));
         assert!(matches!(judge(&record(State::Running), fenced()), Cut::Away(_)));

@@ -9,7 +9,10 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -72,19 +75,25 @@ pub struct EventLog {
     path: PathBuf,
     output_bytes_max: u64,
     inner: Mutex<Inner>,
+    /// Number of the last event that is known to be on disk.
+    synced: AtomicU64,
     progress: watch::Sender<Progress>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    file: File,
-    /// Where the event with number `index + 1` begins.
-    offsets: Vec<u64>,
+    file: Arc<File>,
+    /// Number and place of each event. Numbers grow by one, but over a gap.
+    events: Vec<(u64, u64)>,
     length: u64,
     /// Of all iterations.
     output_bytes: u64,
     truncated: bool,
+    /// Events were lost, and output with them.
+    has_gap: bool,
     written: Written,
+    /// The event with which the execution ended.
+    end: Option<EventKind>,
 }
 
 impl EventLog {
@@ -105,27 +114,31 @@ impl EventLog {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
         let mut inner = Inner {
-            file,
-            offsets: Vec::new(),
+            file: Arc::new(file),
+            events: Vec::new(),
             length: 0,
             output_bytes: 0,
             truncated: false,
+            has_gap: false,
             written: Written::default(),
+            end: None,
         };
         let mut progress = Progress::default();
         let mut rest = Bytes::from(bytes);
         let total = rest.len() as u64;
         while let Some(event) = next_event(&mut rest) {
-            inner.offsets.push(inner.length);
+            let at = inner.length;
+            inner.events.push((event.sequence, at));
             inner.length = total - rest.len() as u64;
             inner.count(&event.kind);
             note(&mut progress, &event);
         }
         inner.file.set_len(inner.length).map_err(failed)?;
-        inner.file.seek(SeekFrom::Start(inner.length)).map_err(failed)?;
+        (&*inner.file).seek(SeekFrom::Start(inner.length)).map_err(failed)?;
+        let synced = AtomicU64::new(0);
         let progress = watch::channel(progress).0;
         let inner = Mutex::new(inner);
-        Ok(Self { execution_id, attempt, path: path.to_owned(), output_bytes_max, inner, progress })
+        Ok(Self { execution_id, attempt, path: path.to_owned(), output_bytes_max, inner, synced, progress })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -157,7 +170,7 @@ impl EventLog {
         let inner = self.lock();
         let Written { line, next_line, .. } = &inner.written;
         let last = if next_line.is_empty() { line } else { next_line };
-        (!inner.truncated).then(|| Bytes::copy_from_slice(last))
+        (!inner.truncated && !inner.has_gap).then(|| Bytes::copy_from_slice(last))
     }
 
     /// Bytes on disk.
@@ -171,21 +184,25 @@ impl EventLog {
         if self.progress.borrow().ended {
             return Ok(());
         }
-        let event = EventView {
-            sequence: inner.offsets.len() as u64 + 1,
-            attempt: self.attempt,
-            time_ms: now_ms(),
-            kind,
+        self.write(&mut inner, kind)
+    }
+
+    fn write(&self, inner: &mut Inner, kind: EventKind) -> Result<()> {
+        let sequence = match kind {
+            EventKind::Gap { last, .. } => last,
+            _ => inner.last_sequence() + 1,
         };
+        let event = EventView { sequence, attempt: self.attempt, time_ms: now_ms(), kind };
         let bytes = encoding::to_wire(&self.execution_id, &event).encode_length_delimited_to_vec();
-        let written = inner.file.write_all(&bytes).and_then(|()| match event.kind.state() {
-            Some(_) => inner.file.sync_data(),
-            None => Ok(()),
+        let is_synced = event.kind.state().is_some() || matches!(event.kind, EventKind::Gap { .. });
+        let written = (&*inner.file).write_all(&bytes).and_then(|()| match is_synced {
+            true => inner.file.sync_data(),
+            false => Ok(()),
         });
         if let Err(error) = written {
             // Half an event must not stay before the next one.
             let length = inner.length;
-            let _ = inner.file.set_len(length).and_then(|()| inner.file.seek(SeekFrom::Start(length)));
+            let _ = inner.file.set_len(length).and_then(|()| (&*inner.file).seek(SeekFrom::Start(length)));
             return Err(Error::new(
                 ErrorCode::Storage,
                 format!("the event log {} cannot be written", self.path.display()),
@@ -194,10 +211,53 @@ impl EventLog {
             .source(error));
         }
         let at = inner.length;
-        inner.offsets.push(at);
+        if is_synced {
+            self.synced.fetch_max(sequence, Ordering::AcqRel);
+        }
+        inner.events.push((sequence, at));
         inner.length += bytes.len() as u64;
         inner.count(&event.kind);
         self.progress.send_modify(|progress| note(progress, &event));
+        Ok(())
+    }
+
+    /// Makes the log continue after `sequence`, which the controller has stored, where it ends before.
+    ///
+    /// The end of a log may be lost with the machine's power. Numbers that the controller knows are never given to
+    /// other events: a gap that the controller is told of covers them, and an end that was written with a lower
+    /// number is repeated behind it. No result is derived from output with a hole in it.
+    pub fn ensure_reaches(&self, sequence: u64) -> Result<()> {
+        let mut inner = self.lock();
+        let last = inner.last_sequence();
+        if sequence <= last {
+            return Ok(());
+        }
+        tracing::warn!(execution_id = %self.execution_id, last, sequence, "events of the log are lost");
+        let end = inner.end.clone();
+        self.write(&mut inner, EventKind::Gap { first: last + 1, last: sequence.saturating_add(1) })?;
+        match end {
+            Some(end) => self.write(&mut inner, end),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts all events up to `sequence` on disk, where they are not yet.
+    ///
+    /// What the controller has heard must outlive a power cut here: the log would otherwise continue with other
+    /// events under the same numbers.
+    pub async fn sync(&self, sequence: u64) -> Result<()> {
+        if self.synced.load(Ordering::Acquire) >= sequence {
+            return Ok(());
+        }
+        let file = Arc::clone(&self.lock().file);
+        let reached = self.progress.borrow().last_sequence;
+        let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
+        let failed = |source: std::io::Error| {
+            Error::new(ErrorCode::Storage, format!("the event log {} cannot be synced", self.path.display()))
+                .source(source)
+        };
+        synced.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
+        self.synced.fetch_max(reached, Ordering::AcqRel);
         Ok(())
     }
 
@@ -223,15 +283,15 @@ impl EventLog {
     pub fn read_after(&self, sequence: u64) -> Result<Vec<EventView>> {
         let (bytes, count) = {
             let inner = self.lock();
-            let first = usize::try_from(sequence).unwrap_or(usize::MAX);
-            let Some(&start) = inner.offsets.get(first) else { return Ok(Vec::new()) };
+            let first = inner.events.partition_point(|(number, _)| *number <= sequence);
+            let Some(&(_, start)) = inner.events.get(first) else { return Ok(Vec::new()) };
             let mut end = inner.length;
-            let mut count = inner.offsets.len() - first;
+            let mut count = inner.events.len() - first;
             if end - start > READ_BYTES_MAX {
                 let fits =
-                    inner.offsets[first..].iter().take_while(|at| **at - start <= READ_BYTES_MAX).count();
+                    inner.events[first..].iter().take_while(|(_, at)| at - start <= READ_BYTES_MAX).count();
                 count = fits.saturating_sub(1).max(1);
-                end = inner.offsets.get(first + count).copied().unwrap_or(inner.length);
+                end = inner.events.get(first + count).map_or(inner.length, |(_, at)| *at);
             }
             let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0)];
             inner.file.read_exact_at(&mut bytes, start).map_err(|e| {
@@ -253,6 +313,10 @@ impl EventLog {
 }
 
 impl Inner {
+    fn last_sequence(&self) -> u64 {
+        self.events.last().map_or(0, |(number, _)| *number)
+    }
+
     fn count(&mut self, kind: &EventKind) {
         match kind {
             EventKind::IterationStarted { .. } => self.written = Written::default(),
@@ -268,6 +332,10 @@ impl Inner {
                 self.truncated |= truncated;
                 self.output_bytes += data.len() as u64;
                 self.written.take(*stream, data);
+            }
+            EventKind::Gap { .. } => self.has_gap = true,
+            kind if kind.state().is_some_and(super::lifecycle::State::is_final) => {
+                self.end = Some(kind.clone());
             }
             _ => {}
         }
@@ -356,6 +424,57 @@ mod tests {
         assert!(sequences(4).is_empty() && sequences(u64::MAX).is_empty());
         assert_eq!(second.output_bytes(), (2, 0));
         assert_eq!(second.progress().borrow().iteration, 1);
+    }
+
+    #[test]
+    fn lost_tail_becomes_a_gap_and_numbers_go_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let first = log(&path);
+        for kind in [EventKind::Started, EventKind::IterationStarted { iteration: 1 }, output("{\"a\":1}\n")]
+        {
+            first.append(kind).unwrap();
+        }
+        first.ensure_reaches(3).unwrap();
+        assert_eq!(first.progress().borrow().last_sequence, 3, "nothing is missing");
+        first.ensure_reaches(14).unwrap();
+        first.append(output("x")).unwrap();
+        let reopened = log(&path);
+        reopened.append(EventKind::Completed { result: None }).unwrap();
+        let numbers =
+            |after| reopened.read_after(after).unwrap().iter().map(|e| e.sequence).collect::<Vec<_>>();
+        assert_eq!(numbers(0), [1, 2, 3, 15, 16, 17]);
+        assert_eq!((numbers(3), numbers(9), numbers(15)), (vec![15, 16, 17], vec![15, 16, 17], vec![16, 17]));
+        let gap = reopened.read_after(3).unwrap().remove(0).kind;
+        assert!(matches!(gap, EventKind::Gap { first: 4, last: 15 }), "{gap:?}");
+        assert!(reopened.last_line().is_none(), "a result is not derived over a hole");
+    }
+
+    #[test]
+    fn end_below_a_known_number_is_told_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = log(&directory.path().join("events"));
+        for kind in [EventKind::Started, EventKind::Completed { result: Some("1".into()) }] {
+            log.append(kind).unwrap();
+        }
+        log.ensure_reaches(14).unwrap();
+        log.ensure_reaches(14).unwrap();
+        let told = log.read_after(14).unwrap();
+        assert_eq!(told.iter().map(|event| event.sequence).collect::<Vec<_>>(), [15, 16]);
+        assert!(matches!(told[0].kind, EventKind::Gap { first: 3, last: 15 }));
+        assert!(matches!(&told[1].kind, EventKind::Completed { result: Some(result) } if result == "1"));
+    }
+
+    #[tokio::test]
+    async fn sync_reaches_what_was_appended() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = log(&directory.path().join("events"));
+        log.append(EventKind::Started).unwrap();
+        assert_eq!(log.synced.load(Ordering::Acquire), 1, "a state is synced as it is appended");
+        log.append(output("a")).unwrap();
+        assert_eq!(log.synced.load(Ordering::Acquire), 1);
+        log.sync(2).await.unwrap();
+        assert_eq!(log.synced.load(Ordering::Acquire), 2);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use tokio::sync::mpsc;
 
 use super::{
-    drive,
+    drive::{self, Handed},
     lifecycle::{Input, State, Step},
     live::{Live, Shared, Word},
     manifest::Demand,
@@ -175,7 +175,7 @@ impl Queue {
                     self.shared.controller.release(stored.execution_id.clone()).await?;
                 }
                 live.view.send_replace(stored.view());
-                drive::spawn(self.shared.clone(), stored, live);
+                drive::spawn(self.shared.clone(), stored, live, Handed::Perhaps);
                 Ok(())
             }
         }
@@ -197,7 +197,7 @@ impl Queue {
         tracing::info!(execution_id = %record.execution_id, %node_id, attempt = record.attempt, "assigned");
         record.node_id = Some(node_id);
         live.view.send_replace(record.view());
-        drive::spawn(self.shared.clone(), record, live);
+        drive::spawn(self.shared.clone(), record, live, Handed::No);
     }
 }
 

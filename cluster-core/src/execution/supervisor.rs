@@ -195,6 +195,7 @@ impl Supervisor {
             }
             None => self.begin(order).await?,
         };
+        run.log.ensure_reaches(after_sequence)?;
         Ok(follow(run, after_sequence))
     }
 
@@ -419,6 +420,15 @@ fn unwritable(path: &Path, error: std::io::Error) -> Error {
         .source(error)
 }
 
+/// Returns events after a number, once they are on disk.
+async fn read_synced(log: &EventLog, after_sequence: u64) -> Result<Vec<EventView>> {
+    let events = log.read_after(after_sequence)?;
+    if let Some(last) = events.last() {
+        log.sync(last.sequence).await?;
+    }
+    Ok(events)
+}
+
 /// Events from a number on, to the end.
 fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<EventView>> + use<> {
     let progress = run.log.progress();
@@ -432,7 +442,7 @@ fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<Event
             }
             // Before the read, so that what comes during it is not missed.
             let seen = *progress.borrow_and_update();
-            match run.log.read_after(sequence) {
+            match read_synced(&run.log, sequence).await {
                 Ok(events) if !events.is_empty() => batch = events.into_iter(),
                 Ok(_) if seen.ended => return None,
                 Ok(_) => progress.changed().await.ok()?,

@@ -34,7 +34,7 @@ pub mod plain;
 mod refusal_log;
 pub mod runtime_api;
 mod runtime_events;
-mod status;
+pub mod status;
 pub mod tls;
 mod via;
 pub mod wire;

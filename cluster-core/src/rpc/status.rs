@@ -55,6 +55,22 @@ const fn grpc_code(code: ErrorCode) -> Code {
     }
 }
 
+/// Marks the error of a call for which no connection could be opened: the node has not heard of it.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection could be opened")]
+pub struct NotSent;
+
+/// Whether the call that failed with this error may have reached the other side.
+pub fn may_have_arrived(error: &Error) -> bool {
+    !std::error::Error::source(error).is_some_and(|source| source.is::<NotSent>())
+}
+
+/// Whether a status was made on this side because no connection could be opened.
+fn is_not_sent(status: &Status) -> bool {
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |cause| cause.source()).any(|cause| cause.is::<tonic::ConnectError>())
+}
+
 /// The source stays here: it is logged, never sent.
 pub fn to_status(error: &Error) -> Status {
     let mut metadata = HashMap::new();
@@ -86,7 +102,10 @@ pub fn from_status(status: &Status) -> Error {
             ErrorCode::Unavailable
         }
     });
-    let error = Error::new(code, status.message());
+    let mut error = Error::new(code, status.message());
+    if is_not_sent(status) {
+        error = error.source(NotSent);
+    }
     match info.and_then(|mut info| info.metadata.remove(REMEDY)) {
         Some(remedy) => error.remedy(remedy),
         None => error,
@@ -96,6 +115,24 @@ pub fn from_status(status: &Status) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn refused_connection_is_told_from_a_broken_one() {
+        use aegis_proto::aegis::agent::v1::{
+            ReleaseExecutionsRequest, worker_service_client::WorkerServiceClient,
+        };
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = closed.local_addr().unwrap();
+        let called = async || {
+            let endpoint = tonic::transport::Endpoint::try_from(format!("http://{address}")).unwrap();
+            let mut client = WorkerServiceClient::new(endpoint.connect_lazy());
+            from_status(&client.release_executions(ReleaseExecutionsRequest::default()).await.unwrap_err())
+        };
+        let (broken, ()) = tokio::join!(called(), async { drop(closed.accept().await) });
+        assert!(may_have_arrived(&broken), "{broken}");
+        drop(closed);
+        assert!(!may_have_arrived(&called().await));
+    }
 
     #[test]
     fn every_code_crosses_the_wire_with_its_remedy_and_without_its_source() {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Supervisor;
 use crate::{
-    error::Result,
+    error::{Error, ErrorCode, Result},
     execution::{
         artifacts::{self, Collected},
         content::{ImageOffer, Incoming},
@@ -12,6 +12,15 @@ use crate::{
     },
     ids::ExecutionId,
 };
+
+/// An engine that does not answer in time before anything was journaled is the engine's failure: nothing runs, and
+/// the execution may be placed elsewhere.
+fn of_engine(error: Error) -> Error {
+    match error.code() {
+        ErrorCode::Timeout => Error::new(ErrorCode::Engine, error.message().to_owned()).source(error),
+        _ => error,
+    }
+}
 
 impl Supervisor {
     pub fn incoming(&self) -> &Incoming {
@@ -28,7 +37,7 @@ impl Supervisor {
         let is_known = self.0.runs().contains_key(&order.execution_id);
         match is_known || after_sequence > 0 {
             true => Ok(()),
-            false => self.incoming().require(order, offer).await,
+            false => self.incoming().require(order, offer).await.map_err(of_engine),
         }
     }
 
