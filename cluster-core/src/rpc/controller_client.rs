@@ -108,6 +108,17 @@ pub struct ControllerClient {
     line: Line,
 }
 
+fn check_protocol(version: u32) -> Result<()> {
+    if version <= PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::FailedPrecondition,
+        format!("the controller speaks protocol version {version}, and this node up to {PROTOCOL_VERSION}"),
+    )
+    .remedy("update this node"))
+}
+
 /// The answer to a challenge. Nothing is signed but statements with a domain prefix of their own: a
 /// signature over bytes of the peer's choice could be used anywhere.
 fn answer(
@@ -187,35 +198,15 @@ impl ControllerClient {
         };
         let certificate_request =
             certificate.as_ref().map(|(_, key)| key.request_der.clone()).unwrap_or_default();
-        let public_key = key.public();
         let promised = token.as_deref().and_then(|token| EnrolmentToken::parse(token).ok()?.controller);
         let asked = Instant::now();
-        let request = pb::AttestNodeRequest {
-            node_id: applicant.node_id.to_string(),
-            role: role_to_wire(applicant.role).into(),
-            public_key: public_key.as_bytes().to_vec(),
-            capabilities: Some(capabilities_to_wire(capabilities)),
-            grpc_address: self.own_address(applicant),
-            enrolment_token: token.map(|token| token.to_string()).unwrap_or_default(),
-            nonce: uuid::Uuid::new_v4().to_string(),
-            protocol_version: PROTOCOL_VERSION,
-            software_version: SOFTWARE_VERSION.to_owned(),
-        };
+        let request = self.attestation(applicant, &key, capabilities, token);
         let challenge = self.rpc.attest_node(request).await.map_err(|e| from_status(&e))?.into_inner();
         // Half of the way there and back: the best guess of when the controller looked at its clock.
         let clock = ClusterClock::new(challenge.controller_time_ms, asked + asked.elapsed() / 2);
         let cluster_id = ClusterId::parse(challenge.cluster_id.clone())?;
         let controller_id = NodeId::parse(challenge.controller_id.clone())?;
-        if challenge.protocol_version > PROTOCOL_VERSION {
-            return Err(Error::new(
-                ErrorCode::FailedPrecondition,
-                format!(
-                    "the controller speaks protocol version {}, and this node up to {PROTOCOL_VERSION}",
-                    challenge.protocol_version
-                ),
-            )
-            .remedy("update this node"));
-        }
+        check_protocol(challenge.protocol_version)?;
         applicant.known.check_cluster(&cluster_id)?;
         let came = Instant::now();
         let answer = answer(applicant, &key, &challenge, (&cluster_id, &controller_id), certificate_request)?;
@@ -253,6 +244,26 @@ impl ControllerClient {
             since: came,
             window: Mutex::default(),
         })
+    }
+
+    fn attestation(
+        &self,
+        applicant: &Applicant,
+        key: &NodeKey,
+        capabilities: &Capabilities,
+        token: Option<Zeroizing<String>>,
+    ) -> pb::AttestNodeRequest {
+        pb::AttestNodeRequest {
+            node_id: applicant.node_id.to_string(),
+            role: role_to_wire(applicant.role).into(),
+            public_key: key.public().as_bytes().to_vec(),
+            capabilities: Some(capabilities_to_wire(capabilities)),
+            grpc_address: self.own_address(applicant),
+            enrolment_token: token.map(|token| token.to_string()).unwrap_or_default(),
+            nonce: uuid::Uuid::new_v4().to_string(),
+            protocol_version: PROTOCOL_VERSION,
+            software_version: SOFTWARE_VERSION.to_owned(),
+        }
     }
 
     /// Checks that the controller holds the key that it names. In plaintext whoever has the port could

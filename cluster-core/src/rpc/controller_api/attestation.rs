@@ -4,7 +4,7 @@ use aegis_proto::aegis::cluster::v1 as pb;
 
 use super::{Arrival, ControllerApi};
 use crate::{
-    cluster::controller::{ChallengeAnswer, ChallengeSignature},
+    cluster::controller::{Admission, ChallengeAnswer, ChallengeSignature, Controller},
     error::{Error, ErrorCode, Result},
     identity::{
         Admitted, Attestation, CHALLENGE_BYTES, CertificateRequest, EnrolmentToken, PublicKey, sha256,
@@ -126,31 +126,42 @@ impl ControllerApi {
             }
             None => Default::default(),
         };
-        let (key, session_id) = (controller.public_key(), admission.session_id.to_string());
-        let admitted = Admitted {
-            cluster_id: controller.cluster_id(),
-            controller_id: controller.id(),
-            controller_key: &key,
-            node_id: &node_id,
-            nonce: &request.nonce,
-            session_id: &session_id,
-            token: &admission.token,
-            token_keys: &admission.token_keys,
-            epoch: controller.epoch(),
-            certificate_chain: &certificate_chain,
-            ca_bundle: &ca_bundle,
-        };
-        let controller_signature = controller.sign(&admitted.statement()).to_vec();
-        Ok(pb::ChallengeNodeResponse {
-            node_security_token: admission.token,
-            expires_at: Some(prost_types::Timestamp { seconds: admission.expires_at_secs, nanos: 0 }),
-            session_id,
-            controller_public_key: key.as_bytes().to_vec(),
-            token_keys: admission.token_keys,
-            certificate_chain,
-            ca_bundle,
-            epoch: controller.epoch(),
-            controller_signature,
-        })
+        Ok(admitted(controller, &node_id, &request.nonce, admission, (certificate_chain, ca_bundle)))
+    }
+}
+
+/// The answer to an admitted node, with the controller's signature over all of it.
+fn admitted(
+    controller: &Controller,
+    node_id: &NodeId,
+    nonce: &[u8],
+    admission: Admission,
+    (certificate_chain, ca_bundle): (Vec<u8>, Vec<u8>),
+) -> pb::ChallengeNodeResponse {
+    let (key, session_id) = (controller.public_key(), admission.session_id.to_string());
+    let told = Admitted {
+        cluster_id: controller.cluster_id(),
+        controller_id: controller.id(),
+        controller_key: &key,
+        node_id,
+        nonce,
+        session_id: &session_id,
+        token: &admission.token,
+        token_keys: &admission.token_keys,
+        epoch: controller.epoch(),
+        certificate_chain: &certificate_chain,
+        ca_bundle: &ca_bundle,
+    };
+    let controller_signature = controller.sign(&told.statement()).to_vec();
+    pb::ChallengeNodeResponse {
+        node_security_token: admission.token,
+        expires_at: Some(prost_types::Timestamp { seconds: admission.expires_at_secs, nanos: 0 }),
+        session_id,
+        controller_public_key: key.as_bytes().to_vec(),
+        token_keys: admission.token_keys,
+        certificate_chain,
+        ca_bundle,
+        epoch: controller.epoch(),
+        controller_signature,
     }
 }
