@@ -12,6 +12,7 @@ use super::{
     health::{CONTAINER_FORMAT, Look},
     link::NodeLink,
     release::{ReadyMark, ReleaseNote},
+    scripts,
     stack::PROJECT,
 };
 use crate::{
@@ -19,7 +20,6 @@ use crate::{
     ssh::{Connection, HostEnd, SshStream},
 };
 
-const SCRIPT: &str = include_str!("scripts/checks.sh");
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 
@@ -104,7 +104,7 @@ pub async fn gather(
 ) -> Result<HostFacts> {
     let mut arguments = vec![base_dir, PROJECT, CONTAINER_FORMAT];
     arguments.extend(images.iter().map(String::as_str));
-    let output = connection.script(SCRIPT, &arguments, SCRIPT_LIMIT).await?;
+    let output = connection.script(scripts::CHECKS, &arguments, SCRIPT_LIMIT).await?;
     if !output.success() {
         let why = crate::ssh::script::tail(&output.stderr, 3);
         return Err(Error::new(ErrorCode::HostCheckFailed, format!("the host cannot be examined: {why}")));
@@ -126,7 +126,7 @@ async fn socket_forwarding(connection: &Connection) -> Result<()> {
     connection.listen(&end, sender).await?;
     let tried = there_and_back(connection, &end, streams).await;
     connection.unlisten(&end).await?;
-    connection.script(r#"rm -f -- "$1""#, &[&path], FORWARD_LIMIT).await?;
+    connection.script(scripts::REMOVE_FILE, &[&path], FORWARD_LIMIT).await?;
     tried
 }
 

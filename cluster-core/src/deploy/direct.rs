@@ -12,6 +12,7 @@ use super::{
     checks::HostFacts,
     findings::{Finding, Severity},
     link::NodeLink,
+    scripts,
 };
 use crate::{
     config::endpoint::CLUSTER_PORT,
@@ -102,7 +103,7 @@ pub(super) async fn findings(
     let url: Url = controller.parse().map_err(|error: url::ParseError| unreadable(error))?;
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = url.port_or_known_default().unwrap_or(CLUSTER_PORT).to_string();
-    match connection.script(REACHES, &[&host, &port], REACH_LIMIT).await?.status {
+    match connection.script(scripts::REACHES, &[&host, &port], REACH_LIMIT).await?.status {
         0 => {}
         UNKNOWN => add(
             Severity::Warning,
@@ -122,14 +123,6 @@ pub(super) async fn findings(
 }
 
 const UNKNOWN: i32 = 3;
-
-/// $1 host, $2 port. Exits with 3 when nothing is there to try it with.
-const REACHES: &str = r#"
-if command -v bash >/dev/null 2>&1; then
-  timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>/dev/null || exit 1
-elif command -v nc >/dev/null 2>&1; then nc -z -w 5 "$1" "$2" 2>/dev/null || exit 1
-else exit 3; fi
-"#;
 
 #[cfg(test)]
 mod tests {

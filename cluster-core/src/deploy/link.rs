@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{checks::HostFacts, remote::Remote};
+use super::{checks::HostFacts, remote::Remote, scripts};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -111,7 +111,7 @@ impl NodeLink {
 impl Remote<'_> {
     /// Of the release that is current now.
     pub(super) async fn current_link(&self) -> Result<NodeLink> {
-        let output = self.connection.script(READ, &[self.base, FILE], READ_LIMIT).await?;
+        let output = self.connection.script(scripts::READ_LINK, &[self.base, FILE], READ_LIMIT).await?;
         match output.stdout.trim() {
             "" => Ok(NodeLink::default()),
             text => serde_json::from_str(text).map_err(|error| {
@@ -122,8 +122,6 @@ impl Remote<'_> {
     }
 }
 
-/// $1 base, $2 file.
-const READ: &str = r#"head -c 1024 "$1/current/$2" 2>/dev/null || true"#;
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
 fn free_pair(listening: &BTreeSet<u16>) -> Option<LinkPorts> {

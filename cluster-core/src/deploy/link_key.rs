@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::scripts;
 use crate::{
     error::{Error, ErrorCode, Result},
     ssh::{Connection, HostEnd, LinkKey, LinkSettings, link::take_over, script::tail},
@@ -37,7 +38,7 @@ fn options(settings: &LinkSettings) -> String {
 }
 
 async fn edit(connection: &Connection, arguments: &[&str; 4]) -> Result<()> {
-    let output = connection.script(EDIT, arguments, LIMIT).await?;
+    let output = connection.script(scripts::AUTHORIZED_KEYS, arguments, LIMIT).await?;
     if output.success() {
         return Ok(());
     }
@@ -45,28 +46,3 @@ async fn edit(connection: &Connection, arguments: &[&str; 4]) -> Result<()> {
     Err(Error::new(ErrorCode::DeploymentFailed, format!("~/.ssh/authorized_keys cannot be changed: {why}"))
         .remedy("let the ssh user write it, or set spec.deploy.link_key: login"))
 }
-
-/// $1 owner, $2 options, $3 public key with its comment, or empty to take it away, $4 the script.
-/// Everybody else's lines stay as they are; what changes nothing writes nothing.
-const EDIT: &str = r#"
-set -e
-end=" aegis link of $1"; script="$HOME/.ssh/aegis-link-$1"
-keys="$HOME/.ssh/authorized_keys"
-if [ -z "$3" ]; then
-  rm -f -- "$script"
-  [ -e "$keys" ] || exit 0
-else
-  [ -d "$HOME/.ssh" ] || mkdir -m 700 -- "$HOME/.ssh"
-  printf '%s' "$4" > "$script.new"
-  mv -f -- "$script.new" "$script"
-fi
-# A file that is kept elsewhere stays there.
-keys=$(readlink -f -- "$keys")
-[ -e "$keys" ] || : > "$keys"
-rm -f -- "$keys.aegis"
-cp -p -- "$keys" "$keys.aegis"
-end="$end" awk '{ at = length($0) - length(ENVIRON["end"]); if (at < 0 || substr($0, at + 1) != ENVIRON["end"]) print }' "$keys" > "$keys.aegis"
-[ -z "$3" ] || printf '%s,command="sh %s" %s
-' "$2" "'$script'" "$3" >> "$keys.aegis"
-if cmp -s -- "$keys.aegis" "$keys"; then rm -f -- "$keys.aegis"; else mv -f -- "$keys.aegis" "$keys"; fi
-"#;

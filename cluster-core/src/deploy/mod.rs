@@ -42,6 +42,7 @@ pub mod registries;
 mod release;
 pub mod remote;
 pub mod rollout;
+mod scripts;
 pub mod settings;
 pub mod spec;
 pub mod stack;

@@ -11,7 +11,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
 use super::{
-    super::{Secret, image::NodeImage, registries},
+    super::{Secret, image::NodeImage, registries, scripts},
     Remote, SHORT, checked,
 };
 use crate::{engine::ImageContent, error::Result, ssh::script::tail};
@@ -24,19 +24,21 @@ const PULL_LIMIT: Duration = Duration::from_secs(1800);
 impl Remote<'_> {
     pub async fn missing_images(&self, references: &[String]) -> Result<Vec<String>> {
         let arguments: Vec<&str> = references.iter().map(String::as_str).collect();
-        let output = self.run("look for images", MISSING_IMAGES, &arguments, SHORT).await?;
+        let output = self.run("look for images", scripts::MISSING_IMAGES, &arguments, SHORT).await?;
         Ok(output.stdout.lines().map(str::to_owned).collect())
     }
 
     /// What a container uses stays, and so do the layers that another image has.
     pub async fn drop_images(&self, references: &[String]) -> Result<()> {
         let arguments: Vec<&str> = references.iter().map(String::as_str).collect();
-        self.run("remove images", DROP_IMAGES, &arguments, SHORT).await.map(drop)
+        self.run("remove images", scripts::DROP_IMAGES, &arguments, SHORT).await.map(drop)
     }
 
     pub async fn load(&self, image: &NodeImage) -> Result<()> {
-        let output =
-            self.connection.script_with_input(LOAD, &[self.base], image.reader(), LOAD_LIMIT).await?;
+        let output = self
+            .connection
+            .script_with_input(scripts::LOAD, &[self.base], image.reader(), LOAD_LIMIT)
+            .await?;
         checked(output, &format!("load the image {}", image.reference)).map(drop)
     }
 
@@ -47,7 +49,7 @@ impl Remote<'_> {
         }
         let mut arguments = vec![CONTENT_FORMAT];
         arguments.extend(references.iter().map(String::as_str));
-        let output = self.run("look at images", IMAGE_CONTENTS, &arguments, SHORT).await?;
+        let output = self.run("look at images", scripts::IMAGE_CONTENTS, &arguments, SHORT).await?;
         let content = |line: &str| {
             let (reference, inspection) = line.split_once(' ')?;
             let inspection = serde_json::from_str(inspection).ok()?;
@@ -62,19 +64,22 @@ impl Remote<'_> {
         reference: &str,
         image: impl AsyncRead + Send + Unpin + 'static,
     ) -> Result<()> {
-        let output = self.connection.script_with_input(LOAD, &[self.base], image, RECEIVE_LIMIT).await?;
+        let output =
+            self.connection.script_with_input(scripts::LOAD, &[self.base], image, RECEIVE_LIMIT).await?;
         checked(output, &format!("load the image {reference}")).map(drop)
     }
 
     /// `login` is the content of Docker's `config.json` for this one pull.
     pub async fn pull(&self, reference: &str, login: Option<&Secret>) -> Result<()> {
         let output = match login {
-            None => self.connection.script(PULL, &[self.base, reference], PULL_LIMIT).await?,
+            None => self.connection.script(scripts::PULL, &[self.base, reference], PULL_LIMIT).await?,
             Some(config) => {
                 let length = config.reveal().len().to_string();
                 let arguments = [self.base, reference, &length];
                 let input = Cursor::new(config.reveal().as_bytes().to_vec()).chain(StaysOpen);
-                self.connection.script_with_input(PULL_WITH_LOGIN, &arguments, input, PULL_LIMIT).await?
+                self.connection
+                    .script_with_input(scripts::PULL_WITH_LOGIN, &arguments, input, PULL_LIMIT)
+                    .await?
             }
         };
         if output.success() {
@@ -99,52 +104,5 @@ impl AsyncRead for StaysOpen {
     }
 }
 
-/// $1 base.
-const LOAD: &str = noted!("docker load -q");
-
-/// $1 base, $2 reference.
-const PULL: &str = noted!(r#"docker pull -q "$2""#);
-
-/// $1 base, $2 reference, $3 length of the configuration, which standard input begins with. It lies in
-/// memory where the host has a place for that, and goes with this script, however that ends: the end of
-/// standard input is the end of the connection, and ends the pull. Without a terminal nothing else would.
-const PULL_WITH_LOGIN: &str = noted!(
-    r#"
-config=
-for parent in /dev/shm /run /tmp; do
-  [ -w "$parent" ] && config=$(mktemp -d "$parent/aegis-login.XXXXXXXX" 2>/dev/null) && break
-done
-[ -n "$config" ] || { echo "there is no directory for a temporary file" >&2; exit 1; }
-trap 'rm -rf -- "$config"' EXIT
-trap 'exit 143' HUP INT TERM PIPE
-head -c "$3" > "$config/config.json"
-[ "$(wc -c < "$config/config.json")" -eq "$3" ] || { echo "the login was cut off on its way" >&2; exit 1; }
-exec 3<&0
-docker --config "$config" pull -q "$2" 3<&- </dev/null &
-pull=$!
-{ cat <&3; rm -rf -- "$config"; kill "$pull"; } >/dev/null 2>&1 &
-watcher=$!
-exec 3<&-
-wait "$pull"
-status=$?
-kill "$watcher" 2>/dev/null
-exit "$status"
-"#
-);
-
-/// One call where none is missing, as mostly.
-const MISSING_IMAGES: &str = r#"docker image inspect "$@" >/dev/null 2>&1 || for image in "$@"; do docker image inspect "$image" >/dev/null 2>&1 || printf '%s\n' "$image"; done"#;
-
-const DROP_IMAGES: &str = r#"for image in "$@"; do docker image rm "$image" >/dev/null 2>&1; done; true"#;
-
 /// What [`ImageContent::of_inspection`] reads.
 const CONTENT_FORMAT: &str = r#"{"RootFS":{"Layers":{{json .RootFS.Layers}}},"Config":{{json .Config}}}"#;
-
-/// $1 format, then references.
-const IMAGE_CONTENTS: &str = r#"
-format=$1; shift
-for image in "$@"; do
-  content=$(docker image inspect --format "$format" "$image" 2>/dev/null) && printf '%s %s\n' "$image" "$content"
-done
-true
-"#;

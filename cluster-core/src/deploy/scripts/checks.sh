@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # $1 base directory, $2 project, $3 format of a container, then images to look for. Prints name=value lines; changes nothing.
 base=$1; project=$2; format=$3; shift 3
 say() { printf '%s=%s\n' "$1" "$(printf '%s' "$2" | tr '\n\r' '  ' | cut -c1-400)"; }
@@ -49,6 +50,7 @@ if command -v docker >/dev/null 2>&1; then
   # How to ask was to be found out first.
   [ "$(id -u)" = 0 ] || beside "$@"
   containers=$(as_worker docker ps -aq --no-trunc --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.oneoff=False 2>/dev/null)
+  # shellcheck disable=SC2086 # ids, one a word
   [ -z "$containers" ] || containers=$(as_worker docker inspect --format "$format" $containers 2>/dev/null | sed 's/^/container=/')
   wait
   [ -z "$containers" ] || printf '%s\n' "$containers"
@@ -62,6 +64,7 @@ say disk_free_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $4}')"
 say disk_total_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $2}')"
 [ -z "$writable" ] || say base_writable yes
 [ -d "$base" ] && say base_exists yes
+# shellcheck disable=SC2013 # numbers, one a word
 for table in /proc/net/tcp /proc/net/tcp6; do
   [ -r "$table" ] && for port in $(awk '$4=="0A"{split($2,a,":"); print a[length(a)]}' "$table" | sort -u); do say listening "$port"; done
 done
@@ -71,6 +74,7 @@ fi
 command -v nvidia-ctk >/dev/null 2>&1 && say nvidia_toolkit yes
 if as_worker test -r "$base/current/release.json"; then
   # As many as a release may have.
+  # shellcheck disable=SC2016 # expanded by the inner shell
   as_worker sh -c 'cd "$1" && find -L . -type f -exec sha256sum "{}" +' sh "$base/current" 2>/dev/null | head -n 1100 | sed 's/^/file=/'
   say current "$(as_worker readlink "$base/current")"; printf 'release='; as_worker head -c 262144 "$base/current/release.json" | tr -d '\n\r'; echo; fi
 if as_worker test -r "$base/current/ready.json"; then printf 'ready='; as_worker head -c 65536 "$base/current/ready.json" | tr -d '\n\r'; echo; fi

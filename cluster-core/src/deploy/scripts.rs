@@ -1,0 +1,67 @@
+//! Programs that run on the host: one constant POSIX shell script a file in `scripts/`.
+//!
+//! Each script is idempotent, so a cut connection is answered by running the script again. The functions of
+//! `common.sh` stand before each of them. A script runs with `dash`, `bash --posix` and BusyBox `sh`, and
+//! passes `shellcheck -s sh`.
+
+macro_rules! scripts {
+    ($($name:ident = $file:literal,)*) => {
+        $(pub const $name: &str = concat!(include_str!("scripts/common.sh"), include_str!(concat!("scripts/", $file)));)*
+
+        #[cfg(test)]
+        const ALL: &[(&str, &str)] = &[$(($file, $name)),*];
+    };
+}
+
+scripts! {
+    AUTHORIZED_KEYS = "authorized_keys.sh",
+    CHECKS = "checks.sh",
+    CONTAINERS = "containers.sh",
+    DROP_IMAGES = "drop_images.sh",
+    DROP_RELEASE = "drop_release.sh",
+    END_WORK = "end_work.sh",
+    EXEC_MODELS = "exec_models.sh",
+    EXEC_PULL = "exec_pull.sh",
+    HAS_RELEASE = "has_release.sh",
+    IMAGE_CONTENTS = "image_contents.sh",
+    IMAGE_IDS = "image_ids.sh",
+    KEPT = "kept.sh",
+    LAST_LOOK = "last_look.sh",
+    LINK = "link.sh",
+    LOAD = "load.sh",
+    LOCK = "lock.sh",
+    LOGS = "logs.sh",
+    LOGS_OF = "logs_of.sh",
+    MISSING_FILES = "missing_files.sh",
+    MISSING_IMAGES = "missing_images.sh",
+    NEEDS_SUDO = "needs_sudo.sh",
+    PREPARE = "prepare.sh",
+    PUBLIC_KEY = "public_key.sh",
+    PULL = "pull.sh",
+    PULL_WITH_LOGIN = "pull_with_login.sh",
+    REACHES = "reaches.sh",
+    READ_ENV = "read_env.sh",
+    READ_LINK = "read_link.sh",
+    RECEIVE = "receive.sh",
+    REMOVE = "remove.sh",
+    REMOVE_FILE = "remove_file.sh",
+    SETTLE = "settle.sh",
+    STANDING = "standing.sh",
+    SWITCH = "switch.sh",
+    TAG = "tag.sh",
+    UP = "up.sh",
+    WRITE = "write.sh",
+}
+
+/// Scripts that the login shell reads as one quoted word; see `ssh::script::on_command_line`.
+#[cfg(test)]
+const ON_COMMAND_LINE: [(&str, &str); 5] = [
+    ("load.sh", LOAD),
+    ("lock.sh", LOCK),
+    ("pull_with_login.sh", PULL_WITH_LOGIN),
+    ("receive.sh", RECEIVE),
+    ("write.sh", WRITE),
+];
+
+#[cfg(test)]
+mod tests;

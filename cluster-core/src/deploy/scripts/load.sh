@@ -1,0 +1,4 @@
+# shellcheck shell=sh
+# $1 base.
+note_work "$1"
+docker load -q

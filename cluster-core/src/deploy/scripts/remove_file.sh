@@ -1,0 +1,3 @@
+# shellcheck shell=sh
+# $1 path.
+rm -f -- "$1"
