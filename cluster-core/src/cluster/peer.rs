@@ -161,6 +161,10 @@ pub struct Site {
     pub link: NodeLink,
     /// A person deployed it: their own keys may be used for its connection.
     pub by_person: bool,
+    /// Whether the link's own key may be in the login's `authorized_keys`. Records of earlier versions do
+    /// not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_key: Option<bool>,
 }
 
 /// How the controller and a node reach each other.

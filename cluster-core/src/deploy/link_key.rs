@@ -1,29 +1,34 @@
 //! The link's own key on a host: a line in the login's `authorized_keys` that lets the controller's
-//! standing connection forward, and run the one script beside it (see [`take_over`]).
+//! standing connection forward, and run one script (see [`take_over`]).
 //!
-//! sshd bounds forwarded sockets by nothing but the login's rights. Where the link goes by ports, the line
-//! names them, and no others are forwarded.
+//! Each node has a line and a script of its own, since hosts may share a home directory. All lines hold the
+//! same key, and sshd heeds the first of them.
+//!
+//! sshd bounds forwarded sockets by nothing but the login's rights: with the key any socket that the login
+//! may open can be opened, Docker's too. Where the link uses ports, the line names them, and no others are
+//! forwarded.
 
 use std::time::Duration;
 
 use super::scripts;
 use crate::{
     error::{Error, ErrorCode, Result},
+    ids::NodeId,
     ssh::{Connection, HostEnd, LinkKey, LinkSettings, link::take_over, script::tail},
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Puts the key in place, or brings what is there up to date. Works as the login, never by sudo.
+/// Installs the key for a node, or updates its line. Works as the login, never by sudo.
 pub async fn install(connection: &Connection, key: &LinkKey, settings: &LinkSettings) -> Result<()> {
-    let public = format!("{} aegis link of {}", key.public()?, settings.owner);
     let file = take_over::command_file(settings);
-    edit(connection, &[&settings.owner, &options(settings), &public, &file]).await
+    let node = settings.node.as_str();
+    edit(connection, &[&settings.owner, node, &options(settings), &key.public()?, &file]).await
 }
 
-/// Takes the key away; nothing where there is none.
-pub async fn uninstall(connection: &Connection, owner: &str) -> Result<()> {
-    edit(connection, &[owner, "", "", ""]).await
+/// Removes the key of a node. Writes nothing where there is none.
+pub async fn uninstall(connection: &Connection, owner: &str, node: &NodeId) -> Result<()> {
+    edit(connection, &[owner, node.as_str(), "", "", ""]).await
 }
 
 fn options(settings: &LinkSettings) -> String {
@@ -37,7 +42,7 @@ fn options(settings: &LinkSettings) -> String {
     format!("restrict,port-forwarding{bounds}")
 }
 
-async fn edit(connection: &Connection, arguments: &[&str; 4]) -> Result<()> {
+async fn edit(connection: &Connection, arguments: &[&str; 5]) -> Result<()> {
     let output = connection.script(scripts::AUTHORIZED_KEYS, arguments, LIMIT).await?;
     if output.success() {
         return Ok(());

@@ -41,6 +41,14 @@ pub trait Membership: Send + Sync {
     /// Has the node run a container of this image, which lies on it; the answer is the evidence.
     fn prove<'a>(&'a self, node: &'a NodeId, image: &'a str) -> BoxFuture<'a, Result<String>>;
 
+    /// Removes the link's own key from the host, where the node's record says that it may be there.
+    /// Idempotent; called while that record exists.
+    fn remove_link_key<'a>(
+        &'a self,
+        node: &'a NodeId,
+        connection: &'a Connection,
+    ) -> BoxFuture<'a, Result<()>>;
+
     /// A first deployment failed and the host is being cleaned: undo `admit` and `attach_link`.
     fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
 

@@ -47,6 +47,7 @@ fn bare_site(target: &SshTarget) -> Site {
         base_dir: String::new(),
         link: NodeLink::default(),
         by_person: false,
+        link_key: None,
     }
 }
 
@@ -72,6 +73,31 @@ impl ClusterMembership {
     fn link_settings(&self, node_id: &NodeId, site: &Site) -> LinkSettings {
         let owner = self.controller.cluster_id().as_str();
         deploy::link_settings(node_id, &site.base_dir, owner, site.link.ports())
+    }
+
+    async fn site(&self, node_id: &NodeId) -> Result<Option<Site>> {
+        Ok(self.controller.record(node_id).await?.and_then(|record| record.site))
+    }
+
+    /// Whether the link's own key may be on the host once a node with this link is attached: it is about to
+    /// be installed, or was there before. `None` means that no record says.
+    fn may_have_link_key(&self, before: Option<&Site>, link: &NodeLink) -> Option<bool> {
+        let installs = self.hosts.settings().link_key.is_some() && !link.is_direct();
+        match before {
+            _ if installs => Some(true),
+            Some(site) => site.link_key,
+            None => Some(false),
+        }
+    }
+
+    /// Removes the link's own key from a host that may have it, and records that it is gone.
+    async fn clear_link_key(&self, node: &NodeId, connection: &Connection) -> Result<()> {
+        let Some(record) = self.controller.record(node).await? else { return Ok(()) };
+        let Some(site) = record.site.filter(|site| site.link_key != Some(false)) else { return Ok(()) };
+        link_key::uninstall(connection, self.controller.cluster_id().as_str(), node).await?;
+        let Some(public_key) = record.public_key else { return Ok(()) };
+        let site = Site { link_key: Some(false), ..site };
+        self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site).await
     }
 
     async fn wait_until_active(&self, node_id: &NodeId) -> Result<()> {
@@ -123,7 +149,10 @@ impl deploy::Membership for ClusterMembership {
         link: &'a NodeLink,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site(spec, link)).await
+            let before = self.site(node).await?;
+            let may_have = self.may_have_link_key(before.as_ref(), link);
+            let site = Site { link_key: may_have, ..site(spec, link) };
+            self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site).await
         })
     }
 
@@ -137,7 +166,7 @@ impl deploy::Membership for ClusterMembership {
         Box::pin(async move {
             let settings = self.link_settings(node, &site(spec, link));
             if link.is_direct() {
-                link_key::uninstall(&connection, &settings.owner).await?;
+                self.clear_link_key(node, &connection).await?;
                 return self.nodes.detach_link(node).await;
             }
             let adopted = match &self.hosts.settings().link_key {
@@ -147,7 +176,7 @@ impl deploy::Membership for ClusterMembership {
                     None
                 }
                 None => {
-                    link_key::uninstall(&connection, &settings.owner).await?;
+                    self.clear_link_key(node, &connection).await?;
                     Some(connection)
                 }
             };
@@ -174,6 +203,24 @@ impl deploy::Membership for ClusterMembership {
 
     fn prove<'a>(&'a self, node: &'a NodeId, image: &'a str) -> BoxFuture<'a, Result<String>> {
         Box::pin(self.run_proof(node, image))
+    }
+
+    fn remove_link_key<'a>(
+        &'a self,
+        node: &'a NodeId,
+        connection: &'a Connection,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let site = self.site(node).await?;
+            // Without a record, a join that broke off may have installed it.
+            let recorded = site
+                .as_ref()
+                .map_or(self.hosts.settings().link_key.is_some(), |site| site.link_key != Some(false));
+            if !recorded {
+                return Ok(());
+            }
+            link_key::uninstall(connection, self.controller.cluster_id().as_str(), node).await
+        })
     }
 
     fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>> {

@@ -69,6 +69,7 @@ async fn what_was_acknowledged_is_there_after_reopening() {
         key_path: None,
         base_dir: "/opt/e".into(),
         by_person: true,
+        link_key: None,
     });
     first.write(Write::PutNode(Box::new(stored.clone()))).await.unwrap();
     let deadline = Write::SetDesired {

@@ -95,7 +95,7 @@ async fn the_links_own_key_forwards_and_does_nothing_else() {
         let mut link = start();
         link.up().await;
         link.carries().await;
-        link_key::uninstall(&root, "test").await.unwrap();
+        link_key::uninstall(&root, "test", &settings(ports).node).await.unwrap();
         assert_eq!(run(&root, KEYS, &[]).await, before);
         run(&root, r#"! ls ~/.ssh/aegis-link-* 2>/dev/null"#, &[]).await;
         cut(&host, &mut link).await;

@@ -310,6 +310,9 @@ impl Membership for StandInCluster {
     fn prove<'a>(&'a self, _: &'a NodeId, image: &'a str) -> BoxFuture<'a, Result<String>> {
         Box::pin(async move { Ok(format!("ran {image}")) })
     }
+    fn remove_link_key<'a>(&'a self, _: &'a NodeId, _: &'a Connection) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
     fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             if let Some(link) = self.links.lock().await.remove(node) {

@@ -23,6 +23,7 @@ fn site(host: &str) -> Site {
         key_path: None,
         base_dir: "/opt/e".into(),
         by_person: true,
+        link_key: None,
     }
 }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{
     super::{
-        link_key,
         operation::{Action, Removal},
         view::StepName,
     },
@@ -35,7 +34,7 @@ impl Run {
         let sudo = self.remote()?.needs_sudo().await?;
         self.work_by_sudo(sudo);
         self.ensure_lock().await?;
-        link_key::uninstall(self.connection()?, &self.context.hosts.settings().owner).await?;
+        self.context.membership.remove_link_key(&self.record.spec.node, self.connection()?).await?;
         self.remote()?.remove(removal.volumes).await?;
         let volumes = if removal.volumes { "with its volumes" } else { "without its volumes, which stay" };
         Ok(format!("the stack was taken off {}, {volumes}", self.record.spec.target.host))

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        health, link_key,
+        health,
         operation::Action,
         remote::Standing,
         view::{DeploymentState, StepName, StepState, StepView},
@@ -73,13 +73,13 @@ impl Run {
             }
             Back::Nothing => {}
         }
+        self.context.membership.remove_link_key(&self.record.spec.node, self.connection()?).await?;
         self.context.membership.withdraw(&self.record.spec.node).await?;
         // The link went with the withdrawal, and with it perhaps the connection it had adopted.
         if self.connection.as_ref().is_none_or(Connection::is_closed) {
             self.reconnect().await?;
         }
         self.ensure_lock().await?;
-        link_key::uninstall(self.connection()?, &self.context.hosts.settings().owner).await?;
         let remote = self.remote()?;
         remote.remove(false).await?;
         remote.drop_images(&self.record.fetched).await?;

@@ -1,5 +1,6 @@
 //! Scripts run here by three shells in temporary directories, with a stand-in `docker`. No host is needed.
 
+mod authorized_keys;
 mod releases;
 mod sandbox;
 

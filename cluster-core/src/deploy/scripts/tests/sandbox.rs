@@ -11,6 +11,10 @@ use std::{
 use tempfile::TempDir;
 
 const DOCKER: &str = include_str!("docker.sh");
+/// The options that BusyBox's `flock` has and scripts use. Debian builds BusyBox without it.
+const BUSYBOX_FLOCK: &str = "#!/bin/sh\n\
+    [ \"$1 $#\" = '-n 2' ] || { echo \"flock: invalid option $1\" >&2; exit 1; }\n\
+    exec /usr/bin/flock -n \"$2\"\n";
 const STATE_FILES: [&str; 8] = ["calls", "unknown", "images", "used", "fail", "logs", "networks", "volumes"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,12 +68,18 @@ impl Sandbox {
         for file in STATE_FILES {
             sandbox.write(&format!("docker/{file}"), "");
         }
-        sandbox.write("bin/docker", DOCKER);
-        fs::set_permissions(sandbox.path("bin/docker"), fs::Permissions::from_mode(0o755)).unwrap();
+        sandbox.program("docker", DOCKER);
         if shell == Shell::BusyBox {
+            sandbox.program("flock", BUSYBOX_FLOCK);
             sandbox.link_applets();
         }
         sandbox
+    }
+
+    pub fn program(&self, name: &str, text: &str) {
+        let path = format!("bin/{name}");
+        self.write(&path, text);
+        fs::set_permissions(self.path(&path), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     fn link_applets(&self) {
