@@ -244,6 +244,13 @@ impl DeploymentId {
     pub fn mint(now_ms: i64, counter: u64) -> Self {
         Self(format!("comet-edge-node-{now_ms}-{counter}"))
     }
+
+    /// When it was made: milliseconds, then the counter. Zero for an id of another shape.
+    pub fn made(&self) -> (u64, u64) {
+        let mut numbers = self.0.rsplit('-').map(|part| part.parse().unwrap_or(0));
+        let counter = numbers.next().unwrap_or(0);
+        (numbers.next().unwrap_or(0), counter)
+    }
 }
 
 impl RolloutId {

@@ -434,6 +434,9 @@ pub struct Deploy {
     /// How long a stack may take to become healthy, in seconds: 10 to 3600.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_timeout_secs: Option<u32>,
+    /// How long one image may take to be pulled by a host or sent to it, in seconds: 60 to 86400.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_timeout_secs: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -21,6 +21,9 @@ use crate::{
 };
 
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
+/// Files that travel have 64 MiB in all.
+const HASHED_BYTES_MAX: &str = "67108864";
+const DIGESTS_LIMIT: Duration = Duration::from_secs(60);
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(
@@ -57,6 +60,8 @@ pub struct HostFacts {
     pub memory_free_mb: u64,
     pub disk_total_mb: u64,
     pub disk_free_mb: u64,
+    /// Where Docker keeps its data, and the space is free.
+    pub disk_path: String,
     pub has_flock: bool,
     pub docker_cli: bool,
     pub docker_version: Option<String>,
@@ -72,16 +77,20 @@ pub struct HostFacts {
     pub base_read_only: bool,
     pub base_free_mb: u64,
     pub has_tar: bool,
+    /// The login may write the directory of the link's sockets.
+    pub link_directory: bool,
     pub docker_selinux: bool,
     pub docker_rootless: bool,
     pub docker_snap: bool,
     /// Installed, though Docker may not know of it.
     pub nvidia_toolkit: bool,
     pub listening: BTreeSet<u16>,
-    /// The containers of our own stack.
+    /// The containers of the project, whoever started them.
     pub look: Look,
-    /// SHA-256 of the files of the current release, as they are now.
+    /// SHA-256 of the files that the current release names, as they are now.
     pub files: BTreeMap<String, String>,
+    /// Names at the top of the base directory that are not links into the release, as they should be.
+    pub replaced: BTreeSet<String>,
     pub images: BTreeSet<String>,
     pub release: Option<ReleaseNote>,
     /// Of the current release, once it was good.
@@ -109,8 +118,9 @@ pub async fn gather(
         let why = crate::ssh::script::tail(&output.stderr, 3);
         return Err(Error::new(ErrorCode::HostCheckFailed, format!("the host cannot be examined: {why}")));
     }
-    let mut facts = parse(&output.stdout, now_seconds);
-    if let Err(sockets) = socket_forwarding(connection).await {
+    let mut facts = parse(&output.stdout, now_seconds)?;
+    facts.files = file_digests(connection, base_dir, &facts).await?;
+    if let Err(sockets) = socket_forwarding(connection, &facts, base_dir).await {
         facts.sockets_error = Some(sockets.message().to_owned());
         let ports = port_forwarding(connection).await.err();
         facts.forwarding_error = ports.map(|ports| format!("{}; {}", sockets.message(), ports.message()));
@@ -118,9 +128,39 @@ pub async fn gather(
     Ok(facts)
 }
 
+/// Digests of the files that the current release names, and of no others: beside them containers may keep any
+/// amount of data.
+async fn file_digests(
+    connection: &Connection,
+    base_dir: &str,
+    facts: &HostFacts,
+) -> Result<BTreeMap<String, String>> {
+    let Some(release) = &facts.release else { return Ok(BTreeMap::new()) };
+    let names: String = release.files.keys().map(|name| format!("{name}\n")).collect();
+    let directory = format!("{base_dir}/current");
+    let elevated = facts.sudo.then(|| connection.elevated());
+    let connection = elevated.as_ref().unwrap_or(connection);
+    let input = std::io::Cursor::new(names.into_bytes());
+    let arguments = [directory.as_str(), HASHED_BYTES_MAX];
+    let output = connection
+        .script_with_input(scripts::FILE_DIGESTS, &arguments, input, DIGESTS_LIMIT)
+        .await
+        .map_err(|error| match error.code() {
+            ErrorCode::Timeout => {
+                Error::new(ErrorCode::Timeout, format!("hash the release's files: {}", error.message()))
+            }
+            _ => error,
+        })?;
+    Ok(output.stdout.lines().filter_map(file).collect())
+}
+
 /// A socket on the host that leads here, opened from there: both directions of the link at once.
-async fn socket_forwarding(connection: &Connection) -> Result<()> {
-    let path = format!("/tmp/aegis-check-{}.sock", uuid::Uuid::new_v4().simple());
+///
+/// Where the link's directory exists it is tried there: what keeps sshd from it (labels, a network file
+/// system) would keep the link from it. Nothing is made on a host without it.
+async fn socket_forwarding(connection: &Connection, facts: &HostFacts, base_dir: &str) -> Result<()> {
+    let directory = if facts.link_directory { format!("{base_dir}/run") } else { "/tmp".to_owned() };
+    let path = format!("{directory}/aegis-check-{}.sock", uuid::Uuid::new_v4().simple());
     let end = HostEnd::Socket(path.clone());
     let (sender, streams) = mpsc::channel(1);
     connection.listen(&end, sender).await?;
@@ -151,7 +191,11 @@ async fn there_and_back(
     }
 }
 
-pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
+/// Reads what the script printed.
+///
+/// # Errors
+/// A release note that is there and cannot be read: the host would count as one without a release.
+pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
     let mut facts = HostFacts { clock_skew_seconds: 0, ..HostFacts::default() };
     let (mut containers, mut now) = (String::new(), String::new());
     for line in text.lines() {
@@ -176,6 +220,7 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "memory_free_kb" => facts.memory_free_mb = megabytes(),
             "disk_total_kb" => facts.disk_total_mb = megabytes(),
             "disk_free_kb" => facts.disk_free_mb = megabytes(),
+            "disk_path" => facts.disk_path = value.to_owned(),
             "flock" => facts.has_flock = true,
             "docker_cli" => facts.docker_cli = true,
             "docker_version" => facts.docker_version = some(),
@@ -189,7 +234,8 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "base_writable" => facts.base_writable = true,
             "listening" => facts.listening.extend(u16::from_str_radix(value, 16)),
             "container" => containers.push_str(&format!("{value}\n")),
-            "file" => facts.files.extend(file(value)),
+            "replaced" => facts.replaced.extend(some()),
+            "link_directory" => facts.link_directory = true,
             "base_read_only" => facts.base_read_only = true,
             "base_free_kb" => facts.base_free_mb = megabytes(),
             "tar" => facts.has_tar = true,
@@ -199,14 +245,22 @@ pub fn parse(text: &str, now_seconds: i64) -> HostFacts {
             "nvidia_toolkit" => facts.nvidia_toolkit = true,
             "image" => facts.images.extend(some()),
             "link" => facts.link = serde_json::from_str(value).ok(),
-            "release" => facts.release = serde_json::from_str(value).ok(),
+            "release" => facts.release = Some(release(value)?),
             "ready" => facts.ready = serde_json::from_str(value).ok(),
             "kept" => facts.releases.extend(some()),
             _ => {}
         }
     }
     facts.look = Look::parse(&(now + &containers));
-    facts
+    Ok(facts)
+}
+
+fn release(text: &str) -> Result<ReleaseNote> {
+    serde_json::from_str(text).map_err(|error| {
+        Error::new(ErrorCode::HostCheckFailed, "current/release.json on the host cannot be read")
+            .remedy("look at it on the host; without it nothing is known of what runs there")
+            .source(error)
+    })
 }
 
 /// A line of `sha256sum`.
@@ -228,18 +282,21 @@ mod tests {
     fn facts_are_read_from_lines() {
         let text = "os=Linux\narch=x86_64\nuid=0\nepoch=1060\ncpus=2\nmemory_total_kb=2097152\ndisk_free_kb=1048576\n\
                     docker_version=26.1.5\ncompose_version=2.26.1\nlistening=1F9A\nlistening=0016\n\
-                    file=0a0b  ./www/index.html\nbase_free_kb=2048\n\
+                    replaced=docker-compose.yml\nbase_free_kb=2048\n\
                     container={\"id\":\"a\",\"service\":\"node\",\"status\":\"running\",\"health\":\"\",\"exit_code\":0,\
                     \"oom_killed\":false,\"restarts\":0,\"started_at\":\"x\",\"policy\":\"no\",\"image\":\"x\"}\n\
                     gpu=NVIDIA A10, 23028\nimage=a:b\nbase_writable=yes\nkept=x\nnoise\n";
-        let facts = parse(text, 1000);
+        let facts = parse(text, 1000).unwrap();
         assert_eq!((facts.os.as_str(), facts.cpus, facts.clock_skew_seconds), ("Linux", 2, 60));
         assert_eq!((facts.memory_total_mb, facts.disk_free_mb), (2048, 1024));
         assert!(facts.listening.contains(&8090) && facts.listening.contains(&22));
         assert_eq!(facts.gpus, [Gpu { name: "NVIDIA A10".into(), memory_mb: 23028 }]);
         assert!(
-            facts.look.runs("node") && facts.base_free_mb == 2 && facts.files["www/index.html"] == "0a0b"
+            facts.look.runs("node")
+                && facts.base_free_mb == 2
+                && facts.replaced.contains("docker-compose.yml")
         );
+        assert!(parse("release={\"deployment_id\":\n", 0).is_err(), "a note that was cut is not no release");
         assert!(facts.base_writable && !facts.docker_cli);
     }
 }

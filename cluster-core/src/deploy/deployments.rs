@@ -276,6 +276,7 @@ impl Deployments {
             action,
             spec,
             before: None,
+            was_member: false,
             fetched: Vec::new(),
             idempotency_key,
             request_digest,
@@ -404,8 +405,8 @@ impl Deployments {
         }
         let (inner, context) = (self.inner.clone(), self.inner.context.clone());
         tokio::spawn(async move {
-            let run = Run::new(context, record, token, sender, cancel, resumed);
-            let outcome = run.run(inner.slots.clone()).await;
+            let run = Run::new(context, record, token, sender, cancel, resumed, inner.slots.clone());
+            let outcome = run.run().await;
             if let Err(error) = outcome {
                 tracing::error!(deployment = %id, error = %error.chain(), "a deployment cannot be recorded and stops");
             }

@@ -14,6 +14,8 @@ pub enum DriftKind {
     /// Its content is not what was sent.
     FileChanged,
     FileMissing,
+    /// Another file stands in the place of the link to it, and Compose reads that one.
+    FileReplaced,
     /// It belongs to the release and does not run.
     ServiceDown,
     /// It runs another image than the one that was good.
@@ -34,7 +36,9 @@ impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, detail, .. } = self;
         match self.kind {
-            DriftKind::FileChanged | DriftKind::FileMissing => write!(f, "file {name} {detail}"),
+            DriftKind::FileChanged | DriftKind::FileMissing | DriftKind::FileReplaced => {
+                write!(f, "file {name} {detail}")
+            }
             DriftKind::ServiceDown | DriftKind::ImageChanged | DriftKind::ServiceUnknown => {
                 write!(f, "service {name} {detail}")
             }
@@ -47,6 +51,10 @@ impl Drift {
         match self.kind {
             DriftKind::FileChanged => {
                 "make the change where it is deployed from: this deployment sends the file as it is there"
+            }
+            DriftKind::FileReplaced => {
+                "make the change where it is deployed from: this deployment puts the file of the release back, \
+                 and keeps the other one beside it, as NAME.edited-N"
             }
             DriftKind::FileMissing => "deploy: the file is sent again",
             DriftKind::ServiceDown => {
@@ -65,7 +73,12 @@ impl Drift {
 /// Empty where nothing was deployed, or all is as it was.
 pub fn drift(facts: &HostFacts) -> Vec<Drift> {
     let Some(release) = &facts.release else { return Vec::new() };
-    let files = files(release, facts);
+    let replaced = facts.replaced.iter().map(|name| Drift {
+        kind: DriftKind::FileReplaced,
+        name: name.clone(),
+        detail: "was replaced on the host by another file".to_owned(),
+    });
+    let files = replaced.chain(files(release, facts));
     // An engine that does not answer says nothing of its containers.
     if facts.docker_version.is_none() {
         return files.take(SHOWN_MAX).collect();

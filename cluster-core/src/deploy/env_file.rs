@@ -203,17 +203,47 @@ fn unescape(text: &str) -> String {
 
 /// Shorter values would be found everywhere in ordinary text.
 const SECRET_BYTES_MIN: usize = 8;
+/// The same where the name says that the value is secret.
+const NAMED_SECRET_BYTES_MIN: usize = 4;
+const SECRET_NAMES: [&str; 6] = ["PASS", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "PWD"];
 
-/// Values in the `.env` of a release that somebody may want hidden: all but the addresses and names that
-/// are our own.
+/// Values that a log must not show, from a `.env`, an env file, or the file of a secret: all values but the
+/// addresses and names that are our own. A value of several lines also counts line by line, as logs show
+/// it. Text that is no env file counts whole.
 pub fn secrets(text: &str) -> Vec<Secret> {
-    let entries = parse(text).unwrap_or_default().into_iter();
-    let hidden = entries.filter(|(key, value)| {
-        let ours =
-            key.starts_with("AEGIS_") || matches!(key.as_str(), "REMOTE_LLM_URL" | "AITHER_EDGE_IMAGE");
-        !ours && !is_steering(key) && value.reveal().len() >= SECRET_BYTES_MIN
-    });
-    hidden.map(|(_, value)| value).collect()
+    let hidden = |key: &str, value: &str| {
+        let ours = key.starts_with("AEGIS_") || matches!(key, "REMOTE_LLM_URL" | "AITHER_EDGE_IMAGE");
+        let upper = key.to_ascii_uppercase();
+        let least = match SECRET_NAMES.iter().any(|name| upper.contains(name)) {
+            true => NAMED_SECRET_BYTES_MIN,
+            false => SECRET_BYTES_MIN,
+        };
+        !ours && !is_steering(key) && value.len() >= least
+    };
+    let mut found: Vec<String> = Vec::new();
+    let entries = parse(text).ok().filter(|entries| !entries.is_empty());
+    match entries {
+        Some(entries) => {
+            let kept = entries.iter().filter(|(key, value)| hidden(key, value.reveal()));
+            found.extend(kept.map(|(_, value)| value.reveal().to_owned()));
+        }
+        None => {
+            found.extend(Some(text.trim().to_owned()).filter(|text| text.len() >= NAMED_SECRET_BYTES_MIN));
+            // As far as it is an env file.
+            let pairs = text.lines().filter_map(|line| line.split_once('='));
+            found.extend(
+                pairs.map(|(_, value)| unquote(value.trim())).filter(|value| value.len() >= SECRET_BYTES_MIN),
+            );
+        }
+    }
+    let lines: Vec<String> = found
+        .iter()
+        .filter(|value| value.contains('\n'))
+        .flat_map(|value| value.lines().map(str::trim).map(str::to_owned))
+        .filter(|line| line.len() >= SECRET_BYTES_MIN)
+        .collect();
+    found.extend(lines);
+    found.into_iter().map(Secret::new).collect()
 }
 
 /// The value of one key in a `.env` that a person wrote: the last one wins; quotes and `export` are

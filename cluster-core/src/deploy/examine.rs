@@ -51,6 +51,8 @@ pub(super) async fn examine(
     token: Option<&Secret>,
 ) -> Result<Examined> {
     let operator = read_operator(spec).await?;
+    // Unknown, or joined by hand: the checks of its identity say so.
+    let recorded = context.membership.deployed(&spec.node).await.ok();
     let mut wanted = stack::build(spec, operator.as_ref(), false)?.images;
     let own = context.images.reference(&ImageSource::Own).await?;
     wanted.push(own.clone());
@@ -88,6 +90,7 @@ pub(super) async fn examine(
         has_node_binary: source.is_some(),
         cluster: &context.hosts.settings().owner,
         has_files: !prepared.files.bundle().is_empty(),
+        recorded_base: recorded.as_ref().map(|deployed| deployed.base_dir.as_str()),
     };
     let mut findings = findings::findings(&facts, spec, wanted);
     findings.extend(direct::findings(connection, &facts, &link).await?);

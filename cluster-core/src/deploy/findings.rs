@@ -5,7 +5,7 @@ use super::{
     checks::HostFacts,
     drift::drift,
     spec::DeploymentSpec,
-    stack::{Published, Stack},
+    stack::{PROJECT, Published, Stack},
 };
 use crate::error::{Error, ErrorCode};
 
@@ -53,6 +53,8 @@ pub struct Wanted<'a> {
     pub cluster: &'a str,
     /// The stack has files that are sent with it.
     pub has_files: bool,
+    /// Where the store says that the node's stack lies; `None` for a node that was not deployed.
+    pub recorded_base: Option<&'a str>,
 }
 
 pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) -> Vec<Finding> {
@@ -69,12 +71,16 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
     }
     docker(facts, user.as_str(), &mut found);
     docker_kind(facts, &spec.base_dir, &mut found);
-    let free_gb = facts.disk_free_mb / 1024;
-    if free_gb < spec.minimum_disk_gb {
+    if facts.disk_free_mb < spec.minimum_disk_gb * 1024 {
         found.error(
             "disk",
-            format!("only {free_gb} GB are free for Docker, {} GB are needed", spec.minimum_disk_gb),
-            "free some space: docker system prune shows what can go",
+            format!(
+                "only {} GB are free for Docker at {}, {} GB are needed",
+                gigabytes(facts.disk_free_mb),
+                facts.disk_path,
+                spec.minimum_disk_gb
+            ),
+            "free some space (docker system prune shows what can go), or lower spec.deploy.min_free_disk_gb",
         );
     }
     let ollama = wanted.stack.ollama.is_some();
@@ -103,6 +109,7 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
             "remove the node there, or take the host over: aegis deploy HOST --take-over",
         );
     }
+    foreign_stack(facts, spec, wanted, &mut found);
     if wanted.has_files && !facts.has_tar {
         found.error(
             "tar",
@@ -149,6 +156,45 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
         );
     }
     found.0
+}
+
+/// With one decimal, which tells 9.9 from 10.
+fn gigabytes(megabytes: u64) -> String {
+    format!("{}.{}", megabytes / 1024, megabytes % 1024 * 10 / 1024)
+}
+
+/// Containers of the project that no release of ours accounts for, and a base directory that is not the one
+/// where the node was deployed. Both would be replaced by a first deployment, and removed by its failure.
+fn foreign_stack(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>, found: &mut Findings) {
+    let base = &spec.base_dir;
+    if let Some(recorded) = wanted.recorded_base.filter(|recorded| recorded != base) {
+        found.error(
+            "base_moved",
+            format!("the stack of {} was deployed to {recorded}, not to {base}", spec.node),
+            format!(
+                "set spec.deploy.base_dir back to {recorded}; to move the stack, remove the node first (its \
+                 volumes stay): aegis node remove {}",
+                spec.node
+            ),
+        );
+    }
+    if facts.release.is_some() || facts.look.containers.is_empty() || spec.take_over {
+        return;
+    }
+    let services: Vec<&str> = facts.look.containers.iter().map(|one| one.service.as_str()).collect();
+    let from = facts.look.containers.iter().find_map(|one| one.directory.as_deref());
+    let from = from.filter(|from| !from.is_empty()).map(|from| format!(", started from {from}"));
+    found.error(
+        "foreign_stack",
+        format!(
+            "the host has containers of project {PROJECT} ({}{}), and {base} holds no release that accounts \
+             for them",
+            services.join(", "),
+            from.unwrap_or_default()
+        ),
+        "find out whose they are: docker compose ls -a; to replace them, ask the person to run: aegis deploy \
+         HOST --take-over",
+    );
 }
 
 fn gpus(facts: &HostFacts) -> String {
@@ -261,10 +307,16 @@ fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
     }
 }
 
-/// What runs of the stack already holds its ports itself.
+/// What runs of the stack already holds its ports itself. While the engine does not answer it cannot be
+/// told who listens: the node that runs there would be taken for a stranger.
 fn port(facts: &HostFacts, published: &Published, found: &mut Findings) {
     let Published { service, port } = published;
-    if facts.listening.contains(port) && !facts.look.runs(service) {
+    if facts.docker_version.is_none() {
+        return;
+    }
+    let ours = facts.release.is_some() && facts.look.runs(service);
+    let replaced = facts.release.is_none() && !facts.look.containers.is_empty();
+    if facts.listening.contains(port) && !ours && !replaced {
         found.error(
             "port",
             format!("port {port}, which service {service} takes, is taken on the host"),
@@ -343,7 +395,11 @@ mod tests {
 
     fn judged(facts: &HostFacts, has_node_binary: bool) -> Vec<Finding> {
         let stack = stack::build(&spec(), None, false).unwrap();
-        findings(facts, &spec(), Wanted { stack: &stack, has_node_binary, cluster: "ours", has_files: true })
+        findings(
+            facts,
+            &spec(),
+            Wanted { stack: &stack, has_node_binary, cluster: "ours", has_files: true, recorded_base: None },
+        )
     }
 
     fn codes(facts: &HostFacts) -> Vec<String> {
@@ -378,7 +434,7 @@ mod tests {
             ("docker_too_old", HostFacts { docker_version: Some("19.03.15".into()), ..good() }),
             ("compose_missing", HostFacts { compose_version: None, ..good() }),
             ("compose_too_old", HostFacts { compose_version: Some("1.29.2".into()), ..good() }),
-            ("disk", HostFacts { disk_free_mb: 9 * 1024, ..good() }),
+            ("disk", HostFacts { disk_free_mb: 10 * 1024 - 1, ..good() }),
             ("memory", HostFacts { memory_total_mb: 100, ..good() }),
             ("port", HostFacts { listening: [8090].into(), ..good() }),
             ("port", HostFacts { listening: [11434].into(), ..good() }),
@@ -404,22 +460,81 @@ mod tests {
         let line = r#"{"id":"X","service":"X","status":"running","health":"","exit_code":0,"oom_killed":false,"restarts":0,"started_at":"","policy":"no","image":""}"#;
         let facts = HostFacts {
             listening: [8090, 11434].into(),
+            release: Some(release()),
             look: Look::parse(&format!("{}\n{}\n", line.replace("X", "node"), line.replace("X", "ollama"))),
             ..good()
         };
         assert!(codes(&facts).is_empty());
     }
 
-    #[test]
-    fn another_node_on_the_host_is_named() {
-        let release = ReleaseNote {
+    fn release() -> ReleaseNote {
+        ReleaseNote {
             deployment_id: DeploymentId::mint(1, 1),
-            node_id: NodeId::parse("atlas").unwrap(),
+            node_id: NodeId::parse("edge1").unwrap(),
             files: Default::default(),
-            services: Vec::new(),
+            services: vec!["node".into(), "ollama".into()],
             cluster: None,
             goal: None,
+        }
+    }
+
+    const CONTAINER: &str = r#"{"id":"X","service":"node","status":"running","health":"","exit_code":0,"oom_killed":false,"restarts":0,"started_at":"","policy":"no","image":"","directory":"/srv/comet"}"#;
+
+    #[test]
+    fn stack_without_a_release_is_foreign() {
+        let facts = HostFacts { look: Look::parse(CONTAINER), listening: [8090].into(), ..good() };
+        let found = judged(&facts, true);
+        assert_eq!(found.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>(), ["foreign_stack"]);
+        assert!(found[0].message.contains("/srv/comet") && found[0].fix.contains("--take-over"), "{found:?}");
+        let taken = DeploymentSpec { take_over: true, ..spec() };
+        let stack = stack::build(&taken, None, false).unwrap();
+        let wanted = Wanted {
+            stack: &stack,
+            has_node_binary: true,
+            cluster: "ours",
+            has_files: false,
+            recorded_base: None,
         };
+        assert_eq!(findings(&facts, &taken, wanted), []);
+        let known =
+            HostFacts { release: Some(ReleaseNote { services: vec!["node".into()], ..release() }), ..facts };
+        assert!(codes(&known).is_empty());
+    }
+
+    #[test]
+    fn base_other_than_the_recorded_one_is_found() {
+        let stack = stack::build(&spec(), None, false).unwrap();
+        let wanted = |recorded| Wanted {
+            stack: &stack,
+            has_node_binary: true,
+            cluster: "ours",
+            has_files: false,
+            recorded_base: Some(recorded),
+        };
+        assert_eq!(findings(&good(), &spec(), wanted("/opt/aitheros-edge")), []);
+        let found = findings(&good(), &spec(), wanted("/srv/edge"));
+        assert_eq!(found[0].code, "base_moved");
+        assert!(found[0].fix.contains("/srv/edge") && found[0].fix.contains("node remove"), "{found:?}");
+    }
+
+    #[test]
+    fn port_is_not_judged_while_the_engine_is_down() {
+        let facts =
+            HostFacts { docker_version: None, listening: [8090].into(), release: Some(release()), ..good() };
+        assert_eq!(codes(&facts), ["docker_not_running"]);
+    }
+
+    #[test]
+    fn free_disk_shows_one_decimal_and_the_path() {
+        let facts = HostFacts { disk_free_mb: 10 * 1024 - 1, disk_path: "/var/lib/docker".into(), ..good() };
+        let message = &judged(&facts, true)[0].message;
+        assert!(message.contains("9.9 GB") && message.contains("/var/lib/docker"), "{message}");
+    }
+
+    #[test]
+    fn another_node_on_the_host_is_named() {
+        let release =
+            ReleaseNote { node_id: NodeId::parse("atlas").unwrap(), services: Vec::new(), ..release() };
         let found = judged(&HostFacts { release: Some(release), ..good() }, true);
         assert!(found[0].message.contains("atlas") && found[0].message.contains("edge1"));
     }

@@ -228,12 +228,12 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
     let mut images: Vec<ImagePlan> =
         stack.node.iter().map(|_| node_image(facts, inputs.node_image)).collect();
     images.extend(stack.images.iter().map(|reference| image(facts, reference, inputs.local_images)));
-    let steps = steps(spec, &changes, &images, stack);
+    let steps = steps(spec, facts, &changes, &images, stack);
     let mut plan = Plan {
         target: spec.target.to_string(),
         node_id: spec.node.clone(),
         base_dir: spec.base_dir.clone(),
-        first_deployment: facts.release.is_none(),
+        first_deployment: facts.release.is_none() && facts.look.containers.is_empty(),
         services: stack.services.clone(),
         profiles: stack.profiles.clone(),
         tunnel_token_from: spec.tunnel.clone(),
@@ -270,13 +270,19 @@ fn image(facts: &HostFacts, reference: &str, local: &LocalImages) -> ImagePlan {
 
 fn steps(
     spec: &DeploymentSpec,
+    facts: &HostFacts,
     files: &[FileChange],
     images: &[ImagePlan],
     stack: &Stack,
 ) -> Vec<PlannedStep> {
     let changed: Vec<&str> =
         files.iter().filter(|file| file.change != Change::Unchanged).map(|file| file.name.as_str()).collect();
+    let replaced: Vec<&str> = facts.replaced.iter().map(String::as_str).collect();
     let upload = match changed.is_empty() {
+        true if !replaced.is_empty() => format!(
+            "put the files of the release back in the place of {}, which are kept beside",
+            few(&replaced)
+        ),
         true => "nothing: all files on the host are equal".to_owned(),
         false => format!("send a new release ({}) and switch to it", few(&changed)),
     };

@@ -16,6 +16,8 @@ use crate::{
 };
 
 pub const NOTE_FILE: &str = "release.json";
+/// Names of the files whose values no log may show, one a line. Not among the release's digests.
+pub const PRIVATE_FILE: &str = "private.list";
 pub const READY_FILE: &str = "ready.json";
 pub const COMPOSE_FILE: &str = "docker-compose.yml";
 /// The operator's own override.
@@ -76,13 +78,22 @@ pub struct KeptRelease {
     pub current: bool,
 }
 
-/// The release that is gone back to: the one that was named, or the newest good one before the current.
+/// Selects the release of a rollback: the one that was named, or the newest good one that was made before
+/// the current. So a second rollback goes one release further back, and never to the one just left.
 pub fn choose<'a>(releases: &'a [KeptRelease], to: Option<&DeploymentId>) -> Result<&'a KeptRelease> {
+    let current = releases.iter().find(|release| release.current);
     let names = || {
         let mut good: Vec<&KeptRelease> =
             releases.iter().filter(|release| release.ready.is_some() && !release.current).collect();
-        good.sort_by_key(|release| std::cmp::Reverse(release.ready.as_ref().map(|ready| ready.at_ms)));
+        good.sort_by_key(|release| std::cmp::Reverse(release.note.deployment_id.made()));
         good
+    };
+    let before = || {
+        let older = |release: &&KeptRelease| {
+            current
+                .is_none_or(|current| release.note.deployment_id.made() < current.note.deployment_id.made())
+        };
+        names().into_iter().find(older)
     };
     let refuse = |why: String| {
         let kept: Vec<String> =
@@ -94,8 +105,8 @@ pub fn choose<'a>(releases: &'a [KeptRelease], to: Option<&DeploymentId>) -> Res
         Err(Error::new(ErrorCode::FailedPrecondition, why).remedy(remedy))
     };
     let chosen = match to {
-        None => match names().first() {
-            Some(newest) => *newest,
+        None => match before() {
+            Some(newest) => newest,
             None => return refuse("there is no earlier good release on the host".to_owned()),
         },
         Some(id) => match releases.iter().find(|release| release.note.deployment_id == *id) {
@@ -164,14 +175,23 @@ impl ReleaseFiles {
         self.changed_by_hand.contains(digest)
     }
 
-    /// Those that are written into the release itself.
-    /// One more file, not linked to from the top.
+    /// Adds a file to the release.
     #[must_use]
     pub fn with(mut self, name: &'static str, content: Vec<u8>) -> Self {
         self.files.insert(name, content);
         self
     }
 
+    /// The content of [`PRIVATE_FILE`]; `None` where there is none.
+    pub fn private_list(&self) -> Option<Vec<u8>> {
+        let names = self.bundle.private();
+        (!names.is_empty()).then(|| names.join("\n").into_bytes()).map(|mut text| {
+            text.push(b'\n');
+            text
+        })
+    }
+
+    /// The files that are written into the release itself.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
         self.files.iter().map(|(name, content)| (*name, content.as_slice()))
     }

@@ -1,16 +1,18 @@
-//! What is done on the host, each as one constant script: idempotent, so that a cut connection is
-//! answered by doing it again.
+//! The host as one deployment works on it. Each action is one constant script (see [`super::scripts`]):
+//! idempotent, so that a cut connection is answered by running it again.
 
 mod compose;
 mod images;
 mod releases;
 
-use std::time::Duration;
+use std::{io::Cursor, time::Duration};
+
+use tokio::io::AsyncRead;
 
 use super::{
-    release::{NOTE_FILE, ReleaseFiles},
+    release::{NOTE_FILE, PRIVATE_FILE, ReleaseFiles},
     scripts,
-    stack::{COMPLETE, Root},
+    stack::{COMPLETE, PROJECT, Root},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -20,8 +22,14 @@ use crate::{
 
 /// A holder that is our own needs a moment to end.
 const LOCK_WAIT_MIN_SECS: u64 = 3;
+/// A holder without a beat for this long is dead: its connection was cut without a word. A beat may wait
+/// behind data on a slow line, which SSH's own keepalive bounds to seconds.
+const LOCK_LEASE_SECS: &str = "120";
 const SHORT: Duration = Duration::from_secs(30);
-const UP_LIMIT: Duration = Duration::from_secs(180);
+/// Compose's own work, without what it waits for: health checks and stops.
+const UP_TIMEOUT: Duration = Duration::from_secs(180);
+/// Removing old releases and images may take its time; a failure of it fails nothing.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(180);
 /// 64 MB over a slow line.
 const FILES_LIMIT: Duration = Duration::from_secs(600);
 pub const LOG_LINES: usize = 20;
@@ -33,21 +41,21 @@ pub struct Remote<'a> {
     pub base: &'a str,
 }
 
-/// Keeps every other deployment off the host while it lives, and no longer than the connection.
 pub use self::{
-    compose::LogsAsked,
+    compose::{LogsAsked, redact},
     releases::{LastLook, Standing},
 };
+/// Keeps every other deployment off the host while it lives, and no longer than the connection.
 pub use crate::ssh::Held as HostLock;
 
 impl Remote<'_> {
-    /// `flock` held by a process of this session, waited for up to `wait`; a busy host says who holds it.
-    /// A holder that is this same deployment is left from a connection that was cut, and is ended, as is
-    /// what such a connection left running.
+    /// Takes the lock of the host: `flock` held by a process of this session, waited for up to `wait`; a busy
+    /// host says who holds it. A holder that is this same deployment is left from a connection that was cut,
+    /// and is ended, as is what such a connection left running. So is any holder whose beats stopped.
     pub async fn lock(&self, deployment: &DeploymentId, owner: &str, wait: Duration) -> Result<HostLock> {
         let who = format!("{deployment} of {owner}");
         let seconds = wait.as_secs().max(LOCK_WAIT_MIN_SECS).to_string();
-        let arguments = [self.base, deployment.as_str(), &who, &seconds];
+        let arguments = [self.base, deployment.as_str(), &who, &seconds, LOCK_LEASE_SECS];
         let (output, held) =
             self.connection.hold(scripts::LOCK, &arguments, "AEGIS-LOCK", wait + SHORT).await?;
         if let Some(holder) = output.stdout.lines().find_map(|line| line.strip_prefix("BUSY ")) {
@@ -70,22 +78,30 @@ impl Remote<'_> {
         Ok(held)
     }
 
-    /// Sends a release and switches to it in one rename; what ran before is noted beside it.
+    /// Sends a release and switches to it in one rename.
     pub async fn upload(&self, files: &ReleaseFiles, deployment: &DeploymentId, note: &[u8]) -> Result<()> {
         let release = format!("{}/releases/{deployment}", self.base);
-        self.run("make the release directory", scripts::PREPARE, &[self.base, deployment.as_str()], SHORT)
-            .await?;
+        let arguments = [self.base, deployment.as_str(), PROJECT];
+        self.run("make the release directory", scripts::PREPARE, &arguments, SHORT).await?;
         self.send_bundle(files, deployment).await?;
         // The note comes last: a release without one is incomplete.
-        let all = files.iter().chain([(NOTE_FILE, note)]);
-        if self.connection.is_elevated() {
-            for (name, content) in all {
-                self.write_as_root(&format!("{release}/{name}"), content).await?;
-            }
-        } else {
-            let sftp = self.connection.sftp().await?;
-            for (name, content) in all {
-                sftp.write_file(&format!("{release}/{name}"), content, 0o600).await?;
+        let private = files.private_list();
+        let private = private.iter().map(|names| (PRIVATE_FILE, names.as_slice()));
+        let all = files.iter().chain(private).chain([(NOTE_FILE, note)]);
+        // SFTP runs as the login's user, and not every host has it.
+        let sftp = match self.connection.is_elevated() {
+            true => None,
+            false => match self.connection.sftp().await {
+                Ok(sftp) => Some(sftp),
+                Err(error) if error.code() == ErrorCode::HostCheckFailed => None,
+                Err(error) => return Err(error),
+            },
+        };
+        for (name, content) in all {
+            let path = format!("{release}/{name}");
+            match &sftp {
+                Some(sftp) => sftp.write_file(&path, content, 0o600).await?,
+                None => self.write_over_stdin(&path, content).await?,
             }
         }
         self.switch_to(deployment).await
@@ -105,11 +121,10 @@ impl Remote<'_> {
         let mut missing: Vec<String> = output.stdout.lines().map(str::to_owned).collect();
         missing.extend(digests.iter().filter(|digest| files.was_changed_by_hand(digest)).cloned());
         if !missing.is_empty() {
-            let input = std::io::Cursor::new(bundle.archive(&missing)?);
+            let input = Cursor::new(bundle.archive(&missing)?);
             let arguments = [self.base, deployment.as_str(), COMPLETE];
-            let output =
-                self.connection.script_with_input(scripts::RECEIVE, &arguments, input, FILES_LIMIT).await?;
-            checked(output, "receive the stack's files")?;
+            self.run_with("receive the stack's files", scripts::RECEIVE, &arguments, input, FILES_LIMIT)
+                .await?;
         }
         let links: Vec<(&str, String)> =
             bundle.roots().iter().map(|root| (root.path.as_str(), root.link_target())).collect();
@@ -118,12 +133,12 @@ impl Remote<'_> {
         self.run("link the stack's files", scripts::LINK, &arguments, SHORT).await.map(drop)
     }
 
-    /// SFTP runs as the login's user. The content goes over standard input, seen by nobody.
-    async fn write_as_root(&self, path: &str, content: &[u8]) -> Result<()> {
-        let (length, input) = (content.len().to_string(), std::io::Cursor::new(content.to_vec()));
-        let output =
-            self.connection.script_with_input(scripts::WRITE, &[path, &length], input, SHORT).await?;
-        checked(output, &format!("write {path}")).map(drop)
+    /// Writes a file whose content comes over standard input, so that no process list shows it.
+    async fn write_over_stdin(&self, path: &str, content: &[u8]) -> Result<()> {
+        let (length, input) = (content.len().to_string(), Cursor::new(content.to_vec()));
+        self.run_with(&format!("write {path}"), scripts::WRITE, &[path, &length], input, SHORT)
+            .await
+            .map(drop)
     }
 
     /// Whether this login works on the host by `sudo -n`, for whoever has not examined the host.
@@ -155,8 +170,29 @@ impl Remote<'_> {
         args: &[&str],
         limit: Duration,
     ) -> Result<ScriptOutput> {
-        let output = self.connection.script(script, args, limit).await?;
-        checked(output, what)
+        let output = self.connection.script(script, args, limit).await;
+        checked(output.map_err(|error| named(error, what))?, what)
+    }
+
+    /// The same for a script with an input of its own.
+    async fn run_with(
+        &self,
+        what: &str,
+        script: &'static str,
+        args: &[&str],
+        input: impl AsyncRead + Send + Unpin + 'static,
+        limit: Duration,
+    ) -> Result<ScriptOutput> {
+        let output = self.connection.script_with_input(script, args, input, limit).await;
+        checked(output.map_err(|error| named(error, what))?, what)
+    }
+}
+
+/// A limit that was reached, with what reached it.
+fn named(error: Error, what: &str) -> Error {
+    match error.code() {
+        ErrorCode::Timeout => Error::new(ErrorCode::Timeout, format!("{what}: {}", error.message())),
+        _ => error,
     }
 }
 

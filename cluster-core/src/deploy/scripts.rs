@@ -5,23 +5,27 @@
 //! passes `shellcheck -s sh`.
 
 macro_rules! scripts {
-    ($($name:ident = $file:literal,)*) => {
-        $(pub const $name: &str = concat!(include_str!("scripts/common.sh"), include_str!(concat!("scripts/", $file)));)*
+    ($($name:ident = $($file:literal)+,)*) => {
+        $(pub const $name: &str =
+            concat!(include_str!("scripts/common.sh"), $(include_str!(concat!("scripts/", $file))),+);)*
 
         #[cfg(test)]
-        const ALL: &[(&str, &str)] = &[$(($file, $name)),*];
+        const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
     };
 }
 
 scripts! {
     AUTHORIZED_KEYS = "authorized_keys.sh",
     CHECKS = "checks.sh",
+    CLEAN_UP = "clean_up.sh",
     CONTAINERS = "containers.sh",
     DROP_IMAGES = "drop_images.sh",
     DROP_RELEASE = "drop_release.sh",
     END_WORK = "end_work.sh",
     EXEC_MODELS = "exec_models.sh",
     EXEC_PULL = "exec_pull.sh",
+    FILE_DIGESTS = "file_digests.sh",
+    FREE_SESSION = "free_session.sh",
     HAS_RELEASE = "has_release.sh",
     IMAGE_CONTENTS = "image_contents.sh",
     IMAGE_IDS = "image_ids.sh",
@@ -32,6 +36,7 @@ scripts! {
     LOCK = "lock.sh",
     LOGS = "logs.sh",
     LOGS_OF = "logs_of.sh",
+    MARK = "mark.sh",
     MISSING_FILES = "missing_files.sh",
     MISSING_IMAGES = "missing_images.sh",
     NEEDS_SUDO = "needs_sudo.sh",
@@ -40,14 +45,14 @@ scripts! {
     PULL = "pull.sh",
     PULL_WITH_LOGIN = "pull_with_login.sh",
     REACHES = "reaches.sh",
-    READ_ENV = "read_env.sh",
+    READ_NOTE = "read_note.sh",
     READ_LINK = "read_link.sh",
+    READ_SECRETS = "read_secrets.sh",
     RECEIVE = "receive.sh",
-    REMOVE = "remove.sh",
+    REMOVE = "relink.sh" "remove.sh",
     REMOVE_FILE = "remove_file.sh",
-    SETTLE = "settle.sh",
     STANDING = "standing.sh",
-    SWITCH = "switch.sh",
+    SWITCH = "relink.sh" "switch.sh",
     TAG = "tag.sh",
     UP = "up.sh",
     WRITE = "write.sh",
@@ -55,7 +60,8 @@ scripts! {
 
 /// Scripts that the login shell reads as one quoted word; see `ssh::script::on_command_line`.
 #[cfg(test)]
-const ON_COMMAND_LINE: [(&str, &str); 5] = [
+const ON_COMMAND_LINE: [(&str, &str); 6] = [
+    ("file_digests.sh", FILE_DIGESTS),
     ("load.sh", LOAD),
     ("lock.sh", LOCK),
     ("pull_with_login.sh", PULL_WITH_LOGIN),

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{direct::DirectOffer, registries::Logins};
@@ -20,6 +21,8 @@ use crate::{
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
 pub const HEALTH_TIMEOUT_SECONDS_DEFAULT: u32 = 180;
+/// 3 GB at 1.2 Mbit/s.
+pub const IMAGE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6 * 3600);
 pub const MAX_PARALLEL_DEFAULT: usize = 8;
 /// Counts beside whatever the ssh configuration names.
 pub(super) const SYSTEM_KNOWN_HOSTS: &str = "/etc/ssh/ssh_known_hosts";
@@ -56,6 +59,8 @@ pub struct DeploySettings {
     pub minimum_disk_gb: u64,
     /// Where a request does not say it.
     pub health_timeout_seconds: u32,
+    /// For one image that a host pulls or is sent.
+    pub image_timeout: Duration,
     /// Of the user the controller runs as: default identities and known_hosts.
     pub home: Option<PathBuf>,
     /// `SSH_AUTH_SOCK` of the controller.
@@ -99,6 +104,7 @@ impl Default for DeploySettings {
             base_dir: BASE_DIR_DEFAULT.to_owned(),
             minimum_disk_gb: MINIMUM_DISK_GB_DEFAULT,
             health_timeout_seconds: HEALTH_TIMEOUT_SECONDS_DEFAULT,
+            image_timeout: IMAGE_TIMEOUT_DEFAULT,
             home: None,
             agent_socket: None,
             environment_tunnel_token: None,

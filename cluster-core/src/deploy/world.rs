@@ -77,6 +77,9 @@ pub struct DeploymentRecord {
     /// What ran there before; none until the host was looked at, and then something may be changed.
     #[serde(default)]
     pub before: Option<Before>,
+    /// The node was a member before: a failure does not take that away.
+    #[serde(default)]
+    pub was_member: bool,
     /// Images that the host did not have and got for this deployment.
     #[serde(default)]
     pub fetched: Vec<String>,
@@ -89,6 +92,8 @@ pub struct DeploymentRecord {
 #[serde(rename_all = "snake_case")]
 pub enum Before {
     Nothing,
+    /// Containers of the project, and no release that accounts for them.
+    Stack,
     Release(DeploymentId),
 }
 

@@ -1,6 +1,6 @@
 //! The configuration's `spec.deploy`, with defaults from home directory and environment.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use crate::{
     config::schema::{self, Deploy, HostKeyChoice, LinkKeyChoice},
@@ -59,7 +59,21 @@ pub fn of(deploy: &Deploy, cluster_id: &ClusterId, data: &Path) -> Result<Deploy
     if let Some(seconds) = deploy.health_timeout_secs {
         settings.health_timeout_seconds = health_timeout(seconds)?;
     }
+    if let Some(seconds) = deploy.image_timeout_secs {
+        settings.image_timeout = image_timeout(seconds)?;
+    }
     Ok(settings)
+}
+
+fn image_timeout(seconds: u32) -> Result<Duration> {
+    match seconds {
+        60..=86_400 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(Error::new(
+            ErrorCode::ConfigInvalid,
+            format!("spec.deploy.image_timeout_secs {seconds} is not valid"),
+        )
+        .remedy("use 60 to 86400")),
+    }
 }
 
 fn health_timeout(seconds: u32) -> Result<u32> {
@@ -120,6 +134,15 @@ mod tests {
             assert_eq!(error.code(), ErrorCode::ConfigInvalid);
             assert!(error.message().starts_with("spec.deploy.registries"), "{error}");
             assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn image_timeout_is_bounded() {
+        assert_eq!(image_timeout(60).unwrap(), Duration::from_secs(60));
+        for seconds in [0, 59, 86_401] {
+            let error = image_timeout(seconds).unwrap_err();
+            assert!(error.message().contains("image_timeout_secs"), "{error}");
         }
     }
 

@@ -11,6 +11,10 @@ use crate::support::{Host, MemoryJournal, StandInCluster, run};
 
 pub const BASE: &str = "/opt/aitheros-edge";
 
+/// $1 deployment: returns once its script for the lock runs on the host, whose arguments name it.
+pub const WAITS: &str = r#"until pgrep -f "AEGIS-LOCK.*" | while read -r pid; do
+  tr '\0' ' ' < "/proc/$pid/cmdline"; done 2>/dev/null | grep -qF "$1"; do sleep 0.1; done"#;
+
 pub struct Bench {
     pub host: Host,
     pub deployments: Deployments,

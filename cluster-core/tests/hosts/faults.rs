@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    bench::{BASE, Bench, bench, with_settings},
+    bench::{BASE, Bench, WAITS, bench, with_settings},
     support::{GOOD_NODE, Host, host, run, stand_in_node},
 };
 
@@ -222,8 +222,7 @@ async fn filled(bench: &Bench) {
         .unwrap();
     let waiting = DeploymentRequest { lock_wait_seconds: Some(60), ..bench.request() };
     let view = bench.deployments.start(&waiting, Origin::Assistant).await.unwrap();
-    run(&bench.host.connect().await, "until pgrep -f 'flock -w 60' >/dev/null; do sleep 0.1; done", &[])
-        .await;
+    run(&bench.host.connect().await, WAITS, &[view.deployment_id.as_str()]).await;
     run(&connection, r#"head -c 500M /dev/zero > "$1/filler" 2>/dev/null || true"#, &[BASE]).await;
     drop(held);
     let failed = bench.end_of(&view.deployment_id).await;

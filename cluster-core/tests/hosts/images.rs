@@ -160,7 +160,7 @@ async fn a_login_is_gone_from_the_host_when_its_connection_is_cut() {
             let (victim, login) = (victim.clone(), login.clone());
             async move {
                 let remote = Remote { connection: &victim, base: BASE };
-                remote.pull("127.0.0.1:5001/x/y:1", Some(&login)).await
+                remote.pull("127.0.0.1:5001/x/y:1", Some(&login), IN_TIME).await
             }
         });
         until("the login is on the host", async || {

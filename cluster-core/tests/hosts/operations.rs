@@ -11,7 +11,7 @@ use cluster_core::{
 };
 
 use crate::{
-    bench::{BASE, Bench, bench},
+    bench::{BASE, Bench, WAITS, bench},
     support::{BROKEN_NODE, GOOD_NODE, ends_when_told, host, run, stand_in_node},
 };
 
@@ -146,8 +146,7 @@ async fn a_plan_is_carried_out_or_refused_and_a_busy_host_is_waited_for() {
     let uploading =
         |step: &cluster_core::deploy::StepView| step.name == StepName::Upload && step.started_at_ms.is_some();
     views.wait_for(|view| view.steps.iter().any(uploading)).await.unwrap();
-    run(&bench.host.connect().await, r#"until pgrep -f 'flock -w 60' >/dev/null; do sleep 0.1; done"#, &[])
-        .await;
+    run(&bench.host.connect().await, WAITS, &[view.deployment_id.as_str()]).await;
     drop(held);
     let ended = bench.end_of(&view.deployment_id).await;
     assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);

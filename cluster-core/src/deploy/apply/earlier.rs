@@ -45,15 +45,16 @@ impl Run {
     pub(super) async fn restore_images(&mut self) -> Result<String> {
         let recorded = self.chosen()?.ready.as_ref().map(|ready| ready.images.clone()).unwrap_or_default();
         let moved = self.tags_as_then(&recorded).await?;
-        Ok(format!("{} images as they were, {moved} tags set back", recorded.len()))
+        Ok(format!("{} images as they were, {} tags set back", recorded.len(), moved.len()))
     }
 
-    /// Each reference means the image again that it meant when the release was good; how many had moved.
-    pub(super) async fn tags_as_then(&self, recorded: &BTreeMap<String, String>) -> Result<usize> {
+    /// Tags each reference as it was when the release was good. Returns the ids of the images that had the
+    /// references meanwhile.
+    pub(super) async fn tags_as_then(&self, recorded: &BTreeMap<String, String>) -> Result<Vec<String>> {
         let references: Vec<String> = recorded.keys().cloned().collect();
         let remote = self.remote()?;
         let now = remote.image_ids(&references).await?;
-        let mut moved = 0;
+        let mut moved = Vec::new();
         for (reference, id) in recorded.iter().filter(|(reference, id)| now.get(*reference) != Some(*id)) {
             if !remote.tag(id, reference).await? {
                 return Err(Error::new(
@@ -62,7 +63,7 @@ impl Run {
                 )
                 .remedy("go back to another release, or deploy anew"));
             }
-            moved += 1;
+            moved.extend(now.get(reference).cloned());
         }
         Ok(moved)
     }

@@ -7,23 +7,32 @@ use tokio::time::sleep;
 
 use super::{
     super::{
-        Secret,
-        examine::Examined,
         health::Look,
-        remote::{HostLock, LOG_LINES, Remote},
+        operation::Action,
+        remote::{HostLock, LOG_LINES, Remote, Standing, redact},
         view::StepName,
+        world::Before,
     },
     Run,
 };
 use crate::{
     error::{Error, ErrorCode, Result},
+    ids::DeploymentId,
     ssh::Connection,
 };
 
-/// Cuts that one deployment survives.
+/// Cuts that a deployment survives which has changed nothing yet.
 const RECONNECTS_MAX: u32 = 5;
-const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(15);
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(500);
+/// Tries after a cut, while nothing was changed on the host. About a minute.
 const RECONNECT_TRIES: usize = 8;
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(15);
+/// Longest pause between two tries once the host was changed: it is tried until it answers or the
+/// deployment is cancelled, since only the host knows what became of the change.
+const RECHECK_DELAY_MAX: Duration = Duration::from_secs(30);
+/// Tries of a first connection: a jump host drops some of many that come at once.
+const CONNECT_TRIES: usize = 3;
+const CONNECT_DELAY_MIN: Duration = Duration::from_secs(1);
 
 /// The lock on the host; it goes first, then the connection that was made for it.
 pub(super) struct Lock {
@@ -38,7 +47,31 @@ impl Lock {
 }
 
 impl Run {
+    /// The step: a host that cannot be reached is tried a few times, since nothing was changed there yet.
     pub(super) async fn connect(&mut self) -> Result<String> {
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(CONNECT_DELAY_MIN)
+            .with_max_times(CONNECT_TRIES - 1)
+            .with_jitter()
+            .build();
+        loop {
+            match self.connect_once().await {
+                Err(error) if error.code() == ErrorCode::HostUnreachable && !self.is_touched() => {
+                    let Some(delay) = delays.next() else { return Err(error) };
+                    self.progress(StepName::Connect, format!("{}; trying again", error.message()));
+                    sleep(delay).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Whether something on the host may have been changed by this deployment.
+    pub(super) fn is_touched(&self) -> bool {
+        self.record.before.is_some()
+    }
+
+    async fn connect_once(&mut self) -> Result<String> {
         let spec = &self.record.spec;
         let connection = self.context.hosts.connect(&spec.target, spec.origin).await?;
         let way: Vec<String> = connection.route().iter().map(ToString::to_string).collect();
@@ -53,36 +86,86 @@ impl Run {
         self.elevated = self.connection.as_ref().filter(|_| sudo).map(Connection::elevated);
     }
 
-    pub(super) fn was_cut(&self, name: StepName, error: &Error) -> bool {
+    pub(super) fn on_lost_host(&self, name: StepName, error: &Error) -> OnLostHost {
         let closed = self.connection.as_ref().is_some_and(Connection::is_closed);
-        let cut = error.code() == ErrorCode::HostUnreachable || closed;
-        name > StepName::Connect && name != StepName::Rollback && cut && self.reconnects < RECONNECTS_MAX
+        let lost = error.code() == ErrorCode::HostUnreachable || closed;
+        match lost {
+            true => on_lost_host(name, self.is_touched(), self.reconnects),
+            false => OnLostHost::Fail,
+        }
     }
 
-    pub(super) async fn reconnect(&mut self) -> Result<()> {
+    /// Connects again after a cut. Without `forever` the last error is the outcome after a number of tries.
+    /// While it waits without end, the place in the queue of deployments goes to another.
+    ///
+    /// # Cancel safety
+    /// Safe: the connection is lost already.
+    pub(super) async fn reconnect(&mut self, name: StepName, forever: bool) -> Result<()> {
         self.reconnects += 1;
         (self.connection, self.elevated, self.lock) = (None, None, None);
-        let delays = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(500))
-            .with_max_delay(RECONNECT_DELAY_MAX)
-            .with_max_times(RECONNECT_TRIES)
-            .with_jitter()
-            .build();
-        let mut last = None;
-        for delay in delays {
+        let backoff = ExponentialBuilder::default().with_min_delay(RECONNECT_DELAY_MIN).with_jitter();
+        let mut delays = match forever {
+            true => backoff.with_max_delay(RECHECK_DELAY_MAX).without_max_times().build(),
+            false => backoff.with_max_delay(RECONNECT_DELAY_MAX).with_max_times(RECONNECT_TRIES).build(),
+        };
+        let mut last = Error::internal("no attempt to reconnect was made");
+        let mut tries = 0;
+        while let Some(delay) = delays.next() {
             sleep(delay).await;
-            match self.connect().await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.code() == ErrorCode::HostUnreachable => last = Some(error),
+            match self.connect_once().await {
+                Ok(_) => {
+                    self.take_slot().await;
+                    return Ok(());
+                }
+                Err(error) if error.code() == ErrorCode::HostUnreachable => {
+                    tries += 1;
+                    if forever && tries == RECONNECT_TRIES {
+                        self.slot = None;
+                    }
+                    let text = format!(
+                        "the connection was cut; what became of it is being re-checked (try {tries}: {})",
+                        error.message()
+                    );
+                    self.progress(name, text);
+                    last = error;
+                }
                 Err(error) => return Err(error),
             }
         }
-        Err(last.unwrap_or_else(|| Error::internal("no attempt to reconnect was made")))
+        Err(last)
     }
 
+    /// One new connection in the place of one that is gone.
+    pub(super) async fn connect_again(&mut self) -> Result<()> {
+        (self.connection, self.elevated, self.lock) = (None, None, None);
+        self.connect_once().await.map(drop)
+    }
+
+    async fn take_slot(&mut self) {
+        if self.slot.is_none() {
+            self.slot = self.slots.clone().acquire_owned().await.ok();
+        }
+    }
+
+    /// Takes the lock, or verifies that it is still held. Whoever had it meanwhile may have deployed: then
+    /// this deployment has nothing more to do there.
     pub(super) async fn ensure_lock(&mut self) -> Result<()> {
+        let Some(standing) = self.take_lock().await? else { return Ok(()) };
+        let Some(before) = &self.record.before else { return Ok(()) };
+        match superseded_by(&self.own_release(), before, &standing) {
+            None => Ok(()),
+            Some(other) => Err(Error::new(
+                ErrorCode::Conflict,
+                format!("another deployment switched the host to release {other} meanwhile"),
+            )
+            .remedy("look at what it did, then deploy again")),
+        }
+    }
+
+    /// Takes the lock unless it is held. The answer is how the releases stand since then.
+    pub(super) async fn take_lock(&mut self) -> Result<Option<Standing>> {
         if self.lock.as_ref().is_some_and(|lock| !lock.has_ended()) {
-            return Ok(());
+            return Ok(None);
         }
         let owner = self.context.hosts.settings().owner.clone();
         let wait = Duration::from_secs(self.record.spec.lock_wait_seconds);
@@ -92,11 +175,25 @@ impl Run {
         let remote = own.as_ref().map_or(remote, |connection| Remote { connection, ..remote });
         let held = remote.lock(&id, &owner, wait).await?;
         self.lock = Some(Lock { held, _own: own });
-        if self.record.before.is_none() {
-            let current = self.remote()?.standing(&id).await?.current;
-            self.note_before(current).await?;
+        let standing = self.remote()?.standing(&id).await?;
+        self.note_before(&standing).await?;
+        Ok(Some(standing))
+    }
+
+    /// The release that this operation makes the current one.
+    pub(super) fn own_release(&self) -> DeploymentId {
+        match (&self.record.action, &self.chosen, &self.record.view.release) {
+            (Action::Rollback { .. }, Some(chosen), _) => chosen.note.deployment_id.clone(),
+            (Action::Rollback { .. }, None, Some(release)) => release.clone(),
+            _ => self.record.view.deployment_id.clone(),
         }
-        Ok(())
+    }
+
+    /// How long `docker compose up` may wait: for health checks as long as was asked, and for what runs to
+    /// stop.
+    pub(super) async fn start_waits(&self) -> Result<Duration> {
+        let stops = Look::parse(&self.remote()?.containers().await?).stop_time();
+        Ok(self.record.spec.health_limit() + stops)
     }
 
     /// Where the server allows but one session a connection, the lock would keep every script out: it
@@ -111,13 +208,21 @@ impl Run {
     }
 
     pub(super) async fn keep_log(&mut self, service: &str) {
-        let Ok(remote) = self.remote() else { return };
-        match remote.logs(service, LOG_LINES).await {
-            Ok(text) => {
-                self.record.view.log_tail = Some(redact(&text, self.token.as_ref(), self.examined.as_ref()))
-            }
+        match self.redacted_log(service).await {
+            Ok(text) => self.record.view.log_tail = Some(text),
             Err(error) => tracing::warn!(error = %error.chain(), "the failed service's log cannot be read"),
         }
+    }
+
+    /// The last lines of a service, without the secrets that it was given: those that the host's release
+    /// holds, and those that this deployment knows. A log that cannot be redacted is not kept.
+    async fn redacted_log(&self, service: &str) -> Result<String> {
+        let remote = self.remote()?;
+        let text = remote.logs(service, LOG_LINES).await?;
+        let mut secrets = remote.secrets().await?;
+        secrets.extend(self.examined.iter().flat_map(|examined| examined.prepared.secrets.iter().cloned()));
+        secrets.extend(self.token.clone());
+        Ok(redact(&text, &secrets))
     }
 
     pub(super) async fn keep_log_of_a_failed_service(&mut self) {
@@ -139,9 +244,64 @@ impl Run {
     }
 }
 
-/// A service may print the token and the secrets it was given.
-fn redact(text: &str, token: Option<&Secret>, examined: Option<&Examined>) -> String {
-    let secrets = examined.map(|examined| examined.prepared.secrets.as_slice()).unwrap_or_default();
-    let secrets = secrets.iter().chain(token).filter(|secret| !secret.is_empty());
-    secrets.fold(text.to_owned(), |text, secret| text.replace(secret.reveal(), "(secret)"))
+/// What follows when a step has lost its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnLostHost {
+    Fail,
+    /// A number of tries; nothing was changed on the host.
+    Reconnect,
+    /// Tries without end: the outcome is unknown, not failed.
+    Recheck,
+}
+
+fn on_lost_host(name: StepName, touched: bool, reconnects: u32) -> OnLostHost {
+    match (touched, name) {
+        (true, _) => OnLostHost::Recheck,
+        // Its own tries are over.
+        (false, StepName::Connect | StepName::Rollback) => OnLostHost::Fail,
+        (false, _) if reconnects < RECONNECTS_MAX => OnLostHost::Reconnect,
+        (false, _) => OnLostHost::Fail,
+    }
+}
+
+/// The current release, if neither this operation nor what it found is behind it.
+pub(super) fn superseded_by(
+    own: &DeploymentId,
+    before: &Before,
+    standing: &Standing,
+) -> Option<DeploymentId> {
+    let found = match before {
+        Before::Release(id) => Some(id),
+        Before::Nothing | Before::Stack => None,
+    };
+    let current = standing.current.as_ref()?;
+    (current != own && Some(current) != found).then(|| current.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touched_host_is_rechecked_without_end() {
+        for name in [StepName::Connect, StepName::Images, StepName::Rollback, StepName::Stop] {
+            assert_eq!(on_lost_host(name, true, 1_000), OnLostHost::Recheck, "{name}");
+        }
+        assert_eq!(on_lost_host(StepName::Check, false, 0), OnLostHost::Reconnect);
+        assert_eq!(on_lost_host(StepName::Check, false, RECONNECTS_MAX), OnLostHost::Fail);
+        assert_eq!(on_lost_host(StepName::Connect, false, 0), OnLostHost::Fail);
+    }
+
+    #[test]
+    fn release_of_another_deployment_supersedes() {
+        let id = |number| DeploymentId::mint(1, number);
+        let current = |number| Standing { current: Some(id(number)), complete: true, has_containers: false };
+        let before = Before::Release(id(1));
+        assert_eq!(superseded_by(&id(2), &before, &current(1)), None);
+        assert_eq!(superseded_by(&id(2), &before, &current(2)), None);
+        assert_eq!(superseded_by(&id(2), &before, &current(3)), Some(id(3)));
+        assert_eq!(superseded_by(&id(2), &Before::Nothing, &current(3)), Some(id(3)));
+        let none = Standing { current: None, complete: false, has_containers: true };
+        assert_eq!(superseded_by(&id(2), &Before::Stack, &none), None);
+    }
 }

@@ -61,8 +61,12 @@ impl Run {
         let image = self.node_image().await?;
         let megabytes = image.bytes() / 1_000_000;
         self.progress(StepName::Images, format!("sending {reference}, {megabytes} MB"));
-        self.remote()?.load(&image).await?;
+        self.remote()?.load(&image, self.image_timeout()).await?;
         Ok(format!("sent {reference} ({megabytes} MB)"))
+    }
+
+    fn image_timeout(&self) -> Duration {
+        self.context.hosts.settings().image_timeout
     }
 
     async fn node_image(&self) -> Result<Arc<NodeImage>> {
@@ -79,7 +83,7 @@ impl Run {
         let journal = self.context.journal.as_ref();
         let login: Option<Secret> =
             registries::docker_config(reference, &settings.registries, journal).await?;
-        let refused = match self.remote()?.pull(reference, login.as_ref()).await {
+        let refused = match self.remote()?.pull(reference, login.as_ref(), self.image_timeout()).await {
             Ok(()) => return Ok(format!("pulled {reference}")),
             Err(error) => error,
         };
@@ -94,7 +98,7 @@ impl Run {
         }
     }
 
-    /// Before it comes: a first deployment that fails takes it away again, also after a restart.
+    /// Records the image before it comes: a deployment that fails removes it again, also after a restart.
     async fn note_fetched(&mut self, reference: &str) -> Result<()> {
         if !self.record.fetched.iter().any(|known| known == reference) {
             self.record.fetched.push(reference.to_owned());
@@ -112,7 +116,7 @@ impl Run {
         let megabytes = || sent.load(Ordering::Relaxed) / 1_000_000;
         let whole = local.bytes / 1_000_000;
         let remote = self.remote()?;
-        let receiving = remote.receive(reference, reader);
+        let receiving = remote.receive(reference, reader, self.image_timeout());
         tokio::pin!(receiving);
         let mut tick = interval(PROGRESS_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -14,23 +14,24 @@ mod steps;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::host::OnLostHost;
 use super::{
     Secret,
     examine::{Context, Examined},
     health::Well,
     now_ms,
     release::{Goal, KeptRelease},
+    remote::Standing,
     view::{DeploymentState, DeploymentView, StepName, StepState},
     world::{Before, DeploymentRecord},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
-    ids::DeploymentId,
     ssh::Connection,
 };
 
@@ -59,6 +60,11 @@ pub(super) struct Run {
     chosen: Option<KeptRelease>,
     cancel: CancellationToken,
     reconnects: u32,
+    /// How the host was put back after a failure.
+    outcome: Option<rollback::RollbackOutcome>,
+    slots: Arc<Semaphore>,
+    /// One of the deployments that may run at once; given up while a host is away.
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Run {
@@ -69,6 +75,7 @@ impl Run {
         views: watch::Sender<DeploymentView>,
         cancel: CancellationToken,
         resumed: bool,
+        slots: Arc<Semaphore>,
     ) -> Self {
         if record.view.cancel_requested {
             cancel.cancel();
@@ -89,18 +96,21 @@ impl Run {
             chosen: None,
             cancel,
             reconnects: 0,
+            outcome: None,
+            slots,
+            slot: None,
         }
     }
 
     /// Waits for its turn, then to its end, whatever it is. An error here means that the journal failed:
     /// nothing more is done then, and the next start of the controller resumes.
-    pub async fn run(mut self, slots: Arc<Semaphore>) -> Result<()> {
-        let turn = tokio::select! {
+    pub async fn run(mut self) -> Result<()> {
+        self.slot = tokio::select! {
             biased;
-            turn = slots.acquire_owned() => turn.ok(),
+            slot = self.slots.clone().acquire_owned() => slot.ok(),
             () = self.cancel.cancelled(), if !self.resumed => None,
         };
-        let outcome = match (&turn, self.record.view.failure.clone()) {
+        let outcome = match (&self.slot, self.record.view.failure.clone()) {
             (None, _) => Err(cancelled()),
             (Some(_), Some(failure)) => Err(Error::from(failure)),
             (Some(_), None) => {
@@ -140,7 +150,8 @@ impl Run {
                 () = cancel.cancelled(), if name.can_be_cancelled() => Err(cancelled()),
             };
             match performed {
-                Err(error) if self.was_cut(name, &error) => {
+                Err(error) if self.on_lost_host(name, &error) != OnLostHost::Fail => {
+                    let forever = self.on_lost_host(name, &error) == OnLostHost::Recheck;
                     let text = format!(
                         "the connection was cut ({}); what became of it is being re-checked",
                         error.message()
@@ -150,7 +161,7 @@ impl Run {
                         (step.state, step.message) = (StepState::Rechecking, Some(text));
                     })
                     .await?;
-                    if let Err(error) = self.reconnect().await {
+                    if let Err(error) = self.reconnect_unless_cancelled(name, forever).await {
                         break Err(error);
                     }
                 }
@@ -176,6 +187,25 @@ impl Run {
         })
         .await?;
         outcome.map(drop)
+    }
+
+    /// A deployment that is cancelled while its host is away cannot put the host back: after the tries that
+    /// any cut gets, its outcome stays unknown.
+    async fn reconnect_unless_cancelled(&mut self, name: StepName, forever: bool) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return self.reconnect(name, false).await;
+        }
+        let cancel = self.cancel.clone();
+        let reconnected = tokio::select! {
+            biased;
+            reconnected = self.reconnect(name, forever) => Some(reconnected),
+            () = cancel.cancelled() => None,
+        };
+        match reconnected {
+            Some(reconnected) => reconnected,
+            None if name.can_be_cancelled() => Err(cancelled()),
+            None => self.reconnect(name, false).await,
+        }
     }
 
     /// Every step is idempotent; its answer is the evidence.
@@ -208,10 +238,15 @@ impl Run {
         self.goal.as_ref().ok_or_else(|| Error::internal("a step before the checks"))
     }
 
-    /// From here on something on the host may be changed by this deployment.
-    async fn note_before(&mut self, current: Option<DeploymentId>) -> Result<()> {
+    /// Records what the host and the cluster had before: from here on something may be changed.
+    async fn note_before(&mut self, standing: &Standing) -> Result<()> {
         if self.record.before.is_none() {
-            self.record.before = Some(current.map_or(Before::Nothing, Before::Release));
+            self.record.was_member = self.context.membership.deployed(&self.record.spec.node).await.is_ok();
+            self.record.before = Some(match &standing.current {
+                Some(id) => Before::Release(id.clone()),
+                None if standing.has_containers => Before::Stack,
+                None => Before::Nothing,
+            });
             self.context.journal.put(&self.record).await?;
         }
         Ok(())
@@ -239,7 +274,7 @@ impl Run {
 }
 
 fn cancelled() -> Error {
-    Error::new(ErrorCode::Cancelled, "it was called off")
+    Error::new(ErrorCode::Cancelled, "the deployment was cancelled")
 }
 
 fn publish_progress(

@@ -35,9 +35,19 @@ impl Run {
         self.work_by_sudo(sudo);
         self.ensure_lock().await?;
         self.context.membership.remove_link_key(&self.record.spec.node, self.connection()?).await?;
+        if let Some(cluster) = self.other_owner().await? {
+            return Ok(format!("the host runs a release of cluster {cluster} now, which stays"));
+        }
         self.remote()?.remove(removal.volumes).await?;
         let volumes = if removal.volumes { "with its volumes" } else { "without its volumes, which stay" };
         Ok(format!("the stack was taken off {}, {volumes}", self.record.spec.target.host))
+    }
+
+    /// The cluster whose release is current on the host, if it is not this one.
+    pub(super) async fn other_owner(&self) -> Result<Option<String>> {
+        let kept = self.remote()?.kept().await?;
+        let owner = kept.into_iter().find(|release| release.current).and_then(|release| release.note.cluster);
+        Ok(owner.filter(|owner| *owner != self.context.hosts.settings().owner))
     }
 
     pub(super) async fn forget(&mut self) -> Result<String> {

@@ -16,7 +16,7 @@ use super::{
         operation::Action,
         plan::Plan,
         release::ReadyMark,
-        remote::LastLook,
+        remote::{LastLook, Standing},
         tunnel::{self, TunnelSource},
         view::StepName,
         world::Before,
@@ -61,7 +61,7 @@ impl Run {
         }
         let facts = &examined.facts;
         let evidence = format!(
-            "{}{} {}, Docker {}, Compose {}, {} cpus, {} MB memory, {} GB free, {} warnings",
+            "{}{} {}, Docker {}, Compose {}, {} cpus, {} MB memory, {:.1} GB free, {} warnings",
             if facts.sudo { format!("{} works by sudo, ", facts.user) } else { String::new() },
             facts.os,
             facts.arch,
@@ -69,7 +69,7 @@ impl Run {
             facts.compose_version.as_deref().unwrap_or("?"),
             facts.cpus,
             facts.memory_total_mb,
-            facts.disk_free_mb / 1024,
+            facts.disk_free_mb as f64 / 1024.0,
             found.len()
         );
         self.work_by_sudo(examined.facts.sudo);
@@ -98,7 +98,12 @@ impl Run {
             return Ok(format!("release {id} lay complete on the host"));
         }
         if !examined.prepared.changes_files() {
-            let current = examined.facts.release.as_ref().map(|release| release.deployment_id.to_string());
+            let current = examined.facts.release.as_ref().map(|release| release.deployment_id.clone());
+            // Names that someone replaced by files of their own lead into the release again.
+            if let (Some(current), false) = (&current, examined.facts.replaced.is_empty()) {
+                remote.switch_to(current).await?;
+            }
+            let current = current.map(|id| id.to_string());
             return Ok(format!(
                 "nothing changed: release {} stays (plan {digest})",
                 current.unwrap_or_default()
@@ -112,24 +117,27 @@ impl Run {
         Ok(format!("{count} files in releases/{id} (plan {digest})"))
     }
 
-    /// Somebody else may have deployed between our look at the host and our turn.
+    /// Another controller may have deployed between the checks and the lock.
     async fn look_again_if_it_changed(&mut self) -> Result<()> {
         let seen = self.examined()?.facts.release.as_ref().map(|release| release.deployment_id.clone());
-        let before = match &self.record.before {
-            Some(Before::Release(id)) => Some(id.clone()),
-            Some(Before::Nothing) | None => None,
+        let (before, has_containers) = match &self.record.before {
+            Some(Before::Release(id)) => (Some(id.clone()), false),
+            Some(Before::Stack) => (None, true),
+            Some(Before::Nothing) | None => (None, false),
         };
-        if self.resumed || seen == before {
+        let appeared = has_containers && self.examined()?.facts.look.containers.is_empty();
+        if self.resumed || (seen == before && !appeared) {
             return Ok(());
         }
         self.record.before = None;
         self.check().await?;
-        self.note_before(before).await
+        self.note_before(&Standing { current: before, complete: false, has_containers }).await
     }
 
     pub(super) async fn start(&mut self) -> Result<String> {
         self.ensure_lock().await?;
-        let outcome = self.remote()?.up().await;
+        let waits = self.start_waits().await?;
+        let outcome = self.remote()?.up(waits).await;
         match outcome {
             Ok(containers) => Ok(containers.join(", ")),
             Err(error) => {
@@ -238,8 +246,18 @@ impl Run {
                 .remedy("something else removed it while it was deployed; deploy again")
         })?;
         let mark = ReadyMark { at_ms: now_ms(), images };
-        self.remote()?.settle(&release, &mark).await?;
-        Ok(format!("release {release} is good, with {} images", mark.images.len()))
+        let brought = self.record.fetched.iter().filter_map(|reference| mark.images.get(reference));
+        let brought: Vec<&str> = brought.map(String::as_str).collect();
+        self.remote()?.mark(&release, &mark, &brought).await?;
+        let evidence = format!("release {release} is good, with {} images", mark.images.len());
+        // What is left behind harms nothing that runs.
+        match self.remote()?.clean_up().await {
+            Ok(()) => Ok(evidence),
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "old releases cannot be cleaned up");
+                Ok(format!("{evidence}; warning: {}", error.message()))
+            }
+        }
     }
 }
 

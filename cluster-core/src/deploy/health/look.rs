@@ -1,7 +1,7 @@
 //! One look at the containers of a stack, and what it says: a plain function, so that a crash loop, a
 //! slow start and a one-shot are told apart without a host.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
@@ -12,6 +12,11 @@ const STEADY_SECONDS: i64 = 5;
 /// Restarts since the first look. Docker waits twice as long after each, so they take 6 s and more: a
 /// service that waits for another by exiting comes up before.
 const RESTARTS_MAX: u64 = 6;
+
+/// Docker's own.
+const STOP_TIMEOUT_DEFAULT_SECS: u64 = 10;
+/// A longer one is waited for no longer.
+const STOP_TIMEOUT_MAX_SECS: u64 = 3600;
 
 /// A container of the stack as the engine tells of it, one line each.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -29,6 +34,12 @@ pub struct Container {
     policy: String,
     /// Of the image, not of its name.
     pub image: String,
+    /// Seconds that it has to stop; Docker's default where it is not set.
+    #[serde(default)]
+    stop_timeout: Option<u64>,
+    /// Where its compose file lies.
+    #[serde(default)]
+    pub directory: Option<String>,
 }
 
 /// For `docker inspect`: a line that is a [`Container`]. The names are those of the engine's structure, not
@@ -37,7 +48,8 @@ pub const CONTAINER_FORMAT: &str = concat!(
     r#"{"id":{{json .ID}},"service":{{json (index .Config.Labels "com.docker.compose.service")}},"#,
     r#""status":{{json .State.Status}},"health":{{if .State.Health}}{{json .State.Health.Status}}{{else}}""{{end}},"#,
     r#""exit_code":{{.State.ExitCode}},"oom_killed":{{.State.OOMKilled}},"restarts":{{.RestartCount}},"#,
-    r#""started_at":{{json .State.StartedAt}},"policy":{{json .HostConfig.RestartPolicy.Name}},"image":{{json .Image}}}"#,
+    r#""started_at":{{json .State.StartedAt}},"policy":{{json .HostConfig.RestartPolicy.Name}},"image":{{json .Image}},"#,
+    r#""stop_timeout":{{json .Config.StopTimeout}},"directory":{{json (index .Config.Labels "com.docker.compose.project.working_dir")}}}"#,
 );
 
 /// All containers at one moment of the host's clock.
@@ -99,6 +111,15 @@ impl Look {
         }
         look.containers.sort_by(|one, other| one.service.cmp(&other.service));
         look
+    }
+
+    /// How long stopping all of it may take, one after another.
+    pub fn stop_time(&self) -> Duration {
+        let seconds = self
+            .containers
+            .iter()
+            .map(|one| one.stop_timeout.unwrap_or(STOP_TIMEOUT_DEFAULT_SECS).min(STOP_TIMEOUT_MAX_SECS));
+        Duration::from_secs(seconds.sum())
     }
 
     pub fn restarts(&self) -> BTreeMap<String, u64> {
@@ -267,7 +288,18 @@ mod tests {
             started_at: "2023-11-14T22:13:20.5Z".into(),
             policy: "unless-stopped".into(),
             image: "sha256:1".into(),
+            stop_timeout: None,
+            directory: None,
         }
+    }
+
+    #[test]
+    fn stop_time_is_the_sum_of_bounded_grace_periods() {
+        let with = |seconds| Container { stop_timeout: seconds, ..container("a", "running", "") };
+        let look =
+            Look { now_seconds: NOW, containers: vec![with(None), with(Some(300)), with(Some(1 << 40))] };
+        assert_eq!(look.stop_time(), Duration::from_secs(10 + 300 + 3600));
+        assert_eq!(Look::default().stop_time(), Duration::ZERO);
     }
 
     fn stack(services: &[&str]) -> Goal {

@@ -1,14 +1,24 @@
 //! The stack on the host, by Docker Compose.
 
+use std::time::Duration;
+
 use super::{
-    super::{Secret, env_file, health::CONTAINER_FORMAT, models, names::ModelName, scripts, stack::PROJECT},
-    Remote, SHORT, UP_LIMIT,
+    super::{
+        Secret, env_file,
+        health::{CONTAINER_FORMAT, Look},
+        models,
+        names::ModelName,
+        release::PRIVATE_FILE,
+        scripts,
+        stack::PROJECT,
+    },
+    Remote, SHORT, UP_TIMEOUT,
 };
 use crate::{
     engine::{STARTS_MAX, is_broken_start},
     error::{Error, ErrorCode, Result},
     ids::shown,
-    ssh::script::tail,
+    ssh::script::{marker, tail},
 };
 
 const LOG_LINES_MAX: u32 = 1000;
@@ -49,6 +59,28 @@ impl LogsAsked {
     }
 }
 
+/// Compose's words when its engine does not answer; then no service is to blame.
+const ENGINE_AWAY: [&str; 3] =
+    ["Cannot connect to the Docker daemon", "error during connect", "permission denied"];
+
+fn logs_unreadable(why: &str) -> Error {
+    let message = format!("the logs cannot be read: {why}");
+    if ENGINE_AWAY.iter().any(|words| why.contains(words)) {
+        return Error::new(ErrorCode::Engine, message)
+            .remedy("start Docker on the host: systemctl start docker; then ask again");
+    }
+    Error::new(ErrorCode::DeploymentFailed, message)
+        .remedy("name services of the node's stack, or none for all of them")
+}
+
+/// Replaces each secret; longer ones first, since one may be part of another.
+pub fn redact(text: &str, secrets: &[Secret]) -> String {
+    let mut secrets: Vec<&str> =
+        secrets.iter().map(Secret::reveal).filter(|secret| !secret.is_empty()).collect();
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.into_iter().fold(text.to_owned(), |text, secret| text.replace(secret, "(secret)"))
+}
+
 impl Remote<'_> {
     /// The last lines that the services wrote, each with its service and time. Untrusted text without
     /// control characters.
@@ -60,25 +92,21 @@ impl Remote<'_> {
         let output = self.connection.script(scripts::LOGS_OF, &arguments, SHORT).await?;
         // The last line is the exit status of Compose, which a pipe would swallow.
         let (text, status) = output.stdout.rsplit_once('\n').unwrap_or((&output.stdout, ""));
-        let secrets = self.secrets().await?;
-        let text =
-            secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.reveal(), "(secret)"));
+        let text = redact(text, &self.secrets().await?);
         let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
         match output.success() && status == "0" {
             true => Ok(text),
-            false => Err(Error::new(
-                ErrorCode::DeploymentFailed,
-                format!("the logs cannot be read: {}", tail(&text, 3).replace('\n', " ")),
-            )
-            .remedy("name services of the node's stack, or none for all of them")),
+            false => Err(logs_unreadable(&tail(&text, 3).replace('\n', " "))),
         }
     }
 
-    /// What Compose did, a line a container. A start that the host's runtime broke off is made again.
-    pub async fn up(&self) -> Result<Vec<String>> {
+    /// Starts the stack; the answer has what Compose did, a line a container. A start that the host's
+    /// runtime broke off is made again. `waits` is how long health checks and stops may take.
+    pub async fn up(&self, waits: Duration) -> Result<Vec<String>> {
+        let limit = UP_TIMEOUT + waits;
         let mut starts = 1;
         let output = loop {
-            match self.run("docker compose up", scripts::UP, &[self.base, PROJECT], UP_LIMIT).await {
+            match self.run("docker compose up", scripts::UP, &[self.base, PROJECT], limit).await {
                 Err(error) if starts < STARTS_MAX && is_broken_start(error.message()) => {
                     tracing::warn!(error = %error.chain(), "a broken start is made again");
                     starts += 1;
@@ -135,18 +163,29 @@ impl Remote<'_> {
         Ok(tail(&output.stdout, lines))
     }
 
-    /// What the stack was given in its `.env`: a service may print it.
-    async fn secrets(&self) -> Result<Vec<Secret>> {
-        let text = self.run("read what is secret", scripts::READ_ENV, &[self.base], SHORT).await?.stdout;
-        Ok(env_file::secrets(&text))
+    /// Values that a service was given and may print: those of `.env`, of env files and of secret files,
+    /// as the current release has them.
+    pub async fn secrets(&self) -> Result<Vec<Secret>> {
+        let marker = marker();
+        let arguments = [self.base, marker.as_str(), PRIVATE_FILE];
+        let text = self.run("read what is secret", scripts::READ_SECRETS, &arguments, SHORT).await?.stdout;
+        let separator = format!("\n{marker}\n");
+        Ok(text.split(&separator).flat_map(env_file::secrets).collect())
     }
 
-    /// Takes the stack and every file of ours away, and the images of the node; volumes stay, unless they
-    /// are to go.
+    /// Removes the stack, every file of ours, and the images of the node. Volumes stay, unless they are to
+    /// go. What stood there before the first deployment comes back.
     pub async fn remove(&self, volumes: bool) -> Result<()> {
+        let waits = Look::parse(&self.containers().await?).stop_time();
         let volumes = if volumes { "volumes" } else { "" };
-        let arguments = [self.base, PROJECT, volumes];
-        self.run("clean the host", scripts::REMOVE, &arguments, UP_LIMIT).await.map(drop)
+        let arguments = [self.base, PROJECT, volumes, ""];
+        self.run("clean the host", scripts::REMOVE, &arguments, UP_TIMEOUT + waits).await.map(drop)
+    }
+
+    /// Removes our files alone: the project's containers are not ours.
+    pub async fn remove_files(&self) -> Result<()> {
+        let arguments = [self.base, PROJECT, "", "files"];
+        self.run("clean the host", scripts::REMOVE, &arguments, UP_TIMEOUT).await.map(drop)
     }
 
     /// Ends what a script that was given up left running, and waits for its end.

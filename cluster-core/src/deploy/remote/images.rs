@@ -12,14 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
 use super::{
     super::{Secret, image::NodeImage, registries, scripts},
-    Remote, SHORT, checked,
+    Remote, SHORT, named,
 };
 use crate::{engine::ImageContent, error::Result, ssh::script::tail};
-
-const LOAD_LIMIT: Duration = Duration::from_secs(600);
-/// Some gigabytes over a slow line.
-const RECEIVE_LIMIT: Duration = Duration::from_secs(3600);
-const PULL_LIMIT: Duration = Duration::from_secs(1800);
 
 impl Remote<'_> {
     pub async fn missing_images(&self, references: &[String]) -> Result<Vec<String>> {
@@ -34,12 +29,8 @@ impl Remote<'_> {
         self.run("remove images", scripts::DROP_IMAGES, &arguments, SHORT).await.map(drop)
     }
 
-    pub async fn load(&self, image: &NodeImage) -> Result<()> {
-        let output = self
-            .connection
-            .script_with_input(scripts::LOAD, &[self.base], image.reader(), LOAD_LIMIT)
-            .await?;
-        checked(output, &format!("load the image {}", image.reference)).map(drop)
+    pub async fn load(&self, image: &NodeImage, limit: Duration) -> Result<()> {
+        self.receive(&image.reference, image.reader(), limit).await
     }
 
     /// Of those that are there. No round trip where nothing is asked.
@@ -63,25 +54,24 @@ impl Remote<'_> {
         &self,
         reference: &str,
         image: impl AsyncRead + Send + Unpin + 'static,
+        limit: Duration,
     ) -> Result<()> {
-        let output =
-            self.connection.script_with_input(scripts::LOAD, &[self.base], image, RECEIVE_LIMIT).await?;
-        checked(output, &format!("load the image {reference}")).map(drop)
+        let what = format!("load the image {reference}");
+        self.run_with(&what, scripts::LOAD, &[self.base], image, limit).await.map(drop)
     }
 
     /// `login` is the content of Docker's `config.json` for this one pull.
-    pub async fn pull(&self, reference: &str, login: Option<&Secret>) -> Result<()> {
+    pub async fn pull(&self, reference: &str, login: Option<&Secret>, limit: Duration) -> Result<()> {
         let output = match login {
-            None => self.connection.script(scripts::PULL, &[self.base, reference], PULL_LIMIT).await?,
+            None => self.connection.script(scripts::PULL, &[self.base, reference], limit).await,
             Some(config) => {
                 let length = config.reveal().len().to_string();
                 let arguments = [self.base, reference, &length];
                 let input = Cursor::new(config.reveal().as_bytes().to_vec()).chain(StaysOpen);
-                self.connection
-                    .script_with_input(scripts::PULL_WITH_LOGIN, &arguments, input, PULL_LIMIT)
-                    .await?
+                self.connection.script_with_input(scripts::PULL_WITH_LOGIN, &arguments, input, limit).await
             }
         };
+        let output = output.map_err(|error| named(error, &format!("docker pull {reference}")))?;
         if output.success() {
             return Ok(());
         }

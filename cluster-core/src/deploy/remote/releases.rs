@@ -9,13 +9,15 @@ use super::{
         scripts,
         stack::PROJECT,
     },
-    Remote, SHORT, checked,
+    CLEAN_UP_TIMEOUT, Remote, SHORT, checked,
 };
 use crate::{
     error::{Error, Result},
     ids::DeploymentId,
 };
 
+/// Larger notes are read one by one: a script's output is bounded.
+const NOTE_BYTES_TOGETHER: &str = "65536";
 /// Good ones and others, newest first; the current one always stays.
 const RELEASES_KEPT: &str = "5";
 
@@ -25,6 +27,8 @@ pub struct Standing {
     pub current: Option<DeploymentId>,
     /// All of its files are there.
     pub complete: bool,
+    /// Containers of the project. Looked for only where there is no current release.
+    pub has_containers: bool,
 }
 
 /// A stack before it counts as good.
@@ -52,28 +56,54 @@ impl Remote<'_> {
     }
 
     pub async fn standing(&self, release: &DeploymentId) -> Result<Standing> {
-        let arguments = [self.base, release.as_str(), NOTE_FILE];
+        let arguments = [self.base, release.as_str(), NOTE_FILE, PROJECT];
         let output = self.run("look at the releases", scripts::STANDING, &arguments, SHORT).await?;
         let value = |name: &str| output.stdout.lines().find_map(|line| line.strip_prefix(name));
         Ok(Standing {
             current: value("current=").map(DeploymentId::parse).transpose()?,
             complete: value("complete=").is_some(),
+            has_containers: value("container=").is_some(),
         })
     }
 
-    /// All that have a note; an incomplete one is none.
+    /// The releases that have a note; an incomplete one has none.
     pub async fn kept(&self) -> Result<Vec<KeptRelease>> {
-        let arguments = [self.base, NOTE_FILE, READY_FILE];
+        let arguments = [self.base, NOTE_FILE, READY_FILE, NOTE_BYTES_TOGETHER];
         let output = self.run("look at the releases", scripts::KEPT, &arguments, SHORT).await?;
-        Ok(read_kept(&output.stdout))
+        let mut text = String::new();
+        for line in output.stdout.lines() {
+            match line.strip_prefix("large=") {
+                Some(release) => {
+                    let arguments = [self.base, release, NOTE_FILE];
+                    let note = self.run("read a release note", scripts::READ_NOTE, &arguments, SHORT).await?;
+                    text.push_str(&format!("note={}\n", note.stdout));
+                }
+                None => text.push_str(&format!("{line}\n")),
+            }
+        }
+        Ok(read_kept(&text))
     }
 
-    /// Marks a release as good, and drops what is older than the last five.
-    pub async fn settle(&self, release: &DeploymentId, mark: &ReadyMark) -> Result<()> {
+    /// Marks a release as good. `brought` are ids of images that came with it: a later clean-up removes
+    /// them once no kept release needs them.
+    pub async fn mark(&self, release: &DeploymentId, mark: &ReadyMark, brought: &[&str]) -> Result<()> {
         let mark = serde_json::to_string(mark)
             .map_err(|error| Error::internal("a mark cannot be written").source(error))?;
-        let arguments = [self.base, release.as_str(), READY_FILE, &mark, RELEASES_KEPT];
-        self.run("mark the release as good", scripts::SETTLE, &arguments, SHORT).await.map(drop)
+        let mut arguments = vec![self.base, release.as_str(), READY_FILE, &mark];
+        arguments.extend(brought);
+        self.run("mark the release as good", scripts::MARK, &arguments, SHORT).await.map(drop)
+    }
+
+    /// Drops releases older than the last five, with the content and the images that only they need.
+    pub async fn clean_up(&self) -> Result<()> {
+        let arguments = [self.base, READY_FILE, RELEASES_KEPT];
+        self.run("clean up old releases", scripts::CLEAN_UP, &arguments, CLEAN_UP_TIMEOUT).await.map(drop)
+    }
+
+    /// Has the owner of a link that lost its socket to ours connect again.
+    pub async fn free_session(&self) -> Result<()> {
+        let note = format!("{}/run/link.session.other", self.base);
+        self.run("give the socket back", scripts::FREE_SESSION, &[&note], SHORT).await.map(drop)
     }
 
     pub async fn drop_release(&self, release: &DeploymentId) -> Result<()> {

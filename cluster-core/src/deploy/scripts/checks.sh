@@ -63,7 +63,10 @@ while [ ! -d "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
 say disk_free_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $4}')"
 say disk_total_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $2}')"
 [ -z "$writable" ] || say base_writable yes
+say disk_path "$dir"
 [ -d "$base" ] && say base_exists yes
+# The link is the login's own, without sudo.
+[ -d "$base/run" ] && [ -w "$base/run" ] && say link_directory yes
 # shellcheck disable=SC2013 # numbers, one a word
 for table in /proc/net/tcp /proc/net/tcp6; do
   [ -r "$table" ] && for port in $(awk '$4=="0A"{split($2,a,":"); print a[length(a)]}' "$table" | sort -u); do say listening "$port"; done
@@ -73,10 +76,16 @@ if command -v nvidia-smi >/dev/null 2>&1; then
 fi
 command -v nvidia-ctk >/dev/null 2>&1 && say nvidia_toolkit yes
 if as_worker test -r "$base/current/release.json"; then
-  # As many as a release may have.
+  # Names at the top that are not links into the release: edited by hand, and read by Compose.
   # shellcheck disable=SC2016 # expanded by the inner shell
-  as_worker sh -c 'cd "$1" && find -L . -type f -exec sha256sum "{}" +' sh "$base/current" 2>/dev/null | head -n 1100 | sed 's/^/file=/'
-  say current "$(as_worker readlink "$base/current")"; printf 'release='; as_worker head -c 262144 "$base/current/release.json" | tr -d '\n\r'; echo; fi
+  as_worker sh -c 'cd -- "$1" && for path in current/* current/.[!.]*; do
+    name=${path#current/}
+    case "$name" in release.json|ready.json|link.json|private.list|previous) continue;; esac
+    if [ -e "$path" ] && [ "$(readlink -- "$name" 2>/dev/null)" != "$path" ]; then printf "replaced=%s\n" "$name"; fi
+  done' sh "$base"
+  # Larger than any that is written, and less than what one script may print.
+  printf 'release='; as_worker head -c 900000 "$base/current/release.json" | tr -d '\n\r'; echo
+fi
 if as_worker test -r "$base/current/ready.json"; then printf 'ready='; as_worker head -c 65536 "$base/current/ready.json" | tr -d '\n\r'; echo; fi
 if as_worker test -r "$base/current/link.json"; then printf 'link='; as_worker head -c 1024 "$base/current/link.json" | tr -d '\n\r'; echo; fi
 as_worker test -d "$base/releases" && for release in $(as_worker ls -1 "$base/releases" 2>/dev/null | head -50); do say kept "$release"; done

@@ -1,6 +1,9 @@
 //! Scripts run here by three shells in temporary directories, with a stand-in `docker`. No host is needed.
 
 mod authorized_keys;
+mod before;
+mod host;
+mod lock;
 mod releases;
 mod sandbox;
 

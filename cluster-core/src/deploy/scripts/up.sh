@@ -4,6 +4,12 @@
 # A key that no container of ours can have written is stale.
 note_work "$1"
 cd -- "$1" || exit 1
+for path in current/docker-compose*.yml current/.env; do
+  if [ "$(readlink -- "${path#current/}")" != "$path" ]; then
+    echo "$1/${path#current/} is not the one of the release: somebody put another in its place; deploy again" >&2
+    exit 1
+  fi
+done
 known=$(docker ps -a --filter "label=com.docker.compose.project=$2" --filter label=com.docker.compose.oneoff=False \
   --format '{{.ID}} {{.Label "com.docker.compose.service"}} {{.Label "aegis.config_digest"}}')
 printf '%s\n' "$known" | grep -q '^[^ ]* [^ ]* .' || rm -f run/node.pub run/node.sock

@@ -30,7 +30,9 @@ const EXECUTABLE_MODE: u32 = 0o755;
 /// Of the tar stream, after all else: a stream without it was cut.
 pub const COMPLETE: &str = "complete";
 /// What lies at the top of the base directory and is not the stack's.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 13] = [
+    "private.list",
+    ".work",
     "releases",
     "run",
     "current",
@@ -66,6 +68,8 @@ pub struct Root {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Bundle {
     roots: Vec<Root>,
+    /// Env files and secret files: a service may print what they hold.
+    private: Vec<String>,
 }
 
 /// Names only: among the contents are secrets.
@@ -118,6 +122,11 @@ fn is_within(path: &str, directory: &str) -> bool {
 impl Bundle {
     pub fn roots(&self) -> &[Root] {
         &self.roots
+    }
+
+    /// Paths of env files and secret files.
+    pub fn private(&self) -> &[String] {
+        &self.private
     }
 
     pub fn is_empty(&self) -> bool {
@@ -216,7 +225,11 @@ pub(super) fn local_path(service: &str, source: &Source, directory: &Path) -> Re
     let Some(first) = parts.first() else {
         return Err(wrong("the whole directory of the compose file"));
     };
-    if RESERVED.contains(first) || first.starts_with(".lock") || first.ends_with(".before-aegis") {
+    if RESERVED.contains(first)
+        || first.starts_with(".lock")
+        || first.starts_with(".aegis-before")
+        || first.ends_with(".before-aegis")
+    {
         return Err(wrong("a name that a deployment has for itself"));
     }
     let path = parts.join("/");
@@ -261,7 +274,10 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
         reader.add(&mut root, at, full, "", 0)?;
         roots.push(root);
     }
-    Ok(Bundle { roots })
+    let private =
+        |(_, (_, source)): &(&String, &(String, Source))| matches!(source.kind, Kind::Secret | Kind::EnvFile);
+    let private = named.iter().filter(private).map(|(path, _)| path.clone()).collect();
+    Ok(Bundle { roots, private })
 }
 
 /// Who names what is being read.

@@ -15,6 +15,8 @@ if [ -f "$1" ]; then
     kill "$pid" 2>/dev/null
     n=0; while [ -d "/proc/$pid" ] && [ $n -lt 30 ]; do sleep 0.1; n=$((n + 1)); done
   fi
+  # The session of another owner loses its socket. Its note stays, for the case that the socket is given back.
+  if [ -n "$owner" ] && [ "$owner" != "$2" ]; then mv -f -- "$1" "$1.other"; fi
 fi
 [ -z "$3" ] || rm -f -- "$3" || exit 1
 printf '%s %s %s\n' "$mine" "$(start_of "$mine")" "$2" > "$1.new" && mv -f -- "$1.new" "$1"

@@ -63,6 +63,8 @@ ps() {
     matches "$id" $filters || continue
     case "$quiet$format" in
       1) echo "$id";;
+      'ran {{.Label "com.docker.compose.project.working_dir"}}|{{.Label "com.docker.compose.project.config_files"}}|{{.Label "com.docker.compose.service"}}')
+        printf 'ran %s|%s|%s\n' "$(field "$id" dir)" "$(field "$id" files)" "$(field "$id" service)";;
       '{{.ID}} {{.Label "com.docker.compose.service"}} {{.Label "aegis.config_digest"}}')
         printf '%s %s %s\n' "$id" "$(field "$id" service)" "$(field "$id" config_digest)";;
       *) refuse "ps --format $format";;
@@ -113,10 +115,19 @@ image() {
 
 compose() {
   if [ "$*" = 'version --short' ]; then echo 2.26.1; return; fi
-  [ "$1" = -p ] || refuse "compose $*"
-  project=$2; verb=$3; shift 3
+  files=
+  while :; do
+    case "$1" in
+      -p) project=$2; shift 2;;
+      -f) files="$files${files:+,}$2"; [ -e "$2" ] || { echo "open $2: no such file or directory" >&2; exit 14; }; shift 2;;
+      --project-directory) [ "$2" = "$PWD" ] || refuse "compose --project-directory $2"; shift 2;;
+      *) break;;
+    esac
+  done
+  [ -n "$project" ] || refuse "compose $*"
+  verb=$1; shift
   fails "compose-$verb"
-  [ -e docker-compose.yml ] || { echo "no configuration file provided: not found" >&2; exit 14; }
+  [ -n "$files" ] || [ -e docker-compose.yml ] || { echo "no configuration file provided: not found" >&2; exit 14; }
   case "$verb" in
     up) up "$@";;
     down)
@@ -135,7 +146,7 @@ up() {
     case "$word" in -d|--remove-orphans|--no-build) ;; -*) refuse "compose up $word";; *) wanted="$wanted $word";; esac
   done
   for service in ${wanted:-$(services)}; do
-    printf 'project=%s\nservice=%s\nstatus=running\nfrom=%s\n' "$project" "$service" "$PWD" > "$state/containers/$project-$service"
+    printf 'project=%s\nservice=%s\nstatus=running\ndir=%s\nfiles=%s\n' "$project" "$service" "$PWD" "${files:-$PWD/docker-compose.yml}" > "$state/containers/$project-$service"
     echo " Container $project-$service-1  Started" >&2
   done
 }

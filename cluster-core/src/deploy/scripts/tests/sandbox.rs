@@ -76,8 +76,11 @@ impl Sandbox {
         sandbox
     }
 
+    /// Puts a program before all others of its name.
     pub fn program(&self, name: &str, text: &str) {
         let path = format!("bin/{name}");
+        // An applet is a link to the machine's own BusyBox, through which a write would go.
+        let _ = fs::remove_file(self.path(&path));
         self.write(&path, text);
         fs::set_permissions(self.path(&path), fs::Permissions::from_mode(0o755)).unwrap();
     }
