@@ -338,6 +338,11 @@ impl Controller {
         .await
     }
 
+    /// Records another address of the host that a node was deployed to.
+    pub async fn relocate(&self, node_id: NodeId, host: String, port: u16) -> Result<()> {
+        self.decide(move |membership, _| Ok((membership.relocate(&node_id, host, port)?, ()))).await
+    }
+
     /// Admits a node whose key a deployment read on its host.
     pub async fn admit(&self, node_id: NodeId, key: PublicKey, site: Site) -> Result<()> {
         let id = node_id.clone();

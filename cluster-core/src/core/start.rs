@@ -186,6 +186,7 @@ pub(super) async fn start_controller(
     let mut deploy = deploy_settings::of(&settings.deploy, controller.cluster_id(), data.path())?;
     deploy.direct = certificates::direct_offer(settings, &tls, &endpoint);
     deploy.engine = offered;
+    deploy.heartbeat_interval = settings.heartbeat_interval;
     let deploy = Arc::new(deploy);
     let allow_loopback = deploy.allow_loopback;
     let hosts = Hosts::new(deploy, journal.clone());

@@ -13,7 +13,8 @@ use super::{
     Secret,
     apply::Run,
     examine::{self, Context},
-    findings, grammar,
+    findings::{self, Finding, Severity},
+    grammar,
     hosts::Hosts,
     images::NodeImages,
     now_ms,
@@ -28,10 +29,13 @@ use super::{
 use crate::{
     error::{Error, ErrorCode, Failure, Result},
     ids::{DeploymentId, NodeId},
+    ssh::SshTarget,
 };
 
 const LIST_LIMIT_DEFAULT: usize = 20;
 const LIST_LIMIT_MAX: usize = 200;
+/// Newest deployments among which a stack without a node is found.
+const STACKS_LOOKED_AT: usize = 1000;
 
 /// Until a deployment has noted that it is called off.
 const CANCEL_NOTED_LIMIT: Duration = Duration::from_secs(5);
@@ -108,7 +112,15 @@ impl Deployments {
         let connection = context.hosts.connect(&spec.target, origin).await?;
         let examined = examine::examine(context, &connection, &spec, tunnel_token.as_ref()).await;
         connection.close().await;
-        let examined = examined?;
+        let mut examined = examined?;
+        if let Err(busy) = self.refuse_busy_host(&spec.target) {
+            examined.findings.push(Finding {
+                code: "host_busy".to_owned(),
+                severity: Severity::Error,
+                message: format!("{}: what is shown here changes meanwhile", busy.message()),
+                fix: busy.remedy_text().unwrap_or_default().to_owned(),
+            });
+        }
         let refusal = findings::refusal(spec.target.host.as_str(), &examined.findings);
         let next_step = match &refusal {
             None => "call deploy_edge_node again with dry_run false to carry it out".to_owned(),
@@ -215,7 +227,19 @@ impl Deployments {
 
     /// Refuses a node that nothing can be done with here: an unknown one, or one that joined by hand.
     pub async fn check_deployed(&self, node: &NodeId) -> Result<()> {
-        self.inner.context.membership.deployed(node).await.map(drop)
+        let target = self.deployed(node).await?.target;
+        self.refuse_busy_host(&target)
+    }
+
+    /// Where a node was deployed, or a stack without a node under that name.
+    async fn deployed(&self, node: &NodeId) -> Result<Deployed> {
+        let unknown = match self.inner.context.membership.deployed(node).await {
+            Err(error) if error.code() == ErrorCode::NotFound => error,
+            answer => return answer,
+        };
+        let filter = DeploymentFilter { limit: STACKS_LOOKED_AT, ..DeploymentFilter::default() };
+        let (records, _) = self.inner.context.journal.list(&filter).await?;
+        stack_of(node, &records).ok_or(unknown)
     }
 
     async fn operate(&self, order: NodeOrder, action: Action, origin: Origin) -> Result<DeploymentView> {
@@ -227,7 +251,7 @@ impl Deployments {
         if let Some(known) = self.known(idempotency_key.as_deref(), &digest).await? {
             return Ok(known);
         }
-        let deployed = self.inner.context.membership.deployed(&node).await?;
+        let deployed = self.deployed(&node).await?;
         let action = match action {
             Action::Remove(removal) => Action::Remove(Removal { was_drained: deployed.drained, ..removal }),
             other => other,
@@ -268,7 +292,7 @@ impl Deployments {
         key: Option<String>,
         tunnel_token: Option<Secret>,
     ) -> Result<DeploymentView> {
-        self.refuse_busy_host(&spec)?;
+        self.refuse_busy_host(&spec.target)?;
         let view = DeploymentView::new(id, &action, &spec, now_ms());
         let idempotency_key = key.filter(|key| !key.is_empty());
         let record = DeploymentRecord {
@@ -316,7 +340,7 @@ impl Deployments {
         work: impl AsyncFnOnce(Remote<'_>) -> Result<T>,
     ) -> Result<T> {
         let context = &self.inner.context;
-        let Deployed { target, base_dir, .. } = context.membership.deployed(node).await?;
+        let Deployed { target, base_dir, .. } = self.deployed(node).await?;
         let connection = context.hosts.connect(&target, origin).await?;
         let done = async {
             let sudo = Remote { connection: &connection, base: &base_dir }.needs_sudo().await?;
@@ -361,7 +385,7 @@ impl Deployments {
         let count = records.len();
         for record in records {
             tracing::info!(deployment = %record.view.deployment_id, "resuming a deployment");
-            if self.refuse_busy_host(&record.spec).is_err() {
+            if self.refuse_busy_host(&record.spec.target).is_err() {
                 self.end_interrupted(record).await?;
                 continue;
             }
@@ -382,12 +406,12 @@ impl Deployments {
         self.inner.context.journal.put(&record).await
     }
 
-    fn refuse_busy_host(&self, spec: &DeploymentSpec) -> Result<()> {
-        match self.live()?.hosts.get(&host_key(spec)) {
+    fn refuse_busy_host(&self, target: &SshTarget) -> Result<()> {
+        match self.live()?.hosts.get(&host_key(target)) {
             None => Ok(()),
             Some(other) => Err(Error::new(
                 ErrorCode::HostBusy,
-                format!("{} is held by deployment {other}, which runs", spec.target.host),
+                format!("{} is held by deployment {other}, which runs", target.host),
             )
             .remedy(format!("follow it with get_deployment_status {other}, then try again"))),
         }
@@ -395,7 +419,7 @@ impl Deployments {
 
     fn spawn(&self, record: DeploymentRecord, token: Option<Secret>, resumed: bool) -> Result<()> {
         let id = record.view.deployment_id.clone();
-        let host = host_key(&record.spec);
+        let host = host_key(&record.spec.target);
         let (sender, views) = watch::channel(record.view.clone());
         let cancel = CancellationToken::new();
         {
@@ -423,6 +447,71 @@ impl Deployments {
     }
 }
 
-fn host_key(spec: &DeploymentSpec) -> String {
-    format!("{}:{}", spec.target.host, spec.target.port)
+fn host_key(target: &SshTarget) -> String {
+    format!("{}:{}", target.host, target.port)
+}
+
+/// The stack without a node that was deployed under this name last, if it was not removed since. Records
+/// come newest first.
+fn stack_of(node: &NodeId, records: &[DeploymentRecord]) -> Option<Deployed> {
+    let mut of_node = records.iter().filter(|record| record.spec.node == *node);
+    let last = of_node.find(|record| match (&record.action, record.view.state) {
+        (Action::Remove(_), DeploymentState::Removed) => true,
+        (Action::Remove(_), _) => false,
+        // Something may have been left on the host.
+        (Action::Deploy | Action::Rollback { .. }, _) => record.before.is_some(),
+    })?;
+    let is_stack = !last.spec.join && !matches!(last.action, Action::Remove(_));
+    is_stack.then(|| Deployed {
+        target: last.spec.target.clone(),
+        base_dir: last.spec.base_dir.clone(),
+        drained: false,
+        join: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deploy::{DeploySettings, world::Before};
+
+    fn record(number: u64, action: Action, join: bool, state: DeploymentState) -> DeploymentRecord {
+        let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
+        let spec = request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec;
+        let spec = DeploymentSpec { join, ..spec };
+        let mut view = DeploymentView::new(DeploymentId::mint(1, number), &action, &spec, 0);
+        view.state = state;
+        DeploymentRecord {
+            view,
+            action,
+            spec,
+            before: Some(Before::Nothing),
+            was_member: false,
+            fetched: Vec::new(),
+            idempotency_key: None,
+            request_digest: String::new(),
+        }
+    }
+
+    #[test]
+    fn stack_without_a_node_is_found_until_it_is_removed() {
+        let node = NodeId::parse("edge1").unwrap();
+        let started = record(1, Action::Deploy, false, DeploymentState::Started);
+        let failed = record(2, Action::Deploy, false, DeploymentState::RolledBack);
+        let removal = Action::Remove(Removal::new(false, Duration::ZERO, false).unwrap());
+        let unfinished = record(3, removal.clone(), false, DeploymentState::Failed);
+        let removed = record(4, removal, false, DeploymentState::Removed);
+        let joined = record(5, Action::Deploy, true, DeploymentState::Ready);
+        let found = |records: &[&DeploymentRecord]| {
+            let records: Vec<DeploymentRecord> = records.iter().map(|record| (*record).clone()).collect();
+            stack_of(&node, &records)
+        };
+        assert!(found(&[&started]).is_some_and(|deployed| !deployed.join));
+        assert!(found(&[&unfinished, &failed, &started]).is_some());
+        assert!(found(&[&removed, &started]).is_none());
+        assert!(found(&[&joined, &removed]).is_none(), "a node that is gone is not a stack");
+        let untouched = DeploymentRecord { before: None, ..started };
+        assert!(found(&[&untouched]).is_none(), "nothing was changed on the host");
+        assert!(stack_of(&NodeId::parse("other").unwrap(), &[failed]).is_none());
+    }
 }

@@ -271,6 +271,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn secrets_are_found_in_env_files_and_secret_files() {
+        let found = |text: &str| -> Vec<String> {
+            secrets(text).iter().map(|secret| secret.reveal().to_owned()).collect()
+        };
+        assert_eq!(found("DATABASE_URL=postgres://u:pw@db/x\nDEBUG=1\n"), ["postgres://u:pw@db/x"]);
+        assert_eq!(found("DB_PASS=abcd\nMODE=prod\n"), ["abcd"], "a short one counts by its name");
+        assert_eq!(found("s3cr3t\n"), ["s3cr3t"], "the file of a secret");
+        let pem = found("CERT=\"-----BEGIN X-----\nMIIBVgIBADANB\n-----END X-----\"\n");
+        assert!(pem.iter().any(|value| value == "MIIBVgIBADANB"), "logs show it line by line: {pem:?}");
+        let broken = found("A=\"not closed\nTOKEN=0123456789\n");
+        assert!(broken.iter().any(|value| value == "0123456789"), "{broken:?}");
+        assert!(found("AEGIS_NODE_ID=\"edge-one-two\"\n").is_empty() && found("").is_empty());
+    }
+
+    #[test]
     fn what_a_stack_was_given_is_hidden_and_our_own_names_are_not() {
         let text = "AEGIS_NODE_ID=\"edge-number-one\"\nTUNNEL_TOKEN=\"hunter2\\$hunter2\"\nCOMPOSE_FILE=\"abcdefghi\"\nX=short\n";
         let secrets = secrets(text);

@@ -84,6 +84,7 @@ pub(super) async fn examine(
         local_images: &local,
         controller_key: &controller_key,
         link: &link,
+        heartbeat_interval: context.hosts.settings().heartbeat_interval,
     })?;
     let wanted = Wanted {
         stack: &prepared.stack,

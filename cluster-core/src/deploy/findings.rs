@@ -152,7 +152,11 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
         found.error(
             "identity",
             format!("the host already is the node {}, not {}", release.node_id, spec.node),
-            format!("deploy with identity={}, or remove that node first", release.node_id),
+            format!(
+                "deploy with identity={0}, or remove that node first: aegis node remove {0}; if this machine is a \
+                 copy of it, remove the stack and the volume aitheros-edge_node_data from the copy",
+                release.node_id
+            ),
         );
     }
     found.0

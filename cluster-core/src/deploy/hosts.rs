@@ -218,6 +218,14 @@ impl Hosts {
         self.record(host, port, key, "host approve").await
     }
 
+    /// Whether both addresses are pinned to one host key: a machine that has another address now, or a copy
+    /// of it.
+    pub async fn have_one_key(&self, one: (&HostAddress, u16), other: (&HostAddress, u16)) -> Result<bool> {
+        let one = self.journal.host(one.0, one.1).await?;
+        let other = self.journal.host(other.0, other.1).await?;
+        Ok(matches!((one, other), (Some(one), Some(other)) if one.key == other.key))
+    }
+
     pub async fn list(&self) -> Result<Vec<ApprovedHost>> {
         self.journal.hosts().await
     }

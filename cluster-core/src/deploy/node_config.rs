@@ -1,9 +1,11 @@
 //! `aegis-config.yaml` of a deployed node. It holds no secret: the node makes its own key.
 
+use std::time::Duration;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
-use super::{checks::HostFacts, link::NodeLink, spec::DeploymentSpec};
+use super::{checks::HostFacts, link::NodeLink, settings::HEARTBEAT_INTERVAL_DEFAULT, spec::DeploymentSpec};
 use crate::error::{Error, Result};
 
 #[derive(Serialize)]
@@ -65,6 +67,8 @@ struct Cluster<'a> {
     public_key_path: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prove_key: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_interval_secs: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -89,6 +93,7 @@ pub fn render(
     port: u16,
     controller_key: &[u8; 32],
     link: &NodeLink,
+    heartbeat_interval: Duration,
 ) -> Result<String> {
     let (controller, own, public_key_path) = match link {
         NodeLink::Sockets => (CONTROLLER_ENDPOINT.to_owned(), NODE_ENDPOINT.to_owned(), None),
@@ -134,6 +139,9 @@ pub fn render(
                 advertise_address: own,
                 public_key_path,
                 prove_key: matches!(link, NodeLink::Ports(_)).then_some(true),
+                // A node that beats less often than its controller expects counts as silent in between.
+                heartbeat_interval_secs: (heartbeat_interval != HEARTBEAT_INTERVAL_DEFAULT)
+                    .then(|| heartbeat_interval.as_secs()),
             },
         },
     };
@@ -159,10 +167,14 @@ mod tests {
     }
 
     fn started_on(facts: &HostFacts, link: &NodeLink) -> (String, Settings) {
+        started_beating(facts, link, HEARTBEAT_INTERVAL_DEFAULT)
+    }
+
+    fn started_beating(facts: &HostFacts, link: &NodeLink, heartbeat: Duration) -> (String, Settings) {
         let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
         let spec = request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec;
         let key = NodeKey::generate().unwrap().public();
-        let text = render(&spec, facts, 8090, key.as_bytes(), link).unwrap();
+        let text = render(&spec, facts, 8090, key.as_bytes(), link, heartbeat).unwrap();
         let overrides = Overrides { data_dir: Some("/data".into()), ..Default::default() };
         let settings = Settings::of(&config::parse(&text).unwrap(), &overrides);
         let settings = settings.unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -173,6 +185,16 @@ mod tests {
         match &settings.cluster_port.listen {
             Listen::Unix(path) => path.display().to_string(),
             Listen::Tcp { address, .. } => address.to_string(),
+        }
+    }
+
+    #[test]
+    fn node_beats_as_its_controller_expects() {
+        for (seconds, written) in [(30, false), (5, true), (600, true)] {
+            let interval = Duration::from_secs(seconds);
+            let (text, settings) = started_beating(&HostFacts::default(), &NodeLink::Sockets, interval);
+            assert_eq!(settings.heartbeat_interval, interval);
+            assert_eq!(text.contains("heartbeat"), written, "a usual configuration stays as it was: {text}");
         }
     }
 

@@ -110,8 +110,16 @@ impl Action {
                 steps
             }
             Action::Rollback { .. } => {
-                vec![Plan, Connect, Check, Switch, Images, Start, Health, Join, Proof, Settle]
+                let mut steps = vec![Plan, Connect, Check, Switch, Images, Start, Health];
+                if spec.join {
+                    steps.extend([Join, Proof]);
+                }
+                steps.push(Settle);
+                steps
             }
+            // A stack without a node: there is nothing to drain and no key to revoke.
+            Action::Remove(Removal { host_gone: false, .. }) if !spec.join => vec![Plan, Connect, Stop],
+            Action::Remove(Removal { host_gone: true, .. }) if !spec.join => vec![Plan],
             Action::Remove(Removal { host_gone: false, .. }) => vec![Plan, Connect, Drain, Stop, Forget],
             Action::Remove(Removal { host_gone: true, .. }) => vec![Plan, Drain, Forget],
         }
@@ -120,7 +128,7 @@ impl Action {
     /// What it is when all steps are done.
     pub fn outcome(&self, spec: &DeploymentSpec) -> DeploymentState {
         match self {
-            Action::Deploy if !spec.join => DeploymentState::Started,
+            Action::Deploy | Action::Rollback { .. } if !spec.join => DeploymentState::Started,
             Action::Deploy | Action::Rollback { .. } => DeploymentState::Ready,
             Action::Remove(_) => DeploymentState::Removed,
         }
@@ -130,6 +138,22 @@ impl Action {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deploy::{DeploySettings, DeploymentRequest, Origin};
+
+    #[test]
+    fn stack_without_a_node_has_no_steps_of_one() {
+        use StepName::{Connect, Drain, Forget, Join, Plan, Proof, Stop};
+        let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
+        let joined = request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec;
+        let bare = DeploymentSpec { join: false, ..joined.clone() };
+        let removal = Action::Remove(Removal::new(false, Duration::ZERO, false).unwrap());
+        assert_eq!(removal.steps(&bare), [Plan, Connect, Stop]);
+        assert!(removal.steps(&joined).ends_with(&[Drain, Stop, Forget]));
+        let rollback = Action::Rollback { to: None };
+        assert!(!rollback.steps(&bare).iter().any(|step| matches!(step, Join | Proof)));
+        assert_eq!(rollback.outcome(&bare), DeploymentState::Started);
+        assert_eq!(rollback.outcome(&joined), DeploymentState::Ready);
+    }
 
     #[test]
     fn a_removal_is_bounded_and_takes_no_volumes_of_a_host_that_is_gone() {

@@ -1,7 +1,7 @@
 //! What will be done, decided before it is done: a pure function of specification and facts, a value
 //! that can be printed, bound by its digest.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use super::{
     Secret,
@@ -124,6 +124,8 @@ pub struct Inputs<'a> {
     pub local_images: &'a LocalImages,
     pub controller_key: &'a [u8; 32],
     pub link: &'a NodeLink,
+    /// What the controller expects of the node.
+    pub heartbeat_interval: Duration,
 }
 
 pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
@@ -131,7 +133,14 @@ pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let gpu = !facts.usable_gpus().is_empty();
     let stack = stack::build(spec, inputs.operator, gpu)?;
     let config = match &stack.node {
-        Some(node) => Some(node_config::render(spec, facts, node.port, inputs.controller_key, inputs.link)?),
+        Some(node) => Some(node_config::render(
+            spec,
+            facts,
+            node.port,
+            inputs.controller_key,
+            inputs.link,
+            inputs.heartbeat_interval,
+        )?),
         None => None,
     };
     let env = environment(inputs, &stack, config.as_deref())?;
@@ -383,6 +392,7 @@ mod tests {
             local_images: &LocalImages::default(),
             controller_key: &[7; 32],
             link: &NodeLink::Sockets,
+            heartbeat_interval: Duration::from_secs(30),
         };
         prepare(&inputs).unwrap()
     }

@@ -80,7 +80,13 @@ pub struct KeptRelease {
 
 /// Selects the release of a rollback: the one that was named, or the newest good one that was made before
 /// the current. So a second rollback goes one release further back, and never to the one just left.
-pub fn choose<'a>(releases: &'a [KeptRelease], to: Option<&DeploymentId>) -> Result<&'a KeptRelease> {
+///
+/// `joins` says whether the release has to run a node of ours, or must not.
+pub fn choose<'a>(
+    releases: &'a [KeptRelease],
+    to: Option<&DeploymentId>,
+    joins: bool,
+) -> Result<&'a KeptRelease> {
     let current = releases.iter().find(|release| release.current);
     let names = || {
         let mut good: Vec<&KeptRelease> =
@@ -118,7 +124,10 @@ pub fn choose<'a>(releases: &'a [KeptRelease], to: Option<&DeploymentId>) -> Res
         },
     };
     match &chosen.note.goal {
-        Some(goal) if goal.node.is_some() => Ok(chosen),
+        Some(goal) if goal.node.is_some() == joins => Ok(chosen),
+        Some(goal) if goal.node.is_some() => {
+            refuse(format!("release {} runs a node, and the stack has none now", chosen.note.deployment_id))
+        }
         Some(_) => refuse(format!("release {} runs no node of ours", chosen.note.deployment_id)),
         None => refuse(format!("release {} was written by an earlier version", chosen.note.deployment_id)),
     }
@@ -245,6 +254,31 @@ mod tests {
     }
 
     #[test]
+    fn second_rollback_goes_one_release_further_back() {
+        // Each rollback stamps the mark of its release anew.
+        let at = |current: u64| {
+            (1..=4)
+                .map(|number| {
+                    release(
+                        number,
+                        Some(if number == current { 99 } else { number.cast_signed() }),
+                        number == current,
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        let id = |number| DeploymentId::mint(1, number);
+        let next =
+            |current| choose(&at(current), None, true).map(|release| release.note.deployment_id.clone());
+        assert_eq!(next(4).unwrap(), id(3));
+        assert_eq!(next(3).unwrap(), id(2), "not to the one just left");
+        assert_eq!(next(2).unwrap(), id(1));
+        let error = next(1).unwrap_err();
+        assert!(error.message().contains("no earlier good release"), "{error}");
+        assert!(error.remedy_text().unwrap().contains(id(4).as_str()), "later ones can be named: {error:?}");
+    }
+
+    #[test]
     fn the_newest_good_release_before_the_current_one_or_the_one_that_was_named() {
         let kept = [
             release(1, Some(10), false),
@@ -253,17 +287,17 @@ mod tests {
             release(4, Some(40), true),
         ];
         let id = |number| DeploymentId::mint(1, number);
-        assert_eq!(choose(&kept, None).unwrap().note.deployment_id, id(2));
-        assert_eq!(choose(&kept, Some(&id(1))).unwrap().note.deployment_id, id(1));
-        let never_good = choose(&kept, Some(&id(3))).unwrap_err();
+        assert_eq!(choose(&kept, None, true).unwrap().note.deployment_id, id(2));
+        assert_eq!(choose(&kept, Some(&id(1)), true).unwrap().note.deployment_id, id(1));
+        let never_good = choose(&kept, Some(&id(3)), true).unwrap_err();
         assert!(never_good.remedy_text().unwrap().contains(id(2).as_str()), "{never_good:?}");
-        assert!(choose(&kept, Some(&id(9))).is_err());
-        assert!(choose(&kept[3..], None).is_err(), "the current one is not gone back to");
+        assert!(choose(&kept, Some(&id(9)), true).is_err());
+        assert!(choose(&kept[3..], None, true).is_err(), "the current one is not gone back to");
         let mut bare = release(5, Some(50), false);
         bare.note.goal = Some(Goal::default());
-        assert!(choose(&[bare], None).unwrap_err().message().contains("runs no node"));
+        assert!(choose(&[bare], None, true).unwrap_err().message().contains("runs no node"));
         let mut old = release(5, Some(50), false);
         old.note.goal = None;
-        assert!(choose(&[old], None).unwrap_err().message().contains("earlier version"));
+        assert!(choose(&[old], None, true).unwrap_err().message().contains("earlier version"));
     }
 }

@@ -21,6 +21,8 @@ use crate::{
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
 pub const HEALTH_TIMEOUT_SECONDS_DEFAULT: u32 = 180;
+/// What a node beats at without a word about it in its configuration.
+pub const HEARTBEAT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
 /// 3 GB at 1.2 Mbit/s.
 pub const IMAGE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6 * 3600);
 pub const MAX_PARALLEL_DEFAULT: usize = 8;
@@ -61,6 +63,8 @@ pub struct DeploySettings {
     pub health_timeout_seconds: u32,
     /// For one image that a host pulls or is sent.
     pub image_timeout: Duration,
+    /// What this controller expects of its workers.
+    pub heartbeat_interval: Duration,
     /// Of the user the controller runs as: default identities and known_hosts.
     pub home: Option<PathBuf>,
     /// `SSH_AUTH_SOCK` of the controller.
@@ -105,6 +109,7 @@ impl Default for DeploySettings {
             minimum_disk_gb: MINIMUM_DISK_GB_DEFAULT,
             health_timeout_seconds: HEALTH_TIMEOUT_SECONDS_DEFAULT,
             image_timeout: IMAGE_TIMEOUT_DEFAULT,
+            heartbeat_interval: HEARTBEAT_INTERVAL_DEFAULT,
             home: None,
             agent_socket: None,
             environment_tunnel_token: None,

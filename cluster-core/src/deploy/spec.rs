@@ -281,7 +281,7 @@ impl DeploymentSpec {
             tags: Vec::new(),
             services: BTreeSet::from([Service::Node.service_name()]),
             profiles: BTreeSet::new(),
-            join: true,
+            join: deployed.join,
             health_timeout_seconds: HEALTH_TIMEOUT_SECONDS_DEFAULT,
             models: Vec::new(),
             tunnel: TunnelSource::None,

@@ -104,6 +104,8 @@ pub struct Deployed {
     pub base_dir: String,
     /// It is out of service already.
     pub drained: bool,
+    /// Whether a node of ours runs there; otherwise it is a stack alone.
+    pub join: bool,
 }
 
 /// A host that a person (or the configuration) admitted, with the key that is pinned.

@@ -79,6 +79,19 @@ impl ClusterMembership {
         Ok(self.controller.record(node_id).await?.and_then(|record| record.site))
     }
 
+    /// Whether the host of a node has another address now: the same host key is pinned there, and the node
+    /// does not answer at the old one. A copy of the machine has the key too, while the original answers.
+    async fn has_moved(&self, node: &NodeId, target: &SshTarget) -> Result<bool> {
+        let Some(site) = self.site(node).await? else { return Ok(false) };
+        let allow_loopback = self.hosts.settings().allow_loopback;
+        let Ok(old) = HostAddress::parse(&site.host, allow_loopback) else { return Ok(false) };
+        let (old, new) = ((&old, site.port), (&target.host, target.port));
+        if !self.hosts.have_one_key(old, new).await? {
+            return Ok(false);
+        }
+        Ok(!self.controller.view(node.clone()).await?.link_up)
+    }
+
     /// Whether the link's own key may be on the host once a node with this link is attached: it is about to
     /// be installed, or was there before. `None` means that no record says.
     fn may_have_link_key(&self, before: Option<&Site>, link: &NodeLink) -> Option<bool> {
@@ -138,7 +151,14 @@ impl ClusterMembership {
 
 impl deploy::Membership for ClusterMembership {
     fn check_identity<'a>(&'a self, node: &'a NodeId, target: &'a SshTarget) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.controller.check_identity(node.clone(), bare_site(target)))
+        Box::pin(async move {
+            match self.controller.check_identity(node.clone(), bare_site(target)).await {
+                Err(error) if error.code() == ErrorCode::Conflict && self.has_moved(node, target).await? => {
+                    Ok(())
+                }
+                answer => answer,
+            }
+        })
     }
 
     fn admit<'a>(
@@ -150,6 +170,12 @@ impl deploy::Membership for ClusterMembership {
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let before = self.site(node).await?;
+            let elsewhere =
+                |site: &Site| site.host != spec.target.host.to_string() || site.port != spec.target.port;
+            if before.as_ref().is_some_and(elsewhere) && self.has_moved(node, &spec.target).await? {
+                let host = spec.target.host.to_string();
+                self.controller.relocate(node.clone(), host, spec.target.port).await?;
+            }
             let may_have = self.may_have_link_key(before.as_ref(), link);
             let site = Site { link_key: may_have, ..site(spec, link) };
             self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site).await

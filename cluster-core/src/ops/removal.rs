@@ -31,7 +31,12 @@ pub async fn deployed(controller: &Controller, node_id: &NodeId, allow_loopback:
         user: site.user,
         key_path: site.key_path,
     };
-    Ok(Deployed { target, base_dir: site.base_dir, drained: record.desired != Desired::Schedulable })
+    Ok(Deployed {
+        target,
+        base_dir: site.base_dir,
+        drained: record.desired != Desired::Schedulable,
+        join: true,
+    })
 }
 
 /// Waits until nothing runs there; what does not end in time goes with the node.

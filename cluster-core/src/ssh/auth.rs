@@ -81,11 +81,20 @@ pub struct Credentials {
 
 /// What was tried and what became of it: the evidence in an authentication error.
 #[derive(Debug, Default)]
-struct Tried(Vec<String>);
+struct Tried {
+    notes: Vec<String>,
+    /// Keys that were offered to the host: hosts bound these, not what is noted beside.
+    attempts: usize,
+}
 
 impl Tried {
     fn note(&mut self, what: impl std::fmt::Display, outcome: impl std::fmt::Display) {
-        self.0.push(format!("{what} ({outcome})"));
+        self.notes.push(format!("{what} ({outcome})"));
+    }
+
+    fn refused(&mut self, what: impl std::fmt::Display, outcome: impl std::fmt::Display) {
+        self.attempts += 1;
+        self.note(what, outcome);
     }
 }
 
@@ -131,7 +140,7 @@ pub(super) async fn authenticate(
         if !path.exists() || path.extension().is_some_and(|end| end == "pub") {
             continue;
         }
-        if tried.0.len() >= ATTEMPTS_MAX {
+        if tried.attempts >= ATTEMPTS_MAX {
             tried.note(path.display(), "not tried: hosts bound attempts");
             break;
         }
@@ -193,7 +202,7 @@ async fn with_file(
         {
             Ok(outcome) => match judge(outcome, target)? {
                 Attempt::In => return Ok(true),
-                Attempt::Refused(why) => tried.note(what, why),
+                Attempt::Refused(why) => tried.refused(what, why),
             },
             Err(error) if handle.is_closed() => return Err(broken(target).source(error)),
             Err(error) => tried.note(what, error),
@@ -217,7 +226,7 @@ async fn with_key(
     match judge(outcome, target)? {
         Attempt::In => Ok(true),
         Attempt::Refused(why) => {
-            tried.note(what, why);
+            tried.refused(what, why);
             Ok(false)
         }
     }
@@ -265,7 +274,7 @@ async fn with_agent(
     tried: &mut Tried,
 ) -> Result<bool> {
     for identity in identities {
-        if tried.0.len() >= ATTEMPTS_MAX {
+        if tried.attempts >= ATTEMPTS_MAX {
             tried.note("more agent keys", "not tried: hosts bound attempts; name the key file");
             break;
         }
@@ -284,10 +293,10 @@ async fn with_agent(
         match outcome {
             Ok(outcome) => match judge(outcome, target)? {
                 Attempt::In => return Ok(true),
-                Attempt::Refused(why) => tried.note(what, why),
+                Attempt::Refused(why) => tried.refused(what, why),
             },
             Err(_) if handle.is_closed() => return Err(broken(target)),
-            Err(_) => tried.note(what, "agent did not sign"),
+            Err(_) => tried.refused(what, "agent did not sign"),
         }
     }
     Ok(false)
@@ -328,7 +337,8 @@ fn broken(target: &SshTarget) -> Error {
 }
 
 fn refused(target: &SshTarget, tried: &Tried) -> Error {
-    let what = if tried.0.is_empty() { "there is no key to try".to_owned() } else { tried.0.join("; ") };
+    let what =
+        if tried.notes.is_empty() { "there is no key to try".to_owned() } else { tried.notes.join("; ") };
     Error::new(ErrorCode::HostAuthentication, format!("{target} does not let us in: {what}")).remedy(format!(
         "put a public key into ~{}/.ssh/authorized_keys on the host, or name another key or user",
         target.user

@@ -420,17 +420,8 @@ async fn dial(host: &Endpoint, options: &ConnectOptions) -> Result<TcpStream> {
         .map_err(|_| unresolved(host))?
         .map_err(|error| unresolved(host).source(error))?;
     let addresses: Vec<SocketAddr> = resolved.take(ADDRESSES_MAX).collect();
-    // A name may lead anywhere, and elsewhere than when it was checked: what counts is the address.
-    for address in &addresses {
-        match address_kind(address.ip()) {
-            AddressKind::Usable => {}
-            AddressKind::Loopback if options.allow_loopback => {}
-            AddressKind::Loopback => return Err(misled(host, address, "this machine itself")),
-            AddressKind::Forbidden(why) => return Err(misled(host, address, why)),
-        }
-    }
     let mut last = unresolved(host);
-    for address in addresses {
+    for address in permitted(host, addresses, options.allow_loopback)? {
         match timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 let _ = stream.set_nodelay(true);
@@ -441,6 +432,25 @@ async fn dial(host: &Endpoint, options: &ConnectOptions) -> Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// The addresses that may be dialled. A name may lead anywhere, and elsewhere than when it was checked: what
+/// counts is the address. One that leads to this machine is refused as a whole; link-local addresses, which
+/// mDNS gives beside others, are left out.
+fn permitted(host: &Endpoint, addresses: Vec<SocketAddr>, allow_loopback: bool) -> Result<Vec<SocketAddr>> {
+    let (mut usable, mut refusal) = (Vec::new(), None);
+    for address in addresses {
+        match address_kind(address.ip()) {
+            AddressKind::Usable => usable.push(address),
+            AddressKind::Loopback if allow_loopback => usable.push(address),
+            AddressKind::Loopback => return Err(misled(host, &address, "this machine itself")),
+            AddressKind::Forbidden(why) => refusal = Some(misled(host, &address, why)),
+        }
+    }
+    match refusal {
+        Some(refusal) if usable.is_empty() => Err(refusal),
+        _ => Ok(usable),
+    }
 }
 
 fn unresolved(host: &Endpoint) -> Error {
@@ -469,6 +479,14 @@ fn silent(host: &Endpoint, when: &str) -> Error {
 }
 
 fn not_ssh(host: &Endpoint, error: Option<russh::Error>) -> Error {
+    if let Some(russh::Error::NoCommonAlgo { kind, theirs, .. }) = &error {
+        let offered = crate::ids::shown(&theirs.join(", "));
+        return Error::new(
+            ErrorCode::HostCheckFailed,
+            format!("{host} and this machine have no {kind:?} algorithm of SSH in common; the host offers {offered}"),
+        )
+        .remedy("upgrade sshd on the host, or allow a newer algorithm in its sshd_config");
+    }
     let plain = Error::new(ErrorCode::HostUnreachable, format!("{host} did not complete the SSH handshake"))
         .remedy(
             "check that this port is sshd's, and its log; after failed logins sshd shuts an address out for a while",
@@ -481,4 +499,21 @@ fn not_ssh(host: &Endpoint, error: Option<russh::Error>) -> Error {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>> {
     mutex.lock().map_err(|_| Error::internal("a lock of the SSH connection is poisoned"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::target::HostAddress, *};
+
+    #[test]
+    fn link_local_addresses_of_a_name_are_left_out() {
+        let host = Endpoint::direct(&HostAddress::parse("raspberrypi.local", false).unwrap(), 22);
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (local, usable) = (address("[fe80::1]:22"), address("192.168.1.7:22"));
+        assert_eq!(permitted(&host, vec![local, usable], false).unwrap(), [usable]);
+        assert!(permitted(&host, vec![local], false).unwrap_err().message().contains("link-local"));
+        let own = address("127.0.0.1:22");
+        assert!(permitted(&host, vec![usable, own], false).is_err(), "a name that leads here is refused");
+        assert_eq!(permitted(&host, vec![usable, own], true).unwrap(), [usable, own]);
+    }
 }

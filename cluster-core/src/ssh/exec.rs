@@ -58,7 +58,7 @@ pub(super) async fn run(
     let _ends_with_caller = cancel.clone().drop_guard();
     let task = tokio::spawn(async move {
         let _slot = slot;
-        pump(channel, command, input, Instant::now() + limit, cancel).await
+        pump(channel, command, input, limit, cancel).await
     });
     task.await.map_err(|error| Error::internal("the task of a remote command died").source(error))?
 }
@@ -67,9 +67,10 @@ async fn pump(
     channel: Channel<Msg>,
     command: String,
     input: Input,
-    deadline: Instant,
+    limit: Duration,
     cancel: CancellationToken,
 ) -> Result<RawOutput> {
+    let deadline = Instant::now() + limit;
     let (mut reader, writer) = channel.split();
     writer.exec(true, command).await.map_err(lost)?;
     let feed = async {
@@ -103,7 +104,8 @@ async fn pump(
             () = &mut feed, if !fed => fed = true,
             () = sleep_until(deadline) => {
                 let _ = writer.close().await;
-                return Err(Error::new(ErrorCode::Timeout, "a command on the host ran out of time"));
+                let message = format!("a command on the host did not end within {} s", limit.as_secs());
+                return Err(Error::new(ErrorCode::Timeout, message));
             }
             () = cancel.cancelled() => {
                 let _ = writer.close().await;
@@ -125,8 +127,12 @@ fn lost(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         .source(error)
 }
 
-/// A command that stays while this lives (it holds a lock, say). Its standard input is kept open and
-/// closes with the channel, so it ends with the connection as well.
+/// How often a held command gets a line on its standard input. It shows the command that its connection
+/// lives: one that is cut without a word brings none.
+const BEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A command that stays while this lives (it holds a lock, say). Its standard input is kept open, brings an
+/// empty line every [`BEAT_INTERVAL`], and closes with the channel, so it ends with the connection as well.
 #[derive(Debug)]
 pub struct Held {
     _ends_it: DropGuard,
@@ -159,7 +165,10 @@ pub(super) async fn hold(
     });
     let output = tokio::time::timeout(limit, told)
         .await
-        .map_err(|_| Error::new(ErrorCode::Timeout, "a command on the host ran out of time"))?
+        .map_err(|_| {
+            let message = format!("a command on the host did not answer within {} s", limit.as_secs());
+            Error::new(ErrorCode::Timeout, message)
+        })?
         .map_err(lost)?;
     Ok((output, held))
 }
@@ -177,9 +186,16 @@ async fn watch_held(
     }
     let mut output = RawOutput::default();
     let mut tell = Some(tell);
+    let mut beat = tokio::time::interval(BEAT_INTERVAL);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let message = tokio::select! {
             message = reader.wait() => message,
+            _ = beat.tick(), if tell.is_none() => {
+                // A full window must not keep the channel from being read.
+                let _ = tokio::time::timeout(BEAT_INTERVAL, writer.data(&b"\n"[..])).await;
+                continue;
+            }
             () = cancel.cancelled() => break,
         };
         match message {

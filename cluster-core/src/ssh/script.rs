@@ -1,6 +1,8 @@
 //! How a constant script and its arguments become what one remote `sh` reads, and how its output is
 //! told from what banners and rc files print: everything before a random marker is not ours.
 
+use std::borrow::Cow;
+
 use crate::error::{Error, ErrorCode, Result};
 
 /// Paths that non-interactive logins often lack.
@@ -56,6 +58,15 @@ fn set_arguments(args: &[&str]) -> Result<String> {
     Ok(format!("set -- {}", quoted.join(" ")))
 }
 
+/// Undoes the line ends of a terminal, which sudo puts between where it logs output (`log_output`).
+fn unix_lines<'a>(raw: &'a [u8], marker: &str) -> Cow<'a, str> {
+    let text = String::from_utf8_lossy(raw);
+    match text.contains(&format!("{marker}\r\n")) {
+        true => Cow::Owned(text.replace("\r\n", "\n")),
+        false => text,
+    }
+}
+
 /// The script's own part of a stream, and its exit status (from standard output only).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Marked {
@@ -65,7 +76,7 @@ pub struct Marked {
 
 /// Cuts the script's part out of what came on standard output.
 pub fn cut_stdout(raw: &[u8], marker: &str) -> Result<Marked> {
-    let text = String::from_utf8_lossy(raw);
+    let text = unix_lines(raw, marker);
     let begin = format!("\n{marker}\n");
     let Some(start) = text.find(&begin) else {
         return Err(Error::new(ErrorCode::Unavailable, "the host's shell did not run our script")
@@ -84,7 +95,7 @@ pub fn cut_stdout(raw: &[u8], marker: &str) -> Result<Marked> {
 
 /// Standard error from the marker on, or all of it when the marker was cut off.
 pub fn cut_stderr(raw: &[u8], marker: &str) -> String {
-    let text = String::from_utf8_lossy(raw);
+    let text = unix_lines(raw, marker);
     let begin = format!("\n{marker}\n");
     match text.find(&begin) {
         Some(start) => text[start + begin.len()..].to_owned(),
@@ -156,6 +167,8 @@ mod tests {
         assert_eq!(cut_stdout(raw, marker).unwrap(), Marked { text: "real\n".into(), status: Some(3) });
         assert_eq!(cut_stdout(b"only noise", marker).unwrap_err().code(), ErrorCode::Unavailable);
         assert_eq!(cut_stdout(b"\naegis-1\ncut off", marker).unwrap().status, None);
+        let logged = cut_stdout(b"\r\naegis-1\r\nreal\r\n\r\naegis-1 0\r\n", marker).unwrap();
+        assert_eq!(logged, Marked { text: "real\n".into(), status: Some(0) }, "of sudo with log_output");
     }
 
     #[test]

@@ -328,6 +328,7 @@ impl Membership for StandInCluster {
             target: self.host.target(),
             base_dir: "/opt/aitheros-edge".to_owned(),
             drained: false,
+            join: true,
         };
         Box::pin(
             async move { if known { Ok(deployed) } else { Err(Error::not_found("node", node.as_str())) } },

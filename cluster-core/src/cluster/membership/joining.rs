@@ -75,7 +75,26 @@ impl Membership {
                 site.host, site.port
             ),
         )
-        .remedy("choose another identity"))
+        .remedy(format!(
+            "if it is the same machine under another address, run: aegis host approve {}, and deploy again (its \
+             host key must be the one that is pinned, and the node must not answer at its old address); \
+             otherwise choose another identity, or remove the node: aegis node remove {node_id}",
+            site.host
+        )))
+    }
+
+    /// The record of a node whose host has another address now.
+    pub fn relocate(&self, node_id: &NodeId, host: String, port: u16) -> Result<Vec<Change>> {
+        let record = self.nodes.get(node_id).map(|node| node.record.clone());
+        let mut record = record.ok_or_else(|| Error::not_found("node", node_id.as_str()))?;
+        let Some(site) = &mut record.site else {
+            return Err(Error::new(
+                ErrorCode::FailedPrecondition,
+                format!("node {node_id} was not deployed from here"),
+            ));
+        };
+        (site.host, site.port) = (host, port);
+        Ok(vec![Change::Put(Box::new(record))])
     }
 
     /// The record that admits a node whose key a deployment read over the verified connection.

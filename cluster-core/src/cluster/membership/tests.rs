@@ -352,6 +352,24 @@ fn a_configuration_command_is_kept_by_its_version_alone() {
 }
 
 #[test]
+fn relocated_node_is_no_conflict_at_its_new_address() {
+    let mut membership = cluster(&["a"]);
+    let record = membership.record(&id("a")).unwrap().clone();
+    let key = PublicKey::parse(&record.public_key.unwrap()).unwrap();
+    let changes = membership.admit(&id("a"), &key, site("a")).unwrap();
+    apply(&mut membership, changes, 0);
+    let conflict = membership.check_identity(&id("a"), &site("new")).unwrap_err();
+    assert_eq!(conflict.code(), ErrorCode::Conflict);
+    let remedy = conflict.remedy_text().unwrap();
+    assert!(remedy.contains("aegis host approve new") && remedy.contains("aegis node remove a"), "{remedy}");
+    let changes = membership.relocate(&id("a"), "new".into(), 22).unwrap();
+    apply(&mut membership, changes, 0);
+    membership.check_identity(&id("a"), &site("new")).unwrap();
+    assert_eq!(membership.record(&id("a")).unwrap().public_key, record.public_key);
+    assert!(membership.relocate(&id("b"), "new".into(), 22).is_err());
+}
+
+#[test]
 fn a_node_that_is_moved_to_another_link_is_expected_there_by_the_same_key() {
     let mut membership = cluster(&["a"]);
     let record = membership.record(&id("a")).unwrap().clone();

@@ -15,7 +15,8 @@ impl Run {
         self.work_by_sudo(sudo);
         let kept = self.remote()?.kept().await?;
         // What was chosen stays chosen: after a restart the release may be the current one already.
-        let chosen = release::choose(&kept, self.record.view.release.as_ref().or(to))?.clone();
+        let chosen =
+            release::choose(&kept, self.record.view.release.as_ref().or(to), self.record.spec.join)?.clone();
         if chosen.note.node_id != self.record.spec.node {
             return Err(Error::new(
                 ErrorCode::Conflict,

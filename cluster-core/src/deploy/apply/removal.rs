@@ -62,7 +62,8 @@ impl Run {
         match error.code() {
             ErrorCode::HostUnreachable => {
                 let remedy = format!(
-                    "{}; if the machine does not exist any more: aegis node remove {node} --host-gone",
+                    "{}; if the machine does not exist any more: remove_edge_node with host_gone, or aegis node \
+                     remove {node} --host-gone",
                     error.remedy_text().unwrap_or("try again")
                 );
                 error.remedy(remedy)
@@ -72,10 +73,19 @@ impl Run {
     }
 
     /// What a removal that did not come to its end leaves behind.
-    pub(super) async fn leave_removal(&mut self, called_off: bool) -> String {
+    pub(super) async fn leave_removal(&mut self, called_off: bool, host_away: bool) -> String {
         let node = self.record.spec.node.clone();
+        if !self.record.spec.join {
+            return match self.record.view.step_is_done(StepName::Stop) {
+                true => "the stack is gone from the host".to_owned(),
+                false => "the stack may still be on the host".to_owned(),
+            };
+        }
         if !self.record.view.step_has_begun(StepName::Drain) {
-            return format!("nothing was changed, {node} is in service");
+            return match host_away {
+                true => format!("nothing was changed; whether {node} still works there is not known"),
+                false => format!("nothing was changed, {node} is in service"),
+            };
         }
         if self.record.view.step_is_done(StepName::Stop) {
             return format!("the stack is gone from the host, but {node} is still a member");

@@ -254,7 +254,8 @@ impl Run {
         .await?;
         let mut state = if called_off { DeploymentState::Cancelled } else { DeploymentState::Failed };
         if let Action::Remove(_) = self.record.action {
-            let left = self.leave_removal(called_off).await;
+            let host_away = failure.code == ErrorCode::HostUnreachable;
+            let left = self.leave_removal(called_off, host_away).await;
             failure.message = format!("{}; {left}", failure.message);
         } else if self.record.before.is_none() {
             failure.message = format!("{}; nothing was changed on the host", failure.message);

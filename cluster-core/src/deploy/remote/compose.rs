@@ -193,3 +193,24 @@ impl Remote<'_> {
         self.run("end what was under way", scripts::END_WORK, &[self.base], SHORT).await.map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longer_secrets_are_redacted_first() {
+        let secrets = [Secret::new("hunter"), Secret::new("hunter2!"), Secret::new("")];
+        assert_eq!(redact("a hunter2! b hunter", &secrets), "a (secret) b (secret)");
+    }
+
+    #[test]
+    fn engine_that_is_away_is_not_blamed_on_services() {
+        let away = logs_unreadable("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.");
+        assert_eq!(away.code(), ErrorCode::Engine);
+        assert!(away.remedy_text().unwrap().contains("start Docker"));
+        let unknown = logs_unreadable("there is no service web, but node");
+        assert_eq!(unknown.code(), ErrorCode::DeploymentFailed);
+        assert!(unknown.remedy_text().unwrap().contains("name services"));
+    }
+}
