@@ -85,7 +85,7 @@ pub struct HostFacts {
     /// Installed, though Docker may not know of it.
     pub nvidia_toolkit: bool,
     pub listening: BTreeSet<u16>,
-    /// The containers of the project, whoever started them.
+    /// The containers of the project, of any origin.
     pub look: Look,
     /// SHA-256 of the files that the current release names, as they are now.
     pub files: BTreeMap<String, String>,
@@ -128,8 +128,8 @@ pub async fn gather(
     Ok(facts)
 }
 
-/// Digests of the files that the current release names, and of no others: beside them containers may keep any
-/// amount of data.
+/// Digests of the files that the current release names, and of no others: containers may keep any amount of
+/// data in the same directories.
 async fn file_digests(
     connection: &Connection,
     base_dir: &str,
@@ -258,7 +258,7 @@ pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
 fn release(text: &str) -> Result<ReleaseNote> {
     serde_json::from_str(text).map_err(|error| {
         Error::new(ErrorCode::HostCheckFailed, "current/release.json on the host cannot be read")
-            .remedy("look at it on the host; without it nothing is known of what runs there")
+            .remedy("restore the file on the host, or remove the node (its volumes stay) and deploy again")
             .source(error)
     })
 }

@@ -54,7 +54,7 @@ impl Drift {
             }
             DriftKind::FileReplaced => {
                 "make the change where it is deployed from: this deployment puts the file of the release back, \
-                 and keeps the other one beside it, as NAME.edited-N"
+                 and keeps the other one as NAME.edited-N"
             }
             DriftKind::FileMissing => "deploy: the file is sent again",
             DriftKind::ServiceDown => {

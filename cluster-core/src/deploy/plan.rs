@@ -289,7 +289,7 @@ fn steps(
     let replaced: Vec<&str> = facts.replaced.iter().map(String::as_str).collect();
     let upload = match changed.is_empty() {
         true if !replaced.is_empty() => format!(
-            "put the files of the release back in the place of {}, which are kept beside",
+            "put the files of the release back in the place of {}, which are kept as NAME.edited-N",
             few(&replaced)
         ),
         true => "nothing: all files on the host are equal".to_owned(),

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn second_rollback_goes_one_release_further_back() {
-        // Each rollback stamps the mark of its release anew.
+        // Each rollback sets the time of the mark of its release.
         let at = |current: u64| {
             (1..=4)
                 .map(|number| {

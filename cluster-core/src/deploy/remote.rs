@@ -104,6 +104,8 @@ impl Remote<'_> {
                 None => self.write_over_stdin(&path, content).await?,
             }
         }
+        // Its session may be the only one that the host allows.
+        drop(sftp);
         self.switch_to(deployment).await
     }
 

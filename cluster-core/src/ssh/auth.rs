@@ -83,7 +83,7 @@ pub struct Credentials {
 #[derive(Debug, Default)]
 struct Tried {
     notes: Vec<String>,
-    /// Keys that were offered to the host: hosts bound these, not what is noted beside.
+    /// Keys that were offered to the host: hosts bound these, not the other notes.
     attempts: usize,
 }
 

@@ -436,7 +436,7 @@ async fn dial(host: &Endpoint, options: &ConnectOptions) -> Result<TcpStream> {
 
 /// The addresses that may be dialled. A name may lead anywhere, and elsewhere than when it was checked: what
 /// counts is the address. One that leads to this machine is refused as a whole; link-local addresses, which
-/// mDNS gives beside others, are left out.
+/// mDNS gives with others, are left out.
 fn permitted(host: &Endpoint, addresses: Vec<SocketAddr>, allow_loopback: bool) -> Result<Vec<SocketAddr>> {
     let (mut usable, mut refusal) = (Vec::new(), None);
     for address in addresses {

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,8 @@ struct Line {
     cuts: watch::Sender<u64>,
     /// Bytes, of both directions, after which all connections end; once.
     left: Arc<AtomicU64>,
+    /// No connection comes through.
+    away: Arc<AtomicBool>,
     _serving: tokio_util::task::AbortOnDropHandle<()>,
 }
 
@@ -47,9 +49,14 @@ impl Line {
         let port = listener.local_addr().unwrap().port();
         let (cuts, _) = watch::channel(0);
         let left = Arc::new(AtomicU64::new(NEVER));
+        let away = Arc::new(AtomicBool::new(false));
         let (target, orders, budget) = ((host.ip.clone(), host.port), cuts.clone(), left.clone());
+        let refuses = away.clone();
         let serving = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
+                if refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let (target, orders, budget) = (target.clone(), orders.clone(), budget.clone());
                 tokio::spawn(async move {
                     let mut told = orders.subscribe();
@@ -63,7 +70,7 @@ impl Line {
                 });
             }
         });
-        Self { port, cuts, left, _serving: tokio_util::task::AbortOnDropHandle::new(serving) }
+        Self { port, cuts, left, away, _serving: tokio_util::task::AbortOnDropHandle::new(serving) }
     }
 
     fn cut(&self) {
@@ -193,6 +200,35 @@ async fn a_line_that_is_cut_at_any_byte_leaves_the_host_well_or_as_it_was() {
         world.settles(&view.deployment_id, &format!("cut after {bytes} bytes")).await;
         world.line.cut_after(NEVER);
     }
+    world.direct.clean().await;
+}
+
+/// Tries that a host gets which was not changed yet.
+const BOUNDED_TRIES: &str = "try 9";
+
+/// The host stays away for longer than a cut may last while nothing was changed.
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn outage_of_a_changed_host_is_rechecked_until_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = OverLine::new(stand_in_node(dir.path(), "good", GOOD_NODE)).await;
+    let view = world.start().await;
+    let mut views = world.bench.deployments.watch(&view.deployment_id).await.unwrap();
+    let images = |view: &DeploymentView, state, says: &str| {
+        view.steps.iter().any(|step| {
+            let message = step.message.as_deref().unwrap_or_default();
+            step.name == StepName::Images && step.state == state && message.contains(says)
+        })
+    };
+    views.wait_for(|view| images(view, StepState::Running, "")).await.unwrap();
+    world.line.away.store(true, Ordering::SeqCst);
+    world.line.cut();
+    let patience = Duration::from_secs(180);
+    let tried = views.wait_for(|view| images(view, StepState::Rechecking, BOUNDED_TRIES));
+    tokio::time::timeout(patience, tried).await.unwrap().unwrap();
+    world.line.away.store(false, Ordering::SeqCst);
+    let ended = world.settles(&view.deployment_id, "an outage").await;
+    assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
     world.direct.clean().await;
 }
 

@@ -3,6 +3,7 @@
 //! prints it. Each test leaves its host as it found it; they run one at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod before;
 mod bench;
 mod deploy;
 mod faults;

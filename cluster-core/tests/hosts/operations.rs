@@ -70,6 +70,10 @@ async fn an_earlier_release_comes_back_and_five_are_kept() {
     assert_eq!(back.state, DeploymentState::Ready, "{:?}", back.failure);
     assert_eq!(back.release.as_ref(), Some(&ids[4]), "the newest before the current one");
     assert!(tag_on_host(&bench).await.contains("- e"), "{}", tag_on_host(&bench).await);
+    // A second one goes further back, not forward to the release just left.
+    let further = roll_back(None).await;
+    assert_eq!(further.state, DeploymentState::Ready, "{:?}", further.failure);
+    assert_eq!(further.release.as_ref(), Some(&ids[3]));
     let named = roll_back(Some(&ids[1])).await;
     assert_eq!(named.state, DeploymentState::Ready, "{:?}", named.failure);
     assert!(tag_on_host(&bench).await.contains("- b"));

@@ -3,10 +3,12 @@
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
 use cluster_core::{
+    ErrorCode,
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, Origin,
-        PlanView, StepName, StepView, remote::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, LogsAsked,
+        NodeOrder, Origin, PlanView, Removal, StepName, StepView, remote::Remote,
     },
+    ids::NodeId,
     ssh::Connection,
 };
 
@@ -238,6 +240,78 @@ async fn an_operators_files_travel_and_only_what_changed_is_recreated() {
     let kept =
         run(&bench.root, r#"ls "$1/releases" | wc -l; ls "$1/releases/.files" | wc -l"#, &[BASE]).await;
     assert_eq!(kept, "5\n10\n", "one www for each kept release, and five that did not change");
+    bench.clean().await;
+}
+
+/// A service that prints what it was given and ends.
+const TELLS_SECRETS: &str = r#"
+services:
+  teller:
+    image: busybox:testbed
+    env_file: [app.env]
+    secrets: [key]
+    command: [sh, -c, 'echo "url $$DATABASE_URL key $$(cat /run/secrets/key)"; exit 3']
+secrets:
+  key:
+    file: ./key.txt
+"#;
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn values_of_env_files_and_secrets_stay_out_of_log_tails() {
+    let bench = Bench::of_an_operator(TELLS_SECRETS).await;
+    bench.write("app.env", "DATABASE_URL=postgres://u:hunter2@db/x\n");
+    bench.write("key.txt", "k3yM4terial\n");
+    let failed = bench.deploy(&bench.request()).await;
+    assert_eq!(failed.state, DeploymentState::Failed, "{:?}", failed.failure);
+    let tail = failed.log_tail.unwrap();
+    assert!(tail.contains("url (secret) key (secret)"), "{tail}");
+    bench.clean().await;
+}
+
+const STEADY: &str = r#"
+services:
+  web:
+    image: busybox:testbed
+    init: true
+    environment: {VERSION: "NUMBER"}
+    command: [sh, -c, 'echo "version $$VERSION"; exec sleep 1000000']
+"#;
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn stack_without_a_node_is_read_rolled_back_and_removed() {
+    let bench = Bench::of_an_operator(&STEADY.replace("NUMBER", "one")).await;
+    let request = DeploymentRequest { identity: Some("web-1".into()), ..bench.request() };
+    let first = bench.deploy(&request).await;
+    assert_eq!(first.state, DeploymentState::Started, "{:?}", first.failure);
+    bench.write("docker-compose.yml", &STEADY.replace("NUMBER", "two"));
+    assert_eq!(bench.deploy(&request).await.state, DeploymentState::Started);
+
+    let deployments = bench.deployments();
+    let node = NodeId::parse("web-1").unwrap();
+    let asked = LogsAsked::new(Vec::new(), None, None).unwrap();
+    let text = deployments.logs(&node, &asked, Origin::Assistant).await.unwrap();
+    assert!(text.contains("version two"), "{text}");
+    assert_eq!(deployments.releases(&node, Origin::Assistant).await.unwrap().len(), 2);
+
+    let order = || NodeOrder { node: node.clone(), lock_wait_seconds: None, idempotency_key: None };
+    let ended = async |view: DeploymentView| {
+        let mut views = deployments.watch(&view.deployment_id).await.unwrap();
+        let ended = views.wait_for(|view| view.state.is_final());
+        tokio::time::timeout(DEPLOYMENT_LIMIT, ended).await.unwrap().unwrap().clone()
+    };
+    let back = ended(deployments.roll_back(order(), None, Origin::Assistant).await.unwrap()).await;
+    assert_eq!(back.state, DeploymentState::Started, "{:?}", back.failure);
+    assert_eq!(back.release, Some(first.deployment_id));
+    assert!(bench.logs("web").await.contains("version one"));
+
+    let removal = Removal::new(false, Duration::ZERO, false).unwrap();
+    let gone = ended(deployments.remove(order(), removal, Origin::Assistant).await.unwrap()).await;
+    assert_eq!(gone.state, DeploymentState::Removed, "{:?}", gone.failure);
+    run(&bench.root, r#"[ ! -e "$1" ] && [ -z "$(docker ps -aq)" ]"#, &[BASE]).await;
+    let again = deployments.remove(order(), removal, Origin::Assistant).await.unwrap_err();
+    assert_eq!(again.code(), ErrorCode::NotFound);
     bench.clean().await;
 }
 

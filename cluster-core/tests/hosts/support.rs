@@ -223,7 +223,7 @@ impl Journal for MemoryJournal {
         Box::pin(async { Ok(found) })
     }
     fn list<'a>(&'a self, _: &'a DeploymentFilter) -> BoxFuture<'a, Result<(Vec<DeploymentRecord>, usize)>> {
-        let records = self.records.lock().unwrap().clone();
+        let records: Vec<_> = self.records.lock().unwrap().iter().rev().cloned().collect();
         let total = records.len();
         Box::pin(async move { Ok((records, total)) })
     }

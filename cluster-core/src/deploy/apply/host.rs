@@ -30,6 +30,8 @@ const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(15);
 /// Longest pause between two tries once the host was changed: it is tried until it answers or the
 /// deployment is cancelled, since only the host knows what became of the change.
 const RECHECK_DELAY_MAX: Duration = Duration::from_secs(30);
+/// From then on the pause is the longest.
+const LOSSES_COUNTED: usize = RECONNECT_TRIES;
 /// Tries of a first connection: a jump host drops some of many that come at once.
 const CONNECT_TRIES: usize = 3;
 const CONNECT_DELAY_MIN: Duration = Duration::from_secs(1);
@@ -89,10 +91,12 @@ impl Run {
     pub(super) fn on_lost_host(&self, name: StepName, error: &Error) -> OnLostHost {
         let closed = self.connection.as_ref().is_some_and(Connection::is_closed);
         let lost = error.code() == ErrorCode::HostUnreachable || closed;
-        match lost {
-            true => on_lost_host(name, self.is_touched(), self.reconnects),
-            false => OnLostHost::Fail,
+        if !lost || error.code() == ErrorCode::Cancelled {
+            return OnLostHost::Fail;
         }
+        // A cancelled deployment does not wait for a host that is lost again and again.
+        let gives_up = self.cancel.is_cancelled() && self.losses > RECONNECT_TRIES;
+        on_lost_host(name, self.is_touched() && !gives_up, self.reconnects)
     }
 
     /// Connects again after a cut. Without `forever` the last error is the outcome after a number of tries.
@@ -108,6 +112,10 @@ impl Run {
             true => backoff.with_max_delay(RECHECK_DELAY_MAX).without_max_times().build(),
             false => backoff.with_max_delay(RECONNECT_DELAY_MAX).with_max_times(RECONNECT_TRIES).build(),
         };
+        // A step that is lost each time it is done again waits longer each time.
+        for _ in 1..self.losses.min(LOSSES_COUNTED) {
+            delays.next();
+        }
         let mut last = Error::internal("no attempt to reconnect was made");
         let mut tries = 0;
         while let Some(delay) = delays.next() {
@@ -147,8 +155,8 @@ impl Run {
         }
     }
 
-    /// Takes the lock, or verifies that it is still held. Whoever had it meanwhile may have deployed: then
-    /// this deployment has nothing more to do there.
+    /// Takes the lock, or verifies that it is still held. Another deployment may have held it meanwhile and
+    /// switched the host to a release of its own; that is an error.
     pub(super) async fn ensure_lock(&mut self) -> Result<()> {
         let Some(standing) = self.take_lock().await? else { return Ok(()) };
         let Some(before) = &self.record.before else { return Ok(()) };

@@ -60,6 +60,8 @@ pub(super) struct Run {
     chosen: Option<KeptRelease>,
     cancel: CancellationToken,
     reconnects: u32,
+    /// Cuts during the step that runs.
+    losses: usize,
     /// How the host was put back after a failure.
     outcome: Option<rollback::RollbackOutcome>,
     slots: Arc<Semaphore>,
@@ -96,6 +98,7 @@ impl Run {
             chosen: None,
             cancel,
             reconnects: 0,
+            losses: 0,
             outcome: None,
             slots,
             slot: None,
@@ -136,6 +139,7 @@ impl Run {
 
     async fn step(&mut self, name: StepName) -> Result<()> {
         let (started, cuts_before) = (Instant::now(), self.reconnects);
+        self.losses = 0;
         self.change(|view| {
             let step = view.step_mut(name);
             (step.state, step.started_at_ms, step.duration_ms) = (StepState::Running, Some(now_ms()), None);
@@ -152,6 +156,7 @@ impl Run {
             match performed {
                 Err(error) if self.on_lost_host(name, &error) != OnLostHost::Fail => {
                     let forever = self.on_lost_host(name, &error) == OnLostHost::Recheck;
+                    self.losses += 1;
                     let text = format!(
                         "the connection was cut ({}); what became of it is being re-checked",
                         error.message()

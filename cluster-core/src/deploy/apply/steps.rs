@@ -99,7 +99,7 @@ impl Run {
         }
         if !examined.prepared.changes_files() {
             let current = examined.facts.release.as_ref().map(|release| release.deployment_id.clone());
-            // Names that someone replaced by files of their own lead into the release again.
+            // Links that were replaced by files lead into the release again.
             if let (Some(current), false) = (&current, examined.facts.replaced.is_empty()) {
                 remote.switch_to(current).await?;
             }

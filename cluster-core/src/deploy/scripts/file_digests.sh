@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# $1 directory, $2 bytes of the largest file that is hashed; standard input: paths beneath the directory, one
-# a line. Prints SHA-256 and path of each that is a file. Nothing else is opened: containers may keep any
-# amount of data beside.
+# $1 directory, $2 bytes of the largest file that is hashed; standard input: paths in the directory, one a
+# line. Prints SHA-256 and path of each that is a file. Nothing else is opened: containers may keep any amount
+# of data there.
 cd -- "$1" || exit 1
 while IFS= read -r path; do
   [ -f "$path" ] || continue

@@ -4,7 +4,7 @@
 is_ours() { case "$(readlink -- "$1" 2>/dev/null)" in current/*) return 0;; esac; return 1; }
 is_there() { [ -e "$1" ] || [ -L "$1" ]; }
 
-# Keeps a file that someone put in the place of ours, under a name that is free.
+# Keeps a file that replaced ours, under a name that is free.
 keep_edited() {
   number=1
   while is_there "$1.edited-$number"; do number=$((number + 1)); done
@@ -12,7 +12,7 @@ keep_edited() {
 }
 
 # Links the names of the current release, where people look for them and Compose resolves paths. What stood
-# there before the first deployment is saved, once; anything else is an edit of ours, and is kept beside.
+# there before the first deployment is saved, once; anything else is an edit of ours, and is kept under another name.
 relink() {
   for path in current/* current/.[!.]*; do
     file=${path#current/}

@@ -6,7 +6,7 @@ note_work "$1"
 cd -- "$1" || exit 1
 for path in current/docker-compose*.yml current/.env; do
   if [ "$(readlink -- "${path#current/}")" != "$path" ]; then
-    echo "$1/${path#current/} is not the one of the release: somebody put another in its place; deploy again" >&2
+    echo "$1/${path#current/} is not the one of the release: it was replaced on the host; deploy again" >&2
     exit 1
   fi
 done

@@ -1,7 +1,7 @@
 #!/bin/sh
 # shellcheck shell=sh
 # Stand-in for `docker`: keeps containers and images as files, records each call, and refuses a call that it
-# does not know. It finds its state beside itself, since Compose is called with an empty environment.
+# does not know. Its state is found from its own path, since Compose is called with an empty environment.
 #
 #   calls              each call, one a line
 #   unknown            calls that it refused; a test fails when there are any
