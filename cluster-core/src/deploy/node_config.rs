@@ -141,7 +141,7 @@ pub fn render(
                 prove_key: matches!(link, NodeLink::Ports(_)).then_some(true),
                 // A node that beats less often than its controller expects counts as silent in between.
                 heartbeat_interval_secs: (heartbeat_interval != HEARTBEAT_INTERVAL_DEFAULT)
-                    .then(|| heartbeat_interval.as_secs()),
+                    .then_some(heartbeat_interval.as_secs()),
             },
         },
     };

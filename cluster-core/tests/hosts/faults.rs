@@ -223,7 +223,8 @@ async fn outage_of_a_changed_host_is_rechecked_until_it_ends() {
     views.wait_for(|view| images(view, StepState::Running, "")).await.unwrap();
     world.line.away.store(true, Ordering::SeqCst);
     world.line.cut();
-    let patience = Duration::from_secs(180);
+    // Pauses of 0.5 to 30 s, each with as much again by chance at most.
+    let patience = Duration::from_secs(300);
     let tried = views.wait_for(|view| images(view, StepState::Rechecking, BOUNDED_TRIES));
     tokio::time::timeout(patience, tried).await.unwrap().unwrap();
     world.line.away.store(false, Ordering::SeqCst);

@@ -118,7 +118,7 @@ impl Run {
         }
         let mut last = Error::internal("no attempt to reconnect was made");
         let mut tries = 0;
-        while let Some(delay) = delays.next() {
+        for delay in delays {
             sleep(delay).await;
             match self.connect_once().await {
                 Ok(_) => {
