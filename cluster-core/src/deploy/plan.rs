@@ -232,7 +232,9 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
             },
         })
         .collect();
-    let gone = before.into_iter().flatten().map(|(name, _)| name).filter(|name| !digests.contains_key(*name));
+    // An older release counted files that belong to the containers among its own.
+    let is_gone = |name: &&String| !digests.contains_key(*name) && !files.is_of_containers(name);
+    let gone = before.into_iter().flatten().map(|(name, _)| name).filter(is_gone);
     changes.extend(gone.map(|name| FileChange { name: name.clone(), change: Change::Remove }));
     let mut images: Vec<ImagePlan> =
         stack.node.iter().map(|_| node_image(facts, inputs.node_image)).collect();

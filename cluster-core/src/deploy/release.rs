@@ -175,9 +175,14 @@ impl ReleaseFiles {
     /// Files that are not on the host as they were sent: what holds them is sent again.
     #[must_use]
     pub fn repairing(mut self, files: &BTreeSet<&str>) -> Self {
-        let roots = self.bundle.roots().iter().filter(|root| root.holds_any(files));
+        let roots = self.bundle.read_only().filter(|root| root.holds_any(files));
         self.changed_by_hand = roots.map(Root::digest).collect();
         self
+    }
+
+    /// Whether a file lies in a directory that a container may write to.
+    pub fn is_of_containers(&self, name: &str) -> bool {
+        self.bundle.writable().any(|root| root.holds(name))
     }
 
     pub fn was_changed_by_hand(&self, digest: &str) -> bool {

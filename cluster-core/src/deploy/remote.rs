@@ -12,7 +12,7 @@ use tokio::io::AsyncRead;
 use super::{
     release::{NOTE_FILE, PRIVATE_FILE, ReleaseFiles},
     scripts,
-    stack::{COMPLETE, PROJECT, Root},
+    stack::{Bundle, COMPLETE, PROJECT, Root},
 };
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -115,7 +115,8 @@ impl Remote<'_> {
         if bundle.is_empty() {
             return Ok(());
         }
-        let digests: Vec<String> = bundle.roots().iter().map(Root::digest).collect();
+        self.send_writable(bundle, deployment).await?;
+        let digests: Vec<String> = bundle.read_only().map(Root::digest).collect();
         let mut arguments = vec![self.base];
         arguments.extend(digests.iter().map(String::as_str));
         let output =
@@ -133,6 +134,28 @@ impl Remote<'_> {
         let mut arguments = vec![self.base, deployment.as_str()];
         arguments.extend(links.iter().flat_map(|(path, target)| [*path, target.as_str()]));
         self.run("link the stack's files", scripts::LINK, &arguments, SHORT).await.map(drop)
+    }
+
+    /// Gives each writable root its first content, where the host has none: that of the current release, whose layout
+    /// may be an older one, else the controller's.
+    async fn send_writable(&self, bundle: &Bundle, deployment: &DeploymentId) -> Result<()> {
+        let paths: Vec<&str> = bundle.writable().map(|root| root.path.as_str()).collect();
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let mut arguments = vec![self.base];
+        arguments.extend(&paths);
+        let output = self.run("look for the stack's data", scripts::MISSING_DATA, &arguments, SHORT).await?;
+        let missing: Vec<String> = output.stdout.lines().map(str::to_owned).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let input = Cursor::new(bundle.archive_writable(&missing)?);
+        let mut arguments = vec![self.base, deployment.as_str(), COMPLETE];
+        arguments.extend(missing.iter().map(String::as_str));
+        self.run_with("receive the stack's data", scripts::RECEIVE_DATA, &arguments, input, FILES_LIMIT)
+            .await
+            .map(drop)
     }
 
     /// Writes a file whose content comes over standard input, so that no process list shows it.

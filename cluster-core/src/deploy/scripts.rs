@@ -37,6 +37,7 @@ scripts! {
     LOGS = "logs.sh",
     LOGS_OF = "logs_of.sh",
     MARK = "mark.sh",
+    MISSING_DATA = "missing_data.sh",
     MISSING_FILES = "missing_files.sh",
     MISSING_IMAGES = "missing_images.sh",
     NEEDS_SUDO = "needs_sudo.sh",
@@ -49,6 +50,7 @@ scripts! {
     READ_LINK = "read_link.sh",
     READ_SECRETS = "read_secrets.sh",
     RECEIVE = "receive.sh",
+    RECEIVE_DATA = "receive_data.sh",
     REMOVE = "relink.sh" "remove.sh",
     REMOVE_FILE = "remove_file.sh",
     STANDING = "standing.sh",
@@ -60,12 +62,13 @@ scripts! {
 
 /// Scripts that the login shell reads as one quoted word; see `ssh::script::on_command_line`.
 #[cfg(test)]
-const ON_COMMAND_LINE: [(&str, &str); 6] = [
+const ON_COMMAND_LINE: [(&str, &str); 7] = [
     ("file_digests.sh", FILE_DIGESTS),
     ("load.sh", LOAD),
     ("lock.sh", LOCK),
     ("pull_with_login.sh", PULL_WITH_LOGIN),
     ("receive.sh", RECEIVE),
+    ("receive_data.sh", RECEIVE_DATA),
     ("write.sh", WRITE),
 ];
 

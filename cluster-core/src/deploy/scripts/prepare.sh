@@ -13,6 +13,8 @@ if [ ! -e releases ] && ! grep -qx seen .aegis-before 2>/dev/null; then
     if [ -e .aegis-before ]; then cat .aegis-before; fi
     for file in * .[!.]*; do
       case "$file" in .lock|.lock.owner|.lock.beat|.work|.aegis-before*) continue;; esac
+      # Data of an earlier deployment.
+      if [ "$file" = .data ] && [ -e .data/.aegis ]; then continue; fi
       if [ -e "$file" ] || [ -L "$file" ]; then printf 'file %s\n' "$file"; fi
     done
     [ -z "$ran" ] || printf '%s\n' "$ran"

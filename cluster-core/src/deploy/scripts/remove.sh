@@ -1,6 +1,8 @@
 # shellcheck shell=sh
 # $1 base, $2 project, $3 "volumes" or empty, $4 "files" to leave all containers alone, or empty.
 #
+# Data of containers (`.data`) stays as their volumes do, unless volumes are removed.
+#
 # What Compose leaves, because a file of it is gone or a profile is not named, is found by its labels. Agents'
 # containers go with the node whose label they bear. What stood here before the first deployment comes back,
 # and a stack that ran then is started again, by the note `.aegis-before`.
@@ -47,6 +49,7 @@ for kept in *.before-aegis .[!.]*.before-aegis; do
   fi
 done
 rm -rf -- current current.new
+if [ -n "$volumes" ] && [ -e .data/.aegis ]; then rm -rf -- .data || exit 1; fi
 stood_here releases || rm -rf -- releases
 if stood_here run; then rm -f -- run/node.pub run/node.sock run/controller.sock run/link.session*; else rm -rf -- run; fi
 

@@ -1,9 +1,13 @@
-//! The files that a compose file names and that travel with it: read from beneath its own directory
-//! only, bounded, with their modes.
+//! The files that a compose file names and that travel with it: read from below its own directory only, bounded,
+//! with their modes.
 //!
-//! On the host each named file or directory (a root) lies under the digest of its content, and releases
-//! hold links to it. So what has not changed is neither sent nor replaced, and a container that is not
-//! recreated keeps the directory that it has mounted, however many releases come after.
+//! Each named file or directory is a root. Releases hold links to the roots on the host.
+//!
+//! - A root that containers only read lies under the digest of its content. Unchanged content is neither sent nor
+//!   replaced, and a container that is not recreated keeps the directory that it has mounted.
+//! - A root that a container may write to lies under its own path, outside the releases. It is sent once, when the
+//!   host has none; from then on its content belongs to the containers, and no deployment, rollback or clean-up
+//!   reads, repairs or removes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,13 +28,19 @@ const FILES_MAX: usize = 1000;
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
 const PATH_BYTES_MAX: usize = 512;
-const SECRET_MODE: u32 = 0o600;
-const FILE_MODE: u32 = 0o644;
-const EXECUTABLE_MODE: u32 = 0o755;
+/// Mode of a file secret: the container's user reads it, whoever that is. The directory above it is 0700.
+const SECRET_MODE: u32 = 0o444;
+/// Bits of a mode that travel: those of owner, group and others.
+const MODE_BITS: u32 = 0o777;
+/// Mode of a directory that digests leave out.
+const DIRECTORY_MODE: u32 = 0o755;
+/// Mode of the entry that ends an archive.
+const END_MODE: u32 = 0o600;
 /// Of the tar stream, after all else: a stream without it was cut.
 pub const COMPLETE: &str = "complete";
 /// What lies at the top of the base directory and is not the stack's.
-const RESERVED: [&str; 13] = [
+const RESERVED: [&str; 14] = [
+    ".data",
     "private.list",
     ".work",
     "releases",
@@ -49,6 +59,8 @@ const RESERVED: [&str; 13] = [
 #[derive(Clone, PartialEq, Eq)]
 struct File {
     mode: u32,
+    /// Holds a secret.
+    is_secret: bool,
     content: Vec<u8>,
     digest: String,
 }
@@ -60,8 +72,10 @@ pub struct Root {
     pub path: String,
     /// By path beneath the root; a root that is a file has the one with the empty path.
     files: BTreeMap<String, File>,
-    /// Beneath the root; one that is a directory has at least itself, as the empty path.
-    directories: Vec<String>,
+    /// Modes by path below the root; a root that is a directory has at least itself, as the empty path.
+    directories: BTreeMap<String, u32>,
+    /// A container may write to it.
+    is_writable: bool,
 }
 
 /// All roots of a stack, none within another.
@@ -93,13 +107,21 @@ impl Root {
 
     fn digest_under(&self, path: &str) -> String {
         let mut text = String::new();
-        for directory in self.directories.iter().filter(|directory| is_within(directory, path)) {
-            text.push_str(&format!("d {directory}\n"));
+        for (directory, mode) in self.directories.iter().filter(|(directory, _)| is_within(directory, path)) {
+            match *mode {
+                DIRECTORY_MODE => text.push_str(&format!("d {directory}\n")),
+                mode => text.push_str(&format!("d {directory} {mode:o}\n")),
+            }
         }
         for (name, file) in self.files.iter().filter(|(name, _)| is_within(name, path)) {
             text.push_str(&format!("f {name} {:o} {}\n", file.mode, file.digest));
         }
         hex_digest(text.as_bytes())
+    }
+
+    /// Whether a path is the root or lies in it.
+    pub fn holds(&self, path: &str) -> bool {
+        is_within(path, &self.path)
     }
 
     /// Whether one of these paths is in it.
@@ -109,7 +131,16 @@ impl Root {
 
     /// Where a release links to, seen from the link.
     pub fn link_target(&self) -> String {
-        format!("{}../.files/{}", "../".repeat(self.path.matches('/').count()), self.digest())
+        let up = "../".repeat(self.path.matches('/').count());
+        match self.is_writable {
+            true => format!("{up}../../.data/{}", self.path),
+            false => format!("{up}../.files/{}", self.digest()),
+        }
+    }
+
+    /// Name of the root in an archive: the digest of its content, or its path.
+    fn name(&self) -> String {
+        if self.is_writable { self.path.clone() } else { self.digest() }
     }
 }
 
@@ -133,17 +164,27 @@ impl Bundle {
         self.roots.is_empty()
     }
 
-    /// SHA-256 of each file, by its path beneath the compose file's directory.
+    /// Roots that containers only read.
+    pub fn read_only(&self) -> impl Iterator<Item = &Root> {
+        self.roots.iter().filter(|root| !root.is_writable)
+    }
+
+    /// Roots that a container may write to.
+    pub fn writable(&self) -> impl Iterator<Item = &Root> {
+        self.roots.iter().filter(|root| root.is_writable)
+    }
+
+    /// SHA-256 of each file that containers only read, by its path below the compose file's directory.
     pub fn digests(&self) -> BTreeMap<String, String> {
-        let files = self.roots.iter().flat_map(|root| {
+        let files = self.read_only().flat_map(|root| {
             root.files.iter().map(|(name, file)| (joined(&root.path, name), file.digest.clone()))
         });
         files.collect()
     }
 
-    /// Of what one source names; `None` when it does not travel.
+    /// Digest of what one source names; `None` when it does not travel, or belongs to the containers.
     pub fn digest_of(&self, path: &str) -> Option<String> {
-        let root = self.roots.iter().find(|root| is_within(path, &root.path))?;
+        let root = self.read_only().find(|root| is_within(path, &root.path))?;
         let beneath = path[root.path.len()..].trim_start_matches('/');
         Some(root.digest_under(beneath))
     }
@@ -151,34 +192,43 @@ impl Bundle {
     /// Contents that must not be shown.
     pub fn secrets(&self) -> impl Iterator<Item = &[u8]> {
         let files = self.roots.iter().flat_map(|root| root.files.values());
-        files.filter(|file| file.mode == SECRET_MODE).map(|file| file.content.as_slice())
+        files.filter(|file| file.is_secret).map(|file| file.content.as_slice())
     }
 
-    /// The roots of these digests as one tar stream, each under its digest.
+    /// The read-only roots of these digests as one tar stream, each under its digest.
     pub fn archive(&self, digests: &[String]) -> Result<Vec<u8>> {
+        Self::pack(self.read_only().filter(|root| digests.contains(&root.digest())))
+    }
+
+    /// The writable roots of these paths as one tar stream, each under its path.
+    pub fn archive_writable(&self, paths: &[String]) -> Result<Vec<u8>> {
+        Self::pack(self.writable().filter(|root| paths.contains(&root.path)))
+    }
+
+    fn pack<'a>(roots: impl Iterator<Item = &'a Root>) -> Result<Vec<u8>> {
         let failed =
             |error: std::io::Error| Error::internal("the archive of files cannot be made").source(error);
         let mut archive = tar::Builder::new(Vec::new());
         let mut done = Vec::new();
-        for root in &self.roots {
-            let digest = root.digest();
-            // Two names of equal content are one.
-            if !digests.contains(&digest) || done.contains(&digest) {
+        for root in roots {
+            let top = root.name();
+            // Two paths of equal content are one.
+            if done.contains(&top) {
                 continue;
             }
-            for directory in &root.directories {
-                let path = format!("{}/", joined(&digest, directory));
-                let mut header = header(tar::EntryType::Directory, EXECUTABLE_MODE, 0);
+            for (directory, mode) in &root.directories {
+                let path = format!("{}/", joined(&top, directory));
+                let mut header = header(tar::EntryType::Directory, *mode, 0);
                 archive.append_data(&mut header, path, std::io::empty()).map_err(failed)?;
             }
             for (name, file) in &root.files {
                 let mut header = header(tar::EntryType::Regular, file.mode, file.content.len() as u64);
-                let path = joined(&digest, name);
+                let path = joined(&top, name);
                 archive.append_data(&mut header, path, file.content.as_slice()).map_err(failed)?;
             }
-            done.push(digest);
+            done.push(top);
         }
-        let mut end = header(tar::EntryType::Regular, SECRET_MODE, 0);
+        let mut end = header(tar::EntryType::Regular, END_MODE, 0);
         archive.append_data(&mut end, COMPLETE, std::io::empty()).map_err(failed)?;
         archive.into_inner().map_err(failed)
     }
@@ -209,8 +259,10 @@ pub(super) fn local_path(service: &str, source: &Source, directory: &Path) -> Re
     };
     if path.starts_with('/') {
         return match kind {
-            Kind::Bind if !Path::new(path).starts_with(directory) => Ok(None),
-            Kind::Bind => Err(wrong("which is a path of this machine and not of the host")),
+            Kind::Bind | Kind::BindReadOnly if !Path::new(path).starts_with(directory) => Ok(None),
+            Kind::Bind | Kind::BindReadOnly => {
+                Err(wrong("which is a path of this machine and not of the host"))
+            }
             Kind::EnvFile | Kind::Config | Kind::Secret => Err(wrong("an absolute path")),
         };
     }
@@ -270,7 +322,11 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
         if full.symlink_metadata().is_err() && !source.required {
             continue;
         }
-        let mut root = Root { path: path.clone(), files: BTreeMap::new(), directories: Vec::new() };
+        // A directory is its containers' where some container may write anywhere in it.
+        let is_writable =
+            named.iter().any(|(name, (_, source))| source.kind == Kind::Bind && is_within(name, path));
+        let mut root =
+            Root { path: path.clone(), files: BTreeMap::new(), directories: BTreeMap::new(), is_writable };
         reader.add(&mut root, at, full, "", 0)?;
         roots.push(root);
     }
@@ -329,7 +385,8 @@ impl Reader<'_> {
         if !metadata.is_dir() {
             return Err(at.wrong(&path, "is neither a file nor a directory"));
         }
-        root.directories.push(name.to_owned());
+        // Its owner must be able to fill it.
+        root.directories.insert(name.to_owned(), metadata.permissions().mode() & MODE_BITS | 0o700);
         let unreadable = |error: std::io::Error| at.wrong(&path, "cannot be read").source(error);
         let mut entries = Vec::new();
         for entry in fs::read_dir(&real).map_err(unreadable)? {
@@ -357,12 +414,8 @@ impl Reader<'_> {
             return Err(too_much(at, &format!("more than {} MB in all", BYTES_MAX / (1024 * 1024))));
         }
         let is_secret = self.secrets.iter().any(|secret| is_within(path, secret));
-        let mode = match metadata.permissions().mode() & 0o111 != 0 {
-            _ if is_secret => SECRET_MODE,
-            true => EXECUTABLE_MODE,
-            false => FILE_MODE,
-        };
-        Ok(File { mode, digest: hex_digest(&content), content })
+        let mode = if is_secret { SECRET_MODE } else { metadata.permissions().mode() & MODE_BITS };
+        Ok(File { mode, is_secret, digest: hex_digest(&content), content })
     }
 }
 
@@ -424,11 +477,18 @@ mod tests {
         fs::create_dir_all(path("conf/empty")).unwrap();
         fs::write(path("conf/a"), "a").unwrap();
         fs::write(path("conf/run.sh"), "#!/bin/sh").unwrap();
-        fs::set_permissions(path("conf/run.sh"), fs::Permissions::from_mode(0o700)).unwrap();
+        let set =
+            |name: &str, mode| fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
+        set("conf/run.sh", 0o750);
+        set("conf/a", 0o600);
+        set("conf/empty", 0o700);
         fs::write(path("pw"), "hunter2-secret").unwrap();
         symlink("a", path("conf/link")).unwrap();
-        let wanted =
-            named(&[source(Kind::Bind, "conf"), source(Kind::Secret, "pw"), source(Kind::Bind, "conf/a")]);
+        let wanted = named(&[
+            source(Kind::BindReadOnly, "conf"),
+            source(Kind::Secret, "pw"),
+            source(Kind::Config, "conf/a"),
+        ]);
         let bundle = read(dir.path(), &wanted).unwrap();
         assert_eq!(bundle.digests().keys().collect::<Vec<_>>(), ["conf/a", "conf/link", "conf/run.sh", "pw"]);
         assert_eq!(bundle.roots().len(), 2, "one lies within another");
@@ -443,10 +503,11 @@ mod tests {
             found.insert(name, entry.header().mode().unwrap());
         }
         let conf = &digests[0];
-        assert_eq!(found[&format!("{conf}/run.sh")], 0o755);
-        assert_eq!(found[&format!("{conf}/a")], 0o644);
-        assert_eq!(found[&digests[1]], 0o600);
-        assert!(found.contains_key(&format!("{conf}/empty/")) && found.contains_key(COMPLETE));
+        assert_eq!(found[&format!("{conf}/run.sh")], 0o750);
+        assert_eq!(found[&format!("{conf}/a")], 0o600);
+        assert_eq!(found[&format!("{conf}/empty/")], 0o700);
+        assert_eq!(found[&digests[1]], 0o444, "the container's user reads it");
+        assert!(found.contains_key(COMPLETE));
         let before = bundle.digest_of("conf/a").unwrap();
         fs::write(path("conf/run.sh"), "#!/bin/sh\n").unwrap();
         let after = read(dir.path(), &wanted).unwrap();
@@ -461,6 +522,32 @@ mod tests {
     }
 
     #[test]
+    fn writable_roots_lie_under_their_paths_and_are_not_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["pgdata", "redis", "www", "www/cache"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("pgdata/notes"), "1").unwrap();
+        fs::write(dir.path().join("www/index.html"), "2").unwrap();
+        let wanted = named(&[
+            source(Kind::Bind, "pgdata"),
+            source(Kind::Bind, "redis"),
+            source(Kind::BindReadOnly, "www"),
+            source(Kind::Bind, "www/cache"),
+        ]);
+        let bundle = read(dir.path(), &wanted).unwrap();
+        let targets: Vec<_> = bundle.roots().iter().map(Root::link_target).collect();
+        assert_eq!(targets, ["../../.data/pgdata", "../../.data/redis", "../../.data/www"]);
+        assert!(bundle.digests().is_empty() && bundle.digest_of("pgdata").is_none());
+        assert_eq!(bundle.read_only().count(), 0, "a directory with a writable part is its containers'");
+        let archive = bundle.archive_writable(&["pgdata".to_owned()]).unwrap();
+        let mut archive = tar::Archive::new(archive.as_slice());
+        let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned());
+        let names: Vec<_> = names.map(|path| path.to_string_lossy().into_owned()).collect();
+        assert_eq!(names, ["pgdata/", "pgdata/notes", COMPLETE]);
+    }
+
+    #[test]
     fn what_is_missing_is_named_unless_it_may_be() {
         let dir = tempfile::tempdir().unwrap();
         let error = read(dir.path(), &named(&[source(Kind::Bind, "conf")])).unwrap_err();
@@ -471,8 +558,14 @@ mod tests {
 
     #[test]
     fn links_of_a_release_lead_to_the_content() {
-        let root =
-            |path: &str| Root { path: path.into(), files: BTreeMap::new(), directories: vec![String::new()] };
+        let of = |path: &str, is_writable| Root {
+            path: path.into(),
+            files: BTreeMap::new(),
+            directories: BTreeMap::from([(String::new(), DIRECTORY_MODE)]),
+            is_writable,
+        };
+        let root = |path| of(path, false);
+        assert_eq!(of("a/b", true).link_target(), "../../../.data/a/b");
         let digest = root("a").digest();
         assert_eq!(root("a").link_target(), format!("../.files/{digest}"));
         assert_eq!(root("a/b/c").link_target(), format!("../../../.files/{digest}"));

@@ -29,6 +29,9 @@ pub(super) enum Kind {
     EnvFile,
     Config,
     Secret,
+    /// A bind that containers read only.
+    BindReadOnly,
+    /// A bind that containers may write to: from its first deployment on, what lies in it is theirs.
     Bind,
 }
 
@@ -229,16 +232,26 @@ fn env_files(value: Option<&Value>) -> Option<Vec<Source>> {
 /// The source of a bind that is ours to send. What begins with `/` or `~` lies on the host, and names
 /// without a slash are volumes.
 fn bind(volume: &Value) -> Result<Option<Source>, String> {
+    let mut kind = Kind::Bind;
     let path = match volume {
         Value::String(text) => match text.split_once(':') {
             None => return Ok(None),
-            Some((source, _)) if source.starts_with(['.', '/', '~']) => source,
+            Some((source, rest)) if source.starts_with(['.', '/', '~']) => {
+                let options = rest.split_once(':').map_or("", |(_, options)| options);
+                if options.split(',').any(|option| option == "ro") {
+                    kind = Kind::BindReadOnly;
+                }
+                source
+            }
             Some((source, _)) if source.contains('/') => {
                 return Err(format!("names the volume \"{0}\"; a directory is ./{0}", shown(source)));
             }
             Some(_) => return Ok(None),
         },
         long if long.get("type").and_then(Value::as_str) == Some("bind") => {
+            if long.get("read_only").and_then(Value::as_bool) == Some(true) {
+                kind = Kind::BindReadOnly;
+            }
             long.get("source").and_then(Value::as_str).ok_or("has a bind without a source")?
         }
         _ => return Ok(None),
@@ -246,8 +259,7 @@ fn bind(volume: &Value) -> Result<Option<Source>, String> {
     if path.starts_with('~') {
         return Ok(None);
     }
-    let source =
-        Source { kind: Kind::Bind, path: path.to_owned(), key: "volumes".to_owned(), required: true };
+    let source = Source { kind, path: path.to_owned(), key: "volumes".to_owned(), required: true };
     Ok(Some(source))
 }
 
@@ -367,7 +379,7 @@ mod tests {
                 (Kind::EnvFile, "two.env", true),
                 (Kind::Config, "./c.conf", true),
                 (Kind::Secret, "s.txt", true),
-                (Kind::Bind, "./conf", true),
+                (Kind::BindReadOnly, "./conf", true),
                 (Kind::Bind, "/dev/dri", true),
                 (Kind::Bind, "static/", true),
             ]

@@ -205,7 +205,8 @@ mod tests {
         assert_eq!(stack.ports, [Published { service: "web".into(), port: 8080 }]);
         assert!(stack.operator_override.is_some() && stack.node.is_none());
         assert_eq!(operator.left_out(), ["COMPOSE_PROJECT_NAME"]);
-        assert_eq!(operator.bundle().digests().keys().collect::<Vec<_>>(), ["data/x"]);
+        let roots: Vec<_> = operator.bundle().writable().map(|root| root.path.as_str()).collect();
+        assert_eq!(roots, ["data"], "a bind that containers may write to");
         assert!(operator.secrets().iter().any(|secret| secret.reveal() == "hunter2-hunter2"));
         assert!(!format!("{operator:?}").contains("hunter2"));
         let picked = built(dir.path(), |request| request.services = Some("extra".into())).unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     bundle::{self, Bundle, Named},
-    document::{Document, refuse},
+    document::{Document, Kind, refuse},
 };
 use crate::{
     deploy::{Secret, env_file, release, spec::DeploymentSpec},
@@ -85,10 +85,7 @@ impl OperatorStack {
                 paths.insert(path.clone());
                 let strictest = named.entry(path).or_insert_with(|| (service.clone(), source.clone()));
                 strictest.1.required |= source.required;
-                strictest.1.kind = match (strictest.1.kind, source.kind) {
-                    (_, kind @ super::document::Kind::Secret) => kind,
-                    (kind, _) => kind,
-                };
+                strictest.1.kind = strictest_of(strictest.1.kind, source.kind);
             }
             named_by.insert(service.clone(), paths);
         }
@@ -116,6 +113,16 @@ impl OperatorStack {
         let values = self.environment.values().map(Secret::reveal);
         let long = files.chain(values).map(str::trim).filter(|text| text.len() >= SECRET_BYTES_MIN);
         long.map(Secret::new).collect()
+    }
+}
+
+/// Returns the kind of a path that is named twice. A secret is never shown, and what some container may write to is
+/// left to the containers.
+fn strictest_of(one: Kind, other: Kind) -> Kind {
+    match (one, other) {
+        (Kind::Secret, _) | (_, Kind::Secret) => Kind::Secret,
+        (Kind::Bind, _) | (_, Kind::Bind) => Kind::Bind,
+        (one, _) => one,
     }
 }
 
