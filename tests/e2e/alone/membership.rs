@@ -161,3 +161,38 @@ async fn init_writes_a_file_that_loads_and_overwrites_nothing() {
     let nothing = machine.cli(&["node", "join", "http://127.0.0.1:1"]).await;
     assert!(nothing.failed().contains("no enrolment token was given"), "{nothing:?}");
 }
+
+#[tokio::test]
+async fn another_controller_is_joined_by_the_operators_word_alone() {
+    let (first, second) =
+        (Controller::start(&home(free_port())).await, Controller::start(&home(free_port())).await);
+    let machine = Machine(Controller::prepare(&Setup::default()));
+    let environment = [("AEGIS_PORT", "0")];
+    let (token, endpoint) = token_file(&first, "wanderer").await;
+    let join =
+        ["node", "join", &endpoint, "--token-file", token.to_str().expect("UTF-8"), "--id", "wanderer"];
+    machine.cli_with(&join, &environment).await.succeeded();
+    becomes(&first, "wanderer", Some("active")).await;
+    assert!(!machine.data.join("enrolment.token").exists(), "a spent token is dropped");
+    machine.cli(&["stop"]).await.succeeded();
+
+    let (token, endpoint) = token_file(&second, "wanderer").await;
+    let token = token.to_str().expect("UTF-8");
+    let mut join = vec!["node", "join", &endpoint, "--token-file", token, "--id", "wanderer", "--force"];
+    let refused = async {
+        until("the machine says why it does not join", LIMIT, async || {
+            let status = machine.cli(&["status"]).await;
+            status.stdout.contains("not the one that this node has joined").then_some(())
+        })
+        .await;
+        machine.cli(&["stop"]).await.succeeded();
+    };
+    let (joined, ()) = tokio::join!(machine.cli_with(&join, &environment), refused);
+    joined.failed();
+    assert_eq!(status_of(&second, "wanderer").await, None);
+
+    join.push("--new-controller");
+    machine.cli_with(&join, &environment).await.succeeded();
+    becomes(&second, "wanderer", Some("active")).await;
+    machine.cli(&["stop"]).await.succeeded();
+}
