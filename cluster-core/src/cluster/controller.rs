@@ -310,14 +310,29 @@ impl Controller {
             )
             .remedy("attest again"));
         }
+        self.0.sessions.key(&context.session_id, node_id, now_ms)
+    }
+
+    /// The key of a session of this node that a newer one has ended.
+    pub fn ended_session_key(
+        &self,
+        node_id: &NodeId,
+        context: &SealContext,
+        now_ms: i64,
+    ) -> Option<PublicKey> {
+        self.0.sessions.ended_key(&context.session_id, node_id, now_ms)
+    }
+
+    /// A call in an ended session was signed with the session's key. Two sessions that alternate raise an
+    /// alarm.
+    pub fn note_contention(&self, node_id: &NodeId, context: &SealContext, now_ms: i64) {
         let sessions = &self.0.sessions;
         let known = sessions.is_contended(node_id, now_ms);
-        let key = sessions.key(&context.session_id, node_id, now_ms);
+        sessions.note_contention(&context.session_id, node_id, now_ms);
         if !known && sessions.is_contended(node_id, now_ms) {
-            tracing::error!(%node_id, "two sessions of this node's key alternate: somebody may have a copy of it");
+            tracing::error!(%node_id, "two sessions of this node's key alternate: its key may have been copied");
             self.0.events.append(NodeEventKind::NodeContended, node_id.clone(), now_ms);
         }
-        key
     }
 
     pub async fn record(&self, node_id: &NodeId) -> Result<Option<NodeRecord>> {

@@ -35,6 +35,12 @@ struct Session {
     sealer: Arc<Sealer>,
 }
 
+impl Session {
+    fn is_fenced(&self, now_ms: i64) -> bool {
+        self.fenced_at_ms.is_some_and(|at| at <= now_ms)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     sessions: HashMap<SessionId, Session>,
@@ -90,18 +96,27 @@ impl Sessions {
 
     /// The key that a session's calls are signed with, if the session may still speak.
     pub fn key(&self, session_id: &SessionId, node_id: &NodeId, now_ms: i64) -> Result<PublicKey> {
-        let mut state = self.lock();
+        let state = self.lock();
         let session = state.sessions.get(session_id).filter(|session| session.node_id == *node_id);
         let session = session.ok_or_else(unknown)?;
-        if session.fenced_at_ms.is_none_or(|at| at > now_ms) {
-            return Ok(session.public_key);
-        }
+        if session.is_fenced(now_ms) { Err(fenced()) } else { Ok(session.public_key) }
+    }
+
+    /// The key by which a call in an ended session is known to come from the session's node.
+    pub fn ended_key(&self, session_id: &SessionId, node_id: &NodeId, now_ms: i64) -> Option<PublicKey> {
+        let state = self.lock();
+        let session = state.sessions.get(session_id).filter(|session| session.node_id == *node_id)?;
+        session.is_fenced(now_ms).then_some(session.public_key)
+    }
+
+    /// Notes that a node's key has signed in a session that ended.
+    pub fn note_contention(&self, session_id: &SessionId, node_id: &NodeId, now_ms: i64) {
+        let mut state = self.lock();
         let contentions = state.contentions.entry(node_id.clone()).or_default();
         contentions.retain(|(at, _)| at + FENCED_MEMORY_MS > now_ms);
         if contentions.len() < CONTENTIONS_MIN && !contentions.iter().any(|(_, known)| known == session_id) {
             contentions.push_back((now_ms, session_id.clone()));
         }
-        Err(fenced())
     }
 
     /// Whether sessions of this node's key alternate, which one machine alone does not do.
@@ -187,12 +202,19 @@ mod tests {
         let (sessions, node, key) = setting();
         let ours = open(&sessions, &node, &key, 0);
         let copy = open(&sessions, &node, &key, 1_000);
+        let speak = |session: &SessionId, now_ms| {
+            assert!(sessions.key(session, &node, now_ms).is_err());
+            assert!(sessions.ended_key(session, &node, now_ms).is_some());
+            sessions.note_contention(session, &node, now_ms);
+        };
         for _ in 0..3 {
-            assert!(sessions.key(&ours, &node, 20_000).is_err());
+            speak(&ours, 20_000);
         }
         assert!(!sessions.is_contended(&node, 20_000), "one session that goes on trying counts once");
         open(&sessions, &node, &key, 20_000);
         assert!(sessions.key(&copy, &node, 40_000).is_err());
+        assert!(!sessions.is_contended(&node, 40_000), "not before the key has signed");
+        speak(&copy, 40_000);
         assert!(sessions.is_contended(&node, 40_000));
         assert!(!sessions.is_contended(&node, 40_000 + FENCED_MEMORY_MS));
     }

@@ -184,8 +184,19 @@ impl ControllerApi {
             self.0.limits.admit_member(&node_id)?;
             return Ok((Caller { node_id, role, key: standing.key }, message));
         }
-        let key = match &unproven.context {
-            Some(context) => controller.session_key(&node_id, context, expected.now_ms)?,
+        let key = match unproven.context.clone() {
+            Some(context) => match controller.session_key(&node_id, &context, expected.now_ms) {
+                Ok(key) => key,
+                Err(error) => {
+                    // Anybody could name an ended session: it counts once its key is seen to have signed.
+                    if let Some(key) = controller.ended_session_key(&node_id, &context, expected.now_ms)
+                        && unproven.open(&arrival.metadata, &expected, &key).is_ok()
+                    {
+                        controller.note_contention(&node_id, &context, expected.now_ms);
+                    }
+                    return Err(error);
+                }
+            },
             // Refused below, with its name, if nothing before that is wrong.
             None => standing.key,
         };
