@@ -57,7 +57,7 @@ impl Capacity {
         self.engine.as_ref().map(EngineFacts::changes)
     }
 
-    /// As it is now. An engine that does not answer shows as an empty name; it is waited for 3 s at most.
+    /// Measures what there is now. An engine that does not answer shows as an empty name; it is waited for 3 s.
     pub async fn measure(&self) -> Capabilities {
         let (detected_mb, memory_mb_free) = memory_mb();
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());

@@ -43,12 +43,12 @@ pub struct ClockWatch {
     at: Instant,
 }
 
-/// What passed between two looks.
+/// Time that passed between two looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Passed {
-    /// By the monotonic clock.
+    /// Time on the monotonic clock.
     pub real_ms: i64,
-    /// By how much more, or less, the wall clock went on. 0 for what is no jump.
+    /// Difference by which the wall clock went on more, or less. 0 where it is no jump.
     pub jump_ms: i64,
 }
 

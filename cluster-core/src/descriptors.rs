@@ -2,11 +2,11 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// As many as this process can use. Some systems set a hard limit of a billion.
+/// Limit that is wanted: more than this process can use. Some systems set a hard limit of a billion.
 const WANTED: u64 = 65_536;
 /// Connections of one server take at most this part: the database, links and HTTP need descriptors, too.
 const SHARE: u64 = 4;
-/// Where the system does not tell.
+/// Limit that is assumed where the system does not tell.
 const UNKNOWN: u64 = 1_024;
 
 /// Raises the soft limit as far as the hard one allows, and returns it.

@@ -1,4 +1,4 @@
-//! What the container engine says of itself, for those who must not wait for it: heartbeats and health.
+//! Facts about the container engine, for callers that must not wait for it: heartbeats and health.
 //!
 //! An engine that hangs is asked for a few seconds only, and its last answer stands in for a moment. One
 //! task asks it regularly; it ends with the node.
@@ -45,7 +45,7 @@ impl EngineFacts {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the engine says now, or said a moment ago where it does not answer in time.
+    /// Returns what the engine says now, or said a moment ago where it does not answer in time.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! The controller that this node has joined, remembered over restarts: `controller.json`.
 //!
-//! On plaintext loopback whoever binds the controller's port while the controller is down could answer in
-//! its place. A node therefore keeps the cluster id and the key of the first controller that has proven
+//! On plaintext loopback any process that binds the controller's port while the controller is down could
+//! answer in its place. A node therefore keeps the cluster id and the key of the first controller that has proven
 //! itself, and refuses another until its operator says so. A key in the node's own configuration file is
 //! the operator's word and wins.
 
@@ -143,7 +143,7 @@ fn mismatch(why: String) -> Error {
     )
     .remedy(
         "if the controller was replaced on purpose, stop this node and run \
-         `aegis node join URL --new-controller` there, or deploy it again; if not, somebody else has the port",
+         `aegis node join URL --new-controller` there, or deploy it again; if not, another process has the port",
     )
 }
 

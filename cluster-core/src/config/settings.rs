@@ -103,12 +103,12 @@ pub struct Settings {
     pub cluster_port: ClusterPort,
     pub heartbeat_interval: Duration,
     pub stale_threshold: Duration,
-    /// The file says so: it holds for every node, whatever interval the node tells.
+    /// The file says so: it is the least for every node, also for one that tells a short interval.
     pub is_stale_threshold_set: bool,
     pub sweep_interval: Duration,
     /// Nodes of the other implementation are admitted, over loopback alone.
     pub allow_unsealed_context: bool,
-    /// For a controller of the other implementation.
+    /// A worker signs the bare challenge, too, for a controller of the other implementation.
     pub sign_bare_challenge: bool,
     pub token_refresh_margin: Duration,
     /// Where HTTP listens.
@@ -313,8 +313,8 @@ fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSett
     Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key, ca }))
 }
 
-/// What a node states of itself. Its controller refuses more than this, so that a layer with more would keep
-/// nodes out of the cluster.
+/// Checks what a node states of itself. Its controller refuses more than this, so that a layer with more
+/// would keep nodes out of the cluster.
 fn check_stated(node: &super::schema::Node) -> Result<()> {
     let resources = &node.resources;
     let max = Amounts::MAX;

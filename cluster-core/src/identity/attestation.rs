@@ -202,14 +202,14 @@ pub fn statement(
     ])
 }
 
-/// What a controller tells a node that it admits. [`Admitted::statement`] is what it signs.
+/// A controller's answer to a node that it admits. [`Admitted::statement`] is what the controller signs.
 #[derive(Debug, Clone, Copy)]
 pub struct Admitted<'a> {
     pub cluster_id: &'a ClusterId,
     pub controller_id: &'a NodeId,
     pub controller_key: &'a PublicKey,
     pub node_id: &'a NodeId,
-    /// Of the node, fresh: an answer to an earlier attestation proves nothing.
+    /// Nonce of the node, fresh: an answer to an earlier attestation proves nothing.
     pub nonce: &'a [u8],
     pub session_id: &'a str,
     pub token: &'a str,
@@ -221,7 +221,7 @@ pub struct Admitted<'a> {
 
 impl Admitted<'_> {
     /// Returns the bytes by whose signature the controller proves that it holds its key, and that
-    /// nobody on the way has changed its answer.
+    /// its answer was not changed on the way.
     pub fn statement(&self) -> Vec<u8> {
         length_delimited(&[
             b"aegis-admit-v1",

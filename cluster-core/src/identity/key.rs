@@ -150,7 +150,7 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
-    // The new name too: a key that is gone after a power cut would be made anew.
+    // The new name too: a key that is lost in a power cut would be replaced by another.
     match path.parent() {
         Some(directory) => fs::File::open(directory)?.sync_all(),
         None => Ok(()),

@@ -1,7 +1,7 @@
 //! Bounds of a call before it is authenticated: its size, and how many are under way on its connection.
 //!
-//! A server reads a whole message before its handler sees it. Without a bound here, a caller that nobody
-//! knows could have many megabytes held on its behalf.
+//! A server reads a whole message before its handler sees it. Without a bound here, an unknown
+//! caller could have many megabytes held on its behalf.
 
 use std::{
     fmt,
@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorCode};
 
 /// An attestation with its certificate request has a few kilobytes.
 const UNPROVEN_BYTES_MAX: usize = 64 * 1024;
-/// What a member says of itself in one call.
+/// Size of what a member says of itself in one call.
 const MEMBER_BYTES_MAX: usize = 1024 * 1024;
 /// The frame of a message.
 const FRAME_BYTES: usize = 1024;

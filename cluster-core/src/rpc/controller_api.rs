@@ -48,7 +48,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// What a connection may send ahead of being read: calls are small, and there may be many connections.
+/// Bytes that a connection may send ahead of being read: calls are small, and connections may be many.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 

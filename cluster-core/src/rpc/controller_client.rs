@@ -38,7 +38,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Session {
     pub cluster_id: ClusterId,
-    /// Of the controller's life in which this session was opened.
+    /// Epoch of the controller's life in which this session was opened.
     pub epoch: u64,
     pub controller_id: NodeId,
     pub controller_key: PublicKey,
@@ -266,7 +266,7 @@ impl ControllerClient {
         }
     }
 
-    /// Checks that the controller holds the key that it names. In plaintext whoever has the port could
+    /// Checks that the controller holds the key that it names. In plaintext any process on the port could
     /// name another's; under TLS and inside an SSH link the connection has proven it already.
     fn check_proof(
         &self,

@@ -58,7 +58,7 @@ pub(super) struct Facts {
     pub bare: bool,
     /// The certificate that we have was refused.
     pub refused: bool,
-    /// Over TCP without TLS, where whoever has the port may answer.
+    /// Over TCP without TLS, where any process on the port may answer.
     pub plaintext: bool,
 }
 

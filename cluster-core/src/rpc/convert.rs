@@ -102,7 +102,7 @@ fn few(field: &str, count: usize, max: usize) -> Result<()> {
     if count <= max { Ok(()) } else { Err(odd(field, &format!("{count} are named, at most {max} are kept"))) }
 }
 
-/// What names of models, runtimes and systems are made of: no space, so that none is a sentence.
+/// Checks a name of a model, runtime or system. It has no space, so that it is no sentence.
 fn check_name(field: &str, name: &str, bytes_max: usize) -> Result<()> {
     let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
     if !name.is_empty() && name.len() <= bytes_max && name.bytes().all(is_sound) {
@@ -139,7 +139,7 @@ fn engine(text: String) -> Result<String> {
     Ok(text)
 }
 
-/// As a node attests; empty where it does not say.
+/// The software version of a node that attests; empty where it does not say.
 pub fn software_version(text: String) -> Result<String> {
     maybe_name("software_version", text)
 }
@@ -226,7 +226,7 @@ pub fn config_from_wire(version: String, error: &str) -> Option<ConfigReport> {
     sound.then(|| ConfigReport { version, error: Some(error).filter(|error| !error.is_empty()) })
 }
 
-/// None where the node does not say.
+/// The interval of a node; `None` where it does not say.
 pub fn interval_from_wire(seconds: u32) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }

@@ -146,7 +146,7 @@ pub struct Intake {
     receiver: mpsc::Receiver<Inbound>,
     stop: CancellationToken,
     metrics: Metrics,
-    /// Of all listeners together.
+    /// Places of all listeners together.
     places: Places,
     turned_away: Arc<RefusalLog>,
 }

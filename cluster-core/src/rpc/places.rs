@@ -2,7 +2,7 @@
 //!
 //! A connection is unproven until a call on it was authenticated. Unproven connections are counted by
 //! network, and make way: where a network has its share, its oldest one is closed, so that a caller that
-//! opens many and says nothing keeps nobody else out for longer than a moment. Proven connections are
+//! opens many and says nothing keeps others out for a moment at most. Proven connections are
 //! counted by node.
 
 use std::{
@@ -24,7 +24,7 @@ use crate::{descriptors, ids::NodeId};
 
 /// A node needs one or two.
 const CONNECTIONS_MAX: usize = 2048;
-/// Of all places, unproven connections may take one in so many: the others are the members'.
+/// Unproven connections may take one place in so many: the others are the members'.
 const UNPROVEN_SHARE: usize = 4;
 /// Many nodes may stand behind one address and come back at once.
 const PER_NETWORK_MAX: usize = 128;
@@ -54,7 +54,7 @@ pub(super) fn network_of(address: IpAddr) -> IpAddr {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    /// By age.
+    /// Ordered by age.
     unproven: BTreeMap<u64, (IpAddr, CancellationToken)>,
     networks: HashMap<IpAddr, BTreeSet<u64>>,
     /// Proven connections; by node, where one has proven itself.
@@ -222,7 +222,7 @@ impl Proven {
         self.0.place.as_ref().map(|place| place.cut.clone()).unwrap_or_default()
     }
 
-    /// What ends the connection; starts the time in which it must be proven.
+    /// Returns what ends the connection, and starts the time in which it must be proven.
     pub(super) fn watch(&self) -> ProofWatch {
         self.watch_for(PROOF_TIMEOUT)
     }

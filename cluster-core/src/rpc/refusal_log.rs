@@ -11,7 +11,7 @@ use crate::error::ErrorCode;
 
 /// Lines of one call and reason that come at once.
 const LINES_MAX: u32 = 10;
-/// Between lines after those; the count of lines begins anew after a pause of the same length.
+/// Between lines after those; the count of lines starts from 0 after a pause of the same length.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]

@@ -143,7 +143,7 @@ impl Store {
         rows.iter().map(execution).collect()
     }
 
-    /// What open executions occupy on the nodes that they are assigned to.
+    /// Returns what open executions occupy on the nodes that they are assigned to.
     pub async fn assignments(&self) -> Result<Vec<(ExecutionId, NodeId, Amounts)>> {
         let sql = "SELECT execution_id, node_id, demand FROM executions
              WHERE state IN ('assigned', 'starting', 'running', 'lost') AND node_id IS NOT NULL";

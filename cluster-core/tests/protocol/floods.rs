@@ -11,7 +11,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet};
 use crate::support::{Cluster, Node, raw, sealed_heartbeat_with, url_of};
 
 const LIMIT: Duration = Duration::from_secs(20);
-/// As many unproven connections as one address may hold.
+/// Unproven connections that one address may hold.
 const SHARE: usize = 128;
 
 fn address(cluster: &Cluster) -> SocketAddr {

@@ -31,9 +31,9 @@ use crate::support::{Cluster, Node, refused};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Proof {
     None,
-    /// By a key of its own, which it names.
+    /// A signature by a key of its own, which it names.
     Own,
-    /// By a key of its own, while it names the controller's.
+    /// A signature by a key of its own, while it names the controller's.
     Stolen,
 }
 

@@ -128,14 +128,14 @@ fn removal_over_a_restart_waits_for_its_work() {
 }
 
 #[test]
-fn wall_clock_jumps_cancel_nothing_and_lose_nobody() {
+fn wall_clock_jumps_cancel_nothing_and_lose_no_node() {
     let mut world = World::of(&["a", "b"], COARSE);
     let execution_id = world.ask(async |home: Running| store_assigned(&home, "a").await);
     restart(&mut world, 2);
     world.drain("a");
     for hours in [2, -5, 24 * 365, -24 * 365] {
         jump(hours * 3_600_000);
-        world.throughout("nobody is lost", Duration::from_secs(40), |views| {
+        world.throughout("no node is lost", Duration::from_secs(40), |views| {
             views["a"].status == PeerStatus::Draining && views["b"].status == PeerStatus::Active
         });
         let overdue = world.ask(async |home: Running| home.controller.overdue().borrow().clone());

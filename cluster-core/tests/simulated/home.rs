@@ -66,7 +66,7 @@ fn simulated_ms() -> i64 {
 }
 
 thread_local! {
-    /// By how much the controller's wall clock is off: a simulation runs on one thread.
+    /// Error of the controller's wall clock: a simulation runs on one thread.
     static JUMPED_MS: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
 }
 

@@ -140,7 +140,7 @@ impl Owner {
         stored(result);
     }
 
-    /// What one decision changes is stored together: a crash never leaves half of it.
+    /// Stores what one decision changes together: a crash never leaves half of it.
     async fn store_and_apply(&mut self, changes: Vec<Change>) -> Result<()> {
         let now_ms = self.clock.now_ms();
         let mut writes: Vec<_> = changes.iter().map(|change| change.to_write(now_ms)).collect();

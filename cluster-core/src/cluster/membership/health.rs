@@ -18,14 +18,14 @@ const STALE_MS_MAX: i64 = 900_000;
 /// How long nodes may be silent.
 #[derive(Debug, Clone, Copy)]
 pub struct Staleness {
-    /// Where a node does not tell its interval.
+    /// Silence of a node that does not tell its interval.
     pub threshold: Duration,
     /// The operator has set it: no node is unhealthy before that.
     pub is_set: bool,
 }
 
 impl Node {
-    /// By the interval that the node tells: it may differ from the controller's own.
+    /// Follows the interval that the node tells: it may differ from the controller's own.
     fn stale_ms(&self, staleness: Staleness) -> i64 {
         let threshold_ms = i64::try_from(staleness.threshold.as_millis()).unwrap_or(i64::MAX);
         let Some(interval) = self.interval else { return threshold_ms };

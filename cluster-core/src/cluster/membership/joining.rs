@@ -303,7 +303,7 @@ impl Node {
     }
 }
 
-/// What a node says of itself, without the tags that its token does not allow.
+/// Drops the tags that the node's token does not allow from what the node says of itself.
 fn within_bounds(mut capabilities: Capabilities, record: &NodeRecord) -> Capabilities {
     if let Some(allowed) = &record.bound_tags {
         capabilities.tags.retain(|tag| allowed.contains(tag));

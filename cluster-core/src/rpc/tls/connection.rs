@@ -28,7 +28,7 @@ pub struct TlsConnection {
     /// Read ahead, before the connection was handed on.
     first: Bytes,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Of a connection that came in: it ends unless a call on it is proven in time.
+    /// Ends a connection that came in unless a call on it is proven in time.
     watch: Option<ProofWatch>,
     peer_names: Option<Arc<[String]>>,
     remote: SocketAddr,
