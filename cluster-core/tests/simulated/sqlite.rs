@@ -4,6 +4,8 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 /// Between looks.
 const REAL_PAUSE: Duration = Duration::from_micros(20);
+/// For a thread to begin to run on a machine that is busy.
+const REAL_START: Duration = Duration::from_millis(5);
 const THREADS: &str = "/proc/self/task";
 /// As the kernel shortens their names.
 const NAME: &str = "(sqlx-sqlite-";
@@ -33,6 +35,9 @@ impl Sqlite {
             let named = |stat: &PathBuf| fs::read_to_string(stat).is_ok_and(|stat| stat.contains(NAME));
             self.stats = stats.filter(named).collect();
             self.threads = threads;
+            // A thread has no name and asks for nothing until it has begun to run.
+            std::thread::sleep(REAL_START);
+            return true;
         }
         self.stats.iter().any(|stat| {
             // A thread that has ended is not busy.
