@@ -203,6 +203,35 @@ async fn a_line_that_is_cut_at_any_byte_leaves_the_host_well_or_as_it_was() {
     world.direct.clean().await;
 }
 
+/// A jump host or sshd drops some of many connections that come at once.
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn dropped_first_connection_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = OverLine::new(stand_in_node(dir.path(), "good", GOOD_NODE)).await;
+    world.line.away.store(true, Ordering::SeqCst);
+    let view = world.start().await;
+    let mut views = world.bench.deployments.watch(&view.deployment_id).await.unwrap();
+    let dropped = |view: &DeploymentView| {
+        let again = |message: &String| message.contains("trying again");
+        view.steps
+            .iter()
+            .any(|step| step.name == StepName::Connect && step.message.as_ref().is_some_and(again))
+    };
+    views.wait_for(dropped).await.unwrap();
+    world.line.away.store(false, Ordering::SeqCst);
+    let ended = world.settles(&view.deployment_id, "a dropped connection").await;
+    assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
+
+    // A host that stays away is told after three tries.
+    world.direct.clean().await;
+    world.line.away.store(true, Ordering::SeqCst);
+    let view = world.start().await;
+    let ended = world.bench.end_of(&view.deployment_id).await;
+    assert_eq!(ended.state, DeploymentState::Failed);
+    assert!(ended.failure.unwrap().message.contains("nothing was changed"));
+}
+
 /// Tries that a host gets which was not changed yet.
 const BOUNDED_TRIES: &str = "try 9";
 

@@ -109,6 +109,16 @@ async fn ports_of_the_loopback_carry_a_link_where_sockets_do_not_go() {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
+async fn files_go_over_standard_input_without_sftp() {
+    let sshd = Sshd::start(&host(0), &["Subsystem=sftp /bin/false"]);
+    assert!(sshd.host.connect().await.sftp().await.is_err());
+    drop(sshd);
+    let (view, ..) = deployed(&["Subsystem=sftp /bin/false"]).await;
+    assert_eq!(view.state, DeploymentState::Ready, "{:?}", view.failure);
+}
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
 async fn an_sshd_that_forwards_nothing_is_a_finding() {
     // Where OpenSSH may forward no TCP, it forwards no sockets either.
     for settings in [
