@@ -60,7 +60,7 @@ pub struct HostFacts {
     pub memory_free_mb: u64,
     pub disk_total_mb: u64,
     pub disk_free_mb: u64,
-    /// Where Docker keeps its data, and the space is free.
+    /// Directory of Docker's data, whose file system has that space.
     pub disk_path: String,
     pub has_flock: bool,
     pub docker_cli: bool,
@@ -156,7 +156,7 @@ async fn file_digests(
 
 /// A socket on the host that leads here, opened from there: both directions of the link at once.
 ///
-/// Where the link's directory exists it is tried there: what keeps sshd from it (labels, a network file
+/// The link's directory is tried where it exists: what keeps sshd from it (labels, a network file
 /// system) would keep the link from it. Nothing is made on a host without it.
 async fn socket_forwarding(connection: &Connection, facts: &HostFacts, base_dir: &str) -> Result<()> {
     let directory = if facts.link_directory { format!("{base_dir}/run") } else { "/tmp".to_owned() };

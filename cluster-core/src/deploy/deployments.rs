@@ -231,7 +231,7 @@ impl Deployments {
         self.refuse_busy_host(&target)
     }
 
-    /// Where a node was deployed, or a stack without a node under that name.
+    /// Returns the place of a deployed node, or of a stack without a node under that name.
     async fn deployed(&self, node: &NodeId) -> Result<Deployed> {
         let unknown = match self.inner.context.membership.deployed(node).await {
             Err(error) if error.code() == ErrorCode::NotFound => error,

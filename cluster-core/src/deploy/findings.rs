@@ -53,7 +53,7 @@ pub struct Wanted<'a> {
     pub cluster: &'a str,
     /// The stack has files that are sent with it.
     pub has_files: bool,
-    /// Where the store says that the node's stack lies; `None` for a node that was not deployed.
+    /// Base directory of the node in the store; `None` for a node that was not deployed.
     pub recorded_base: Option<&'a str>,
 }
 
@@ -162,7 +162,7 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
     found.0
 }
 
-/// With one decimal, which tells 9.9 from 10.
+/// Formats megabytes as gigabytes with one decimal, which tells 9.9 from 10.
 fn gigabytes(megabytes: u64) -> String {
     format!("{}.{}", megabytes / 1024, megabytes % 1024 * 10 / 1024)
 }
@@ -311,7 +311,7 @@ fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
     }
 }
 
-/// What runs of the stack already holds its ports itself. While the engine does not answer it cannot be
+/// Judges a port of the stack. A service that runs already holds its own. While the engine does not answer it cannot be
 /// told who listens: the node that runs there would be taken for a stranger.
 fn port(facts: &HostFacts, published: &Published, found: &mut Findings) {
     let Published { service, port } = published;

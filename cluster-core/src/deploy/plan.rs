@@ -124,7 +124,7 @@ pub struct Inputs<'a> {
     pub local_images: &'a LocalImages,
     pub controller_key: &'a [u8; 32],
     pub link: &'a NodeLink,
-    /// What the controller expects of the node.
+    /// Interval at which the controller expects the node to beat.
     pub heartbeat_interval: Duration,
 }
 

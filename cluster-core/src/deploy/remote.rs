@@ -22,7 +22,7 @@ use crate::{
 
 /// A holder that is our own needs a moment to end.
 const LOCK_WAIT_MIN_SECS: u64 = 3;
-/// A holder without a beat for this long is dead: its connection was cut without a word. A beat may wait
+/// Age of a beat from which its holder counts as dead: its connection was cut without a word. A beat may wait
 /// behind data on a slow line, which SSH's own keepalive bounds to seconds.
 const LOCK_LEASE_SECS: &str = "120";
 const SHORT: Duration = Duration::from_secs(30);
@@ -230,4 +230,18 @@ fn checked(output: ScriptOutput, what: &str) -> Result<ScriptOutput> {
         ErrorCode::DeploymentFailed,
         format!("{what} failed on the host (exit {}): {why}", output.status),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeout_names_the_action_and_other_errors_stay() {
+        let late = named(Error::new(ErrorCode::Timeout, "did not end within 180 s"), "docker compose up");
+        assert_eq!(late.message(), "docker compose up: did not end within 180 s");
+        let lost =
+            named(Error::new(ErrorCode::HostUnreachable, "the connection was lost"), "docker compose up");
+        assert_eq!(lost.message(), "the connection was lost");
+    }
 }

@@ -21,7 +21,7 @@ use crate::{
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
 pub const HEALTH_TIMEOUT_SECONDS_DEFAULT: u32 = 180;
-/// What a node beats at without a word about it in its configuration.
+/// Interval of a node whose configuration names none.
 pub const HEARTBEAT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
 /// 3 GB at 1.2 Mbit/s.
 pub const IMAGE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6 * 3600);
@@ -61,9 +61,9 @@ pub struct DeploySettings {
     pub minimum_disk_gb: u64,
     /// Where a request does not say it.
     pub health_timeout_seconds: u32,
-    /// For one image that a host pulls or is sent.
+    /// Time limit of one image that a host pulls or is sent.
     pub image_timeout: Duration,
-    /// What this controller expects of its workers.
+    /// Interval at which this controller expects its workers to beat.
     pub heartbeat_interval: Duration,
     /// Of the user the controller runs as: default identities and known_hosts.
     pub home: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! What a host had before us: a stack of another owner, and files that were edited by hand.
+//! Hosts with a stack of another owner, and with files that were edited by hand.
 
 use std::sync::Arc;
 

@@ -30,7 +30,7 @@ const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(15);
 /// Longest pause between two tries once the host was changed: it is tried until it answers or the
 /// deployment is cancelled, since only the host knows what became of the change.
 const RECHECK_DELAY_MAX: Duration = Duration::from_secs(30);
-/// From then on the pause is the longest.
+/// Cuts after which the pause no longer grows.
 const LOSSES_COUNTED: usize = RECONNECT_TRIES;
 /// Tries of a first connection: a jump host drops some of many that come at once.
 const CONNECT_TRIES: usize = 3;
@@ -143,7 +143,7 @@ impl Run {
         Err(last)
     }
 
-    /// One new connection in the place of one that is gone.
+    /// Replaces a connection that is gone, by one try.
     pub(super) async fn connect_again(&mut self) -> Result<()> {
         (self.connection, self.elevated, self.lock) = (None, None, None);
         self.connect_once().await.map(drop)
@@ -252,7 +252,7 @@ impl Run {
     }
 }
 
-/// What follows when a step has lost its host.
+/// Answer to a step that has lost its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnLostHost {
     Fail,

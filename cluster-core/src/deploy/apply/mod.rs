@@ -65,7 +65,7 @@ pub(super) struct Run {
     /// How the host was put back after a failure.
     outcome: Option<rollback::RollbackOutcome>,
     slots: Arc<Semaphore>,
-    /// One of the deployments that may run at once; given up while a host is away.
+    /// Place among the deployments that may run at once; given up while a host is away.
     slot: Option<OwnedSemaphorePermit>,
 }
 

@@ -37,7 +37,7 @@ pub struct Container {
     /// Seconds that it has to stop; Docker's default where it is not set.
     #[serde(default)]
     stop_timeout: Option<u64>,
-    /// Where its compose file lies.
+    /// Directory of its compose file.
     #[serde(default)]
     pub directory: Option<String>,
 }

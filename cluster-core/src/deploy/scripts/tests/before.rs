@@ -1,4 +1,4 @@
-//! What stood on the host before us: noted, saved once, and brought back by a removal.
+//! Files and stacks that stood on the host before us: noted, saved once, and brought back by a removal.
 
 use std::fs;
 

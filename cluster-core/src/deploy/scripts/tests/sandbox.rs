@@ -21,7 +21,7 @@ const STATE_FILES: [&str; 8] = ["calls", "unknown", "images", "used", "fail", "l
 pub enum Shell {
     Dash,
     BashPosix,
-    /// With BusyBox for every other program too.
+    /// BusyBox, for every other program too.
     BusyBox,
 }
 
