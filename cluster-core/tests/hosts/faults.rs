@@ -12,8 +12,8 @@ use std::{
 
 use cluster_core::{
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Origin, StepName, StepState,
-        remote::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Journal as _, Origin, StepName,
+        StepState, remote::Remote,
     },
     ids::DeploymentId,
     ssh::HostKeyPolicy,
@@ -230,6 +230,46 @@ async fn dropped_first_connection_is_tried_again() {
     let ended = world.bench.end_of(&view.deployment_id).await;
     assert_eq!(ended.state, DeploymentState::Failed);
     assert!(ended.failure.unwrap().message.contains("nothing was changed"));
+}
+
+/// The controller is started again while the host is away.
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn resumed_deployment_waits_for_its_host_until_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = OverLine::new(stand_in_node(dir.path(), "good", GOOD_NODE)).await;
+    let view = world.start().await;
+    let ended = world.settles(&view.deployment_id, "the first start").await;
+    assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
+    let resumed_away = async || {
+        // As if the controller had been killed: the record says running, nothing runs.
+        let mut record = world.bench.journal.get(&view.deployment_id).await.unwrap().unwrap();
+        record.view.state = DeploymentState::Running;
+        world.bench.journal.put(&record).await.unwrap();
+        world.line.away.store(true, Ordering::SeqCst);
+        let Bench { host, settings, journal, cluster, .. } = &world.bench;
+        let again = with_settings(host.clone(), settings.clone(), journal.clone(), cluster.clone());
+        assert_eq!(again.deployments.resume_unfinished().await.unwrap(), 1);
+        let mut views = again.deployments.watch(&view.deployment_id).await.unwrap();
+        let rechecks = |view: &DeploymentView| {
+            view.steps
+                .iter()
+                .any(|step| step.name == StepName::Connect && step.state == StepState::Rechecking)
+        };
+        views.wait_for(rechecks).await.unwrap();
+        again
+    };
+    let again = resumed_away().await;
+    world.line.away.store(false, Ordering::SeqCst);
+    let ended = again.end_of(&view.deployment_id).await;
+    assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
+
+    let again = resumed_away().await;
+    again.deployments.cancel(&view.deployment_id).await.unwrap();
+    let ended = again.end_of(&view.deployment_id).await;
+    assert_eq!(ended.state, DeploymentState::Interrupted, "{:?}", ended.failure);
+    world.line.away.store(false, Ordering::SeqCst);
+    world.direct.clean().await;
 }
 
 /// Tries that a host gets which was not changed yet.

@@ -95,7 +95,7 @@ impl Run {
             return OnLostHost::Fail;
         }
         // A cancelled deployment does not wait for a host that is lost again and again.
-        let gives_up = self.cancel.is_cancelled() && self.losses > RECONNECT_TRIES;
+        let gives_up = self.cancel.is_cancelled() && self.losses > CONNECT_TRIES;
         on_lost_host(name, self.is_touched() && !gives_up, self.reconnects)
     }
 
@@ -108,9 +108,11 @@ impl Run {
         self.reconnects += 1;
         (self.connection, self.elevated, self.lock) = (None, None, None);
         let backoff = ExponentialBuilder::default().with_min_delay(RECONNECT_DELAY_MIN).with_jitter();
+        // A person who cancels does not wait for long.
+        let tries_max = if self.cancel.is_cancelled() { CONNECT_TRIES } else { RECONNECT_TRIES };
         let mut delays = match forever {
             true => backoff.with_max_delay(RECHECK_DELAY_MAX).without_max_times().build(),
-            false => backoff.with_max_delay(RECONNECT_DELAY_MAX).with_max_times(RECONNECT_TRIES).build(),
+            false => backoff.with_max_delay(RECONNECT_DELAY_MAX).with_max_times(tries_max).build(),
         };
         // A step that is lost each time it is done again waits longer each time.
         for _ in 1..self.losses.min(LOSSES_COUNTED) {
