@@ -45,6 +45,37 @@ fn key_of(view: &Value) -> String {
     evidence.rsplit_once("key ").expect("a key").1.to_owned()
 }
 
+/// A second sshd of the host with its host keys is another address of the same machine.
+const OTHER_ADDRESS: &str = "/usr/sbin/sshd -p 2222 -o PidFile=/run/other-sshd.pid";
+const FIRST_ADDRESS_GONE: &str =
+    "touch /run/hold-sshd; kill $(cat /run/sshd.pid); pkill -x sshd-session; true";
+const FIRST_ADDRESS_BACK: &str = "rm -f /run/hold-sshd; kill $(cat /run/other-sshd.pid)";
+
+#[tokio::test]
+async fn node_follows_its_host_to_another_address() {
+    let Fresh { hosts, _machines } = fresh().await;
+    let host = &hosts[0];
+    let moved = Host { port: 2222, ..host.clone() };
+    let controller = Controller::start(&Setup::for_hosts(&hosts)).await;
+    controller.approve(host).await;
+    let mut client = Client::stdio(&controller, Era::Session, "links").await;
+    let before = key_of(&deploy_ready(&mut client, deployment_of(host, ONE, &["edge"])).await);
+
+    let _first = Disturbed::new(host, OTHER_ADDRESS, FIRST_ADDRESS_BACK);
+    controller.approve(&moved).await;
+    // While it answers at its first address, the other one may be a copy of the machine.
+    let refused = client.attempt("deploy_edge_node", deployment_of(&moved, ONE, &["edge"])).await;
+    let refused = refused.expect_err("a conflict");
+    assert!(refused.contains("belongs to") && refused.contains("host approve"), "{refused}");
+
+    host.sh(FIRST_ADDRESS_GONE);
+    until("the link is down", NOTICED, async || (peer(&mut client).await["link_up"] == false).then_some(()))
+        .await;
+    let after = key_of(&deploy_ready(&mut client, deployment_of(&moved, ONE, &["edge"])).await);
+    assert_eq!(before, after, "the same node");
+    runs_there(&mut client).await;
+}
+
 #[tokio::test]
 async fn a_node_moves_between_its_links_and_stays_the_same_node() {
     let Fresh { hosts, _machines } = fresh().await;
