@@ -165,12 +165,11 @@ impl AegisServer {
     }
 }
 
-/// Methods of the protocol with parameters, each with their shape.
-const SHAPES: [(&str, &str); 6] = [
+/// Methods with parameters that every version of the protocol has, each with their shape. A version without
+/// `resources/subscribe` answers it as an unknown method.
+const SHAPES: [(&str, &str); 4] = [
     ("tools/call", "name must be a string and arguments an object"),
     ("resources/read", "uri must be a string"),
-    ("resources/subscribe", "uri must be a string"),
-    ("resources/unsubscribe", "uri must be a string"),
     ("prompts/get", "name must be a string and arguments an object of strings"),
     ("completion/complete", "ref and argument must be objects"),
 ];
