@@ -4,7 +4,7 @@ use tonic::metadata::MetadataMap;
 
 use super::listener::Via;
 use crate::{
-    access::{Actor, Bearer, Door, Scope, TokenTable},
+    access::{Actor, Bearer, Door, Scope, TokenTable, Validity},
     audit::{Arguments, Audit, Call, Pending},
     error::{Error, ErrorCode, Result},
 };
@@ -18,12 +18,13 @@ pub struct Operators {
 }
 
 impl Operators {
-    /// Who calls: the bearer of a token. Who speaks inside a node's SSH connection is that node.
-    pub(super) fn known(&self, via: &Via, metadata: &MetadataMap) -> Result<Bearer> {
+    /// Returns the bearer of the call's token and how long the token stays valid. A caller inside a node's SSH
+    /// connection is that node.
+    pub(super) fn known(&self, via: &Via, metadata: &MetadataMap) -> Result<(Bearer, Validity)> {
         if let Via::Link(_) = via {
             return Err(Error::new(ErrorCode::NotYours, "this is an operator's call, and no node's"));
         }
-        self.tokens.check(metadata.get("authorization").and_then(|value| value.to_str().ok()))
+        self.tokens.check_lasting(metadata.get("authorization").and_then(|value| value.to_str().ok()))
     }
 
     /// Does what an operator asks for if the token's scope is enough, and notes either.
@@ -89,7 +90,7 @@ mod tests {
             metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
             metadata
         };
-        let known = |via: &Via, token: &str| operators.known(via, &bearing(token));
+        let known = |via: &Via, token: &str| operators.known(via, &bearing(token)).map(|(bearer, _)| bearer);
         assert_eq!(known(&plain, "guessed").unwrap_err().code(), ErrorCode::Unauthenticated);
         assert_eq!(known(&link, "local").unwrap_err().code(), ErrorCode::NotYours);
         assert!(operators.known(&plain, &MetadataMap::new()).is_err());

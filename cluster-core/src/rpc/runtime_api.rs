@@ -35,7 +35,7 @@ use super::{
     wire::MESSAGE_BYTES_MAX,
 };
 use crate::{
-    access::Scope,
+    access::{Scope, Validity},
     agents::AgentReference,
     audit::Arguments,
     deploy::Origin,
@@ -96,17 +96,18 @@ impl RuntimeApi {
         metadata: &MetadataMap,
         body: pb::ExecuteAgentRequest,
         proven: impl FnOnce(),
-    ) -> Result<Reader> {
+    ) -> Result<(Reader, Validity)> {
         if let Via::Tls { names: None, .. } = via {
             return Err(Error::new(ErrorCode::UntrustedCa, "the caller shows no certificate")
                 .remedy("connect with a certificate of a CA that this port trusts, or over loopback"));
         }
-        let bearer = self.operators.known(via, metadata)?;
+        let (bearer, validity) = self.operators.known(via, metadata)?;
         proven();
         let arguments = Arguments::default();
         arguments.note(&json!({ "agent_id": body.agent_id, "input": body.input }));
         let begun = self.begin(metadata, body);
-        self.operators.run(bearer, Scope::Operate, "ExecuteAgent", arguments, begun).await
+        let reader = self.operators.run(bearer, Scope::Operate, "ExecuteAgent", arguments, begun).await?;
+        Ok((reader, validity))
     }
 
     async fn begin(&self, metadata: &MetadataMap, body: pb::ExecuteAgentRequest) -> Result<Reader> {
@@ -261,6 +262,12 @@ impl Reader {
     }
 }
 
+fn token_ended() -> Error {
+    Error::new(ErrorCode::Unauthenticated, "the token of this stream was revoked or has expired").remedy(format!(
+        "call again with another token, {EXECUTION_ID} and {AFTER_SEQUENCE}: the execution goes on by itself"
+    ))
+}
+
 type Events = Pin<Box<dyn Stream<Item = Result<pb::ExecutionEvent, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -275,16 +282,20 @@ impl AegisRuntime for RuntimeApi {
         let (metadata, _, body) = request.into_parts();
         let result = self.execute(&entered.via, &metadata, body, || entered.proven.set(None)).await;
         self.metrics.call("ExecuteAgent", result.as_ref().err().map(Error::code), at.elapsed());
-        let reader = result.map_err(|error| {
+        let (reader, validity) = result.map_err(|error| {
             let via = &entered.via;
             tracing::warn!(call = "ExecuteAgent", ?via, reason = %error.code(), error = %error.chain(), "refused");
             to_status(&error)
         })?;
         let id = reader.id.to_string().parse();
-        let events = futures::stream::unfold(Some(reader), |reader| async move {
-            let mut reader = reader?;
-            match reader.next().await {
-                Ok(event) => Some((Ok(event?), Some(reader))),
+        let events = futures::stream::unfold(Some((reader, validity)), |open| async move {
+            let (mut reader, validity) = open?;
+            let next = tokio::select! {
+                next = reader.next() => next,
+                () = validity.ended() => Err(token_ended()),
+            };
+            match next {
+                Ok(event) => Some((Ok(event?), Some((reader, validity)))),
                 Err(error) => {
                     tracing::debug!(execution_id = %reader.id, error = %error.chain(), "a stream ends early");
                     Some((Err(to_status(&error)), None))

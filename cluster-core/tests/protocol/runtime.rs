@@ -5,8 +5,11 @@ use std::time::Duration;
 use aegis_proto::published::aegis::runtime::v1::{
     self as theirs, aegis_runtime_client::AegisRuntimeClient, execution_event::Event,
 };
-use cluster_core::ids::ExecutionId;
-use tonic::{Request, Status, Streaming, transport::Channel};
+use cluster_core::{
+    access::{AccessTokenOrder, Scope},
+    ids::{AccessTokenName, ExecutionId},
+};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use crate::support::{Cluster, OPERATOR_TOKEN, reason};
 
@@ -143,6 +146,27 @@ async fn an_agent_runs_and_its_events_are_read_from_the_first_to_the_last() {
     assert_eq!(events(past).await.unwrap(), []);
     assert_eq!(reason(&client.execute_agent(again("other", "0")).await.unwrap_err()), "InvalidArgument");
     assert_eq!(cluster.core().executions(10).await.unwrap().len(), 1, "nothing else was started");
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn stream_ends_with_its_token_and_the_execution_goes_on() {
+    let cluster = Cluster::start_running(ENGINE).await;
+    cluster.core().apply_agent(&manifest("echo one; sleep 3; exit 3")).await.unwrap();
+    let name = AccessTokenName::parse("ci").unwrap();
+    let order =
+        AccessTokenOrder { name: name.clone(), scope: Scope::Operate, lifetime: Duration::from_secs(60) };
+    let grant = cluster.core().create_access_token(order).await.unwrap();
+    let bearer = format!("Bearer {}", *grant.token);
+    let request = with(Request::new(asks("greeter", "")), &[("authorization", &bearer)]);
+    let mut stream = client(&cluster).await.execute_agent(request).await.unwrap().into_inner();
+    stream.message().await.unwrap().expect("a first event");
+    cluster.core().revoke_access_token(&name).await.unwrap();
+    let ended = events(stream).await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+    let view = cluster.core().executions(1).await.unwrap().remove(0);
+    let view = cluster.core().await_execution_end(&view.execution_id, LIMIT).await.unwrap();
+    assert_eq!(view.exit_code, Some(3));
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ impl ControllerApi {
     ) -> Result<pb::IssueEnrollmentTokenResponse> {
         let _admitted = self.0.limits.admit(OpenCall::Signed, arrival.stranger()).await?;
         let operators = &self.0.settings.operators;
-        let bearer = operators.known(&arrival.via, &arrival.metadata)?;
+        let (bearer, _) = operators.known(&arrival.via, &arrival.metadata)?;
         let arguments = Arguments::default();
         arguments.note(&json!({ "issued_to": request.issued_to }));
         let issued = self.issue(request);
