@@ -1,12 +1,19 @@
 //! Waits for SQLite, whose threads know nothing of simulated time.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// Between looks.
 const REAL_PAUSE: Duration = Duration::from_micros(20);
-/// For a thread to begin to run on a machine that is busy.
-const REAL_START: Duration = Duration::from_millis(5);
+/// Longest time for a new thread to begin to run on a machine that is busy.
+const REAL_START_MAX: Duration = Duration::from_secs(1);
 const THREADS: &str = "/proc/self/task";
+const OWN_STAT: &str = "/proc/thread-self/stat";
 /// As the kernel shortens their names.
 const NAME: &str = "(sqlx-sqlite-";
 
@@ -17,6 +24,15 @@ pub struct Sqlite {
     /// Their number tells when to look for them again.
     threads: u64,
     stats: Vec<PathBuf>,
+    /// Since when a thread that this one has made has not begun to run.
+    unnamed_since: Option<Instant>,
+    /// Threads that never get a name of their own: those of other tests, say.
+    nameless: HashSet<String>,
+}
+
+/// Number and name of a thread, as `stat` has them: `7 (name) S ...`.
+fn identity(stat: &str) -> Option<(&str, &str)> {
+    stat.rsplit_once(") ")?.0.split_once(' ')
 }
 
 impl Sqlite {
@@ -29,14 +45,8 @@ impl Sqlite {
 
     fn is_busy(&mut self) -> bool {
         let threads = fs::metadata(THREADS).unwrap().nlink();
-        if threads != self.threads {
-            let tasks = fs::read_dir(THREADS).unwrap();
-            let stats = tasks.map(|task| task.unwrap().path().join("stat"));
-            let named = |stat: &PathBuf| fs::read_to_string(stat).is_ok_and(|stat| stat.contains(NAME));
-            self.stats = stats.filter(named).collect();
-            self.threads = threads;
-            // A thread has no name and asks for nothing until it has begun to run.
-            std::thread::sleep(REAL_START);
+        if threads != self.threads || self.unnamed_since.is_some() {
+            self.look(threads);
             return true;
         }
         self.stats.iter().any(|stat| {
@@ -44,5 +54,31 @@ impl Sqlite {
             let stat = fs::read_to_string(stat).unwrap_or_default();
             stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('S'))
         })
+    }
+
+    /// Finds the threads. A new one bears the name of the thread that made it until it begins to run, and asks for
+    /// nothing before.
+    fn look(&mut self, threads: u64) {
+        let own = fs::read_to_string(OWN_STAT).unwrap();
+        let (own_id, own_name) = identity(&own).unwrap();
+        let mut unnamed = Vec::new();
+        self.stats.clear();
+        for task in fs::read_dir(THREADS).unwrap() {
+            let path = task.unwrap().path().join("stat");
+            let stat = fs::read_to_string(&path).unwrap_or_default();
+            match identity(&stat) {
+                Some((_, name)) if name.starts_with(NAME) => self.stats.push(path),
+                Some((id, name)) if name == own_name && id != own_id && !self.nameless.contains(id) => {
+                    unnamed.push(id.to_owned());
+                }
+                _ => {}
+            }
+        }
+        self.threads = threads;
+        let since = self.unnamed_since.unwrap_or_else(Instant::now);
+        if since.elapsed() >= REAL_START_MAX {
+            self.nameless.extend(unnamed.drain(..));
+        }
+        self.unnamed_since = (!unnamed.is_empty()).then_some(since);
     }
 }
