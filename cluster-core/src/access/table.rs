@@ -240,7 +240,7 @@ mod tests {
         let table = TokenTable::new(Some("local"));
         let later = now_ms() + 3_600_000;
         let known = |value: &str, expires_at_ms| {
-            let name = AccessTokenName::parse(&format!("t-{value}")).unwrap();
+            let name = AccessTokenName::parse(format!("t-{value}")).unwrap();
             Arc::new(Known::new(name, sha256(value.as_bytes()), Scope::Read, [10, expires_at_ms], None))
         };
         let kept = known("kept", later);

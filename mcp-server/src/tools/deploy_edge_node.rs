@@ -26,7 +26,7 @@ use super::{
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
 /// Stands for a plan that its person was not asked about.
-const UNCONFIRMED: &str = "unconfirmed";
+const UNCONFIRMED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// A DNS name is no longer; an IPv6 address is shorter.
 const HOST_LENGTH_MAX: usize = 253;
 const PATH_LENGTH_MAX: usize = 4096;
