@@ -197,7 +197,7 @@ fn follow_log_level(core: &Core, set_level: log::SetLevel, stop: CancellationTok
     });
 }
 
-/// Binds the HTTP port, or another port where the default is taken and nobody asked for it.
+/// Binds the HTTP port, or another port where the default port is taken and no port was configured.
 async fn bind(settings: &Settings, data: &DataDirectory) -> Result<TcpListener> {
     let at = |port| SocketAddr::new(settings.bind_address, port);
     match settings.rest_port {

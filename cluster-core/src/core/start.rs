@@ -312,7 +312,7 @@ pub(super) async fn start_worker(
     Ok((WorkerPart { member, credentials }, vec![served, joined]))
 }
 
-/// Binds the cluster port, or another port where the default is taken and nobody asked for it.
+/// Binds the cluster port, or another port where the default port is taken and no port was configured.
 async fn listen_cluster<F: Future<Output = Result<SocketAddr>>>(
     data: &DataDirectory,
     address: SocketAddr,

@@ -229,7 +229,7 @@ pub fn secrets(text: &str) -> Vec<Secret> {
         }
         None => {
             found.extend(Some(text.trim().to_owned()).filter(|text| text.len() >= NAMED_SECRET_BYTES_MIN));
-            // As far as it is an env file.
+            // Only lines of an env file count.
             let pairs = text.lines().filter_map(|line| line.split_once('='));
             found.extend(
                 pairs.map(|(_, value)| unquote(value.trim())).filter(|value| value.len() >= SECRET_BYTES_MIN),

@@ -82,7 +82,7 @@ impl Journal {
         let folder = self.directory.join(journaled.order.execution_id.as_str());
         let new = folder.with_extension(NEW);
         if let Err(error) = write(&new, journaled).and_then(|()| fs::rename(&new, &folder)) {
-            // What cannot be removed now is removed at the next start, before anything is read.
+            // A folder that cannot be removed now is removed at the next start, before anything is read.
             let _ = fs::remove_dir_all(&new);
             return Err(unwritable(&folder, error));
         }

@@ -243,8 +243,8 @@ impl EventLog {
 
     /// Puts all events up to `sequence` on disk, where they are not yet.
     ///
-    /// What the controller has heard must outlive a power cut here: the log would otherwise continue with other
-    /// events under the same numbers.
+    /// Events that the controller has received must outlive a power cut here: the log would otherwise continue with
+    /// other events under the same numbers.
     pub async fn sync(&self, sequence: u64) -> Result<()> {
         if self.synced.load(Ordering::Acquire) >= sequence {
             return Ok(());

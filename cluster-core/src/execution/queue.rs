@@ -58,7 +58,7 @@ impl Queue {
                     }
                     from
                 }
-                // What could not be stored was released again, which is a change of its own making.
+                // A placement that could not be stored was released again, which itself changes the membership.
                 changed = version.changed(), if !self.waiting.is_empty() && !retry => match changed {
                     Ok(()) => 0,
                     Err(_) => return,

@@ -242,7 +242,7 @@ async fn resumed_deployment_waits_for_its_host_until_cancelled() {
     let ended = world.settles(&view.deployment_id, "the first start").await;
     assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
     let resumed_away = async || {
-        // As if the controller had been killed: the record says running, nothing runs.
+        // The state after a kill of the controller: the record says running, and nothing runs.
         let mut record = world.bench.journal.get(&view.deployment_id).await.unwrap().unwrap();
         record.view.state = DeploymentState::Running;
         world.bench.journal.put(&record).await.unwrap();

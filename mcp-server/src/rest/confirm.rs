@@ -101,7 +101,7 @@ fn plan_of<T: Tool>(arguments: Map<String, Value>, call: &mut Call) -> BoxFuture
     async move { T::plan(parse(Value::Object(arguments))?, call).await }.boxed()
 }
 
-/// What a request asks for, without its token.
+/// Parts of a request, without its token.
 #[derive(Debug, Default)]
 struct Asked {
     /// Method and path.
@@ -258,7 +258,7 @@ fn shown(plan: &Value) -> Response {
         "confirm_token": plan[ARGUMENT],
     });
     let mut response = (StatusCode::CONFLICT, Json(body)).into_response();
-    // For the audit log.
+    // The audit log reads the code here.
     response.extensions_mut().insert(ErrorCode::Unconfirmed);
     response
 }

@@ -77,7 +77,7 @@ fn line(view: DeploymentView) -> Line {
 ///
 /// # Errors
 ///
-/// Fails if no deployment of the filter has this id: beginning again unasked could repeat pages for ever.
+/// Fails if no deployment of the filter has this id: beginning again unasked could repeat pages without end.
 async fn offset_after(core: &Core, mut filter: DeploymentFilter, after: &str) -> Result<usize> {
     loop {
         let (batch, _) = core.deployments(filter.clone()).await?;

@@ -36,7 +36,7 @@ pub trait Followed: Send + Sync + Sized {
 /// The client's side of one call.
 #[derive(Debug)]
 pub struct Progress {
-    /// `None` where nobody listens.
+    /// `None` where no client listens.
     peer: Option<Peer<RoleServer>>,
     /// End of the call's budget.
     deadline: Instant,

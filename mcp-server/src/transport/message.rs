@@ -108,7 +108,7 @@ pub fn read_client(line: &[u8]) -> Result<FromClient, NoMessage> {
     let Value::Object(message) = value else {
         return Err(invalid(None, "a line holds one JSON-RPC message, an object"));
     };
-    // The daemon would refuse the line without an id, and its answer would be awaited for ever.
+    // The daemon would refuse the line without an id, and its answer would never arrive.
     if serde_json::from_slice::<Members>(line).is_err() {
         return Err(invalid(None, "a member of the message stands twice"));
     }

@@ -470,7 +470,7 @@ fn guard_counts_nodes_that_went_silent_out_of_step() {
 }
 
 #[test]
-fn node_that_contradicts_is_corrected_ever_more_seldom_and_shown() {
+fn contradicting_node_is_corrected_with_backoff_and_shown() {
     let mut membership = cluster(&["a"]);
     let says = |membership: &mut Membership, draining, now_ms| {
         let open = report(membership, "a", Report { draining: Some(draining), ..Default::default() }, now_ms);

@@ -250,7 +250,7 @@ impl Run {
         let brought: Vec<&str> = brought.map(String::as_str).collect();
         self.remote()?.mark(&release, &mark, &brought).await?;
         let evidence = format!("release {release} is good, with {} images", mark.images.len());
-        // What is left behind harms nothing that runs.
+        // A leftover harms nothing that runs.
         match self.remote()?.clean_up().await {
             Ok(()) => Ok(evidence),
             Err(error) => {

@@ -28,7 +28,7 @@ const FILES_MAX: usize = 1000;
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
 const PATH_BYTES_MAX: usize = 512;
-/// Mode of a file secret: the container's user reads it, whoever that is. The directory above it is 0700.
+/// Mode of a file secret, which any user of a container may read. The directory above it is 0700.
 const SECRET_MODE: u32 = 0o444;
 /// Bits of a mode that travel: those of owner, group and others.
 const MODE_BITS: u32 = 0o777;
