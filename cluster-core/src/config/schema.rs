@@ -280,11 +280,13 @@ pub struct Retention {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Policy {
-    /// Image references or prefixes that end in `*`.
+    /// Image references or prefixes that end in `*`. Without a list, registries named by IP address are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_images: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_root_filesystem_writes: Option<bool>,
+    /// Default true. Network mode `allow` reaches all that the host reaches through its bridge, private networks and
+    /// 169.254.0.0/16 too: block those in the host's DOCKER-USER chain, or set false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_network: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -25,6 +25,9 @@ pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
         if !allowed.iter().any(fits) {
             return refused("allowed_images", format!("image {} is not on its list", manifest.image));
         }
+    } else if has_numeric_registry(&manifest.image) {
+        let why = format!("the registry of {} is an address and not a name", manifest.image);
+        return refused("allowed_images", why);
     }
     if policy.require_digests.unwrap_or(false) && !manifest.image.contains("@sha256:") {
         return refused("require_digests", format!("image {} has no digest", manifest.image));
@@ -67,6 +70,19 @@ pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
             .remedy("ask for more memory"));
     }
     Ok(())
+}
+
+/// True for a registry that is an IP address in any spelling a resolver takes: the last label is a number. Its answer
+/// comes back in the failure, so that any address the node reaches could be probed.
+fn has_numeric_registry(image: &str) -> bool {
+    let Some((registry, _)) = image.split_once('/') else { return false };
+    if !registry.contains(['.', ':']) {
+        return false;
+    }
+    let host = registry.split(':').next().unwrap_or_default().trim_end_matches('.');
+    let label = host.rsplit('.').next().unwrap_or_default();
+    let is_hex = label.get(..2).is_some_and(|start| start.eq_ignore_ascii_case("0x"));
+    is_hex || label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Returns the keys by which a pushed policy would allow more than the node's own file does. What the file
@@ -115,6 +131,23 @@ mod tests {
 
     fn relaxed(security: Relaxations) -> Manifest {
         manifest(|request| request.security = security)
+    }
+
+    #[test]
+    fn registry_by_address_is_refused_unless_listed() {
+        for image in ["169.254.169.254/x", "10.0.0.1:8080/x", "2130706433:80/x", "0x7f.1/x", "127.0.0.1./x:1"]
+        {
+            let asked = |policy: &Policy| {
+                let mut manifest = manifest(|_| ());
+                manifest.image = image.to_owned();
+                check(&manifest, policy)
+            };
+            assert_eq!(asked(&Policy::default()).unwrap_err().code(), ErrorCode::Forbidden, "{image}");
+            asked(&Policy { allowed_images: Some(vec![image.into()]), ..Default::default() }).unwrap();
+        }
+        for image in ["busybox:1.36", "1234/x", "r.example:5000/x", "localhost:5000/x", "a1.b2/x"] {
+            assert!(!has_numeric_registry(image), "{image}");
+        }
     }
 
     /// What is refused by default is taken with the key that the refusal names.
