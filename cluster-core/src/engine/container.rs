@@ -6,7 +6,10 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig};
+use bollard::models::{
+    ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
+    MountTmpfsOptions, MountType, ResourcesUlimits,
+};
 
 use super::volume::{self, WORKSPACE, workspace_volume};
 use crate::{
@@ -26,8 +29,24 @@ pub const LABEL_OWNER: &str = "aegis.owner";
 pub const LABEL_ITERATION: &str = "aegis.iteration";
 
 const MIB: i64 = 1024 * 1024;
-/// Of the engine's own log, which is read from its beginning: it must not be rotated away before.
-const LOG_TO_OUTPUT: u32 = 3;
+const TMP: &str = "/tmp";
+/// Writable by any user, as `/tmp` is: the image may run as one of its own.
+const TMPFS_MODE: i64 = 0o1777;
+/// GPUs that a container of the NVIDIA runtime sees; `reserved_variable` keeps it from manifests.
+const NVIDIA_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
+/// Size of one file of the engine's own log, as a multiple of the output that is kept.
+///
+/// The beginning of the output is read from the first file alone, and an open file stays whole when it is
+/// rotated: no reader is too slow for it. The engine's frames take 26 to 30 bytes a line, so that lines of 4
+/// bytes fill a file and the output budget together; shorter lines end the beginning earlier, with a mark.
+const LOG_TO_OUTPUT: u32 = 8;
+/// Files of the engine's own log: with one, all is dropped at once when it is full.
+const LOG_FILES: &str = "2";
+
+/// Size of one file of the engine's own log of a container, in MiB.
+pub fn log_file_mb(output_mb: u32) -> u32 {
+    output_mb.max(OUTPUT_MB_DEFAULT).saturating_mul(LOG_TO_OUTPUT)
+}
 
 /// By node, execution, attempt and iteration, so that creating it twice is a conflict and not a duplicate.
 pub fn container_name(node_id: &NodeId, attempt: &Attempt, iteration: u32) -> String {
@@ -54,6 +73,13 @@ pub struct ContainerSpec<'a> {
     pub gpus: &'a [u32],
     /// Output kept of it, in MiB.
     pub output_mb: u32,
+    /// Paths that the image declares as volumes.
+    pub volumes: Vec<String>,
+}
+
+/// True for variables that decide what the container may reach.
+pub fn is_reserved_variable(name: &str) -> bool {
+    name == NVIDIA_DEVICES
 }
 
 impl ContainerSpec<'_> {
@@ -65,7 +91,9 @@ impl ContainerSpec<'_> {
             entrypoint: words(&manifest.command),
             // An entrypoint of the caller's takes no default arguments of the image's.
             cmd: words(&manifest.args).or_else(|| (!manifest.command.is_empty()).then(Vec::new)),
-            env: Some(self.env.clone()),
+            env: Some(self.env()),
+            // The image's own check would run for as long as the container does.
+            healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() }),
             open_stdin: Some(true),
             stdin_once: Some(true),
             attach_stdin: Some(true),
@@ -82,12 +110,38 @@ impl ContainerSpec<'_> {
         }
     }
 
+    /// Returns the variables; without a granted GPU none is visible, whatever the image or the default runtime says.
+    fn env(&self) -> Vec<String> {
+        let none = self.gpus.is_empty().then(|| format!("{NVIDIA_DEVICES}=void"));
+        self.env.iter().cloned().chain(none).collect()
+    }
+
+    /// Returns the workspace, and memory of bounded size for each volume that the image declares: the engine would
+    /// make a volume on disk without a bound, in spite of a read-only root.
+    fn mounts(&self, tmp_mb: u32) -> Vec<Mount> {
+        let workspace = workspace_volume(self.node_id, self.attempt);
+        let workspace = self.manifest.has_workspace().then(|| volume::mount(&workspace));
+        let is_free = |path: &&String| !(workspace.is_some() && path.trim_end_matches('/') == WORKSPACE);
+        let memory = self.volumes.iter().filter(is_free).map(|path| Mount {
+            target: Some(path.clone()),
+            typ: Some(MountType::TMPFS),
+            tmpfs_options: Some(MountTmpfsOptions {
+                size_bytes: Some(i64::from(tmp_mb) * MIB),
+                mode: Some(TMPFS_MODE),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let memory = memory.collect::<Vec<_>>();
+        workspace.into_iter().chain(memory).collect()
+    }
+
     fn host_config(&self) -> HostConfig {
         let resources = self.manifest.resources;
         let relaxed = &self.manifest.relaxed;
         let memory = i64::from(resources.memory_mb) * MIB;
         let tmp_mb = relaxed.tmp_mb.unwrap_or(TMP_MB_DEFAULT);
-        let log_mb = self.output_mb.max(OUTPUT_MB_DEFAULT).saturating_mul(LOG_TO_OUTPUT);
+        let log_mb = log_file_mb(self.output_mb);
         HostConfig {
             nano_cpus: Some(i64::from(resources.cpu_millicores) * 1_000_000),
             memory: Some(memory),
@@ -98,25 +152,22 @@ impl ContainerSpec<'_> {
             cap_add: (!relaxed.capabilities.is_empty()).then(|| relaxed.capabilities.clone()),
             security_opt: Some(vec!["no-new-privileges".into()]),
             readonly_rootfs: Some(!relaxed.writable_root),
-            tmpfs: Some(HashMap::from([(
-                "/tmp".to_owned(),
-                format!("rw,noexec,nosuid,nodev,size={tmp_mb}m"),
-            )])),
+            tmpfs: (!self.volumes.iter().any(|path| path.trim_end_matches('/') == TMP))
+                .then(|| HashMap::from([(TMP.to_owned(), format!("rw,noexec,nosuid,nodev,size={tmp_mb}m"))])),
+            // A crash would run the host's core handler, as root, and may fill its disk.
+            ulimits: Some(vec![ResourcesUlimits { name: Some("core".into()), soft: Some(0), hard: Some(0) }]),
             network_mode: Some(match self.manifest.network {
                 NetworkMode::None => "none".to_owned(),
                 NetworkMode::Allow => self.network.to_owned(),
             }),
-            mounts: self
-                .manifest
-                .has_workspace()
-                .then(|| vec![volume::mount(&workspace_volume(self.node_id, self.attempt))]),
+            mounts: Some(self.mounts(tmp_mb)),
             init: None,
-            // Binary-safe and bounded; more than the output budget, so that nothing we want is rotated away.
+            // Binary-safe and bounded.
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".into()),
                 config: Some(HashMap::from([
                     ("max-size".to_owned(), format!("{log_mb}m")),
-                    ("max-file".to_owned(), "1".to_owned()),
+                    ("max-file".to_owned(), LOG_FILES.to_owned()),
                     ("compress".to_owned(), "false".to_owned()),
                 ])),
             }),
@@ -141,8 +192,12 @@ mod tests {
         ids::ExecutionId,
     };
 
-    fn host_config(gpus: &[u32]) -> HostConfig {
-        let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
+    fn body(gpus: &[u32], volumes: &[&str], has_workspace: bool) -> ContainerCreateBody {
+        let request = ExecutionRequest {
+            image: Some("busybox".into()),
+            empty_workspace: has_workspace,
+            ..Default::default()
+        };
         let manifest = Submission::check(request).unwrap().manifest;
         let node_id = NodeId::parse("edge-1").unwrap();
         let attempt = Attempt { execution_id: ExecutionId::mint(), number: 1 };
@@ -157,8 +212,40 @@ mod tests {
             network: "aegis-net",
             gpus,
             output_mb: 10,
+            volumes: volumes.iter().map(|path| (*path).to_owned()).collect(),
         };
-        spec.to_body().host_config.unwrap()
+        spec.to_body()
+    }
+
+    fn host_config(gpus: &[u32]) -> HostConfig {
+        body(gpus, &[], false).host_config.unwrap()
+    }
+
+    #[test]
+    fn image_volumes_become_bounded_memory() {
+        let given = body(&[], &["/data", "/tmp", "/workspace/"], true).host_config.unwrap();
+        let mounts = given.mounts.unwrap();
+        let kinds = mounts.iter().map(|mount| (mount.target.as_deref().unwrap(), mount.typ.unwrap()));
+        assert_eq!(
+            kinds.collect::<Vec<_>>(),
+            [(WORKSPACE, MountType::VOLUME), ("/data", MountType::TMPFS), ("/tmp", MountType::TMPFS)]
+        );
+        let sizes = mounts.iter().filter_map(|mount| mount.tmpfs_options.as_ref()?.size_bytes);
+        assert_eq!(sizes.collect::<Vec<_>>(), [i64::from(TMP_MB_DEFAULT) * MIB; 2]);
+        assert_eq!(given.tmpfs, None, "/tmp is mounted once");
+    }
+
+    #[test]
+    fn container_gets_no_core_check_or_gpu_of_the_image() {
+        let body = body(&[], &[], false);
+        assert_eq!(body.healthcheck.unwrap().test, Some(vec!["NONE".to_owned()]));
+        assert_eq!(body.env.unwrap(), ["NVIDIA_VISIBLE_DEVICES=void"]);
+        let ulimits = body.host_config.unwrap().ulimits.unwrap();
+        assert_eq!(
+            (ulimits[0].name.as_deref(), ulimits[0].soft, ulimits[0].hard),
+            (Some("core"), Some(0), Some(0))
+        );
+        assert_eq!(super::tests::body(&[0], &[], false).env, Some(Vec::new()));
     }
 
     #[test]

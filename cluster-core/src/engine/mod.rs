@@ -38,9 +38,13 @@ use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
 pub use broken_start::{STARTS_MAX, is_broken_start};
-pub use container::{ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name};
+pub use container::{
+    ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name,
+    is_reserved_variable, log_file_mb,
+};
 pub use events::{Change, EngineEvent};
 pub use image::{Export, ImageContent, LocalImage};
+pub use output::OutputPiece;
 pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
 
 use crate::{
@@ -56,6 +60,10 @@ const INPUT_BEFORE_START: usize = 64 * 1024;
 const CALL_TIMEOUT_SECS: u64 = 120;
 /// An image of which nothing more comes for so long is not waited for.
 const PULL_SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// Volumes that an image may declare. Each becomes a mount.
+const IMAGE_VOLUMES_MAX: usize = 32;
+const VOLUME_PATH_BYTES_MAX: usize = 255;
 
 /// What the engine says of itself and the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +171,16 @@ impl Engine {
             Err(e) if status(&e) == Some(404) => Ok(false),
             Err(e) => Err(refused("look for an image", e)),
         }
+    }
+
+    /// Returns the paths that an image declares as volumes.
+    ///
+    /// # Errors
+    /// `ContainerFailed` when there are too many of them, or one is no absolute path.
+    pub async fn image_volumes(&self, image: &str) -> Result<Vec<String>> {
+        let found = self.docker.inspect_image(image).await.map_err(|e| refused("look at an image", e))?;
+        let volumes = found.config.and_then(|config| config.volumes).unwrap_or_default();
+        check_volumes(volumes.into_iter().map(|volume| volume.to_string()).collect())
     }
 
     /// Loads an image in the form of `docker save`.
@@ -340,6 +358,20 @@ impl Engine {
             Err(e) => Err(refused("create a network", e)),
         }
     }
+}
+
+/// Sorts the paths and refuses those that cannot be mounted over.
+fn check_volumes(mut volumes: Vec<String>) -> Result<Vec<String>> {
+    let is_bad = |path: &String| !path.starts_with('/') || path == "/" || path.len() > VOLUME_PATH_BYTES_MAX;
+    if volumes.len() > IMAGE_VOLUMES_MAX || volumes.iter().any(is_bad) {
+        return Err(Error::new(
+            ErrorCode::ContainerFailed,
+            format!("the image declares volumes that the node does not mount ({} of them)", volumes.len()),
+        )
+        .remedy("use an image with few VOLUME lines, each an absolute path"));
+    }
+    volumes.sort();
+    Ok(volumes)
 }
 
 fn state(state: &ContainerState) -> Found {

@@ -17,29 +17,56 @@ use crate::{error::Result, execution::view::Stream as OutputStream};
 
 /// Of a line that the engine keeps in parts, all but the last have so many bytes.
 const PART_BYTES: usize = 16 * 1024;
+/// Bytes that the driver `local` adds to a line (26 to 30 seen), and to a part of one.
+const FRAME_BYTES: u64 = 32;
+const PART_FRAME_BYTES: u64 = 160;
 /// Enough for the longest line that counts as a result, and one more.
 const LAST_PARTS: &str = "6";
 
+/// A piece of one stream, as the engine kept it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputPiece {
+    pub stream: OutputStream,
+    /// The engine's time stamp; the parts of a long line share one.
+    pub time: Bytes,
+    pub data: Bytes,
+}
+
+impl OutputPiece {
+    /// An upper bound of what the piece takes in the engine's log, in bytes.
+    pub fn stored_bytes(&self) -> u64 {
+        let frame = if self.data.len() >= PART_BYTES { PART_FRAME_BYTES } else { FRAME_BYTES };
+        self.data.len() as u64 + frame
+    }
+}
+
 impl Engine {
-    /// What the container wrote, from its beginning; followed until it ends, or as far as it is now.
+    /// Reads the container's output from the beginning of what the engine has; follows it until the container
+    /// ends, or ends with what there is now.
     ///
     /// Engines end a followed stream early at times when the container ends (seen with 20.10): only
-    /// what is read after the end is sure to be all.
-    pub fn output(
-        &self,
-        name: &str,
-        follow: bool,
-    ) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
-        self.read(name, LogsOptionsBuilder::new().follow(follow).stdout(true).stderr(true).build())
+    /// a read after the end is sure to be complete.
+    pub fn output(&self, name: &str, follow: bool) -> impl Stream<Item = Result<OutputPiece>> + Send + use<> {
+        let options =
+            LogsOptionsBuilder::new().follow(follow).stdout(true).stderr(true).timestamps(true).build();
+        let [mut stdout, mut stderr] = [Parts::default(), Parts::default()];
+        self.read(name, options).map_ok(move |(stream, stamped)| {
+            let (time, data) = split_stamp(stamped);
+            let parts = match stream {
+                OutputStream::Stdout => &mut stdout,
+                OutputStream::Stderr => &mut stderr,
+            };
+            OutputPiece { stream, time, data: parts.joined(data) }
+        })
     }
 
     /// The last line on the container's stdout, however much came before it.
     pub async fn last_line(&self, name: &str) -> Result<Bytes> {
         let options = LogsOptionsBuilder::new().stdout(true).tail(LAST_PARTS).build();
         let mut output = std::pin::pin!(self.read(name, options));
-        let mut text = BytesMut::new();
+        let (mut text, mut parts) = (BytesMut::new(), Parts::default());
         while let Some(piece) = output.next().await {
-            text.extend_from_slice(&piece?.1);
+            text.extend_from_slice(&parts.joined(piece?.1));
         }
         let text = text.freeze();
         let end = text.strip_suffix(b"\n").map_or(text.len(), <[u8]>::len);
@@ -52,14 +79,25 @@ impl Engine {
         name: &str,
         options: LogsOptions,
     ) -> impl Stream<Item = Result<(OutputStream, Bytes)>> + Send + use<> {
-        let [mut stdout, mut stderr] = [Parts::default(), Parts::default()];
         let pieces = self.docker.logs(name, Some(options));
-        pieces.map_err(|e| refused("read the container's output", e)).map_ok(move |output| match output {
-            LogOutput::StdErr { message } => (OutputStream::Stderr, stderr.joined(message)),
+        pieces.map_err(|e| refused("read the container's output", e)).map_ok(|output| match output {
+            LogOutput::StdErr { message } => (OutputStream::Stderr, message),
             LogOutput::StdOut { message } | LogOutput::Console { message } | LogOutput::StdIn { message } => {
-                (OutputStream::Stdout, stdout.joined(message))
+                (OutputStream::Stdout, message)
             }
         })
+    }
+}
+
+/// Separates the engine's time stamp from what the container wrote.
+fn split_stamp(mut stamped: Bytes) -> (Bytes, Bytes) {
+    match memchr::memchr(b' ', &stamped) {
+        Some(at) => {
+            let data = stamped.split_off(at + 1);
+            stamped.truncate(at);
+            (stamped, data)
+        }
+        None => (Bytes::new(), stamped),
     }
 }
 

@@ -41,13 +41,17 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
             ..Default::default()
         }),
         EventKind::Output { stream, data, truncated } => Event::Output(pb::OutputChunk {
-            stream: match stream {
-                Stream::Stdout => pb::OutputStream::Stdout,
-                Stream::Stderr => pb::OutputStream::Stderr,
-            }
-            .into(),
+            stream: wire_stream(*stream).into(),
             data: data.to_vec(),
             truncated: *truncated,
+            ..Default::default()
+        }),
+        // Output without data to nodes of an older version.
+        EventKind::OutputSkipped { stream, bytes, at_least } => Event::Output(pb::OutputChunk {
+            stream: wire_stream(*stream).into(),
+            skipped_bytes: Some(*bytes),
+            skipped_at_least: *at_least,
+            ..Default::default()
         }),
         EventKind::IterationCompleted { iteration } => Event::IterationCompleted(pb::IterationCompleted {
             execution_id: id,
@@ -105,6 +109,13 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
     }
 }
 
+fn wire_stream(stream: Stream) -> pb::OutputStream {
+    match stream {
+        Stream::Stdout => pb::OutputStream::Stdout,
+        Stream::Stderr => pb::OutputStream::Stderr,
+    }
+}
+
 pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
     let unknown =
         || Error::new(ErrorCode::InvalidArgument, "an event of a kind that this version does not know");
@@ -117,14 +128,18 @@ pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
         Event::IterationOutput(output) => {
             EventKind::Output { stream: Stream::Stdout, data: Bytes::from(output.output), truncated: false }
         }
-        Event::Output(chunk) => EventKind::Output {
-            stream: match chunk.stream() {
+        Event::Output(chunk) => {
+            let stream = match chunk.stream() {
                 pb::OutputStream::Stderr => Stream::Stderr,
                 pb::OutputStream::Stdout | pb::OutputStream::Unspecified => Stream::Stdout,
-            },
-            data: Bytes::from(chunk.data),
-            truncated: chunk.truncated,
-        },
+            };
+            match chunk.skipped_bytes {
+                Some(bytes) => EventKind::OutputSkipped { stream, bytes, at_least: chunk.skipped_at_least },
+                None => {
+                    EventKind::Output { stream, data: Bytes::from(chunk.data), truncated: chunk.truncated }
+                }
+            }
+        }
         Event::IterationCompleted(completed) => {
             EventKind::IterationCompleted { iteration: completed.iteration_number }
         }
@@ -179,6 +194,8 @@ mod tests {
                 data: Bytes::from_static(b"\xff\x00"),
                 truncated: true,
             },
+            EventKind::OutputSkipped { stream: Stream::Stderr, bytes: 0, at_least: true },
+            EventKind::OutputSkipped { stream: Stream::Stdout, bytes: 1 << 40, at_least: false },
             EventKind::IterationCompleted { iteration: 2 },
             EventKind::IterationFailed {
                 iteration: 3,

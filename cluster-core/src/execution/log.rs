@@ -15,12 +15,14 @@ use std::{
     },
 };
 
+use aegis_proto::aegis::runtime::v1 as pb;
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
 use tokio::sync::watch;
 
 use super::{
     encoding,
+    position::Position,
     view::{EventKind, EventView, Stream},
 };
 use crate::{
@@ -59,13 +61,25 @@ pub enum IterationEnd {
 /// What the latest iteration wrote, as far as others need it.
 #[derive(Debug, Default)]
 struct Written {
-    stdout_bytes: u64,
-    stderr_bytes: u64,
+    stdout: Kept,
+    stderr: Kept,
     /// The last line of stdout that has something in it, and what comes after it.
     line: BytesMut,
     next_line: BytesMut,
+    /// The end of stdout is in the log, or in this process's hands to be so.
+    is_end_known: bool,
     stderr_tail: BytesMut,
     end: Option<IterationEnd>,
+}
+
+/// State of one stream of the latest iteration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    pub bytes: u64,
+    /// Where reading continues; none before the first byte.
+    pub position: Option<Position>,
+    /// The gap between beginning and end is in the log: what follows is the end.
+    pub is_skipped: bool,
 }
 
 #[derive(Debug)]
@@ -126,11 +140,11 @@ impl EventLog {
         let mut progress = Progress::default();
         let mut rest = Bytes::from(bytes);
         let total = rest.len() as u64;
-        while let Some(event) = next_event(&mut rest) {
+        while let Some((event, position)) = next_event(&mut rest) {
             let at = inner.length;
             inner.events.push((event.sequence, at));
             inner.length = total - rest.len() as u64;
-            inner.count(&event.kind);
+            inner.count(&event.kind, position);
             note(&mut progress, &event);
         }
         inner.file.set_len(inner.length).map_err(failed)?;
@@ -149,10 +163,25 @@ impl EventLog {
         self.progress.subscribe()
     }
 
-    /// Bytes of the latest iteration's output that are in the log, by stream.
-    pub fn output_bytes(&self) -> (u64, u64) {
-        let written = &self.lock().written;
-        (written.stdout_bytes, written.stderr_bytes)
+    /// State of one stream of the latest iteration.
+    pub fn kept(&self, stream: Stream) -> Kept {
+        self.lock().written.stream(stream).clone()
+    }
+
+    /// Bytes that the output budget still lets through.
+    pub fn output_room(&self) -> u64 {
+        let inner = self.lock();
+        if inner.truncated { 0 } else { self.output_bytes_max.saturating_sub(inner.output_bytes) }
+    }
+
+    /// True once the output budget has ended the beginning of the output.
+    pub fn is_truncated(&self) -> bool {
+        self.lock().truncated
+    }
+
+    /// Notes that all output of the latest iteration to its end, but for marked gaps, is in the log.
+    pub fn note_output_end(&self) {
+        self.lock().written.is_end_known = true;
     }
 
     /// How the latest iteration ended, where that is told already.
@@ -165,12 +194,13 @@ impl EventLog {
         String::from_utf8_lossy(&self.lock().written.stderr_tail).into_owned()
     }
 
-    /// The last line of the latest iteration's stdout. None where not all of it is in the log.
+    /// The last line of the latest iteration's stdout. None where the end of stdout is not known to be in the log.
     pub fn last_line(&self) -> Option<Bytes> {
         let inner = self.lock();
-        let Written { line, next_line, .. } = &inner.written;
+        let Written { line, next_line, is_end_known, .. } = &inner.written;
         let last = if next_line.is_empty() { line } else { next_line };
-        (!inner.truncated && !inner.has_gap).then(|| Bytes::copy_from_slice(last))
+        let is_known = !inner.has_gap && (!inner.truncated || *is_end_known);
+        is_known.then(|| Bytes::copy_from_slice(last))
     }
 
     /// Bytes on disk.
@@ -184,16 +214,20 @@ impl EventLog {
         if self.progress.borrow().ended {
             return Ok(());
         }
-        self.write(&mut inner, kind)
+        self.write(&mut inner, kind, None)
     }
 
-    fn write(&self, inner: &mut Inner, kind: EventKind) -> Result<()> {
+    fn write(&self, inner: &mut Inner, kind: EventKind, position: Option<Position>) -> Result<()> {
         let sequence = match kind {
             EventKind::Gap { last, .. } => last,
             _ => inner.last_sequence() + 1,
         };
         let event = EventView { sequence, attempt: self.attempt, time_ms: now_ms(), kind };
-        let bytes = encoding::to_wire(&self.execution_id, &event).encode_length_delimited_to_vec();
+        let mut wire = encoding::to_wire(&self.execution_id, &event);
+        if let Some(pb::execution_event::Event::Output(chunk)) = &mut wire.event {
+            chunk.position = position.as_ref().map(Position::to_wire);
+        }
+        let bytes = wire.encode_length_delimited_to_vec();
         let is_synced = event.kind.state().is_some() || matches!(event.kind, EventKind::Gap { .. });
         let written = (&*inner.file).write_all(&bytes).and_then(|()| match is_synced {
             true => inner.file.sync_data(),
@@ -216,7 +250,7 @@ impl EventLog {
         }
         inner.events.push((sequence, at));
         inner.length += bytes.len() as u64;
-        inner.count(&event.kind);
+        inner.count(&event.kind, position);
         self.progress.send_modify(|progress| note(progress, &event));
         Ok(())
     }
@@ -234,9 +268,9 @@ impl EventLog {
         }
         tracing::warn!(execution_id = %self.execution_id, last, sequence, "events of the log are lost");
         let end = inner.end.clone();
-        self.write(&mut inner, EventKind::Gap { first: last + 1, last: sequence.saturating_add(1) })?;
+        self.write(&mut inner, EventKind::Gap { first: last + 1, last: sequence.saturating_add(1) }, None)?;
         match end {
-            Some(end) => self.write(&mut inner, end),
+            Some(end) => self.write(&mut inner, end, None),
             None => Ok(()),
         }
     }
@@ -261,22 +295,13 @@ impl EventLog {
         Ok(())
     }
 
-    /// Appends output within the budget; false once nothing more is taken.
-    pub fn append_output(&self, stream: Stream, mut data: Bytes) -> Result<bool> {
-        let (used, truncated) = {
-            let inner = self.lock();
-            (inner.output_bytes, inner.truncated)
-        };
-        if truncated {
-            return Ok(false);
+    /// Appends output or a mark of skipped output, with the place where reading continues behind it.
+    pub fn append_output(&self, kind: EventKind, position: Option<Position>) -> Result<()> {
+        let mut inner = self.lock();
+        if self.progress.borrow().ended {
+            return Ok(());
         }
-        let left = self.output_bytes_max.saturating_sub(used);
-        let over = data.len() as u64 > left;
-        if over {
-            data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-        }
-        self.append(EventKind::Output { stream, data, truncated: over })?;
-        Ok(!over)
+        self.write(&mut inner, kind, position)
     }
 
     /// Events after a number, some at a time; empty at the end of what there is.
@@ -305,7 +330,7 @@ impl EventLog {
         };
         let mut rest = bytes;
         let mut events = Vec::with_capacity(count);
-        while let Some(event) = next_event(&mut rest) {
+        while let Some((event, _)) = next_event(&mut rest) {
             events.push(event);
         }
         Ok(events)
@@ -317,7 +342,7 @@ impl Inner {
         self.events.last().map_or(0, |(number, _)| *number)
     }
 
-    fn count(&mut self, kind: &EventKind) {
+    fn count(&mut self, kind: &EventKind, position: Option<Position>) {
         match kind {
             EventKind::IterationStarted { .. } => self.written = Written::default(),
             EventKind::IterationCompleted { .. } => self.written.end = Some(IterationEnd::Completed),
@@ -332,6 +357,11 @@ impl Inner {
                 self.truncated |= truncated;
                 self.output_bytes += data.len() as u64;
                 self.written.take(*stream, data);
+                self.written.move_to(*stream, position);
+            }
+            EventKind::OutputSkipped { stream, .. } => {
+                self.written.skip(*stream);
+                self.written.move_to(*stream, position);
             }
             EventKind::Gap { .. } => self.has_gap = true,
             kind if kind.state().is_some_and(super::lifecycle::State::is_final) => {
@@ -343,12 +373,45 @@ impl Inner {
 }
 
 impl Written {
-    fn take(&mut self, stream: Stream, data: &[u8]) {
+    fn stream(&self, stream: Stream) -> &Kept {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
+    }
+
+    fn stream_mut(&mut self, stream: Stream) -> &mut Kept {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    fn move_to(&mut self, stream: Stream, position: Option<Position>) {
+        if position.is_some() {
+            self.stream_mut(stream).position = position;
+        }
+    }
+
+    /// Starts the end of a stream behind a gap. Lines are not joined over it.
+    fn skip(&mut self, stream: Stream) {
+        self.stream_mut(stream).is_skipped = true;
         match stream {
             Stream::Stdout => {
-                self.stdout_bytes += data.len() as u64;
+                self.line.clear();
+                self.next_line.clear();
+            }
+            Stream::Stderr => self.stderr_tail.clear(),
+        }
+    }
+
+    fn take(&mut self, stream: Stream, data: &[u8]) {
+        self.stream_mut(stream).bytes += data.len() as u64;
+        match stream {
+            Stream::Stdout => {
                 for part in data.split_inclusive(|byte| *byte == b'\n') {
-                    let room = LINE_BYTES_MAX.saturating_sub(self.next_line.len());
+                    // One byte more than a line may have shows that it is too long.
+                    let room = (LINE_BYTES_MAX + 1).saturating_sub(self.next_line.len());
                     self.next_line.extend_from_slice(&part[..part.len().min(room)]);
                     if part.ends_with(b"\n") {
                         let whole = std::mem::take(&mut self.next_line);
@@ -359,7 +422,6 @@ impl Written {
                 }
             }
             Stream::Stderr => {
-                self.stderr_bytes += data.len() as u64;
                 self.stderr_tail.extend_from_slice(data);
                 let over = self.stderr_tail.len().saturating_sub(STDERR_TAIL_BYTES);
                 self.stderr_tail.advance(over);
@@ -377,16 +439,21 @@ fn note(progress: &mut Progress, event: &EventView) {
     progress.ended |= event.kind.state().is_some_and(super::lifecycle::State::is_final);
 }
 
-/// None at the end, and at a torn or damaged tail.
-fn next_event(rest: &mut Bytes) -> Option<EventView> {
+/// Reads the next event and the place in the output behind it. None at the end, and at a torn or damaged tail.
+fn next_event(rest: &mut Bytes) -> Option<(EventView, Option<Position>)> {
     let mut ahead = rest.clone();
     let length = prost::decode_length_delimiter(&mut ahead).ok()?;
     if length > EVENT_BYTES_MAX || length > ahead.len() {
         return None;
     }
-    let event = encoding::decode(&ahead.split_to(length)).ok()?;
+    let mut wire = pb::ExecutionEvent::decode(ahead.split_to(length)).ok()?;
+    let position = match &mut wire.event {
+        Some(pb::execution_event::Event::Output(chunk)) => chunk.position.take().map(Position::from_wire),
+        _ => None,
+    };
+    let event = encoding::from_wire(wire).ok()?;
     *rest = ahead;
-    Some(event)
+    Some((event, position))
 }
 
 #[cfg(test)]
@@ -422,7 +489,7 @@ mod tests {
         assert_eq!(sequences(0), [1, 2, 3, 4]);
         assert_eq!(sequences(2), [3, 4]);
         assert!(sequences(4).is_empty() && sequences(u64::MAX).is_empty());
-        assert_eq!(second.output_bytes(), (2, 0));
+        assert_eq!(second.kept(Stream::Stdout).bytes, 2);
         assert_eq!(second.progress().borrow().iteration, 1);
     }
 
@@ -496,23 +563,42 @@ mod tests {
     }
 
     #[test]
-    fn output_stops_at_its_budget_with_a_mark() {
+    fn reopened_log_keeps_positions_and_the_gap() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let at = |bytes| Some(Position { time: "t".into(), ordinal: 2, bytes });
+        {
+            let log = log(&path);
+            log.append(EventKind::IterationStarted { iteration: 1 }).unwrap();
+            log.append_output(output("{\"head\":1}\n"), at(11)).unwrap();
+            assert_eq!(log.output_room(), OUTPUT_BYTES_MAX - 11);
+            let end = EventKind::Output { stream: Stream::Stdout, data: Bytes::new(), truncated: true };
+            log.append_output(end, None).unwrap();
+            assert_eq!(log.kept(Stream::Stdout).position, at(11), "a mark moves nothing");
+        }
+        let log = log(&path);
+        assert_eq!((log.output_room(), log.last_line()), (0, None), "the end is not known");
+        let skipped = EventKind::OutputSkipped { stream: Stream::Stdout, bytes: 5, at_least: false };
+        log.append_output(skipped, at(16)).unwrap();
+        log.append_output(output("tail"), at(20)).unwrap();
+        log.note_output_end();
+        let kept = Kept { bytes: 15, position: at(20), is_skipped: true };
+        assert_eq!((log.kept(Stream::Stdout), log.last_line().unwrap()), (kept.clone(), "tail".into()));
+        let reopened = super::tests::log(&path);
+        assert_eq!((reopened.kept(Stream::Stdout), reopened.last_line()), (kept, None));
+        let told = reopened.read_after(3).unwrap();
+        assert!(
+            matches!(told[0].kind, EventKind::OutputSkipped { bytes: 5, at_least: false, .. }),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn line_beyond_the_limit_is_seen_as_too_long() {
         let directory = tempfile::tempdir().unwrap();
         let log = log(&directory.path().join("events"));
-        let chunk = Bytes::from(vec![b'x'; 1024 * 1024]);
-        for _ in 0..10 {
-            assert!(log.append_output(Stream::Stdout, chunk.clone()).unwrap());
-        }
-        assert!(!log.append_output(Stream::Stderr, chunk.clone()).unwrap());
-        assert!(!log.append_output(Stream::Stdout, chunk).unwrap());
-        assert_eq!(log.output_bytes(), (OUTPUT_BYTES_MAX, 0));
-        let (mut after, mut last) = (0, None);
-        loop {
-            let events = log.read_after(after).unwrap();
-            let Some(event) = events.last() else { break };
-            after = event.sequence;
-            last = Some(event.kind.clone());
-        }
-        assert!(matches!(last, Some(EventKind::Output { truncated: true, .. })));
+        let data = Bytes::from(format!("[1]{}", " ".repeat(LINE_BYTES_MAX)));
+        log.append(EventKind::Output { stream: Stream::Stdout, data, truncated: false }).unwrap();
+        assert!(log.last_line().unwrap().len() > LINE_BYTES_MAX);
     }
 }

@@ -27,6 +27,7 @@ pub mod manifest;
 pub mod order;
 mod place;
 pub(crate) mod policy;
+mod position;
 mod projection;
 mod queue;
 mod reconcile;

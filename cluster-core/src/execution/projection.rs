@@ -80,6 +80,7 @@ pub(super) fn note(record: &mut ExecutionRecord, event: &EventView, now_ms: i64)
         | EventKind::IterationFailed { .. }
         | EventKind::Output { .. }
         | EventKind::Reassigned { .. }
+        | EventKind::OutputSkipped { .. }
         | EventKind::Gap { .. } => {}
     }
     if record.state.is_final() {

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     agents::AgentReference,
     cluster::peer::Amounts,
+    engine::is_reserved_variable,
     error::{Error, Result},
     ids::{NodeId, Tag, shown},
     secrets::SecretName,
@@ -320,6 +321,10 @@ fn check_env(env: BTreeMap<String, String>) -> Result<Variables> {
             return Err(Error::invalid(format!("env: {name} is set by the node"))
                 .remedy("names that begin with AEGIS_ are reserved"));
         }
+        if is_reserved_variable(&name) {
+            return Err(Error::invalid(format!("env: {name} is set by the node"))
+                .remedy("ask for GPUs with resources.gpu_count"));
+        }
         // The value may be a secret: it is named, never shown.
         if value.contains('\0') || name.len() + value.len() + 1 > ARGUMENT_BYTES_MAX {
             return Err(Error::invalid(format!(
@@ -423,7 +428,7 @@ mod tests {
         ] {
             assert!(check(bad).is_err());
         }
-        for name in ["", "1A", "A-B", "AEGIS_INPUT"] {
+        for name in ["", "1A", "A-B", "AEGIS_INPUT", "NVIDIA_VISIBLE_DEVICES"] {
             let mut bad = request("busybox");
             bad.env.insert(name.into(), "v".into());
             assert!(check(bad).is_err(), "{name}");

@@ -7,7 +7,7 @@ use super::{
     fail_point::{self, FailPoint},
     lifecycle::State,
     request::ExecutionRequest,
-    view::{EventKind, EventView, ExecutionView},
+    view::{EventKind, EventView, ExecutionView, Stream},
 };
 use crate::{
     access::TokenTable,
@@ -223,5 +223,130 @@ async fn the_oldest_goes_and_readers_are_told_of_events_that_are_gone() {
     );
     assert_eq!(core.execution(&ids[0]).await.unwrap_err().code(), crate::ErrorCode::NotFound);
     assert_eq!(stdout(&ended(&core, &ids[2]).await.1), "third\n");
+    core.shutdown().await;
+}
+
+/// Bytes of a stream before and behind the gap, and the size of the gap.
+type Kept = (Vec<u8>, Option<(u64, bool)>, Vec<u8>);
+
+async fn kept(core: &Core, id: &ExecutionId, wanted: Stream) -> Kept {
+    let (mut head, mut gap, mut tail, mut after) = (Vec::new(), None, Vec::new(), 0);
+    loop {
+        let events = core.execution_events(id, after, 1000).await.unwrap();
+        let Some(last) = events.last() else { return (head, gap, tail) };
+        after = last.sequence;
+        for event in events {
+            match event.kind {
+                EventKind::Output { stream, data, .. } if stream == wanted => match gap {
+                    Some(_) => tail.extend(data),
+                    None => head.extend(data),
+                },
+                EventKind::OutputSkipped { stream, bytes, at_least } if stream == wanted => {
+                    assert_eq!(gap.replace((bytes, at_least)), None, "one gap a stream");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The lines that `seq FIRST LAST` prints.
+fn numbers(first: u64, last: u64) -> Vec<u8> {
+    (first..=last).flat_map(|number| format!("{number}\n").into_bytes()).collect()
+}
+
+/// Compares what is kept with the bytes that the container is known to have written.
+fn assert_kept(written: &[u8], (head, gap, tail): &Kept, script: &str) {
+    let skipped = usize::try_from(gap.map_or(0, |(bytes, _)| bytes)).unwrap();
+    assert!(gap.is_none_or(|(_, at_least)| !at_least), "{script}: {gap:?}");
+    assert_eq!(head.len() + skipped + tail.len(), written.len(), "{script}: {gap:?}");
+    assert!(written.starts_with(head) && written.ends_with(tail), "{script}");
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn output_of_any_size_keeps_its_bytes_or_marks_a_gap() {
+    let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+    let core = node.core(data.path()).await;
+    let line = |count| [vec![b'x'; count], b"\nend\n".to_vec()].concat();
+    let many = [numbers(1_000_000_000_000_000, 1_000_000_000_700_000), b"{\"a\":2}\n".to_vec()].concat();
+    for (script, stdout, stderr, result) in [
+        ("printf x", b"x".to_vec(), Vec::new(), None),
+        ("seq 1 1000; seq 1 500 >&2", numbers(1, 1000), numbers(1, 500), None),
+        ("head -c 3000001 /dev/zero | tr '\\0' x; echo; echo end", line(3_000_001), Vec::new(), None),
+        ("seq 1 400000; seq 1 200000 >&2", numbers(1, 400_000), numbers(1, 200_000), None),
+        ("head -c 20000000 /dev/zero | tr '\\0' x; echo; echo end", line(20_000_000), Vec::new(), None),
+        ("seq 1000000000000000 1000000000700000; echo '{\"a\":2}'", many, Vec::new(), Some("{\"a\":2}")),
+    ] {
+        let id = core.submit(request(script), Origin::Person).await.unwrap().execution_id;
+        let view = core.await_execution_end(&id, END_LIMIT).await.unwrap();
+        assert_eq!((view.state, view.result.as_deref()), (State::Succeeded, result), "{script}");
+        assert_kept(&stdout, &kept(&core, &id, Stream::Stdout).await, script);
+        assert_kept(&stderr, &kept(&core, &id, Stream::Stderr).await, script);
+    }
+    core.shutdown().await;
+}
+
+/// The engine drops most of it: nothing is wrong, and the end is the end.
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed, writes 300 MB; run by tests/run"]
+async fn output_beyond_the_engines_log_keeps_head_and_end() {
+    let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+    let core = node.core(data.path()).await;
+    let script = "yes $(printf %0999d 7) | head -n 300000; seq 1 3; seq 1 3 >&2; exit 7";
+    let asked = ExecutionRequest { timeout_seconds: Some(600), ..request(script) };
+    let id = core.submit(asked, Origin::Person).await.unwrap().execution_id;
+    let view = core.await_execution_end(&id, END_LIMIT * 10).await.unwrap();
+    assert_eq!((view.state, view.exit_code), (State::Failed, Some(7)));
+    let (head, gap, tail) = kept(&core, &id, Stream::Stdout).await;
+    let written = [format!("{:0999}\n", 7).into_bytes().repeat(300_000), numbers(1, 3)].concat();
+    assert!(written.starts_with(&head) && head.len() == 10 * 1024 * 1024, "{}", head.len());
+    assert!(written.ends_with(&tail) && tail.len() > 200_000, "{}", tail.len());
+    let missing = (written.len() - head.len() - tail.len()) as u64;
+    assert!(gap.is_some_and(|(bytes, at_least)| at_least && bytes < missing), "{gap:?} {missing}");
+    let (head, _, tail) = kept(&core, &id, Stream::Stderr).await;
+    assert_eq!([head, tail].concat(), b"1\n2\n3\n");
+    core.shutdown().await;
+}
+
+/// An image with a volume and a health check, removed with the value.
+struct HostileImage(String);
+
+impl HostileImage {
+    fn build(name: &str) -> Self {
+        use std::io::Write as _;
+        let text =
+            format!("FROM {IMAGE}\nVOLUME /data\nHEALTHCHECK CMD true\nENV NVIDIA_VISIBLE_DEVICES=all\n");
+        let mut build = Command::new("docker")
+            .args(["build", "-q", "-t", name, "-"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        build.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(build.wait().unwrap().success());
+        Self(name.to_owned())
+    }
+}
+
+impl Drop for HostileImage {
+    fn drop(&mut self) {
+        let _ = Command::new("docker").args(["rmi", "-f", &self.0]).output();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn image_volume_is_bounded_memory_without_cores_or_gpus() {
+    let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+    let image = HostileImage::build("aegis-test-volume:1");
+    let core = node.core(data.path()).await;
+    let script = "echo a > /data/a && ulimit -c && echo $NVIDIA_VISIBLE_DEVICES && \
+                  grep -c ' /data tmpfs .*size=65536k' /proc/mounts; dd if=/dev/zero of=/data/b bs=1M count=80";
+    let asked = ExecutionRequest { image: Some(image.0.clone()), ..request(script) };
+    let id = core.submit(asked, Origin::Person).await.unwrap().execution_id;
+    let (view, events) = ended(&core, &id).await;
+    assert_eq!((view.state, view.exit_code), (State::Failed, Some(1)), "{events:?}");
+    assert!(stdout(&events).starts_with("0\nvoid\n1\n"), "{events:?}");
     core.shutdown().await;
 }

@@ -87,9 +87,18 @@ pub enum EventKind {
         #[serde(rename = "text", with = "text")]
         #[schemars(with = "String")]
         data: Bytes,
-        /// The last piece that the output budget lets through.
+        /// The last piece that the output budget lets through while the container runs. The end of the output
+        /// follows once the container has ended.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         truncated: bool,
+    },
+    /// Output between its beginning and its end that is not kept.
+    OutputSkipped {
+        stream: Stream,
+        bytes: u64,
+        /// More may be missing: the engine had dropped some before it was read.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        at_least: bool,
     },
     /// The container exited with 0.
     IterationCompleted {
@@ -159,6 +168,7 @@ impl EventKind {
             | EventKind::IterationCompleted { .. }
             | EventKind::IterationFailed { .. }
             | EventKind::Output { .. }
+            | EventKind::OutputSkipped { .. }
             | EventKind::Reassigned { .. }
             | EventKind::Gap { .. } => None,
         }

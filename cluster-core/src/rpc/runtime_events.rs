@@ -17,7 +17,8 @@ use crate::{
     ids::ExecutionId,
 };
 
-const CUT_OFF: &str = "\n[what follows is cut off: the output's budget is used up]\n";
+const CUT_OFF: &str =
+    "\n[the output's budget is used up: only the end follows, when the container has ended]\n";
 
 /// What is known of the events before the next.
 #[derive(Debug)]
@@ -59,6 +60,14 @@ impl Published {
                     execution_id: self.id.to_string(),
                     iteration_number: self.iteration,
                     output,
+                }));
+            }
+            (EventKind::OutputSkipped { stream: Stream::Stdout, bytes, at_least }, told) => {
+                let least = if at_least { "at least " } else { "" };
+                *told = Some(Event::IterationOutput(pb::IterationOutput {
+                    execution_id: self.id.to_string(),
+                    iteration_number: self.iteration,
+                    output: format!("\n[{least}{bytes} bytes are left out here]\n"),
                 }));
             }
             (EventKind::Cancelled { reason }, told) => {

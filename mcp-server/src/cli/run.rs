@@ -276,6 +276,10 @@ pub fn write(context: &Context, event: &EventView) {
             context.output.bytes(data);
         }
         EventKind::Output { data, .. } => context.output.error_bytes(data),
+        EventKind::OutputSkipped { bytes, at_least, .. } => {
+            let least = if *at_least { "at least " } else { "" };
+            context.output.say(&format!("({least}{bytes} bytes of output are left out here)"));
+        }
         EventKind::Gap { first, last } => {
             context.output.say(&format!("(events {first} to {last} are not kept any more)"));
         }

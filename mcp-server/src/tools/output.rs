@@ -115,6 +115,7 @@ fn bound(kind: &mut EventKind) -> usize {
         | EventKind::IterationCompleted { .. }
         | EventKind::Completed { result: None }
         | EventKind::TimedOut { .. }
+        | EventKind::OutputSkipped { .. }
         | EventKind::Gap { .. } => 0,
     }
 }
@@ -132,7 +133,7 @@ pub fn gather(events: &[EventView]) -> Output {
                 }
                 output.truncated |= truncated;
             }
-            EventKind::Gap { .. } => output.truncated = true,
+            EventKind::OutputSkipped { .. } | EventKind::Gap { .. } => output.truncated = true,
             _ => {}
         }
     }

@@ -1,16 +1,23 @@
-//! From the container's output to its execution's log, each byte once, in pieces that readers can page
-//! through, with secrets masked.
+//! From the container's output to its execution's log, in pieces that readers can page through, with secrets
+//! masked.
+//!
+//! The beginning is written as it comes, until the output budget is used up. The end is written once the
+//! container has ended. The gap between them is an event with its size. Where reading continues is told by
+//! content ([`Position`]); where the engine has dropped that place, the gap says so.
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
 use super::{ENGINE_RETRY, patiently_written};
 use crate::{
+    engine::{OutputPiece, log_file_mb},
     error::Result,
     execution::{
+        log::EventLog,
+        position::{Position, Seeker, Track},
         supervisor::{Run, Shared},
         view::{EventKind, Stream},
     },
@@ -26,15 +33,33 @@ const OUTPUT_GATHER: Duration = Duration::from_millis(20);
 const OUTPUT_EVENT_BYTES_MAX: usize = 8 * 1024;
 /// Shorter values are in too much that is none.
 const SECRET_BYTES_MIN: usize = 4;
+/// Kept of the end of a stream whose beginning has used up the budget: the last lines of a build say why it
+/// failed, and the last one may be a result.
+const TAIL_BYTES: usize = 256 * 1024;
+const MIB: u64 = 1024 * 1024;
 
 /// Reads what the container of the latest iteration writes into the log, without what is there already.
+///
+/// With `follow` only the beginning is written, and this returns when the budget is used up. Without, the
+/// container must have ended.
 pub(super) async fn collect(shared: &Shared, run: &Run, name: &str, follow: bool) -> Result<()> {
-    let (stdout_bytes, stderr_bytes) = run.log.output_bytes();
-    let secrets = secrets(run);
-    let mut writers = [
-        Writer::new(Stream::Stdout, stdout_bytes, &secrets),
-        Writer::new(Stream::Stderr, stderr_bytes, &secrets),
-    ];
+    if follow && run.log.is_truncated() {
+        return Ok(());
+    }
+    let file_bytes = u64::from(log_file_mb(shared.output_mb())) * MIB;
+    let mut reading = Reading::new(&run.log, secrets(run), file_bytes);
+    read(shared, run, name, follow, &mut reading).await?;
+    if !follow && reading.is_lost() {
+        reading = reading.without_places(&run.log)?;
+        read(shared, run, name, follow, &mut reading).await?;
+    }
+    match follow {
+        true => Ok(()),
+        false => reading.finish(&run.log),
+    }
+}
+
+async fn read(shared: &Shared, run: &Run, name: &str, follow: bool, reading: &mut Reading) -> Result<()> {
     let mut output = std::pin::pin!(shared.engine.output(name, follow).fuse());
     let mut written_at: Option<Instant> = None;
     while let Some(first) = output.next().await {
@@ -49,15 +74,13 @@ pub(super) async fn collect(shared: &Shared, run: &Run, name: &str, follow: bool
         let mut failure = None;
         for piece in pieces {
             match piece {
-                Ok((Stream::Stdout, data)) => writers[0].take(data),
-                Ok((Stream::Stderr, data)) => writers[1].take(data),
+                Ok(piece) => reading.take(&piece),
                 Err(error) => failure = Some(error),
             }
         }
-        for writer in &mut writers {
-            if !writer.write(run, false)? {
-                return Ok(());
-            }
+        reading.write(&run.log, false)?;
+        if follow && run.log.is_truncated() {
+            return Ok(());
         }
         written_at = Some(Instant::now());
         if let Some(error) = failure {
@@ -65,10 +88,7 @@ pub(super) async fn collect(shared: &Shared, run: &Run, name: &str, follow: bool
         }
     }
     // A followed stream may end before the container does: what is held back then is read again.
-    for writer in &mut writers {
-        writer.write(run, !follow)?;
-    }
-    Ok(())
+    reading.write(&run.log, !follow)
 }
 
 /// Reads an ended container's output to its end. What cannot be written (a full disk) is tried again;
@@ -87,37 +107,216 @@ pub(super) async fn finish(shared: &Shared, run: &Run, name: &str) {
     }
 }
 
-/// Joins pieces of one stream and never cuts a character in two.
-struct Writer<'a> {
-    stream: Stream,
-    skip: u64,
-    pending: BytesMut,
-    secrets: &'a [Vec<u8>],
+/// One read of a container's output, from the beginning of what the engine has.
+struct Reading {
+    writers: [Writer; 2],
+    secrets: Vec<Vec<u8>>,
+    /// An upper bound of what the engine's log holds of the pieces so far.
+    stored: u64,
+    /// Size of one file of the engine's log. An engine that has dropped a file still has a full one.
+    file_bytes: u64,
+    /// The engine has dropped the place where reading was to continue.
+    has_dropped: bool,
 }
 
-impl<'a> Writer<'a> {
-    fn new(stream: Stream, skip: u64, secrets: &'a [Vec<u8>]) -> Self {
-        Self { stream, skip, pending: BytesMut::new(), secrets }
+impl Reading {
+    fn new(log: &EventLog, secrets: Vec<Vec<u8>>, file_bytes: u64) -> Self {
+        let writers = [Writer::new(log, Stream::Stdout), Writer::new(log, Stream::Stderr)];
+        Self { writers, secrets, stored: 0, file_bytes, has_dropped: false }
     }
 
-    fn take(&mut self, mut data: Bytes) {
-        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
-        self.skip -= skipped as u64;
-        self.pending.extend_from_slice(&data.split_off(skipped));
+    /// True after a read that has not met the place of one of the streams.
+    fn is_lost(&self) -> bool {
+        self.writers.iter().any(|writer| writer.seeker.is_seeking())
     }
 
-    /// False once the log takes no more.
-    fn write(&mut self, run: &Run, all: bool) -> Result<bool> {
-        mask(&mut self.pending, self.secrets);
-        let held = if all { 0 } else { held_back(&self.pending, self.secrets) };
-        let mut ready = self.pending.split_to(self.pending.len() - held);
-        while !ready.is_empty() {
-            let piece = ready.split_to(piece_length(&ready));
-            if !run.log.append_output(self.stream, piece.freeze())? {
-                return Ok(false);
+    /// Returns another read that takes all that the engine still has as the end of the streams.
+    fn without_places(self, log: &EventLog) -> Result<Self> {
+        end_head(log)?;
+        let mut next = Self { has_dropped: true, ..Self::new(log, self.secrets, self.file_bytes) };
+        for (writer, before) in next.writers.iter_mut().zip(&self.writers) {
+            if before.seeker.is_seeking() && !matches!(writer.part, Part::End) {
+                writer.seeker = Seeker::new(None);
             }
         }
-        Ok(true)
+        Ok(next)
+    }
+
+    fn take(&mut self, piece: &OutputPiece) {
+        self.stored += piece.stored_bytes();
+        let writer = match piece.stream {
+            Stream::Stdout => &mut self.writers[0],
+            Stream::Stderr => &mut self.writers[1],
+        };
+        writer.take(piece);
+    }
+
+    /// Writes what is certain by now. The beginning ends with the budget, or where a second file of the engine's
+    /// log may begin: only an open file is safe from being dropped before it is read.
+    fn write(&mut self, log: &EventLog, all: bool) -> Result<()> {
+        for writer in &mut self.writers {
+            writer.write(log, &self.secrets, all)?;
+        }
+        let is_head = self.writers.iter().any(|writer| matches!(writer.part, Part::Head));
+        if is_head && self.stored >= self.file_bytes {
+            end_head(log)?;
+        }
+        if is_head && log.is_truncated() {
+            for writer in &mut self.writers {
+                writer.end_head();
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the ends of both streams, behind a gap where one is.
+    fn finish(&mut self, log: &EventLog) -> Result<()> {
+        let may_have_dropped = self.has_dropped || self.stored >= self.file_bytes;
+        for writer in &mut self.writers {
+            let at_least = may_have_dropped && writer.seeker.is_doubtful();
+            writer.finish(log, at_least)?;
+        }
+        log.note_output_end();
+        Ok(())
+    }
+}
+
+/// Marks the end of the beginning, once.
+fn end_head(log: &EventLog) -> Result<()> {
+    if log.is_truncated() {
+        return Ok(());
+    }
+    let mark = EventKind::Output { stream: Stream::Stdout, data: Bytes::new(), truncated: true };
+    log.append_output(mark, None)
+}
+
+/// Part of a stream that is being read.
+enum Part {
+    Head,
+    /// The latest bytes behind the beginning, and how many came before them.
+    Tail {
+        latest: BytesMut,
+        skipped: u64,
+    },
+    /// The gap is in the log: the end is written as it comes.
+    End,
+}
+
+/// Joins pieces of one stream and never cuts a character in two.
+struct Writer {
+    stream: Stream,
+    seeker: Seeker,
+    track: Track,
+    /// Bytes taken in this read behind the place where it continues.
+    taken: u64,
+    /// Bytes in hand that may not be complete.
+    pending: BytesMut,
+    part: Part,
+}
+
+impl Writer {
+    fn new(log: &EventLog, stream: Stream) -> Self {
+        let kept = log.kept(stream);
+        let part = match (kept.is_skipped, log.is_truncated()) {
+            (true, _) => Part::End,
+            (false, true) => Part::Tail { latest: BytesMut::new(), skipped: 0 },
+            (false, false) => Part::Head,
+        };
+        let (seeker, track) = (Seeker::new(kept.position), Track::default());
+        Self { stream, seeker, track, taken: 0, pending: BytesMut::new(), part }
+    }
+
+    fn take(&mut self, piece: &OutputPiece) {
+        let passed = self.seeker.pass(&piece.time, piece.data.len());
+        let data = &piece.data[passed..];
+        if !data.is_empty() {
+            let seeker = &self.seeker;
+            self.track.mark(self.taken, || Position { bytes: passed as u64, ..seeker.piece() });
+            self.pending.extend_from_slice(data);
+            self.taken += data.len() as u64;
+        }
+    }
+
+    fn write(&mut self, log: &EventLog, secrets: &[Vec<u8>], all: bool) -> Result<()> {
+        mask(&mut self.pending, secrets);
+        let held = if all { 0 } else { held_back(&self.pending, secrets) };
+        let mut ready = self.pending.split_to(self.pending.len() - held);
+        if matches!(self.part, Part::Head) {
+            self.write_head(log, &mut ready)?;
+        }
+        if !ready.is_empty() && matches!(self.part, Part::Head) {
+            self.end_head();
+        }
+        match &mut self.part {
+            Part::Head => {}
+            Part::Tail { latest, skipped } => {
+                latest.unsplit(ready);
+                let over = latest.len().saturating_sub(TAIL_BYTES);
+                latest.advance(over);
+                *skipped += over as u64;
+                self.track.forget_before(self.taken - (latest.len() + self.pending.len()) as u64);
+            }
+            Part::End => self.append(log, ready)?,
+        }
+        Ok(())
+    }
+
+    /// Writes as much as the budget lets through, and the mark when it is used up.
+    fn write_head(&mut self, log: &EventLog, ready: &mut BytesMut) -> Result<()> {
+        while !ready.is_empty() && !log.is_truncated() {
+            let room = usize::try_from(log.output_room()).unwrap_or(usize::MAX);
+            if room == 0 {
+                return end_head(log);
+            }
+            let piece = ready.split_to(piece_length(ready).min(room));
+            self.append_piece(log, piece, ready.len())?;
+        }
+        Ok(())
+    }
+
+    fn end_head(&mut self) {
+        if matches!(self.part, Part::Head) {
+            self.part = Part::Tail { latest: BytesMut::new(), skipped: 0 };
+        }
+    }
+
+    /// Writes the end of the stream, from the beginning of a line where there is one.
+    fn finish(&mut self, log: &EventLog, at_least: bool) -> Result<()> {
+        let Part::Tail { latest, skipped } = std::mem::replace(&mut self.part, Part::End) else {
+            return Ok(());
+        };
+        let (mut latest, mut bytes) = (latest, skipped);
+        if bytes > 0 || at_least {
+            let cut = if bytes > 0 { line_start(&latest) } else { 0 };
+            latest.advance(cut);
+            bytes += cut as u64;
+            let position = self.track.position(self.taken - latest.len() as u64);
+            log.append_output(EventKind::OutputSkipped { stream: self.stream, bytes, at_least }, position)?;
+        }
+        self.append(log, latest)
+    }
+
+    fn append(&mut self, log: &EventLog, mut ready: BytesMut) -> Result<()> {
+        while !ready.is_empty() {
+            let piece = ready.split_to(piece_length(&ready));
+            self.append_piece(log, piece, ready.len())?;
+        }
+        Ok(())
+    }
+
+    /// Appends one event; `behind`: bytes after the piece that are ready and not written.
+    fn append_piece(&mut self, log: &EventLog, piece: BytesMut, behind: usize) -> Result<()> {
+        let position = self.track.position(self.taken - (behind + self.pending.len()) as u64);
+        let data = piece.freeze();
+        log.append_output(EventKind::Output { stream: self.stream, data, truncated: false }, position)
+    }
+}
+
+/// Bytes before the first line that begins in `bytes`; without one, before the first whole character.
+fn line_start(bytes: &[u8]) -> usize {
+    match memchr::memchr(b'\n', bytes) {
+        Some(at) if at + 1 < bytes.len() => at + 1,
+        _ => bytes.iter().take(3).take_while(|byte| **byte & 0b1100_0000 == 0b1000_0000).count(),
     }
 }
 
@@ -209,6 +408,154 @@ mod tests {
             }
             written.extend(pending);
             assert_eq!(written, masked, "cut at {cut}");
+        }
+    }
+
+    const FILE: u64 = 64 * MIB;
+
+    fn log(path: &std::path::Path, budget: u64) -> EventLog {
+        let log = EventLog::open(path, crate::ids::ExecutionId::parse("exec-1").unwrap(), 1, budget).unwrap();
+        if log.progress().borrow().iteration == 0 {
+            log.append(EventKind::IterationStarted { iteration: 1 }).unwrap();
+        }
+        log
+    }
+
+    /// Lines of both streams with stamps of their own.
+    fn pieces(count: usize) -> Vec<OutputPiece> {
+        let piece = |number: usize| OutputPiece {
+            stream: if number.is_multiple_of(5) { Stream::Stderr } else { Stream::Stdout },
+            time: format!("2026-01-01T00:00:00.{number:09}Z").into(),
+            data: format!("line {number} \u{20ac}\n").into(),
+        };
+        (0..count).map(piece).collect()
+    }
+
+    fn text(pieces: &[OutputPiece], stream: Stream) -> Vec<u8> {
+        pieces.iter().filter(|piece| piece.stream == stream).flat_map(|piece| piece.data.to_vec()).collect()
+    }
+
+    fn read(log: &EventLog, pieces: &[OutputPiece], ended: bool, file_bytes: u64) {
+        let mut reading = Reading::new(log, Vec::new(), file_bytes);
+        for some in pieces.chunks(7) {
+            some.iter().for_each(|piece| reading.take(piece));
+            reading.write(log, false).unwrap();
+        }
+        reading.write(log, ended).unwrap();
+        if ended && reading.is_lost() {
+            reading = reading.without_places(log).unwrap();
+            pieces.iter().for_each(|piece| reading.take(piece));
+            reading.write(log, ended).unwrap();
+        }
+        if ended {
+            reading.finish(log).unwrap();
+        }
+    }
+
+    /// Head, gap and tail of a stream as its log tells them.
+    fn told(log: &EventLog, wanted: Stream) -> (Vec<u8>, Option<(u64, bool)>, Vec<u8>) {
+        let (mut head, mut gap, mut tail, mut after) = (Vec::new(), None, Vec::new(), 0);
+        loop {
+            let events = log.read_after(after).unwrap();
+            let Some(last) = events.last() else { return (head, gap, tail) };
+            after = last.sequence;
+            for event in events {
+                match event.kind {
+                    EventKind::Output { stream, data, .. } if stream == wanted => {
+                        if gap.is_some() {
+                            tail.extend(data)
+                        } else {
+                            head.extend(data)
+                        }
+                    }
+                    EventKind::OutputSkipped { stream, bytes, at_least } if stream == wanted => {
+                        assert_eq!(gap.replace((bytes, at_least)), None);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn interrupted_reads_write_each_byte_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let pieces = pieces(300);
+        let path = directory.path().join("events");
+        for cut in (0..pieces.len()).step_by(11) {
+            read(&log(&path, MIB), &pieces[..cut], false, FILE);
+        }
+        read(&log(&path, MIB), &pieces, true, FILE);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            assert!(told(&log(&path, MIB), stream) == (text(&pieces, stream), None, Vec::new()));
+        }
+    }
+
+    #[test]
+    fn output_beyond_the_budget_keeps_both_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let pieces = pieces(60_000);
+        let log = log(&directory.path().join("events"), 10_000);
+        read(&log, &pieces[..1000], false, FILE);
+        assert!(log.is_truncated());
+        assert_eq!(log.kept(Stream::Stdout).bytes + log.kept(Stream::Stderr).bytes, 10_000);
+        read(&log, &pieces, true, FILE);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let (all, (head, gap, tail)) = (text(&pieces, stream), told(&log, stream));
+            let skipped = gap.map_or(0, |(bytes, at_least)| {
+                assert!(!at_least);
+                usize::try_from(bytes).unwrap()
+            });
+            assert!(all.starts_with(&head) && all.ends_with(&tail));
+            assert_eq!(head.len() + skipped + tail.len(), all.len(), "{stream:?}");
+            assert!(stream == Stream::Stderr || (skipped > 0 && tail.starts_with(b"line ")));
+        }
+        assert_eq!(log.last_line().unwrap(), "line 59999 \u{20ac}\n");
+    }
+
+    #[test]
+    fn output_that_the_engine_dropped_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let pieces = pieces(1000);
+        let log = log(&directory.path().join("events"), MIB);
+        read(&log, &pieces[..100], false, FILE);
+        read(&log, &pieces[500..], true, FILE);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let (head, gap, tail) = told(&log, stream);
+            assert!(head == text(&pieces[..100], stream), "{stream:?}");
+            assert!(gap.is_some_and(|(_, at_least)| at_least), "{gap:?}");
+            assert!(text(&pieces[500..], stream).ends_with(&tail) && !tail.is_empty());
+        }
+    }
+
+    #[test]
+    fn head_ends_before_a_second_file_of_the_engine() {
+        let directory = tempfile::tempdir().unwrap();
+        let pieces = pieces(3000);
+        let log = log(&directory.path().join("events"), MIB);
+        read(&log, &pieces, false, 20_000);
+        assert!(log.is_truncated());
+        let written = log.kept(Stream::Stdout).bytes + log.kept(Stream::Stderr).bytes;
+        assert!(written <= 20_000, "{written}");
+        read(&log, &pieces, true, 20_000);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let (head, gap, tail) = told(&log, stream);
+            assert!(gap.is_none() && [head, tail].concat() == text(&pieces, stream));
+        }
+    }
+
+    #[test]
+    fn interrupted_end_is_continued_behind_the_gap() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, cut) = (directory.path().join("events"), directory.path().join("cut"));
+        let pieces = pieces(60_000);
+        read(&log(&path, 10_000), &pieces, true, FILE);
+        let whole = told(&log(&path, 10_000), Stream::Stdout);
+        let bytes = std::fs::read(&path).unwrap();
+        for length in (0..bytes.len()).step_by(bytes.len() / 40) {
+            std::fs::write(&cut, &bytes[..length]).unwrap();
+            read(&log(&cut, 10_000), &pieces, true, FILE);
+            assert!(told(&log(&cut, 10_000), Stream::Stdout) == whole, "{length}");
         }
     }
 }
