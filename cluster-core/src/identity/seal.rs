@@ -11,7 +11,8 @@ use crate::{
 /// How far the issue time may lie from ours, after correction by the measured offset.
 const ISSUE_TIME_TOLERANCE_MS: u64 = 60_000;
 /// Calls of one session may overtake each other by this many.
-const WINDOW: u64 = 64;
+const WINDOW: u64 = 1024;
+const WORDS: usize = 16;
 /// A sender counts by one; a jump beyond this is no counter of ours, and would shut the window.
 const SEQUENCE_JUMP_MAX: u64 = 1 << 32;
 
@@ -79,7 +80,8 @@ impl SealContext {
 #[derive(Debug, Clone, Default)]
 pub struct SequenceWindow {
     highest: u64,
-    seen: u64,
+    /// A ring: the bit of a number is at the number modulo the window.
+    seen: [u64; WORDS],
 }
 
 impl SequenceWindow {
@@ -97,8 +99,13 @@ impl SequenceWindow {
             if step > SEQUENCE_JUMP_MAX {
                 return Err(refused("it jumps too far"));
             }
-            self.seen = if step >= WINDOW { 0 } else { self.seen << step };
-            self.seen |= 1;
+            if step >= WINDOW {
+                self.seen = [0; WORDS];
+            } else {
+                // Numbers that fall out of the window make room for those that were passed over.
+                (self.highest + 1..sequence).for_each(|passed| self.set(passed, false));
+            }
+            self.set(sequence, true);
             self.highest = sequence;
             return Ok(());
         }
@@ -106,12 +113,30 @@ impl SequenceWindow {
         if back >= WINDOW {
             return Err(refused("it is too old"));
         }
-        if self.seen & (1 << back) != 0 {
+        if self.is_seen(sequence) {
             return Err(refused("it was seen before"));
         }
-        self.seen |= 1 << back;
+        self.set(sequence, true);
         Ok(())
     }
+
+    fn is_seen(&self, sequence: u64) -> bool {
+        let (word, bit) = place(sequence);
+        self.seen.get(word).is_some_and(|seen| seen & bit != 0)
+    }
+
+    fn set(&mut self, sequence: u64, is_seen: bool) {
+        let (word, bit) = place(sequence);
+        if let Some(seen) = self.seen.get_mut(word) {
+            *seen = if is_seen { *seen | bit } else { *seen & !bit };
+        }
+    }
+}
+
+/// Index of the word of a number in the window, and its bit there.
+fn place(sequence: u64) -> (usize, u64) {
+    let within = sequence % WINDOW;
+    (usize::try_from(within / 64).unwrap_or(WORDS), 1 << (within % 64))
 }
 
 #[cfg(test)]
@@ -170,10 +195,27 @@ mod tests {
         for sequence in [1, 3, 2, 10, 100, 99] {
             window.accept(sequence).unwrap();
         }
-        for again in [1, 2, 3, 10, 100, 99, 0, 36, u64::MAX, 100 + (1 << 63)] {
+        window.accept(1100).unwrap();
+        for again in [1, 2, 3, 10, 100, 99, 0, 76, 1100, u64::MAX, 1100 + (1 << 63)] {
             assert_eq!(window.accept(again).unwrap_err().code(), ErrorCode::NonceReplay, "{again}");
         }
-        window.accept(37).unwrap();
-        window.accept(101).unwrap();
+        window.accept(77).unwrap();
+        window.accept(1101).unwrap();
+    }
+
+    #[test]
+    fn overtaken_numbers_within_the_window_are_taken_once() {
+        // Large calls are overtaken by many small ones.
+        let mut window = SequenceWindow::default();
+        let (slow, fast): (Vec<u64>, Vec<u64>) = (1..=5000).partition(|number| number % 100 == 7);
+        let mut waiting = slow.into_iter().peekable();
+        for number in fast {
+            window.accept(number).unwrap();
+            while let Some(late) = waiting.next_if(|late| late + 900 <= number) {
+                window.accept(late).unwrap();
+                window.accept(late).unwrap_err();
+            }
+            window.accept(number).unwrap_err();
+        }
     }
 }

@@ -8,6 +8,7 @@ use aegis_proto::aegis::{
 };
 use futures::{Stream, StreamExt as _};
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use tonic::transport::{Channel, Endpoint as Target, Uri};
 use tower::service_fn;
 
@@ -83,6 +84,7 @@ impl WorkerClient {
             ..Default::default()
         };
         let request = sealer.seal(inner, |e| pb::ForwardExecutionRequest { envelope: Some(e) })?;
+        check_order_size(request.get_ref())?;
         let mut client = NodeClusterServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -158,5 +160,30 @@ pub(super) async fn in_time<T>(
             ErrorCode::Timeout,
             format!("the node did not answer in {} s", CALL_TIMEOUT.as_secs()),
         )),
+    }
+}
+
+/// Refuses an order that no connection carries, before it looks like a node that is away.
+fn check_order_size(request: &pb::ForwardExecutionRequest) -> Result<()> {
+    let bytes = request.encoded_len();
+    if bytes <= MESSAGE_BYTES_MAX {
+        return Ok(());
+    }
+    let why = format!("the order has {bytes} bytes with its secrets, more than {MESSAGE_BYTES_MAX}");
+    Err(Error::invalid(why).remedy("send large data as a workspace, or fewer variables"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_beyond_a_message_is_refused_as_invalid() {
+        let request = |bytes| pb::ForwardExecutionRequest {
+            envelope: Some(pb::SealNodeEnvelope { payload: vec![0; bytes].into(), ..Default::default() }),
+        };
+        check_order_size(&request(MESSAGE_BYTES_MAX - 1024)).unwrap();
+        let error = check_order_size(&request(MESSAGE_BYTES_MAX)).unwrap_err();
+        assert_eq!(error.code(), crate::ErrorCode::InvalidArgument);
     }
 }
