@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn order_beyond_a_message_is_refused_as_invalid() {
         let request = |bytes| pb::ForwardExecutionRequest {
-            envelope: Some(pb::SealNodeEnvelope { payload: vec![0; bytes].into(), ..Default::default() }),
+            envelope: Some(pb::SealNodeEnvelope { payload: vec![0; bytes], ..Default::default() }),
         };
         check_order_size(&request(MESSAGE_BYTES_MAX - 1024)).unwrap();
         let error = check_order_size(&request(MESSAGE_BYTES_MAX)).unwrap_err();

@@ -133,10 +133,15 @@ impl Registry {
     }
 }
 
+/// A registry named by address is used only where it is listed.
+fn loopback_registry() -> Policy {
+    Policy { allowed_images: Some(vec!["127.0.0.1:*".into()]), ..Policy::default() }
+}
+
 async fn pulling(setting: &Setting) -> Supervisor {
     let engine = Engine::new(None).unwrap().with_pull_silence(SILENCE);
     engine.info().await.expect("these tests need Docker: run tests/run");
-    let (policy, network) = (Policy::default(), "aegis-net".to_owned());
+    let (policy, network) = (loopback_registry(), "aegis-net".to_owned());
     Supervisor::recover(&setting.data, setting.node_id.clone(), engine, policy, network, vec![]).unwrap()
 }
 
@@ -185,7 +190,7 @@ async fn a_pull_that_stalls_is_given_up_and_one_that_is_cancelled_ends_at_once()
     assert_eq!(registry.unexpected.try_recv().ok(), None);
 
     drop(supervisor);
-    let supervisor = setting.supervisor().await;
+    let supervisor = setting.with(loopback_registry()).await;
     let order = order_of(format!("{}/x/agent:1", registry.address));
     let mut stream = Box::pin(supervisor.accept(order.clone(), 0).await.unwrap());
     let mut end = None;
