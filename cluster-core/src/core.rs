@@ -47,7 +47,6 @@ use crate::{
         request::ExecutionRequest,
         view::{EventView, ExecutionView},
     },
-    identity::KeyFile,
     ids::{ClusterId, ExecutionId, NodeId},
     metrics::Metrics,
     ops::trial,
@@ -156,9 +155,7 @@ impl Core {
         tracing::debug!(open_files, "the limit of open files");
         let (settings, applied) = AppliedConfig::restore(settings, data.path());
         let node_id = start::node_id(&settings, data.path())?;
-        let key_path =
-            settings.node_keypair_path.clone().unwrap_or_else(|| data.path().join("node-keypair.pem"));
-        let keys = Arc::new(KeyFile::open(&key_path)?);
+        let keys = Arc::new(start::keys(&settings, data.path(), &node_id)?);
         // An orchestrator never runs containers, whatever its part in the cluster.
         let runs_containers = settings.node_type != NodeType::Orchestrator && settings.role.runs_executions();
         let engine = match runs_containers {

@@ -72,6 +72,17 @@ pub(super) struct Node<'a> {
     pub metrics: Metrics,
 }
 
+/// Opens the node's key. A worker's own is bound to its id. A file that the operator names is used as it is,
+/// and so is the key of a controller, which its workers have pinned.
+pub(super) fn keys(settings: &Settings, data: &Path, node_id: &NodeId) -> Result<KeyFile> {
+    let own = data.join("node-keypair.pem");
+    match &settings.node_keypair_path {
+        Some(path) => KeyFile::open(path),
+        None if settings.role.is_controller() => KeyFile::open(&own),
+        None => KeyFile::open_of(&own, node_id),
+    }
+}
+
 pub(super) async fn start_controller(
     node: Node<'_>,
     table: TokenTable,

@@ -153,9 +153,10 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
             "identity",
             format!("the host already is the node {}, not {}", release.node_id, spec.node),
             format!(
-                "deploy with identity={0}, or remove that node first: aegis node remove {0}; if this machine is a \
-                 copy of it, remove the stack and the volume aitheros-edge_node_data from the copy",
-                release.node_id
+                "if this machine is a copy of that node's, run on the copy: docker compose -p {PROJECT} down, \
+                 docker volume rm {PROJECT}_node_data, rm -r {1}; if it is that node's own machine, deploy with \
+                 identity={0}, or remove the node first: aegis node remove {0}",
+                release.node_id, spec.base_dir
             ),
         );
     }

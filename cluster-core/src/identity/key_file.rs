@@ -3,14 +3,22 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use arc_swap::ArcSwap;
 
-use super::NodeKey;
-use crate::error::{Error, ErrorCode, Result};
+use super::{NodeKey, key::write_new};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    ids::{NodeId, shown},
+};
+
+const NEXT_EXTENSION: &str = "next.pem";
+/// Beside the key: the id of the node that made it.
+const MARK_EXTENSION: &str = "owner";
 
 #[derive(Debug)]
 pub struct KeyFile {
@@ -25,13 +33,47 @@ impl KeyFile {
         Ok(Self { path: path.to_owned(), current })
     }
 
+    /// Opens the key of one node. A key that is marked as another node's came with a copied machine or a
+    /// reused volume: it is replaced, since two nodes must not have one key. A key without a mark is marked.
+    ///
+    /// # Errors
+    /// Fails if the key cannot be read, or if key or mark cannot be written.
+    pub fn open_of(path: &Path, node_id: &NodeId) -> Result<Self> {
+        let mark = path.with_extension(MARK_EXTENSION);
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorCode::Storage, format!("{} cannot be used", mark.display())).source(error)
+        };
+        let marked = match fs::read_to_string(&mark) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        let is_own = marked.as_ref().map(|text| text.trim() == node_id.as_str());
+        if is_own == Some(false) && path.exists() {
+            tracing::warn!(%node_id, of = shown(marked.as_deref().unwrap_or_default()).as_str(),
+                "the key is that of another node: a new one is generated");
+            for path in [path.to_owned(), path.with_extension(NEXT_EXTENSION)] {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+                    _ => {}
+                }
+            }
+        }
+        let keys = Self::open(path)?;
+        // The key is stored first: a crash in between only makes another new key.
+        if is_own != Some(true) {
+            write_new(&mark, node_id.as_str().as_bytes()).map_err(failed)?;
+        }
+        Ok(keys)
+    }
+
     /// The key in use.
     pub fn current(&self) -> Arc<NodeKey> {
         self.current.load_full()
     }
 
     fn next_path(&self) -> PathBuf {
-        self.path.with_extension("next.pem")
+        self.path.with_extension(NEXT_EXTENSION)
     }
 
     /// The key that is to follow, if a change was begun and its outcome is not known.
@@ -60,7 +102,7 @@ impl KeyFile {
     /// The change did not take place.
     pub fn drop_next(&self) -> Result<()> {
         match fs::remove_file(self.next_path()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.failed(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed(error)),
             _ => Ok(()),
         }
     }
@@ -93,5 +135,27 @@ mod tests {
         second.drop_next().unwrap();
         second.drop_next().unwrap();
         assert_eq!(KeyFile::open(&path).unwrap().current().public(), next);
+    }
+
+    #[test]
+    fn key_marked_for_another_node_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node-keypair.pem");
+        let [one, other] = ["one", "other"].map(|name| NodeId::parse(name).unwrap());
+        let key = |node: &NodeId| KeyFile::open_of(&path, node).unwrap().current().public();
+        let unmarked = KeyFile::open(&path).unwrap().current().public();
+        assert_eq!(key(&one), unmarked, "a key of an earlier version stays");
+        KeyFile::open(&path).unwrap().prepare_next().unwrap();
+        assert_eq!(key(&one), unmarked);
+        let fresh = key(&other);
+        assert_ne!(fresh, unmarked);
+        assert!(
+            KeyFile::open(&path).unwrap().next().unwrap().is_none(),
+            "a change that was under way is not its own"
+        );
+        assert_eq!(key(&other), fresh, "replaced once");
+        // As after a crash between key and mark.
+        fs::write(path.with_extension(MARK_EXTENSION), "one").unwrap();
+        assert_ne!(key(&other), fresh);
     }
 }

@@ -23,10 +23,17 @@ pub(super) const CONTRADICTIONS_SHOWN: u32 = 3;
 /// silent.
 const STORED_EVERY_MS: i64 = 600_000;
 
+/// Remedies where a machine has another node's key. They act on the copy, never on the node that is well.
+const COPY_THAT_JOINS: &str = "on the machine that is the copy, stop its node, delete node-keypair.pem in its \
+                               data directory, and start it again";
+const COPY_THAT_IS_DEPLOYED: &str = "on the host that is the copy, run: docker volume rm \
+                                     aitheros-edge_node_data; then deploy it again";
+
 impl Membership {
     /// Whether a node of this name and key may be admitted. Another key for a known id is refused
     /// until an operator issues a token for that id.
     pub fn check_key(&self, node_id: &NodeId, public_key: &PublicKey, enrolment: Enrolment) -> Result<()> {
+        self.check_unshared(node_id, public_key, COPY_THAT_JOINS)?;
         let Some(node) = self.nodes.get(node_id) else {
             return match enrolment {
                 Enrolment::Anybody | Enrolment::Bound => Ok(()),
@@ -56,6 +63,23 @@ impl Membership {
             "if its key was lost, run `aegis node token create --node-id {node_id}`; \
              if not, somebody else uses its name"
         )))
+    }
+
+    /// Refuses a key that is pinned to another node. Two machines have one key where one is a copy of the
+    /// other, or was given its volume.
+    fn check_unshared(&self, node_id: &NodeId, public_key: &PublicKey, remedy: &str) -> Result<()> {
+        let key = Some(public_key.as_bytes());
+        let own = self.nodes.get(node_id).and_then(|node| node.record.public_key.as_ref());
+        if own == key {
+            return Ok(());
+        }
+        let mut others = self.nodes.values().filter(|node| node.record.public_key.as_ref() == key);
+        let Some(other) = others.next().map(|node| &node.record.node_id) else { return Ok(()) };
+        Err(Error::new(
+            ErrorCode::KeyMismatch,
+            format!("node {node_id} has the key of node {other}: its machine is a copy, or has the volume of that node"),
+        )
+        .remedy(format!("{}; leave {other} as it is", remedy)))
     }
 
     /// Whether a deployment may give this id to that host.
@@ -100,6 +124,7 @@ impl Membership {
     /// The record that admits a node whose key a deployment read over the verified connection.
     pub fn admit(&self, node_id: &NodeId, public_key: &PublicKey, site: Site) -> Result<Vec<Change>> {
         self.check_identity(node_id, &site)?;
+        self.check_unshared(node_id, public_key, COPY_THAT_IS_DEPLOYED)?;
         let mut record = match self.nodes.get(node_id) {
             Some(node) => node.record.clone(),
             None => {
@@ -176,6 +201,7 @@ impl Membership {
             )
             .remedy("attest again with the key that is pinned now"));
         }
+        self.check_unshared(node_id, public_key, COPY_THAT_JOINS)?;
         record.public_key = Some(*public_key.as_bytes());
         Ok(vec![Change::Put(Box::new(record))])
     }

@@ -520,3 +520,24 @@ fn node_has_only_the_tags_that_its_token_allows() {
     let view = claim(&mut membership, &[&eu]);
     assert_eq!((view.tags, view.problem), (vec![eu], None));
 }
+
+#[test]
+fn copied_key_is_refused_with_advice_for_the_copy() {
+    let mut membership = Membership::default();
+    let [key, next] = [(); 2].map(|()| NodeKey::generate().unwrap().public());
+    let changes = membership.admit(&id("one"), &key, site("host-1")).unwrap();
+    apply(&mut membership, changes, 0);
+    let deployed = membership.admit(&id("copy"), &key, site("host-2")).unwrap_err();
+    let joined = membership.check_key(&id("copy"), &key, Enrolment::Bound).unwrap_err();
+    let changes = membership.admit(&id("copy"), &next, site("host-2")).unwrap();
+    apply(&mut membership, changes, 0);
+    let rotated = membership.rotate_key(&id("copy"), &next, &key).unwrap_err();
+    for error in [deployed, joined, rotated] {
+        assert_eq!(error.code(), ErrorCode::KeyMismatch);
+        let remedy = error.remedy_text().unwrap();
+        assert!(error.message().contains("key of node one") && remedy.contains("the copy"), "{error}");
+        assert!(!remedy.contains("node remove") && remedy.contains("leave one as it is"), "{remedy}");
+    }
+    membership.check_key(&id("one"), &key, Enrolment::None).unwrap();
+    membership.admit(&id("one"), &key, site("host-1")).unwrap();
+}
