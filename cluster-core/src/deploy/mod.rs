@@ -56,7 +56,7 @@ pub use self::{
     deployments::{Deployments, NodeOrder},
     direct::DirectOffer,
     drift::{Drift, DriftKind},
-    findings::Finding,
+    findings::{Finding, Severity},
     hosts::Hosts,
     link::{LinkChoice, LinkPorts, NodeLink, link_settings},
     operation::{Operation, Removal},

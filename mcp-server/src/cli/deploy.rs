@@ -96,7 +96,7 @@ impl Deploy {
         if plan {
             let plan: PlanView = client.post("/deploy/edge-node", &body).await?;
             context.output.show(&plan, || plan_text(&plan))?;
-            return Ok(0);
+            return Ok(rollout::plan_status(plan.findings.iter(), None));
         }
         let view: DeploymentView = client.post("/deploy/edge-node", &body).await?;
         following::to_its_end(context, &client, view, no_wait).await

@@ -5,7 +5,7 @@ use std::{collections::HashMap, io::IsTerminal as _, time::Duration};
 
 use cluster_core::{
     Error, ErrorCode, Result,
-    deploy::{MemberState, MemberView, RolloutPlan, RolloutView},
+    deploy::{Finding, MemberState, MemberView, RolloutPlan, RolloutView, Severity},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -29,8 +29,19 @@ pub async fn run(context: &Context, client: &Client, body: &Value, no_wait: bool
 pub async fn plan(context: &Context, client: &Client, body: &Value) -> Result<u8> {
     let plan: RolloutPlan = client.post("/deploy/edge-nodes", body).await?;
     context.output.show(&plan, || plan_text(&plan))?;
-    let failures = plan.hosts.iter().filter_map(|host| host.failure.as_ref());
-    Ok(failures.map(|failure| crate::codes::of(failure.code).exit).max().unwrap_or(0))
+    let statuses = plan.hosts.iter().map(|host| plan_status(host.findings.iter(), host.failure.as_ref()));
+    Ok(statuses.max().unwrap_or(0))
+}
+
+/// Returns the exit status of one host's plan: that of its failure, or that of a host that is not ready
+/// where a finding is an error, as the deployment itself would end.
+pub fn plan_status<'a>(
+    mut findings: impl Iterator<Item = &'a Finding>,
+    failure: Option<&cluster_core::Failure>,
+) -> u8 {
+    let is_refused = findings.any(|finding| finding.severity == Severity::Error);
+    let code = failure.map(|failure| failure.code).or(is_refused.then_some(ErrorCode::HostCheckFailed));
+    code.map_or(0, |code| crate::codes::of(code).exit)
 }
 
 async fn follow(context: &Context, client: &Client, begun: RolloutView) -> Result<RolloutView> {
@@ -249,5 +260,22 @@ mod tests {
             [("succeeded", None), ("failed", Some("HostUnreachable")), ("failed", Some("DeploymentFailed"))];
         assert_eq!(exit_status(&rollout(&mixed)), 26);
         assert_eq!(exit_status(&rollout(&[("succeeded", None), ("skipped", None)])), 11);
+    }
+
+    #[test]
+    fn plan_with_an_error_exits_as_the_deployment_would() {
+        let finding = |severity: &str| -> Finding {
+            serde_json::from_value(json!({ "code": "port", "severity": severity, "message": "", "fix": "" }))
+                .unwrap()
+        };
+        let (warning, error) = (finding("warning"), finding("error"));
+        assert_eq!(plan_status([].into_iter(), None), 0);
+        assert_eq!(plan_status([&warning].into_iter(), None), 0);
+        let refused = crate::codes::of(ErrorCode::HostCheckFailed).exit;
+        assert_ne!(refused, 0);
+        assert_eq!(plan_status([&warning, &error].into_iter(), None), refused);
+        let failure = serde_json::from_value(json!({ "code": "HostUnreachable", "message": "why" })).unwrap();
+        let unreachable = crate::codes::of(ErrorCode::HostUnreachable).exit;
+        assert_eq!(plan_status([].into_iter(), Some(&failure)), unreachable);
     }
 }
