@@ -53,7 +53,8 @@ pub(super) async fn examine(
     let operator = read_operator(spec).await?;
     // Unknown, or joined by hand: the checks of its identity say so.
     let recorded = context.membership.deployed(&spec.node).await.ok();
-    let mut wanted = stack::build(spec, operator.as_ref(), false)?.images;
+    let stack::Stack { images: mut wanted, always_pulled, .. } =
+        stack::build(spec, operator.as_ref(), false)?;
     let own = context.images.reference(&ImageSource::Own).await?;
     wanted.push(own.clone());
     let mut facts = checks::gather(connection, &spec.base_dir, &wanted, now_ms() / 1000).await?;
@@ -73,6 +74,7 @@ pub(super) async fn examine(
     };
     let named = spec.image.as_deref();
     let local = LocalImages::find(context.hosts.settings().engine.as_ref(), &wanted, named).await;
+    let local = local.with_always_pulled(always_pulled).without_unfit(&facts);
     let local = on_host(connection, spec, &facts, local).await?;
     let controller_key = context.membership.controller_public_key();
     let prepared = plan::prepare(&Inputs {

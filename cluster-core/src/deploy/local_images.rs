@@ -2,19 +2,20 @@
 //!
 //! One that was built here, or that the request itself names, is the one that is meant: the host gets it
 //! when it lacks it, or has another one under that name. One that a registry knows is the host's to pull,
-//! and is sent only when it cannot. What is named by digest is its registry's: a loaded image has none.
+//! and is sent only when it cannot. An engine with the containerd store does not tell which of both an image
+//! is: one of those is sent where the host has another content under its name. What is named by digest is its registry's: a loaded image has none.
 //!
 //! Deliberately absent: leaving out layers that the host has. A stream is passed on as it comes, and who
 //! wants to leave layers out must take it apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     checks::HostFacts,
     findings::{Finding, Severity},
     plan::ImageAction,
 };
-use crate::engine::{Engine, ImageContent, LocalImage};
+use crate::engine::{Engine, ImageContent, ImageOrigin, LocalImage};
 
 /// Those of a deployment's images that lie here, each with what the host has under its name.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,8 @@ pub struct LocalImages {
     images: BTreeMap<String, Candidate>,
     /// What the request names.
     named: Option<String>,
+    /// Those that the host pulls although it has one of that name.
+    always_pulled: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -47,7 +50,22 @@ impl LocalImages {
                 }
             }
         }
-        Self { images, named: named.map(str::to_owned) }
+        Self { images, named: named.map(str::to_owned), always_pulled: BTreeSet::new() }
+    }
+
+    #[must_use]
+    pub fn with_always_pulled(self, always_pulled: BTreeSet<String>) -> Self {
+        Self { always_pulled, ..self }
+    }
+
+    /// Leaves out images of unknown origin that the host cannot run: the host's of another platform differ.
+    #[must_use]
+    pub fn without_unfit(mut self, facts: &HostFacts) -> Self {
+        let named = self.named.clone();
+        self.images.retain(|reference, Candidate { local, .. }| {
+            local.origin != ImageOrigin::Unknown || fits(local, facts) || named.as_ref() == Some(reference)
+        });
+        self
     }
 
     pub fn references(&self) -> Vec<String> {
@@ -68,13 +86,16 @@ impl LocalImages {
 
     /// `present`: the host has something under this name.
     pub fn action(&self, reference: &str, present: bool) -> ImageAction {
-        let otherwise = if present { ImageAction::Present } else { ImageAction::Pull };
+        let is_pulled = !present || self.always_pulled.contains(reference);
+        let otherwise = if is_pulled { ImageAction::Pull } else { ImageAction::Present };
         let Some(Candidate { local, on_host }) = self.images.get(reference) else { return otherwise };
-        let meant = !local.from_registry || self.named.as_deref() == Some(reference);
-        match (meant, on_host) {
-            (false, _) => otherwise,
-            (true, Some(content)) if *content == local.content => ImageAction::Present,
-            (true, _) => ImageAction::Push,
+        let is_named = self.named.as_deref() == Some(reference);
+        match (local.origin, on_host) {
+            (ImageOrigin::Registry, _) if !is_named => otherwise,
+            (ImageOrigin::Unknown, None) if !is_named => otherwise,
+            (ImageOrigin::Unknown, Some(_)) if !is_named && is_pulled => otherwise,
+            (_, Some(content)) if *content == local.content => ImageAction::Present,
+            _ => ImageAction::Push,
         }
     }
 
@@ -83,7 +104,39 @@ impl LocalImages {
         let pushed = self.images.iter().filter(|(reference, _)| {
             self.action(reference, facts.images.contains(*reference)) == ImageAction::Push
         });
-        pushed.filter_map(|(reference, candidate)| misfit(reference, &candidate.local, facts)).collect()
+        let misfits = pushed.filter_map(|(reference, candidate)| misfit(reference, &candidate.local, facts));
+        let differing = self.images.iter().filter_map(|(reference, candidate)| {
+            let action = self.action(reference, facts.images.contains(reference));
+            self.difference(reference, candidate, action)
+        });
+        misfits.chain(differing).collect()
+    }
+
+    /// A host that has another content under a name is a warning, where nobody has said which is meant.
+    fn difference(&self, reference: &str, candidate: &Candidate, action: ImageAction) -> Option<Finding> {
+        let Candidate { local, on_host } = candidate;
+        let differs = on_host.as_ref().is_some_and(|content| *content != local.content);
+        let is_meant = local.origin == ImageOrigin::Built || self.named.as_deref() == Some(reference);
+        if !differs || is_meant {
+            return None;
+        }
+        let (message, fix) = match action {
+            ImageAction::Push => (
+                format!(
+                    "the host has another image under {reference} than this machine, whose engine does not tell \
+                     whether it was built here: this machine's will be sent"
+                ),
+                format!("to have the registry's, run on this machine: docker pull {reference}"),
+            ),
+            ImageAction::Present => (
+                format!("the host has another image under {reference} than this machine, and keeps it"),
+                format!(
+                    "to have the registry's, set pull_policy: always; to send this machine's, name {reference} as `image`"
+                ),
+            ),
+            ImageAction::Pull | ImageAction::Load => return None,
+        };
+        Some(Finding { code: "image_differs".to_owned(), severity: Severity::Warning, message, fix })
     }
 }
 
@@ -126,23 +179,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::engine::ImageOrigin::{Built, Registry, Unknown};
 
     fn content(layer: &str) -> ImageContent {
         ImageContent::of_inspection(&json!({ "RootFS": { "Layers": [layer] } })).unwrap()
     }
 
-    fn images(from_registry: bool, on_host: Option<&str>, named: Option<&str>) -> LocalImages {
+    fn images(origin: ImageOrigin, on_host: Option<&str>, named: Option<&str>) -> LocalImages {
         let local = LocalImage {
             content: content("a"),
             os: "linux".into(),
             architecture: "arm64".into(),
-            from_registry,
+            origin,
             bytes: 1,
         };
         let candidate = Candidate { local, on_host: on_host.map(content) };
         LocalImages {
             images: BTreeMap::from([("x:1".to_owned(), candidate)]),
             named: named.map(str::to_owned),
+            always_pulled: BTreeSet::new(),
         }
     }
 
@@ -151,29 +206,69 @@ mod tests {
         use ImageAction::{Present, Pull, Push};
         let none = LocalImages::default();
         assert_eq!((none.action("x:1", true), none.action("x:1", false)), (Present, Pull));
-        for (from_registry, named, on_host, expected) in [
-            (false, None, None, Push),
-            (false, None, Some("a"), Present),
-            (false, None, Some("b"), Push),
-            (true, None, None, Pull),
-            (true, None, Some("b"), Present),
-            (true, Some("x:1"), None, Push),
-            (true, Some("x:1"), Some("a"), Present),
-            (true, Some("x:1"), Some("b"), Push),
-            (true, Some("y:1"), None, Pull),
+        for (origin, named, on_host, expected) in [
+            (Built, None, None, Push),
+            (Built, None, Some("a"), Present),
+            (Built, None, Some("b"), Push),
+            (Registry, None, None, Pull),
+            (Registry, None, Some("b"), Present),
+            (Registry, Some("x:1"), None, Push),
+            (Registry, Some("x:1"), Some("a"), Present),
+            (Registry, Some("x:1"), Some("b"), Push),
+            (Registry, Some("y:1"), None, Pull),
+            (Unknown, None, None, Pull),
+            (Unknown, None, Some("a"), Present),
+            (Unknown, None, Some("b"), Push),
         ] {
-            let action = images(from_registry, on_host, named).action("x:1", on_host.is_some());
-            assert_eq!(action, expected, "{from_registry} {named:?} {on_host:?}");
+            let action = images(origin, on_host, named).action("x:1", on_host.is_some());
+            assert_eq!(action, expected, "{origin:?} {named:?} {on_host:?}");
         }
+    }
+
+    #[test]
+    fn image_of_another_content_is_never_kept_in_silence() {
+        let facts = HostFacts {
+            os: "Linux".into(),
+            arch: "aarch64".into(),
+            images: ["x:1".to_owned()].into(),
+            ..HostFacts::default()
+        };
+        let codes = |origin, named, on_host| -> Vec<String> {
+            images(origin, Some(on_host), named).findings(&facts).into_iter().map(|one| one.code).collect()
+        };
+        let other = HostFacts { arch: "x86_64".into(), ..facts.clone() };
+        let unfit = images(Unknown, Some("b"), None).without_unfit(&other);
+        assert_eq!((unfit.action("x:1", true), unfit.findings(&other)), (ImageAction::Present, Vec::new()));
+        for origin in [Unknown, Registry] {
+            assert_eq!(codes(origin, None, "b"), ["image_differs"]);
+            assert!(codes(origin, None, "a").is_empty() && codes(origin, Some("x:1"), "b").is_empty());
+        }
+        assert!(codes(Built, None, "b").is_empty());
+    }
+
+    #[test]
+    fn always_pulled_image_is_pulled_though_present() {
+        let always = |origin, on_host| {
+            let images = images(origin, Some(on_host), None);
+            images.with_always_pulled(["x:1".to_owned()].into()).action("x:1", true)
+        };
+        assert_eq!(always(Registry, "a"), ImageAction::Pull);
+        assert_eq!(always(Unknown, "b"), ImageAction::Pull);
+        assert_eq!(always(Built, "b"), ImageAction::Push);
+        let absent = LocalImages::default().with_always_pulled(["y".to_owned()].into());
+        assert_eq!(
+            (absent.action("y", true), absent.action("z", true)),
+            (ImageAction::Pull, ImageAction::Present)
+        );
     }
 
     #[test]
     fn an_image_for_another_machine_is_a_finding_where_it_would_be_sent() {
         let host = |arch: &str| HostFacts { os: "Linux".into(), arch: arch.into(), ..HostFacts::default() };
-        let found = images(false, None, None).findings(&host("x86_64"));
+        let found = images(Built, None, None).findings(&host("x86_64"));
         assert_eq!(found[0].code, "image_platform");
         assert!(found[0].message.contains("linux/arm64") && found[0].fix.contains("linux/amd64"));
-        assert!(images(false, None, None).findings(&host("aarch64")).is_empty());
-        assert!(images(true, None, None).findings(&host("x86_64")).is_empty());
+        assert!(images(Built, None, None).findings(&host("aarch64")).is_empty());
+        assert!(images(Registry, None, None).findings(&host("x86_64")).is_empty());
     }
 }

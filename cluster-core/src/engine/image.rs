@@ -80,6 +80,30 @@ fn normal(value: &Value) -> Option<Value> {
     }
 }
 
+/// Origin of an image, as far as its engine tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageOrigin {
+    /// No registry knows it.
+    Built,
+    /// A registry knows it.
+    Registry,
+    /// Every image of the containerd store has a digest in its repository, also one that was built there.
+    Unknown,
+}
+
+impl ImageOrigin {
+    /// In the older store the id of an image is the digest of its configuration, and never that of its
+    /// manifest, which a registry knows it by.
+    fn new(id: &str, repo_digests: &[String]) -> Self {
+        let is_own = |digest: &String| digest.rsplit_once('@').is_some_and(|(_, digest)| digest == id);
+        match repo_digests {
+            [] => Self::Built,
+            digests if digests.iter().any(is_own) => Self::Unknown,
+            _ => Self::Registry,
+        }
+    }
+}
+
 /// An image that lies in this machine's engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalImage {
@@ -87,8 +111,7 @@ pub struct LocalImage {
     /// As Docker names them: `linux`, `amd64`.
     pub os: String,
     pub architecture: String,
-    /// A registry knows it. With the containerd image store every image looks so.
-    pub from_registry: bool,
+    pub origin: ImageOrigin,
     pub bytes: u64,
 }
 
@@ -123,12 +146,13 @@ impl Engine {
         let Some(found) = found else { return Ok(None) };
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let (os, architecture) = (text(&found.os), text(&found.architecture));
-        let from_registry = found.repo_digests.as_ref().is_some_and(|digests| !digests.is_empty());
+        let digests = found.repo_digests.as_deref().unwrap_or_default();
+        let origin = ImageOrigin::new(&text(&found.id), digests);
         let bytes = u64::try_from(found.size.unwrap_or(0)).unwrap_or(0);
         let inspection = serde_json::to_value(&found)
             .map_err(|e| Error::internal("an image's description cannot be read").source(e))?;
         let content = ImageContent::of_inspection(&inspection);
-        Ok(content.map(|content| LocalImage { content, os, architecture, from_registry, bytes }))
+        Ok(content.map(|content| LocalImage { content, os, architecture, origin, bytes }))
     }
 
     /// In the form of `docker save`, a piece at a time.
@@ -154,6 +178,17 @@ impl Engine {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn origin_is_unknown_in_the_containerd_store() {
+        let of = |digests: &[&str]| {
+            let digests: Vec<String> = digests.iter().map(ToString::to_string).collect();
+            ImageOrigin::new("sha256:a", &digests)
+        };
+        assert_eq!(of(&[]), ImageOrigin::Built);
+        assert_eq!(of(&["app@sha256:b"]), ImageOrigin::Registry);
+        assert_eq!(of(&["other@sha256:b", "app@sha256:a"]), ImageOrigin::Unknown);
+    }
 
     #[test]
     fn engines_of_different_versions_say_the_same_image() {

@@ -43,7 +43,7 @@ pub use container::{
     is_reserved_variable, log_file_mb,
 };
 pub use events::{Change, EngineEvent};
-pub use image::{Export, ImageContent, LocalImage};
+pub use image::{Export, ImageContent, ImageOrigin, LocalImage};
 pub use output::OutputPiece;
 pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
 

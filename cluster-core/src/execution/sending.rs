@@ -219,7 +219,7 @@ impl Sending {
                 offer: ImageOffer {
                     digest: local.content.digest(),
                     architecture: local.architecture,
-                    exact: !local.from_registry,
+                    exact: local.origin == crate::engine::ImageOrigin::Built,
                 },
                 bytes: local.bytes,
             }),

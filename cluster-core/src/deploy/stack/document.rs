@@ -50,9 +50,15 @@ pub(super) struct Source {
 pub(super) struct Service {
     pub image: Option<String>,
     pub is_built: bool,
+    /// `pull_policy`, as it is written.
+    pub pull_policy: Option<String>,
+    /// Containers that are wanted, where the file gives a number.
+    pub replicas: Option<u64>,
     pub profiles: BTreeSet<String>,
     /// Other services that it cannot run without.
     pub needs: BTreeSet<String>,
+    /// Other services that it follows, but runs without: `depends_on` with `required: false`.
+    pub wants: BTreeSet<String>,
     /// Port of the host and port of the container.
     pub ports: Vec<(u16, u16)>,
     pub sources: BTreeSet<Source>,
@@ -110,10 +116,8 @@ impl Document {
                 let below = below.ok_or_else(|| {
                     refuse(format!("service {name}: `extends` leads to no service, or in a circle"))
                 })?;
-                // Dependencies and profiles are not inherited.
-                let below = Service { needs: BTreeSet::new(), profiles: BTreeSet::new(), ..below.clone() };
                 let parent = below.extends.clone();
-                service = below.under(service);
+                service = below.clone().under(service);
                 service.extends = parent;
             }
             Ok((name.clone(), service))
@@ -150,6 +154,18 @@ impl Files {
 }
 
 impl Service {
+    /// Whether no container of the service is to run.
+    pub fn is_scaled_to_zero(&self) -> bool {
+        self.replicas == Some(0)
+    }
+
+    /// Whether its image is pulled although the host has one of this name.
+    pub fn is_always_pulled(&self) -> bool {
+        self.pull_policy.as_deref().is_some_and(|policy| {
+            matches!(policy, "always" | "daily" | "weekly") || policy.starts_with("every_")
+        })
+    }
+
     fn parse(name: &str, value: &Value, configs: &Files, secrets: &Files) -> Result<Self> {
         let wrong = |key: &str, why: &str| refuse(format!("service {name}: {key} {why}"));
         let extends = match value.get("extends") {
@@ -182,8 +198,12 @@ impl Service {
         Ok(Self {
             image: value.get("image").and_then(Value::as_str).map(str::to_owned),
             is_built: value.get("build").is_some_and(|build| !build.is_null()),
+            pull_policy: value.get("pull_policy").and_then(Value::as_str).map(str::to_owned),
+            replicas: count(value.get("scale"))
+                .or_else(|| count(value.get("deploy").and_then(|deploy| deploy.get("replicas")))),
             profiles: strings(value.get("profiles")),
             needs: needs(value),
+            wants: dependencies(value, false),
             ports,
             sources,
             extends,
@@ -193,7 +213,10 @@ impl Service {
     fn under(mut self, over: Self) -> Self {
         self.image = over.image.or(self.image);
         self.is_built |= over.is_built;
+        self.pull_policy = over.pull_policy.or(self.pull_policy);
+        self.replicas = over.replicas.or(self.replicas);
         self.profiles.extend(over.profiles);
+        self.wants.extend(over.wants);
         self.needs.extend(over.needs);
         self.ports.extend(over.ports);
         self.sources.extend(over.sources);
@@ -263,8 +286,26 @@ fn bind(volume: &Value) -> Result<Option<Source>, String> {
     Ok(Some(source))
 }
 
+/// A number, which variables make a text.
+fn count(value: Option<&Value>) -> Option<u64> {
+    let value = value?;
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
+}
+
+/// Services in `depends_on` that are required, or that are not.
+fn dependencies(service: &Value, required: bool) -> BTreeSet<String> {
+    let value = service.get("depends_on");
+    let mut names = strings(value);
+    let is_required = |name: &str| {
+        let entry = value.and_then(|value| value.get(name));
+        entry.and_then(|entry| entry.get("required")).and_then(Value::as_bool).unwrap_or(true)
+    };
+    names.retain(|name| is_required(name) == required);
+    names
+}
+
 fn needs(value: &Value) -> BTreeSet<String> {
-    let mut needs = strings(value.get("depends_on"));
+    let mut needs = dependencies(value, true);
     let mut links = strings(value.get("links"));
     links.extend(strings(value.get("volumes_from")));
     needs.extend(
@@ -331,7 +372,8 @@ fn replace_variables(value: &mut Value, at: &str, lookup: &dyn Fn(&str) -> Optio
             }
         }
         Value::Object(map) => {
-            for (key, one) in map {
+            // Compose has no use for an extension: where an anchor makes it part of a service, it is replaced there.
+            for (key, one) in map.iter_mut().filter(|(key, _)| !key.starts_with("x-")) {
                 let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
                 replace_variables(one, &at, lookup)?;
             }
@@ -416,7 +458,24 @@ mod tests {
         assert_eq!(needs("b"), ["c"]);
         assert_eq!(document.services["g"].image.as_deref(), Some("own"));
         assert_eq!(document.services["g"].sources.len(), 1);
-        assert!(document.services["g"].profiles.is_empty());
+        assert_eq!(Vec::from_iter(&document.services["g"].profiles), ["never", "p"]);
+    }
+
+    #[test]
+    fn parts_that_do_not_run_are_told_from_others() {
+        let document = parse(
+            "x-route: '^/api$'\nservices:\n  a: {image: x, scale: 0, x-note: '$ 5', pull_policy: always}\n  \
+             b: {image: x, deploy: {replicas: 0}, pull_policy: missing, depends_on: {a: {required: false}, c: {}}}\n  \
+             c: {image: x, scale: '1', deploy: {replicas: 1}, pull_policy: every_12h}\n",
+        )
+        .unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| &document.services[name]);
+        assert!(a.is_scaled_to_zero() && b.is_scaled_to_zero() && !c.is_scaled_to_zero());
+        assert!(a.is_always_pulled() && !b.is_always_pulled() && c.is_always_pulled());
+        assert_eq!(
+            (Vec::from_iter(&b.needs), Vec::from_iter(&b.wants)),
+            (vec![&"c".to_owned()], vec![&"a".to_owned()])
+        );
     }
 
     #[test]

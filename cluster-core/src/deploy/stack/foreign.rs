@@ -1,7 +1,7 @@
 //! The operator's stack with what is ours added by an override: the node, an image in place of a build,
 //! and a label that recreates a service when its files have changed.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{
     NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack,
@@ -24,19 +24,26 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     let mut profiles = operator.profiles.clone();
     profiles.extend(spec.profiles.iter().map(ToString::to_string));
     let mut started = selected(&operator.document, &spec.services, &profiles)?;
+    let replaced = replaced(spec, services.iter().filter(|(name, _)| started.contains(name)))?;
     let mut images = Vec::new();
+    let mut always_pulled = BTreeSet::new();
     let mut ours = String::new();
     let mut ports = Vec::new();
     for (name, service) in services {
-        let image = image(spec, name, service)?;
-        ours.push_str(&addition(operator, name, service));
+        let is_replaced = replaced == Some(name.as_str());
+        ours.push_str(&addition(operator, name, service, is_replaced));
         if started.contains(name) {
-            images.extend(image.map(str::to_owned));
+            let image = if is_replaced { spec.image.as_ref() } else { service.image.as_ref() };
+            images.extend(image.cloned());
+            always_pulled.extend(image.filter(|_| service.is_always_pulled()).cloned());
+        }
+        if started.contains(name) && !service.is_scaled_to_zero() {
             ports.extend(
                 service.ports.iter().map(|(port, _)| Published { service: name.clone(), port: *port }),
             );
         }
     }
+    started.retain(|name| !services[name].is_scaled_to_zero());
     let node = spec.join.then(|| NodeService {
         service: if services.contains_key("node") { "aegis-node" } else { "node" }.to_owned(),
         // Also one that is taken by a service on the host's network.
@@ -68,6 +75,7 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
         operator_override: operator.override_file.clone(),
         override_file,
         images,
+        always_pulled,
         node,
         ollama: ollama.map(|(name, service)| OllamaService {
             service: name.clone(),
@@ -80,22 +88,55 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     })
 }
 
-/// The image that a service runs; what it would be built from is not on the host.
-fn image<'a>(spec: &'a DeploymentSpec, name: &str, service: &'a Service) -> Result<Option<&'a str>> {
-    match (service.is_built, &spec.image) {
-        (true, Some(image)) => Ok(Some(image)),
-        (true, None) => {
-            Err(refuse(format!("service {name} is built from sources that the host does not have"))
-                .remedy("name a built image: `image`, or AITHER_EDGE_IMAGE for the controller"))
+/// Returns the service that runs the image of the request instead of its build. A service with `build` and
+/// `image` runs its image, which is pulled or sent; one image cannot stand for several builds.
+fn replaced<'a>(
+    spec: &DeploymentSpec,
+    started: impl Iterator<Item = (&'a String, &'a Service)>,
+) -> Result<Option<&'a str>> {
+    let built: Vec<(&str, Option<&String>)> = started
+        .filter(|(_, service)| service.is_built)
+        .map(|(name, service)| (name.as_str(), service.image.as_ref()))
+        .collect();
+    let nameless: Vec<&str> =
+        built.iter().filter(|(_, image)| image.is_none()).map(|(name, _)| *name).collect();
+    let names = |names: &[&str]| names.join(", ");
+    match (nameless.as_slice(), &spec.image) {
+        ([], None) => Ok(None),
+        ([one], Some(_)) => Ok(Some(one)),
+        ([one], None) => Err(refuse(format!(
+            "service {one} is built from sources that the host does not have"
+        ))
+        .remedy("name a built image: `image` of the service, or AITHER_EDGE_IMAGE for the controller")),
+        ([], Some(image)) => {
+            match built.as_slice() {
+                [] => Ok(None),
+                [(one, _)] => Ok(Some(one)),
+                _ if built.iter().any(|(_, own)| *own == Some(image)) => Ok(None),
+                several => {
+                    let several: Vec<&str> = several.iter().map(|(name, _)| *name).collect();
+                    Err(refuse(format!("services {} are built, and one image cannot replace them", names(&several)))
+                    .remedy("leave out `image` and AITHER_EDGE_IMAGE: each service runs the `image` that it names"))
+                }
+            }
         }
-        (false, _) => Ok(service.image.as_deref()),
+        (several, _) => Err(refuse(format!(
+            "services {} are built from sources that the host does not have",
+            names(several)
+        ))
+        .remedy("give each of them an `image` in the compose file, build it here, and deploy again")),
     }
 }
 
-fn addition(operator: &OperatorStack, name: &str, service: &Service) -> String {
+fn addition(operator: &OperatorStack, name: &str, service: &Service, is_replaced: bool) -> String {
     let mut text = String::new();
-    if service.is_built {
-        text.push_str("    image: ${AITHER_EDGE_IMAGE}\n    build: !reset null\n");
+    if is_replaced {
+        text.push_str("    image: ${AITHER_EDGE_IMAGE}\n");
+    }
+    // The images are on the host before the stack is started: pulled with the logins and the time that pulls
+    // have, which Compose knows nothing of.
+    if service.is_built || service.is_always_pulled() {
+        text.push_str("    pull_policy: missing\n");
     }
     let paths = operator.named_by.get(name).into_iter().flatten();
     let digests: Vec<String> =
@@ -147,11 +188,57 @@ mod tests {
         let stack = built(dir.path(), |request| request.image = Some("ghcr.io/x/y:1".into())).unwrap();
         assert_eq!(stack.compose, foreign);
         let added = stack.override_file.unwrap();
-        assert!(added.contains("build: !reset null") && added.contains("127.0.0.1:8091/health"), "{added}");
+        assert!(
+            added.contains("image: ${AITHER_EDGE_IMAGE}") && added.contains("127.0.0.1:8091/health"),
+            "{added}"
+        );
         assert_eq!(stack.node, Some(NodeService { service: "node".into(), port: 8091 }));
         assert_eq!(stack.images, ["ghcr.io/x/y:1", "ollama/ollama"]);
         assert_eq!(stack.ollama, Some(OllamaService { service: "ollama".into(), port: None }));
         assert_eq!(stack.services, ["aithernode", "ollama", "node"]);
+    }
+
+    #[test]
+    fn build_with_image_runs_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let stack = |services: &str, image: Option<&str>| {
+            write(dir.path(), "docker-compose.yml", &format!("services:\n{services}"));
+            built(dir.path(), |request| {
+                request.image = image.map(str::to_owned);
+                request.join = Some(false);
+            })
+        };
+        let web = "  web: {image: 'web:1', build: ., pull_policy: build}\n";
+        let both = format!("{web}  worker: {{image: 'worker:1', build: .}}\n");
+        let made = stack(&both, None).unwrap();
+        assert_eq!(made.images, ["web:1", "worker:1"]);
+        assert!(made.override_file.unwrap().contains("pull_policy: missing"));
+        assert_eq!(stack(web, Some("web:2")).unwrap().images, ["web:2"]);
+        assert_eq!(stack(&both, Some("worker:1")).unwrap().images, ["web:1", "worker:1"]);
+        for (services, image) in [
+            (both.as_str(), Some("x:1")),
+            ("  web: {build: .}\n  worker: {build: .}\n", Some("x:1")),
+            ("  web: {build: .}\n  worker: {build: .}\n", None),
+        ] {
+            let error = stack(services, image).unwrap_err();
+            assert!(error.message().contains("services web, worker"), "{error}");
+        }
+        let idle = "  web: {image: x}\n  lint: {build: ., profiles: [dev]}\n  batch: {image: x, scale: 0, ports: ['1:1']}\n";
+        let made = stack(idle, None).unwrap();
+        assert_eq!((made.services, made.ports), (vec!["web".to_owned()], Vec::new()));
+    }
+
+    #[test]
+    fn always_pulled_image_is_not_left_to_compose() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            dir.path(),
+            "docker-compose.yml",
+            "services:\n  web: {image: 'web:1', pull_policy: always}\n  db: {image: 'db:1', pull_policy: missing}\n",
+        );
+        let stack = built(dir.path(), |request| request.join = Some(false)).unwrap();
+        assert_eq!(Vec::from_iter(stack.always_pulled), ["web:1"]);
+        assert_eq!(stack.override_file.unwrap().matches("pull_policy: missing").count(), 1);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub use self::{
     document::Published,
     operator::OperatorStack,
 };
+use std::collections::BTreeSet;
+
 use super::spec::DeploymentSpec;
 use crate::error::Result;
 
@@ -43,6 +45,8 @@ pub struct Stack {
     pub override_file: Option<String>,
     /// Images other than the node's own.
     pub images: Vec<String>,
+    /// Those of the images that are pulled although the host has one of that name.
+    pub always_pulled: BTreeSet<String>,
     /// The service that is our node; none in a stack that does not join.
     pub node: Option<NodeService>,
     pub ollama: Option<OllamaService>,

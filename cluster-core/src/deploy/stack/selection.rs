@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::document::{Document, refuse};
+use super::document::{Document, Service, refuse};
 use crate::{
     deploy::names::ServiceName,
     error::{Error, Result},
@@ -33,6 +33,9 @@ pub(super) fn selected(
         if !selected.insert(name.clone()) {
             continue;
         }
+        let is_enabled =
+            |service: &Service| service.profiles.is_empty() || !service.profiles.is_disjoint(profiles);
+        left.extend(all[name].wants.iter().filter(|wanted| all.get(*wanted).is_some_and(is_enabled)));
         for needed in &all[name].needs {
             let (needed, _) = all
                 .get_key_value(needed)
@@ -58,7 +61,8 @@ mod tests {
         let document = Document::parse(
             "services:\n  web: {image: x, depends_on: [db]}\n  db: {image: x}\n  \
              debug: {image: x, profiles: [debug], depends_on: [store]}\n  store: {image: x, profiles: [other]}\n  \
-             alone: {image: x}\n",
+             alone: {image: x}\n  soft: {image: x, profiles: [soft], depends_on: {store: {required: false}, \
+             alone: {required: false}, absent: {required: false}}}\n",
             &|_| None,
         )?;
         let named = named.iter().map(|name| ServiceName::parse(name).unwrap()).collect();
@@ -71,9 +75,11 @@ mod tests {
         assert_eq!(select(&["web"], &[]).unwrap(), ["db", "web"]);
         assert_eq!(select(&[], &["debug"]).unwrap(), ["alone", "db", "debug", "store", "web"]);
         assert_eq!(select(&["debug"], &[]).unwrap(), ["debug", "store"]);
+        assert_eq!(select(&["soft"], &[]).unwrap(), ["alone", "soft"], "no profile asks for store");
+        assert_eq!(select(&["soft"], &["other"]).unwrap(), ["alone", "soft", "store"]);
         let error = select(&["nginx"], &[]).unwrap_err();
-        assert!(error.remedy_text().unwrap().contains("alone, db, debug, store, web"), "{error}");
+        assert!(error.remedy_text().unwrap().contains("alone, db, debug, soft, store, web"), "{error}");
         let error = select(&[], &["nope"]).unwrap_err();
-        assert!(error.remedy_text().unwrap().contains("debug, other"), "{error}");
+        assert!(error.remedy_text().unwrap().contains("debug, other, soft"), "{error}");
     }
 }
