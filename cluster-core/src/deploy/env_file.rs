@@ -13,8 +13,57 @@ use crate::{
 
 /// A value larger than this is data, not a setting.
 const VALUE_BYTES_MAX: usize = 1024 * 1024;
-/// Keys that steer Compose, Docker or the loader of whatever reads them.
-const STEERING_PREFIXES: [&str; 3] = ["COMPOSE_", "DOCKER_", "LD_"];
+/// Prefix of keys that steer Compose.
+const COMPOSE_PREFIX: &str = "COMPOSE_";
+/// Keys that the Docker client obeys. An application's own may begin like them.
+const DOCKER_KEYS: [&str; 19] = [
+    "DOCKER_API_VERSION",
+    "DOCKER_AUTH_CONFIG",
+    "DOCKER_BUILDKIT",
+    "DOCKER_CERT_PATH",
+    "DOCKER_CONFIG",
+    "DOCKER_CONTENT_TRUST",
+    "DOCKER_CONTENT_TRUST_SERVER",
+    "DOCKER_CONTEXT",
+    "DOCKER_CUSTOM_HEADERS",
+    "DOCKER_DEFAULT_PLATFORM",
+    "DOCKER_DRIVER",
+    "DOCKER_HIDE_LEGACY_COMMANDS",
+    "DOCKER_HOST",
+    "DOCKER_MACHINE_NAME",
+    "DOCKER_RAMDISK",
+    "DOCKER_TLS",
+    "DOCKER_TLS_VERIFY",
+    "DOCKER_TMPDIR",
+    "DOCKER_CLI_HINTS",
+];
+/// Keys that the loader of programs obeys (ld.so(8)).
+const LOADER_KEYS: [&str; 21] = [
+    "LD_ASSUME_KERNEL",
+    "LD_AUDIT",
+    "LD_BIND_NOT",
+    "LD_BIND_NOW",
+    "LD_DEBUG",
+    "LD_DEBUG_OUTPUT",
+    "LD_DYNAMIC_WEAK",
+    "LD_ELF_HINTS_PATH",
+    "LD_HWCAP_MASK",
+    "LD_LIBRARY_PATH",
+    "LD_ORIGIN_PATH",
+    "LD_POINTER_GUARD",
+    "LD_PREFER_MAP_32BIT_EXEC",
+    "LD_PRELOAD",
+    "LD_PROFILE",
+    "LD_PROFILE_OUTPUT",
+    "LD_SHOW_AUXV",
+    "LD_TRACE_LOADED_OBJECTS",
+    "LD_USE_LOAD_BIAS",
+    "LD_VERBOSE",
+    "LD_WARN",
+];
+/// Keys of Compose that choose other files than those that are sent.
+const FILE_CHOICES: [&str; 4] =
+    [COMPOSE_FILE, "COMPOSE_ENV_FILES", "COMPOSE_DISABLE_ENV_FILE", "COMPOSE_PATH_SEPARATOR"];
 /// The two of them that are ours to set, so that a person's `docker compose` in the base directory
 /// means the same stack as ours.
 const COMPOSE_FILE: &str = "COMPOSE_FILE";
@@ -89,8 +138,17 @@ fn check_form(key: &str) -> Result<(), ()> {
     if first && all { Ok(()) } else { Err(()) }
 }
 
+/// Whether Compose, Docker or the loader of programs obeys a key.
 pub fn is_steering(key: &str) -> bool {
-    key == "PATH" || STEERING_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+    matches!(key, "PATH" | "PWD")
+        || key.starts_with(COMPOSE_PREFIX)
+        || DOCKER_KEYS.contains(&key)
+        || LOADER_KEYS.contains(&key)
+}
+
+/// Whether a key of `.env` makes Compose read other files than those that a deployment sends.
+pub fn chooses_files(key: &str) -> bool {
+    FILE_CHOICES.contains(&key)
 }
 
 fn escape(value: &str) -> String {
@@ -347,8 +405,12 @@ mod tests {
         let mut file = EnvFile::default();
         assert!(file.set("KEY", "a\0b").is_err());
         assert!(file.set("KEY", "x".repeat(VALUE_BYTES_MAX + 1)).is_err());
-        for key in ["COMPOSE_FILE", "DOCKER_HOST", "PATH", "LD_PRELOAD", "A B", "1A", "", "A=B", "A\n"] {
+        for key in ["COMPOSE_FILE", "DOCKER_HOST", "PATH", "PWD", "LD_PRELOAD", "A B", "1A", "", "A=B", "A\n"]
+        {
             assert!(file.set(key, "x").is_err(), "{key:?}");
+        }
+        for key in ["DOCKER_INFLUXDB_INIT_PASSWORD", "LD_CLIENT_ID", "DOCKER_GID"] {
+            assert!(file.set(key, "x").is_ok(), "{key}: an application's own");
         }
     }
 
@@ -361,7 +423,7 @@ mod tests {
 
     #[test]
     fn an_operators_file_is_read_as_compose_reads_it() {
-        let text = "# c\n\nA=1 # c\nexport B = 'x $A # y' # c\nC=\"a\\n\\\"$A\\$A\"\nD=${A}2\nE: yaml\nALONE\nF=\"two\nlines\"\nA=3\nG=\nH=a#b\nI=#c\n";
+        let text = "# c\n\nA=1 # c\nexport B = 'x $A # y' # c\nC=\"a\\n\\\"$A\\$A\"\nD=${A}2\nE: yaml\nALONE\nF=\"two\nlines\"\nA=3\nG=\nH=a#b\nI=#c\nJ=ends-with$\nK=\"^/api$\"\n";
         let entries = parse(text).unwrap();
         let entries: Vec<(&str, &str)> =
             entries.iter().map(|(key, value)| (key.as_str(), value.reveal())).collect();
@@ -377,6 +439,8 @@ mod tests {
                 ("G", ""),
                 ("H", "a#b"),
                 ("I", ""),
+                ("J", "ends-with$"),
+                ("K", "^/api$"),
             ]
         );
         for (bad, says) in [("A=1\nB=\"x", "line 2"), ("A=1\n\nB C=x", "line 3"), ("A=${X:?why}", "why")] {

@@ -97,6 +97,7 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
             "deploy with services=node, or use a larger machine",
         );
     }
+    variables(wanted.stack, &mut found);
     for published in &wanted.stack.ports {
         port(facts, published, &mut found);
     }
@@ -330,6 +331,34 @@ fn port(facts: &HostFacts, published: &Published, found: &mut Findings) {
     }
 }
 
+/// Variables of the compose file that are replaced by nothing, and images that this makes incomplete.
+fn variables(stack: &Stack, found: &mut Findings) {
+    let names: Vec<&str> = stack.unset.iter().map(String::as_str).collect();
+    for (service, image) in &stack.incomplete_images {
+        found.error(
+            "image",
+            format!("the image of service {service}, \"{image}\", is not complete"),
+            match names.as_slice() {
+                [] => "write its name and tag into the compose file".to_owned(),
+                names => format!(
+                    "set what it is made of in .env beside the compose file; without a value are {}",
+                    names.join(", ")
+                ),
+            },
+        );
+    }
+    if !names.is_empty() {
+        found.warning(
+            "variables",
+            format!(
+                "variables of the compose file have no value, and nothing stands in their place: {}",
+                names.join(", ")
+            ),
+            "set them in .env beside the compose file, or give each a default: ${NAME:-default}",
+        );
+    }
+}
+
 fn version_of(text: &str) -> (u32, u32) {
     let mut numbers =
         text.trim_start_matches('v').split(['.', '-', '+']).map(|part| part.parse().unwrap_or(0));
@@ -527,6 +556,26 @@ mod tests {
         let facts =
             HostFacts { docker_version: None, listening: [8090].into(), release: Some(release()), ..good() };
         assert_eq!(codes(&facts), ["docker_not_running"]);
+    }
+
+    #[test]
+    fn incomplete_image_is_an_error_and_unset_variable_a_warning() {
+        let stack = Stack {
+            unset: ["TAG".to_owned()].into(),
+            incomplete_images: [("web".to_owned(), "shop/web:".to_owned())].into(),
+            ..Stack::default()
+        };
+        let wanted = Wanted {
+            stack: &stack,
+            has_node_binary: true,
+            cluster: "ours",
+            has_files: false,
+            recorded_base: None,
+        };
+        let found = findings(&good(), &spec(), wanted);
+        let told: Vec<_> = found.iter().map(|one| (one.code.as_str(), one.severity)).collect();
+        assert_eq!(told, [("image", Severity::Error), ("variables", Severity::Warning)]);
+        assert!(found.iter().all(|one| one.message.contains("TAG") || one.fix.contains("TAG")));
     }
 
     #[test]

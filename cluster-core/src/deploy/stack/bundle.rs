@@ -250,6 +250,13 @@ fn joined(directory: &str, name: &str) -> String {
     }
 }
 
+/// Whether a source is the `.env` of the stack, which the host has beside the compose file as well.
+pub(super) fn is_dotenv(source: &Source) -> bool {
+    let mut parts = Path::new(&source.path).components().filter(|part| *part != Component::CurDir);
+    let is_named = parts.next() == Some(Component::Normal(".env".as_ref())) && parts.next().is_none();
+    is_named && matches!(source.kind, Kind::EnvFile | Kind::Bind | Kind::BindReadOnly)
+}
+
 /// Where a source lies beneath the compose file's directory; `None` when it is the host's.
 pub(super) fn local_path(service: &str, source: &Source, directory: &Path) -> Result<Option<String>> {
     let Source { kind, path, key, .. } = source;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::interpolate::interpolate;
+use super::interpolate::{blanks, interpolate};
 use crate::{
     deploy::names::ServiceName,
     error::{Error, ErrorCode, Result},
@@ -68,6 +68,8 @@ pub(super) struct Service {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Document {
     pub services: BTreeMap<String, Service>,
+    /// Variables that have no value and no default.
+    pub blanks: BTreeSet<String>,
 }
 
 pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
@@ -82,7 +84,8 @@ impl Document {
             return Err(refuse("`include` names files that are not sent along")
                 .remedy("write what it includes into the compose file itself"));
         }
-        replace_variables(&mut document, "", lookup)?;
+        let mut blanks = BTreeSet::new();
+        replace_variables(&mut document, "", lookup, &mut blanks)?;
         let named = |kind: &str| Files::of(document.get(kind));
         let (configs, secrets) = (named("configs"), named("secrets"));
         let services = document.get("services").and_then(Value::as_object);
@@ -92,12 +95,13 @@ impl Document {
             let service = Service::parse(&name, value, &configs, &secrets)?;
             Ok((name, service))
         });
-        Ok(Self { services: services.collect::<Result<_>>()? })
+        Ok(Self { services: services.collect::<Result<_>>()?, blanks })
     }
 
     /// Puts another document over this one. A file that is named in either travels.
     #[must_use]
     pub fn merged(mut self, over: Self) -> Self {
+        self.blanks.extend(over.blanks);
         for (name, service) in over.services {
             let below = self.services.remove(&name).unwrap_or_default();
             self.services.insert(name, below.under(service));
@@ -122,7 +126,7 @@ impl Document {
             }
             Ok((name.clone(), service))
         });
-        Ok(Self { services: services.collect::<Result<_>>()? })
+        Ok(Self { services: services.collect::<Result<_>>()?, blanks: self.blanks.clone() })
     }
 }
 
@@ -359,23 +363,29 @@ fn range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
     (first <= last && last - first < PORT_RANGE_MAX).then_some(first..=last)
 }
 
-fn replace_variables(value: &mut Value, at: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+fn replace_variables(
+    value: &mut Value,
+    at: &str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+    unset: &mut BTreeSet<String>,
+) -> Result<()> {
     match value {
         Value::String(text) => {
             if text.contains('$') {
+                unset.extend(blanks(text, lookup));
                 *text = interpolate(text, lookup).map_err(|why| refuse(format!("{at}: {why}")))?;
             }
         }
         Value::Array(list) => {
             for one in list {
-                replace_variables(one, at, lookup)?;
+                replace_variables(one, at, lookup, unset)?;
             }
         }
         Value::Object(map) => {
             // Compose has no use for an extension: where an anchor makes it part of a service, it is replaced there.
             for (key, one) in map.iter_mut().filter(|(key, _)| !key.starts_with("x-")) {
                 let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
-                replace_variables(one, &at, lookup)?;
+                replace_variables(one, &at, lookup, unset)?;
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}

@@ -1,7 +1,10 @@
 //! The operator's stack with what is ours added by an override: the node, an image in place of a build,
 //! and a label that recreates a service when its files have changed.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use super::{
     NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack,
@@ -11,7 +14,7 @@ use super::{
     selection::selected,
 };
 use crate::{
-    deploy::{hex_digest, spec::DeploymentSpec},
+    deploy::{hex_digest, release, spec::DeploymentSpec},
     error::{Error, Result},
 };
 
@@ -27,6 +30,7 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     let replaced = replaced(spec, services.iter().filter(|(name, _)| started.contains(name)))?;
     let mut images = Vec::new();
     let mut always_pulled = BTreeSet::new();
+    let mut incomplete_images = BTreeMap::new();
     let mut ours = String::new();
     let mut ports = Vec::new();
     for (name, service) in services {
@@ -34,6 +38,9 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
         ours.push_str(&addition(operator, name, service, is_replaced));
         if started.contains(name) {
             let image = if is_replaced { spec.image.as_ref() } else { service.image.as_ref() };
+            if let Some(image) = image.filter(|image| is_incomplete(image)) {
+                incomplete_images.insert(name.clone(), image.clone());
+            }
             images.extend(image.cloned());
             always_pulled.extend(image.filter(|_| service.is_always_pulled()).cloned());
         }
@@ -76,6 +83,8 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
         override_file,
         images,
         always_pulled,
+        unset: operator.document.blanks.iter().filter(|name| !is_set_on_the_host(name)).cloned().collect(),
+        incomplete_images,
         node,
         ollama: ollama.map(|(name, service)| OllamaService {
             service: name.clone(),
@@ -128,6 +137,19 @@ fn replaced<'a>(
     }
 }
 
+/// Whether `.env` on the host may have a variable that is not known here.
+fn is_set_on_the_host(name: &str) -> bool {
+    name.starts_with("AEGIS_") || matches!(name, "TUNNEL_TOKEN" | "CLOUDFLARE_TUNNEL_TOKEN")
+}
+
+/// Whether a part of a reference is empty, which a variable without a value leaves so.
+fn is_incomplete(image: &str) -> bool {
+    image.is_empty()
+        || image.ends_with([':', '@', '/'])
+        || image.starts_with([':', '@', '/'])
+        || image.contains("//")
+}
+
 fn addition(operator: &OperatorStack, name: &str, service: &Service, is_replaced: bool) -> String {
     let mut text = String::new();
     if is_replaced {
@@ -139,8 +161,12 @@ fn addition(operator: &OperatorStack, name: &str, service: &Service, is_replaced
         text.push_str("    pull_policy: missing\n");
     }
     let paths = operator.named_by.get(name).into_iter().flatten();
+    let digest_of = |path: &str| match path == release::ENV_FILE {
+        true => Some(operator.environment_digest()),
+        false => operator.bundle().digest_of(path),
+    };
     let digests: Vec<String> =
-        paths.filter_map(|path| Some(format!("{path} {}", operator.bundle().digest_of(path)?))).collect();
+        paths.filter_map(|path| Some(format!("{path} {}", digest_of(path)?))).collect();
     if !digests.is_empty() {
         // Compose looks at names of files only.
         let digest = hex_digest(digests.join("\n").as_bytes());
@@ -226,6 +252,78 @@ mod tests {
         let idle = "  web: {image: x}\n  lint: {build: ., profiles: [dev]}\n  batch: {image: x, scale: 0, ports: ['1:1']}\n";
         let made = stack(idle, None).unwrap();
         assert_eq!((made.services, made.ports), (vec!["web".to_owned()], Vec::new()));
+    }
+
+    #[test]
+    fn dotenv_of_the_stack_can_be_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let compose = "services:\n  web: {image: x, env_file: .env}\n  app: {image: x, volumes: ['./.env:/app/.env:ro']}\n";
+        write(dir.path(), "docker-compose.yml", compose);
+        let error = built(dir.path(), |_| {}).unwrap_err();
+        assert!(error.message().contains(".env: it is not there"), "{error}");
+        let made = |env: &str| {
+            write(dir.path(), ".env", env);
+            built(dir.path(), |_| {}).unwrap().override_file.unwrap()
+        };
+        let before = made("A=1\n");
+        assert_eq!(before.matches("aegis.files_digest").count(), 2);
+        assert_ne!(before, made("A=2\n"), "a changed .env recreates them");
+    }
+
+    #[test]
+    fn keys_of_the_application_arrive_and_others_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = |compose: &str, env: &str| {
+            write(dir.path(), "docker-compose.yml", compose);
+            write(dir.path(), ".env", env);
+            let mut spec = foreign_spec(|request| request.join = Some(false));
+            spec.compose_file = Some(dir.path().join("docker-compose.yml"));
+            OperatorStack::read(&spec).map(|operator| operator.unwrap())
+        };
+        let web =
+            "services: {web: {image: 'x:${DOCKER_TAG:?}', environment: {P: '${COMPOSE_PROJECT_NAME:?}'}}}";
+        let operator = made(web, "DOCKER_TAG=1\nLD_P=secret\nCOMPOSE_FILE=./docker-compose.yml\n").unwrap();
+        let keys: Vec<&str> = operator.environment().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["DOCKER_TAG", "LD_P"]);
+        for (compose, env, says) in [
+            (web, "DOCKER_TAG=1\nCOMPOSE_FILE=docker-compose.yml:prod.yml\n", "COMPOSE_FILE"),
+            ("services: {web: {image: 'x:${DOCKER_HOST:?}'}}", "DOCKER_HOST=1\n", "DOCKER_HOST"),
+            ("services: {web: {image: 'x:$LD_PRELOAD'}}", "LD_PRELOAD=1\n", "LD_PRELOAD"),
+        ] {
+            let error = made(compose, env).unwrap_err();
+            assert!(error.message().contains(says), "{error}");
+            assert!(error.remedy_text().is_some());
+        }
+    }
+
+    #[test]
+    fn pwd_is_the_directory_of_the_compose_file() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            dir.path(),
+            "docker-compose.yml",
+            "services:\n  web: {image: x, env_file: '${PWD}/a.env', volumes: ['${PWD}/a.conf:/etc/a.conf:ro']}\n",
+        );
+        write(dir.path(), "a.env", "A=1\n");
+        write(dir.path(), "a.conf", "");
+        let mut spec = foreign_spec(|_| {});
+        spec.compose_file = Some(dir.path().join("docker-compose.yml"));
+        let operator = OperatorStack::read(&spec).unwrap().unwrap();
+        let roots: Vec<&str> = operator.bundle().roots().iter().map(|root| root.path.as_str()).collect();
+        assert_eq!(roots, ["a.conf", "a.env"]);
+    }
+
+    #[test]
+    fn unset_variables_and_incomplete_images_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            dir.path(),
+            "docker-compose.yml",
+            "services:\n  web: {image: 'shop/web:${TAG}', labels: {a: '$OTHER${SET:-1}$', b: $TUNNEL_TOKEN}}\n  idle: {image: '${NONE}', profiles: [p]}\n",
+        );
+        let stack = built(dir.path(), |_| {}).unwrap();
+        assert_eq!(Vec::from_iter(stack.unset), ["NONE", "OTHER", "TAG"]);
+        assert_eq!(Vec::from_iter(stack.incomplete_images), [("web".to_owned(), "shop/web:".to_owned())]);
     }
 
     #[test]

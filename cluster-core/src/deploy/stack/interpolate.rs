@@ -16,10 +16,11 @@ pub fn interpolate(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Resul
             &after[end + 1..]
         } else {
             let length = name_length(after);
-            if length == 0 {
-                return Err("a `$` stands before no name; `$$` is the character".to_owned());
+            match length {
+                // Compose leaves it as it is.
+                0 => out.push('$'),
+                _ => out.push_str(&lookup(&after[..length]).unwrap_or_default()),
             }
-            out.push_str(&lookup(&after[..length]).unwrap_or_default());
             &after[length..]
         };
     }
@@ -71,9 +72,41 @@ fn braced(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String,
     }
 }
 
+/// Returns the names that a text uses without a value, a default or an error of its own: Compose warns of them
+/// and puts nothing in their place.
+pub(super) fn blanks(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('$') {
+        let (name, after) = match (after.strip_prefix('$'), after.strip_prefix('{')) {
+            (Some(after), _) => ("", after),
+            (None, Some(after)) => match closing(after) {
+                Some(end) => (
+                    after.get(..end).filter(|name| name_length(name) == end).unwrap_or(""),
+                    &after[end + 1..],
+                ),
+                None => ("", ""),
+            },
+            (None, None) => after.split_at(name_length(after)),
+        };
+        if !name.is_empty() && lookup(name).is_none() {
+            names.push(name.to_owned());
+        }
+        rest = after;
+    }
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blanks_are_names_without_a_value_or_a_default() {
+        let lookup = |name: &str| (name == "SET").then(String::new);
+        let text = "$SET ${SET} $$ESCAPED ${WITH:-d} ${A}/$B:${C?x} $ ${";
+        assert_eq!(blanks(text, &lookup), ["A", "B"]);
+    }
 
     #[test]
     fn the_forms_of_compose() {
@@ -90,11 +123,11 @@ mod tests {
             ("${SET:-a}${SET+x}${NONE+y}<${EMPTY:+z}>", "valuex<>"),
             ("${NONE:-${SET}/d}", "value/d"),
             ("${SET:?needed}", "value"),
+            ("^/api$|$ x|$1|$", "^/api$|$ x|$1|$"),
         ] {
             assert_eq!(interpolate(text, &lookup).as_deref(), Ok(expected), "{text}");
         }
-        for bad in ["${NONE:?needed}", "${EMPTY:?needed}", "${SET", "${}", "$", "$ x", "${SET:}", "${SET/x}"]
-        {
+        for bad in ["${NONE:?needed}", "${EMPTY:?needed}", "${SET", "${}", "${SET:}", "${SET/x}"] {
             assert!(interpolate(bad, &lookup).is_err(), "{bad}");
         }
     }

@@ -22,7 +22,7 @@ pub use self::{
     document::Published,
     operator::OperatorStack,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::spec::DeploymentSpec;
 use crate::error::Result;
@@ -47,6 +47,10 @@ pub struct Stack {
     pub images: Vec<String>,
     /// Those of the images that are pulled although the host has one of that name.
     pub always_pulled: BTreeSet<String>,
+    /// Variables of the compose file that have no value and no default.
+    pub unset: BTreeSet<String>,
+    /// Services that are started, with images that a variable without a value leaves incomplete.
+    pub incomplete_images: BTreeMap<String, String>,
     /// The service that is our node; none in a stack that does not join.
     pub node: Option<NodeService>,
     pub ollama: Option<OllamaService>,

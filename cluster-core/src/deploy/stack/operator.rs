@@ -2,22 +2,28 @@
 //! beside it, and every file that they name. A caller cannot name any of this, the configuration does.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{
+    PROJECT,
     bundle::{self, Bundle, Named},
     document::{Document, Kind, refuse},
 };
 use crate::{
-    deploy::{Secret, env_file, release, spec::DeploymentSpec},
+    deploy::{Secret, env_file, hex_digest, release, spec::DeploymentSpec},
     error::{Error, ErrorCode, Result},
 };
 
 const TEXT_BYTES_MAX: u64 = 1024 * 1024;
 const PROFILES_KEY: &str = "COMPOSE_PROFILES";
+const PROJECT_NAME_KEY: &str = "COMPOSE_PROJECT_NAME";
+const DIRECTORY_KEY: &str = "PWD";
+/// Variables that Compose on the host knows, whatever `.env` says.
+const KNOWN_TO_COMPOSE: [&str; 3] = [PROJECT_NAME_KEY, PROFILES_KEY, DIRECTORY_KEY];
 /// A shorter value is as likely a word of the log as it is a secret.
 const SECRET_BYTES_MIN: usize = 8;
 const SECRET_BYTES_MAX: usize = 16 * 1024;
@@ -51,7 +57,9 @@ impl OperatorStack {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or_else(|| Path::new("."));
         let env_path = directory.join(release::ENV_FILE);
-        let env = match read_text(&env_path)? {
+        let text = read_text(&env_path)?;
+        let has_env = text.is_some();
+        let env = match text {
             Some(text) => env_file::parse(&text).map_err(|why| at(&env_path, &why))?,
             None => Vec::new(),
         };
@@ -61,6 +69,11 @@ impl OperatorStack {
             if key == PROFILES_KEY {
                 let names = value.reveal().split(',').map(str::trim).filter(|name| !name.is_empty());
                 profiles = names.map(str::to_owned).collect();
+            } else if env_file::chooses_files(&key) && !is_that_file(value.reveal(), path) {
+                return Err(at(&env_path, &format!("{key} chooses other files than those that are sent"))
+                    .remedy(format!(
+                        "take {key} out of it, and write one compose file: docker compose config"
+                    )));
             } else if env_file::is_steering(&key) {
                 left_out.push(key);
             } else {
@@ -72,15 +85,40 @@ impl OperatorStack {
             let known = known.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
             known.or_else(|| environment.get(name).map(|value| value.reveal().to_owned()))
         };
-        let mut document = Document::parse(&compose, &lookup)?;
-        if let Some(text) = &override_file {
-            document = document.merged(Document::parse(text, &lookup)?);
+        let steering = RefCell::new(BTreeSet::new());
+        let lookup = |name: &str| {
+            if !KNOWN_TO_COMPOSE.contains(&name) && left_out.iter().any(|key| key == name) {
+                steering.borrow_mut().insert(name.to_owned());
+            }
+            lookup(name)
+        };
+        let document = Document::parse(&compose, &lookup).and_then(|document| match &override_file {
+            Some(text) => document.merged(Document::parse(text, &lookup)?).resolved(),
+            None => document.resolved(),
+        });
+        // Before an error that would call the variable unset.
+        if let Some(name) = steering.borrow().first() {
+            return Err(at(
+                &env_path,
+                &format!("{name} steers Compose, Docker or the loader, and is not sent"),
+            )
+            .remedy("give the application's variable another name, in .env and in the compose file"));
         }
-        let document = document.resolved()?;
+        let document = document?;
         let (mut named, mut named_by) = (Named::new(), BTreeMap::new());
         for (service, parsed) in &document.services {
             let mut paths = BTreeSet::new();
             for source in &parsed.sources {
+                if bundle::is_dotenv(source) {
+                    if source.required && !has_env {
+                        return Err(at(
+                            &env_path,
+                            &format!("it is not there, and service {service} names it"),
+                        ));
+                    }
+                    paths.insert(release::ENV_FILE.to_owned());
+                    continue;
+                }
                 let Some(path) = bundle::local_path(service, source, directory)? else { continue };
                 paths.insert(path.clone());
                 let strictest = named.entry(path).or_insert_with(|| (service.clone(), source.clone()));
@@ -99,6 +137,13 @@ impl OperatorStack {
 
     pub fn environment(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.environment.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// Digest of `.env`, for the services that name it.
+    pub(super) fn environment_digest(&self) -> String {
+        let entries: Vec<(&str, &str)> =
+            self.environment.iter().map(|(key, value)| (key.as_str(), value.reveal())).collect();
+        hex_digest(format!("{entries:?}").as_bytes())
     }
 
     /// Keys of `.env` that Compose on the host is not to obey.
@@ -130,6 +175,9 @@ fn strictest_of(one: Kind, other: Kind) -> Kind {
 fn known(spec: &DeploymentSpec) -> Vec<(&'static str, String)> {
     let remote = spec.remote_llm_url.clone().unwrap_or_default();
     let mut known = vec![
+        (PROJECT_NAME_KEY, PROJECT.to_owned()),
+        // The directory of the compose file, also on the host.
+        (DIRECTORY_KEY, ".".to_owned()),
         ("AEGIS_NODE_ID", spec.node.to_string()),
         ("AEGIS_BASE_DIR", spec.base_dir.clone()),
         ("AEGIS_REMOTE_LLM_URL", remote.clone()),
@@ -137,6 +185,12 @@ fn known(spec: &DeploymentSpec) -> Vec<(&'static str, String)> {
     ];
     known.extend(spec.image.clone().map(|image| ("AITHER_EDGE_IMAGE", image)));
     known
+}
+
+/// Whether `COMPOSE_FILE` names just the compose file that is sent.
+fn is_that_file(value: &str, path: &Path) -> bool {
+    Path::new(value.trim()).components().next_back() == path.components().next_back()
+        && Path::new(value.trim()).components().filter(|part| *part != Component::CurDir).count() == 1
 }
 
 /// Compose's own rule: `x.yml` is overridden by `x.override.yml`.

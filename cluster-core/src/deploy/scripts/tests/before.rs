@@ -44,6 +44,17 @@ fn own_stack_comes_back_and_runs_as_before() {
 }
 
 #[test]
+fn compose_knows_the_directory_of_the_stack() {
+    for shell in Shell::ALL {
+        let sandbox = Sandbox::new(shell);
+        deploy(&sandbox, "r1");
+        up(&sandbox);
+        let directory = fs::canonicalize(sandbox.path(BASE)).unwrap();
+        assert_eq!(sandbox.read("docker/directories").trim(), directory.to_str().unwrap(), "{shell:?}");
+    }
+}
+
+#[test]
 fn own_stack_that_did_not_run_is_not_started() {
     for shell in Shell::ALL {
         let sandbox = with_own_stack(shell);

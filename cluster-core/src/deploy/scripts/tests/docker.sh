@@ -8,9 +8,12 @@
 #   containers/ID      project=, service=, node=, status=, config_digest=, image=
 #   images             REFERENCE ID, one a line
 #   used               ids of images that cannot be removed
+#   directories        PWD in the environment of each call of Compose
 #   fail               text before a space: the call that fails (`compose up`); after it: the error
 state=$(dirname "$0")/../docker
 printf '%s\n' "$*" >> "$state/calls"
+# A shell sets its own PWD: what it was given stands in the file only.
+[ "$1" != compose ] || tr '\0' '\n' < "/proc/$$/environ" | sed -n 's/^PWD=//p' >> "$state/directories"
 
 refuse() { printf '%s\n' "$*" >> "$state/unknown"; echo "stand-in docker: unknown call: $*" >&2; exit 64; }
 fails() {
