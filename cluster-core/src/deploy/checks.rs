@@ -11,6 +11,7 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     health::{CONTAINER_FORMAT, Look},
     link::NodeLink,
+    ports::{BoundSocket, Protocol},
     release::{ReadyMark, ReleaseNote},
     scripts,
     stack::PROJECT,
@@ -84,7 +85,10 @@ pub struct HostFacts {
     pub docker_snap: bool,
     /// Installed, though Docker may not know of it.
     pub nvidia_toolkit: bool,
+    /// TCP ports that something listens on, at any address.
     pub listening: BTreeSet<u16>,
+    /// Sockets that are taken, of TCP and UDP.
+    pub bound: BTreeSet<BoundSocket>,
     /// The containers of the project, of any origin.
     pub look: Look,
     /// SHA-256 of the files that the current release names, as they are now.
@@ -232,7 +236,13 @@ pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
             "gpu" => facts.gpus.extend(gpu(value)),
             "base_exists" => facts.base_exists = true,
             "base_writable" => facts.base_writable = true,
-            "listening" => facts.listening.extend(u16::from_str_radix(value, 16)),
+            "bound" => {
+                let socket = BoundSocket::parse(value);
+                facts.listening.extend(
+                    socket.filter(|socket| socket.protocol == Protocol::Tcp).map(|socket| socket.port),
+                );
+                facts.bound.extend(socket);
+            }
             "container" => containers.push_str(&format!("{value}\n")),
             "replaced" => facts.replaced.extend(some()),
             "link_directory" => facts.link_directory = true,
@@ -281,7 +291,7 @@ mod tests {
     #[test]
     fn facts_are_read_from_lines() {
         let text = "os=Linux\narch=x86_64\nuid=0\nepoch=1060\ncpus=2\nmemory_total_kb=2097152\ndisk_free_kb=1048576\n\
-                    docker_version=26.1.5\ncompose_version=2.26.1\nlistening=1F9A\nlistening=0016\n\
+                    docker_version=26.1.5\ncompose_version=2.26.1\nbound=tcp 0100007F:1F9A\nbound=tcp 00000000000000000000000000000000:0016\nbound=udp 3500007F:0035\nbound=x\n\
                     replaced=docker-compose.yml\nbase_free_kb=2048\n\
                     container={\"id\":\"a\",\"service\":\"node\",\"status\":\"running\",\"health\":\"\",\"exit_code\":0,\
                     \"oom_killed\":false,\"restarts\":0,\"started_at\":\"x\",\"policy\":\"no\",\"image\":\"x\"}\n\
@@ -289,7 +299,9 @@ mod tests {
         let facts = parse(text, 1000).unwrap();
         assert_eq!((facts.os.as_str(), facts.cpus, facts.clock_skew_seconds), ("Linux", 2, 60));
         assert_eq!((facts.memory_total_mb, facts.disk_free_mb), (2048, 1024));
-        assert!(facts.listening.contains(&8090) && facts.listening.contains(&22));
+        assert_eq!(Vec::from_iter(&facts.listening), [&22, &8090]);
+        let bound: Vec<String> = facts.bound.iter().map(ToString::to_string).collect();
+        assert_eq!(bound, ["tcp 127.0.0.1:8090", "tcp [::]:22", "udp 127.0.0.53:53"]);
         assert_eq!(facts.gpus, [Gpu { name: "NVIDIA A10".into(), memory_mb: 23028 }]);
         assert!(
             facts.look.runs("node")

@@ -316,17 +316,17 @@ fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
 /// Judges a port of the stack. A service that runs already holds its own. While the engine does not answer it cannot be
 /// told who listens: the node that runs there would be taken for a stranger.
 fn port(facts: &HostFacts, published: &Published, found: &mut Findings) {
-    let Published { service, port } = published;
+    let Published { service, ports } = published;
     if facts.docker_version.is_none() {
         return;
     }
     let ours = facts.release.is_some() && facts.look.runs(service);
     let replaced = facts.release.is_none() && !facts.look.containers.is_empty();
-    if facts.listening.contains(port) && !ours && !replaced {
+    if ports.are_taken(facts.bound.iter().copied()) && !ours && !replaced {
         found.error(
             "port",
-            format!("port {port}, which service {service} takes, is taken on the host"),
-            format!("stop what listens there; on the host: ss -ltnp 'sport = :{port}'"),
+            format!("{ports}, which service {service} takes, is taken on the host"),
+            format!("stop what listens there; on the host: ss -lntup 'sport = :{}'", ports.first),
         );
     }
 }
@@ -395,10 +395,17 @@ impl Findings {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::{
         deploy::{
-            DeploySettings, DeploymentRequest, Origin, checks::Gpu, health::Look, release::ReleaseNote, stack,
+            DeploySettings, DeploymentRequest, Origin,
+            checks::Gpu,
+            health::Look,
+            ports::{BoundSocket, Protocol},
+            release::ReleaseNote,
+            stack,
         },
         ids::{DeploymentId, NodeId},
     };
@@ -406,6 +413,15 @@ mod tests {
     fn spec() -> DeploymentSpec {
         let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
         request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec
+    }
+
+    fn taken(ports: &[u16]) -> BTreeSet<BoundSocket> {
+        let socket = |port: &u16| BoundSocket {
+            protocol: Protocol::Tcp,
+            address: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            port: *port,
+        };
+        ports.iter().map(socket).collect()
     }
 
     fn good() -> HostFacts {
@@ -470,8 +486,8 @@ mod tests {
             ("compose_too_old", HostFacts { compose_version: Some("1.29.2".into()), ..good() }),
             ("disk", HostFacts { disk_free_mb: 10 * 1024 - 1, ..good() }),
             ("memory", HostFacts { memory_total_mb: 100, ..good() }),
-            ("port", HostFacts { listening: [8090].into(), ..good() }),
-            ("port", HostFacts { listening: [11434].into(), ..good() }),
+            ("port", HostFacts { bound: taken(&[8090]), ..good() }),
+            ("port", HostFacts { bound: taken(&[11434]), ..good() }),
             ("base_directory", HostFacts { base_writable: false, ..good() }),
             ("read_only", HostFacts { base_read_only: true, base_writable: false, ..good() }),
             ("base_disk", HostFacts { base_free_mb: 100, ..good() }),
@@ -493,7 +509,7 @@ mod tests {
     fn our_own_stack_may_hold_its_ports() {
         let line = r#"{"id":"X","service":"X","status":"running","health":"","exit_code":0,"oom_killed":false,"restarts":0,"started_at":"","policy":"no","image":""}"#;
         let facts = HostFacts {
-            listening: [8090, 11434].into(),
+            bound: taken(&[8090, 11434]),
             release: Some(release()),
             look: Look::parse(&format!("{}\n{}\n", line.replace("X", "node"), line.replace("X", "ollama"))),
             ..good()
@@ -516,7 +532,7 @@ mod tests {
 
     #[test]
     fn stack_without_a_release_is_foreign() {
-        let facts = HostFacts { look: Look::parse(CONTAINER), listening: [8090].into(), ..good() };
+        let facts = HostFacts { look: Look::parse(CONTAINER), bound: taken(&[8090]), ..good() };
         let found = judged(&facts, true);
         assert_eq!(found.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>(), ["foreign_stack"]);
         assert!(found[0].message.contains("/srv/comet") && found[0].fix.contains("--take-over"), "{found:?}");
@@ -554,7 +570,7 @@ mod tests {
     #[test]
     fn port_is_not_judged_while_the_engine_is_down() {
         let facts =
-            HostFacts { docker_version: None, listening: [8090].into(), release: Some(release()), ..good() };
+            HostFacts { docker_version: None, bound: taken(&[8090]), release: Some(release()), ..good() };
         assert_eq!(codes(&facts), ["docker_not_running"]);
     }
 

@@ -38,6 +38,7 @@ pub mod names;
 mod node_config;
 pub mod operation;
 pub mod plan;
+mod ports;
 pub mod registries;
 mod release;
 pub mod remote;

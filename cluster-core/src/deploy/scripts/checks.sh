@@ -67,9 +67,12 @@ say disk_path "$dir"
 [ -d "$base" ] && say base_exists yes
 # The link is the login's own, without sudo.
 [ -d "$base/run" ] && [ -w "$base/run" ] && say link_directory yes
-# shellcheck disable=SC2013 # numbers, one a word
-for table in /proc/net/tcp /proc/net/tcp6; do
-  [ -r "$table" ] && for port in $(awk '$4=="0A"{split($2,a,":"); print a[length(a)]}' "$table" | sort -u); do say listening "$port"; done
+# Sockets that listen (TCP), or are bound and not connected (UDP): protocol, then address and port as the kernel has them.
+for protocol in tcp udp; do
+  state=0A; [ "$protocol" = tcp ] || state=07
+  for table in "/proc/net/$protocol" "/proc/net/${protocol}6"; do
+    [ ! -r "$table" ] || awk -v state="$state" '$4==state{print $2}' "$table"
+  done | sort -u | head -n 4096 | while read -r socket; do say bound "$protocol $socket"; done
 done
 if command -v nvidia-smi >/dev/null 2>&1; then
   nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null | while read -r line; do say gpu "$line"; done

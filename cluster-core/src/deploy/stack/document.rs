@@ -1,13 +1,19 @@
 //! What of a compose document matters to a deployment, typed: images, dependencies, ports, and the
 //! files that it names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde_json::Value;
 
 use super::interpolate::{blanks, interpolate};
 use crate::{
-    deploy::names::ServiceName,
+    deploy::{
+        names::ServiceName,
+        ports::{HostPorts, Protocol},
+    },
     error::{Error, ErrorCode, Result},
     ids::shown,
 };
@@ -20,7 +26,7 @@ const PORT_RANGE_MAX: u16 = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Published {
     pub service: String,
-    pub port: u16,
+    pub ports: HostPorts,
 }
 
 /// Why a file travels: it decides its mode, and what may be named.
@@ -59,8 +65,8 @@ pub(super) struct Service {
     pub needs: BTreeSet<String>,
     /// Other services that it follows, but runs without: `depends_on` with `required: false`.
     pub wants: BTreeSet<String>,
-    /// Port of the host and port of the container.
-    pub ports: Vec<(u16, u16)>,
+    /// Ports of the host and port of the container.
+    pub ports: Vec<(HostPorts, u16)>,
     pub sources: BTreeSet<Source>,
     extends: Option<String>,
 }
@@ -326,7 +332,7 @@ fn needs(value: &Value) -> BTreeSet<String> {
 }
 
 /// Host and container ports; one that Docker chooses cannot be taken.
-fn published(port: &Value) -> Option<Vec<(u16, u16)>> {
+fn published(port: &Value) -> Option<Vec<(HostPorts, u16)>> {
     let text = match port {
         Value::Number(_) => return Some(Vec::new()),
         Value::String(text) => text.clone(),
@@ -340,7 +346,12 @@ fn published(port: &Value) -> Option<Vec<(u16, u16)>> {
             let protocol = text("protocol").unwrap_or_else(|| "tcp".to_owned());
             match text("published").filter(|text| !text.is_empty()) {
                 None => return Some(Vec::new()),
-                Some(published) => format!("{published}:{target}/{protocol}"),
+                Some(published) => {
+                    let address = text("host_ip").filter(|text| !text.is_empty());
+                    let address = address
+                        .map(|ip| if ip.contains(':') { format!("[{ip}]:") } else { format!("{ip}:") });
+                    format!("{}{published}:{target}/{protocol}", address.unwrap_or_default())
+                }
             }
         }
         _ => return None,
@@ -348,13 +359,22 @@ fn published(port: &Value) -> Option<Vec<(u16, u16)>> {
     let (ports, protocol) = text.split_once('/').unwrap_or((&text, "tcp"));
     let Some((host, container)) = ports.rsplit_once(':') else { return Some(Vec::new()) };
     // An address may stand before the port, an IPv6 one in brackets.
-    let host = host.rsplit_once(':').map_or(host, |(_, port)| port);
-    if host.is_empty() || protocol != "tcp" {
+    let (address, host) = match host.rsplit_once(':') {
+        None => (None, host),
+        Some((address, port)) => {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            (Some(address.parse::<IpAddr>().ok()?), port)
+        }
+    };
+    let Some(protocol) = Protocol::parse(protocol).filter(|_| !host.is_empty()) else {
         return Some(Vec::new());
-    }
+    };
     let (hosts, containers) = (range(host)?, range(container)?);
-    let last = containers.clone().last()?;
-    Some(hosts.zip(containers.chain(std::iter::repeat(last))).collect())
+    let ports = |first, last| HostPorts { first, last, protocol, address };
+    if containers.len() == 1 {
+        return Some(vec![(ports(*hosts.start(), *hosts.end()), *containers.start())]);
+    }
+    (hosts.len() == containers.len()).then(|| hosts.map(|port| ports(port, port)).zip(containers).collect())
 }
 
 fn range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
@@ -442,14 +462,26 @@ mod tests {
     fn ports_in_all_forms() {
         let document = parse(
             "services:\n  a:\n    ports: ['${PORT}:80', '127.0.0.1:9000:90/tcp', '53:53/udp', 80, '81', \
-             '7000-7001:70-71', '[::1]:6000:60', {target: 50, published: '5000'}, {target: 51}]\n",
+             '7000-7001:70-71', '[::1]:6000:60', {target: 50, published: '5000', host_ip: '::1'}, {target: 51}, \
+             '4000-4003:40']\n",
         )
         .unwrap();
-        assert_eq!(
-            document.services["a"].ports,
-            [(8080, 80), (9000, 90), (7000, 70), (7001, 71), (6000, 60), (5000, 50)]
-        );
-        for bad in ["'x:80'", "'9-1:80'", "{published: 1}", "[]"] {
+        let ports = document.services["a"].ports.iter().map(|(host, container)| {
+            let address = host.address.map(|address| address.to_string()).unwrap_or_default();
+            format!("{address} {host} {container}")
+        });
+        let expected = [
+            " port 8080 80",
+            "127.0.0.1 port 9000 90",
+            " port 53 (udp) 53",
+            " port 7000 70",
+            " port 7001 71",
+            "::1 port 6000 60",
+            "::1 port 5000 50",
+            " ports 4000 to 4003 40",
+        ];
+        assert_eq!(ports.collect::<Vec<_>>(), expected);
+        for bad in ["'x:80'", "'x:1:80'", "'1-2:80-82'", "'9-1:80'", "{published: 1}", "[]"] {
             assert!(parse(&format!("services: {{a: {{ports: [{bad}]}}}}")).is_err(), "{bad}");
         }
     }

@@ -4,7 +4,10 @@ use super::{
     CLOUDFLARED_METRICS_PORT, NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack,
     node_fragment,
 };
-use crate::deploy::spec::{DeploymentSpec, Service};
+use crate::deploy::{
+    ports::HostPorts,
+    spec::{DeploymentSpec, Service},
+};
 
 const HEAD: &str = include_str!("head.yml");
 const OLLAMA: &str = include_str!("ollama.yml");
@@ -55,7 +58,8 @@ impl Stack {
     fn add(&mut self, service: &str, image: Option<&str>, port: Option<u16>) {
         self.services.push(service.to_owned());
         self.images.extend(image.map(str::to_owned));
-        self.ports.extend(port.map(|port| Published { service: service.to_owned(), port }));
+        self.ports
+            .extend(port.map(|port| Published { service: service.to_owned(), ports: HostPorts::tcp(port) }));
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     selection::selected,
 };
 use crate::{
-    deploy::{hex_digest, release, spec::DeploymentSpec},
+    deploy::{hex_digest, ports::HostPorts, release, spec::DeploymentSpec},
     error::{Error, Result},
 };
 
@@ -46,7 +46,7 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
         }
         if started.contains(name) && !service.is_scaled_to_zero() {
             ports.extend(
-                service.ports.iter().map(|(port, _)| Published { service: name.clone(), port: *port }),
+                service.ports.iter().map(|(ports, _)| Published { service: name.clone(), ports: *ports }),
             );
         }
     }
@@ -64,7 +64,7 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
         ours.push_str(&node_fragment(&node.service, node.port));
         ours.push_str("\nvolumes:\n  node_data: {}\n");
         started.push(node.service.clone());
-        ports.push(Published { service: node.service.clone(), port: node.port });
+        ports.push(Published { service: node.service.clone(), ports: HostPorts::tcp(node.port) });
     }
     if !ours.is_empty() {
         override_file = Some(format!("{HEAD}services:\n{ours}"));
@@ -88,7 +88,11 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
         node,
         ollama: ollama.map(|(name, service)| OllamaService {
             service: name.clone(),
-            port: service.ports.iter().find(|(_, inside)| *inside == OLLAMA_PORT).map(|(port, _)| *port),
+            port: service
+                .ports
+                .iter()
+                .find(|(ports, inside)| *inside == OLLAMA_PORT && ports.first == ports.last)
+                .map(|(ports, _)| ports.first),
         }),
         cloudflared: false,
         services: started,
@@ -387,7 +391,7 @@ mod tests {
         let operator = OperatorStack::read(&spec).unwrap().unwrap();
         let stack = build(&spec, &operator).unwrap();
         assert_eq!(stack.images, ["nginx:2", "other"]);
-        assert_eq!(stack.ports, [Published { service: "web".into(), port: 8080 }]);
+        assert_eq!(stack.ports, [Published { service: "web".into(), ports: HostPorts::tcp(8080) }]);
         assert!(stack.operator_override.is_some() && stack.node.is_none());
         assert_eq!(operator.left_out(), ["COMPOSE_PROJECT_NAME"]);
         let roots: Vec<_> = operator.bundle().writable().map(|root| root.path.as_str()).collect();
