@@ -357,6 +357,50 @@ async fn services_and_profiles_are_chosen_and_nothing_need_join() {
     bench.clean().await;
 }
 
+const AS_COMPOSE_READS_IT: &str = r#"
+x-route: "^/api$"
+services:
+  web:
+    image: busybox:testbed
+    build: .
+    init: true
+    env_file: ./.env
+    environment: {PROJECT: "${COMPOSE_PROJECT_NAME:?}", GIVEN: "${DOCKER_APP_KEY:?}"}
+    labels: {rule: "^/api$"}
+    ports: ["18100-18105:80"]
+    volumes: ["${PWD}/a.conf:/etc/a.conf:ro", "./.env:/env:ro"]
+    depends_on: {cache: {condition: service_started, required: false}}
+    command: ["sh", "-c", "echo $$PROJECT $$GIVEN $$LD_APP; cat /etc/a.conf; grep LD_APP /env; sleep 1000"]
+  cache: {image: "busybox:testbed", command: [sleep, "1000"], profiles: [extras]}
+  lint: {build: ., profiles: [dev]}
+  batch: {image: "busybox:testbed", command: [sleep, "1000"], deploy: {replicas: 0}}
+"#;
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn stack_runs_as_compose_reads_it() {
+    let bench = Bench::of_an_operator(AS_COMPOSE_READS_IT).await;
+    bench.write(".env", "DOCKER_APP_KEY=given\nLD_APP=ends-with$\n");
+    bench.write("a.conf", "from the file\n");
+    let view = bench.deploy(&bench.request()).await;
+    assert_eq!(view.state, DeploymentState::Started, "{:?}", view.failure);
+    assert_eq!(bench.services().await, ["web"]);
+    let log = bench.logs("web").await;
+    assert!(log.starts_with("aitheros-edge given ends-with$\nfrom the file\nLD_APP="), "{log}");
+    let before = bench.containers().await;
+    assert_eq!(bench.deploy(&bench.request()).await.state, DeploymentState::Started);
+    assert_eq!(bench.containers().await, before, "nothing changed, nothing is recreated");
+    bench.write(".env", "DOCKER_APP_KEY=given\nLD_APP=other\n");
+    assert_eq!(bench.deploy(&bench.request()).await.state, DeploymentState::Started);
+    assert!(bench.logs("web").await.starts_with("aitheros-edge given other\n"));
+
+    bench.write("docker-compose.yml", "services: {app: {image: 'shop/web:${TAG}'}}\n");
+    let plan = bench.plan(&bench.request()).await;
+    let codes: Vec<&str> = plan.findings.iter().map(|finding| finding.code.as_str()).collect();
+    assert!(!plan.can_deploy && codes.contains(&"image") && codes.contains(&"variables"), "{codes:?}");
+    bench.clean().await;
+}
+
 const HEALTH: &str = r#"
 services:
   once: {image: "busybox:testbed", command: ["true"]}
