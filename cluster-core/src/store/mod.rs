@@ -25,7 +25,7 @@ use std::{path::Path, sync::Arc};
 use sqlx::{
     AnyConnection, AnyPool, Connection as _, Executor as _, Row as _, SqlStr,
     any::{AnyConnectOptions, AnyPoolOptions},
-    migrate::{Migration, MigrationType, Migrator},
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -82,27 +82,25 @@ impl Store {
             .parse::<AnyConnectOptions>()
             .map_err(|e| failed(&path, e))?;
         let pool = |connections: u32| {
-            AnyPoolOptions::new().max_connections(connections).after_connect(|connection, _| {
-                Box::pin(async move {
-                    for pragma in [
-                        "PRAGMA busy_timeout = 5000",
-                        "PRAGMA journal_mode = WAL",
-                        "PRAGMA synchronous = FULL",
-                        "PRAGMA foreign_keys = ON",
-                        "PRAGMA cache_size = -2000",
-                    ] {
-                        connection.execute(pragma).await?;
-                    }
-                    Ok(())
-                })
-            })
+            AnyPoolOptions::new()
+                .max_connections(connections)
+                .after_connect(|connection, _| Box::pin(set_up(connection)))
         };
-        let write_pool = pool(1).connect_with(options.clone()).await.map_err(|e| failed(&path, e))?;
-        migrations().run(&write_pool).await.map_err(|e| {
-            Error::new(ErrorCode::Storage, format!("the schema of {} cannot be used: {e}", path.display()))
-                .remedy("start the version of aegis that wrote it, or a newer one")
+        // A pool tries a connection that cannot be set up for 30 seconds. One connection fails at once.
+        let mut first = AnyConnection::connect_with(&options).await.map_err(|e| open_failed(&path, e))?;
+        set_up(&mut first).await.map_err(|e| open_failed(&path, e))?;
+        first.close().await.map_err(|e| open_failed(&path, e))?;
+        let write_pool = pool(1).connect_with(options.clone()).await.map_err(|e| open_failed(&path, e))?;
+        migrations().run(&write_pool).await.map_err(|error| match error {
+            MigrateError::Execute(error) if is_damaged(&error) => open_failed(&path, error),
+            error => {
+                let what = format!("the schema of {} cannot be used: {error}", path.display());
+                Error::new(ErrorCode::Storage, what)
+                    .remedy("start the version of aegis that wrote it, or a newer one")
+            }
         })?;
-        let read = pool(READ_CONNECTIONS_MAX).connect_with(options).await.map_err(|e| failed(&path, e))?;
+        let read =
+            pool(READ_CONNECTIONS_MAX).connect_with(options).await.map_err(|e| open_failed(&path, e))?;
         let (writes, queue) = mpsc::channel(WRITE_QUEUE_MAX);
         tokio::spawn(write_loop(write_pool, queue));
         Ok(Self { read, writes, _owner: owner })
@@ -214,6 +212,35 @@ fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) ->
     Error::new(ErrorCode::Storage, format!("the database {} cannot be opened", path.display()))
         .remedy("check the directory's permissions and free space")
         .source(error)
+}
+
+/// Returns why the database cannot be opened.
+fn open_failed(path: &Path, error: sqlx::Error) -> Error {
+    if !is_damaged(&error) {
+        return failed(path, error);
+    }
+    let what = format!("{} is damaged or no database of aegis", path.display());
+    Error::new(ErrorCode::Storage, what)
+        .remedy("put a backup of the data directory there, or start with another one (--data-dir)")
+        .source(error)
+}
+
+/// True for SQLITE_CORRUPT and SQLITE_NOTADB (<https://www.sqlite.org/rescode.html>).
+fn is_damaged(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "11" || code == "26")
+}
+
+async fn set_up(connection: &mut AnyConnection) -> sqlx::Result<()> {
+    for pragma in [
+        "PRAGMA busy_timeout = 5000",
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA foreign_keys = ON",
+        "PRAGMA cache_size = -2000",
+    ] {
+        connection.execute(pragma).await?;
+    }
+    Ok(())
 }
 
 fn read_failed(error: sqlx::Error) -> Error {

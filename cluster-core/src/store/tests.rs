@@ -184,6 +184,19 @@ async fn a_newer_schema_stops_the_start() {
     assert!(error.to_string().contains("99"), "{error}");
 }
 
+#[tokio::test]
+async fn damaged_database_is_refused_and_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let owner = Arc::new(DataDirectory::own(directory.path()).unwrap());
+    let path = owner.private_file("aegis.db").unwrap();
+    let bytes = [0xa5; 40_000];
+    std::fs::write(&path, bytes).unwrap();
+    let error = Store::open(owner).await.unwrap_err();
+    assert!(error.message().contains("is damaged"), "{error}");
+    assert!(error.remedy_text().unwrap().contains("backup"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
 /// A limit on the pages of the file stands in for a full disk: SQLite answers both with SQLITE_FULL.
 #[tokio::test]
 async fn after_a_full_disk_nothing_is_acknowledged_that_is_not_stored() {
