@@ -53,6 +53,11 @@ impl Seeker {
         Self { wanted, skip: 0, time, ordinal: 0, is_first_line: true, is_doubtful }
     }
 
+    /// Returns a seeker that skips `bytes` from the beginning of the read.
+    pub fn behind(bytes: u64) -> Self {
+        Self { skip: bytes, ..Self::new(None) }
+    }
+
     /// Returns the number of the piece's bytes that come before the wanted position.
     pub fn pass(&mut self, time: &[u8], length: usize) -> usize {
         if self.ordinal > 0 && self.time.as_bytes() == time {

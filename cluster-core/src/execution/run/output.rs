@@ -222,7 +222,12 @@ impl Writer {
             (false, true) => Part::Tail { latest: BytesMut::new(), skipped: 0 },
             (false, false) => Part::Head,
         };
-        let (seeker, track) = (Seeker::new(kept.position), Track::default());
+        let seeker = match kept.position {
+            Some(position) => Seeker::new(Some(position)),
+            // A log of a worker before positions has the bytes alone.
+            None => Seeker::behind(kept.bytes),
+        };
+        let track = Track::default();
         Self { stream, seeker, track, taken: 0, pending: BytesMut::new(), part }
     }
 
@@ -511,6 +516,22 @@ mod tests {
             assert!(stream == Stream::Stderr || (skipped > 0 && tail.starts_with(b"line ")));
         }
         assert_eq!(log.last_line().unwrap(), "line 59999 \u{20ac}\n");
+    }
+
+    #[test]
+    fn log_without_positions_is_continued_by_its_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let pieces = pieces(300);
+        let log = log(&directory.path().join("events"), MIB);
+        for piece in &pieces[..100] {
+            let (stream, data) = (piece.stream, piece.data.clone());
+            log.append_output(EventKind::Output { stream, data, truncated: false }, None).unwrap();
+        }
+        read(&log, &pieces[..200], false, FILE);
+        read(&log, &pieces, true, FILE);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            assert!(told(&log, stream) == (text(&pieces, stream), None, Vec::new()));
+        }
     }
 
     #[test]
