@@ -25,18 +25,23 @@ pub struct Status {
     cluster_id: ClusterId,
     health: HealthView,
     nodes: Vec<PeerView>,
+    /// Fields that the nodes reported.
+    untrusted_fields: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
 pub struct Nodes {
     nodes: Vec<PeerView>,
     total: usize,
+    /// Fields that the nodes reported.
+    untrusted_fields: Vec<&'static str>,
 }
 
 pub async fn status(State(api): State<Api>) -> Answer<Json<Status>> {
     let cluster_id = api.core.cluster_id()?;
     let nodes = api.core.peers(PeerFilter::default()).await?;
-    Ok(Json(Status { cluster_id, health: api.core.health().await, nodes }))
+    let health = api.core.health().await;
+    Ok(Json(Status { cluster_id, health, nodes, untrusted_fields: PeerView::NODE_SUPPLIED.to_vec() }))
 }
 
 #[derive(Deserialize)]
@@ -53,7 +58,7 @@ pub async fn nodes(State(api): State<Api>, Asked(query): Asked<List>) -> Answer<
     let tags = tags.map(cluster_core::ids::Tag::parse).collect::<Result<_, _>>()?;
     let filter = PeerFilter { status: query.status, role: query.role, tags };
     let nodes = api.core.peers(filter).await?;
-    Ok(Json(Nodes { total: nodes.len(), nodes }))
+    Ok(Json(Nodes { total: nodes.len(), nodes, untrusted_fields: PeerView::NODE_SUPPLIED.to_vec() }))
 }
 
 #[derive(Deserialize)]
