@@ -1,4 +1,4 @@
-//! The core's verbs on deployments: what is done with hosts, and how it is followed and called off.
+//! The core's verbs on deployments: what is done with hosts, and how it is followed and cancelled.
 
 use std::time::Duration;
 

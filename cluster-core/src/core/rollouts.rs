@@ -54,7 +54,7 @@ impl Core {
         Ok(view)
     }
 
-    /// Begins nothing more and calls off what runs; the answer may still be running.
+    /// Begins nothing more and cancels what runs; the answer may still be running.
     pub async fn cancel_rollout(&self, id: &RolloutId) -> Result<RolloutView> {
         self.controller()?.rollouts.cancel(id).await
     }

@@ -1,4 +1,4 @@
-//! The handle on all deployments: begins them, follows them, calls them off.
+//! The handle on all deployments: begins them, follows them, cancels them.
 
 use std::{
     collections::HashMap,
@@ -37,7 +37,7 @@ const LIST_LIMIT_MAX: usize = 200;
 /// Newest deployments among which a stack without a node is found.
 const STACKS_LOOKED_AT: usize = 1000;
 
-/// Until a deployment has noted that it is called off.
+/// Until a deployment has noted that it is cancelled.
 const CANCEL_NOTED_LIMIT: Duration = Duration::from_secs(5);
 
 /// A cheap handle.

@@ -5,7 +5,7 @@
 //! everything above uses.
 //!
 //! What is done with a host is an [`operation`]: deploy, roll back, remove. All are recorded, followed and
-//! called off in one way.
+//! cancelled in one way.
 //!
 //! Many hosts in one call are a [`rollout`], whose members are deployments like any other.
 //!

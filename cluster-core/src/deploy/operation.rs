@@ -54,7 +54,7 @@ pub struct Removal {
     pub drain_seconds: u64,
     /// The host does not exist any more: nothing is done there.
     pub host_gone: bool,
-    /// It was out of service before, and stays so when the removal is called off.
+    /// It was out of service before, and stays so when the removal is cancelled.
     #[serde(default)]
     pub was_drained: bool,
 }

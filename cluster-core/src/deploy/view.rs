@@ -29,7 +29,7 @@ pub enum DeploymentState {
     Failed,
     /// It failed, and the previous release runs again.
     RolledBack,
-    /// It was called off, and the host is as it was before.
+    /// It was cancelled, and the host is as it was before.
     Cancelled,
     /// The controller stopped in between and what became of it could not be settled.
     Interrupted,
@@ -233,7 +233,7 @@ pub struct DeploymentView {
     /// The earlier release that is gone back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<DeploymentId>,
-    /// Somebody called it off.
+    /// It was cancelled.
     #[serde(default)]
     pub cancel_requested: bool,
     pub steps: Vec<StepView>,

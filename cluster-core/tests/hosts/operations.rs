@@ -1,4 +1,4 @@
-//! What is done with a node's host after its first deployment, and how a deployment is called off.
+//! What is done with a node's host after its first deployment, and how a deployment is cancelled.
 
 use std::time::Duration;
 
@@ -182,7 +182,7 @@ async fn a_node_is_removed_with_its_stack_and_keeps_its_volumes_unless_told() {
     let unknown = LogsAsked::new(vec!["nobody".into()], None, None).unwrap();
     assert!(bench.deployments.logs(&order().node, &unknown, Origin::Assistant).await.is_err());
 
-    // Called off while work still runs there: the node is in service again, and its stack runs.
+    // Cancelled while work still runs there: the node is in service again, and its stack runs.
     let view = bench.deployments.remove(order(), removal(false, 3600), Origin::Assistant).await.unwrap();
     let mut views = bench.deployments.watch(&view.deployment_id).await.unwrap();
     let draining =

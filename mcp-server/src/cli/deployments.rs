@@ -1,4 +1,4 @@
-//! `aegis deployments`: what was done where, followed to its end or called off.
+//! `aegis deployments`: what was done where, followed to its end or cancelled.
 
 use clap::Args;
 use cluster_core::{Error, Result, deploy::DeploymentView};
@@ -14,7 +14,7 @@ pub struct Deployments {
     /// Follow it to its end
     #[arg(long, short, requires = "id")]
     follow: bool,
-    /// Call it off: the host is put back as it was
+    /// Cancel it: the host is put back as it was
     #[arg(long, requires = "id")]
     cancel: bool,
     /// Only those of this state

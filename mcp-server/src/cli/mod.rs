@@ -70,9 +70,9 @@ enum Verb {
     Host(host::Host),
     /// Turn machines into nodes
     Deploy(deploy::Deploy),
-    /// List deployments, show one, follow it, call it off
+    /// List deployments, show one, follow it, cancel it
     Deployments(deployments::Deployments),
-    /// List deployments of many hosts, show one, follow it, call it off
+    /// List deployments of many hosts, show one, follow it, cancel it
     Rollouts(rollout::Rollouts),
     /// Nodes of the cluster
     #[command(subcommand)]

@@ -70,7 +70,7 @@ async fn follow(context: &Context, client: &Client, begun: RolloutView) -> Resul
     ended.ok_or_else(|| Error::internal("a rollout ended without its end"))
 }
 
-/// Of all hosts that did not get there, the highest; a rollout that was called off is no success either.
+/// Of all hosts that did not get there, the highest; a rollout that was cancelled is no success either.
 fn exit_status(view: &RolloutView) -> u8 {
     let failed = view.members.iter().filter(|member| member.state == MemberState::Failed);
     let codes = failed.map(|member| member.failure.as_ref().map_or(ErrorCode::DeploymentFailed, |f| f.code));
@@ -187,7 +187,7 @@ fn plan_text(plan: &RolloutPlan) -> String {
     text
 }
 
-/// `aegis rollouts`: what was deployed many at a time, followed or called off.
+/// `aegis rollouts`: what was deployed many at a time, followed or cancelled.
 #[derive(Debug, clap::Args)]
 pub struct Rollouts {
     /// Show this one with its hosts
@@ -195,7 +195,7 @@ pub struct Rollouts {
     /// Follow it to its end
     #[arg(long, short, requires = "id")]
     follow: bool,
-    /// Begin no further host and call off those that run
+    /// Begin no further host and cancel those that run
     #[arg(long, requires = "id")]
     cancel: bool,
 }

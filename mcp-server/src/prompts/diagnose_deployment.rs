@@ -61,7 +61,7 @@ pub(super) fn text_of(view: &DeploymentView, now_ms: i64) -> String {
         Age::between(view.updated_at_ms, now_ms),
     );
     if view.cancel_requested {
-        text.push_str("- It was called off\n");
+        text.push_str("- It was cancelled\n");
     }
     let steps = view.steps.iter().map(|step| format!("{} {}", step.name, step.state.name()));
     text.push_str(&format!("- Steps: {}\n", steps.collect::<Vec<_>>().join(", ")));
@@ -90,7 +90,7 @@ fn calls(view: &DeploymentView) -> Vec<String> {
             format!(
                 "It goes on; follow it: get_deployment_status {{\"deployment_id\": \"{id}\", \"wait_seconds\": 45}}."
             ),
-            "Tell the person which step it is at. Call it off (cancel_deployment) only when they ask for it."
+            "Tell the person which step it is at. Cancel it (cancel_deployment) only when they ask for it."
                 .to_owned(),
         ];
     }

@@ -1,5 +1,5 @@
 //! Deployments over HTTP, with the body that the seed published: each operation is answered with 202 and
-//! an id, goes on by itself, and is followed, streamed and called off by that id.
+//! an id, goes on by itself, and is followed, streamed and cancelled by that id.
 
 use std::{convert::Infallible, time::Duration};
 

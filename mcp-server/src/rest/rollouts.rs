@@ -1,4 +1,4 @@
-//! Rollouts over HTTP: many hosts by one call, answered with 202 and an id, followed and called off by it.
+//! Rollouts over HTTP: many hosts by one call, answered with 202 and an id, followed and cancelled by it.
 
 use std::convert::Infallible;
 

@@ -126,7 +126,7 @@ impl Followed for RolloutView {
     }
 }
 
-/// Waits for the end of a rollout that was just begun or called off.
+/// Waits for the end of a rollout that was just begun or cancelled.
 pub async fn followed(call: &mut Call, view: RolloutView, wait: Duration) -> Result<Outcome> {
     let core = call.core.clone();
     let view = call.progress.follow(&core, view, wait, |view| view.state.is_final()).await?;

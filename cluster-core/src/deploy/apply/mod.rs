@@ -1,6 +1,6 @@
 //! Carrying out one operation on a host: its steps in their order, each recorded before and after, visible
 //! while it happens; a cut connection is looked into and the step done again; a failure puts the
-//! host back, and so does calling it off.
+//! host back, and so does cancelling it.
 //!
 //! One task a deployment, owned by [`super::Deployments`]; it ends with the deployment.
 

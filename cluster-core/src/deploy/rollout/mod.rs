@@ -6,7 +6,7 @@
 //! deployments' own record knows. What to begin next is decided in [`rule`], which is pure.
 //!
 //! Tasks: one per running rollout (`run`), owned by [`Rollouts`]; it ends with the rollout. Members are
-//! deployments like any other: they go on, resume and are called off by themselves.
+//! deployments like any other: they go on, resume and are cancelled by themselves.
 //!
 //! Deliberately absent: putting hosts that succeeded back when others fail (each host is a node of its
 //! own), and secrets in the record: members that wait are begun after a restart only if theirs can be
@@ -44,7 +44,7 @@ use crate::{
 const LIST_MAX: u32 = 100;
 /// For the plans of all hosts together; one that is not ready then is told as such.
 const PLANS_LIMIT: Duration = Duration::from_secs(90);
-/// Until a rollout has noted that it is called off.
+/// Until a rollout has noted that it is cancelled.
 const CANCEL_NOTED_LIMIT: Duration = Duration::from_secs(5);
 
 /// A cheap handle.
@@ -200,7 +200,7 @@ impl Rollouts {
         Ok(records.into_iter().map(|record| newest(record.view)).collect())
     }
 
-    /// Begins nothing more and calls off what runs. An ended rollout stays as it is.
+    /// Begins nothing more and cancels what runs. An ended rollout stays as it is.
     pub async fn cancel(&self, id: &RolloutId) -> Result<RolloutView> {
         let running = self.live()?.get(id).map(|one| (one.views.clone(), one.cancel.clone()));
         let Some((mut views, cancel)) = running else { return self.get(id).await };

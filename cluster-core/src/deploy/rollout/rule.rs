@@ -13,9 +13,9 @@ pub enum MemberState {
     Succeeded,
     /// Its deployment failed or could not be begun.
     Failed,
-    /// Its deployment was called off.
+    /// Its deployment was cancelled.
     Cancelled,
-    /// Never begun: too many others failed, or the rollout was called off.
+    /// Never begun: too many others failed, or the rollout was cancelled.
     Skipped,
 }
 
@@ -55,7 +55,7 @@ pub enum RolloutState {
     Succeeded,
     /// At least one host failed.
     Failed,
-    /// It, or one of its deployments, was called off, and none failed.
+    /// It, or one of its deployments, was cancelled, and none failed.
     Cancelled,
 }
 
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(next(&members, patient, false), Next::Begin(vec![2]));
         let never = Limits { parallel: 1, failures: 0 };
         assert_eq!(next(&[Failed, Failed, Failed, Waiting], never, false), Next::Begin(vec![3]));
-        // One that somebody called off by itself is no failure of a host.
+        // One that somebody cancelled by itself is no failure of a host.
         assert_eq!(next(&[Cancelled, Waiting], TWO_AT_A_TIME, false), Next::Begin(vec![1]));
     }
 

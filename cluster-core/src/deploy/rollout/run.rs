@@ -142,7 +142,7 @@ impl Run {
         }
     }
 
-    /// Recorded first: after a restart it is still called off.
+    /// Recorded first: after a restart it is still cancelled.
     async fn call_off(&mut self) -> Result<()> {
         self.record(|view| view.cancel_requested = true).await?;
         let running = self.record.view.members.iter().filter(|one| one.state == MemberState::Running);

@@ -20,7 +20,7 @@ pub enum Node {
     Peers,
     /// Take a node out of service
     Drain(drain::Drain),
-    /// Take a drained node back into service, or call off its removal
+    /// Take a drained node back into service, or cancel its removal
     Resume { id: String },
     /// Drain a node and remove it: a deployed one with its stack; its key and tokens are void from then on
     Remove(drain::Remove),
