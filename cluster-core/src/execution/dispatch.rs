@@ -37,6 +37,8 @@ const QUEUE_MAX: usize = 10_000;
 const ORDERS_MAX: usize = 1024;
 /// Events read at a time on behalf of a reader.
 const EVENTS_READ_MAX: u32 = 1000;
+/// Pause before a cancel at a drain's deadline that could not be stored (a full disk, say) is tried again.
+const CANCEL_RETRY: Duration = Duration::from_secs(5);
 
 /// A cheap handle on all executions.
 #[derive(Debug, Clone)]
@@ -174,7 +176,7 @@ impl Executions {
                 if !record.state.is_final() {
                     return Ok(events);
                 }
-                record.last_sequence + 1
+                record.last_sequence.saturating_add(1)
             }
         };
         if let Some(gap) = gap(after_sequence, first) {
@@ -250,16 +252,22 @@ async fn end_overdue(executions: Executions) {
     let stop = executions.0.stop.clone();
     loop {
         let ids = overdue.borrow_and_update().clone();
+        let mut retry = false;
         for id in ids {
             if let Err(error) =
                 executions.cancel(&id, "its node is drained and the deadline has passed").await
             {
                 tracing::warn!(execution_id = %id, error = %error.chain(), "could not be cancelled");
+                retry = true;
             }
         }
-        match stop.run_until_cancelled(overdue.changed()).await {
-            Some(Ok(())) => {}
-            Some(Err(_)) | None => return,
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // The list changes when work ends, which a cancel that failed does not bring about.
+            () = tokio::time::sleep(CANCEL_RETRY), if retry => {}
+            changed = overdue.changed() => if changed.is_err() {
+                return;
+            },
         }
     }
 }
