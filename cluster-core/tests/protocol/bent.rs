@@ -40,7 +40,7 @@ async fn a_call_from_another_time_is_refused() {
 }
 
 #[tokio::test]
-async fn numbers_out_of_all_proportion_are_refused_and_leave_the_window_as_it_was() {
+async fn wild_numbers_are_refused_and_leave_the_window() {
     let cluster = Cluster::start().await;
     let mut node = cluster.member("a").await;
     let mut rpc = raw(&cluster).await;
@@ -63,7 +63,7 @@ async fn numbers_out_of_all_proportion_are_refused_and_leave_the_window_as_it_wa
         let status = rpc.heartbeat(numbered(&node, seen)).await.unwrap_err();
         assert_eq!(reason(&status), "NonceReplay", "{seen}");
     }
-    rpc.heartbeat(numbered(&node, number + 60 + 100)).await.unwrap();
+    rpc.heartbeat(numbered(&node, number + 60 + 1100)).await.unwrap();
     let status = rpc.heartbeat(numbered(&node, number + 61)).await.unwrap_err();
     assert_eq!(reason(&status), "NonceReplay", "too old to tell");
     node.join(None).await.expect("a new session counts anew");
