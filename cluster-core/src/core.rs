@@ -267,8 +267,11 @@ impl Core {
                 let database = part.store.ping().await;
                 add("database", true, database.map(|()| "answers".to_owned()).map_err(|e| e.to_string()));
                 let peers = part.controller.views().await;
-                let peers = peers.map(|peers| format!("{} nodes", peers.len())).map_err(|e| e.to_string());
-                add("cluster", true, peers);
+                let count = peers.map(|peers| match peers.len() {
+                    1 => "1 node".to_owned(),
+                    count => format!("{count} nodes"),
+                });
+                add("cluster", true, count.map_err(|e| e.to_string()));
                 // They are written by the membership's owner: without it nobody hears of anything.
                 let newest = part.controller.events().newest();
                 let told = format!("newest {newest}");
