@@ -207,7 +207,7 @@ async fn an_operators_files_travel_and_only_what_changed_is_recreated() {
         "FROM_FILE=yes",
         "FROM_DOTENV=of the $operator",
         "FROM_OVERRIDE=theirs",
-        "mode 600",
+        "mode 444",
     ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }

@@ -85,7 +85,10 @@ async fn what_does_not_run_yet_is_cancelled() {
     let (network, _) = host.ip.rsplit_once('.').expect("an IPv4 address");
     // A registry that takes connections and never says a word.
     let silent = std::net::TcpListener::bind(format!("{network}.1:0")).expect("the network's gateway");
-    let image = format!("{}/x/agent:1", silent.local_addr().expect("an address"));
+    let address = silent.local_addr().expect("an address");
+    // By name, since a policy allows no registry by address.
+    host.sh(&format!("echo '{} silent.test' >>/etc/hosts", address.ip()));
+    let image = format!("silent.test:{}/x/agent:1", address.port());
     let starting = submit(&mut client, with(script("true", &["one"]), json!({ "image": image }))).await;
     becomes(&mut client, &starting, "starting", 1).await;
 

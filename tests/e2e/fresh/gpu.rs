@@ -108,7 +108,7 @@ async fn gpus_of_a_host_are_found_counted_and_handed_out() {
     // Who asks for none gets none, there too.
     let words =
         ["run", "--image", IMAGE, "--node", ONE, "--", "sh", "-c", "echo none: $NVIDIA_VISIBLE_DEVICES"];
-    assert_eq!(controller.cli(&words).await.succeeded(), "none:\n");
+    assert_eq!(controller.cli(&words).await.succeeded(), "none: void\n");
     for (more, words) in
         [(["--gpu=3", "--vram-gb=1"], "needs 3 gpus"), (["--gpu=1", "--vram-gb=45"], "needs 45 GiB vram")]
     {
