@@ -114,7 +114,7 @@ pub struct Settings {
     /// Where HTTP listens.
     pub bind_address: IpAddr,
     pub http_tls: Option<HttpTls>,
-    /// As asked for; `None` is [`REST_PORT`], or another free port on loopback.
+    /// The configured port. With `None`, [`REST_PORT`] is used, or a free port on loopback when it is taken.
     pub rest_port: Option<u16>,
     /// The published second port of the cluster protocol; None is the usual one, where it is free.
     pub grpc_port: Option<u16>,

@@ -112,7 +112,7 @@ impl LocalImages {
         misfits.chain(differing).collect()
     }
 
-    /// A host that has another content under a name is a warning, where nobody has said which is meant.
+    /// Returns a warning when the host has other content under the name and no source was named.
     fn difference(&self, reference: &str, candidate: &Candidate, action: ImageAction) -> Option<Finding> {
         let Candidate { local, on_host } = candidate;
         let differs = on_host.as_ref().is_some_and(|content| *content != local.content);

@@ -76,7 +76,7 @@ struct Written {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kept {
     pub bytes: u64,
-    /// Where reading continues; none before the first byte.
+    /// Where the next read continues. `None` before the first byte, and in logs of workers without positions.
     pub position: Option<Position>,
     /// The gap between beginning and end is in the log: what follows is the end.
     pub is_skipped: bool,

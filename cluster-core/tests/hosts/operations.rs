@@ -1,4 +1,4 @@
-//! What is done with a node's host after its first deployment, and how a deployment is cancelled.
+//! Operations on a host after its first deployment, and cancelled deployments.
 
 use std::time::Duration;
 

@@ -70,7 +70,7 @@ async fn follow(context: &Context, client: &Client, begun: RolloutView) -> Resul
     ended.ok_or_else(|| Error::internal("a rollout ended without its end"))
 }
 
-/// Of all hosts that did not get there, the highest; a rollout that was cancelled is no success either.
+/// Returns the highest exit status of the failed hosts. A cancelled rollout is not a success.
 fn exit_status(view: &RolloutView) -> u8 {
     let failed = view.members.iter().filter(|member| member.state == MemberState::Failed);
     let codes = failed.map(|member| member.failure.as_ref().map_or(ErrorCode::DeploymentFailed, |f| f.code));

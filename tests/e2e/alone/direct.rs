@@ -121,7 +121,7 @@ async fn a_removed_nodes_connections_are_cut_and_its_certificate_is_worth_nothin
     assert!(controller.cli(&["node", "remove", "by-hand"]).await.succeeded().contains("is removed"));
     // Far sooner than its next heartbeat.
     says(&worker, "the connection to the controller was lost").await;
-    // Its key is nobody's; that its token is spent is a note.
+    // The key belongs to no node now. The spent token is only a note.
     says(&worker, "NodeRemoved").await;
     assert!(peer(&controller).await.is_none());
     let health = worker.api("/health").await.expect("it answers");

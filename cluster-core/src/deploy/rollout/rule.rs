@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(next(&members, patient, false), Next::Begin(vec![2]));
         let never = Limits { parallel: 1, failures: 0 };
         assert_eq!(next(&[Failed, Failed, Failed, Waiting], never, false), Next::Begin(vec![3]));
-        // One that somebody cancelled by itself is no failure of a host.
+        // A single cancelled deployment does not count as a failed host.
         assert_eq!(next(&[Cancelled, Waiting], TWO_AT_A_TIME, false), Next::Begin(vec![1]));
     }
 
