@@ -17,11 +17,11 @@ use super::{
     plan::{self, Inputs, Prepared},
     remote::Remote,
     spec::DeploymentSpec,
-    stack::{self, OperatorStack},
+    stack::{self, OperatorProject, OperatorStack},
     world::{Journal, Membership},
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorCode, Result},
     ssh::Connection,
 };
 
@@ -50,7 +50,7 @@ pub(super) async fn examine(
     spec: &DeploymentSpec,
     token: Option<&Secret>,
 ) -> Result<Examined> {
-    let operator = read_operator(spec).await?;
+    let operator = read_operator(connection, spec, token).await?;
     // Unknown, or joined by hand: the checks of its identity say so.
     let recorded = context.membership.deployed(&spec.node).await.ok();
     let stack::Stack { images: mut wanted, always_pulled, .. } =
@@ -58,6 +58,17 @@ pub(super) async fn examine(
     let own = context.images.reference(&ImageSource::Own).await?;
     wanted.push(own.clone());
     let mut facts = checks::gather(connection, &spec.base_dir, &wanted, now_ms() / 1000).await?;
+    if let (Some(operator), Some(version)) = (&operator, &facts.compose_version)
+        && operator.is_unread()
+    {
+        return Err(Error::new(
+            ErrorCode::HostCheckFailed,
+            format!("docker compose {version} runs by sudo, and not as {}", facts.user),
+        )
+        .remedy(
+            "install the Compose plugin for all users of the host: apt-get install docker-compose-plugin",
+        ));
+    }
     let source = context.images.source_for(&facts.os, &facts.arch);
     let node_image = match &source {
         Some(source) => context.images.reference(source).await?,
@@ -116,10 +127,25 @@ async fn on_host(
     Ok(local.with_host(contents))
 }
 
-/// As many megabytes as travel may be read.
-async fn read_operator(spec: &DeploymentSpec) -> Result<Option<OperatorStack>> {
-    let spec = spec.clone();
-    tokio::task::spawn_blocking(move || OperatorStack::read(&spec))
+/// Reads an operator's stack: its files from this machine, and what they mean from Compose on the host.
+async fn read_operator(
+    connection: &Connection,
+    spec: &DeploymentSpec,
+    token: Option<&Secret>,
+) -> Result<Option<OperatorStack>> {
+    let asked = spec.clone();
+    let Some(project) = blocking(move || OperatorProject::read(&asked)).await? else { return Ok(None) };
+    let remote = Remote { connection, base: &spec.base_dir };
+    let Some(output) = remote.compose_config(&project, spec, token).await? else {
+        return Ok(Some(OperatorStack::unread(project)));
+    };
+    let asked = spec.clone();
+    blocking(move || OperatorStack::new(project, &output, &asked)).await.map(Some)
+}
+
+/// Reads files on a thread of its own: as many megabytes as travel may be read.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::internal("the task that reads the compose file died").source(error))?
 }

@@ -18,6 +18,7 @@ scripts! {
     AUTHORIZED_KEYS = "authorized_keys.sh",
     CHECKS = "checks.sh",
     CLEAN_UP = "clean_up.sh",
+    COMPOSE_CONFIG = "compose_config.sh",
     CONTAINERS = "containers.sh",
     DROP_IMAGES = "drop_images.sh",
     DROP_RELEASE = "drop_release.sh",
@@ -62,7 +63,8 @@ scripts! {
 
 /// Scripts that the login shell reads as one quoted word; see `ssh::script::on_command_line`.
 #[cfg(test)]
-const ON_COMMAND_LINE: [(&str, &str); 7] = [
+const ON_COMMAND_LINE: [(&str, &str); 8] = [
+    ("compose_config.sh", COMPOSE_CONFIG),
     ("file_digests.sh", FILE_DIGESTS),
     ("load.sh", LOAD),
     ("lock.sh", LOCK),

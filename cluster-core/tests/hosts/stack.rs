@@ -401,6 +401,64 @@ async fn stack_runs_as_compose_reads_it() {
     bench.clean().await;
 }
 
+const WITH_TAGS: &str = r#"
+include: [sub/compose.yml]
+services:
+  web:
+    extends: {file: base/base.yml, service: base}
+    env_file: dev.env
+    ports: ["18080:80"]
+    volumes: ["./src:/src", "conf:/v"]
+    command: ["sh", "-c", "cat /v/a; echo $$FROM_BASE; ls -d /src; sleep 1000"]
+  mail: {image: "busybox:testbed", ports: ["18080:80"]}
+volumes: {conf: {driver: local, driver_opts: {type: none, o: bind, device: "${PWD}/v"}}}
+"#;
+const TAGS: &str = r#"
+services:
+  web:
+    env_file: !override [base/own.env]
+    ports: !override ["127.0.0.1:18081:80"]
+    volumes: !override ["conf:/v"]
+  mail: !reset null
+"#;
+
+#[tokio::test]
+#[ignore = "owns testbed hosts; run by tests/run"]
+async fn tags_includes_and_bound_volumes_are_composes() {
+    let bench = Bench::of_an_operator(WITH_TAGS).await;
+    bench.write("docker-compose.override.yml", TAGS);
+    bench.write(
+        "base/base.yml",
+        "services: {base: {image: 'busybox:testbed', init: true, env_file: own.env}}\n",
+    );
+    bench.write("base/own.env", "FROM_BASE=a-value-of-base\n");
+    bench.write("sub/compose.yml", "services: {sub: {image: 'busybox:testbed', init: true, command: [sleep, '1000'], volumes: ['./conf:/conf:ro']}}\n");
+    bench.write("sub/conf/x", "");
+    bench.write("v/a", "in the bound volume\n");
+    let view = bench.deploy(&bench.request()).await;
+    assert_eq!(view.state, DeploymentState::Started, "{:?}", view.failure);
+    assert_eq!(bench.services().await, ["sub", "web"]);
+    let log = bench.logs("web").await;
+    assert!(log.starts_with("in the bound volume\na-value-of-base\nls: /src"), "{log}");
+    let ports = run(&bench.root, "docker port aitheros-edge-web-1", &[]).await;
+    assert_eq!(ports.trim(), "80/tcp -> 127.0.0.1:18081");
+
+    bench.write("docker-compose.override.yml", "services: {web: {prots: [1]}}\n");
+    let error = bench.deployments().plan(&bench.request(), Origin::Assistant).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::ConfigInvalid);
+    let told = error.message();
+    assert!(told.contains("prots") && !told.contains("aegis-compose"), "{told}");
+    let left = run(
+        &bench.root,
+        "ls -d /dev/shm/aegis-compose* /run/user/0/aegis-compose* /tmp/aegis-compose* 2>/dev/null || :",
+        &[],
+    );
+    assert_eq!(left.await, "", "nothing that Compose read stays");
+    // The bound volume's data too.
+    Remote { connection: &bench.root, base: BASE }.remove(true).await.unwrap();
+    bench.clean().await;
+}
+
 const HEALTH: &str = r#"
 services:
   once: {image: "busybox:testbed", command: ["true"]}

@@ -1,16 +1,17 @@
 //! The stack on the host, by Docker Compose.
 
-use std::time::Duration;
+use std::{io::Cursor, time::Duration};
 
 use super::{
     super::{
         Secret, env_file,
         health::{CONTAINER_FORMAT, Look},
         models,
-        names::ModelName,
-        release::PRIVATE_FILE,
+        names::{ModelName, ServiceName},
+        release::{OPERATOR_FILE, PRIVATE_FILE},
         scripts,
-        stack::PROJECT,
+        spec::DeploymentSpec,
+        stack::{COMPLETE, ComposeOutput, OperatorProject, PROJECT, PROJECT_DIRECTORY, VARIABLES_FILE},
     },
     Remote, SHORT, UP_TIMEOUT,
 };
@@ -27,6 +28,8 @@ const LOG_SECONDS_MAX: u64 = 30 * 86_400;
 /// Of one answer; the end is what is kept.
 const LOG_BYTES_MAX: &str = "262144";
 const SERVICES_MAX: usize = 32;
+/// Env files and compose files over a slow line, and Compose's start.
+const CONFIG_LIMIT: Duration = Duration::from_secs(120);
 
 /// Which log lines of a node's services are wanted.
 #[derive(Debug, Clone)]
@@ -82,6 +85,31 @@ pub fn redact(text: &str, secrets: &[Secret]) -> String {
 }
 
 impl Remote<'_> {
+    /// Asks the host's Compose what a project means. Nothing of the files that Compose opens stays on the host.
+    /// `None` where the host has no Compose.
+    pub async fn compose_config(
+        &self,
+        project: &OperatorProject,
+        spec: &DeploymentSpec,
+        token: Option<&Secret>,
+    ) -> Result<Option<ComposeOutput>> {
+        let (marker, profiles) = (marker(), project.profiles());
+        let second = if project.has_override() { OPERATOR_FILE } else { "" };
+        let mut arguments =
+            vec![PROJECT, PROJECT_DIRECTORY, COMPLETE, VARIABLES_FILE, marker.as_str(), &profiles, second];
+        arguments.extend(spec.services.iter().map(ServiceName::as_str));
+        let input = Cursor::new(project.archive(spec, token)?);
+        let what = "docker compose config";
+        let output = self.run_with(what, scripts::COMPOSE_CONFIG, &arguments, input, CONFIG_LIMIT).await?;
+        if output.stdout.trim().is_empty() {
+            return Ok(None);
+        }
+        parse_config(&output.stdout, &marker).map(Some).ok_or_else(|| {
+            Error::new(ErrorCode::HostCheckFailed, "the host's answer to docker compose config was cut")
+                .remedy("a project of more than 1 MiB cannot be read; leave out inline configs")
+        })
+    }
+
     /// The last lines that the services wrote, each with its service and time. Untrusted text without
     /// control characters.
     pub async fn logs_of(&self, asked: &LogsAsked) -> Result<String> {
@@ -194,9 +222,37 @@ impl Remote<'_> {
     }
 }
 
+/// Reads what the script printed; `None` when a part is missing.
+fn parse_config(text: &str, marker: &str) -> Option<ComposeOutput> {
+    let separator = format!("{marker}\n");
+    let parts: Vec<&str> = text.split(separator.as_str()).collect();
+    let [_, places, services, profiles, json, stderr, status] = parts.as_slice() else { return None };
+    let (top, directory) = places.trim_end().split_once('\n')?;
+    let names = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+    Some(ComposeOutput {
+        services: names(services),
+        profiles: names(profiles),
+        json: (*json).to_owned(),
+        stderr: (*stderr).to_owned(),
+        succeeded: status.trim() == "0",
+        directory: directory.to_owned(),
+        top: top.to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answer_of_compose_config_is_whole_or_none() {
+        let text = "M\n/run/a\n/run/a/1/p\nM\nweb\ndb\n\nM\n\nM\n{\"services\": {}}\nM\nwarning\n\nM\n0\n";
+        let output = parse_config(text, "M").unwrap();
+        assert_eq!(Vec::from_iter(output.services), ["db", "web"]);
+        assert_eq!((output.top.as_str(), output.directory.as_str()), ("/run/a", "/run/a/1/p"));
+        assert!(output.succeeded && output.profiles.is_empty());
+        assert!(parse_config(&text[..text.len() - 4], "M").is_none());
+    }
 
     #[test]
     fn longer_secrets_are_redacted_first() {

@@ -2,6 +2,7 @@
 
 mod authorized_keys;
 mod before;
+mod compose;
 mod data;
 mod host;
 mod lock;

@@ -14,10 +14,10 @@ use std::{
     fmt, fs,
     io::Read as _,
     os::unix::fs::PermissionsExt as _,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
-use super::document::{Kind, Source, refuse};
+use super::source::{Kind, PATH_BYTES_MAX, Source, is_within, joined, refuse};
 use crate::{
     deploy::hex_digest,
     error::{Error, ErrorCode, Result},
@@ -27,7 +27,6 @@ use crate::{
 const FILES_MAX: usize = 1000;
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
-const PATH_BYTES_MAX: usize = 512;
 /// Mode of a file secret, which any user of a container may read. The directory above it is 0700.
 const SECRET_MODE: u32 = 0o444;
 /// Bits of a mode that travel: those of owner, group and others.
@@ -36,25 +35,12 @@ const MODE_BITS: u32 = 0o777;
 const DIRECTORY_MODE: u32 = 0o755;
 /// Mode of the entry that ends an archive.
 const END_MODE: u32 = 0o600;
+/// Mode of the files that Compose reads, in a directory that is removed afterwards.
+const PROJECT_MODE: u32 = 0o600;
+/// Directory of an archive that Compose reads.
+pub const PROJECT_DIRECTORY: &str = "project";
 /// Of the tar stream, after all else: a stream without it was cut.
 pub const COMPLETE: &str = "complete";
-/// What lies at the top of the base directory and is not the stack's.
-const RESERVED: [&str; 14] = [
-    ".data",
-    "private.list",
-    ".work",
-    "releases",
-    "run",
-    "current",
-    "current.new",
-    "release.json",
-    "previous",
-    ".env",
-    "aegis-config.yaml",
-    "docker-compose.yml",
-    "docker-compose.operator.yml",
-    "docker-compose.override.yml",
-];
 
 #[derive(Clone, PartialEq, Eq)]
 struct File {
@@ -144,12 +130,6 @@ impl Root {
     }
 }
 
-/// Whether a path beneath a root is another one, or lies in it.
-fn is_within(path: &str, directory: &str) -> bool {
-    directory.is_empty()
-        || path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 impl Bundle {
     pub fn roots(&self) -> &[Root] {
         &self.roots
@@ -205,9 +185,25 @@ impl Bundle {
         Self::pack(self.writable().filter(|root| paths.contains(&root.path)))
     }
 
+    /// All roots under their paths and other files, each below [`PROJECT_DIRECTORY`], as one tar stream.
+    pub(super) fn archive_project(&self, others: &[(&str, &str)]) -> Result<Vec<u8>> {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut add = |name: &str, content: &[u8]| {
+            let mut header = header(tar::EntryType::Regular, PROJECT_MODE, content.len() as u64);
+            archive.append_data(&mut header, joined(PROJECT_DIRECTORY, name), content).map_err(failed)
+        };
+        for root in &self.roots {
+            for (name, file) in &root.files {
+                add(&joined(&root.path, name), &file.content)?;
+            }
+        }
+        for (name, content) in others {
+            add(name, content.as_bytes())?;
+        }
+        finish(archive)
+    }
+
     fn pack<'a>(roots: impl Iterator<Item = &'a Root>) -> Result<Vec<u8>> {
-        let failed =
-            |error: std::io::Error| Error::internal("the archive of files cannot be made").source(error);
         let mut archive = tar::Builder::new(Vec::new());
         let mut done = Vec::new();
         for root in roots {
@@ -228,10 +224,19 @@ impl Bundle {
             }
             done.push(top);
         }
-        let mut end = header(tar::EntryType::Regular, END_MODE, 0);
-        archive.append_data(&mut end, COMPLETE, std::io::empty()).map_err(failed)?;
-        archive.into_inner().map_err(failed)
+        finish(archive)
     }
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::internal("the archive of files cannot be made").source(error)
+}
+
+/// Ends an archive with the entry that says that it is whole.
+fn finish(mut archive: tar::Builder<Vec<u8>>) -> Result<Vec<u8>> {
+    let mut end = header(tar::EntryType::Regular, END_MODE, 0);
+    archive.append_data(&mut end, COMPLETE, std::io::empty()).map_err(failed)?;
+    archive.into_inner().map_err(failed)
 }
 
 fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
@@ -240,62 +245,6 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     header.set_mode(mode);
     header.set_size(size);
     header
-}
-
-fn joined(directory: &str, name: &str) -> String {
-    match (directory.is_empty(), name.is_empty()) {
-        (_, true) => directory.to_owned(),
-        (true, _) => name.to_owned(),
-        _ => format!("{directory}/{name}"),
-    }
-}
-
-/// Whether a source is the `.env` of the stack, which the host has beside the compose file as well.
-pub(super) fn is_dotenv(source: &Source) -> bool {
-    let mut parts = Path::new(&source.path).components().filter(|part| *part != Component::CurDir);
-    let is_named = parts.next() == Some(Component::Normal(".env".as_ref())) && parts.next().is_none();
-    is_named && matches!(source.kind, Kind::EnvFile | Kind::Bind | Kind::BindReadOnly)
-}
-
-/// Where a source lies beneath the compose file's directory; `None` when it is the host's.
-pub(super) fn local_path(service: &str, source: &Source, directory: &Path) -> Result<Option<String>> {
-    let Source { kind, path, key, .. } = source;
-    let wrong = |why: &str| {
-        refuse(format!("service {service}: {key} names {}, {why}", shown(path)))
-            .remedy("keep the files of a stack beside or below its compose file, and name them like ./x")
-    };
-    if path.starts_with('/') {
-        return match kind {
-            Kind::Bind | Kind::BindReadOnly if !Path::new(path).starts_with(directory) => Ok(None),
-            Kind::Bind | Kind::BindReadOnly => {
-                Err(wrong("which is a path of this machine and not of the host"))
-            }
-            Kind::EnvFile | Kind::Config | Kind::Secret => Err(wrong("an absolute path")),
-        };
-    }
-    let mut parts = Vec::new();
-    for component in Path::new(path).components() {
-        match component {
-            Component::CurDir => {}
-            Component::Normal(part) => parts.push(part.to_str().ok_or_else(|| wrong("which is not UTF-8"))?),
-            _ => return Err(wrong("which leads out of the compose file's directory")),
-        }
-    }
-    let Some(first) = parts.first() else {
-        return Err(wrong("the whole directory of the compose file"));
-    };
-    if RESERVED.contains(first)
-        || first.starts_with(".lock")
-        || first.starts_with(".aegis-before")
-        || first.ends_with(".before-aegis")
-    {
-        return Err(wrong("a name that a deployment has for itself"));
-    }
-    let path = parts.join("/");
-    if path.len() > PATH_BYTES_MAX || path.chars().any(char::is_control) {
-        return Err(wrong("which is too long or holds control characters"));
-    }
-    Ok(Some(path))
 }
 
 /// What is to be read: by path, who names it and why.
@@ -316,8 +265,8 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
     let mut paths: Vec<&String> = named.keys().collect();
     paths.sort_by_key(|path| path.split('/').collect::<Vec<_>>());
     for path in paths {
-        let (service, source) = &named[path];
-        let at = At { service, key: &source.key };
+        let (user, source) = &named[path];
+        let at = At { user, key: &source.key };
         if roots.iter().any(|root| is_within(path, &root.path)) {
             // It is sent with its directory; that it is there is all there is to ask.
             if source.required && !directory.join(path).exists() {
@@ -329,7 +278,7 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
         if full.symlink_metadata().is_err() && !source.required {
             continue;
         }
-        // A directory is its containers' where some container may write anywhere in it.
+        // A directory belongs to the containers where one of them may write anywhere in it.
         let is_writable =
             named.iter().any(|(name, (_, source))| source.kind == Kind::Bind && is_within(name, path));
         let mut root =
@@ -346,13 +295,13 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
 /// Who names what is being read.
 #[derive(Clone, Copy)]
 struct At<'a> {
-    service: &'a str,
+    user: &'a str,
     key: &'a str,
 }
 
 impl At<'_> {
     fn wrong(self, path: &str, why: &str) -> Error {
-        refuse(format!("service {}: {}: {} {why}", self.service, self.key, shown(path)))
+        refuse(format!("{}: {}: {} {why}", self.user, self.key, shown(path)))
             .remedy("put it there (an empty directory will do for one), or take it out of the compose file")
     }
 }
@@ -429,7 +378,7 @@ impl Reader<'_> {
 fn too_much(at: At<'_>, what: &str) -> Error {
     Error::new(
         ErrorCode::ResourceExhausted,
-        format!("the stack's files are too many: {what} (at service {}, {})", at.service, at.key),
+        format!("the stack's files are too many: {what} (at {}, {})", at.user, at.key),
     )
     .remedy("put data into a volume or an image, and send only what configures the stack")
 }
@@ -446,33 +395,12 @@ mod tests {
 
     fn named(sources: &[Source]) -> Named {
         let named = sources.iter().map(|source| {
-            let path = local_path("web", source, Path::new("/project")).unwrap().unwrap();
-            (path, ("web".to_owned(), source.clone()))
+            let path = super::super::source::local_path("service web", source, Path::new("/project"))
+                .unwrap()
+                .unwrap();
+            (path, ("service web".to_owned(), source.clone()))
         });
         named.collect()
-    }
-
-    #[test]
-    fn only_what_lies_beneath_the_compose_file_is_named() {
-        let local = |kind, path: &str| local_path("web", &source(kind, path), Path::new("/project"));
-        assert_eq!(local(Kind::Bind, "./a/./b/").unwrap().as_deref(), Some("a/b"));
-        assert_eq!(local(Kind::Bind, "/dev/dri").unwrap(), None);
-        for (kind, bad) in [
-            (Kind::Bind, "../x"),
-            (Kind::Bind, "a/../../x"),
-            (Kind::Bind, "."),
-            (Kind::Bind, "./"),
-            (Kind::Bind, "./releases/x"),
-            (Kind::Bind, ".env"),
-            (Kind::Bind, "run"),
-            (Kind::Bind, "a\nb"),
-            (Kind::Bind, "/project/conf"),
-            (Kind::Secret, "/etc/shadow"),
-            (Kind::EnvFile, "/etc/environment"),
-        ] {
-            let error = local(kind, bad).unwrap_err();
-            assert!(error.to_string().contains("service web: volumes names"), "{bad}: {error}");
-        }
     }
 
     #[test]

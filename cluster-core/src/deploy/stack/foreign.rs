@@ -7,11 +7,8 @@ use std::{
 };
 
 use super::{
-    NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack,
-    document::{Service, refuse},
-    node_fragment,
-    operator::OperatorStack,
-    selection::selected,
+    NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack, config::Service,
+    node_fragment, operator::OperatorStack, source::refuse,
 };
 use crate::{
     deploy::{hex_digest, ports::HostPorts, release, spec::DeploymentSpec},
@@ -23,11 +20,9 @@ const NODE_PORT_BESIDE: u16 = 8091;
 const HEAD: &str = "# Added by aegis to the operator's stack.\n";
 
 pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<Stack> {
-    let services = &operator.document.services;
-    let mut profiles = operator.profiles.clone();
-    profiles.extend(spec.profiles.iter().map(ToString::to_string));
-    let mut started = selected(&operator.document, &spec.services, &profiles)?;
-    let replaced = replaced(spec, services.iter().filter(|(name, _)| started.contains(name)))?;
+    let services = &operator.config.services;
+    let mut started: Vec<String> = services.keys().cloned().collect();
+    let replaced = replaced(spec, services.iter())?;
     let mut images = Vec::new();
     let mut always_pulled = BTreeSet::new();
     let mut incomplete_images = BTreeMap::new();
@@ -36,15 +31,13 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     for (name, service) in services {
         let is_replaced = replaced == Some(name.as_str());
         ours.push_str(&addition(operator, name, service, is_replaced));
-        if started.contains(name) {
-            let image = if is_replaced { spec.image.as_ref() } else { service.image.as_ref() };
-            if let Some(image) = image.filter(|image| is_incomplete(image)) {
-                incomplete_images.insert(name.clone(), image.clone());
-            }
-            images.extend(image.cloned());
-            always_pulled.extend(image.filter(|_| service.is_always_pulled()).cloned());
+        let image = if is_replaced { spec.image.as_ref() } else { service.image.as_ref() };
+        if let Some(image) = image.filter(|image| is_incomplete(image)) {
+            incomplete_images.insert(name.clone(), image.clone());
         }
-        if started.contains(name) && !service.is_scaled_to_zero() {
+        images.extend(image.cloned());
+        always_pulled.extend(image.filter(|_| service.is_always_pulled()).cloned());
+        if !service.is_scaled_to_zero() {
             ports.extend(
                 service.ports.iter().map(|(ports, _)| Published { service: name.clone(), ports: *ports }),
             );
@@ -52,9 +45,9 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     }
     started.retain(|name| !services[name].is_scaled_to_zero());
     let node = spec.join.then(|| NodeService {
-        service: if services.contains_key("node") { "aegis-node" } else { "node" }.to_owned(),
+        service: if operator.config.known.contains("node") { "aegis-node" } else { "node" }.to_owned(),
         // Also one that is taken by a service on the host's network.
-        port: match operator.compose.contains(&NODE_PORT_DEFAULT.to_string()) {
+        port: match operator.project.compose.contains(&NODE_PORT_DEFAULT.to_string()) {
             true => NODE_PORT_BESIDE,
             false => NODE_PORT_DEFAULT,
         },
@@ -72,18 +65,18 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     images.sort();
     images.dedup();
     let ollama = services.iter().find(|(name, service)| started.contains(*name) && is_ollama(name, service));
-    if ollama.is_none() && !spec.models.is_empty() {
+    if ollama.is_none() && !spec.models.is_empty() && !operator.is_unread() {
         return Err(Error::invalid("models: no service that is started runs Ollama").remedy(
             "start the service of the compose file whose image is ollama/ollama, or leave models out",
         ));
     }
     Ok(Stack {
-        compose: operator.compose.clone(),
-        operator_override: operator.override_file.clone(),
+        compose: operator.project.compose.clone(),
+        operator_override: operator.project.override_file.clone(),
         override_file,
         images,
         always_pulled,
-        unset: operator.document.blanks.iter().filter(|name| !is_set_on_the_host(name)).cloned().collect(),
+        unset: operator.config.unset.iter().filter(|name| !is_set_on_the_host(name)).cloned().collect(),
         incomplete_images,
         node,
         ollama: ollama.map(|(name, service)| OllamaService {
@@ -96,7 +89,7 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
         }),
         cloudflared: false,
         services: started,
-        profiles: profiles.into_iter().collect(),
+        profiles: operator.project.profiles.iter().cloned().collect(),
         ports,
     })
 }
@@ -193,29 +186,69 @@ fn is_ollama(name: &str, service: &Service) -> bool {
 mod tests {
     use std::{fs, path::Path};
 
+    use serde_json::{Value, json};
+
     use super::*;
-    use crate::deploy::stack::testing::foreign_spec;
+    use crate::deploy::{
+        DeploymentRequest,
+        stack::{ComposeOutput, OperatorProject, config::testing::output, testing::foreign_spec},
+    };
 
     fn write(dir: &Path, name: &str, text: &str) {
         fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
         fs::write(dir.join(name), text).unwrap();
     }
 
-    fn built(dir: &Path, change: impl FnOnce(&mut crate::deploy::DeploymentRequest)) -> Result<Stack> {
+    /// A project in a directory, with these services as Compose reads them.
+    fn read(
+        dir: &Path,
+        services: Value,
+        change: impl FnOnce(&mut DeploymentRequest),
+    ) -> Result<(DeploymentSpec, OperatorStack)> {
+        read_output(dir, &output(&json!({"services": services})), change)
+    }
+
+    fn read_output(
+        dir: &Path,
+        output: &ComposeOutput,
+        change: impl FnOnce(&mut DeploymentRequest),
+    ) -> Result<(DeploymentSpec, OperatorStack)> {
         let mut spec = foreign_spec(change);
         spec.compose_file = Some(dir.join("docker-compose.yml"));
-        let operator = OperatorStack::read(&spec)?.unwrap();
+        if !dir.join("docker-compose.yml").exists() {
+            write(dir, "docker-compose.yml", "services: {}\n");
+        }
+        let project = OperatorProject::read(&spec)?.unwrap();
+        let operator = OperatorStack::new(project, output, &spec)?;
+        Ok((spec, operator))
+    }
+
+    fn built(dir: &Path, services: Value, change: impl FnOnce(&mut DeploymentRequest)) -> Result<Stack> {
+        let (spec, operator) = read(dir, services, change)?;
         build(&spec, &operator)
     }
 
+    fn alone(request: &mut DeploymentRequest) {
+        request.join = Some(false);
+    }
+
+    fn bind(path: &str, read_only: bool) -> Value {
+        json!({"type": "bind", "source": format!("/tmp/p/1/x/{path}"), "target": "/x", "read_only": read_only})
+    }
+
     #[test]
-    fn a_foreign_stack_gets_our_node_and_no_build() {
+    fn foreign_stack_gets_our_node_and_no_build() {
         let dir = tempfile::tempdir().unwrap();
         let foreign = "services:\n  aithernode:\n    build: ../..\n    ports: ['8090:8090']\n  ollama:\n    image: ollama/ollama\n";
         write(dir.path(), "docker-compose.yml", foreign);
-        let error = built(dir.path(), |_| {}).unwrap_err();
+        let services = json!({
+            "aithernode": {"build": {"context": "/"}, "ports": [{"target": 8090, "published": "8090"}]},
+            "ollama": {"image": "ollama/ollama"},
+        });
+        let error = built(dir.path(), services.clone(), |_| {}).unwrap_err();
         assert!(error.to_string().contains("AITHER_EDGE_IMAGE"), "{error}");
-        let stack = built(dir.path(), |request| request.image = Some("ghcr.io/x/y:1".into())).unwrap();
+        let stack =
+            built(dir.path(), services, |request| request.image = Some("ghcr.io/x/y:1".into())).unwrap();
         assert_eq!(stack.compose, foreign);
         let added = stack.override_file.unwrap();
         assert!(
@@ -231,114 +264,119 @@ mod tests {
     #[test]
     fn build_with_image_runs_the_image() {
         let dir = tempfile::tempdir().unwrap();
-        let stack = |services: &str, image: Option<&str>| {
-            write(dir.path(), "docker-compose.yml", &format!("services:\n{services}"));
-            built(dir.path(), |request| {
+        let stack = |services: &Value, image: Option<&str>| {
+            built(dir.path(), services.clone(), |request| {
                 request.image = image.map(str::to_owned);
                 request.join = Some(false);
             })
         };
-        let web = "  web: {image: 'web:1', build: ., pull_policy: build}\n";
-        let both = format!("{web}  worker: {{image: 'worker:1', build: .}}\n");
+        let build = json!({"context": "/tmp/p/1/x"});
+        let web = json!({"web": {"image": "web:1", "build": build, "pull_policy": "build"}});
+        let mut both = web.clone();
+        both["worker"] = json!({"image": "worker:1", "build": build});
         let made = stack(&both, None).unwrap();
         assert_eq!(made.images, ["web:1", "worker:1"]);
         assert!(made.override_file.unwrap().contains("pull_policy: missing"));
-        assert_eq!(stack(web, Some("web:2")).unwrap().images, ["web:2"]);
+        assert_eq!(stack(&web, Some("web:2")).unwrap().images, ["web:2"]);
         assert_eq!(stack(&both, Some("worker:1")).unwrap().images, ["web:1", "worker:1"]);
-        for (services, image) in [
-            (both.as_str(), Some("x:1")),
-            ("  web: {build: .}\n  worker: {build: .}\n", Some("x:1")),
-            ("  web: {build: .}\n  worker: {build: .}\n", None),
-        ] {
+        let nameless = json!({"web": {"build": build}, "worker": {"build": build}});
+        for (services, image) in [(&both, Some("x:1")), (&nameless, Some("x:1")), (&nameless, None)] {
             let error = stack(services, image).unwrap_err();
             assert!(error.message().contains("services web, worker"), "{error}");
         }
-        let idle = "  web: {image: x}\n  lint: {build: ., profiles: [dev]}\n  batch: {image: x, scale: 0, ports: ['1:1']}\n";
-        let made = stack(idle, None).unwrap();
+        let idle = json!({
+            "web": {"image": "x"},
+            "batch": {"image": "x", "scale": 0, "ports": [{"target": 1, "published": "1"}]},
+        });
+        let made = stack(&idle, None).unwrap();
         assert_eq!((made.services, made.ports), (vec!["web".to_owned()], Vec::new()));
     }
 
     #[test]
-    fn dotenv_of_the_stack_can_be_named() {
+    fn dotenv_of_the_stack_can_be_mounted() {
         let dir = tempfile::tempdir().unwrap();
-        let compose = "services:\n  web: {image: x, env_file: .env}\n  app: {image: x, volumes: ['./.env:/app/.env:ro']}\n";
-        write(dir.path(), "docker-compose.yml", compose);
-        let error = built(dir.path(), |_| {}).unwrap_err();
+        let services = json!({"web": {"image": "x", "volumes": [bind(".env", true)]}});
+        let error = built(dir.path(), services.clone(), alone).unwrap_err();
         assert!(error.message().contains(".env: it is not there"), "{error}");
-        let made = |env: &str| {
-            write(dir.path(), ".env", env);
-            built(dir.path(), |_| {}).unwrap().override_file.unwrap()
+        write(dir.path(), ".env", "A=1\n");
+        let digest = || {
+            let services = services.clone();
+            let (spec, operator) = read(dir.path(), services, alone).unwrap();
+            assert!(operator.bundle().is_empty(), "the host has it already");
+            build(&spec, &operator).unwrap().override_file.unwrap()
         };
-        let before = made("A=1\n");
-        assert_eq!(before.matches("aegis.files_digest").count(), 2);
-        assert_ne!(before, made("A=2\n"), "a changed .env recreates them");
+        let before = digest();
+        write(dir.path(), ".env", "A=2\n");
+        assert_ne!(digest(), before, "the service is recreated");
     }
 
     #[test]
     fn keys_of_the_application_arrive_and_others_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let made = |compose: &str, env: &str| {
-            write(dir.path(), "docker-compose.yml", compose);
+        let made = |env: &str, stderr: &str| {
             write(dir.path(), ".env", env);
-            let mut spec = foreign_spec(|request| request.join = Some(false));
-            spec.compose_file = Some(dir.path().join("docker-compose.yml"));
-            OperatorStack::read(&spec).map(|operator| operator.unwrap())
+            let mut output = output(&json!({"services": {"web": {"image": "x"}}}));
+            stderr.clone_into(&mut output.stderr);
+            output.succeeded = stderr.is_empty();
+            read_output(dir.path(), &output, alone).map(|(_, operator)| operator)
         };
-        let web =
-            "services: {web: {image: 'x:${DOCKER_TAG:?}', environment: {P: '${COMPOSE_PROJECT_NAME:?}'}}}";
-        let operator = made(web, "DOCKER_TAG=1\nLD_P=secret\nCOMPOSE_FILE=./docker-compose.yml\n").unwrap();
+        let operator = made("DOCKER_TAG=1\nLD_P=secret\nCOMPOSE_FILE=./docker-compose.yml\n", "").unwrap();
         let keys: Vec<&str> = operator.environment().map(|(key, _)| key).collect();
         assert_eq!(keys, ["DOCKER_TAG", "LD_P"]);
-        for (compose, env, says) in [
-            (web, "DOCKER_TAG=1\nCOMPOSE_FILE=docker-compose.yml:prod.yml\n", "COMPOSE_FILE"),
-            ("services: {web: {image: 'x:${DOCKER_HOST:?}'}}", "DOCKER_HOST=1\n", "DOCKER_HOST"),
-            ("services: {web: {image: 'x:$LD_PRELOAD'}}", "LD_PRELOAD=1\n", "LD_PRELOAD"),
+        for (env, stderr, says) in [
+            ("COMPOSE_FILE=docker-compose.yml:prod.yml\n", "", "COMPOSE_FILE"),
+            ("DOCKER_HOST=1\n", "required variable DOCKER_HOST is missing a value", "DOCKER_HOST steers"),
+            ("LD_PRELOAD=1\n", "The \"LD_PRELOAD\" variable is not set. Def", "LD_PRELOAD steers"),
+            (
+                "A=hunter2-hunter2\n",
+                "/tmp/p/1/x/docker-compose.yml: no hunter2-hunter2",
+                "docker-compose.yml: no (secret)",
+            ),
         ] {
-            let error = made(compose, env).unwrap_err();
-            assert!(error.message().contains(says), "{error}");
+            let error = made(env, stderr).unwrap_err();
+            assert!(error.message().contains(says) && !error.message().contains("/tmp/p"), "{error}");
             assert!(error.remedy_text().is_some());
         }
     }
 
     #[test]
-    fn pwd_is_the_directory_of_the_compose_file() {
+    fn unknown_services_and_profiles_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        write(
-            dir.path(),
-            "docker-compose.yml",
-            "services:\n  web: {image: x, env_file: '${PWD}/a.env', volumes: ['${PWD}/a.conf:/etc/a.conf:ro']}\n",
-        );
-        write(dir.path(), "a.env", "A=1\n");
-        write(dir.path(), "a.conf", "");
-        let mut spec = foreign_spec(|_| {});
-        spec.compose_file = Some(dir.path().join("docker-compose.yml"));
-        let operator = OperatorStack::read(&spec).unwrap().unwrap();
-        let roots: Vec<&str> = operator.bundle().roots().iter().map(|root| root.path.as_str()).collect();
-        assert_eq!(roots, ["a.conf", "a.env"]);
+        let mut output = output(&json!({"services": {}}));
+        output.services = ["db", "web"].map(str::to_owned).into();
+        output.profiles = ["debug".to_owned()].into();
+        output.succeeded = false;
+        output.stderr = "no such service: nginx\n".into();
+        let error =
+            read_output(dir.path(), &output, |request| request.services = Some("nginx".into())).unwrap_err();
+        assert!(error.message().contains("no service \"nginx\""), "{error}");
+        assert_eq!(error.remedy_text(), Some("those there are: db, web"));
+        let error =
+            read_output(dir.path(), &output, |request| request.profiles = vec!["nope".into()]).unwrap_err();
+        assert_eq!(error.remedy_text(), Some("those there are: debug"));
     }
 
     #[test]
-    fn unset_variables_and_incomplete_images_are_told() {
+    fn incomplete_images_and_unset_variables_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        write(
-            dir.path(),
-            "docker-compose.yml",
-            "services:\n  web: {image: 'shop/web:${TAG}', labels: {a: '$OTHER${SET:-1}$', b: $TUNNEL_TOKEN}}\n  idle: {image: '${NONE}', profiles: [p]}\n",
-        );
-        let stack = built(dir.path(), |_| {}).unwrap();
-        assert_eq!(Vec::from_iter(stack.unset), ["NONE", "OTHER", "TAG"]);
+        let mut output = output(&json!({"services": {"web": {"image": "shop/web:"}}}));
+        output.stderr = ["TAG", "OTHER", "TUNNEL_TOKEN"]
+            .map(|name| format!("level=warning msg=\"The \\\"{name}\\\" variable is not set. Defaulting\"\n"))
+            .concat();
+        let (spec, operator) = read_output(dir.path(), &output, alone).unwrap();
+        let stack = build(&spec, &operator).unwrap();
+        assert_eq!(Vec::from_iter(stack.unset), ["OTHER", "TAG"]);
         assert_eq!(Vec::from_iter(stack.incomplete_images), [("web".to_owned(), "shop/web:".to_owned())]);
     }
 
     #[test]
     fn always_pulled_image_is_not_left_to_compose() {
         let dir = tempfile::tempdir().unwrap();
-        write(
-            dir.path(),
-            "docker-compose.yml",
-            "services:\n  web: {image: 'web:1', pull_policy: always}\n  db: {image: 'db:1', pull_policy: missing}\n",
-        );
-        let stack = built(dir.path(), |request| request.join = Some(false)).unwrap();
+        let services = json!({
+            "web": {"image": "web:1", "pull_policy": "always"},
+            "db": {"image": "db:1", "pull_policy": "missing"},
+        });
+        let stack = built(dir.path(), services, alone).unwrap();
         assert_eq!(Vec::from_iter(stack.always_pulled), ["web:1"]);
         assert_eq!(stack.override_file.unwrap().matches("pull_policy: missing").count(), 1);
     }
@@ -346,16 +384,16 @@ mod tests {
     #[test]
     fn only_the_service_whose_files_changed_gets_another_label() {
         let dir = tempfile::tempdir().unwrap();
-        write(
-            dir.path(),
-            "docker-compose.yml",
-            "services:\n  web: {image: x, volumes: ['./www:/www:ro']}\n  app: {image: x, env_file: app.env}\n  bare: {image: x}\n",
-        );
         write(dir.path(), "www/index.html", "one");
-        write(dir.path(), "app.env", "A=1\n");
+        write(dir.path(), "app.conf", "A=1\n");
         let labels = || {
-            let text = built(dir.path(), |_| {}).unwrap().override_file.unwrap();
-            let document: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+            let services = json!({
+                "web": {"image": "x", "volumes": [bind("www", true)]},
+                "app": {"image": "x", "volumes": [bind("app.conf", true)]},
+                "bare": {"image": "x"},
+            });
+            let text = built(dir.path(), services, |_| {}).unwrap().override_file.unwrap();
+            let document: Value = serde_saphyr::from_str(&text).unwrap();
             ["web", "app", "bare"]
                 .map(|name| document["services"][name]["labels"]["aegis.files_digest"].clone())
         };
@@ -368,37 +406,70 @@ mod tests {
     }
 
     #[test]
-    fn env_and_override_beside_the_compose_file_count() {
+    fn env_and_override_in_the_same_directory_count() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "docker-compose.override.yml", "services:\n  web: {env_file: web.env}\n");
+        write(
+            dir.path(),
+            ".env",
+            "TAG=2\nPASSWORD='hunter2-hunter2'\nCOMPOSE_PROJECT_NAME=x\nCOMPOSE_PROFILES=a, b\n",
+        );
+        write(dir.path(), "web.env", "KEY=value\n");
+        write(dir.path(), "data/x", "");
+        let services = json!({"web": {"image": "nginx:2", "volumes": [bind("data", false)]}});
+        let (spec, operator) = read(dir.path(), services, alone).unwrap();
+        let stack = build(&spec, &operator).unwrap();
+        assert!(stack.operator_override.is_some() && stack.node.is_none());
+        assert_eq!(stack.profiles, ["a", "b"]);
+        assert_eq!(operator.left_out(), ["COMPOSE_PROJECT_NAME"]);
+        let roots: Vec<_> = operator.bundle().writable().map(|root| root.path.as_str()).collect();
+        assert_eq!(roots, ["data"], "a bind that containers may write to");
+        assert_eq!(operator.bundle().private(), ["web.env"]);
+        assert!(operator.secrets().iter().any(|secret| secret.reveal() == "hunter2-hunter2"));
+        assert!(!format!("{operator:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn archive_for_compose_has_what_compose_opens() {
         let dir = tempfile::tempdir().unwrap();
         write(
             dir.path(),
             "docker-compose.yml",
-            "services:\n  web: {image: 'nginx:${TAG:-1}', volumes: ['${DIR}:/d']}\n",
+            "services: {web: {env_file: conf/web.env, volumes: ['./data:/d']}}\n",
         );
-        write(
-            dir.path(),
-            "docker-compose.override.yml",
-            "services:\n  web: {ports: ['${PORT}:80']}\n  extra: {image: other}\n",
-        );
-        write(
-            dir.path(),
-            ".env",
-            "TAG=2\nDIR=./data\nPORT=8080\nPASSWORD='hunter2-hunter2'\nCOMPOSE_PROJECT_NAME=x\n",
-        );
+        write(dir.path(), ".env", "TAG=2\nDOCKER_HOST=x\n");
+        write(dir.path(), "conf/web.env", "KEY=value\n");
         write(dir.path(), "data/x", "");
-        let mut spec = foreign_spec(|request| request.join = Some(false));
+        let mut spec = foreign_spec(|_| {});
         spec.compose_file = Some(dir.path().join("docker-compose.yml"));
-        let operator = OperatorStack::read(&spec).unwrap().unwrap();
-        let stack = build(&spec, &operator).unwrap();
-        assert_eq!(stack.images, ["nginx:2", "other"]);
-        assert_eq!(stack.ports, [Published { service: "web".into(), ports: HostPorts::tcp(8080) }]);
-        assert!(stack.operator_override.is_some() && stack.node.is_none());
-        assert_eq!(operator.left_out(), ["COMPOSE_PROJECT_NAME"]);
-        let roots: Vec<_> = operator.bundle().writable().map(|root| root.path.as_str()).collect();
-        assert_eq!(roots, ["data"], "a bind that containers may write to");
-        assert!(operator.secrets().iter().any(|secret| secret.reveal() == "hunter2-hunter2"));
-        assert!(!format!("{operator:?}").contains("hunter2"));
-        let picked = built(dir.path(), |request| request.services = Some("extra".into())).unwrap();
-        assert_eq!(picked.services, ["extra", "node"]);
+        let project = OperatorProject::read(&spec).unwrap().unwrap();
+        let archive = project.archive(&spec, Some(&crate::deploy::Secret::new("a-token"))).unwrap();
+        let mut archive = tar::Archive::new(archive.as_slice());
+        let files: BTreeMap<String, String> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                let name = entry.path().unwrap().to_string_lossy().into_owned();
+                (name, std::io::read_to_string(&mut entry).unwrap())
+            })
+            .collect();
+        let names: Vec<&str> = files.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "complete",
+                "project/.aegis-variables",
+                "project/.env",
+                "project/conf/web.env",
+                "project/docker-compose.yml"
+            ]
+        );
+        let variables = &files["project/.aegis-variables"];
+        assert!(
+            variables.contains("TAG=\"2\"") && variables.contains("TUNNEL_TOKEN=\"a-token\""),
+            "{variables}"
+        );
+        assert!(!variables.contains("DOCKER_HOST"));
     }
 }

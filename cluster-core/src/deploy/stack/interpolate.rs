@@ -1,5 +1,5 @@
-//! `$NAME` and `${NAME…}` in a compose file's values, by Compose's rules, so that what is read here is
-//! what Compose reads on the host.
+//! `$NAME` and `${NAME…}` in `.env` and in the paths of files that Compose opens, by Compose's rules
+//! (compose-spec, interpolation).
 
 /// Replaces every variable; the error says what cannot be replaced.
 pub fn interpolate(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
@@ -72,41 +72,9 @@ fn braced(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String,
     }
 }
 
-/// Returns the names that a text uses without a value, a default or an error of its own: Compose warns of them
-/// and puts nothing in their place.
-pub(super) fn blanks(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut rest = text;
-    while let Some((_, after)) = rest.split_once('$') {
-        let (name, after) = match (after.strip_prefix('$'), after.strip_prefix('{')) {
-            (Some(after), _) => ("", after),
-            (None, Some(after)) => match closing(after) {
-                Some(end) => (
-                    after.get(..end).filter(|name| name_length(name) == end).unwrap_or(""),
-                    &after[end + 1..],
-                ),
-                None => ("", ""),
-            },
-            (None, None) => after.split_at(name_length(after)),
-        };
-        if !name.is_empty() && lookup(name).is_none() {
-            names.push(name.to_owned());
-        }
-        rest = after;
-    }
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn blanks_are_names_without_a_value_or_a_default() {
-        let lookup = |name: &str| (name == "SET").then(String::new);
-        let text = "$SET ${SET} $$ESCAPED ${WITH:-d} ${A}/$B:${C?x} $ ${";
-        assert_eq!(blanks(text, &lookup), ["A", "B"]);
-    }
 
     #[test]
     fn the_forms_of_compose() {

@@ -1,26 +1,38 @@
 //! The stack of a deployment: what Compose is given, and what must be known of it to start it, to
 //! wait for it and to judge the host.
 //!
-//! The embedded stack is made from fragments in the binary (`embedded`); an operator's own is read with
-//! all the files that it names (`operator`, `bundle`) and gets our node by an override (`foreign`).
-//! Reading is the one part that touches this machine's disk; [`build`] decides and touches nothing.
+//! The embedded stack is made from fragments in the binary (`embedded`). An operator's own stack is read in three
+//! steps:
 //!
-//! Absent on purpose: `include`, and `extends` of other files. What they lead to would have to be read
-//! as Compose reads it, and would differ where we read it otherwise.
+//! 1. `project` reads the compose files and the files that Compose opens with them (`references`) from this machine.
+//! 2. Compose on the host reads them, by `docker compose config`: what a compose file means is Compose's to say
+//!    (`config`).
+//! 3. `operator` reads the files that the services use (`bundle`), and `foreign` adds our node by an override.
+//!
+//! Reading touches this machine's disk and the host; [`build`] decides and touches neither.
+//!
+//! Absent on purpose: compose files that the host would fetch from a URL.
 
 mod bundle;
-mod document;
+mod config;
 mod embedded;
 mod foreign;
 mod interpolate;
 mod operator;
-mod selection;
+mod project;
+mod references;
+mod source;
 
-pub(super) use self::{bundle::COMPLETE, interpolate::interpolate};
 pub use self::{
     bundle::{Bundle, Root},
-    document::Published,
+    config::Published,
     operator::OperatorStack,
+};
+pub(super) use self::{
+    bundle::{COMPLETE, PROJECT_DIRECTORY},
+    config::ComposeOutput,
+    interpolate::interpolate,
+    project::{OperatorProject, VARIABLES_FILE},
 };
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -124,6 +124,8 @@ compose() {
       -p) project=$2; shift 2;;
       -f) files="$files${files:+,}$2"; [ -e "$2" ] || { echo "open $2: no such file or directory" >&2; exit 14; }; shift 2;;
       --project-directory) [ "$2" = "$PWD" ] || refuse "compose --project-directory $2"; shift 2;;
+      --env-file) shift 2;;
+      --profile) [ "$2" = '*' ] || refuse "compose --profile $2"; shift 2;;
       *) break;;
     esac
   done
@@ -135,6 +137,15 @@ compose() {
     up) up "$@";;
     down)
       for id in $(containers); do [ "$(field "$id" project)" != "$project" ] || rm -f "$state/containers/$id"; done;;
+    config)
+      case "$1 $2" in
+        '--services ') services;;
+        '--profiles ') echo "$COMPOSE_PROFILES";;
+        '--format json') shift 2
+          # shellcheck disable=SC2012 # names of the tests' own
+          printf '{"files": "%s", "services": "%s"}\n' "$(ls | tr '\n' ' ' | sed 's/ $//')" "$*";;
+        *) refuse "compose config $*";;
+      esac;;
     ps) [ "$*" = '-a --services' ] || refuse "compose ps $*"; services;;
     logs) cat "$state/logs";;
     exec) shift; [ "$2" = ollama ] || refuse "compose exec $*"; cat "$state/logs";;
