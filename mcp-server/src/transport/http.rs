@@ -38,6 +38,7 @@ use super::{
     first_bytes::FirstBytes,
     guard::is_open,
     http_sessions::HttpSessions,
+    message,
     places::{Place, Places},
     unix::Socket,
 };
@@ -295,6 +296,13 @@ async fn whole_body(State(time_max): State<Duration>, request: Request, next: Ne
     let (parts, body) = request.into_parts();
     let refused = |status: StatusCode, error| (status, Problem(error).body()).into_response();
     match tokio::time::timeout(time_max, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(body)) if parts.method == http::Method::POST => match message::unfit_body(&body) {
+            Some(answer) => {
+                let json = [(http::header::CONTENT_TYPE, "application/json")];
+                (StatusCode::BAD_REQUEST, json, answer).into_response()
+            }
+            None => next.run(Request::from_parts(parts, body.into())).await,
+        },
         Ok(Ok(body)) => next.run(Request::from_parts(parts, body.into())).await,
         Ok(Err(error)) => match error.into_inner().is::<LengthLimitError>() {
             true => body_too_large(),

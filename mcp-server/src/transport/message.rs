@@ -8,10 +8,15 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Map, Value, json};
 use tokio_util::bytes;
 
+use super::unique_keys::repeated_key;
+
 /// Codes of JSON-RPC 2.0.
 const PARSE_ERROR: i32 = -32700;
 const INVALID_REQUEST: i32 = -32600;
+const INVALID_PARAMS: i32 = -32602;
 const INTERNAL_ERROR: i32 = -32603;
+
+const KEY_CHARS_SHOWN: usize = 100;
 
 const PROTOCOL_VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -86,33 +91,42 @@ pub struct NoMessage {
     pub answer: Bytes,
 }
 
-/// Members of a message, none of which may stand twice.
-#[derive(Deserialize)]
-#[expect(dead_code, reason = "only read to find members that stand twice")]
-struct Members {
-    jsonrpc: Option<IgnoredAny>,
-    id: Option<IgnoredAny>,
-    method: Option<IgnoredAny>,
-    params: Option<IgnoredAny>,
-    result: Option<IgnoredAny>,
-    error: Option<IgnoredAny>,
+/// Returns the answer to a body of HTTP that is not JSON, or in which a key stands twice.
+pub fn unfit_body(body: &[u8]) -> Option<Bytes> {
+    match repeated_key(body) {
+        Ok(None) => None,
+        Ok(Some(key)) => {
+            // Of a body whose id stands twice no id is the right one.
+            let id = if key == "id" { None } else { serde_json::from_slice(body).ok() };
+            let id = id.and_then(|message: Value| Id::of(&message["id"]));
+            Some(repeated(id.as_ref(), &key))
+        }
+        Err(e) => Some(unread(&format!("the body is not JSON: {}", where_of(&e)))),
+    }
 }
 
-/// One line of the client.
+fn repeated(id: Option<&Id>, key: &str) -> Bytes {
+    let code = if key.starts_with("params.") { INVALID_PARAMS } else { INVALID_REQUEST };
+    let key: String = key.chars().take(KEY_CHARS_SHOWN).collect();
+    error_line(id, code, &format!("{key} stands twice in the message; give it once"))
+}
+
+/// Reads one line of the client.
 pub fn read_client(line: &[u8]) -> Result<FromClient, NoMessage> {
     let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
-    let value: Value = serde_json::from_slice(line).map_err(|e| NoMessage {
-        answer: error_line(None, PARSE_ERROR, &format!("the line is not JSON: {}", where_of(&e))),
-    })?;
+    let not_json = |e: &serde_json::Error| NoMessage {
+        answer: error_line(None, PARSE_ERROR, &format!("the line is not JSON: {}", where_of(e))),
+    };
+    let value: Value = serde_json::from_slice(line).map_err(|e| not_json(&e))?;
     let invalid = |id: Option<&Id>, words: &str| NoMessage { answer: error_line(id, INVALID_REQUEST, words) };
     let Value::Object(message) = value else {
         return Err(invalid(None, "a line holds one JSON-RPC message, an object"));
     };
-    // The daemon would refuse the line without an id, and its answer would never arrive.
-    if serde_json::from_slice::<Members>(line).is_err() {
-        return Err(invalid(None, "a member of the message stands twice"));
-    }
     let id = message.get("id").and_then(Id::of);
+    if let Some(key) = repeated_key(line).map_err(|e| not_json(&e))? {
+        let id = id.as_ref().filter(|_| key != "id");
+        return Err(NoMessage { answer: repeated(id, &key) });
+    }
     if message.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
         return Err(invalid(id.as_ref(), "the message does not say \"jsonrpc\": \"2.0\""));
     }
@@ -310,6 +324,12 @@ mod tests {
             ("[]", INVALID_REQUEST, Value::Null),
             ("{}", INVALID_REQUEST, Value::Null),
             (r#"{"jsonrpc":"2.0","id":7,"id":8,"method":"ping"}"#, INVALID_REQUEST, Value::Null),
+            (r#"{"jsonrpc":"2.0","id":7,"method":"ping","method":"x"}"#, INVALID_REQUEST, 7.into()),
+            (
+                r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"arguments":{"image":"a","image":"b"}}}"#,
+                INVALID_PARAMS,
+                7.into(),
+            ),
             (r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#, INVALID_REQUEST, Value::Null),
             (r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, INVALID_REQUEST, Value::Null),
             (r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, INVALID_REQUEST, 1.into()),
@@ -322,6 +342,25 @@ mod tests {
             assert_eq!((&answer["error"]["code"], &answer["id"]), (&json!(code), &id), "{line}: {answer}");
         }
         assert!(read_client(b"\"\xFF\"").is_err());
+    }
+
+    #[test]
+    fn body_of_http_is_json_without_repeated_keys() {
+        let answer = |body: &str| {
+            let answer = unfit_body(body.as_bytes())?;
+            let answer: Value = serde_json::from_slice(&answer).unwrap();
+            Some((
+                answer["error"]["code"].clone(),
+                answer["id"].clone(),
+                answer["error"]["message"].to_string(),
+            ))
+        };
+        assert_eq!(answer(r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#), None);
+        let (code, id, _) = answer("{").unwrap();
+        assert_eq!((code, id), (json!(PARSE_ERROR), Value::Null));
+        let (code, id, says) = answer(r#"{"id":7,"params":{"arguments":{"env":{"A":1,"A":2}}}}"#).unwrap();
+        assert_eq!((code, id), (json!(INVALID_PARAMS), json!(7)));
+        assert!(says.contains("params.arguments.env.A stands twice"), "{says}");
     }
 
     #[test]

@@ -16,4 +16,5 @@ pub(crate) mod pipe;
 mod places;
 mod session;
 mod streams;
+mod unique_keys;
 pub(crate) mod unix;

@@ -98,7 +98,7 @@ async fn bytes_go_through_as_they_are_and_what_is_written_last_arrives() {
     let test = async {
         let mut bench = Bench::start();
         let mut daemon = bench.accept(handshake::PROTOCOL).await;
-        let odd = "{ \"method\":\"ping\", \"id\" : -7,\"jsonrpc\":\"2.0\",\"params\":{\"x\":1.50,\"x\":\"\\u00e9\"} }\r\n";
+        let odd = "{ \"method\":\"ping\", \"id\" : -7,\"jsonrpc\":\"2.0\",\"params\":{\"x\":1.50,\"y\":\"\\u00e9\"} }\r\n";
         bench.send(odd).await;
         let mut asked = String::new();
         daemon.read_line(&mut asked).await.unwrap();
