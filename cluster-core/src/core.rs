@@ -394,6 +394,13 @@ impl Core {
 
     // --- hosts -----------------------------------------------------------------------------
 
+    /// Takes the socket of the ssh agent of a process of the daemon's own user. A worker has no use for it.
+    pub fn offer_ssh_agent(&self, socket: std::path::PathBuf) {
+        if let Ok(part) = self.controller() {
+            part.hosts.offer_agent(socket);
+        }
+    }
+
     pub async fn probe_host(&self, host: &str, port: Option<u16>) -> Result<HostKeyView> {
         let part = self.controller()?;
         let address = HostAddress::parse(host, part.allow_loopback)?;

@@ -9,9 +9,14 @@ pub mod files;
 mod log;
 mod supervisor;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::{Extension, middleware};
+use axum::{
+    Extension,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+};
 use cluster_core::{
     Error, Result,
     access::{Door, TokenTable},
@@ -161,7 +166,9 @@ impl Listening {
             false => rest::worker_router(api(origin)),
         };
         let socket = Socket::bind(data, unix::API)?;
-        let inside = routes(Origin::Person).layer(Extension(Caller::local(Door::ApiSocket)));
+        let inside = routes(Origin::Person)
+            .layer(Extension(Caller::local(Door::ApiSocket)))
+            .layer(middleware::from_fn_with_state(self.core.clone(), take_ssh_agent));
         tasks.spawn(serve_unix(socket, inside, self.stop.clone()));
         let mut outside = routes(Origin::Assistant);
         if serves_api {
@@ -177,6 +184,15 @@ impl Listening {
         tasks.spawn(serve_tcp(http, self.tls, outside, self.stop));
         Ok(tasks)
     }
+}
+
+/// Takes the ssh agent of a client of the daemon's own user.
+async fn take_ssh_agent(State(core): State<Core>, request: Request, next: Next) -> Response {
+    let named = request.headers().get(unix::SSH_AGENT).and_then(|path| path.to_str().ok());
+    if let Some(socket) = named.map(PathBuf::from).filter(|path| path.is_absolute()) {
+        core.offer_ssh_agent(socket);
+    }
+    next.run(request).await
 }
 
 /// A pushed configuration may set the level, from its start on and while it runs.

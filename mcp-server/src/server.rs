@@ -113,6 +113,10 @@ impl AegisServer {
         Self { core, catalogue, entrance: Entrance::PerRequest, budget, subscriptions, log_level }
     }
 
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// For one connection, which has one caller.
     pub fn entered_by(self, caller: Caller) -> Self {
         Self { entrance: Entrance::Connection(Box::new(caller)), ..self }

@@ -1,8 +1,9 @@
 //! The door to hosts: who may be connected to, with which keys, and what is pinned then.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use super::{
+    agent_sockets::AgentSockets,
     now_ms,
     settings::{DeploySettings, KeyPassphrase, SYSTEM_KNOWN_HOSTS},
     spec::{Origin, SSH_USER_DEFAULT},
@@ -27,6 +28,7 @@ use crate::{
 pub struct Hosts {
     settings: Arc<DeploySettings>,
     journal: Arc<dyn Journal>,
+    agents: AgentSockets,
 }
 
 impl std::fmt::Debug for Hosts {
@@ -37,7 +39,13 @@ impl std::fmt::Debug for Hosts {
 
 impl Hosts {
     pub fn new(settings: Arc<DeploySettings>, journal: Arc<dyn Journal>) -> Self {
-        Self { settings, journal }
+        let agents = AgentSockets::new(settings.agent_socket.clone());
+        Self { settings, journal, agents }
+    }
+
+    /// Takes the socket of an ssh agent of this machine's user, for connections from now on.
+    pub fn offer_agent(&self, socket: PathBuf) {
+        self.agents.offer(socket);
     }
 
     pub fn settings(&self) -> &Arc<DeploySettings> {
@@ -286,7 +294,7 @@ impl Hosts {
             HostKeyRules { pinned, known, policy: policy(ours, host), unheeded: unheeded(ours, host) };
         let credentials = Credentials {
             agent_socket: match &host.identity_agent {
-                IdentityAgent::Environment => settings.agent_socket.clone(),
+                IdentityAgent::Environment => self.agents.usable(),
                 IdentityAgent::None => None,
                 IdentityAgent::Socket(path) => Some(path.clone()),
             },

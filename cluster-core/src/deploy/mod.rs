@@ -16,6 +16,7 @@
 //! Port and user are recorded; all else that `~/.ssh/config` says of a host is read at each connection
 //! (`hosts`). A login that needs sudo runs the scripts of `remote` by it, and nothing else.
 
+mod agent_sockets;
 mod apply;
 pub mod checks;
 mod deployments;

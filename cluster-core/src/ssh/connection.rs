@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -13,23 +12,19 @@ use russh::{
     Channel, ChannelOpenFailure, Preferred,
     client::{self, Config, Handle, Msg},
 };
-use tokio::{
-    io::AsyncRead,
-    net::{TcpStream, lookup_host},
-    sync::watch,
-    time::timeout,
-};
+use tokio::{io::AsyncRead, sync::watch, time::timeout};
 
 pub use super::handler::SshStream;
 use super::{
     auth::{self, Credentials},
+    dial::dial,
     exec::{self, Held, Input, ScriptOutput},
     handler::{ClientHandler, Forwards, KeyCheck, Seen},
     host_keys::{Accepted, HostKey, HostKeyRules},
     script,
     sessions::Sessions,
     sftp::Sftp,
-    target::{AddressKind, Endpoint, SshTarget, address_kind},
+    target::{Endpoint, SshTarget},
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -37,8 +32,6 @@ use crate::error::{Error, ErrorCode, Result};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_UNANSWERED_MAX: usize = 2;
 const CHANNEL_OPEN_LIMIT: Duration = Duration::from_secs(10);
-/// Addresses of one name that are tried.
-const ADDRESSES_MAX: usize = 8;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
@@ -413,57 +406,7 @@ fn config(first: Vec<russh::keys::Algorithm>, certified: bool) -> Config {
     }
 }
 
-async fn dial(host: &Endpoint, options: &ConnectOptions) -> Result<TcpStream> {
-    let limit = options.timeouts.connect;
-    let resolved = timeout(limit, lookup_host((host.address.as_str(), host.port)))
-        .await
-        .map_err(|_| unresolved(host))?
-        .map_err(|error| unresolved(host).source(error))?;
-    let addresses: Vec<SocketAddr> = resolved.take(ADDRESSES_MAX).collect();
-    let mut last = unresolved(host);
-    for address in permitted(host, addresses, options.allow_loopback)? {
-        match timeout(limit, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Ok(Err(error)) => last = unreachable(host, &error).source(error),
-            Err(_) => last = silent(host, "when connected to"),
-        }
-    }
-    Err(last)
-}
-
-/// The addresses that may be dialled. A name may lead anywhere, and elsewhere than when it was checked: what
-/// counts is the address. One that leads to this machine is refused as a whole; link-local addresses, which
-/// mDNS gives with others, are left out.
-fn permitted(host: &Endpoint, addresses: Vec<SocketAddr>, allow_loopback: bool) -> Result<Vec<SocketAddr>> {
-    let (mut usable, mut refusal) = (Vec::new(), None);
-    for address in addresses {
-        match address_kind(address.ip()) {
-            AddressKind::Usable => usable.push(address),
-            AddressKind::Loopback if allow_loopback => usable.push(address),
-            AddressKind::Loopback => return Err(misled(host, &address, "this machine itself")),
-            AddressKind::Forbidden(why) => refusal = Some(misled(host, &address, why)),
-        }
-    }
-    match refusal {
-        Some(refusal) if usable.is_empty() => Err(refusal),
-        _ => Ok(usable),
-    }
-}
-
-fn unresolved(host: &Endpoint) -> Error {
-    Error::new(ErrorCode::HostUnreachable, format!("the name {} does not resolve", host.address))
-        .remedy("check the spelling, or give the host's IP address")
-}
-
-fn misled(host: &Endpoint, address: &SocketAddr, why: &str) -> Error {
-    Error::invalid(format!("host {} resolves to {}, which is {why}", host.address, address.ip()))
-        .remedy("give the address of another machine; spec.deploy.allow_loopback permits loopback targets")
-}
-
-fn unreachable(host: &Endpoint, error: &io::Error) -> Error {
+pub(super) fn unreachable(host: &Endpoint, error: &io::Error) -> Error {
     let (what, remedy) = match error.kind() {
         io::ErrorKind::ConnectionRefused => {
             ("refuses the connection", "check that sshd runs there and listens on this port (ssh_port)")
@@ -473,7 +416,7 @@ fn unreachable(host: &Endpoint, error: &io::Error) -> Error {
     Error::new(ErrorCode::HostUnreachable, format!("{host} {what}")).remedy(remedy)
 }
 
-fn silent(host: &Endpoint, when: &str) -> Error {
+pub(super) fn silent(host: &Endpoint, when: &str) -> Error {
     Error::new(ErrorCode::HostUnreachable, format!("{host} is silent {when}"))
         .remedy("check the address, the route and the firewall between here and there")
 }
@@ -499,21 +442,4 @@ fn not_ssh(host: &Endpoint, error: Option<russh::Error>) -> Error {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>> {
     mutex.lock().map_err(|_| Error::internal("a lock of the SSH connection is poisoned"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{super::target::HostAddress, *};
-
-    #[test]
-    fn link_local_addresses_of_a_name_are_left_out() {
-        let host = Endpoint::direct(&HostAddress::parse("raspberrypi.local", false).unwrap(), 22);
-        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let (local, usable) = (address("[fe80::1]:22"), address("192.168.1.7:22"));
-        assert_eq!(permitted(&host, vec![local, usable], false).unwrap(), [usable]);
-        assert!(permitted(&host, vec![local], false).unwrap_err().message().contains("link-local"));
-        let own = address("127.0.0.1:22");
-        assert!(permitted(&host, vec![usable, own], false).is_err(), "a name that leads here is refused");
-        assert_eq!(permitted(&host, vec![usable, own], true).unwrap(), [usable, own]);
-    }
 }

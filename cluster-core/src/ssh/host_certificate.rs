@@ -3,11 +3,11 @@
 use std::time::SystemTime;
 
 use russh::keys::{
-    Certificate, HashAlg, PublicKey,
+    Algorithm, Certificate, HashAlg, PublicKey,
     ssh_key::{Fingerprint, certificate::CertType},
 };
 
-use super::{known_hosts::glob, target::Endpoint};
+use super::target::Endpoint;
 
 /// Whether one of these authorities says that the certificate is this host's, now. A certificate for
 /// no name in particular, or with options that we do not know, vouches for nothing.
@@ -22,18 +22,25 @@ pub(super) fn vouches(
     let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else { return false };
     certificate.cert_type() == CertType::Host
         && certificate.critical_options().is_empty()
+        && !is_broken(&certificate.signature().algorithm())
+        // A principal is a name and no pattern, as for OpenSSH.
         && certificate
             .valid_principals()
             .iter()
-            .any(|principal| glob(&principal.to_ascii_lowercase(), host.address.as_str()))
+            .any(|principal| principal.eq_ignore_ascii_case(host.address.as_str()))
         && certificate.validate_at(now.as_secs(), &trusted).is_ok()
+}
+
+/// Whether a signature vouches for nothing any more: RSA with SHA-1, which OpenSSH refuses since 8.2.
+fn is_broken(algorithm: &Algorithm) -> bool {
+    matches!(algorithm, Algorithm::Rsa { hash: None })
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::certificate::Builder};
+    use russh::keys::{PrivateKey, key::safe_rng, ssh_key::certificate::Builder};
 
     use super::*;
     use crate::ssh::HostAddress;
@@ -51,6 +58,14 @@ mod tests {
     }
 
     #[test]
+    fn signature_with_sha1_vouches_for_nothing() {
+        assert!(is_broken(&Algorithm::Rsa { hash: None }));
+        assert!(
+            !is_broken(&Algorithm::Rsa { hash: Some(HashAlg::Sha512) }) && !is_broken(&Algorithm::Ed25519)
+        );
+    }
+
+    #[test]
     fn it_counts_for_its_host_its_time_and_its_authority_only() {
         let (ours, other) = (key(), key());
         let host = Endpoint::direct(&HostAddress::parse("edge1.lan", false).unwrap(), 22);
@@ -63,7 +78,8 @@ mod tests {
             })
         };
         let good = for_host("edge1.lan");
-        assert!(judge(&good, 1500) && judge(&for_host("*.LAN"), 1500));
+        assert!(judge(&good, 1500) && judge(&for_host("EDGE1.lan"), 1500));
+        assert!(!judge(&for_host("*.lan"), 1500), "a principal is no pattern");
         assert!(!judge(&good, 999) && !judge(&good, 2000));
         assert!(!judge(&for_host("edge2.lan"), 1500));
         let anybody = certificate(&ours, |builder| {

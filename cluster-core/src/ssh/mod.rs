@@ -19,6 +19,7 @@ pub mod auth;
 mod certificate;
 pub mod client_config;
 pub mod connection;
+mod dial;
 mod exec;
 mod forward;
 mod handler;

@@ -82,9 +82,11 @@ impl Client {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, e))?;
         // Ends with the response's body.
         tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(socket) = unix::ssh_agent() {
+            request = request.header(unix::SSH_AGENT, socket.as_os_str().as_encoded_bytes());
+        }
+        let request = request
             .header(http::header::HOST, "localhost")
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))

@@ -1,7 +1,7 @@
 //! The first line on `mcp.sock`, both ways: which version speaks, so that a client of another build
 //! gets words instead of a broken stream; and which tools the assistant's side gives up.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use cluster_core::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
@@ -25,22 +25,35 @@ pub struct Hello {
     /// The assistant's side: what this connection gives up.
     #[serde(default)]
     pub narrowing: Narrowing,
+    /// The assistant's side: the socket of its ssh agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_agent: Option<PathBuf>,
 }
 
 impl Hello {
-    fn ours(narrows: bool, narrowing: Narrowing) -> Self {
-        Self { aegis: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL, narrows, narrowing }
+    fn of_daemon() -> Self {
+        Self { narrows: true, ..Self::of_assistant(Narrowing::default(), None) }
+    }
+
+    fn of_assistant(narrowing: Narrowing, ssh_agent: Option<PathBuf>) -> Self {
+        let aegis = env!("CARGO_PKG_VERSION").to_owned();
+        Self { aegis, protocol: PROTOCOL, narrows: false, narrowing, ssh_agent }
     }
 }
 
 /// The assistant's side. A daemon that would not heed the narrowing is an error.
-pub async fn greet<R, W>(read: &mut R, write: &mut W, narrowing: Narrowing) -> Result<Hello>
+pub async fn greet<R, W>(
+    read: &mut R,
+    write: &mut W,
+    narrowing: Narrowing,
+    ssh_agent: Option<PathBuf>,
+) -> Result<Hello>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let narrows = narrowing != Narrowing::default();
-    let theirs = shake(read, write, Hello::ours(false, narrowing)).await?;
+    let theirs = shake(read, write, Hello::of_assistant(narrowing, ssh_agent)).await?;
     if narrows && !theirs.narrows {
         return Err(Error::new(
             ErrorCode::FailedPrecondition,
@@ -57,7 +70,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    shake(read, write, Hello::ours(true, Narrowing::default())).await
+    shake(read, write, Hello::of_daemon()).await
 }
 
 /// Says our line, reads theirs, and fails when the two cannot talk.
@@ -124,14 +137,16 @@ mod tests {
         let (mut ar, mut aw) = tokio::io::split(a);
         let (mut br, mut bw) = tokio::io::split(b);
         let narrowing = Narrowing { read_only: true, tools: Some(vec!["list_peers".to_owned()]) };
-        let (left, right) = tokio::join!(greet(&mut ar, &mut aw, narrowing.clone()), async {
-            let hello = answer(&mut br, &mut bw).await;
-            bw.write_all(b"next").await.unwrap();
-            hello
-        });
+        let (left, right) =
+            tokio::join!(greet(&mut ar, &mut aw, narrowing.clone(), Some("/run/agent".into())), async {
+                let hello = answer(&mut br, &mut bw).await;
+                bw.write_all(b"next").await.unwrap();
+                hello
+            });
         let (daemon, assistant) = (left.unwrap(), right.unwrap());
         assert_eq!(daemon.protocol, assistant.protocol);
         assert_eq!(assistant.narrowing, narrowing);
+        assert_eq!(assistant.ssh_agent.as_deref(), Some(std::path::Path::new("/run/agent")));
         let mut rest = [0; 4];
         ar.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"next");
@@ -153,8 +168,8 @@ mod tests {
     async fn a_daemon_that_would_not_narrow_is_not_used_for_it() {
         let line = format!("{{\"aegis\":\"0\",\"protocol\":{PROTOCOL}}}\n");
         let narrowing = Narrowing { read_only: true, tools: None };
-        let refused = greet(&mut line.as_bytes(), &mut Vec::new(), narrowing).await.unwrap_err();
+        let refused = greet(&mut line.as_bytes(), &mut Vec::new(), narrowing, None).await.unwrap_err();
         assert_eq!(refused.code(), ErrorCode::FailedPrecondition);
-        greet(&mut line.as_bytes(), &mut Vec::new(), Narrowing::default()).await.unwrap();
+        greet(&mut line.as_bytes(), &mut Vec::new(), Narrowing::default(), None).await.unwrap();
     }
 }

@@ -48,7 +48,12 @@ pub async fn serve(socket: Socket, server: AegisServer, stop: CancellationToken)
 async fn converse(mut stream: UnixStream, server: AegisServer, stop: CancellationToken) {
     let (mut read, mut write) = stream.split();
     let narrowing = match handshake::answer(&mut read, &mut write).await {
-        Ok(hello) => hello.narrowing,
+        Ok(hello) => {
+            if let Some(socket) = hello.ssh_agent.filter(|socket| socket.is_absolute()) {
+                server.core().offer_ssh_agent(socket);
+            }
+            hello.narrowing
+        }
         Err(error) => {
             tracing::warn!(error = %error.chain(), "an assistant's connection was refused");
             return;

@@ -75,7 +75,7 @@ pub async fn connect(socket: &Path, narrowing: &Narrowing) -> Result<UnixStream>
             .source(e)
     })?;
     let (mut read, mut write) = stream.split();
-    handshake::greet(&mut read, &mut write, narrowing.clone()).await?;
+    handshake::greet(&mut read, &mut write, narrowing.clone(), super::unix::ssh_agent()).await?;
     Ok(stream)
 }
 

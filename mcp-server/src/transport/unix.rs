@@ -10,6 +10,16 @@ pub const API: &str = "api.sock";
 /// MCP streams, after the handshake.
 pub const MCP: &str = "mcp.sock";
 
+/// Header of requests over [`API`]: the socket of the client's ssh agent. The daemon may outlive the agent of the login
+/// that started it.
+pub const SSH_AGENT: &str = "x-aegis-ssh-agent";
+
+/// Returns the socket of this process's ssh agent.
+pub fn ssh_agent() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os("SSH_AUTH_SOCK")?);
+    path.is_absolute().then_some(path)
+}
+
 /// A listening socket, removed when the daemon ends.
 #[derive(Debug)]
 pub struct Socket {

@@ -56,7 +56,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     if let Some((socket, false)) = agent {
         findings.push(check.warn(
             format!("SSH_AUTH_SOCK names {}, where no agent answers", socket.display()),
-            "start the agent, or unset SSH_AUTH_SOCK; the daemon keeps the one that it was started with",
+            "start the agent, or unset SSH_AUTH_SOCK; the daemon uses the agent of the newest command that has one",
         ));
     }
     let agent = agent.is_some_and(|(_, answers)| *answers);
