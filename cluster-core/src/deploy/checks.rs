@@ -52,6 +52,8 @@ pub struct HostFacts {
     pub user: String,
     /// The login may not do it by itself, and works as root by `sudo -n`.
     pub sudo: bool,
+    /// Sudo keeps a log of what it reads.
+    pub sudo_logs_input: bool,
     /// Why it does not, where it would have to.
     pub sudo_error: Option<String>,
     /// The host's clock minus ours.
@@ -76,6 +78,8 @@ pub struct HostFacts {
     pub base_writable: bool,
     /// The file system it is on, or would be.
     pub base_read_only: bool,
+    /// That file system lies in memory.
+    pub base_volatile: bool,
     pub base_free_mb: u64,
     pub has_tar: bool,
     /// The login may write the directory of the link's sockets.
@@ -214,6 +218,8 @@ pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
             "gid" => facts.gid = value.parse().unwrap_or(u32::MAX),
             "user" => facts.user = value.to_owned(),
             "sudo" => facts.sudo = true,
+            "sudo_logs_input" => facts.sudo_logs_input = true,
+            "base_volatile" => facts.base_volatile = true,
             "sudo_error" => facts.sudo_error = some(),
             "epoch" => {
                 now = format!("now {value}\n");

@@ -223,6 +223,23 @@ fn base(facts: &HostFacts, spec: &DeploymentSpec, user: &str, found: &mut Findin
             format!("run on the host: sudo install -d -m 700 -o {user} {base}"),
         );
     }
+    if facts.base_volatile {
+        found.error(
+            "volatile",
+            format!("{base} lies in memory (tmpfs): after a reboot the containers start without their files"),
+            "name a directory on a disk in spec.deploy.base_dir",
+        );
+    }
+    if facts.sudo_logs_input {
+        found.error(
+            "sudo_log",
+            format!("sudo logs what it reads for {user} (log_input), and the files of a release hold secrets"),
+            format!(
+                "run on the host: echo 'Defaults:{user} !log_input' | sudo tee /etc/sudoers.d/{user}-aegis; or deploy \
+                 as another user"
+            ),
+        );
+    }
     if facts.base_free_mb < BASE_FREE_MINIMUM_MB {
         found.error(
             "base_disk",
@@ -491,6 +508,8 @@ mod tests {
             ("base_directory", HostFacts { base_writable: false, ..good() }),
             ("read_only", HostFacts { base_read_only: true, base_writable: false, ..good() }),
             ("base_disk", HostFacts { base_free_mb: 100, ..good() }),
+            ("volatile", HostFacts { base_volatile: true, ..good() }),
+            ("sudo_log", HostFacts { sudo_logs_input: true, ..good() }),
             ("tar", HostFacts { has_tar: false, ..good() }),
             ("docker_rootless", HostFacts { docker_rootless: true, ..good() }),
             ("docker_snap", HostFacts { docker_snap: true, ..good() }),

@@ -10,6 +10,7 @@ mod faults;
 mod images;
 mod link;
 mod link_key;
+mod odd;
 mod operations;
 mod rollout;
 mod ssh;

@@ -18,10 +18,12 @@ while [ ! -e "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
 mount=$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $6}')
 say base_free_kb "$(df -Pk "$dir" 2>/dev/null | awk 'NR==2{print $4}')"
 awk -v mount="$mount" '$2 == mount { options = $4 } END { exit !(("," options ",") ~ /,ro,/) }' /proc/mounts 2>/dev/null && say base_read_only yes
+# What lies in memory is gone after a reboot, while Docker starts the containers again.
+[ "$mount" != / ] && awk -v mount="$mount" '$2 == mount { type = $3 } END { exit !(type == "tmpfs" || type == "ramfs") }' /proc/mounts 2>/dev/null && say base_volatile yes
 command -v tar >/dev/null 2>&1 && say tar yes
 writable=; [ -d "$dir" ] && [ -w "$dir" ] && writable=yes
 sudo=
-as_worker() { if [ -n "$sudo" ]; then sudo -n -H "$@"; else "$@"; fi; }
+as_worker() { if [ -n "$sudo" ]; then sudo -n -H env DOCKER_CONTEXT=default "$@"; else "$@"; fi; }
 if command -v docker >/dev/null 2>&1; then
   say docker_cli yes
   # Each call of the docker command costs some 50 ms: one answers most, and the others run beside it. What
@@ -35,8 +37,12 @@ if command -v docker >/dev/null 2>&1; then
   info=$(ask)
   case "$info" in [0-9]*) usable=yes;; *) usable=;; esac
   if [ "$(id -u)" != 0 ] && { [ -z "$usable" ] || [ -z "$writable" ]; }; then
-    refusal=$(sudo -n -H sh -c 'docker version' 2>&1 >/dev/null) && sudo=yes
-    if [ -n "$sudo" ]; then say sudo yes; writable=yes; info=$(ask); else say sudo_error "$refusal"; fi
+    refusal=$(sudo -n -H sh -c 'DOCKER_CONTEXT=default docker version' 2>&1 >/dev/null) && sudo=yes
+    if [ -n "$sudo" ]; then
+      say sudo yes; writable=yes; info=$(ask)
+      # What sudo reads is written to a log: the files of a release come that way.
+      case "$(sudo -n -l 2>/dev/null)" in *'!log_input'*) ;; *log_input*) say sudo_logs_input yes;; esac
+    else say sudo_error "$refusal"; fi
   fi
   version=${info%%|*}; rest=${info#*|}; root=${rest%%|*}
   case "$version" in

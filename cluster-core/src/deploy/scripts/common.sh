@@ -1,8 +1,10 @@
 # shellcheck shell=sh
 # Functions that scripts share; this text stands before each of them. See `scripts.rs`.
 
-# One engine for all commands: Compose is called without these, and the node has the default socket.
-unset DOCKER_HOST DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_CERT_PATH DOCKER_API_VERSION
+# One engine for all commands, that of the default socket, which the node has as well: neither variables nor the
+# context that `docker context use` has chosen count.
+unset DOCKER_HOST DOCKER_TLS_VERIFY DOCKER_CERT_PATH DOCKER_API_VERSION
+DOCKER_CONTEXT=default; export DOCKER_CONTEXT
 
 # Ends the process group that `.work` under $1 names, and waits for its end. The leader is told from a later
 # process of the same number by its start time.

@@ -22,7 +22,7 @@ tar -x -o -f - || exit 1
 cd -- "$stream" || exit 1
 directory=$above/$stream
 compose() {
-  env -i PATH="$PATH" HOME="$HOME" PWD="$directory" COMPOSE_PROFILES="$profiles" docker compose -p "$project" \
+  env -i PATH="$PATH" HOME="$HOME" DOCKER_CONTEXT=default PWD="$directory" COMPOSE_PROFILES="$profiles" docker compose -p "$project" \
     --project-directory "$directory" --env-file "$directory/$variables" -f "$directory/docker-compose.yml" \
     ${second:+-f "$directory/$second"} "$@"
 }

@@ -1,3 +1,3 @@
 # shellcheck shell=sh
 # $1 base, $2 project, $3 service.
-cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" PWD="$(pwd -P)" docker compose -p "$2" exec -T "$3" ollama list
+cd -- "$1" && env -i PATH="$PATH" HOME="$HOME" DOCKER_CONTEXT=default PWD="$(pwd -P)" docker compose -p "$2" exec -T "$3" ollama list

@@ -3,7 +3,7 @@
 # shellcheck disable=SC2015 # either failure means that there is no stack
 cd -- "$1" && [ -e docker-compose.yml ] || { echo "there is no stack in $1"; exit 1; }
 project=$2; lines=$3; since=$4; bytes=$5; shift 5
-compose() { env -i PATH="$PATH" HOME="$HOME" PWD="$(pwd -P)" docker compose -p "$project" "$@"; }
+compose() { env -i PATH="$PATH" HOME="$HOME" DOCKER_CONTEXT=default PWD="$(pwd -P)" docker compose -p "$project" "$@"; }
 known=$(compose ps -a --services 2>&1) || { printf '%s\n' "$known"; exit 1; }
 for service in "$@"; do
   # shellcheck disable=SC2086 # names, joined to one line

@@ -4,4 +4,4 @@
 dir=$1
 while [ ! -e "$dir" ] && [ "$dir" != / ]; do dir=$(dirname "$dir"); done
 if [ -w "$dir" ] && docker version >/dev/null 2>&1; then exit 1; fi
-sudo -n sh -c 'docker version' >/dev/null 2>&1
+sudo -n sh -c 'DOCKER_CONTEXT=default docker version' >/dev/null 2>&1

@@ -17,7 +17,7 @@ if [ -e .aegis-before ]; then
   ran=$(sed -n 's/^ran //p' .aegis-before)
 fi
 stood_here() { grep -qxF -- "file $1" .aegis-before 2>/dev/null; }
-compose() { env -i PATH="$PATH" HOME="$HOME" PWD="$(pwd -P)" docker compose -p "$project" "$@"; }
+compose() { env -i PATH="$PATH" HOME="$HOME" DOCKER_CONTEXT=default PWD="$(pwd -P)" docker compose -p "$project" "$@"; }
 of="label=com.docker.compose.project=$project"
 
 if [ "$only" != files ]; then

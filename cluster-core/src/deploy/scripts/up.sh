@@ -20,4 +20,4 @@ if [ -n "$services" ]; then
   done
 fi
 # shellcheck disable=SC2086 # names of services, one a word
-env -i PATH="$PATH" HOME="$HOME" PWD="$(pwd -P)" docker compose -p "$2" up -d --remove-orphans --no-build $services
+env -i PATH="$PATH" HOME="$HOME" DOCKER_CONTEXT=default PWD="$(pwd -P)" docker compose -p "$2" up -d --remove-orphans --no-build $services
