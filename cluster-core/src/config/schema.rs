@@ -439,6 +439,20 @@ pub struct Deploy {
     /// How long one image may take to be pulled by a host or sent to it, in seconds: 60 to 86400.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_timeout_secs: Option<u32>,
+    /// When a host pulls an image that it has already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullChoice>,
+}
+
+/// When a host pulls an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PullChoice {
+    /// When the host has no image of this name, or its service has a `pull_policy` that asks for it.
+    #[default]
+    Missing,
+    /// At every deployment, so that a tag such as `latest` is that of today.
+    Always,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

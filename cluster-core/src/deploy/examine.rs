@@ -53,8 +53,12 @@ pub(super) async fn examine(
     let operator = read_operator(connection, spec, token).await?;
     // Unknown, or joined by hand: the checks of its identity say so.
     let recorded = context.membership.deployed(&spec.node).await.ok();
-    let stack::Stack { images: mut wanted, always_pulled, .. } =
+    let stack::Stack { images: mut wanted, mut always_pulled, .. } =
         stack::build(spec, operator.as_ref(), false)?;
+    if context.hosts.settings().always_pull {
+        // A digest names one content for ever.
+        always_pulled.extend(wanted.iter().filter(|reference| !reference.contains('@')).cloned());
+    }
     let own = context.images.reference(&ImageSource::Own).await?;
     wanted.push(own.clone());
     let mut facts = checks::gather(connection, &spec.base_dir, &wanted, now_ms() / 1000).await?;

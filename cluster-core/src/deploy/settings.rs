@@ -63,6 +63,8 @@ pub struct DeploySettings {
     pub health_timeout_seconds: u32,
     /// Time limit of one image that a host pulls or is sent.
     pub image_timeout: Duration,
+    /// A host pulls its images at every deployment.
+    pub always_pull: bool,
     /// Interval at which this controller expects its workers to beat.
     pub heartbeat_interval: Duration,
     /// Of the user the controller runs as: default identities and known_hosts.
@@ -109,6 +111,7 @@ impl Default for DeploySettings {
             minimum_disk_gb: MINIMUM_DISK_GB_DEFAULT,
             health_timeout_seconds: HEALTH_TIMEOUT_SECONDS_DEFAULT,
             image_timeout: IMAGE_TIMEOUT_DEFAULT,
+            always_pull: false,
             heartbeat_interval: HEARTBEAT_INTERVAL_DEFAULT,
             home: None,
             agent_socket: None,

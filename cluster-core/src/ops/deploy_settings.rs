@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use crate::{
-    config::schema::{self, Deploy, HostKeyChoice, LinkKeyChoice},
+    config::schema::{self, Deploy, HostKeyChoice, LinkKeyChoice, PullChoice},
     deploy::{
         DeploySettings, grammar,
         registries::{Logins, Registry, RegistryLogin},
@@ -62,6 +62,7 @@ pub fn of(deploy: &Deploy, cluster_id: &ClusterId, data: &Path) -> Result<Deploy
     if let Some(seconds) = deploy.image_timeout_secs {
         settings.image_timeout = image_timeout(seconds)?;
     }
+    settings.always_pull = deploy.pull == Some(PullChoice::Always);
     Ok(settings)
 }
 

@@ -379,7 +379,7 @@ services:
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
 async fn stack_runs_as_compose_reads_it() {
-    let bench = Bench::of_an_operator(AS_COMPOSE_READS_IT).await;
+    let mut bench = Bench::of_an_operator(AS_COMPOSE_READS_IT).await;
     bench.write(".env", "DOCKER_APP_KEY=given\nLD_APP=ends-with$\n");
     bench.write("a.conf", "from the file\n");
     let view = bench.deploy(&bench.request()).await;
@@ -393,6 +393,14 @@ async fn stack_runs_as_compose_reads_it() {
     bench.write(".env", "DOCKER_APP_KEY=given\nLD_APP=other\n");
     assert_eq!(bench.deploy(&bench.request()).await.state, DeploymentState::Started);
     assert!(bench.logs("web").await.starts_with("aitheros-edge given other\n"));
+
+    let actions = |plan: PlanView| {
+        plan.plan.images.into_iter().map(|image| format!("{:?}", image.action)).collect::<Vec<_>>()
+    };
+    assert_eq!(actions(bench.plan(&bench.request()).await), ["Present"]);
+    bench.settings.always_pull = true;
+    assert_eq!(actions(bench.plan(&bench.request()).await), ["Pull"]);
+    bench.settings.always_pull = false;
 
     bench.write("docker-compose.yml", "services: {app: {image: 'shop/web:${TAG}'}}\n");
     let plan = bench.plan(&bench.request()).await;
