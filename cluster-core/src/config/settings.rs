@@ -21,7 +21,7 @@ use crate::{
         placement::PlacementStrategy,
     },
     error::{Error, ErrorCode, Result},
-    execution::{image_reference::check_image, settings::ExecutionSettings},
+    execution::{image_reference::check_image, policy::IMAGE_DISK_PERCENT_MAX, settings::ExecutionSettings},
     identity::{Fingerprint, PublicKey, TOKEN_LIFETIME_SECS, TransitSettings},
     ids::{NodeId, Tag},
 };
@@ -196,6 +196,7 @@ impl Settings {
         let enabled = cluster.enabled.unwrap_or(spec.cluster.is_some());
         let role = if enabled { cluster.role.unwrap_or(Role::Hybrid) } else { Role::Hybrid };
         check_stated(&spec.node)?;
+        check_policy(&spec.runtime.policy)?;
         let controller = controller(&cluster.controller)?;
         if role == Role::Worker && controller.is_none() {
             return Err(invalid(
@@ -334,6 +335,16 @@ fn check_stated(node: &super::schema::Node) -> Result<()> {
         return Err(invalid(format!("spec.node.tags: {count} tags are given, and at most {max} are kept")));
     }
     Ok(())
+}
+
+/// Checks the bounds of a policy that the node itself relies on.
+fn check_policy(policy: &Policy) -> Result<()> {
+    match policy.max_image_disk_percent {
+        Some(percent) if !(1..=IMAGE_DISK_PERCENT_MAX).contains(&percent) => Err(invalid(format!(
+            "spec.runtime.policy.max_image_disk_percent: {percent} is out of range 1 to {IMAGE_DISK_PERCENT_MAX}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn images(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {

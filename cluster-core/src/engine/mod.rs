@@ -8,6 +8,7 @@ mod broken_start;
 mod container;
 mod events;
 mod image;
+mod image_removal;
 mod output;
 mod restarted;
 mod volume;
@@ -44,6 +45,7 @@ pub use container::{
 };
 pub use events::{Change, EngineEvent};
 pub use image::{Export, ImageContent, ImageOrigin, LocalImage};
+pub use image_removal::ImageId;
 pub use output::OutputPiece;
 pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
 

@@ -11,7 +11,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use tokio::{io::AsyncWriteExt as _, sync::Semaphore};
 use tokio_util::io::StreamReader;
 
-use super::{manifest::Manifest, order::Order};
+use super::{images::Images, manifest::Manifest, order::Order};
 use crate::{
     engine::Engine,
     error::{Error, ErrorCode, Result},
@@ -64,12 +64,13 @@ pub struct ImageOffer {
 pub struct Incoming {
     engine: Engine,
     kept: Kept,
+    images: Arc<Images>,
     at_once: Arc<Semaphore>,
 }
 
 impl Incoming {
-    pub fn new(engine: Engine, kept: Kept) -> Self {
-        Self { engine, kept, at_once: Arc::new(Semaphore::new(INCOMING_MAX)) }
+    pub(super) fn new(engine: Engine, kept: Kept, images: Arc<Images>) -> Self {
+        Self { engine, kept, images, at_once: Arc::new(Semaphore::new(INCOMING_MAX)) }
     }
 
     pub fn kept(&self) -> &Kept {
@@ -81,6 +82,7 @@ impl Incoming {
         if let Manifest { workspace: Some(note), .. } = &order.manifest {
             self.kept.read(&note.digest).map(drop)?;
         }
+        self.images.used(&order.manifest.image).await;
         let Some(offer) = offer else { return Ok(()) };
         if offer.architecture != architecture() {
             return Ok(());
@@ -177,7 +179,7 @@ impl Incoming {
             .map_err(|_| Error::new(ErrorCode::Timeout, "loading the image took too long"))??;
         let here = self.engine.local_image(reference).await?;
         match here.is_some_and(|here| here.content.digest() == digest) {
-            true => Ok(()),
+            true => self.images.brought(reference).await,
             false => Err(cut(&format!("the image {} is not what was told", shown(reference)))),
         }
     }

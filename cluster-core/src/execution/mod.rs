@@ -7,18 +7,21 @@
 //! - [`order`]: what goes between them.
 //! - [`supervisor`], `policy`, `gpus`, `run`, [`log`]: the worker's side, from the journaled order to the last
 //!   event.
+//! - `images`, `disk`: what the worker does for room on its engine's disk.
 //! - [`content`], `place`, [`artifacts`]: what travels with an execution, on its worker; [`sending`]: the
 //!   controller's side of it.
 //! - [`encoding`]: events on the wire and in both stores.
 
 pub mod artifacts;
 pub mod content;
+mod disk;
 pub mod dispatch;
 mod drive;
 pub mod encoding;
 mod fail_point;
 mod gpus;
 pub mod image_reference;
+mod images;
 mod journal;
 pub mod lifecycle;
 pub mod live;

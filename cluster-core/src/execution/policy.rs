@@ -10,6 +10,10 @@ pub const TIMEOUT_SECONDS_MAX_DEFAULT: u64 = 3600;
 pub const PROCESSES_DEFAULT: u32 = 512;
 pub const TMP_MB_DEFAULT: u32 = 64;
 pub const OUTPUT_MB_DEFAULT: u32 = 10;
+/// Kubernetes keeps images up to 85 % of a disk of their own; here executions and the host share it.
+pub const IMAGE_DISK_PERCENT_DEFAULT: u32 = 50;
+/// The rest is for what runs.
+pub const IMAGE_DISK_PERCENT_MAX: u32 = 95;
 
 /// Refuses what the policy does not allow, naming the key that would.
 pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
@@ -108,6 +112,14 @@ pub fn widened(own: &Policy, pushed: &Policy) -> Vec<&'static str> {
         (
             "max_output_mb",
             wider(many(own.max_output_mb), many(pushed.max_output_mb), OUTPUT_MB_DEFAULT.into()),
+        ),
+        (
+            "max_image_disk_percent",
+            wider(
+                many(own.max_image_disk_percent),
+                many(pushed.max_image_disk_percent),
+                IMAGE_DISK_PERCENT_DEFAULT.into(),
+            ),
         ),
     ]
     .into_iter()

@@ -23,7 +23,8 @@ use control::Control;
 
 use super::{
     content::Incoming,
-    gpus,
+    disk, gpus,
+    images::Images,
     journal::{Entry, Journal, drop_secrets},
     log::EventLog,
     order::{Attempt, Held, Journaled, Order},
@@ -47,7 +48,7 @@ const EVENTS_FILE: &str = "events";
 /// Event logs of all executions that are held, those that still run counted as full.
 const LOGS_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// On the disk of the data directory; below it no new work is taken.
-const DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
+pub(super) const DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
 /// What has ended runs no more, or its engine failed to stop it: no time is given to it again.
 const GIVEN_UP_GRACE: Duration = Duration::ZERO;
 const MIB: u64 = 1024 * 1024;
@@ -75,6 +76,8 @@ pub(super) struct Shared {
     pub engine_lost_ms: AtomicI64,
     pub policy: ArcSwap<Policy>,
     pub incoming: Incoming,
+    pub images: Arc<Images>,
+    pub data_path: PathBuf,
     /// GPUs of the node.
     gpu_count: AtomicU32,
     pub network: String,
@@ -105,10 +108,13 @@ impl Supervisor {
         let journal = Journal::open(data.path().join("executions"))?;
         let control = Control::open(data)?;
         let kept = Kept::open(data.path().join("content"))?;
+        let images = Arc::new(Images::open(data.path(), engine.clone())?);
         let shared = Shared {
             node_id,
             owner: control.owner().to_owned(),
-            incoming: Incoming::new(engine.clone(), kept),
+            incoming: Incoming::new(engine.clone(), kept, images.clone()),
+            images,
+            data_path: data.path().to_owned(),
             engine,
             engine_lost_ms: AtomicI64::new(0),
             policy: ArcSwap::from_pointee(policy),
@@ -124,6 +130,7 @@ impl Supervisor {
         supervisor.take_up()?;
         supervisor.claim_content()?;
         watch::spawn(&supervisor.0);
+        disk::spawn(&supervisor.0);
         Ok(supervisor)
     }
 

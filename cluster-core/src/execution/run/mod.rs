@@ -65,6 +65,7 @@ pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
         if let Err(error) = journal::drop_secrets(&run.directory) {
             tracing::error!(error = %error.chain(), "secrets of an ended execution stay on disk until its release");
         }
+        shared.images.used(&run.journaled.order.manifest.image).await;
         tracing::info!(execution_id = %run.journaled.order.execution_id, "ended");
     });
 }
@@ -290,8 +291,10 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
             let _ = run.log.append(EventKind::ImageProgress { message });
         }
     };
+    shared.images.used(&order.manifest.image).await;
     if !patiently(|| shared.engine.has_image(&order.manifest.image)).await? {
         shared.engine.pull(&order.manifest.image, image_progress).await?;
+        shared.images.brought(&order.manifest.image).await?;
     }
     if order.manifest.network == NetworkMode::Allow {
         shared.engine.ensure_network(&shared.network).await?;

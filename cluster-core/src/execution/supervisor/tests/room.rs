@@ -1,0 +1,104 @@
+//! Room on the engine's disk, with images made here.
+
+use std::io::Write as _;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+
+use super::*;
+use crate::execution::{
+    content::Content,
+    disk::{Disk, images_waited_for},
+    images::ImageBounds,
+};
+
+/// Images of one label each, removed with the value.
+struct TestImages(Vec<String>);
+
+impl TestImages {
+    fn build(count: usize) -> Self {
+        let id = NodeId::mint().to_string().to_lowercase();
+        let names = (0..count).map(|number| format!("aegis-room-{id}:{number}")).collect::<Vec<_>>();
+        for name in &names {
+            let text = format!("FROM {IMAGE}\nLABEL name={name}\nCMD [\"true\"]\n");
+            let mut build = Command::new("docker")
+                .args(["build", "-q", "-t", name, "-"])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            build.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            assert!(build.wait().unwrap().success());
+        }
+        Self(names)
+    }
+}
+
+impl Drop for TestImages {
+    fn drop(&mut self) {
+        let _ = Command::new("docker").args(["rmi", "-f"]).args(&self.0).output();
+    }
+}
+
+/// Sends the image to the worker as a controller does, after it was removed here.
+async fn send(supervisor: &Supervisor, reference: &str) {
+    let engine = supervisor.engine();
+    let local = engine.local_image(reference).await.unwrap().unwrap();
+    let mut tar = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut engine.export(reference).reader, &mut tar).await.unwrap();
+    assert!(Command::new("docker").args(["rmi", reference]).output().unwrap().status.success());
+    let digest = local.content.digest();
+    let content = Content::Image { reference: reference.to_owned(), digest, bytes: local.bytes };
+    let pieces = futures::stream::iter([Ok(Bytes::from(tar))]).boxed();
+    supervisor.incoming().receive(content, pieces).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn least_recently_used_image_goes_and_others_stay() {
+    let setting = Setting::new();
+    let images = TestImages::build(5);
+    let [oldest, newer, waited, foreign, used] = images.0.as_slice() else { unreachable!() };
+    let supervisor = setting.supervisor().await;
+    for name in [oldest, newer, waited, used] {
+        send(&supervisor, name).await;
+    }
+    // Uses after the arrival decide.
+    for name in [newer, oldest, newer] {
+        let order = order("true", "", |request| request.image = Some(name.clone()));
+        assert!(matches!(
+            events(&supervisor, &order, 0).await.last().unwrap().kind,
+            EventKind::Completed { .. }
+        ));
+        supervisor.release(&[order.attempt()]).await.unwrap();
+    }
+    let container = Command::new("docker").args(["create", used.as_str()]).output().unwrap();
+    let container = String::from_utf8(container.stdout).unwrap().trim().to_owned();
+    let running = order("sleep 60", "", |request| request.image = Some(waited.clone()));
+    let _stream = supervisor.accept(running.clone(), 0).await.unwrap();
+
+    let here = async |name: &String| supervisor.engine().has_image(name).await.unwrap();
+    let disk = Disk { total: 1_000_000_000, free: 1_000_000_000 };
+    let evict = async |bytes_max: u64, free_min: u64, after_ms: i64| {
+        let bounds = ImageBounds { bytes_max, free_min };
+        let waited_for = || images_waited_for(&supervisor.0);
+        supervisor.0.images.evict_one(waited_for, disk, bounds, now_ms() + after_ms).await.unwrap()
+    };
+    assert!(!evict(0, 0, 0).await);
+    assert!(here(oldest).await, "an image that was just used stays");
+    assert!(evict(u64::MAX, u64::MAX, 3_600_000).await);
+    assert!(!here(oldest).await, "the least recently used one goes for free space");
+    assert!(here(newer).await && here(waited).await && here(used).await && here(foreign).await);
+    while evict(0, 0, 3_600_000).await {}
+    assert!(!here(newer).await);
+    for (name, why) in
+        [(waited, "an execution runs it"), (used, "a container has it"), (foreign, "it is foreign")]
+    {
+        assert!(here(name).await, "{name}: {why}");
+    }
+    let recorded = std::fs::read_to_string(setting.data.path().join("images.json")).unwrap();
+    assert!(recorded.contains(waited) && recorded.contains(used), "{recorded}");
+    assert!(!recorded.contains(oldest) && !recorded.contains(foreign), "{recorded}");
+    supervisor.cancel(&running.execution_id, 1, "seen").unwrap();
+    let _ = Command::new("docker").args(["rm", "-f", &container]).output();
+}
