@@ -426,6 +426,7 @@ mod tests {
             ("max_timeout_seconds", json!(3601), "7200"),
             ("max_processes", json!(513), "1024"),
             ("max_output_mb", json!(11), "100"),
+            ("max_workspace_mb", json!(10_241), "20480"),
             ("max_image_disk_percent", json!(51), "80"),
         ] {
             for file in ["", "spec: {node: {region: eu}}"] {

@@ -306,6 +306,10 @@ pub struct Policy {
     /// Output kept of one execution, in MiB; default 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_output_mb: Option<u32>,
+    /// Size of one workspace, in MiB; default 10240. It is measured every few seconds, and an execution whose workspace
+    /// is larger is ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_workspace_mb: Option<u32>,
     /// Share of the engine's disk for images that executions brought, in percent: 1 to 95, default 50. Beyond it the
     /// least recently used ones are removed; an image that the engine had before is never removed.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,6 +11,7 @@ mod image;
 mod image_removal;
 mod output;
 mod restarted;
+mod usage;
 mod volume;
 
 use std::{
@@ -47,6 +48,7 @@ pub use events::{Change, EngineEvent};
 pub use image::{Export, ImageContent, ImageOrigin, LocalImage};
 pub use image_removal::ImageId;
 pub use output::OutputPiece;
+pub use usage::DiskUsage;
 pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
 
 use crate::{
@@ -118,6 +120,7 @@ impl OurPart {
 #[derive(Debug, Clone)]
 pub struct Engine {
     docker: Docker,
+    socket: Arc<Path>,
     /// Client and engine have agreed on an API version.
     negotiated: Arc<AtomicBool>,
     pull_silence_max: Duration,
@@ -134,7 +137,12 @@ impl Engine {
                     .remedy("start Docker, or set spec.runtime.docker_socket_path")
                     .source(e)
             })?;
-        Ok(Self { docker, negotiated: Arc::default(), pull_silence_max: PULL_SILENCE_MAX })
+        Ok(Self {
+            docker,
+            socket: socket.into(),
+            negotiated: Arc::default(),
+            pull_silence_max: PULL_SILENCE_MAX,
+        })
     }
 
     #[cfg(test)]

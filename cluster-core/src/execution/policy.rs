@@ -12,6 +12,8 @@ pub const TMP_MB_DEFAULT: u32 = 64;
 pub const OUTPUT_MB_DEFAULT: u32 = 10;
 /// Kubernetes keeps images up to 85 % of a disk of their own; here executions and the host share it.
 pub const IMAGE_DISK_PERCENT_DEFAULT: u32 = 50;
+/// Checkouts and builds fit; a node whose executions need more states so.
+pub const WORKSPACE_MB_DEFAULT: u32 = 10_240;
 /// The rest is for what runs.
 pub const IMAGE_DISK_PERCENT_MAX: u32 = 95;
 
@@ -112,6 +114,10 @@ pub fn widened(own: &Policy, pushed: &Policy) -> Vec<&'static str> {
         (
             "max_output_mb",
             wider(many(own.max_output_mb), many(pushed.max_output_mb), OUTPUT_MB_DEFAULT.into()),
+        ),
+        (
+            "max_workspace_mb",
+            wider(many(own.max_workspace_mb), many(pushed.max_workspace_mb), WORKSPACE_MB_DEFAULT.into()),
         ),
         (
             "max_image_disk_percent",

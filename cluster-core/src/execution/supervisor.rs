@@ -61,6 +61,10 @@ pub(super) struct Run {
     pub directory: PathBuf,
     pub log: EventLog,
     pub cancel: Sender<Option<String>>,
+    /// Why it is ended for room on the disk.
+    pub no_room: Sender<Option<String>>,
+    /// Its container and workspace were removed for room.
+    pub is_freed: AtomicBool,
     /// The engine told something of its container.
     pub changed: Notify,
     pub out_of_memory: AtomicBool,
@@ -161,6 +165,8 @@ impl Supervisor {
             directory,
             log,
             cancel: Sender::new(None),
+            no_room: Sender::new(None),
+            is_freed: AtomicBool::new(false),
             changed: Notify::new(),
             out_of_memory: AtomicBool::new(false),
         });
@@ -250,7 +256,7 @@ impl Supervisor {
         let held: Vec<gpus::Held> = runs.iter().map(|run| run.held_gpus()).collect();
         let chosen = gpus::choose(wanted, self.0.gpu_count.load(Ordering::Acquire), &held)?;
         for run in runs.iter().filter(|run| run.journaled.gpus.iter().any(|gpu| chosen.contains(gpu))) {
-            self.0.engine.stop(&self.container_of(run), GIVEN_UP_GRACE).await?;
+            self.0.engine.stop(&self.0.container_of(run), GIVEN_UP_GRACE).await?;
         }
         Ok(chosen)
     }
@@ -325,7 +331,7 @@ impl Supervisor {
     async fn forget(&self, run: &Run) -> Result<()> {
         let Order { execution_id, manifest, .. } = &run.journaled.order;
         let attempt = run.journaled.order.attempt();
-        self.0.engine.remove(&self.container_of(run)).await?;
+        self.0.engine.remove(&self.0.container_of(run)).await?;
         // One that was made for the next iteration, and of which the log does not know.
         let next = run.log.progress().borrow().iteration + 1;
         self.0.engine.remove(&container_name(&self.0.node_id, &attempt, next)).await?;
@@ -337,12 +343,6 @@ impl Supervisor {
         }
         self.0.runs().remove(&run.journaled.order.execution_id);
         self.0.journal.remove(&run.directory)
-    }
-
-    /// The name of its latest iteration's container.
-    fn container_of(&self, run: &Run) -> String {
-        let iteration = run.log.progress().borrow().iteration.max(1);
-        container_name(&self.0.node_id, &run.journaled.order.attempt(), iteration)
     }
 
     pub fn held(&self) -> Vec<Held> {
@@ -396,6 +396,12 @@ impl Shared {
         self.runs().get(execution_id).cloned()
     }
 
+    /// Returns the name of the latest iteration's container.
+    pub(super) fn container_of(&self, run: &Run) -> String {
+        let iteration = run.log.progress().borrow().iteration.max(1);
+        container_name(&self.node_id, &run.journaled.order.attempt(), iteration)
+    }
+
     /// Of an attempt's workspace.
     pub(super) fn volume<'a>(&'a self, attempt: &'a Attempt) -> VolumeOf<'a> {
         VolumeOf { node_id: &self.node_id, owner: &self.owner, attempt }
@@ -411,6 +417,13 @@ impl Run {
     fn held_gpus(&self) -> gpus::Held {
         let has_ended = self.log.progress().borrow().ended;
         gpus::Held { gpus: self.journaled.gpus.clone(), has_ended }
+    }
+
+    /// Asks for the end for room on the disk. The first reason counts.
+    pub(super) fn end_for_room(&self, reason: String) {
+        self.no_room.send_modify(|asked| {
+            asked.get_or_insert(reason);
+        });
     }
 
     /// The first reason counts.

@@ -65,6 +65,9 @@ pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
         if let Err(error) = journal::drop_secrets(&run.directory) {
             tracing::error!(error = %error.chain(), "secrets of an ended execution stay on disk until its release");
         }
+        if run.no_room.borrow().is_some() {
+            free(&shared, &run).await;
+        }
         shared.images.used(&run.journaled.order.manifest.image).await;
         tracing::info!(execution_id = %run.journaled.order.execution_id, "ended");
     });
@@ -186,17 +189,45 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Res
             timeout_ms: run.journaled.order.manifest.timeout_seconds.saturating_mul(1000),
         }),
         Stop::IterationTimedOut => Ok(Over::TimedOut),
+        Stop::NoRoom(reason) => Err(no_room(reason)),
     }
 }
 
-/// Resolves when somebody cancels or a deadline passes.
+fn no_room(message: String) -> EventKind {
+    let remedy =
+        "write less, or raise spec.runtime.policy.max_workspace_mb or free some disk space on the node";
+    let failure = Failure { code: ErrorCode::ResourceExhausted, message, remedy: Some(remedy.to_owned()) };
+    EventKind::Failed { failure, exit_code: None }
+}
+
+/// Removes the container and the workspace of an execution that was ended for room. The rest is removed once the
+/// controller has the end.
+async fn free(shared: &Shared, run: &Run) {
+    let freed = async {
+        shared.engine.remove(&shared.container_of(run)).await?;
+        shared.engine.remove_workspace(shared.volume(&run.journaled.order.attempt())).await
+    };
+    match freed.await {
+        Ok(()) => run.is_freed.store(true, Ordering::Release),
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "the space of an ended execution is not free yet")
+        }
+    }
+}
+
+/// Resolves when somebody cancels, a deadline passes or there must be room.
 async fn stopped(run: &Run, iteration: u32) -> Stop {
     let mut cancel = run.cancel.subscribe();
+    let mut no_room = run.no_room.subscribe();
     tokio::select! {
         asked = cancel.wait_for(Option::is_some) => match asked {
             Ok(reason) => Stop::Cancelled(reason.clone().unwrap_or_default()),
             // The sender lives in the run itself.
             Err(_) => Stop::Cancelled(String::new()),
+        },
+        asked = no_room.wait_for(Option::is_some) => match asked {
+            Ok(reason) => Stop::NoRoom(reason.clone().unwrap_or_default()),
+            Err(_) => Stop::NoRoom(String::new()),
         },
         () = until(run.journaled.deadline_ms) => Stop::TimedOut,
         () = iteration_timeout(run, iteration) => Stop::IterationTimedOut,

@@ -35,6 +35,8 @@ pub(super) enum Stop {
     Cancelled(String),
     TimedOut,
     IterationTimedOut,
+    /// Ended for room on the disk, with the reason.
+    NoRoom(String),
 }
 
 /// Written before a container is stopped: an end that this worker brought about is not taken for the

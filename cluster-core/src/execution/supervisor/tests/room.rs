@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use super::*;
 use crate::execution::{
     content::Content,
-    disk::{Disk, images_waited_for},
+    disk::{Disk, Room, images_waited_for},
     images::ImageBounds,
 };
 
@@ -101,4 +101,64 @@ async fn least_recently_used_image_goes_and_others_stay() {
     assert!(!recorded.contains(oldest) && !recorded.contains(foreign), "{recorded}");
     supervisor.cancel(&running.execution_id, 1, "seen").unwrap();
     let _ = Command::new("docker").args(["rm", "-f", &container]).output();
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn executions_end_for_room_with_a_failure_that_says_so() {
+    let setting = Setting::new();
+    let policy = Policy { max_workspace_mb: Some(8), ..Policy::default() };
+    let supervisor = setting.with(policy).await;
+    let writing = |mb: u32| {
+        let script =
+            format!("dd if=/dev/zero of=/workspace/x bs=1M count={mb} 2>/dev/null; echo written; sleep 60");
+        order(&script, "", |request| request.empty_workspace = true)
+    };
+    let (small, large, over) = (writing(1), writing(4), writing(12));
+    let written = async |order: &Order| {
+        let mut stream = Box::pin(supervisor.accept(order.clone(), 0).await.unwrap());
+        while let Some(Ok(event)) = stream.next().await {
+            if matches!(event.kind, EventKind::Output { .. }) {
+                return stream;
+            }
+        }
+        panic!("it ended without output");
+    };
+    let (mut small_events, mut large_events) = (written(&small).await, written(&large).await);
+    let end = async |events: &mut (dyn Stream<Item = Result<EventView>> + Unpin)| {
+        let mut last = None;
+        while let Some(Ok(event)) = events.next().await {
+            last = Some(event.kind);
+        }
+        last
+    };
+    let message = |end: Option<EventKind>| match end {
+        Some(EventKind::Failed { failure, exit_code: None }) => {
+            assert_eq!(failure.code, ErrorCode::ResourceExhausted);
+            failure.message
+        }
+        other => panic!("{other:?}"),
+    };
+    // The task itself sees what is above the policy.
+    let mut over_events = written(&over).await;
+    assert!(message(end(&mut over_events).await).contains("more than 8 MiB"));
+    // A disk that is nearly full ends the largest one.
+    let shared = &supervisor.0;
+    let mut room = Room::default();
+    room.end_for_room(shared, Disk { total: 1 << 40, free: 0 }).await;
+    assert!(message(end(&mut large_events).await).contains("nearly full"));
+    let run = shared.runs()[&large.execution_id].clone();
+    let freed = async {
+        while !run.is_freed.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), freed).await.expect("its space is free at once");
+    let usage = supervisor.engine().disk_usage().await.unwrap();
+    let volume = |order: &Order| crate::engine::workspace_volume(&setting.node_id, &order.attempt());
+    assert!(!usage.volumes.contains_key(&volume(&large)) && usage.volumes.contains_key(&volume(&small)));
+    assert!(futures::poll!(small_events.next()).is_pending(), "the small one runs on");
+    supervisor.cancel(&small.execution_id, 1, "seen").unwrap();
+    assert!(matches!(end(&mut small_events).await, Some(EventKind::Cancelled { .. })));
+    supervisor.release(&[small.attempt(), large.attempt(), over.attempt()]).await.unwrap();
 }
