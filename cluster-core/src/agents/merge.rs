@@ -66,6 +66,7 @@ pub fn merge(
         node_id: request.node_id,
         workspace: request.workspace,
         queue: request.queue,
+        queue_timeout_seconds: request.queue_timeout_seconds,
         idempotency_key: request.idempotency_key,
     })
 }

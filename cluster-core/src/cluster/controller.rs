@@ -535,6 +535,24 @@ impl Controller {
         self.send(true, refused).await
     }
 
+    /// An execution failed on the node, and the node is to blame.
+    pub async fn node_failed(&self, node_id: NodeId, why: String) -> Result<()> {
+        let failed = move |membership: &mut Membership, now_ms| {
+            membership.node_failed(&node_id, &why, now_ms);
+            Ok((Vec::new(), ()))
+        };
+        self.send(true, failed).await
+    }
+
+    /// A container of an execution runs on the node.
+    pub async fn node_ran(&self, node_id: NodeId) -> Result<()> {
+        let ran = move |membership: &mut Membership, _| {
+            membership.node_ran(&node_id);
+            Ok((Vec::new(), ()))
+        };
+        self.send(true, ran).await
+    }
+
     /// Runs a placement decision; what it reserves holds until it is released.
     pub(crate) async fn with_placement<T: Send + 'static>(
         &self,

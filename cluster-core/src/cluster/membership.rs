@@ -7,6 +7,7 @@
 //! Here is the state and how a stored change becomes true in it; the decisions are in the files below.
 
 mod drain;
+mod faults;
 mod health;
 mod joining;
 mod placing;
@@ -25,6 +26,7 @@ use crate::{
     store::{NodeRecord, Write},
 };
 pub use health::Staleness;
+pub use placing::Excluded;
 
 const DRAINING: &str = "draining";
 const REMOVING: &str = "being removed";
@@ -194,6 +196,7 @@ struct Node {
     /// Where it stands in the order; None where it takes no work.
     position: Option<Position>,
     refusal: Option<refusals::Refusal>,
+    faults: Option<faults::Faults>,
     contradiction: Contradiction,
     /// Tags that it claims and may not have.
     overclaimed: Vec<Tag>,
@@ -215,6 +218,8 @@ pub struct Membership {
     order: Order,
     /// Where each execution has its reservation.
     placed: BTreeMap<ExecutionId, NodeId>,
+    /// Node that is kept free for the oldest waiting execution.
+    hold: Option<placing::Hold>,
     guard_since_ms: Option<i64>,
     guard_is_on: bool,
 }
@@ -271,6 +276,7 @@ impl Membership {
                     position: None,
                     record,
                     refusal: None,
+                    faults: None,
                     contradiction: Contradiction::default(),
                     overclaimed: Vec::new(),
                 };
@@ -474,6 +480,9 @@ impl Node {
         }
         if let Some(refusal) = self.refusal.as_ref().and_then(refusals::Refusal::problem) {
             return Some(refusal);
+        }
+        if let Some(faults) = &self.faults {
+            return Some(faults.problem());
         }
         if self.overclaimed.is_empty() {
             return None;

@@ -82,8 +82,18 @@ pub struct Candidate<'a> {
 pub struct Unfit {
     pub node_id: NodeId,
     pub why: String,
-    /// Waiting will not help: its tags, its size, or the pin rule it out.
-    pub forever: bool,
+    pub until: Until,
+}
+
+/// What must change before a node fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Waiting does not help: its tags, its size, the pin or its refusal rule it out.
+    Never,
+    /// It takes no work at all just now.
+    Unblocked,
+    /// It takes work, and what it has is in use.
+    Free,
 }
 
 /// No node fits now.
@@ -93,7 +103,7 @@ pub struct NoFit(pub Vec<Unfit>);
 impl NoFit {
     /// Whether some node could take it later, as it is now.
     pub fn may_change(&self) -> bool {
-        self.0.iter().any(|unfit| !unfit.forever)
+        self.0.iter().any(|unfit| unfit.until != Until::Never)
     }
 
     pub fn into_error(self) -> Error {
@@ -122,8 +132,8 @@ impl fmt::Display for NoFit {
 /// What each candidate lacks; for when none fits.
 pub fn reasons<'a>(demand: &Demand, candidates: impl Iterator<Item = Candidate<'a>>) -> NoFit {
     let unfit = |candidate: Candidate<'a>| {
-        let (why, forever) = why_not(demand, &candidate)?;
-        Some(Unfit { node_id: candidate.node_id.clone(), why, forever })
+        let (why, until) = why_not(demand, &candidate)?;
+        Some(Unfit { node_id: candidate.node_id.clone(), why, until })
     };
     NoFit(candidates.filter_map(unfit).collect())
 }
@@ -136,26 +146,26 @@ pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
         && demand.tags.iter().all(|tag| node.tags.contains(tag))
 }
 
-/// The reason and whether it is there to stay.
-fn why_not(demand: &Demand, node: &Candidate<'_>) -> Option<(String, bool)> {
+/// Returns why a node does not fit, and until when.
+pub fn why_not(demand: &Demand, node: &Candidate<'_>) -> Option<(String, Until)> {
     if demand.node_id.as_ref().is_some_and(|pin| pin != node.node_id) {
-        return Some(("another node is asked for".into(), true));
+        return Some(("another node is asked for".into(), Until::Never));
     }
     let missing = demand.tags.iter().filter(|tag| !node.tags.contains(tag)).collect::<Vec<_>>();
     if !missing.is_empty() {
         let names = missing.iter().map(|tag| tag.as_str()).collect::<Vec<_>>().join(", ");
-        return Some((format!("needs tag {names}"), true));
+        return Some((format!("needs tag {names}"), Until::Never));
     }
     if let Some((what, need, has)) = short(demand.amounts, node.total) {
         // A node that never reported has no size yet.
-        let unknown = node.total == Amounts::default();
-        return Some((format!("needs {need} {what}, has {has} in all"), !unknown));
+        let until = if node.total == Amounts::default() { Until::Unblocked } else { Until::Never };
+        return Some((format!("needs {need} {what}, has {has} in all"), until));
     }
     if let Some(why) = node.blocked {
-        return Some((why.into(), false));
+        return Some((why.into(), Until::Unblocked));
     }
     short(demand.amounts, node.free)
-        .map(|(what, need, has)| (format!("needs {need} {what}, {has} free"), false))
+        .map(|(what, need, has)| (format!("needs {need} {what}, {has} free"), Until::Free))
 }
 
 fn short(need: Amounts, has: Amounts) -> Option<(&'static str, u32, u32)> {
@@ -213,6 +223,7 @@ mod tests {
             preferred_tags: Vec::new(),
             node_id: None,
             amounts: Amounts { cpu_millicores, ..Default::default() },
+            wait_seconds: None,
         }
     }
 

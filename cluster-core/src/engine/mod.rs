@@ -241,8 +241,17 @@ impl Engine {
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
         match self.docker.create_container(Some(options), spec.to_body()).await {
             Ok(_) => Ok(()),
-            Err(e) if status(&e) == Some(409) => Ok(()),
-            Err(e) => Err(refused("create the container", e)),
+            Err(e) => match status(&e) {
+                // Also for a name that is taken: then there is a container.
+                Some(409) if self.find(&spec.name).await? != Found::Missing => Ok(()),
+                Some(400 | 409) => Err(Error::new(
+                    ErrorCode::ContainerFailed,
+                    format!("the container cannot be created: {}", cause(&e)),
+                )
+                .remedy("check resources and security against what the node and its engine allow")
+                .source(e)),
+                _ => Err(refused("create the container", e)),
+            },
         }
     }
 

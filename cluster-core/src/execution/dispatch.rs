@@ -16,7 +16,7 @@ use super::{
     lifecycle::State,
     live::{ExecutionContext, Shared, Word},
     order::Held,
-    queue::Queue,
+    queue::{Queue, Waiting},
     reconcile,
     request::{ExecutionRequest, Submission},
     retention,
@@ -64,10 +64,10 @@ impl Executions {
                 Some(_) if record.state != State::Pending => {
                     drive::spawn(shared.clone(), record, live, Handed::Perhaps);
                 }
-                _ => waiting.push_back(Box::new(record)),
+                _ => waiting.push_back(Waiting::new(Box::new(record))),
             }
         }
-        let queue = Queue { shared: shared.clone(), waiting };
+        let queue = Queue { shared: shared.clone(), waiting, has_hold: false };
         tokio::spawn(queue.run(incoming));
         tokio::spawn(end_overdue(executions.clone()));
         tokio::spawn(retention::run(shared.clone()));

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    encoding,
+    encoding, exclusion,
     fail_point::{FailPoint, reached},
     lifecycle::{Input, State, Step},
     live::{Live, Shared},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    cluster::{nodes::Worker, peer::PeerStatus},
+    cluster::{membership::Membership, nodes::Worker, peer::PeerStatus},
     error::{Error, ErrorCode, Failure, Result},
     ids::{ExecutionId, NodeId},
     rpc::status::may_have_arrived,
@@ -45,12 +45,16 @@ enum Cut {
     NotTaken(Error),
     /// Its end was asked for before its node was heard to have taken it.
     Cancelled(String),
-    /// The node says no, for good.
+    /// The node's policy refuses it; nothing ran, and another node may take it.
+    Declined(Error),
+    /// No node will run it.
     Refused(Error),
     /// Nobody can tell any more what became of it.
     Gone(Error),
     /// Its node is to blame for its end, and its caller allowed another attempt.
     GivenUp(String),
+    /// Its node cannot get its image, and another node may.
+    PassedOn(Failure),
     /// The node is away; it goes on there if it goes on at all.
     Away(Error),
     /// The controller stops.
@@ -134,6 +138,16 @@ async fn drive(
             }
             Cut::Gone(error) => return gone(shared, record, live, &error).await,
             Cut::GivenUp(reason) => return give_up(shared, record, live, reason).await,
+            Cut::PassedOn(failure) => return pass_on(shared, record, live, failure).await,
+            Cut::Declined(error) => {
+                tracing::info!(execution_id = %record.execution_id, reason = %error, "node refused; placed elsewhere");
+                if let Some(node_id) = &record.node_id {
+                    live.exclusion().refuse(node_id, &Failure::from(&error));
+                }
+                shared.controller.release(record.execution_id.clone()).await?;
+                shared.enqueue(record.clone()).await;
+                return Ok(());
+            }
             Cut::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 if let Some(node_id) = record.node_id.clone() {
@@ -250,6 +264,7 @@ async fn connection(
                 match told {
                     Told::All => {}
                     Told::GivenUp(reason) => return Ok(Cut::GivenUp(reason)),
+                    Told::PassedOn(failure) => return Ok(Cut::PassedOn(failure)),
                     // It was taken.
                     Told::Broken(error) => return Ok(Cut::Away(error)),
                 }
@@ -329,6 +344,7 @@ fn judge(record: &ExecutionRecord, error: Error) -> Cut {
             Cut::NotTaken(error)
         }
         ErrorCode::Lost => Cut::Gone(error),
+        code if exclusion::is_refusal(code) && is_untouched(record) => Cut::Declined(error),
         ErrorCode::Forbidden
         | ErrorCode::InvalidArgument
         | ErrorCode::Conflict
@@ -342,8 +358,56 @@ enum Told {
     All,
     /// The node is to blame for the end that it told, which is not taken as one.
     GivenUp(String),
+    /// The node cannot get the image. Its end is not taken as one.
+    PassedOn(Failure),
     /// The stream broke behind what was stored.
     Broken(Error),
+}
+
+/// Tells the membership what an event says of the node itself.
+async fn rate_node(shared: &Shared, record: &ExecutionRecord, kind: &EventKind) -> Result<()> {
+    let Some(node_id) = &record.node_id else { return Ok(()) };
+    match kind {
+        EventKind::Failed { failure, .. } if exclusion::is_fault(failure.code) => {
+            shared.faulty().insert(node_id.clone());
+            shared.controller.node_failed(node_id.clone(), failure.message.clone()).await
+        }
+        // Most nodes have no fault: the membership is not asked for each of their executions.
+        EventKind::IterationStarted { .. } if shared.faulty().remove(node_id) => {
+            shared.controller.node_ran(node_id.clone()).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the reason where the end that a node told is its refusal, and another node may take the execution. Where
+/// none may, the end is shown with the reason of the first node that refused.
+async fn declined(
+    shared: &Shared,
+    record: &ExecutionRecord,
+    live: &Live,
+    event: &mut EventView,
+) -> Result<Option<Failure>> {
+    let EventKind::Failed { failure, .. } = &mut event.kind else { return Ok(None) };
+    let passes_on = record.life().next(Input::Declined { attempt: event.attempt }) == Step::PassOn;
+    let Some(node_id) = record.node_id.as_ref().filter(|_| exclusion::is_refusal(failure.code) && passes_on)
+    else {
+        return Ok(None);
+    };
+    let (nodes, first) = {
+        let mut exclusion = live.exclusion();
+        exclusion.refuse(node_id, failure);
+        (exclusion.nodes.clone(), exclusion.first_refusal.clone())
+    };
+    let (id, demand) = (record.execution_id.clone(), record.demand.clone());
+    let fit = move |membership: &mut Membership| membership.fit_except(Some(&id), &demand, &nodes);
+    if shared.controller.with_placement(fit).await?.map_or_else(|no_fit| no_fit.may_change(), |_| true) {
+        return Ok(Some(failure.clone()));
+    }
+    if let Some(first) = first {
+        *failure = first;
+    }
+    Ok(None)
 }
 
 /// Stores what is new of a batch, and what it shows of the execution, in one step.
@@ -373,6 +437,11 @@ async fn store(
         if event.attempt != record.attempt || event.sequence <= record.last_sequence {
             continue;
         }
+        rate_node(shared, record, &event.kind).await?;
+        if let Some(failure) = declined(shared, record, live, &mut event).await? {
+            told = Told::PassedOn(failure);
+            break;
+        }
         if let Some(reason) = given_up(record, &event) {
             told = Told::GivenUp(reason);
             break;
@@ -393,7 +462,7 @@ async fn store(
 async fn gone(shared: &Shared, record: &mut ExecutionRecord, live: &Live, error: &Error) -> Result<()> {
     match record.life().next(Input::Gone) {
         Step::GiveUp => give_up(shared, record, live, error.message().to_owned()).await,
-        Step::Become(_) | Step::Stay => {
+        Step::Become(_) | Step::Stay | Step::PassOn => {
             let failed = EventKind::Failed { failure: Failure::from(error), exit_code: None };
             shared.end(record, live, failed).await
         }
@@ -403,10 +472,33 @@ async fn gone(shared: &Shared, record: &mut ExecutionRecord, live: &Live, error:
 /// The attempt is over as far as the controller goes; should its node return with it, it is told to let go.
 async fn give_up(shared: &Shared, record: &mut ExecutionRecord, live: &Live, reason: String) -> Result<()> {
     let Some(node_id) = record.node_id.clone() else { return Ok(()) };
+    live.exclusion().fail(&node_id);
+    begin_again(shared, record, live, reason, 0).await?;
+    place_anew(shared, record).await;
+    Ok(())
+}
+
+/// The attempt never ran and does not count. The next node may be asked at once.
+async fn pass_on(shared: &Shared, record: &mut ExecutionRecord, live: &Live, failure: Failure) -> Result<()> {
+    begin_again(shared, record, live, failure.message, 1).await?;
+    shared.enqueue(record.clone()).await;
+    Ok(())
+}
+
+/// Stores that another attempt may begin. `allowed` counts the attempts that are given back.
+async fn begin_again(
+    shared: &Shared,
+    record: &mut ExecutionRecord,
+    live: &Live,
+    reason: String,
+    allowed: u32,
+) -> Result<()> {
+    let Some(node_id) = record.node_id.clone() else { return Ok(()) };
     tracing::warn!(execution_id = %record.execution_id, %node_id, attempt = record.attempt, reason, "given up");
     let held = record.clone();
     let mut next = record.clone();
     next.state = State::Pending;
+    next.max_attempts = next.max_attempts.saturating_add(allowed);
     next.lost_attempts += 1;
     next.node_id = None;
     (next.failure, next.exit_code, next.artifacts) = (None, None, None);
@@ -418,7 +510,6 @@ async fn give_up(shared: &Shared, record: &mut ExecutionRecord, live: &Live, rea
     *record = next;
     shared.controller.release(record.execution_id.clone()).await?;
     release(shared, &held).await;
-    place_anew(shared, record).await;
     Ok(())
 }
 
@@ -463,7 +554,7 @@ async fn away(
                 shared.store.write(Write::Execution(write)).await?;
                 *record = lost;
             }
-            Step::Stay => {}
+            Step::Stay | Step::PassOn => {}
         }
     }
     let is_forgotten = now_ms().saturating_sub(record.created_at_ms) > shared.settings.kept.age_ms;
@@ -517,6 +608,10 @@ mod tests {
         let engine = || Error::new(ErrorCode::Engine, "");
         assert!(matches!(judge(&record(State::Assigned), engine()), Cut::NotTaken(_)));
         assert!(matches!(judge(&record(State::Running), engine()), Cut::Away(_)));
+        for code in [ErrorCode::Forbidden, ErrorCode::ImageNotFound] {
+            assert!(matches!(judge(&record(State::Assigned), Error::new(code, "")), Cut::Declined(_)));
+            assert!(!matches!(judge(&record(State::Running), Error::new(code, "")), Cut::Declined(_)));
+        }
         let fenced = || Error::new(ErrorCode::Fenced, "");
         assert!(matches!(judge(&record(State::Assigned), fenced()), Cut::NotTaken(_)));
         assert!(matches!(judge(&record(State::Running), fenced()), Cut::Away(_)));

@@ -114,6 +114,8 @@ pub enum Input {
         /// It failed, and the container is not to blame: its engine or its machine is.
         by_node: bool,
     },
+    /// The node of an attempt will not run it or cannot get its image, and another node may. Nothing ran.
+    Declined { attempt: u32 },
     /// Its node has been away for longer than is waited for.
     Silent,
     /// Nobody can tell any more what became of the attempt: its node was removed or has no record of it.
@@ -129,6 +131,8 @@ pub enum Step {
     Become(State),
     /// The attempt is given up, and another begins wherever there is room.
     GiveUp,
+    /// As `GiveUp`, and the attempt does not count: one more is allowed.
+    PassOn,
 }
 
 impl Life {
@@ -139,7 +143,13 @@ impl Life {
                 let begins = matches!(self.state, State::Pending | State::Assigned) && !self.is_cancelled;
                 return if begins { Step::Become(State::Assigned) } else { Step::Stay };
             }
-            Input::Shown { attempt, .. } if attempt != self.attempt => return Step::Stay,
+            Input::Shown { attempt, .. } | Input::Declined { attempt } if attempt != self.attempt => {
+                return Step::Stay;
+            }
+            Input::Declined { .. } => {
+                let never_ran = matches!(self.state, State::Assigned | State::Starting);
+                return if never_ran && !self.is_cancelled { Step::PassOn } else { Step::Stay };
+            }
             // Between two attempts there is nothing that anybody could show.
             Input::Shown { .. } | Input::Silent | Input::Gone if self.state == State::Pending => {
                 return Step::Stay;
@@ -181,6 +191,10 @@ mod tests {
             Step::Become(state) => life.state = state,
             Step::GiveUp => {
                 (life.state, life.lost_attempts) = (State::Pending, life.lost_attempts + 1);
+            }
+            Step::PassOn => {
+                (life.state, life.lost_attempts) = (State::Pending, life.lost_attempts + 1);
+                life.max_attempts += 1;
             }
         }
         step
@@ -225,6 +239,7 @@ mod tests {
         let input = prop_oneof![
             4 => Just(Input::Assigned),
             6 => shown,
+            2 => (1u32..6).prop_map(|attempt| Input::Declined { attempt }),
             2 => Just(Input::Silent),
             1 => Just(Input::Gone),
             1 => select(vec![State::Cancelled, State::Failed]).prop_map(Input::Ended),
@@ -263,11 +278,17 @@ mod tests {
                         prop_assert!(position(&before) < position(&life));
                         world.open.clear();
                     }
+                    Step::PassOn => {
+                        prop_assert!(position(&before) < position(&life));
+                        prop_assert!(before.state != State::Running, "it ran");
+                        world.open.clear();
+                        world.begun -= 1;
+                    }
                 }
                 prop_assert!(!before.state.is_final() || before == life, "an end that changed");
                 prop_assert!(world.open.len() <= 1, "two attempts at once: {:?}", world.open);
                 prop_assert!(world.begun <= max_attempts, "{} of {} attempts", world.begun, max_attempts);
-                prop_assert!(life.lost_attempts < max_attempts);
+                prop_assert!(life.lost_attempts < life.max_attempts);
                 if let Input::Shown { attempt, .. } = input && attempt != before.attempt {
                     prop_assert_eq!(before, life, "an older attempt was believed");
                 }

@@ -2,7 +2,7 @@
 //! that any of these tasks does to one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     encoding,
+    exclusion::Exclusion,
     lifecycle::{Input, Step},
     projection,
     sending::Sending,
@@ -22,7 +23,7 @@ use crate::{
     clock::now_ms,
     cluster::{controller::Controller, nodes::Nodes},
     error::{Error, Result},
-    ids::ExecutionId,
+    ids::{ExecutionId, NodeId},
     secrets::Secrets,
     store::{ExecutionRecord, ExecutionWrite, Store, Write},
 };
@@ -40,6 +41,13 @@ pub(super) enum Word {
 pub(super) struct Live {
     pub view: watch::Sender<ExecutionView>,
     pub cancel: watch::Sender<Option<String>>,
+    exclusion: Mutex<Exclusion>,
+}
+
+impl Live {
+    pub fn exclusion(&self) -> MutexGuard<'_, Exclusion> {
+        self.exclusion.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What executions are run with.
@@ -59,6 +67,8 @@ pub(super) struct Shared {
     context: ExecutionContext,
     pub sending: Sending,
     open: Mutex<HashMap<ExecutionId, Arc<Live>>>,
+    /// Nodes that failed an execution through their own fault and have run none since.
+    faulty: Mutex<HashSet<NodeId>>,
     pub queue: mpsc::Sender<Word>,
 }
 
@@ -72,11 +82,15 @@ impl std::ops::Deref for Shared {
 
 impl Shared {
     pub fn new(context: ExecutionContext, sending: Sending, queue: mpsc::Sender<Word>) -> Self {
-        Self { context, sending, open: Mutex::default(), queue }
+        Self { context, sending, open: Mutex::default(), faulty: Mutex::default(), queue }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Live>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn faulty(&self) -> MutexGuard<'_, HashSet<NodeId>> {
+        self.faulty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// None once it has ended.
@@ -92,6 +106,7 @@ impl Shared {
         let live = Arc::new(Live {
             view: watch::channel(record.view()).0,
             cancel: watch::channel(record.cancel_reason.clone()).0,
+            exclusion: Mutex::default(),
         });
         self.open().insert(record.execution_id.clone(), live.clone());
         live

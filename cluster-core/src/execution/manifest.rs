@@ -116,4 +116,7 @@ pub struct Demand {
     pub preferred_tags: Vec<Tag>,
     pub node_id: Option<NodeId>,
     pub amounts: Amounts,
+    /// Time that it may wait for a node, in seconds; 0: it does not wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_seconds: Option<u64>,
 }

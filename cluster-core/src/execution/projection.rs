@@ -35,7 +35,7 @@ pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView, now_ms: i64
             record.last_sequence = event.sequence;
             return;
         }
-        Step::Stay | Step::GiveUp => {}
+        Step::Stay | Step::GiveUp | Step::PassOn => {}
     }
     note(record, event, now_ms);
 }

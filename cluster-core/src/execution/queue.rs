@@ -2,35 +2,76 @@
 //! nobody up.
 //!
 //! What has no room is looked at again when the membership changes, and not for every newcomer: of two
-//! that ask for the same, the later one fits no better.
+//! that ask for the same, the later one fits no better. The oldest that has waited for minutes has a node kept free
+//! for it, so that a stream of small executions cannot pass a large one for ever.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     drive::{self, Handed},
     lifecycle::{Input, State, Step},
     live::{Live, Shared, Word},
     manifest::Demand,
+    request::QUEUE_SECONDS_MAX,
     view::EventKind,
 };
 use crate::{
-    cluster::{membership::Membership, placement::NoFit},
-    error::Result,
+    clock::now_ms,
+    cluster::{
+        membership::{Excluded, Membership},
+        placement::NoFit,
+    },
+    error::{ErrorCode, Failure, Result},
     ids::{ExecutionId, NodeId},
     store::{ExecutionRecord, ExecutionWrite, Write},
 };
 
 /// After the store refused a placement (a full disk, say).
 const PLACE_RETRY: Duration = Duration::from_secs(5);
+/// Between looks for what time alone changes.
+const DUE_PAUSE: Duration = Duration::from_millis(200);
 /// Placed by one decision and stored by one commit.
 const PLACED_TOGETHER_MAX: usize = 256;
 
+/// After so long a node is kept free for the oldest. Until then most executions that run there have ended.
+const KEPT_FREE_AFTER: Duration = Duration::from_secs(300);
+
+/// An execution that waits for a node.
+pub(super) struct Waiting {
+    record: Box<ExecutionRecord>,
+    since: Instant,
+}
+
+impl Waiting {
+    /// What is queued now. The first wait is counted from the submission, also over a restart.
+    pub fn new(record: Box<ExecutionRecord>) -> Self {
+        let waited_ms = if record.attempt == 0 { now_ms().saturating_sub(record.created_at_ms) } else { 0 };
+        let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
+        let now = Instant::now();
+        Self { record, since: now.checked_sub(waited).unwrap_or(now) }
+    }
+
+    fn until(&self) -> Instant {
+        self.since + Duration::from_secs(self.record.demand.wait_seconds.unwrap_or(QUEUE_SECONDS_MAX))
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until() <= now
+    }
+
+    fn is_long(&self, now: Instant) -> bool {
+        self.since + KEPT_FREE_AFTER <= now
+    }
+}
+
 pub(super) struct Queue {
     pub shared: Arc<Shared>,
-    pub waiting: VecDeque<Box<ExecutionRecord>>,
+    pub waiting: VecDeque<Waiting>,
+    /// A node is kept free for one of those that wait.
+    pub has_hold: bool,
 }
 
 impl Queue {
@@ -46,9 +87,11 @@ impl Queue {
                 tracing::error!(error = %error.chain(), "not all could be placed; it is tried again");
                 retry = true;
             }
+            let due = self.due(Instant::now());
             from = tokio::select! {
                 () = tokio::time::sleep(PLACE_RETRY), if retry => 0,
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(due), if !retry && !self.waiting.is_empty() => 0,
                 word = words.recv() => {
                     let Some(word) = word else { return };
                     let newcomers = self.waiting.len();
@@ -67,15 +110,23 @@ impl Queue {
         }
     }
 
+    /// Returns when time alone changes something: a wait is over, or the oldest has waited for long.
+    fn due(&self, now: Instant) -> Instant {
+        let waits = self.waiting.iter().map(Waiting::until);
+        let long = self.waiting.iter().map(|waiting| waiting.since + KEPT_FREE_AFTER).filter(|at| *at > now);
+        // What is over and still here could not be stored, and is tried again.
+        waits.chain(long).min().map_or(now + PLACE_RETRY, |due| due.max(now + DUE_PAUSE))
+    }
+
     /// From where on the queue is worth a look.
     fn take(&mut self, word: Word, from: usize) -> usize {
         match word {
             Word::Place(record) => {
-                self.waiting.push_back(record);
+                self.waiting.push_back(Waiting::new(record));
                 from
             }
             Word::Cancelled(id) => {
-                let place = self.waiting.iter().position(|record| record.execution_id == id);
+                let place = self.waiting.iter().position(|waiting| waiting.record.execution_id == id);
                 place.map_or(from, |place| place.min(from))
             }
         }
@@ -84,51 +135,78 @@ impl Queue {
     /// Those from a place in the queue on. What an error leaves behind still waits.
     async fn place(&mut self, from: usize) -> Result<()> {
         let mut rest = self.waiting.split_off(from.min(self.waiting.len()));
-        let mut outcome = Ok(());
+        let (mut outcome, is_full, mut has_hold) = (Ok(()), from == 0, from != 0);
         while outcome.is_ok() && !rest.is_empty() {
             let later = rest.split_off(rest.len().min(PLACED_TOGETHER_MAX));
             let batch = std::mem::replace(&mut rest, later);
-            outcome = self.place_batch(batch).await;
+            outcome = self.place_batch(batch, &mut has_hold).await;
         }
         self.waiting.append(&mut rest);
+        if is_full && self.has_hold && !has_hold {
+            self.shared.controller.with_placement(Membership::drop_hold).await?;
+        }
+        if is_full {
+            self.has_hold = has_hold;
+        }
         outcome
     }
 
-    async fn place_batch(&mut self, batch: VecDeque<Box<ExecutionRecord>>) -> Result<()> {
+    /// `has_hold` says that a node is kept free already, or that this look is no full one.
+    async fn place_batch(&mut self, batch: VecDeque<Waiting>, has_hold: &mut bool) -> Result<()> {
         let mut outcome = Ok(());
         let mut asked = Vec::with_capacity(batch.len());
-        for mut record in batch {
-            let Some(live) = self.shared.live(&record.execution_id) else { continue };
+        for mut waiting in batch {
+            let Some(live) = self.shared.live(&waiting.record.execution_id) else { continue };
             let cancelled = live.cancel.borrow().clone();
             if let Some(reason) = cancelled {
                 let end = EventKind::Cancelled { reason };
-                if let Err(error) = self.shared.end(&mut record, &live, end).await {
+                if let Err(error) = self.shared.end(&mut waiting.record, &live, end).await {
                     outcome = Err(error);
-                    self.waiting.push_back(record);
+                    self.waiting.push_back(waiting);
                 }
                 continue;
             }
-            asked.push((record, live));
+            asked.push((waiting, live));
         }
-        let demands =
-            asked.iter().map(|(record, _)| (record.execution_id.clone(), record.demand.clone())).collect();
+        let now = Instant::now();
+        let requests = asked.iter().map(|(waiting, live)| Request {
+            execution_id: waiting.record.execution_id.clone(),
+            demand: waiting.record.demand.clone(),
+            excluded: live.exclusion().nodes.clone(),
+            is_long: waiting.is_long(now),
+        });
+        let (requests, held): (Vec<_>, bool) = (requests.collect(), *has_hold);
         let placed =
-            self.shared.controller.with_placement(move |membership| decide(membership, demands)).await;
-        let placed = match placed {
-            Ok(placed) => placed,
+            self.shared.controller.with_placement(move |membership| decide(membership, requests, held));
+        let placed = match placed.await {
+            Ok((placed, held)) => {
+                *has_hold = held;
+                placed
+            }
             Err(error) => {
-                self.waiting.extend(asked.into_iter().map(|(record, _)| record));
+                self.waiting.extend(asked.into_iter().map(|(waiting, _)| waiting));
                 return Err(error);
             }
         };
         let mut chosen = Vec::new();
-        for ((record, live), placed) in asked.into_iter().zip(placed) {
-            match placed {
-                Ok(node_id) => chosen.push((record, live, node_id)),
-                Err(no_fit) => {
-                    tell(&live, &no_fit);
-                    self.waiting.push_back(record);
+        for ((mut waiting, live), placed) in asked.into_iter().zip(placed) {
+            let no_fit = match placed {
+                Ok(node_id) => {
+                    chosen.push((waiting.record, live, node_id));
+                    continue;
                 }
+                Err(no_fit) => no_fit,
+            };
+            let refusal = live.exclusion().first_refusal.clone();
+            let Some(failure) = end_of_wait(&waiting, &no_fit, refusal, now) else {
+                tell(&live, &no_fit);
+                self.waiting.push_back(waiting);
+                continue;
+            };
+            let end = EventKind::Failed { failure, exit_code: None };
+            if let Err(error) = self.shared.end(&mut waiting.record, &live, end).await {
+                outcome = Err(error);
+                self.waiting.push_back(waiting);
             }
         }
         // Together, so that the store commits them together.
@@ -183,7 +261,7 @@ impl Queue {
 
     async fn put_back(&mut self, record: Box<ExecutionRecord>) -> Result<()> {
         let id = record.execution_id.clone();
-        self.waiting.push_back(record);
+        self.waiting.push_back(Waiting::new(record));
         self.shared.controller.release(id).await
     }
 
@@ -201,25 +279,59 @@ impl Queue {
     }
 }
 
-/// Chooses for each in turn. Where one finds no room, another that asks for the same finds none either.
+/// What the queue asks of the membership for one execution.
+struct Request {
+    execution_id: ExecutionId,
+    demand: Demand,
+    excluded: Excluded,
+    /// It has waited for so long that a node may be kept free for it.
+    is_long: bool,
+}
+
+/// Chooses for each in turn, and keeps a node free for the first that has waited for long, unless `has_hold`. Where
+/// one finds no room, another that asks for the same finds none either.
 fn decide(
     membership: &mut Membership,
-    demands: Vec<(ExecutionId, Demand)>,
-) -> Vec<std::result::Result<NodeId, NoFit>> {
-    let mut without_room: Vec<(Demand, NoFit)> = Vec::new();
-    demands
-        .into_iter()
-        .map(|(id, demand)| {
-            if let Some((_, no_fit)) = without_room.iter().find(|(known, _)| *known == demand) {
-                return Err(no_fit.clone());
+    requests: Vec<Request>,
+    mut has_hold: bool,
+) -> (Vec<std::result::Result<NodeId, NoFit>>, bool) {
+    let mut without_room: Vec<(Demand, Excluded, NoFit)> = Vec::new();
+    let mut placed = Vec::with_capacity(requests.len());
+    for request in requests {
+        let Request { execution_id, demand, excluded, is_long } = request;
+        let may_hold = is_long && !has_hold;
+        let known = without_room.iter().find(|(known, nodes, _)| *known == demand && *nodes == excluded);
+        if let Some((.., no_fit)) = known.filter(|_| !may_hold) {
+            placed.push(Err(no_fit.clone()));
+            continue;
+        }
+        let chosen = membership.place_except(&execution_id, &demand, &excluded);
+        if let Err(no_fit) = &chosen {
+            if may_hold {
+                has_hold = membership.hold_for(&execution_id, &demand, &excluded);
             }
-            let placed = membership.place(&id, &demand);
-            if let Err(no_fit) = &placed {
-                without_room.push((demand, no_fit.clone()));
-            }
-            placed
-        })
-        .collect()
+            without_room.push((demand, excluded, no_fit.clone()));
+        }
+        placed.push(chosen);
+    }
+    (placed, has_hold)
+}
+
+/// Returns why an execution that fits nowhere now waits no longer.
+fn end_of_wait(waiting: &Waiting, no_fit: &NoFit, refusal: Option<Failure>, now: Instant) -> Option<Failure> {
+    if let Some(refusal) = refusal.filter(|_| !no_fit.may_change()) {
+        return Some(refusal);
+    }
+    if !waiting.is_over(now) {
+        return None;
+    }
+    let message = match waiting.record.demand.wait_seconds {
+        Some(0) => format!("no node fits, and it does not wait: {no_fit}"),
+        _ => format!("no node had room within {} s: {no_fit}", now.duration_since(waiting.since).as_secs()),
+    };
+    let remedy =
+        "see list_peers for tags and free resources; deploy, resume or free a node, or wait for longer";
+    Some(Failure { code: ErrorCode::NoNodeFits, message, remedy: Some(remedy.to_owned()) })
 }
 
 fn tell(live: &Live, no_fit: &NoFit) {
@@ -229,4 +341,56 @@ fn tell(live: &Live, no_fit: &NoFit) {
         view.waiting = waiting;
         changed
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cluster::placement::{Unfit, Until},
+        execution::projection::tests::record,
+    };
+
+    fn waiting(wait_seconds: Option<u64>) -> Waiting {
+        let mut record = record(State::Pending);
+        record.demand.wait_seconds = wait_seconds;
+        (record.attempt, record.created_at_ms) = (0, now_ms());
+        Waiting::new(Box::new(record))
+    }
+
+    fn no_fit(until: Until) -> NoFit {
+        NoFit(vec![Unfit { node_id: NodeId::parse("a").unwrap(), why: "why".into(), until }])
+    }
+
+    #[test]
+    fn wait_ends_at_once_in_time_or_with_the_first_refusal() {
+        let end = |wait, until, refusal: Option<&Failure>, seconds| {
+            let waiting = waiting(wait);
+            end_of_wait(
+                &waiting,
+                &no_fit(until),
+                refusal.cloned(),
+                Instant::now() + Duration::from_secs(seconds),
+            )
+        };
+        let code = |failure: Option<Failure>| failure.map(|failure| failure.code);
+        assert_eq!(code(end(Some(0), Until::Free, None, 0)), Some(ErrorCode::NoNodeFits), "it never waits");
+        assert_eq!(code(end(Some(60), Until::Free, None, 59)), None);
+        assert_eq!(code(end(Some(60), Until::Never, None, 61)), Some(ErrorCode::NoNodeFits));
+        assert_eq!(code(end(None, Until::Never, None, 86_400)), None);
+        assert_eq!(code(end(None, Until::Free, None, QUEUE_SECONDS_MAX + 1)), Some(ErrorCode::NoNodeFits));
+        let refusal = Failure { code: ErrorCode::Forbidden, message: "the policy".into(), remedy: None };
+        assert_eq!(code(end(None, Until::Free, Some(&refusal), 0)), None, "another node may take it later");
+        assert_eq!(end(None, Until::Never, Some(&refusal), 0), Some(refusal));
+    }
+
+    #[test]
+    fn wait_counts_from_the_submission_over_a_restart() {
+        let mut record = record(State::Pending);
+        (record.attempt, record.created_at_ms) = (0, now_ms() - 400_000);
+        let restored = Waiting::new(Box::new(record.clone()));
+        assert!(restored.is_long(Instant::now()));
+        let requeued = Waiting::new(Box::new(ExecutionRecord { attempt: 1, ..record }));
+        assert!(!requeued.is_long(Instant::now()));
+    }
 }

@@ -26,6 +26,8 @@ pub const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
 pub const ARGUMENTS_BYTES_MAX: usize = 1024 * 1024;
 pub const TIMEOUT_SECONDS_DEFAULT: u64 = 300;
 pub const TIMEOUT_SECONDS_MAX: u64 = 86_400;
+/// Longer than any planned outage; what fits nowhere by then is an error to be seen.
+pub const QUEUE_SECONDS_MAX: u64 = 30 * 86_400;
 pub const CPU_MAX: f64 = 1024.0;
 pub const MEMORY_MB_MIN: u32 = 6;
 pub const MEMORY_MB_MAX: u32 = 16 * 1024 * 1024;
@@ -126,6 +128,9 @@ pub struct ExecutionRequest {
     /// Wait for a node with room (default), or fail at once.
     #[serde(default = "yes")]
     pub queue: bool,
+    /// Time to wait for a node with room, in seconds: 1 to 2592000 (30 days, the default).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_timeout_seconds: Option<u64>,
     /// The same key with the same request gives the same execution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
@@ -207,6 +212,9 @@ impl Submission {
             check_path("result_file", path)?;
         }
         check_relaxations(&request.security)?;
+        if let Some(seconds) = request.queue_timeout_seconds {
+            check_range("queue_timeout_seconds", seconds, QUEUE_SECONDS_MAX)?;
+        }
         let idempotency_key = request.idempotency_key;
         if let Some(key) = &idempotency_key {
             check_idempotency_key(key)?;
@@ -219,6 +227,7 @@ impl Submission {
                 preferred_tags: request.preferred_tags,
                 node_id: request.node_id,
                 amounts: resources,
+                wait_seconds: if request.queue { request.queue_timeout_seconds } else { Some(0) },
             },
             manifest: Manifest {
                 image,

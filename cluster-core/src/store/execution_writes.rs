@@ -105,8 +105,9 @@ async fn record_events(
     let bytes = events.iter().map(|(_, event)| event.len() as u64).sum::<u64>();
     let sql = "UPDATE executions SET state = $1, exit_code = $2, failure = $3, started_at_ms = $4,
              ended_at_ms = $5, last_sequence = $6, node_id = $7, iteration = $8, result = $9,
-             lost_attempts = $10, sequence_base = $11, events_bytes = events_bytes + $12, artifacts = $13
-         WHERE execution_id = $14 AND attempt = $15";
+             lost_attempts = $10, sequence_base = $11, events_bytes = events_bytes + $12, artifacts = $13,
+             max_attempts = $14
+         WHERE execution_id = $15 AND attempt = $16";
     let query = sqlx::query(sql)
         .bind(record.state.name())
         .bind(record.exit_code.map(i64::from))
@@ -121,6 +122,7 @@ async fn record_events(
         .bind(signed(record.sequence_base))
         .bind(signed(bytes))
         .bind(record.artifacts.as_ref().map(to_json))
+        .bind(i64::from(record.max_attempts))
         .bind(record.execution_id.as_str())
         .bind(i64::from(record.attempt));
     let changed = done(query, to).await?;

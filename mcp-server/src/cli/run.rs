@@ -76,6 +76,9 @@ pub struct Run {
     /// Start again on another node when its node is lost, so often in all; it may then run twice
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
+    /// Fail when no node has room within this time, like 10m [default: 30 days]; 0s fails at once
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    queue_timeout: Option<std::time::Duration>,
     /// The file beneath /workspace that holds the result [default: the last line on stdout, if it is JSON]
     #[arg(long, value_name = "PATH")]
     result_file: Option<String>,
@@ -190,6 +193,8 @@ impl Run {
             "max_iterations": self.max_iterations,
             "iteration_timeout_seconds": seconds(self.iteration_timeout),
             "max_attempts": self.max_attempts,
+            "queue": self.queue_timeout.is_none_or(|time| !time.is_zero()),
+            "queue_timeout_seconds": seconds(self.queue_timeout.filter(|time| !time.is_zero())),
             "result_file": self.result_file,
             "security": security,
             "workspace": workspace,

@@ -1,14 +1,34 @@
 //! What runs where: reservations on nodes that can take work.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{Membership, Node};
 use crate::{
     cluster::{
         peer::{Amounts, Desired},
-        placement::{Candidate, NoFit, PlacementStrategy, Position, fits, reasons},
+        placement::{Candidate, NoFit, PlacementStrategy, Position, Unfit, Until, fits, reasons, why_not},
     },
     execution::manifest::Demand,
     ids::{ExecutionId, NodeId},
 };
+
+const KEPT_FREE: &str = "kept free for an execution that has waited for long";
+
+/// Nodes that an execution is not placed on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Excluded {
+    /// Nodes that refused it or cannot get its image, with the reason. They are never asked again.
+    pub refused: BTreeMap<NodeId, String>,
+    /// Nodes that failed it through their own fault. They are asked again where no other node takes it.
+    pub failed: BTreeSet<NodeId>,
+}
+
+/// A node that is kept free for one execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hold {
+    execution_id: ExecutionId,
+    node_id: NodeId,
+}
 
 impl Membership {
     /// How nodes are chosen from now on.
@@ -19,7 +39,18 @@ impl Membership {
 
     /// Chooses a node and reserves what is asked for. Equals take turns, in the order of their ids.
     pub fn place(&mut self, execution_id: &ExecutionId, demand: &Demand) -> Result<NodeId, NoFit> {
-        let chosen = self.fit(demand)?;
+        self.place_except(execution_id, demand, &Excluded::default())
+    }
+
+    /// Places an execution on a node that is not excluded for it.
+    pub fn place_except(
+        &mut self,
+        execution_id: &ExecutionId,
+        demand: &Demand,
+        excluded: &Excluded,
+    ) -> Result<NodeId, NoFit> {
+        let chosen = self.fit_except(Some(execution_id), demand, excluded)?;
+        self.hold.take_if(|hold| hold.execution_id == *execution_id);
         self.reserve(&chosen, execution_id, demand.amounts);
         self.last_placed = Some(chosen.clone());
         Ok(chosen)
@@ -27,15 +58,105 @@ impl Membership {
 
     /// Where a demand would go now, or why it fits nowhere.
     pub fn fit(&self, demand: &Demand) -> Result<NodeId, NoFit> {
+        self.fit_except(None, demand, &Excluded::default())
+    }
+
+    /// Returns where a demand would go now. A node that failed it is chosen where no other node takes it, and none
+    /// that works will once it has room.
+    pub fn fit_except(
+        &self,
+        execution_id: Option<&ExecutionId>,
+        demand: &Demand,
+        excluded: &Excluded,
+    ) -> Result<NodeId, NoFit> {
+        let first = self.first_fit(execution_id, demand, excluded);
+        match first {
+            Err(no_fit)
+                if !excluded.failed.is_empty()
+                    && !no_fit.0.iter().any(|unfit| unfit.until == Until::Free) =>
+            {
+                let refused = Excluded { refused: excluded.refused.clone(), failed: BTreeSet::new() };
+                self.first_fit(execution_id, demand, &refused)
+            }
+            first => first,
+        }
+    }
+
+    fn first_fit(
+        &self,
+        execution_id: Option<&ExecutionId>,
+        demand: &Demand,
+        excluded: &Excluded,
+    ) -> Result<NodeId, NoFit> {
+        let is_held = |node_id: &NodeId| {
+            let hold = self.hold.as_ref().filter(|hold| hold.node_id == *node_id);
+            hold.is_some_and(|hold| Some(&hold.execution_id) != execution_id)
+        };
         let fitting = |node_id: &NodeId| {
             let candidate = self.nodes.get(node_id).and_then(Node::candidate);
             candidate.is_some_and(|candidate| fits(demand, &candidate))
+                && !excluded.refused.contains_key(node_id)
+                && !excluded.failed.contains(node_id)
+                && !is_held(node_id)
         };
         let chosen = match &demand.node_id {
             Some(pin) => Some(pin).filter(|pin| fitting(pin)),
             None => self.order.first(demand, self.last_placed.as_ref(), fitting),
         };
-        chosen.cloned().ok_or_else(|| reasons(demand, self.nodes.values().filter_map(Node::candidate)))
+        if let Some(chosen) = chosen {
+            return Ok(chosen.clone());
+        }
+        let candidates = self.nodes.values().filter_map(Node::candidate).map(|mut candidate| {
+            if is_held(candidate.node_id) && candidate.blocked.is_none() {
+                candidate.blocked = Some(KEPT_FREE);
+            }
+            candidate
+        });
+        let (excepted, rest): (Vec<_>, Vec<_>) =
+            candidates.partition(|candidate| excluded.reason(candidate.node_id).is_some());
+        let mut no_fit = reasons(demand, rest.into_iter());
+        for candidate in excepted {
+            // What rules it out anyway counts.
+            let unfit = match why_not(demand, &candidate) {
+                Some((why, Until::Never)) => Some((why, Until::Never)),
+                _ => excluded.reason(candidate.node_id),
+            };
+            no_fit.0.extend(unfit.map(|(why, until)| Unfit {
+                node_id: candidate.node_id.clone(),
+                why,
+                until,
+            }));
+        }
+        no_fit.0.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+        Err(no_fit)
+    }
+
+    /// Keeps a node free for an execution that fits nowhere now: one that will fit once it has room. The node stays
+    /// the same while it may take the execution. Returns whether there is such a node.
+    pub fn hold_for(&mut self, execution_id: &ExecutionId, demand: &Demand, excluded: &Excluded) -> bool {
+        let before = self.hold.take();
+        let busy = |candidate: &Candidate<'_>| {
+            excluded.reason(candidate.node_id).is_none()
+                && why_not(demand, candidate).is_some_and(|(_, until)| until == Until::Free)
+        };
+        let candidates = || self.nodes.values().filter_map(Node::candidate).filter(busy);
+        let kept = before.filter(|hold| {
+            hold.execution_id == *execution_id
+                && candidates().any(|candidate| *candidate.node_id == hold.node_id)
+        });
+        self.hold = kept.or_else(|| {
+            let least_loaded =
+                candidates().min_by_key(|candidate| PlacementStrategy::LeastLoaded.rank(candidate));
+            let node_id = least_loaded?.node_id.clone();
+            tracing::info!(%node_id, %execution_id, "node is kept free for an execution that waits");
+            Some(Hold { execution_id: execution_id.clone(), node_id })
+        });
+        self.hold.is_some()
+    }
+
+    /// Nothing waits for so long that a node is kept free for it.
+    pub fn drop_hold(&mut self) {
+        self.hold = None;
     }
 
     pub fn reserve(&mut self, node_id: &NodeId, execution_id: &ExecutionId, amounts: Amounts) {
@@ -82,6 +203,18 @@ impl Membership {
     }
 }
 
+impl Excluded {
+    fn reason(&self, node_id: &NodeId) -> Option<(String, Until)> {
+        match self.refused.get(node_id) {
+            Some(why) => Some((why.clone(), Until::Never)),
+            None => {
+                let failed = self.failed.contains(node_id);
+                failed.then(|| ("failed it before through its own fault".to_owned(), Until::Unblocked))
+            }
+        }
+    }
+}
+
 impl Node {
     /// None for one that never runs executions.
     fn candidate(&self) -> Option<Candidate<'_>> {
@@ -90,7 +223,7 @@ impl Node {
         counts.then(|| Candidate {
             node_id: &record.node_id,
             tags: &record.capabilities.tags,
-            blocked: self.blocked().or(self.refusal()),
+            blocked: self.blocked().or(self.refusal()).or(self.cooling()),
             total: record.capabilities.total,
             free: self.free(),
             executions: self.reserved.len(),
@@ -157,7 +290,7 @@ mod tests {
     fn step() -> impl proptest::strategy::Strategy<Value = Step> {
         let demand = (tags(2), tags(3), prop::option::weighted(0.1, 0..4_usize), amounts(2));
         let place = demand.prop_map(|(tags, preferred_tags, pin, amounts)| {
-            Step::Place(Demand { tags, preferred_tags, node_id: pin.map(id), amounts })
+            Step::Place(Demand { tags, preferred_tags, node_id: pin.map(id), amounts, wait_seconds: None })
         });
         let strategy = prop::sample::select(vec![
             PlacementStrategy::RoundRobin,

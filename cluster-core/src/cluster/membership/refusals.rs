@@ -51,6 +51,7 @@ impl Membership {
         for refusal in self.nodes.values_mut().filter_map(|node| node.refusal.as_mut()) {
             refusal.since_ms = refusal.since_ms.saturating_add(jump_ms);
         }
+        self.rebase_faults(jump_ms);
     }
 
     /// True when some node may be asked again from now on.
@@ -65,7 +66,8 @@ impl Membership {
         for node_id in &asked_again {
             self.reorder(node_id);
         }
-        !asked_again.is_empty()
+        let is_cooled = self.end_pauses(now_ms);
+        is_cooled || !asked_again.is_empty()
     }
 }
 

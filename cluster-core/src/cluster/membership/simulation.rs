@@ -380,6 +380,7 @@ fn demand() -> Demand {
         preferred_tags: Vec::new(),
         node_id: None,
         amounts: Amounts { cpu_millicores: 1_000, ..Default::default() },
+        wait_seconds: None,
     }
 }
 

@@ -380,3 +380,20 @@ async fn killed_while_it_stops_a_container_it_tells_that_it_did() {
         assert_eq!(text(&all, OutputStream::Stdout), "up\n", "{point:?}");
     }
 }
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn refused_create_is_a_failure_of_the_container() {
+    let setting = Setting::new();
+    let policy = Policy { allowed_capabilities: Some(vec!["BOGUS".into()]), ..Policy::default() };
+    let supervisor = setting.with(policy).await;
+    let capability = order("true", "", |request| request.security.capabilities = vec!["BOGUS".into()]);
+    let cores = order("true", "", |request| request.resources.cpu = Some(1000.0));
+    for order in [capability, cores] {
+        let events = events(&supervisor, &order, 0).await;
+        let Some(EventKind::Failed { failure, .. }) = events.last().map(|event| &event.kind) else {
+            panic!("{events:?}");
+        };
+        assert_eq!(failure.code, ErrorCode::ContainerFailed, "{failure:?}");
+    }
+}
