@@ -18,6 +18,7 @@ mod listening;
 mod membership;
 mod packaging;
 mod pipe;
+mod placement;
 mod protocol;
 mod resources;
 mod secrets;

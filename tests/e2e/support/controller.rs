@@ -229,6 +229,11 @@ impl Controller {
         http::get_unix(&self.data.join("api.sock"), path).await
     }
 
+    /// POST over the data directory's own socket, as a person.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
+        http::post_unix(&self.data.join("api.sock"), path, body).await
+    }
+
     /// What a GET brings, as text; of a stream, until it holds what is waited for.
     pub async fn text(&self, path: &str, holds: impl Fn(&str) -> bool) -> String {
         http::read_unix(&self.data.join("api.sock"), path, holds).await

@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod controller;
+pub mod engine_proxy;
 pub mod files;
 pub mod fleet;
 pub mod http;

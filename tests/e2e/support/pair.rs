@@ -25,12 +25,19 @@ pub fn worker_setup(controller_port: u16, token: &str) -> Setup {
 
 impl Pair {
     pub async fn joined() -> Self {
+        Self::joined_with("{}", "{}").await
+    }
+
+    /// With `spec.runtime` of the controller and of the worker.
+    pub async fn joined_with(controller: &'static str, worker: &'static str) -> Self {
+        let (home_runtime, runtime) = (controller, worker);
         let port = free_port();
         let cluster = format!("role: hybrid\n    cluster_grpc_port: {port}");
-        let controller = Controller::start(&Setup { cluster, ..Setup::default() }).await;
+        let controller =
+            Controller::start(&Setup { cluster, runtime: home_runtime, ..Setup::default() }).await;
         let words = ["node", "token", "create", "--node-id", "by-hand", "--output", "json"];
         let token = controller.cli(&words).await.json()["token"].as_str().expect("a token").to_owned();
-        let mut worker = Controller::prepare(&worker_setup(port, &token));
+        let mut worker = Controller::prepare(&Setup { runtime, ..worker_setup(port, &token) });
         worker.launch();
         until("the worker is active", JOIN_LIMIT, async || {
             let peers = controller.cli(&["node", "peers", "--output", "json"]).await.json();
