@@ -17,7 +17,7 @@ use cluster_core::{
     },
     ids::{ExecutionId, NodeId},
     rpc::controller_client::OwnAddress,
-    store::{DataDirectory, ExecutionRecord, ExecutionWrite, Store, Write},
+    store::{DataDirectory, ExecutionWrite, NewExecution, Store, Write},
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::net::TcpListener;
@@ -94,9 +94,9 @@ async fn store_alone() -> f64 {
         let (store, node_id) = (store.clone(), node_id.clone());
         async move {
             let submission = Submission::check(request()).unwrap();
-            let record = ExecutionRecord::pending(submission, String::new(), 0);
-            let execution_id = record.execution_id.clone();
-            let create = ExecutionWrite::Create(Box::new(record));
+            let new = NewExecution::new(submission, String::new(), 0);
+            let execution_id = new.record.execution_id.clone();
+            let create = ExecutionWrite::Create(Box::new(new));
             assert_eq!(store.write(Write::Execution(create)).await.unwrap(), 1);
             let assign = ExecutionWrite::Assign { execution_id, node_id, attempt: 1 };
             assert_eq!(store.write(Write::Execution(assign)).await.unwrap(), 1);

@@ -29,11 +29,13 @@ use crate::{
     error::{Error, ErrorCode, Result},
     identity::sha256,
     ids::{ExecutionId, NodeId},
-    store::{ExecutionRecord, ExecutionWrite, Write},
+    store::{ExecutionRecord, ExecutionWrite, NewExecution, Write},
 };
 
 /// Executions that wait for a node.
 const QUEUE_MAX: usize = 10_000;
+/// Manifests and inputs of open executions in the database. Each may have 2 MiB.
+const OPEN_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 const ORDERS_MAX: usize = 1024;
 /// Events read at a time on behalf of a reader.
 const EVENTS_READ_MAX: u32 = 1000;
@@ -108,15 +110,24 @@ impl Executions {
             return Err(Error::new(ErrorCode::ResourceExhausted, format!("{QUEUE_MAX} executions are open"))
                 .remedy("wait until some have ended"));
         }
-        let mut record = ExecutionRecord::pending(submission, digest, now_ms());
-        if let Some(path) = workspace {
-            let note = self.0.sending.pack(&path, origin, &record.execution_id).await?;
-            record.manifest.workspace = Some(note);
+        let mut new = NewExecution::new(submission, digest, now_ms());
+        if self.0.open_bytes().saturating_add(new.record.order_bytes) > OPEN_BYTES_MAX {
+            let mib = OPEN_BYTES_MAX / (1024 * 1024);
+            return Err(Error::new(
+                ErrorCode::ResourceExhausted,
+                format!("manifests and inputs of open executions have {mib} MiB"),
+            )
+            .remedy("wait until some have ended, or send large data as a workspace"));
         }
-        let create = Write::Execution(ExecutionWrite::Create(Box::new(record.clone())));
+        if let Some(path) = workspace {
+            let note = self.0.sending.pack(&path, origin, &new.record.execution_id).await?;
+            new.set_workspace(note);
+        }
+        let record = new.record.clone();
+        let create = Write::Execution(ExecutionWrite::Create(Box::new(new)));
         let created = self.0.store.write(create).await;
         if !matches!(created, Ok(1..)) {
-            self.0.sending.let_go(&record.manifest, &record.execution_id);
+            self.0.sending.let_go(record.workspace.as_ref(), &record.execution_id);
         }
         if created? == 0 {
             // The same key came twice at once.

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, ErrorCode, Failure, Result},
     ids::{ExecutionId, NodeId},
     rpc::status::may_have_arrived,
-    store::{ExecutionRecord, ExecutionWrite, Write},
+    store::{ExecutionRecord, ExecutionWrite, OrderContent, Write},
 };
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -248,7 +248,7 @@ async fn connection(
                     return Ok(Cut::Away(Error::new(ErrorCode::Unavailable, ended)));
                 };
                 record.cancel_reason.clone_from(&live.cancel.borrow());
-                if ends(&batch) && !record.manifest.artifacts.is_empty() {
+                if ends(&batch) && record.has_artifacts {
                     let fetch = shared.sending.fetch(&worker, record);
                     match shared.stop.run_until_cancelled(fetch).await {
                         None => return Ok(Cut::Stopped),
@@ -275,20 +275,17 @@ async fn connection(
 
 /// What the node is told to run. It has the secrets already when it has shown that it took it.
 async fn order(shared: &Shared, record: &ExecutionRecord) -> Result<Order> {
+    let content = shared.store.order_content(&record.execution_id).await?;
+    let OrderContent { manifest, input } =
+        content.ok_or_else(|| Error::not_found("execution", record.execution_id.as_str()))?;
     let mut secrets = SecretEnv::default();
     if record.last_sequence == record.sequence_base {
-        for (variable, name) in &record.manifest.secret_env {
+        for (variable, name) in &manifest.secret_env {
             let value = shared.secrets.use_for(name, "an execution's environment").await?;
             secrets.0.insert(variable.clone(), value.reveal().to_owned());
         }
     }
-    Ok(Order {
-        execution_id: record.execution_id.clone(),
-        attempt: record.attempt,
-        manifest: record.manifest.clone(),
-        input: record.input.clone(),
-        secrets,
-    })
+    Ok(Order { execution_id: record.execution_id.clone(), attempt: record.attempt, manifest, input, secrets })
 }
 
 /// Resolves with the reason once somebody asks for the end.

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::{mpsc, watch};
@@ -42,6 +45,7 @@ pub(super) struct Live {
     pub view: watch::Sender<ExecutionView>,
     pub cancel: watch::Sender<Option<String>>,
     exclusion: Mutex<Exclusion>,
+    order_bytes: u64,
 }
 
 impl Live {
@@ -69,6 +73,7 @@ pub(super) struct Shared {
     open: Mutex<HashMap<ExecutionId, Arc<Live>>>,
     /// Nodes that failed an execution through their own fault and have run none since.
     faulty: Mutex<HashSet<NodeId>>,
+    open_bytes: AtomicU64,
     pub queue: mpsc::Sender<Word>,
 }
 
@@ -82,7 +87,14 @@ impl std::ops::Deref for Shared {
 
 impl Shared {
     pub fn new(context: ExecutionContext, sending: Sending, queue: mpsc::Sender<Word>) -> Self {
-        Self { context, sending, open: Mutex::default(), faulty: Mutex::default(), queue }
+        Self {
+            context,
+            sending,
+            open: Mutex::default(),
+            faulty: Mutex::default(),
+            open_bytes: AtomicU64::new(0),
+            queue,
+        }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Live>>> {
@@ -102,20 +114,30 @@ impl Shared {
         self.open().len()
     }
 
+    /// Returns what manifests and inputs of open executions take in the database.
+    pub fn open_bytes(&self) -> u64 {
+        self.open_bytes.load(Ordering::Relaxed)
+    }
+
     pub fn go_live(&self, record: &ExecutionRecord) -> Arc<Live> {
         let live = Arc::new(Live {
             view: watch::channel(record.view()).0,
             cancel: watch::channel(record.cancel_reason.clone()).0,
             exclusion: Mutex::default(),
+            order_bytes: record.order_bytes,
         });
-        self.open().insert(record.execution_id.clone(), live.clone());
+        if self.open().insert(record.execution_id.clone(), live.clone()).is_none() {
+            self.open_bytes.fetch_add(record.order_bytes, Ordering::Relaxed);
+        }
         live
     }
 
     /// The execution has ended and its end is stored.
     pub async fn retire(&self, record: &ExecutionRecord) {
-        self.open().remove(&record.execution_id);
-        self.sending.let_go(&record.manifest, &record.execution_id);
+        if let Some(live) = self.open().remove(&record.execution_id) {
+            self.open_bytes.fetch_sub(live.order_bytes, Ordering::Relaxed);
+        }
+        self.sending.let_go(record.workspace.as_ref(), &record.execution_id);
         let id = record.execution_id.clone();
         if let Err(error) = self.controller.release(id).await {
             tracing::debug!(error = %error.chain(), "nothing to release any more");

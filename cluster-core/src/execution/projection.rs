@@ -96,7 +96,7 @@ pub(super) mod tests {
     pub fn record(state: State) -> ExecutionRecord {
         let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
         let submission = Submission::check(request).unwrap();
-        ExecutionRecord { state, attempt: 1, ..ExecutionRecord::pending(submission, String::new(), 0) }
+        ExecutionRecord { state, attempt: 1, ..ExecutionRecord::pending(&submission, String::new(), 0) }
     }
 
     fn event(sequence: u64, kind: EventKind) -> EventView {

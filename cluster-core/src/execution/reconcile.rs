@@ -123,7 +123,7 @@ mod tests {
             state: State::Running,
             attempt: 2,
             node_id: Some(here.clone()),
-            ..ExecutionRecord::pending(submission, String::new(), 0)
+            ..ExecutionRecord::pending(&submission, String::new(), 0)
         };
         let held = |attempt| Held { execution_id: record.execution_id.clone(), attempt, last_sequence: 0 };
         let running = record.view();

@@ -22,7 +22,7 @@ use tokio::{io::AsyncWriteExt as _, time::Instant};
 use super::{
     artifacts::{Artifacts, Collected},
     content::{Content, ImageOffer},
-    manifest::{Manifest, WorkspaceNote},
+    manifest::WorkspaceNote,
     order::Order,
     view::EventView,
 };
@@ -91,7 +91,7 @@ impl Sending {
     pub async fn open(settings: SendingSettings, open: &[ExecutionRecord], store: &Store) -> Result<Self> {
         let workspaces = Kept::open(settings.data.join("workspaces"))?;
         for record in open {
-            if let Some(note) = &record.manifest.workspace
+            if let Some(note) = &record.workspace
                 && let Err(error) = workspaces.claim(&note.digest, &record.execution_id)
             {
                 // A node that has it already needs no more of us.
@@ -132,8 +132,8 @@ impl Sending {
     }
 
     /// The execution has ended, or was never stored.
-    pub fn let_go(&self, manifest: &Manifest, user: &ExecutionId) {
-        if let Some(note) = &manifest.workspace {
+    pub fn let_go(&self, workspace: Option<&WorkspaceNote>, user: &ExecutionId) {
+        if let Some(note) = workspace {
             self.workspaces.unclaim(&note.digest, user);
         }
         self.roomless().remove(user);

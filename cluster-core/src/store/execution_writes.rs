@@ -3,7 +3,7 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    ExecutionRecord, to_json,
+    ExecutionRecord, NewExecution, to_json,
     write::{Changed, done, signed},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub enum ExecutionWrite {
     /// Nothing where the id or the idempotency key is known.
-    Create(Box<ExecutionRecord>),
+    Create(Box<NewExecution>),
     /// Only what waits, or was assigned to a node that did not take it, and nothing that is cancelled.
     Assign {
         execution_id: ExecutionId,
@@ -40,7 +40,7 @@ pub enum ExecutionWrite {
 impl ExecutionWrite {
     pub(super) async fn run(&self, to: &mut Transaction<'_, Any>) -> Changed {
         match self {
-            Self::Create(record) => create(record, to).await,
+            Self::Create(new) => create(new, to).await,
             Self::Assign { execution_id, node_id, attempt } => {
                 let sql = "UPDATE executions SET state = $1, node_id = $2, attempt = $3
                      WHERE execution_id = $4 AND attempt < $3 AND state IN ($1, $5)
@@ -79,21 +79,27 @@ impl ExecutionWrite {
     }
 }
 
-async fn create(record: &ExecutionRecord, to: &mut Transaction<'_, Any>) -> Changed {
+async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
-             last_sequence, idempotency_key, request_digest, max_attempts, agent)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10) ON CONFLICT DO NOTHING";
+             last_sequence, idempotency_key, request_digest, max_attempts, agent, image, workspace, has_artifacts,
+             order_bytes)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING";
+    let NewExecution { record, content } = new;
     let query = sqlx::query(sql)
         .bind(record.execution_id.as_str())
         .bind(record.state.name())
-        .bind(to_json(&record.manifest))
+        .bind(to_json(&content.manifest))
         .bind(to_json(&record.demand))
-        .bind(&record.input)
+        .bind(&content.input)
         .bind(record.created_at_ms)
         .bind(record.idempotency_key.clone())
         .bind(&record.request_digest)
         .bind(i64::from(record.max_attempts))
-        .bind(record.agent.as_ref().map(ToString::to_string));
+        .bind(record.agent.as_ref().map(ToString::to_string))
+        .bind(&record.image)
+        .bind(record.workspace.as_ref().map(to_json))
+        .bind(i64::from(record.has_artifacts))
+        .bind(signed(record.order_bytes));
     done(query, to).await
 }
 
@@ -106,7 +112,8 @@ async fn record_events(
     let sql = "UPDATE executions SET state = $1, exit_code = $2, failure = $3, started_at_ms = $4,
              ended_at_ms = $5, last_sequence = $6, node_id = $7, iteration = $8, result = $9,
              lost_attempts = $10, sequence_base = $11, events_bytes = events_bytes + $12, artifacts = $13,
-             max_attempts = $14
+             max_attempts = $14,
+             input = CASE WHEN $1 IN ('succeeded', 'failed', 'cancelled') THEN '' ELSE input END
          WHERE execution_id = $15 AND attempt = $16";
     let query = sqlx::query(sql)
         .bind(record.state.name())

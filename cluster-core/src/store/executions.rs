@@ -1,8 +1,8 @@
 //! Executions and their events, as they are stored.
 
-use sqlx::{Row as _, any::AnyRow};
+use sqlx::{AssertSqlSafe, Row as _, any::AnyRow};
 
-use super::{Store, from_json, read_failed, unreadable};
+use super::{Store, from_json, read_failed, to_json, unreadable};
 use crate::{
     agents::AgentReference,
     cluster::peer::Amounts,
@@ -10,7 +10,7 @@ use crate::{
     execution::{
         artifacts::Artifacts,
         lifecycle::{Life, State},
-        manifest::{Demand, Manifest},
+        manifest::{Demand, Manifest, WorkspaceNote},
         order::Attempt,
         request::Submission,
         retention::Ended,
@@ -19,16 +19,53 @@ use crate::{
     ids::{ExecutionId, NodeId},
 };
 
-/// An execution as it is stored.
+/// All columns but the manifest and the input, which may have megabytes.
+const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, demand, node_id, attempt,
+     max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
+     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest";
+
+/// What an execution runs. It is read when an order is made, and not kept in memory while the execution is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderContent {
+    pub manifest: Manifest,
+    pub input: String,
+}
+
+/// An accepted submission, to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewExecution {
+    pub record: ExecutionRecord,
+    pub content: OrderContent,
+}
+
+impl NewExecution {
+    pub fn new(submission: Submission, request_digest: String, now_ms: i64) -> Self {
+        let record = ExecutionRecord::pending(&submission, request_digest, now_ms);
+        Self { record, content: OrderContent { manifest: submission.manifest, input: submission.input } }
+    }
+
+    /// Notes what the workspace was packed into.
+    pub fn set_workspace(&mut self, note: WorkspaceNote) {
+        self.record.workspace = Some(note.clone());
+        self.content.manifest.workspace = Some(note);
+    }
+}
+
+/// An execution as it is stored, without its manifest and input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutionRecord {
     pub execution_id: ExecutionId,
     /// The registered one that it runs, in the version that it was resolved to.
     pub agent: Option<AgentReference>,
     pub state: State,
-    pub manifest: Manifest,
+    pub image: String,
+    /// The packed directory that is sent along.
+    pub workspace: Option<WorkspaceNote>,
+    /// Paths are kept of it when it has ended.
+    pub has_artifacts: bool,
+    /// About the size of its manifest and input.
+    pub order_bytes: u64,
     pub demand: Demand,
-    pub input: String,
     pub node_id: Option<NodeId>,
     pub attempt: u32,
     /// Attempts that may have run in all, and those that were given up because their node was lost.
@@ -55,14 +92,16 @@ pub struct ExecutionRecord {
 
 impl ExecutionRecord {
     /// Accepted, and nothing more.
-    pub fn pending(submission: Submission, request_digest: String, now_ms: i64) -> Self {
+    pub fn pending(submission: &Submission, request_digest: String, now_ms: i64) -> Self {
         Self {
             execution_id: ExecutionId::mint(),
-            agent: submission.agent,
+            agent: submission.agent.clone(),
             state: State::Pending,
-            manifest: submission.manifest,
-            demand: submission.demand,
-            input: submission.input,
+            image: submission.manifest.image.clone(),
+            workspace: submission.manifest.workspace.clone(),
+            has_artifacts: !submission.manifest.artifacts.is_empty(),
+            order_bytes: (to_json(&submission.manifest).len() + submission.input.len()) as u64,
+            demand: submission.demand.clone(),
             node_id: None,
             attempt: 0,
             max_attempts: submission.max_attempts,
@@ -78,7 +117,7 @@ impl ExecutionRecord {
             started_at_ms: None,
             ended_at_ms: None,
             last_sequence: 0,
-            idempotency_key: submission.idempotency_key,
+            idempotency_key: submission.idempotency_key.clone(),
             request_digest,
         }
     }
@@ -103,7 +142,7 @@ impl ExecutionRecord {
             execution_id: self.execution_id.clone(),
             agent: self.agent.clone(),
             state: self.state,
-            image: self.manifest.image.clone(),
+            image: self.image.clone(),
             node_id: self.node_id.clone(),
             attempt: self.attempt,
             iteration: self.iteration,
@@ -122,24 +161,39 @@ impl ExecutionRecord {
 
 impl Store {
     pub async fn execution(&self, execution_id: &ExecutionId) -> Result<Option<ExecutionRecord>> {
-        self.one_execution("SELECT * FROM executions WHERE execution_id = $1", execution_id.as_str()).await
+        self.one_execution("execution_id", execution_id.as_str()).await
     }
 
     pub async fn execution_by_key(&self, idempotency_key: &str) -> Result<Option<ExecutionRecord>> {
-        self.one_execution("SELECT * FROM executions WHERE idempotency_key = $1", idempotency_key).await
+        self.one_execution("idempotency_key", idempotency_key).await
     }
 
-    async fn one_execution(&self, sql: &'static str, key: &str) -> Result<Option<ExecutionRecord>> {
-        let row = sqlx::query(sql).bind(key).fetch_optional(&self.read).await.map_err(read_failed)?;
+    async fn one_execution(&self, column: &'static str, key: &str) -> Result<Option<ExecutionRecord>> {
+        let sql = format!("SELECT {RECORD} FROM executions WHERE {column} = $1");
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(key)
+            .fetch_optional(&self.read)
+            .await
+            .map_err(read_failed)?;
         row.as_ref().map(execution).transpose()
+    }
+
+    /// Returns what an execution runs. The input of an ended one is not kept.
+    pub async fn order_content(&self, execution_id: &ExecutionId) -> Result<Option<OrderContent>> {
+        let sql = "SELECT manifest, input FROM executions WHERE execution_id = $1";
+        let row = sqlx::query(sql).bind(execution_id.as_str()).fetch_optional(&self.read).await;
+        let Some(row) = row.map_err(read_failed)? else { return Ok(None) };
+        let text = |column| row.try_get::<String, _>(column).map_err(read_failed);
+        Ok(Some(OrderContent { manifest: from_json("manifest", &text("manifest")?)?, input: text("input")? }))
     }
 
     /// Executions that have not ended, oldest first. A lost one is among them: its node may return.
     pub async fn open_executions(&self) -> Result<Vec<ExecutionRecord>> {
-        let sql = "SELECT * FROM executions
-             WHERE state IN ('pending', 'assigned', 'starting', 'running', 'lost')
-             ORDER BY created_at_ms, execution_id";
-        let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
+        let sql = format!(
+            "SELECT {RECORD} FROM executions WHERE state IN ('pending', 'assigned', 'starting', 'running', 'lost')
+             ORDER BY created_at_ms, execution_id"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&self.read).await.map_err(read_failed)?;
         rows.iter().map(execution).collect()
     }
 
@@ -177,9 +231,14 @@ impl Store {
 
     /// The newest executions, newest first.
     pub async fn recent_executions(&self, limit: u32) -> Result<Vec<ExecutionRecord>> {
-        let sql = "SELECT * FROM executions ORDER BY created_at_ms DESC, execution_id DESC LIMIT $1";
-        let rows =
-            sqlx::query(sql).bind(i64::from(limit)).fetch_all(&self.read).await.map_err(read_failed)?;
+        let sql = format!(
+            "SELECT {RECORD} FROM executions ORDER BY created_at_ms DESC, execution_id DESC LIMIT $1"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(i64::from(limit))
+            .fetch_all(&self.read)
+            .await
+            .map_err(read_failed)?;
         rows.iter().map(execution).collect()
     }
 
@@ -213,9 +272,11 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         execution_id: ExecutionId::parse(text("execution_id")?)?,
         agent: maybe("agent")?.map(|text| text.parse()).transpose()?,
         state: State::from_name(&state).ok_or_else(|| unreadable("execution state", &state))?,
-        manifest: from_json("manifest", &text("manifest")?)?,
+        image: text("image")?,
+        workspace: maybe("workspace")?.map(|json| from_json("workspace", &json)).transpose()?,
+        has_artifacts: number("has_artifacts")? != 0,
+        order_bytes: u64::try_from(number("order_bytes")?).unwrap_or(0),
         demand: from_json("demand", &text("demand")?)?,
-        input: text("input")?,
         node_id: maybe("node_id")?.map(NodeId::parse).transpose()?,
         attempt: u32::try_from(number("attempt")?).map_err(|e| unreadable("attempt", e))?,
         max_attempts: u32::try_from(number("max_attempts")?).map_err(|e| unreadable("max_attempts", e))?,

@@ -35,7 +35,7 @@ pub use audit::{AuditRow, AuditWrite};
 pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
-pub use executions::ExecutionRecord;
+pub use executions::{ExecutionRecord, NewExecution, OrderContent};
 pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::{DataDirectory, LOCK_FILE};
 pub(crate) use owner::{private_directory, write_synced};
@@ -145,6 +145,7 @@ fn migrations() -> Migrator {
         simple(8, "access", include_str!("migrations/0008_access.sql")),
         simple(20, "acknowledged", include_str!("migrations/0020_acknowledged.sql")),
         simple(21, "bound_tags", include_str!("migrations/0021_bound_tags.sql")),
+        simple(22, "execution_columns", include_str!("migrations/0022_execution_columns.sql")),
     ])
 }
 

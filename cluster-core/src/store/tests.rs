@@ -20,14 +20,14 @@ fn node(id: &str, key: u8) -> NodeRecord {
     NodeRecord::expected(NodeId::parse(id).unwrap(), Role::Worker, [key; 32], LinkKind::Direct)
 }
 
-fn execution(key: Option<&str>) -> ExecutionRecord {
+fn execution(key: Option<&str>) -> NewExecution {
     let request = ExecutionRequest {
         image: Some("busybox".into()),
         input: Some("in".into()),
         idempotency_key: key.map(Into::into),
         ..Default::default()
     };
-    ExecutionRecord::pending(Submission::check(request).unwrap(), "d".into(), 1)
+    NewExecution::new(Submission::check(request).unwrap(), "d".into(), 1)
 }
 
 #[tokio::test]
@@ -135,16 +135,18 @@ async fn an_idempotency_key_names_one_execution() {
         1
     );
     assert_eq!(store.write(Write::Execution(ExecutionWrite::Create(Box::new(second)))).await.unwrap(), 0);
-    assert_eq!(store.execution_by_key("k").await.unwrap().unwrap(), first);
+    assert_eq!(store.execution_by_key("k").await.unwrap().unwrap(), first.record);
 }
 
 #[tokio::test]
 async fn events_of_an_older_attempt_change_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path()).await;
-    let mut record = execution(None);
+    let new = execution(None);
+    let mut record = new.record.clone();
     let id = record.execution_id.clone();
-    store.write(Write::Execution(ExecutionWrite::Create(Box::new(record.clone())))).await.unwrap();
+    store.write(Write::Execution(ExecutionWrite::Create(Box::new(new)))).await.unwrap();
+    assert_eq!(store.order_content(&id).await.unwrap().unwrap().input, "in");
     let node_id = NodeId::parse("n").unwrap();
     let assign = ExecutionWrite::Assign { execution_id: id.clone(), node_id: node_id.clone(), attempt: 2 };
     let assign = Write::Execution(assign);
@@ -163,6 +165,12 @@ async fn events_of_an_older_attempt_change_nothing() {
     assert_eq!(store.execution_events(&id, 0, 10).await.unwrap(), vec![vec![2]]);
     assert_eq!(store.execution(&id).await.unwrap().unwrap().state, State::Succeeded);
     assert!(store.open_executions().await.unwrap().is_empty());
+    let content = store.order_content(&id).await.unwrap().unwrap();
+    assert_eq!(
+        (content.manifest.image.as_str(), content.input.as_str()),
+        ("busybox", ""),
+        "the input goes at the end"
+    );
     let ended = store.ended_executions().await.unwrap();
     assert_eq!((ended[0].events_bytes, ended[0].ended_at_ms), (1, 9));
     store.write(Write::Execution(ExecutionWrite::DropEvents(vec![id.clone()]))).await.unwrap();
@@ -317,4 +325,77 @@ async fn entries_of_the_audit_log_are_kept_whole_however_many_come_together() {
     let twice = Write::Audit(AuditWrite::Append(vec![(next, entry(next)), (1, entry(1))]));
     store.write(twice).await.unwrap_err();
     assert_eq!(store.audit_range().await.unwrap(), Some((1, next - 1)), "all of them, or none");
+}
+
+#[tokio::test]
+async fn open_executions_are_held_without_manifest_and_input() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let request = ExecutionRequest {
+        image: Some("busybox".into()),
+        input: Some("i".repeat(1024 * 1024)),
+        env: (0..8).map(|n| (format!("V{n}"), "v".repeat(100_000))).collect(),
+        artifacts: vec!["out".into()],
+        ..Default::default()
+    };
+    for _ in 0..3 {
+        let new = NewExecution::new(Submission::check(request.clone()).unwrap(), "d".into(), 1);
+        store.write(Write::Execution(ExecutionWrite::Create(Box::new(new)))).await.unwrap();
+    }
+    let open = store.open_executions().await.unwrap();
+    assert_eq!((open.len(), store.recent_executions(10).await.unwrap().len()), (3, 3));
+    for record in &open {
+        // All text of a record is in its description.
+        let retained = std::mem::size_of_val(record) + format!("{record:?}").len();
+        assert!(retained < 4096, "{retained} bytes");
+        assert!(record.order_bytes > 1_800_000 && record.has_artifacts);
+        let content = store.order_content(&record.execution_id).await.unwrap().unwrap();
+        assert_eq!((content.input.len(), content.manifest.env.len()), (1024 * 1024, 8));
+    }
+}
+
+#[tokio::test]
+async fn list_by_creation_uses_an_index() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let sql = "EXPLAIN QUERY PLAN SELECT image FROM executions ORDER BY created_at_ms DESC, execution_id DESC LIMIT 9";
+    let plan = sqlx::query(sql).fetch_all(&store.read).await.unwrap();
+    let plan: Vec<String> = plan.iter().map(|row| sqlx::Row::get(row, "detail")).collect();
+    assert!(plan.iter().any(|step| step.contains("executions_by_creation")), "{plan:?}");
+    assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
+}
+
+/// A database of the version before the columns keeps what its executions are shown by.
+#[tokio::test]
+async fn migration_fills_columns_of_known_executions() {
+    let directory = tempfile::tempdir().unwrap();
+    let (open, ended) = (execution(None), execution(None));
+    {
+        let store = store(directory.path()).await;
+        for new in [&open, &ended] {
+            store.write(Write::Execution(ExecutionWrite::Create(Box::new(new.clone())))).await.unwrap();
+        }
+    }
+    let path = directory.path().join("aegis.db");
+    let mut connection = AnyConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    let ended_id = ended.record.execution_id.as_str();
+    for sql in [
+        format!("UPDATE executions SET state = 'failed', ended_at_ms = 1 WHERE execution_id = '{ended_id}'"),
+        "UPDATE executions SET image = '', order_bytes = 0".to_owned(),
+        "DROP INDEX executions_by_creation".to_owned(),
+        "ALTER TABLE executions DROP COLUMN image".to_owned(),
+        "ALTER TABLE executions DROP COLUMN workspace".to_owned(),
+        "ALTER TABLE executions DROP COLUMN has_artifacts".to_owned(),
+        "ALTER TABLE executions DROP COLUMN order_bytes".to_owned(),
+        "DELETE FROM _sqlx_migrations WHERE version = 22".to_owned(),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let store = store(directory.path()).await;
+    let known = store.open_executions().await.unwrap();
+    assert_eq!(known, [open.record.clone()]);
+    let input = async |id| store.order_content(id).await.unwrap().unwrap().input;
+    assert_eq!(input(&open.record.execution_id).await, "in");
+    assert_eq!(input(&ended.record.execution_id).await, "");
 }

@@ -10,7 +10,7 @@ use cluster_core::{
     },
     execution::request::{ExecutionRequest, Submission},
     ids::{ExecutionId, NodeId},
-    store::{ExecutionRecord, ExecutionWrite, Write},
+    store::{ExecutionWrite, NewExecution, Write},
 };
 
 use crate::{
@@ -84,9 +84,9 @@ fn a_node_that_crashes_comes_back_by_its_key_and_drains_on() {
 /// Stores an execution that is assigned to this node.
 async fn store_assigned(home: &Running, name: &str) -> ExecutionId {
     let request = ExecutionRequest { image: Some("busybox:1".into()), ..Default::default() };
-    let record = ExecutionRecord::pending(Submission::check(request).unwrap(), String::new(), 0);
-    let (execution_id, node_id) = (record.execution_id.clone(), NodeId::parse(name).unwrap());
-    let create = ExecutionWrite::Create(Box::new(record));
+    let new = NewExecution::new(Submission::check(request).unwrap(), String::new(), 0);
+    let (execution_id, node_id) = (new.record.execution_id.clone(), NodeId::parse(name).unwrap());
+    let create = ExecutionWrite::Create(Box::new(new));
     let assign = ExecutionWrite::Assign { execution_id: execution_id.clone(), node_id, attempt: 1 };
     for write in [create, assign] {
         assert_eq!(home.store.write(Write::Execution(write)).await.unwrap(), 1);
