@@ -29,6 +29,7 @@ use crate::{
     error::{Error, ErrorCode, Result},
     identity::sha256,
     ids::{ExecutionId, NodeId},
+    rpc::worker_client::check_order_fits,
     store::{ExecutionRecord, ExecutionWrite, NewExecution, Write},
 };
 
@@ -88,9 +89,11 @@ impl Executions {
         let mut request = self.0.agents.resolve(request).await?;
         let workspace = request.workspace.take();
         let submission = Submission::check(request)?;
+        let mut secret_bytes = 0;
         for name in submission.manifest.secret_env.values() {
-            self.0.secrets.check(name).await?;
+            secret_bytes += self.0.secrets.check(name).await?;
         }
+        check_order_fits(&submission.manifest, &submission.input, secret_bytes)?;
         let demand = submission.demand.clone();
         let fit =
             self.0.controller.with_placement(move |membership| membership.fit(&demand).map(drop)).await?;

@@ -23,6 +23,7 @@ use crate::{
     execution::{
         content::ImageOffer,
         encoding,
+        manifest::Manifest,
         order::{Attempt, Order},
         view::EventView,
     },
@@ -163,6 +164,26 @@ pub(super) async fn in_time<T>(
     }
 }
 
+/// Bytes of an order beside its manifest, input and secrets: token, seal, signature, image offer.
+const ORDER_EXTRA_BYTES: usize = 16 * 1024;
+/// Bytes of a variable beside its name and value.
+const VARIABLE_EXTRA_BYTES: usize = 16;
+
+/// Refuses a submission whose order no message carries. `secret_bytes` counts the values of its secrets.
+pub(crate) fn check_order_fits(manifest: &Manifest, input: &str, secret_bytes: usize) -> Result<()> {
+    let json = serde_json::to_string(manifest)
+        .map_err(|e| Error::internal("a manifest cannot be written").source(e))?;
+    let names = manifest.secret_env.keys().map(|name| name.len() + VARIABLE_EXTRA_BYTES).sum::<usize>();
+    let bytes = json.len() + input.len() + names + secret_bytes + ORDER_EXTRA_BYTES;
+    if bytes <= MESSAGE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the order would have {bytes} bytes with its secrets; at most {MESSAGE_BYTES_MAX} are possible"
+    ))
+    .remedy("send large data as a workspace, or fewer variables"))
+}
+
 /// Refuses an order that no connection carries, before it looks like a node that is away.
 fn check_order_size(request: &pb::ForwardExecutionRequest) -> Result<()> {
     let bytes = request.encoded_len();
@@ -176,6 +197,26 @@ fn check_order_size(request: &pb::ForwardExecutionRequest) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::execution::request::{ExecutionRequest, INPUT_BYTES_MAX, Submission};
+
+    #[test]
+    fn submission_beyond_a_message_is_refused_with_its_secrets() {
+        let env = (0..100).map(|n| (format!("V{n}"), "secret:large".to_owned())).collect();
+        let request = ExecutionRequest { image: Some("busybox".into()), env, ..Default::default() };
+        let manifest = Submission::check(request).unwrap().manifest;
+        check_order_fits(&manifest, "", 100 * 1024).unwrap();
+        let error = check_order_fits(&manifest, "", 100 * 60 * 1024).unwrap_err();
+        assert_eq!(error.code(), crate::ErrorCode::InvalidArgument);
+        // The largest input and arguments of plain text fit; their escapes may not.
+        let largest = |byte: &str| {
+            let words = vec![byte.repeat(100 * 1024); 10];
+            let request =
+                ExecutionRequest { image: Some("busybox".into()), args: words, ..Default::default() };
+            check_order_fits(&Submission::check(request).unwrap().manifest, &"x".repeat(INPUT_BYTES_MAX), 0)
+        };
+        largest("x").unwrap();
+        assert!(largest("\u{1}").is_err());
+    }
 
     #[test]
     fn order_beyond_a_message_is_refused_as_invalid() {

@@ -110,9 +110,10 @@ impl Secrets {
         }
     }
 
-    /// Whether there is such a secret, without opening it.
-    pub async fn check(&self, name: &SecretName) -> Result<()> {
-        self.store.secret(name).await?.map(drop).ok_or_else(|| unknown(name))
+    /// Checks that there is such a secret, without opening it. Returns its sealed size, which its value does not
+    /// exceed.
+    pub async fn check(&self, name: &SecretName) -> Result<usize> {
+        self.store.secret(name).await?.map(|(_, sealed)| sealed.len()).ok_or_else(|| unknown(name))
     }
 
     /// Opens a secret for a purpose, which the list tells from then on. It goes to whatever needs it and
