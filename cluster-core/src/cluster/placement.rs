@@ -143,6 +143,7 @@ pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
     demand.node_id.as_ref().is_none_or(|pin| pin == node.node_id)
         && node.blocked.is_none()
         && short(demand.amounts, node.free).is_none()
+        && short_on_each_gpu(demand.amounts, node.total).is_none()
         && demand.tags.iter().all(|tag| node.tags.contains(tag))
 }
 
@@ -161,11 +162,23 @@ pub fn why_not(demand: &Demand, node: &Candidate<'_>) -> Option<(String, Until)>
         let until = if node.total == Amounts::default() { Until::Unblocked } else { Until::Never };
         return Some((format!("needs {need} {what}, has {has} in all"), until));
     }
+    if let Some((need, has)) = short_on_each_gpu(demand.amounts, node.total) {
+        return Some((format!("needs {need} GiB vram on each GPU, has {has}"), Until::Never));
+    }
     if let Some(why) = node.blocked {
         return Some((why.into(), Until::Unblocked));
     }
     short(demand.amounts, node.free)
         .map(|(what, need, has)| (format!("needs {need} {what}, {has} free"), Until::Free))
+}
+
+/// An execution has whole GPUs, and its memory is that of these devices. A node states the sum: its GPUs count as alike.
+fn short_on_each_gpu(need: Amounts, total: Amounts) -> Option<(u32, u32)> {
+    if need.gpus == 0 || total.gpus == 0 {
+        return None;
+    }
+    let (need, has) = (need.vram_gb.div_ceil(need.gpus), total.vram_gb / total.gpus);
+    (need > has).then_some((need, has))
 }
 
 fn short(need: Amounts, has: Amounts) -> Option<(&'static str, u32, u32)> {
@@ -251,6 +264,25 @@ mod tests {
         // Both say the same: whoever has no reason fits.
         assert_eq!(chosen.is_none(), unfit.0.len() == nodes.len());
         chosen.ok_or(unfit)
+    }
+
+    #[test]
+    fn vram_is_that_of_each_gpu() {
+        let gpus = |gpus, vram_gb| Amounts { gpus, vram_gb, ..Default::default() };
+        let fit = |node_has: Amounts, used: Amounts, need: Amounts| {
+            let mut node = node("a", &[]);
+            node.total = Amounts { cpu_millicores: 1, ..node_has };
+            node.free = node.total.minus(used);
+            run(&Demand { amounts: need, ..demand(&[], 0) }, &[node], None)
+        };
+        let none = Amounts::default();
+        fit(gpus(1, 40), none, gpus(1, 24)).unwrap();
+        assert!(fit(gpus(1, 40), gpus(1, 24), gpus(1, 24)).unwrap_err().may_change(), "one GPU, two jobs");
+        let no_fit = fit(gpus(2, 40), none, gpus(1, 24)).unwrap_err();
+        assert!(!no_fit.may_change());
+        assert_eq!(no_fit.to_string(), "a: needs 24 GiB vram on each GPU, has 20");
+        fit(gpus(2, 40), none, gpus(2, 40)).unwrap();
+        fit(gpus(2, 40), gpus(1, 20), gpus(1, 20)).unwrap();
     }
 
     #[test]
