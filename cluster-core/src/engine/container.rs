@@ -83,7 +83,9 @@ pub fn is_reserved_variable(name: &str) -> bool {
 }
 
 impl ContainerSpec<'_> {
-    pub(super) fn to_body(&self) -> ContainerCreateBody {
+    /// With `has_init` signals reach a program that does not handle them, and processes that nothing waits for are
+    /// reaped.
+    pub(super) fn to_body(&self, has_init: bool) -> ContainerCreateBody {
         let manifest = self.manifest;
         let words = |words: &[String]| (!words.is_empty()).then(|| words.to_vec());
         ContainerCreateBody {
@@ -105,7 +107,7 @@ impl ContainerSpec<'_> {
                 (LABEL_OWNER.to_owned(), self.owner.to_owned()),
             ])),
             working_dir: manifest.has_workspace().then(|| WORKSPACE.to_owned()),
-            host_config: Some(self.host_config()),
+            host_config: Some(HostConfig { init: Some(has_init), ..self.host_config() }),
             ..Default::default()
         }
     }
@@ -161,7 +163,6 @@ impl ContainerSpec<'_> {
                 NetworkMode::Allow => self.network.to_owned(),
             }),
             mounts: Some(self.mounts(tmp_mb)),
-            init: None,
             // Binary-safe and bounded.
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".into()),
@@ -214,7 +215,7 @@ mod tests {
             output_mb: 10,
             volumes: volumes.iter().map(|path| (*path).to_owned()).collect(),
         };
-        spec.to_body()
+        spec.to_body(true)
     }
 
     fn host_config(gpus: &[u32]) -> HostConfig {

@@ -36,7 +36,10 @@ use bollard::{
 };
 use bytes::Bytes;
 use futures::StreamExt as _;
-use tokio::io::{AsyncRead, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncRead, AsyncWriteExt as _},
+    sync::OnceCell,
+};
 use tokio_util::io::ReaderStream;
 
 pub use broken_start::{STARTS_MAX, is_broken_start};
@@ -123,6 +126,8 @@ pub struct Engine {
     socket: Arc<Path>,
     /// Client and engine have agreed on an API version.
     negotiated: Arc<AtomicBool>,
+    /// Whether the engine has an init for containers, once it was asked.
+    has_init: Arc<OnceCell<bool>>,
     pull_silence_max: Duration,
 }
 
@@ -141,6 +146,7 @@ impl Engine {
             docker,
             socket: socket.into(),
             negotiated: Arc::default(),
+            has_init: Arc::default(),
             pull_silence_max: PULL_SILENCE_MAX,
         })
     }
@@ -173,6 +179,17 @@ impl Engine {
             arch: info.architecture.unwrap_or_default(),
             runtimes: info.runtimes.map(|runtimes| runtimes.into_keys().collect()).unwrap_or_default(),
         })
+    }
+
+    /// Returns whether the engine can give a container an init as its first process. An engine without the program
+    /// names no commit of it, and could not start such a container.
+    async fn has_init(&self) -> Result<bool> {
+        let ask = async || {
+            self.agree().await?;
+            let info = self.docker.info().await.map_err(|e| refused("describe itself", e))?;
+            Ok(info.init_commit.and_then(|commit| commit.id).as_deref() != Some("N/A"))
+        };
+        self.has_init.get_or_try_init(ask).await.copied()
     }
 
     pub async fn has_image(&self, image: &str) -> Result<bool> {
@@ -239,7 +256,8 @@ impl Engine {
     /// Creates the container, or finds the one of this name: creating twice is once.
     pub async fn ensure_created(&self, spec: &ContainerSpec<'_>) -> Result<()> {
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
-        match self.docker.create_container(Some(options), spec.to_body()).await {
+        let body = spec.to_body(self.has_init().await?);
+        match self.docker.create_container(Some(options), body).await {
             Ok(_) => Ok(()),
             Err(e) => match status(&e) {
                 // Also for a name that is taken: then there is a container.

@@ -48,6 +48,8 @@ pub struct Progress {
     pub iteration: u32,
     /// When that was, in Unix milliseconds.
     pub iteration_started_ms: i64,
+    /// When the first container that the log knows of was started.
+    pub first_started_ms: i64,
     pub ended: bool,
 }
 
@@ -434,6 +436,9 @@ fn note(progress: &mut Progress, event: &EventView) {
     progress.last_sequence = event.sequence;
     if let EventKind::IterationStarted { iteration } = event.kind {
         progress.iteration = iteration;
+        if progress.first_started_ms == 0 {
+            progress.first_started_ms = event.time_ms;
+        }
         progress.iteration_started_ms = event.time_ms;
     }
     progress.ended |= event.kind.state().is_some_and(super::lifecycle::State::is_final);
@@ -447,6 +452,10 @@ fn next_event(rest: &mut Bytes) -> Option<(EventView, Option<Position>)> {
         return None;
     }
     let mut wire = pb::ExecutionEvent::decode(ahead.split_to(length)).ok()?;
+    // Zeros at the end of a file read as an event without anything.
+    if wire.sequence == 0 {
+        return None;
+    }
     let position = match &mut wire.event {
         Some(pb::execution_event::Event::Output(chunk)) => chunk.position.take().map(Position::from_wire),
         _ => None,

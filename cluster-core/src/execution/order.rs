@@ -54,6 +54,7 @@ impl fmt::Debug for SecretEnv {
 pub struct Journaled {
     pub order: Order,
     pub accepted_at_ms: i64,
+    /// Until then its first container is started.
     pub deadline_ms: i64,
     /// Which of the node's GPUs it has, by index.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

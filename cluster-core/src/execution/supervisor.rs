@@ -232,9 +232,8 @@ impl Supervisor {
             self.incoming().kept().claim(&note.digest, &order.execution_id)?;
         }
         let accepted_at_ms = now_ms();
-        let timeout_ms =
-            i64::try_from(order.manifest.timeout_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
-        let deadline_ms = accepted_at_ms.saturating_add(timeout_ms);
+        // From its start on, its own timeout counts.
+        let deadline_ms = accepted_at_ms.saturating_add(run::PREPARE_MS_MAX);
         let mut journaled = Journaled { deadline_ms, accepted_at_ms, gpus, order };
         let directory = self.0.journal.put(&mut journaled)?;
         let run = match self.hold(journaled, directory.clone(), true) {
@@ -312,20 +311,24 @@ impl Supervisor {
     }
 
     /// The controller wants nothing more of these: what runs is ended, and what has ended goes, container
-    /// and journal.
+    /// and journal. What cannot be removed holds up no other; the first error is returned.
     pub async fn release(&self, attempts: &[Attempt]) -> Result<()> {
+        let mut outcome = Ok(());
         for attempt in attempts {
             let Some(run) = self.0.run(&attempt.execution_id) else { continue };
             if run.journaled.order.attempt != attempt.number {
                 continue;
             }
             if run.log.progress().borrow().ended {
-                self.forget(&run).await?;
+                if let Err(error) = self.forget(&run).await {
+                    tracing::warn!(execution_id = %attempt.execution_id, error = %error.chain(), "not removed yet");
+                    outcome = outcome.and(Err(error));
+                }
             } else {
                 run.ask_for_the_end("the controller wants nothing more of it");
             }
         }
-        Ok(())
+        outcome
     }
 
     async fn forget(&self, run: &Run) -> Result<()> {

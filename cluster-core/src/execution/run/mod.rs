@@ -49,6 +49,8 @@ const ENGINE_LOST_BEFORE_MS: i64 = 30_000;
 const VANISHED_MAX: u32 = 5;
 const VANISHED_PAUSE: Duration = Duration::from_millis(200);
 const IMAGE_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// From the order to the start of the first container: pulling the image and filling the workspace.
+pub(super) const PREPARE_MS_MAX: i64 = 1_800_000;
 const RESULT_BYTES_MAX: usize = 64 * 1024;
 
 /// Why an iteration is over.
@@ -188,6 +190,13 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Res
         Stop::TimedOut => Err(EventKind::TimedOut {
             timeout_ms: run.journaled.order.manifest.timeout_seconds.saturating_mul(1000),
         }),
+        Stop::NotReady => {
+            let seconds = PREPARE_MS_MAX / 1000;
+            let message = format!("its image and workspace were not ready within {seconds} s");
+            let remedy = "pull the image on the node beforehand, or use a smaller one";
+            let failure = Failure { code: ErrorCode::Timeout, message, remedy: Some(remedy.to_owned()) };
+            Err(EventKind::Failed { failure, exit_code: None })
+        }
         Stop::IterationTimedOut => Ok(Over::TimedOut),
         Stop::NoRoom(reason) => Err(no_room(reason)),
     }
@@ -229,9 +238,25 @@ async fn stopped(run: &Run, iteration: u32) -> Stop {
             Ok(reason) => Stop::NoRoom(reason.clone().unwrap_or_default()),
             Err(_) => Stop::NoRoom(String::new()),
         },
-        () = until(run.journaled.deadline_ms) => Stop::TimedOut,
+        stop = deadline(run) => stop,
         () = iteration_timeout(run, iteration) => Stop::IterationTimedOut,
     }
+}
+
+/// Resolves when the execution has run for its timeout, counted from the start of its first container, or when that
+/// start takes too long.
+async fn deadline(run: &Run) -> Stop {
+    let mut progress = run.log.progress();
+    let started = tokio::select! {
+        () = until(run.journaled.deadline_ms) => return Stop::NotReady,
+        started = progress.wait_for(|progress| progress.iteration > 0) => started.map(|now| now.first_started_ms),
+    };
+    // Fails only with the log, which lives as long as the run.
+    let started_ms = started.unwrap_or(run.journaled.accepted_at_ms);
+    let timeout_seconds = run.journaled.order.manifest.timeout_seconds;
+    let timeout_ms = i64::try_from(timeout_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+    until(started_ms.saturating_add(timeout_ms)).await;
+    Stop::TimedOut
 }
 
 async fn iteration_timeout(run: &Run, iteration: u32) {

@@ -34,6 +34,8 @@ impl Starting {
 pub(super) enum Stop {
     Cancelled(String),
     TimedOut,
+    /// Its image and workspace were not ready in time.
+    NotReady,
     IterationTimedOut,
     /// Ended for room on the disk, with the reason.
     NoRoom(String),

@@ -180,7 +180,11 @@ async fn a_pull_that_stalls_is_given_up_and_one_that_is_cancelled_ends_at_once()
     let setting = Setting::new();
     let supervisor = pulling(&setting).await;
     let mut registry = Registry::serve(Fault::Stalls).await;
-    let all = events(&supervisor, &order_of(format!("{}/x/agent:1", registry.address)), 0).await;
+    // Its own timeout counts from the start of the container.
+    let stalling = order("true", "", |request| {
+        (request.image, request.timeout_seconds) = (Some(format!("{}/x/agent:1", registry.address)), Some(1));
+    });
+    let all = events(&supervisor, &stalling, 0).await;
     let EventKind::Failed { failure, .. } = &all.last().unwrap().kind else { panic!("{all:?}") };
     assert_eq!(failure.code, ErrorCode::ImageNotFound, "{failure:?}");
     assert!(

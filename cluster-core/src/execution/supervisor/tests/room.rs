@@ -162,3 +162,46 @@ async fn executions_end_for_room_with_a_failure_that_says_so() {
     assert!(matches!(end(&mut small_events).await, Some(EventKind::Cancelled { .. })));
     supervisor.release(&[small.attempt(), large.attempt(), over.attempt()]).await.unwrap();
 }
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn release_goes_on_after_one_that_cannot_be_removed() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let [held, other] = [(), ()].map(|()| order("true", "", |request| request.empty_workspace = true));
+    for order in [&held, &other] {
+        let last = events(&supervisor, order, 0).await.pop().unwrap();
+        assert!(matches!(last.kind, EventKind::Completed { .. }), "{last:?}");
+    }
+    // Somebody else's container uses the first volume.
+    let mount = format!("{}:/x", crate::engine::workspace_volume(&setting.node_id, &held.attempt()));
+    let container = Command::new("docker").args(["create", "-v", &mount, IMAGE]).output().unwrap();
+    let container = String::from_utf8(container.stdout).unwrap().trim().to_owned();
+    assert_eq!(
+        supervisor.release(&[held.attempt(), other.attempt()]).await.unwrap_err().code(),
+        ErrorCode::Engine
+    );
+    let names: Vec<_> = supervisor.held().into_iter().map(|held| held.execution_id).collect();
+    assert_eq!(names, [held.execution_id.clone()], "the other one is released");
+    assert!(Command::new("docker").args(["rm", &container]).output().unwrap().status.success());
+    supervisor.release(&[held.attempt()]).await.unwrap();
+    assert!(supervisor.held().is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn plain_program_ends_at_the_first_signal() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let order = order("exec sleep 1000", "", |_| ());
+    let mut stream = Box::pin(supervisor.accept(order.clone(), 0).await.unwrap());
+    while !matches!(stream.next().await.unwrap().unwrap().kind, EventKind::IterationStarted { .. }) {}
+    supervisor.cancel(&order.execution_id, 1, "seen").unwrap();
+    let rest: Vec<_> = stream.map(Result::unwrap).collect().await;
+    assert!(matches!(rest.last().unwrap().kind, EventKind::Cancelled { .. }), "{rest:?}");
+    let name = container_name(&setting.node_id, &order.attempt(), 1);
+    let state =
+        Command::new("docker").args(["inspect", "-f", "{{.State.ExitCode}}", &name]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&state.stdout).trim(), "143", "SIGTERM ended it, and no SIGKILL");
+    supervisor.release(&[order.attempt()]).await.unwrap();
+}
