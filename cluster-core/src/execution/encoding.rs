@@ -23,9 +23,22 @@ pub fn decode(bytes: &[u8]) -> Result<EventView> {
 }
 
 pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEvent {
-    let id = execution_id.to_string();
-    let time = rfc3339(event.time_ms);
     let kind = match &event.kind {
+        EventKind::Unknown => None,
+        kind => Some(wire_kind(kind, execution_id, event.time_ms)),
+    };
+    pb::ExecutionEvent {
+        event: kind,
+        sequence: event.sequence,
+        attempt: event.attempt,
+        time_ms: event.time_ms,
+    }
+}
+
+fn wire_kind(kind: &EventKind, execution_id: &ExecutionId, time_ms: i64) -> Event {
+    let id = execution_id.to_string();
+    let time = rfc3339(time_ms);
+    match kind {
         EventKind::Started => Event::ExecutionStarted(pb::ExecutionStarted {
             execution_id: id,
             started_at: time,
@@ -100,12 +113,8 @@ pub fn to_wire(execution_id: &ExecutionId, event: &EventView) -> pb::ExecutionEv
             reason: reason.clone(),
         }),
         EventKind::Gap { first, last } => Event::Gap(pb::EventGap { first: *first, last: *last }),
-    };
-    pb::ExecutionEvent {
-        event: Some(kind),
-        sequence: event.sequence,
-        attempt: event.attempt,
-        time_ms: event.time_ms,
+        // `to_wire` gives such an event no kind.
+        EventKind::Unknown => Event::RefinementApplied(pb::RefinementApplied::default()),
     }
 }
 
@@ -117,9 +126,16 @@ fn wire_stream(stream: Stream) -> pb::OutputStream {
 }
 
 pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
-    let unknown =
-        || Error::new(ErrorCode::InvalidArgument, "an event of a kind that this version does not know");
-    let kind = match event.event.ok_or_else(unknown)? {
+    let kind = match event.event {
+        // The other implementation's, or a newer version's: an error would end the stream at it again and again.
+        None | Some(Event::RefinementApplied(_)) => EventKind::Unknown,
+        Some(kind) => kind_from_wire(kind)?,
+    };
+    Ok(EventView { sequence: event.sequence, attempt: event.attempt, time_ms: event.time_ms, kind })
+}
+
+fn kind_from_wire(kind: Event) -> Result<EventKind> {
+    Ok(match kind {
         Event::ExecutionStarted(_) => EventKind::Started,
         Event::ImageProgress(progress) => EventKind::ImageProgress { message: progress.message },
         Event::IterationStarted(started) => {
@@ -173,14 +189,21 @@ pub fn from_wire(event: pb::ExecutionEvent) -> Result<EventView> {
             EventKind::Reassigned { node_id: NodeId::parse(given_up.node_id)?, reason: given_up.reason }
         }
         Event::Gap(gap) => EventKind::Gap { first: gap.first, last: gap.last },
-        Event::RefinementApplied(_) => return Err(unknown()),
-    };
-    Ok(EventView { sequence: event.sequence, attempt: event.attempt, time_ms: event.time_ms, kind })
+        Event::RefinementApplied(_) => EventKind::Unknown,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kind_of_a_newer_version_keeps_its_number() {
+        // Field 119 with an empty message, then the number 7.
+        let newer = [0xba, 0x07, 0x00, 0xc0, 0x07, 0x07];
+        let event = decode(&newer).unwrap();
+        assert_eq!((event.sequence, event.kind), (7, EventKind::Unknown));
+    }
 
     #[test]
     fn every_kind_of_ours_reads_back() {
@@ -210,6 +233,7 @@ mod tests {
             EventKind::Cancelled { reason: "r".into() },
             EventKind::TimedOut { timeout_ms: 5 },
             EventKind::Gap { first: 1, last: 2 },
+            EventKind::Unknown,
         ];
         let id = ExecutionId::mint();
         for (sequence, kind) in (1..).zip(kinds) {

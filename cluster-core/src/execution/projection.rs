@@ -81,7 +81,8 @@ pub(super) fn note(record: &mut ExecutionRecord, event: &EventView, now_ms: i64)
         | EventKind::Output { .. }
         | EventKind::Reassigned { .. }
         | EventKind::OutputSkipped { .. }
-        | EventKind::Gap { .. } => {}
+        | EventKind::Gap { .. }
+        | EventKind::Unknown => {}
     }
     if record.state.is_final() {
         record.ended_at_ms = Some(time_ms);

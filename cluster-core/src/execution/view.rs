@@ -140,6 +140,8 @@ pub enum EventKind {
         first: u64,
         last: u64,
     },
+    /// An event of a newer version, of a kind that this one does not know. It keeps its number.
+    Unknown,
 }
 
 mod text {
@@ -170,7 +172,8 @@ impl EventKind {
             | EventKind::Output { .. }
             | EventKind::OutputSkipped { .. }
             | EventKind::Reassigned { .. }
-            | EventKind::Gap { .. } => None,
+            | EventKind::Gap { .. }
+            | EventKind::Unknown => None,
         }
     }
 }

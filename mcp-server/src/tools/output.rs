@@ -116,7 +116,8 @@ fn bound(kind: &mut EventKind) -> usize {
         | EventKind::Completed { result: None }
         | EventKind::TimedOut { .. }
         | EventKind::OutputSkipped { .. }
-        | EventKind::Gap { .. } => 0,
+        | EventKind::Gap { .. }
+        | EventKind::Unknown => 0,
     }
 }
 
