@@ -271,6 +271,9 @@ pub struct Retention {
     /// Executions; default 10000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executions: Option<u32>,
+    /// Of all their artifacts together, in MiB; default 20480. The oldest lose their artifacts first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifacts_mb: Option<u32>,
     /// Of all their events together, in MiB; default 2048. The oldest lose their events first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events_mb: Option<u32>,

@@ -12,6 +12,7 @@ use super::{
     lifecycle::{Input, State, Step},
     live::{Live, Shared},
     order::{Order, SecretEnv},
+    patience::{Due, Patience},
     projection::{apply, given_up},
     view::{EventKind, EventView},
 };
@@ -104,6 +105,7 @@ async fn drive(
 ) -> Result<()> {
     let mut away_since: Option<Instant> = None;
     let mut pause = RETRY_MIN;
+    let mut patience = Patience::new(record, Instant::now());
     // Read again after a store that failed: its end may be stored, or the attempt given up.
     if record.state.is_final() {
         live.view.send_replace(record.view());
@@ -116,7 +118,7 @@ async fn drive(
     }
     loop {
         let before = record.last_sequence;
-        let cut = connection(shared, record, live, handed).await?;
+        let cut = connection(shared, record, live, handed, &mut patience).await?;
         record.cancel_reason.clone_from(&live.cancel.borrow());
         match cut {
             Cut::Stopped => return Ok(()),
@@ -188,6 +190,7 @@ async fn connection(
     record: &mut ExecutionRecord,
     live: &Live,
     handed: &mut Handed,
+    patience: &mut Patience,
 ) -> Result<Cut> {
     let Some(node_id) = record.node_id.clone() else {
         return Ok(Cut::Refused(Error::internal("an assigned execution has no node")));
@@ -241,6 +244,20 @@ async fn connection(
                 }
                 cancel_sent = true;
             }
+            due = patience.passed() => match due {
+                Due::Cancel => {
+                    tracing::warn!(execution_id = %record.execution_id, %node_id, "its end was not told: cancelled");
+                    let reason = "its node has not told its end in time";
+                    if let Err(error) = send_cancel(&worker, record, reason).await {
+                        return Ok(Cut::Away(error));
+                    }
+                    patience.cancel(Instant::now());
+                }
+                Due::GiveUp => {
+                    let message = format!("{node_id} did not tell its end in time, and did not end it when asked");
+                    return Ok(Cut::Gone(Error::new(ErrorCode::Lost, message).remedy("see the node's own log")));
+                }
+            },
             batch = events.next() => {
                 // A stream that ends before the execution did is a cut like any other.
                 let Some(batch) = batch else {
@@ -248,6 +265,9 @@ async fn connection(
                     return Ok(Cut::Away(Error::new(ErrorCode::Unavailable, ended)));
                 };
                 record.cancel_reason.clone_from(&live.cancel.borrow());
+                if ends(&batch) {
+                    patience.end();
+                }
                 if ends(&batch) && record.has_artifacts {
                     let fetch = shared.sending.fetch(&worker, record);
                     match shared.stop.run_until_cancelled(fetch).await {
@@ -258,6 +278,7 @@ async fn connection(
                     }
                 }
                 let told = store(shared, record, live, batch).await?;
+                patience.note(record, Instant::now());
                 if record.state.is_final() {
                     return Ok(Cut::Ended);
                 }

@@ -29,6 +29,7 @@ pub mod live;
 pub mod log;
 pub mod manifest;
 pub mod order;
+mod patience;
 mod place;
 pub(crate) mod policy;
 mod position;

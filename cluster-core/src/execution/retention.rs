@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{live::Shared, settings::Kept};
+use super::{artifacts::Artifacts, live::Shared, settings::Kept};
 use crate::{
     clock::{Clock, ClockWatch, now_ms},
     error::Result,
@@ -21,25 +21,33 @@ pub struct Ended {
     pub execution_id: ExecutionId,
     pub ended_at_ms: i64,
     pub events_bytes: u64,
+    pub artifacts_bytes: u64,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Gone {
     forget: Vec<ExecutionId>,
     drop_events: Vec<ExecutionId>,
+    drop_artifacts: Vec<ExecutionId>,
 }
 
 /// Of those that have ended, newest first. Pure.
 fn choose(ended: &[Ended], kept: Kept, now_ms: i64) -> Gone {
     let mut gone = Gone::default();
-    let mut bytes = 0;
+    let (mut bytes, mut artifacts_bytes) = (0_u64, 0_u64);
     for (place, execution) in (0u32..).zip(ended) {
-        bytes += execution.events_bytes;
+        bytes = bytes.saturating_add(execution.events_bytes);
+        artifacts_bytes = artifacts_bytes.saturating_add(execution.artifacts_bytes);
         let is_old = now_ms.saturating_sub(execution.ended_at_ms) > kept.age_ms;
         if is_old || place >= kept.executions {
             gone.forget.push(execution.execution_id.clone());
-        } else if bytes > kept.events_bytes && execution.events_bytes > 0 {
+            continue;
+        }
+        if bytes > kept.events_bytes && execution.events_bytes > 0 {
             gone.drop_events.push(execution.execution_id.clone());
+        }
+        if artifacts_bytes > kept.artifacts_bytes && execution.artifacts_bytes > 0 {
+            gone.drop_artifacts.push(execution.execution_id.clone());
         }
     }
     gone
@@ -76,6 +84,15 @@ async fn sweep(shared: &Shared) -> Result<()> {
     for ids in gone.drop_events.chunks(TOGETHER_MAX) {
         shared.store.write(Write::Execution(ExecutionWrite::DropEvents(ids.to_vec()))).await?;
     }
+    for ids in gone.drop_artifacts.chunks(TOGETHER_MAX) {
+        let artifacts = Artifacts::none_because("the artifacts of newer executions took their room");
+        let write = ExecutionWrite::DropArtifacts { execution_ids: ids.to_vec(), artifacts };
+        shared.store.write(Write::Execution(write)).await?;
+        // A file that stays after a crash is removed at the next start.
+        for id in ids {
+            shared.sending.forget(id);
+        }
+    }
     Ok(())
 }
 
@@ -89,9 +106,15 @@ mod tests {
             execution_id: ExecutionId::parse(id).unwrap(),
             ended_at_ms,
             events_bytes,
+            artifacts_bytes: events_bytes,
         };
         let list = [ended("a", 100, 10), ended("b", 90, 10), ended("c", 80, 10), ended("d", 10, 0)];
-        let kept = |age_ms, executions, events_bytes| Kept { age_ms, executions, events_bytes };
+        let kept = |age_ms, executions, events_bytes| Kept {
+            age_ms,
+            executions,
+            events_bytes,
+            artifacts_bytes: 1000,
+        };
         let names = |ids: &[ExecutionId]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>();
         let all = choose(&list, kept(1000, 10, 1000), 100);
         assert_eq!(all, Gone::default());
@@ -101,5 +124,10 @@ mod tests {
         assert_eq!(names(&many.forget), ["c", "d"]);
         let large = choose(&list, kept(1000, 10, 20), 100);
         assert_eq!((names(&large.forget), names(&large.drop_events)), (vec![], vec!["c".to_owned()]));
+        let heavy = choose(&list, Kept { artifacts_bytes: 15, ..kept(1000, 10, 1000) }, 100);
+        assert_eq!(
+            (names(&heavy.drop_events), names(&heavy.drop_artifacts)),
+            (vec![], vec!["b".into(), "c".into()])
+        );
     }
 }

@@ -353,7 +353,10 @@ async fn sweep(directory: &Path, store: &Store) -> Result<()> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let wanted = match name.strip_suffix(ARCHIVE_SUFFIX).map(ExecutionId::parse) {
             Some(Ok(id)) => match store.execution(&id).await? {
-                Some(record) => record.artifacts.is_some() || !record.state.is_final(),
+                Some(record) => {
+                    let is_kept = record.artifacts.is_some_and(|artifacts| artifacts.problem.is_none());
+                    is_kept || !record.state.is_final()
+                }
                 None => false,
             },
             // A part is worth going on with while its execution is open.

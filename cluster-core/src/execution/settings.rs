@@ -12,6 +12,8 @@ const LOST_AFTER_SECS_MAX: u64 = 86_400;
 const DAYS: u32 = 30;
 const EXECUTIONS: u32 = 10_000;
 const EVENTS_MB: u32 = 2048;
+const ARTIFACTS_MB: u32 = 20_480;
+const MIB: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExecutionSettings {
@@ -26,6 +28,7 @@ pub struct Kept {
     pub age_ms: i64,
     pub executions: u32,
     pub events_bytes: u64,
+    pub artifacts_bytes: u64,
 }
 
 impl ExecutionSettings {
@@ -51,9 +54,12 @@ impl ExecutionSettings {
             kept: Kept {
                 age_ms: i64::from(days) * 86_400_000,
                 executions: at_least_one("executions", retention.executions, EXECUTIONS)?,
-                events_bytes: u64::from(at_least_one("events_mb", retention.events_mb, EVENTS_MB)?)
-                    * 1024
-                    * 1024,
+                events_bytes: u64::from(at_least_one("events_mb", retention.events_mb, EVENTS_MB)?) * MIB,
+                artifacts_bytes: u64::from(at_least_one(
+                    "artifacts_mb",
+                    retention.artifacts_mb,
+                    ARTIFACTS_MB,
+                )?) * MIB,
             },
         })
     }
@@ -66,7 +72,8 @@ impl Default for ExecutionSettings {
             kept: Kept {
                 age_ms: i64::from(DAYS) * 86_400_000,
                 executions: EXECUTIONS,
-                events_bytes: u64::from(EVENTS_MB) * 1024 * 1024,
+                events_bytes: u64::from(EVENTS_MB) * MIB,
+                artifacts_bytes: u64::from(ARTIFACTS_MB) * MIB,
             },
         }
     }

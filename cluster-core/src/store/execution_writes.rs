@@ -7,7 +7,7 @@ use super::{
     write::{Changed, done, signed},
 };
 use crate::{
-    execution::lifecycle::State,
+    execution::{artifacts::Artifacts, lifecycle::State},
     ids::{ExecutionId, NodeId},
 };
 
@@ -33,6 +33,11 @@ pub enum ExecutionWrite {
     },
     /// Of what has ended, the events go.
     DropEvents(Vec<ExecutionId>),
+    /// The artifacts of what has ended are not kept any more, and why.
+    DropArtifacts {
+        execution_ids: Vec<ExecutionId>,
+        artifacts: Artifacts,
+    },
     /// What has ended goes as a whole.
     Forget(Vec<ExecutionId>),
 }
@@ -67,6 +72,13 @@ impl ExecutionWrite {
                 }
                 Ok(ids.len() as u64)
             }
+            Self::DropArtifacts { execution_ids, artifacts } => {
+                for id in execution_ids {
+                    let sql = "UPDATE executions SET artifacts = $1 WHERE execution_id = $2 AND ended_at_ms IS NOT NULL";
+                    done(sqlx::query(sql).bind(to_json(artifacts)).bind(id.as_str()), to).await?;
+                }
+                Ok(execution_ids.len() as u64)
+            }
             Self::Forget(ids) => {
                 for id in ids {
                     drop_events(id, to).await?;
@@ -82,8 +94,8 @@ impl ExecutionWrite {
 async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
              last_sequence, idempotency_key, request_digest, max_attempts, agent, image, workspace, has_artifacts,
-             order_bytes)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING";
+             order_bytes, timeout_seconds)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING";
     let NewExecution { record, content } = new;
     let query = sqlx::query(sql)
         .bind(record.execution_id.as_str())
@@ -99,7 +111,8 @@ async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
         .bind(&record.image)
         .bind(record.workspace.as_ref().map(to_json))
         .bind(i64::from(record.has_artifacts))
-        .bind(signed(record.order_bytes));
+        .bind(signed(record.order_bytes))
+        .bind(signed(record.timeout_seconds));
     done(query, to).await
 }
 

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// All columns but the manifest and the input, which may have megabytes.
-const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, demand, node_id, attempt,
+const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, node_id, attempt,
      max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
      created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest";
 
@@ -65,6 +65,8 @@ pub struct ExecutionRecord {
     pub has_artifacts: bool,
     /// About the size of its manifest and input.
     pub order_bytes: u64,
+    /// From the start of its first container.
+    pub timeout_seconds: u64,
     pub demand: Demand,
     pub node_id: Option<NodeId>,
     pub attempt: u32,
@@ -101,6 +103,7 @@ impl ExecutionRecord {
             workspace: submission.manifest.workspace.clone(),
             has_artifacts: !submission.manifest.artifacts.is_empty(),
             order_bytes: (to_json(&submission.manifest).len() + submission.input.len()) as u64,
+            timeout_seconds: submission.manifest.timeout_seconds,
             demand: submission.demand.clone(),
             node_id: None,
             attempt: 0,
@@ -212,7 +215,7 @@ impl Store {
 
     /// What has ended, newest first.
     pub async fn ended_executions(&self) -> Result<Vec<Ended>> {
-        let sql = "SELECT execution_id, ended_at_ms, events_bytes FROM executions
+        let sql = "SELECT execution_id, ended_at_ms, events_bytes, artifacts FROM executions
              WHERE ended_at_ms IS NOT NULL AND state IN ('succeeded', 'failed', 'cancelled')
              ORDER BY ended_at_ms DESC";
         let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
@@ -224,6 +227,7 @@ impl Store {
                 )?,
                 ended_at_ms: number("ended_at_ms")?,
                 events_bytes: u64::try_from(number("events_bytes")?).unwrap_or(0),
+                artifacts_bytes: artifacts(row)?.map_or(0, |artifacts| artifacts.bytes),
             })
         };
         rows.iter().map(ended).collect()
@@ -262,6 +266,11 @@ impl Store {
     }
 }
 
+fn artifacts(row: &AnyRow) -> Result<Option<Artifacts>> {
+    let json = row.try_get::<Option<String>, _>("artifacts").map_err(read_failed)?;
+    json.map(|json| from_json("artifacts", &json)).transpose()
+}
+
 fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
     let text = |column| row.try_get::<String, _>(column).map_err(read_failed);
     let maybe = |column| row.try_get::<Option<String>, _>(column).map_err(read_failed);
@@ -276,6 +285,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         workspace: maybe("workspace")?.map(|json| from_json("workspace", &json)).transpose()?,
         has_artifacts: number("has_artifacts")? != 0,
         order_bytes: u64::try_from(number("order_bytes")?).unwrap_or(0),
+        timeout_seconds: u64::try_from(number("timeout_seconds")?).unwrap_or(0),
         demand: from_json("demand", &text("demand")?)?,
         node_id: maybe("node_id")?.map(NodeId::parse).transpose()?,
         attempt: u32::try_from(number("attempt")?).map_err(|e| unreadable("attempt", e))?,
@@ -286,7 +296,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         result: maybe("result")?,
         exit_code: time("exit_code")?.and_then(|code| i32::try_from(code).ok()),
         failure: maybe("failure")?.map(|json| from_json("failure", &json)).transpose()?,
-        artifacts: maybe("artifacts")?.map(|json| from_json("artifacts", &json)).transpose()?,
+        artifacts: artifacts(row)?,
         cancel_reason: maybe("cancel_reason")?,
         created_at_ms: number("created_at_ms")?,
         started_at_ms: time("started_at_ms")?,

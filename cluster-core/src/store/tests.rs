@@ -387,6 +387,7 @@ async fn migration_fills_columns_of_known_executions() {
         "ALTER TABLE executions DROP COLUMN workspace".to_owned(),
         "ALTER TABLE executions DROP COLUMN has_artifacts".to_owned(),
         "ALTER TABLE executions DROP COLUMN order_bytes".to_owned(),
+        "ALTER TABLE executions DROP COLUMN timeout_seconds".to_owned(),
         "DELETE FROM _sqlx_migrations WHERE version = 22".to_owned(),
     ] {
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
