@@ -54,13 +54,13 @@ pub(super) struct ImageBounds {
 ///
 /// The sizes are those of whole images: layers that images share count for each of them, so that the share is
 /// reached early rather than late.
-pub(super) fn choose_image<'a>(
-    images: &'a [Brought],
+pub(super) fn choose_image(
+    images: &[Brought],
     is_needed: impl Fn(&Brought) -> bool,
     disk: Disk,
     bounds: ImageBounds,
     now_ms: i64,
-) -> Option<&'a Brought> {
+) -> Option<&Brought> {
     let sum = images.iter().fold(0_u64, |sum, image| sum.saturating_add(image.bytes));
     if sum <= bounds.bytes_max && disk.free >= bounds.free_min {
         return None;

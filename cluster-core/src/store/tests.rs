@@ -395,7 +395,7 @@ async fn migration_fills_columns_of_known_executions() {
     connection.close().await.unwrap();
     let store = store(directory.path()).await;
     let known = store.open_executions().await.unwrap();
-    assert_eq!(known, [open.record.clone()]);
+    assert_eq!(known, std::slice::from_ref(&open.record));
     let input = async |id| store.order_content(id).await.unwrap().unwrap().input;
     assert_eq!(input(&open.record.execution_id).await, "in");
     assert_eq!(input(&ended.record.execution_id).await, "");

@@ -182,7 +182,7 @@ async fn release_goes_on_after_one_that_cannot_be_removed() {
         ErrorCode::Engine
     );
     let names: Vec<_> = supervisor.held().into_iter().map(|held| held.execution_id).collect();
-    assert_eq!(names, [held.execution_id.clone()], "the other one is released");
+    assert_eq!(names, std::slice::from_ref(&held.execution_id), "the other one is released");
     assert!(Command::new("docker").args(["rm", &container]).output().unwrap().status.success());
     supervisor.release(&[held.attempt()]).await.unwrap();
     assert!(supervisor.held().is_empty());
