@@ -11,7 +11,8 @@
 //! - [`runtime_api`]: what a controller serves to clients, who bear a token ([`operator`]); its events: `runtime_events`.
 //! - [`config_api`]: the configuration calls of both sides.
 //! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
-//!   under a worker's calls.
+//!   under a worker's calls. [`paced_channel`]: the connection under the controller's, whose windows follow the
+//!   link's rate ([`pace`]).
 //! - [`plain`]: connections in plaintext. [`node_proof`]: what a node at a port shows first.
 //! - [`wire`]: what both ends of a connection have in common.
 //! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
@@ -29,6 +30,8 @@ mod limits;
 pub mod listener;
 pub mod node_proof;
 pub mod operator;
+pub mod pace;
+pub mod paced_channel;
 pub mod places;
 pub mod plain;
 mod refusal_log;

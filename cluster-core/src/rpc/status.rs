@@ -68,7 +68,8 @@ pub fn may_have_arrived(error: &Error) -> bool {
 /// Whether a status was made on this side because no connection could be opened.
 fn is_not_sent(status: &Status) -> bool {
     let first = std::error::Error::source(status);
-    std::iter::successors(first, |cause| cause.source()).any(|cause| cause.is::<tonic::ConnectError>())
+    std::iter::successors(first, |cause| cause.source())
+        .any(|cause| cause.is::<tonic::ConnectError>() || cause.is::<NotSent>())
 }
 
 /// The source stays here: it is logged, never sent.

@@ -7,15 +7,13 @@ use aegis_proto::aegis::{
     cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient},
 };
 use futures::{Stream, StreamExt as _};
-use hyper_util::rt::TokioIo;
 use prost::Message as _;
-use tonic::transport::{Channel, Endpoint as Target, Uri};
-use tower::service_fn;
 
 use super::{
     Sealer,
+    paced_channel::PacedChannel,
     status::from_status,
-    wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX},
+    wire::{Dial, MESSAGE_BYTES_MAX},
 };
 use crate::{
     config::layers::MergedConfig,
@@ -30,32 +28,21 @@ use crate::{
     ids::{ExecutionId, NodeId},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A worker reached over the network. Connects with the first call and again after a loss.
 #[derive(Debug, Clone)]
 pub struct WorkerClient {
     controller_id: NodeId,
-    channel: Channel,
+    channel: PacedChannel,
 }
 
 impl WorkerClient {
     pub fn new(controller_id: NodeId, dial: Dial) -> Self {
-        let connector = service_fn(move |_: Uri| {
-            let dial = dial.clone();
-            async move { dial().await.map(TokioIo::new) }
-        });
-        let channel = Target::from_static("http://node")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(connector);
-        Self { controller_id, channel }
+        Self { controller_id, channel: PacedChannel::new(dial) }
     }
 
-    pub(super) fn channel(&self) -> Channel {
+    pub(super) fn channel(&self) -> PacedChannel {
         self.channel.clone()
     }
 

@@ -5,4 +5,5 @@ mod cli;
 mod drain;
 mod killed;
 mod output;
+mod slow_link;
 mod workspaces;
