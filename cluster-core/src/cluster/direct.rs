@@ -15,6 +15,7 @@ use crate::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
     rpc::{
+        paced_channel::PacedChannel,
         tls::{self, Credentials, Expect, HostPort, refusal},
         wire::{Dial, Wire},
     },
@@ -121,14 +122,15 @@ fn in_plaintext(to: HostPort) -> Dial {
     })
 }
 
-/// Whether the node takes a connection, and over TLS is who it must be.
-pub async fn probe(node_id: &NodeId, dial: &Dial) -> Result<()> {
+/// Whether the node's process answers, and over TLS is who it must be. The kernel takes connections for one that is
+/// stopped.
+pub async fn probe(node_id: &NodeId, channel: &PacedChannel) -> Result<()> {
     let unreachable = |why: String| {
         Error::new(ErrorCode::Unavailable, format!("{node_id} cannot be reached from the controller: {why}"))
             .remedy("advertise an address on which the node listens")
     };
-    match timeout(PROBE_TIMEOUT, dial()).await {
-        Ok(Ok(_)) => Ok(()),
+    match timeout(PROBE_TIMEOUT, channel.ping()).await {
+        Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(refused(node_id, error).unwrap_or_else(|error| unreachable(error.to_string()))),
         Err(_) => Err(unreachable("no answer".into())),
     }
@@ -138,8 +140,12 @@ fn refused(node_id: &NodeId, error: io::Error) -> std::result::Result<Error, io:
     refusal::of(node_id.as_str(), &error).ok_or(error)
 }
 
-/// Looks at a node again and again until the guard goes.
-pub fn watch(controller: Controller, node_id: NodeId, dial: Dial) -> DropGuard {
+/// Looks at a node again and again until the guard goes. `channel` is the node's present one.
+pub fn watch(
+    controller: Controller,
+    node_id: NodeId,
+    channel: impl Fn() -> Option<PacedChannel> + Send + 'static,
+) -> DropGuard {
     let ended = CancellationToken::new();
     let guard = ended.clone().drop_guard();
     tokio::spawn(async move {
@@ -149,7 +155,8 @@ pub fn watch(controller: Controller, node_id: NodeId, dial: Dial) -> DropGuard {
             if ended.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return;
             }
-            let Some(answer) = ended.run_until_cancelled(probe(&node_id, &dial)).await else { return };
+            let Some(channel) = channel() else { return };
+            let Some(answer) = ended.run_until_cancelled(probe(&node_id, &channel)).await else { return };
             match &answer {
                 Err(error) if up => tracing::warn!(%node_id, error = %error.chain(), "does not answer"),
                 Ok(()) if !up => tracing::info!(%node_id, "answers again"),

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -33,6 +33,7 @@ use crate::{
     ids::{ExecutionId, NodeId},
     rpc::{
         Sealer, node_proof,
+        paced_channel::WeakChannel,
         wire::{Dial, Wire},
         worker_client::WorkerClient,
     },
@@ -94,11 +95,10 @@ async fn connect(link: &LinkHandle, controller: &Controller, node_id: &NodeId) -
     Ok(stream)
 }
 
-/// Whether the node takes connections.
-async fn answers(link: &Weak<LinkHandle>, controller: &Controller, node_id: &NodeId) -> bool {
-    let Some(link) = link.upgrade() else { return false };
-    let connecting = connect(&link, controller, node_id);
-    matches!(tokio::time::timeout(PROBE_TIMEOUT, connecting).await, Ok(Ok(_)))
+/// Whether the node's process answers. An sshd, or the kernel, takes connections for one that is stopped.
+async fn answers(channel: &WeakChannel) -> bool {
+    let Some(channel) = channel.upgrade() else { return false };
+    matches!(tokio::time::timeout(PROBE_TIMEOUT, channel.ping()).await, Ok(Ok(())))
 }
 
 /// What comes in from nodes, each for one taker.
@@ -144,8 +144,18 @@ impl Nodes {
         drop(self.remote().remove(&node_id));
         let link = Arc::new(LinkHandle::start(settings, dialer, adopted, self.0.inbound.clone()));
         let mut state = link.state();
+        let (dialled, asked, dialled_id) = (link.clone(), self.0.controller.clone(), node_id.clone());
+        let open: Dial = Arc::new(move || {
+            let (link, controller, node_id) = (dialled.clone(), asked.clone(), dialled_id.clone());
+            Box::pin(async move {
+                let stream = connect(&link, &controller, &node_id).await?;
+                Ok(Box::new(stream) as Box<dyn Wire>)
+            })
+        });
+        let client = WorkerClient::new(self.0.controller.id().clone(), open);
         let (controller, watched) = (self.0.controller.clone(), node_id.clone());
-        let probed = Arc::downgrade(&link);
+        // The link ends with its client, which its watcher must not keep.
+        let probed = client.channel().downgrade();
         tokio::spawn(async move {
             let mut told = None;
             loop {
@@ -154,7 +164,7 @@ impl Nodes {
                     (matches!(*state, LinkState::Up { .. }), state.failure().cloned())
                 };
                 // A worker that died behind a living connection must get no work either.
-                let up = connected && answers(&probed, &controller, &watched).await;
+                let up = connected && answers(&probed).await;
                 let reported = async {
                     if told != failure {
                         controller.set_link_failure(watched.clone(), failure.clone()).await?;
@@ -171,15 +181,6 @@ impl Nodes {
                 }
             }
         });
-        let (dialled, asked, dialled_id) = (link.clone(), self.0.controller.clone(), node_id.clone());
-        let dial: Dial = Arc::new(move || {
-            let (link, controller, node_id) = (dialled.clone(), asked.clone(), dialled_id.clone());
-            Box::pin(async move {
-                let stream = connect(&link, &controller, &node_id).await?;
-                Ok(Box::new(stream) as Box<dyn Wire>)
-            })
-        });
-        let client = WorkerClient::new(self.0.controller.id().clone(), dial);
         self.remote().insert(node_id, Remote { client, link: Some(link), direct: None });
     }
 
@@ -223,20 +224,23 @@ impl Nodes {
         }
         let dial = self.0.direct.dial(node_id, address, is_near)?;
         // One text for all failures: a node must not learn what else listens where.
-        direct::probe(node_id, &dial).await.map_err(|error| {
+        let controller = &self.0.controller;
+        let client = WorkerClient::new(controller.id().clone(), dial.clone());
+        direct::probe(node_id, &client.channel()).await.map_err(|error| {
             tracing::warn!(%node_id, address, error = %error.chain(), "the address of a node does not lead to it");
             match error.code() {
                 ErrorCode::Unavailable => unreachable("nothing that is it answers there".into()),
                 _ => error,
             }
         })?;
-        let controller = &self.0.controller;
         // It may have been removed meanwhile, and then it is not watched.
         controller.standing(node_id)?;
         controller.set_link(node_id.clone(), true).await?;
         let version = self.0.direct.version();
-        let watch = direct::watch(controller.clone(), node_id.clone(), dial.clone());
-        let client = WorkerClient::new(controller.id().clone(), dial.clone());
+        let (nodes, watched) = (Arc::downgrade(&self.0), node_id.clone());
+        // Another certificate brings another channel.
+        let channel = move || Some(Self(nodes.upgrade()?).client(&watched)?.channel());
+        let watch = direct::watch(controller.clone(), node_id.clone(), channel);
         let direct = Some(Direct { dial, version, _watch: watch });
         self.remote().insert(node_id.clone(), Remote { client, link: None, direct });
         Ok(())

@@ -11,7 +11,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -74,19 +74,38 @@ impl std::fmt::Debug for PacedChannel {
     }
 }
 
+/// A handle that does not keep the channel, nor what its dial holds.
+#[derive(Clone, Debug)]
+pub struct WeakChannel(Weak<Shared>);
+
+impl WeakChannel {
+    /// Returns the channel while somebody keeps it.
+    pub fn upgrade(&self) -> Option<PacedChannel> {
+        self.0.upgrade().map(PacedChannel)
+    }
+}
+
 impl PacedChannel {
     pub fn new(dial: Dial) -> Self {
         Self(Arc::new(Shared { dial, current: tokio::sync::Mutex::new(None) }))
     }
 
-    /// Resolves once the process at the other end has answered a ping. A connection that only a kernel or an sshd took
-    /// does not answer. Has no limit of its own: the caller bounds it.
+    pub fn downgrade(&self) -> WeakChannel {
+        WeakChannel(Arc::downgrade(&self.0))
+    }
+
+    /// Resolves once the process at the other end has answered a ping. Where only a kernel or an sshd took the
+    /// connection, nothing answers: the process is gone, or stopped. Has no limit of its own: the caller bounds it.
     pub async fn ping(&self) -> io::Result<()> {
-        let (_, flow) = self.opened().await?;
-        let (answer, answered) = oneshot::channel();
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        flow.probes.send(answer).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        answered.await.map_err(gone)
+        // An idle connection may be closed over there at this very moment; a fresh one is not.
+        for _ in 0..2 {
+            let (_, flow) = self.opened().await?;
+            let (answer, answered) = oneshot::channel();
+            if flow.probes.send(answer).await.is_ok() && answered.await.is_ok() {
+                return Ok(());
+            }
+        }
+        Err(io::Error::from(io::ErrorKind::BrokenPipe))
     }
 
     /// Returns the open connection, or opens one.

@@ -42,7 +42,8 @@ impl WorkerClient {
         Self { controller_id, channel: PacedChannel::new(dial) }
     }
 
-    pub(super) fn channel(&self) -> PacedChannel {
+    /// Returns the connection under the calls.
+    pub fn channel(&self) -> PacedChannel {
         self.channel.clone()
     }
 

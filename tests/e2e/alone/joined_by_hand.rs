@@ -2,15 +2,23 @@
 
 use std::time::Duration;
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
 
 use crate::support::{
     IMAGE,
+    cli::Answer,
     controller::{Controller, Setup, free_port},
-    poll::until,
+    pair::Pair,
+    poll::{until, within},
 };
 
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
+/// A probe each 10 s, and its limit.
+const FROZEN_LIMIT: Duration = Duration::from_secs(17);
 
 fn worker(controller_port: u16, token: &str) -> Setup {
     let cluster = format!(
@@ -91,4 +99,34 @@ async fn a_token_made_up_or_of_another_node_admits_nobody() {
         assert_eq!(status_of(&controller, "by-hand").await, None);
         assert_eq!(health["ready"], json!(false), "{health}");
     }
+}
+
+/// Its kernel still takes connections for it.
+#[tokio::test]
+async fn a_frozen_worker_gets_no_new_work() {
+    let Pair { controller, worker } = Pair::joined().await;
+    let process = Pid::from_raw(worker.owner().expect("a daemon"));
+    let problem = async || {
+        let nodes = controller.cli(&["node", "peers", "--output", "json"]).await.json();
+        let known = nodes["nodes"].as_array()?.iter().find(|known| known["node_id"] == "by-hand")?.clone();
+        Some(known["problem"]["message"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(problem().await.as_deref(), Some(""));
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    let told = until("it is seen to be frozen", FROZEN_LIMIT, async || {
+        problem().await.filter(|problem| problem.contains("does not answer"))
+    });
+    told.await;
+    let run = ["run", "--image", IMAGE, "--node", "by-hand", "--", "echo", "on"];
+    let running = controller.cli(&run);
+    let waits = until("the work waits for a node", FROZEN_LIMIT, async || {
+        let listed = controller.api("/v1/executions").await.ok()?;
+        let listed = listed["executions"].as_array()?.clone();
+        listed.iter().any(|known| known["state"] == "pending").then_some(())
+    });
+    let (ended, ()): (Answer, ()) = tokio::join!(within("its end", JOIN_LIMIT, running), async {
+        waits.await;
+        kill(process, Signal::SIGCONT).expect("it is frozen");
+    });
+    assert_eq!(ended.succeeded(), "on\n");
 }
