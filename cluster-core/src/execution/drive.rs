@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    cluster::{membership::Membership, nodes::Worker, peer::PeerStatus},
+    cluster::{nodes::Worker, peer::PeerStatus},
     error::{Error, ErrorCode, Failure, Result},
     ids::{ExecutionId, NodeId},
     rpc::status::may_have_arrived,
@@ -382,52 +382,6 @@ enum Told {
     Broken(Error),
 }
 
-/// Tells the membership what an event says of the node itself.
-async fn rate_node(shared: &Shared, record: &ExecutionRecord, kind: &EventKind) -> Result<()> {
-    let Some(node_id) = &record.node_id else { return Ok(()) };
-    match kind {
-        EventKind::Failed { failure, .. } if exclusion::is_fault(failure.code) => {
-            shared.faulty().insert(node_id.clone());
-            shared.controller.node_failed(node_id.clone(), failure.message.clone()).await
-        }
-        // Most nodes have no fault: the membership is not asked for each of their executions.
-        EventKind::IterationStarted { .. } if shared.faulty().remove(node_id) => {
-            shared.controller.node_ran(node_id.clone()).await
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Returns the reason where the end that a node told is its refusal, and another node may take the execution. Where
-/// none may, the end is shown with the reason of the first node that refused.
-async fn declined(
-    shared: &Shared,
-    record: &ExecutionRecord,
-    live: &Live,
-    event: &mut EventView,
-) -> Result<Option<Failure>> {
-    let EventKind::Failed { failure, .. } = &mut event.kind else { return Ok(None) };
-    let passes_on = record.life().next(Input::Declined { attempt: event.attempt }) == Step::PassOn;
-    let Some(node_id) = record.node_id.as_ref().filter(|_| exclusion::is_refusal(failure.code) && passes_on)
-    else {
-        return Ok(None);
-    };
-    let (nodes, first) = {
-        let mut exclusion = live.exclusion();
-        exclusion.refuse(node_id, failure);
-        (exclusion.nodes.clone(), exclusion.first_refusal.clone())
-    };
-    let (id, demand) = (record.execution_id.clone(), record.demand.clone());
-    let fit = move |membership: &mut Membership| membership.fit_except(Some(&id), &demand, &nodes);
-    if shared.controller.with_placement(fit).await?.map_or_else(|no_fit| no_fit.may_change(), |_| true) {
-        return Ok(Some(failure.clone()));
-    }
-    if let Some(first) = first {
-        *failure = first;
-    }
-    Ok(None)
-}
-
 /// Stores what is new of a batch, and what it shows of the execution, in one step.
 async fn store(
     shared: &Shared,
@@ -455,8 +409,8 @@ async fn store(
         if event.attempt != record.attempt || event.sequence <= record.last_sequence {
             continue;
         }
-        rate_node(shared, record, &event.kind).await?;
-        if let Some(failure) = declined(shared, record, live, &mut event).await? {
+        exclusion::rate_node(shared, record, &event.kind).await?;
+        if let Some(failure) = exclusion::declined(shared, record, live, &mut event).await? {
             told = Told::PassedOn(failure);
             break;
         }

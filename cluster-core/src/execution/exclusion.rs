@@ -1,10 +1,16 @@
 //! Nodes that an execution is not placed on again, and why. In memory only: a controller that is started again asks
 //! each of them once more.
 
+use super::{
+    lifecycle::{Input, Step},
+    live::{Live, Shared},
+    view::{EventKind, EventView},
+};
 use crate::{
-    cluster::membership::Excluded,
-    error::{ErrorCode, Failure},
+    cluster::membership::{Excluded, Membership},
+    error::{ErrorCode, Failure, Result},
     ids::NodeId,
+    store::ExecutionRecord,
 };
 
 /// What the nodes of an execution made of it so far.
@@ -36,4 +42,49 @@ pub(super) fn is_fault(code: ErrorCode) -> bool {
 /// Whether another node may take what one node refuses with this code.
 pub(super) fn is_refusal(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Forbidden | ErrorCode::ImageNotFound)
+}
+
+/// Tells the membership what an event says of the node itself.
+pub(super) async fn rate_node(shared: &Shared, record: &ExecutionRecord, kind: &EventKind) -> Result<()> {
+    let Some(node_id) = &record.node_id else { return Ok(()) };
+    match kind {
+        EventKind::Failed { failure, .. } if is_fault(failure.code) => {
+            shared.faulty().insert(node_id.clone());
+            shared.controller.node_failed(node_id.clone(), failure.message.clone()).await
+        }
+        // Most nodes have no fault: the membership is not asked for each of their executions.
+        EventKind::IterationStarted { .. } if shared.faulty().remove(node_id) => {
+            shared.controller.node_ran(node_id.clone()).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the reason where the end that a node told is its refusal, and another node may take the execution. Where
+/// none may, the end is shown with the reason of the first node that refused.
+pub(super) async fn declined(
+    shared: &Shared,
+    record: &ExecutionRecord,
+    live: &Live,
+    event: &mut EventView,
+) -> Result<Option<Failure>> {
+    let EventKind::Failed { failure, .. } = &mut event.kind else { return Ok(None) };
+    let passes_on = record.life().next(Input::Declined { attempt: event.attempt }) == Step::PassOn;
+    let Some(node_id) = record.node_id.as_ref().filter(|_| is_refusal(failure.code) && passes_on) else {
+        return Ok(None);
+    };
+    let (nodes, first) = {
+        let mut exclusion = live.exclusion();
+        exclusion.refuse(node_id, failure);
+        (exclusion.nodes.clone(), exclusion.first_refusal.clone())
+    };
+    let (id, demand) = (record.execution_id.clone(), record.demand.clone());
+    let fit = move |membership: &mut Membership| membership.fit_except(Some(&id), &demand, &nodes);
+    if shared.controller.with_placement(fit).await?.map_or_else(|no_fit| no_fit.may_change(), |_| true) {
+        return Ok(Some(failure.clone()));
+    }
+    if let Some(first) = first {
+        *failure = first;
+    }
+    Ok(None)
 }
