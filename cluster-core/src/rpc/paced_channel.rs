@@ -8,10 +8,11 @@
 //! goes on after the answer has begun.
 
 use std::{
+    collections::HashMap,
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -21,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use h2::{
-    Ping, PingPong, Reason, RecvStream, SendStream,
+    FlowControl, Ping, PingPong, Reason, RecvStream, SendStream,
     client::{Connection, SendRequest},
 };
 use http::{
@@ -32,7 +33,7 @@ use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, MissedTickBehavior, sleep, timeout},
 };
 use tonic::{Status, body::Body};
 
@@ -50,6 +51,10 @@ const SEND_BUFFER_BYTES: usize = 256 * 1024;
 const HEADER_BYTES_MAX: u32 = 32 * 1024;
 /// A window is changed again only when the change before it was acknowledged, which h2 does not tell.
 const WINDOW_RETRY: Duration = Duration::from_millis(20);
+/// After a smaller window, h2 announces what was read before only when more is read. The other end may have no window
+/// left to send that, so that the streams are asked again, until its acknowledgement must have come.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
+const SETTLE_FOR: Duration = Duration::from_secs(30);
 /// Probes that wait for the next ping.
 const PROBES_MAX: usize = 16;
 
@@ -153,7 +158,10 @@ impl PacedChannel {
             }
         };
         let answered = answered.map_err(failed)?;
-        Ok(answered.map(|stream| PacedBody { stream, flow }))
+        Ok(answered.map(|mut stream| {
+            flow.streams().insert(stream.stream_id().as_u32(), stream.flow_control().clone());
+            PacedBody { stream, flow }
+        }))
     }
 }
 
@@ -202,6 +210,8 @@ async fn send_body(mut body: Body, mut stream: SendStream<Bytes>) -> Result<(), 
 struct Flow {
     pace: Mutex<Pace>,
     window: watch::Sender<u32>,
+    /// Those whose answers are being read.
+    streams: Mutex<HashMap<u32, FlowControl>>,
     /// Bytes of data that came.
     heard: AtomicU64,
     probes: mpsc::Sender<oneshot::Sender<()>>,
@@ -220,6 +230,18 @@ impl Flow {
             pace.window()
         };
         self.window.send_if_modified(|wanted| std::mem::replace(wanted, window) != window);
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<u32, FlowControl>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Announces what was read of each stream, as far as its window asks for that by now.
+    fn announce(&self) {
+        for stream in self.streams().values_mut() {
+            // Nothing more is released, which cannot fail.
+            let _ = stream.release_capacity(0);
+        }
     }
 
     fn heard(&self) -> u64 {
@@ -241,6 +263,7 @@ async fn open(stream: Box<dyn Wire>) -> Result<Opened, h2::Error> {
     let flow = Arc::new(Flow {
         pace: Mutex::default(),
         window: watch::Sender::new(WINDOW_BYTES_START),
+        streams: Mutex::default(),
         heard: AtomicU64::default(),
         probes,
     });
@@ -259,6 +282,9 @@ async fn drive(
     let silent = silent(pings, &flow, probes);
     let mut silent = std::pin::pin!(silent);
     let (mut applied, mut is_behind) = (WINDOW_BYTES_START, false);
+    let mut settle = tokio::time::interval(SETTLE_INTERVAL);
+    settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut settled_at = Instant::now();
     loop {
         tokio::select! {
             ended = &mut connection => {
@@ -274,11 +300,15 @@ async fn drive(
             // Fails only with the sender, which this task holds.
             _ = window.changed() => {}
             () = sleep(WINDOW_RETRY), if is_behind => {}
+            _ = settle.tick(), if Instant::now() < settled_at => flow.announce(),
             () = sleep(IDLE_AFTER), if applied != WINDOW_BYTES_START => flow.pace(|pace| pace.idle(Instant::now())),
         }
         let wanted = *window.borrow_and_update();
         is_behind = wanted != applied && connection.set_initial_window_size(wanted).is_err();
         if !is_behind {
+            if wanted < applied {
+                settled_at = Instant::now() + SETTLE_FOR;
+            }
             applied = wanted;
         }
     }
@@ -322,6 +352,8 @@ pub struct PacedBody {
 impl Drop for PacedBody {
     fn drop(&mut self) {
         let stream = self.stream.stream_id().as_u32();
+        // Only then the stream ends with this.
+        self.flow.streams().remove(&stream);
         self.flow.pace(|pace| pace.ended(stream));
     }
 }

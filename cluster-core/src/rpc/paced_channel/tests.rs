@@ -52,7 +52,25 @@ fn ends(link: Link) -> (DuplexStream, DuplexStream) {
     (near, far)
 }
 
-/// Answers `/flood/N` with N bytes, and anything else with the number of bytes that came with it.
+/// Writes N times something, of another length each time, and is then silent for longer than a connection is busy.
+async fn write_bursts(count: usize, mut stream: SendStream<Bytes>) {
+    for number in 0..count {
+        let mut data = Bytes::from("x".repeat(burst_bytes(number)));
+        while !data.is_empty() {
+            stream.reserve_capacity(data.len());
+            let room = std::future::poll_fn(|context| stream.poll_capacity(context)).await.unwrap().unwrap();
+            stream.send_data(data.split_to(room.min(data.len())), false).unwrap();
+        }
+        sleep(IDLE_AFTER * 2).await;
+    }
+    stream.send_data(Bytes::new(), true).unwrap();
+}
+
+fn burst_bytes(number: usize) -> usize {
+    number * 7_919 % 300_007
+}
+
+/// Answers `/flood/N` with N bytes, `/bursts/N` with N pieces, and anything else with the number of bytes that came with it.
 async fn serve(far: DuplexStream) {
     let mut connection = h2::server::handshake(far).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -62,6 +80,10 @@ async fn serve(far: DuplexStream) {
             while let Some(Ok(data)) = body.data().await {
                 received += data.len();
                 let _ = body.flow_control().release_capacity(data.len());
+            }
+            if let Some(count) = head.uri.path().strip_prefix("/bursts/") {
+                let stream = respond.send_response(Response::new(()), false).unwrap();
+                return write_bursts(count.parse().unwrap(), stream).await;
             }
             let answer = match head.uri.path().strip_prefix("/flood/") {
                 Some(count) => "x".repeat(count.parse().unwrap()),
@@ -137,6 +159,27 @@ async fn fast_link_is_filled_despite_its_delay() {
     assert_eq!(came.load(Ordering::Relaxed), BYTES);
     // With 2 MiB in each round trip of 50 ms, and as much again to get there.
     assert!(begun.elapsed() < Duration::from_millis(50) * 32 * 2, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn window_that_shrinks_stalls_no_stream() {
+    const BURSTS: usize = 100;
+    let (channel, path) = (channel(FAST), format!("/bursts/{BURSTS}"));
+    let limit = (IDLE_AFTER * 2 + Duration::from_secs(2)) * u32::try_from(BURSTS).unwrap();
+    let reading = timeout(limit, text(&channel, &path, Body::empty())).await.expect("no stall");
+    assert_eq!(reading.len(), (0..BURSTS).map(burst_bytes).sum::<usize>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_answer_ends_its_stream() {
+    let channel = channel(SLOW);
+    let body = call(&channel, "/flood/400000", Body::empty()).await.unwrap();
+    drop(body);
+    sleep(Duration::from_secs(5)).await;
+    assert!(channel.opened().await.unwrap().1.streams().is_empty());
+    let at = Instant::now();
+    text(&channel, "/", Body::empty()).await;
+    assert!(at.elapsed() < FAST.delay * 6, "the link is free again: {:?}", at.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
