@@ -179,24 +179,28 @@ impl Executions {
     }
 
     pub async fn events(&self, id: &ExecutionId, after_sequence: u64, limit: u32) -> Result<Vec<EventView>> {
-        let events = self.0.store.execution_events(id, after_sequence, limit.min(EVENTS_READ_MAX)).await?;
-        let mut events = events.iter().map(|bytes| encoding::decode(bytes)).collect::<Result<Vec<_>>>()?;
-        let first = match events.first() {
-            Some(event) if event.sequence == after_sequence.saturating_add(1) => return Ok(events),
-            Some(event) => event.sequence,
-            // What is stored meanwhile is the next read's.
-            None => {
-                let record = self.stored(id).await?;
-                if !record.state.is_final() {
-                    return Ok(events);
-                }
-                record.last_sequence.saturating_add(1)
+        let mut events = self.read_events(id, after_sequence, limit).await?;
+        if events.is_empty() {
+            let record = self.stored(id).await?;
+            if !record.state.is_final() {
+                return Ok(events);
             }
-        };
+            // The last events may have been stored between the two reads; nothing comes after them.
+            events = self.read_events(id, after_sequence, limit).await?;
+            if events.is_empty() {
+                return Ok(gap(after_sequence, record.last_sequence.saturating_add(1)).into_iter().collect());
+            }
+        }
+        let first = events.first().map_or(0, |event| event.sequence);
         if let Some(gap) = gap(after_sequence, first) {
             events.insert(0, gap);
         }
         Ok(events)
+    }
+
+    async fn read_events(&self, id: &ExecutionId, after_sequence: u64, limit: u32) -> Result<Vec<EventView>> {
+        let events = self.0.store.execution_events(id, after_sequence, limit.min(EVENTS_READ_MAX)).await?;
+        events.iter().map(|bytes| encoding::decode(bytes)).collect()
     }
 
     /// Follows an execution; of an ended one there is only the last view.
