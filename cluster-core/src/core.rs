@@ -111,6 +111,17 @@ struct ControllerPart {
     tls: certificates::ControllerTls,
 }
 
+impl ControllerPart {
+    /// Adds to the view of an execution why it may not go on: the problem of its node.
+    async fn with_problem_of_its_node(&self, mut view: ExecutionView) -> ExecutionView {
+        let Some(node_id) = view.node_id.clone().filter(|_| view.state.is_on_a_node()) else { return view };
+        if let (None, Ok(peer)) = (&view.waiting, self.controller.view(node_id).await) {
+            view.waiting = peer.holds_up().map(|why| format!("{}: {why}", peer.node_id));
+        }
+        view
+    }
+}
+
 /// The key that a host shows now.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct HostKeyView {
@@ -350,7 +361,8 @@ impl Core {
     }
 
     pub async fn execution(&self, id: &ExecutionId) -> Result<ExecutionView> {
-        self.controller()?.executions.get(id).await
+        let part = self.controller()?;
+        Ok(part.with_problem_of_its_node(part.executions.get(id).await?).await)
     }
 
     /// Newest first.
@@ -380,12 +392,15 @@ impl Core {
         wait: Duration,
     ) -> Result<ExecutionView> {
         let done = |view: &ExecutionView| view.last_sequence > after_sequence || view.state.is_settled();
-        self.controller()?.executions.wait(id, wait, done).await
+        let part = self.controller()?;
+        Ok(part.with_problem_of_its_node(part.executions.wait(id, wait, done).await?).await)
     }
 
     /// Waits until the state is settled or time is over.
     pub async fn await_execution_end(&self, id: &ExecutionId, wait: Duration) -> Result<ExecutionView> {
-        self.controller()?.executions.wait(id, wait, |view| view.state.is_settled()).await
+        let part = self.controller()?;
+        let view = part.executions.wait(id, wait, |view| view.state.is_settled()).await?;
+        Ok(part.with_problem_of_its_node(view).await)
     }
 
     pub async fn cancel_execution(&self, id: &ExecutionId, reason: &str) -> Result<ExecutionView> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     deploy::NodeLink,
-    error::Failure,
+    error::{ErrorCode, Failure},
     ids::{ExecutionId, NodeId, Tag, UserName},
 };
 
@@ -259,4 +259,13 @@ pub struct PeerView {
     /// Why the link is down or the node cannot be used, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Failure>,
+}
+
+impl PeerView {
+    /// Returns the problem that holds up what runs on the node: its connection, its engine, or its silence. Other
+    /// problems concern work that is still to be placed.
+    pub fn holds_up(&self) -> Option<&str> {
+        let problem = self.problem.as_ref()?;
+        (!self.link_up || problem.code == ErrorCode::Unavailable).then_some(problem.message.as_str())
+    }
 }

@@ -46,6 +46,11 @@ impl State {
         }
     }
 
+    /// Whether a node has it, and it has not ended.
+    pub const fn is_on_a_node(self) -> bool {
+        matches!(self, State::Assigned | State::Starting | State::Running)
+    }
+
     /// A reader who waits for the end stops here. `Lost` may still be corrected by the node's return.
     pub const fn is_settled(self) -> bool {
         self.is_final() || matches!(self, State::Lost)

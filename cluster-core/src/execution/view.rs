@@ -38,7 +38,7 @@ pub struct ExecutionView {
     /// What was kept of it; absent where it named nothing, or never got so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<Artifacts>,
-    /// Why it waits, node by node, while it is pending.
+    /// Why it waits, node by node, while it is pending; the problem of its node while it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
     /// Unix time in milliseconds.

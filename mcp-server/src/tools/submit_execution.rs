@@ -134,7 +134,7 @@ pub struct Outcome {
     /// What was kept of artifacts.
     #[serde(skip_serializing_if = "Option::is_none")]
     artifacts: Option<Artifacts>,
-    /// Why it waits, node by node.
+    /// Why it waits, node by node; the problem of its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,8 +167,8 @@ pub fn next_step(view: &ExecutionView) -> String {
             "Waiting for a node: waiting names what each node lacks. Call get_execution with execution_id {id} and \
              wait_seconds, submit again with other target_tags or resources, or cancel_execution."
         ),
-        State::Assigned if view.waiting.is_some() => format!(
-            "Its node does not answer now; see waiting. Call get_execution with execution_id {id} and wait_seconds 45."
+        State::Assigned | State::Starting | State::Running if view.waiting.is_some() => format!(
+            "Its node has a problem now; see waiting. Call get_execution with execution_id {id} and wait_seconds 45."
         ),
         State::Assigned | State::Starting | State::Running => {
             format!("In progress. Call get_execution with execution_id {id} and wait_seconds 45.")

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{BACK_LIMIT, becomes, begin};
+use super::{BACK_LIMIT, becomes, begin, view};
 use crate::support::{
     fleet::{ONE, fleet_of_its_own},
     poll::until,
@@ -70,7 +70,14 @@ async fn an_engine_that_leaves_its_containers_running() {
     let _live_restore = Disturbed::new(host, live_restore, "rm /etc/docker/daemon.json");
     let id = begin(&mut client, script(&counting(LINES, 5), &["one"])).await;
     let before = containers_of(host, &id);
-    host.sh(RESTART_DOCKER);
+    host.sh("touch /run/hold-dockerd; pkill -x dockerd");
+    let told = until("the answer names the engine", BACK_LIMIT, async || {
+        let view = view(&mut client, &id).await;
+        view["waiting"].as_str().is_some_and(|why| why.contains("engine")).then_some(view)
+    })
+    .await;
+    assert_eq!(told["state"], "running", "{told:#}");
+    host.sh("rm /run/hold-dockerd; until docker info >/dev/null 2>&1; do sleep 0.1; done");
     host.sh("docker restart $(docker ps -q --filter label=com.docker.compose.project=aitheros-edge)");
     assert!(
         host.holds(&format!("[ \"$(docker inspect -f '{{{{.State.Running}}}}' {})\" = true ]", before[0]))

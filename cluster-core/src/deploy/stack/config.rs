@@ -27,7 +27,7 @@ pub struct Published {
     pub ports: HostPorts,
 }
 
-/// What Compose printed about a project.
+/// Output of Compose about a project.
 #[derive(Debug, Clone, Default)]
 pub struct ComposeOutput {
     /// Names of all services, whatever their profiles.

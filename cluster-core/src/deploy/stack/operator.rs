@@ -17,7 +17,7 @@ use crate::{
 const SECRET_BYTES_MIN: usize = 8;
 const SECRET_BYTES_MAX: usize = 16 * 1024;
 
-/// Everything that was read; what is decided from here on touches neither disk nor host.
+/// The stack with all that was read. Decisions from here on touch neither disk nor host.
 #[derive(Debug, Clone)]
 pub struct OperatorStack {
     pub(super) project: OperatorProject,
@@ -29,7 +29,7 @@ pub struct OperatorStack {
 }
 
 impl OperatorStack {
-    /// Puts together the project and what Compose says about it; reads the files that the services use.
+    /// Joins the project with Compose's output, and reads the files that the services use.
     pub fn new(project: OperatorProject, output: &ComposeOutput, spec: &DeploymentSpec) -> Result<Self> {
         project.judge(output, spec)?;
         let config = ComposeConfig::parse(output)?;

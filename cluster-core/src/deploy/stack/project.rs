@@ -38,7 +38,7 @@ pub const VARIABLES_FILE: &str = ".aegis-variables";
 /// Lines of Compose's answer that are shown.
 const LINES_SHOWN: usize = 3;
 
-/// What was read from this machine before Compose reads it on the host.
+/// The project as it was read from this machine, before Compose reads it on the host.
 #[derive(Debug, Clone)]
 pub struct OperatorProject {
     pub(super) directory: PathBuf,
@@ -109,7 +109,7 @@ impl OperatorProject {
         Vec::from_iter(self.profiles.iter().map(String::as_str)).join(",")
     }
 
-    /// Returns all that Compose opens to read the project, as one tar stream.
+    /// Returns the files that Compose opens to read the project, as one tar stream.
     pub fn archive(&self, spec: &DeploymentSpec, token: Option<&Secret>) -> Result<Vec<u8>> {
         let variables = self.variables(spec, token)?;
         let mut files =
@@ -139,10 +139,10 @@ impl OperatorProject {
         Ok(env.render())
     }
 
-    /// Checks what Compose printed, and what was asked for.
+    /// Checks Compose's output, and that the services and profiles of the request exist.
     ///
     /// # Errors
-    /// `ConfigInvalid` with Compose's own words, or with what this machine knows about their cause.
+    /// `ConfigInvalid` with Compose's own words, or with a cause that this machine knows.
     pub(super) fn judge(&self, output: &ComposeOutput, spec: &DeploymentSpec) -> Result<()> {
         let steering = |text: &str| {
             let words: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
@@ -185,7 +185,7 @@ impl OperatorProject {
         }
     }
 
-    /// Returns the bundle of the files that travel, when Compose has said which ones the services use.
+    /// Reads the files that travel: those that Compose opens, and those that the services use.
     pub(super) fn bundle(&self, used: &Named) -> Result<Bundle> {
         let mut named = self.references.clone();
         for (path, (user, source)) in used {
@@ -207,7 +207,7 @@ pub(super) fn strictest_of(one: Kind, other: Kind) -> Kind {
     }
 }
 
-/// What `.env` says, by what becomes of it.
+/// Entries of `.env`, by their use.
 struct Dotenv {
     environment: BTreeMap<String, Secret>,
     left_out: Vec<String>,

@@ -67,7 +67,7 @@ pub(super) struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// Adds what one compose file names. Paths in it are relative to `base`, a directory below the project's.
+    /// Adds the files that one compose file names. Its paths are relative to `base`, a directory below the project's.
     pub fn add(&mut self, text: &str, base: &str) {
         self.add_at_depth(text, base, 0);
     }
@@ -114,7 +114,7 @@ impl Finder<'_> {
         }
     }
 
-    /// Adds a compose file, and what it names in turn.
+    /// Adds a compose file, and the files that it names in turn.
     fn add_compose_file(
         &mut self,
         user: &str,
@@ -232,7 +232,7 @@ fn normal(path: &str) -> String {
     normal.to_string_lossy().into_owned()
 }
 
-/// Names by path, for tests.
+/// Returns kinds by path.
 #[cfg(test)]
 pub(super) fn kinds(named: &Named) -> std::collections::BTreeMap<&str, Kind> {
     named.iter().map(|(path, (_, source))| (path.as_str(), source.kind)).collect()
