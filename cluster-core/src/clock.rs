@@ -1,12 +1,19 @@
 //! Wall-clock time as the cluster stores it: Unix time in milliseconds.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
 pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Returns the moment of a wall-clock time on the monotonic clock, where the wall clock stands at `wall_ms` now. A time
+/// that is still to come, by a clock that was set back, is now.
+pub fn moment(time_ms: i64, wall_ms: i64, now: Instant) -> Instant {
+    let ago = Duration::from_millis(wall_ms.saturating_sub(time_ms).max(0).unsigned_abs());
+    now.checked_sub(ago).unwrap_or(now)
 }
 
 /// Where the controller reads the time: this machine's clock, or that of a simulation.

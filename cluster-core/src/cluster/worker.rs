@@ -131,11 +131,12 @@ pub struct WorkerTask {
     pub data: PathBuf,
 }
 
-/// Returns the time after which a token is refreshed: before its margin, at different moments on nodes that
-/// attested together, and never so soon that a node would attest over and over.
+/// Returns the time after which a token is refreshed: at half of its life, so that an outage of what signs it is
+/// outlived by the other half. Nodes that attested together come at different moments, and no node so soon that it
+/// would attest over and over. The margin counts where a token lives no longer than twice that.
 fn refresh_after(lifetime: Duration, margin: Duration, jitter: f64) -> Duration {
-    let latest = lifetime.saturating_sub(margin.min(lifetime / 2));
-    latest.saturating_sub((lifetime / REFRESH_SPREAD).mul_f64(jitter)).max(REFRESH_MIN)
+    let due = (lifetime / 2).min(lifetime.saturating_sub(margin));
+    due.saturating_sub((lifetime / REFRESH_SPREAD).mul_f64(jitter)).max(REFRESH_MIN)
 }
 
 /// A number from 0 to 1.
@@ -534,11 +535,14 @@ mod tests {
     }
 
     #[test]
-    fn refresh_is_spread_and_never_due_at_once() {
+    fn refresh_is_due_at_half_of_a_life_and_spread() {
         let hour = Duration::from_secs(3_600);
         let after = |margin, jitter| refresh_after(hour, Duration::from_secs(margin), jitter).as_secs();
-        assert_eq!((after(120, 0.0), after(120, 1.0)), (3_480, 3_120));
-        assert_eq!(after(86_400, 0.0), 1_800, "half of its life at the least");
+        assert_eq!((after(120, 0.0), after(120, 1.0)), (1_800, 1_440), "half of its life is left");
+        assert_eq!(after(2_400, 0.0), 1_200, "a margin beyond half of it counts");
+        let short =
+            |jitter| refresh_after(Duration::from_secs(200), Duration::from_secs(120), jitter).as_secs();
+        assert_eq!((short(0.0), short(1.0)), (80, 60));
         for lifetime in [0, 1, 10] {
             let after = refresh_after(Duration::from_secs(lifetime), Duration::from_secs(120), 1.0);
             assert_eq!(after, REFRESH_MIN);

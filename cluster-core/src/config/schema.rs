@@ -176,6 +176,7 @@ pub struct Cluster {
     /// where its caller allowed that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_after_secs: Option<u64>,
+    /// A worker refreshes its token at half of its life, and at the latest so long before its end; default 120.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_refresh_margin_secs: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -18,7 +18,7 @@ use std::{
 use aegis_proto::aegis::runtime::v1 as pb;
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     encoding,
@@ -26,7 +26,7 @@ use super::{
     view::{EventKind, EventView, Stream},
 };
 use crate::{
-    clock::now_ms,
+    clock::{moment, now_ms},
     error::{Error, ErrorCode, Failure, Result},
     ids::ExecutionId,
 };
@@ -46,10 +46,10 @@ pub struct Progress {
     pub last_sequence: u64,
     /// The latest whose container was started; 0 before the first.
     pub iteration: u32,
-    /// When that was, in Unix milliseconds.
-    pub iteration_started_ms: i64,
-    /// When the first container that the log knows of was started.
-    pub first_started_ms: i64,
+    /// When that was, on the monotonic clock; of an earlier process, as the wall clock tells it. `None` before the first.
+    pub iteration_started: Option<Instant>,
+    /// When the first container that the log knows of was started, in the same way.
+    pub first_started: Option<Instant>,
     pub ended: bool,
 }
 
@@ -436,10 +436,9 @@ fn note(progress: &mut Progress, event: &EventView) {
     progress.last_sequence = event.sequence;
     if let EventKind::IterationStarted { iteration } = event.kind {
         progress.iteration = iteration;
-        if progress.first_started_ms == 0 {
-            progress.first_started_ms = event.time_ms;
-        }
-        progress.iteration_started_ms = event.time_ms;
+        let started = moment(event.time_ms, now_ms(), Instant::now());
+        progress.first_started.get_or_insert(started);
+        progress.iteration_started = Some(started);
     }
     progress.ended |= event.kind.state().is_some_and(super::lifecycle::State::is_final);
 }

@@ -1,8 +1,9 @@
 //! What a controller orders of a worker, as it travels and as it is journaled.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::manifest::Manifest;
 use crate::ids::ExecutionId;
@@ -61,6 +62,16 @@ pub struct Journaled {
     pub gpus: Vec<u32>,
 }
 
+impl Journaled {
+    /// Returns the end of its preparation on the monotonic clock. After a restart the wall clock says how much is left:
+    /// never more than the whole, and none where it has passed.
+    pub fn deadline(&self, wall_ms: i64, now: Instant) -> Instant {
+        let whole_ms = self.deadline_ms.saturating_sub(self.accepted_at_ms).max(0);
+        let left_ms = self.deadline_ms.saturating_sub(wall_ms).clamp(0, whole_ms);
+        now + Duration::from_millis(left_ms.unsigned_abs())
+    }
+}
+
 /// An execution that a worker holds, as a heartbeat reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -72,5 +83,33 @@ pub struct Held {
 impl Held {
     pub fn attempt(&self) -> Attempt {
         Attempt { execution_id: self.execution_id.clone(), number: self.attempt }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::execution::projection::tests::record;
+
+    #[test]
+    fn deadline_holds_whatever_the_clock_says() {
+        let manifest = record(crate::execution::lifecycle::State::Running).manifest;
+        let order = Order {
+            execution_id: ExecutionId::mint(),
+            attempt: 1,
+            manifest,
+            input: String::new(),
+            secrets: SecretEnv::default(),
+        };
+        let accepted_at_ms = 1_700_000_000_000;
+        let journaled =
+            Journaled { order, accepted_at_ms, deadline_ms: accepted_at_ms + 60_000, gpus: Vec::new() };
+        let now = Instant::now();
+        let left = |wall_ms| journaled.deadline(wall_ms, now).duration_since(now).as_secs();
+        assert_eq!(left(accepted_at_ms), 60);
+        assert_eq!(left(accepted_at_ms + 50_000), 10, "after a restart");
+        assert_eq!(left(accepted_at_ms + 86_400_000), 0);
+        // Of a machine that boots in 1970.
+        assert_eq!(left(0), 60);
     }
 }

@@ -17,7 +17,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures::Stream;
-use tokio::sync::{Notify, watch::Sender};
+use tokio::{
+    sync::{Notify, watch::Sender},
+    time::Instant,
+};
 
 use control::Control;
 
@@ -56,6 +59,8 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Run {
     pub journaled: Journaled,
+    /// When its preparation has taken too long, whatever is done to the wall clock meanwhile.
+    pub deadline: Instant,
     /// It began in this process: no container of its can be there before it is created.
     pub is_new: bool,
     pub directory: PathBuf,
@@ -160,6 +165,7 @@ impl Supervisor {
             self.output_bytes_max(),
         )?;
         let run = Arc::new(Run {
+            deadline: journaled.deadline(now_ms(), Instant::now()),
             journaled,
             is_new,
             directory,

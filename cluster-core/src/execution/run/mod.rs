@@ -248,14 +248,12 @@ async fn stopped(run: &Run, iteration: u32) -> Stop {
 async fn deadline(run: &Run) -> Stop {
     let mut progress = run.log.progress();
     let started = tokio::select! {
-        () = until(run.journaled.deadline_ms) => return Stop::NotReady,
-        started = progress.wait_for(|progress| progress.iteration > 0) => started.map(|now| now.first_started_ms),
+        () = tokio::time::sleep_until(run.deadline) => return Stop::NotReady,
+        started = progress.wait_for(|progress| progress.iteration > 0) => started.map(|now| now.first_started),
     };
     // Fails only with the log, which lives as long as the run.
-    let started_ms = started.unwrap_or(run.journaled.accepted_at_ms);
-    let timeout_seconds = run.journaled.order.manifest.timeout_seconds;
-    let timeout_ms = i64::try_from(timeout_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
-    until(started_ms.saturating_add(timeout_ms)).await;
+    let started = started.ok().flatten().unwrap_or_else(Instant::now);
+    ended_after(started, run.journaled.order.manifest.timeout_seconds).await;
     Stop::TimedOut
 }
 
@@ -269,13 +267,15 @@ async fn iteration_timeout(run: &Run, iteration: u32) {
     else {
         return std::future::pending().await;
     };
-    let timeout_ms = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000);
-    until(started.iteration_started_ms.saturating_add(timeout_ms)).await;
+    ended_after(started.iteration_started.unwrap_or_else(Instant::now), seconds).await;
 }
 
-async fn until(time_ms: i64) {
-    let left_ms = u64::try_from(time_ms.saturating_sub(now_ms())).unwrap_or(0);
-    tokio::time::sleep_until(Instant::now() + Duration::from_millis(left_ms)).await;
+/// Resolves when so many seconds have passed since a moment.
+async fn ended_after(since: Instant, seconds: u64) {
+    match since.checked_add(Duration::from_secs(seconds)) {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32, found: Found) -> Result<Exit> {
