@@ -553,6 +553,15 @@ impl Controller {
         self.send(true, ran).await
     }
 
+    /// Notes that a node sends more events of an execution than are stored.
+    pub async fn note_excess(&self, node_id: NodeId, execution_id: ExecutionId) -> Result<()> {
+        let excess = move |membership: &mut Membership, now_ms| {
+            membership.note_excess(&node_id, execution_id, now_ms);
+            Ok((Vec::new(), ()))
+        };
+        self.send(true, excess).await
+    }
+
     /// Runs a placement decision; what it reserves holds until it is released.
     pub(crate) async fn with_placement<T: Send + 'static>(
         &self,

@@ -200,6 +200,8 @@ struct Node {
     contradiction: Contradiction,
     /// Tags that it claims and may not have.
     overclaimed: Vec<Tag>,
+    /// The last execution of which it sent more events than are stored, and when.
+    excess: Option<(ExecutionId, i64)>,
 }
 
 /// A node that says another thing of its drain than what is wanted, though it has acknowledged that.
@@ -279,6 +281,7 @@ impl Membership {
                     faults: None,
                     contradiction: Contradiction::default(),
                     overclaimed: Vec::new(),
+                    excess: None,
                 };
                 self.nodes.insert(node.record.node_id.clone(), node);
             }
@@ -466,11 +469,11 @@ impl Node {
             sealed: record.sealed,
             config_version: self.config.as_ref().map(|config| config.version.clone()),
             config_error: self.config.as_ref().and_then(|config| config.error.clone()),
-            problem: self.problem(),
+            problem: self.problem(now_ms),
         }
     }
 
-    fn problem(&self) -> Option<Failure> {
+    fn problem(&self, now_ms: i64) -> Option<Failure> {
         if let Some(failure) = self.link_failure.as_ref().filter(|_| !self.link_up) {
             let message = format!("its SSH connection is down: {}", failure.message);
             return Some(Failure { message, ..failure.clone() });
@@ -483,6 +486,9 @@ impl Node {
         }
         if let Some(faults) = &self.faults {
             return Some(faults.problem());
+        }
+        if let Some(excess) = self.excess_problem(now_ms) {
+            return Some(excess);
         }
         if self.overclaimed.is_empty() {
             return None;

@@ -278,6 +278,9 @@ pub struct Retention {
     /// Of all their events together, in MiB; default 2048. The oldest lose their events first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events_mb: Option<u32>,
+    /// Of the events of one execution, in MiB; default 256. What its node sends beyond that is left out, but for the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub execution_events_mb: Option<u32>,
 }
 
 /// What this node lets executions do.

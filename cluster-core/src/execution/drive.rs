@@ -7,7 +7,9 @@ use futures::StreamExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    encoding, exclusion,
+    encoding,
+    event_budget::{Admission, EventBudget},
+    exclusion,
     fail_point::{FailPoint, reached},
     lifecycle::{Input, State, Step},
     live::{Live, Shared},
@@ -211,6 +213,8 @@ async fn connection(
         Err(error) => return Ok(Cut::Refused(error)),
     };
     reached(FailPoint::Assigned).await;
+    let stored = shared.store.event_bytes(&record.execution_id).await?;
+    let mut budget = EventBudget::new(shared.settings.event_bytes_max, stored);
     let mut cancel = live.cancel.subscribe();
     let after_sequence = record.last_sequence - record.sequence_base;
     let events = tokio::select! {
@@ -277,7 +281,7 @@ async fn connection(
                         Some(Ok(artifacts)) => record.artifacts = artifacts,
                     }
                 }
-                let told = store(shared, record, live, batch).await?;
+                let told = store(shared, record, live, &mut budget, batch).await?;
                 patience.note(record, Instant::now());
                 if record.state.is_final() {
                     return Ok(Cut::Ended);
@@ -387,6 +391,7 @@ async fn store(
     shared: &Shared,
     record: &mut ExecutionRecord,
     live: &Live,
+    budget: &mut EventBudget,
     batch: Vec<Result<EventView>>,
 ) -> Result<Told> {
     let mut told = Told::All;
@@ -418,7 +423,23 @@ async fn store(
             told = Told::GivenUp(reason);
             break;
         }
-        events.push((event.sequence, encoding::encode(&record.execution_id, &event)));
+        let encoded = encoding::encode(&record.execution_id, &event);
+        match budget.admit(&event, encoded.len()) {
+            Admission::Whole => events.push((event.sequence, encoded)),
+            Admission::Nothing => {
+                record.last_sequence = event.sequence;
+                continue;
+            }
+            Admission::Mark(mark) => {
+                note_excess(shared, record).await?;
+                event = mark;
+                events.push((event.sequence, encoding::encode(&record.execution_id, &event)));
+            }
+            Admission::AfterGap(gap) => {
+                events.push((gap.sequence, encoding::encode(&record.execution_id, &gap)));
+                events.push((event.sequence, encoded));
+            }
+        }
         apply(record, &event, now_ms());
     }
     if !events.is_empty() {
@@ -428,6 +449,14 @@ async fn store(
         live.view.send_replace(record.view());
     }
     Ok(told)
+}
+
+/// Tells operators that a node sends more of an execution than is stored.
+async fn note_excess(shared: &Shared, record: &ExecutionRecord) -> Result<()> {
+    let Some(node_id) = record.node_id.clone() else { return Ok(()) };
+    let (execution_id, bytes_max) = (record.execution_id.clone(), shared.settings.event_bytes_max);
+    tracing::warn!(%execution_id, %node_id, bytes_max, "the node sends more events than are stored");
+    shared.controller.note_excess(node_id, execution_id).await
 }
 
 /// Nobody can tell what became of it: another attempt where there may be one, else its end.

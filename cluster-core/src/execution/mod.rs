@@ -18,6 +18,7 @@ mod disk;
 pub mod dispatch;
 mod drive;
 pub mod encoding;
+mod event_budget;
 mod exclusion;
 mod fail_point;
 mod gpus;

@@ -89,11 +89,12 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::projection::tests::record;
+    use crate::execution::request::{ExecutionRequest, Submission};
 
     #[test]
     fn deadline_holds_whatever_the_clock_says() {
-        let manifest = record(crate::execution::lifecycle::State::Running).manifest;
+        let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
+        let manifest = Submission::check(request).unwrap().manifest;
         let order = Order {
             execution_id: ExecutionId::mint(),
             attempt: 1,

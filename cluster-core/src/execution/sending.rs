@@ -24,6 +24,7 @@ use super::{
     content::{Content, ImageOffer},
     manifest::WorkspaceNote,
     order::Order,
+    request::ARTIFACTS_MAX,
     view::EventView,
 };
 use crate::{
@@ -265,7 +266,7 @@ impl Sending {
             let _ = fs::remove_file(&part);
             return Ok(None);
         };
-        let Collected { artifacts, digest } = collected;
+        let Collected { artifacts, digest } = within_bounds(collected);
         if artifacts.problem.is_none() {
             ensure_room(&file, &self.artifacts, artifacts.bytes.saturating_sub(offset))?;
             let complete = write(file, pieces, artifacts.bytes.saturating_sub(offset), &digest).await;
@@ -346,6 +347,20 @@ async fn write(
     Ok(left == 0 && found == digest)
 }
 
+/// Keeps nothing of artifacts that are larger than a worker packs, or that name more paths than may be asked for.
+fn within_bounds(collected: Collected) -> Collected {
+    let Artifacts { bytes, missing, .. } = &collected.artifacts;
+    let (bytes, bytes_max) = (*bytes, BOUNDS.packed_bytes);
+    let why = if bytes > bytes_max {
+        format!("its node says that they have {bytes} bytes, more than {bytes_max}")
+    } else if missing.len() > ARTIFACTS_MAX {
+        format!("its node names {} missing paths, more than {ARTIFACTS_MAX}", missing.len())
+    } else {
+        return collected;
+    };
+    Collected { artifacts: Artifacts::none_because(why), digest: String::new() }
+}
+
 /// Files of executions that the store does not know, or knows to have kept nothing.
 async fn sweep(directory: &Path, store: &Store) -> Result<()> {
     for entry in fs::read_dir(directory).map_err(|e| unwritable(directory, e))? {
@@ -379,4 +394,22 @@ fn unwritable(path: &Path, error: io::Error) -> Error {
     Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
         .remedy("free some disk space on the controller")
         .source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn artifacts_beyond_their_bound_are_not_fetched() {
+        let told = |bytes, missing| {
+            let artifacts = Artifacts { bytes, missing: vec!["/x".into(); missing], ..Artifacts::default() };
+            within_bounds(Collected { artifacts, digest: "d".into() }).artifacts
+        };
+        assert_eq!(told(BOUNDS.packed_bytes, ARTIFACTS_MAX).problem, None);
+        for beyond in [told(BOUNDS.packed_bytes + 1, 0), told(u64::MAX, 0), told(1, ARTIFACTS_MAX + 1)] {
+            assert!(beyond.problem.is_some_and(|why| why.contains("more than")));
+            assert_eq!((beyond.bytes, beyond.missing.len()), (0, 0));
+        }
+    }
 }

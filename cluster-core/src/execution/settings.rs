@@ -13,12 +13,16 @@ const DAYS: u32 = 30;
 const EXECUTIONS: u32 = 10_000;
 const EVENTS_MB: u32 = 2048;
 const ARTIFACTS_MB: u32 = 20_480;
+/// A node keeps 10 MiB of output by default. Short pieces have headers of several times their size.
+const EXECUTION_EVENTS_MB: u32 = 256;
 const MIB: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExecutionSettings {
     /// How long a silent node is waited for, before its executions are told as lost.
     pub lost_after: Duration,
+    /// Bytes of one execution's events that are stored, whatever its node sends.
+    pub event_bytes_max: u64,
     pub kept: Kept,
 }
 
@@ -51,6 +55,11 @@ impl ExecutionSettings {
         let days = at_least_one("days", retention.days, DAYS)?;
         Ok(Self {
             lost_after: Duration::from_secs(lost_after),
+            event_bytes_max: u64::from(at_least_one(
+                "execution_events_mb",
+                retention.execution_events_mb,
+                EXECUTION_EVENTS_MB,
+            )?) * MIB,
             kept: Kept {
                 age_ms: i64::from(days) * 86_400_000,
                 executions: at_least_one("executions", retention.executions, EXECUTIONS)?,
@@ -69,6 +78,7 @@ impl Default for ExecutionSettings {
     fn default() -> Self {
         Self {
             lost_after: Duration::from_secs(LOST_AFTER_SECS),
+            event_bytes_max: u64::from(EXECUTION_EVENTS_MB) * MIB,
             kept: Kept {
                 age_ms: i64::from(DAYS) * 86_400_000,
                 executions: EXECUTIONS,

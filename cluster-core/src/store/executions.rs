@@ -233,6 +233,15 @@ impl Store {
         rows.iter().map(ended).collect()
     }
 
+    /// Returns the bytes of an execution's events that were stored.
+    pub async fn event_bytes(&self, execution_id: &ExecutionId) -> Result<u64> {
+        let sql = "SELECT events_bytes FROM executions WHERE execution_id = $1";
+        let row = sqlx::query(sql).bind(execution_id.as_str()).fetch_optional(&self.read).await;
+        let Some(row) = row.map_err(read_failed)? else { return Ok(0) };
+        let bytes: i64 = row.try_get("events_bytes").map_err(read_failed)?;
+        Ok(u64::try_from(bytes).unwrap_or(0))
+    }
+
     /// The newest executions, newest first.
     pub async fn recent_executions(&self, limit: u32) -> Result<Vec<ExecutionRecord>> {
         let sql = format!(

@@ -12,6 +12,9 @@ const ASKED_AGAIN_AFTER_MS: i64 = 5_000;
 /// Only a person can change that, or the end of another controller.
 const FENCED_ASKED_AGAIN_AFTER_MS: i64 = 60_000;
 
+/// Long enough for a person to see it.
+const EXCESS_SHOWN_MS: i64 = 24 * 3_600_000;
+
 /// A node's own word.
 #[derive(Debug, Clone)]
 pub(super) struct Refusal {
@@ -71,7 +74,30 @@ impl Membership {
     }
 }
 
+impl Membership {
+    /// Notes that a node sends more events of an execution than are stored.
+    pub fn note_excess(&mut self, node_id: &NodeId, execution_id: ExecutionId, now_ms: i64) {
+        if let Some(node) = self.nodes.get_mut(node_id) {
+            node.excess = Some((execution_id, now_ms));
+        }
+    }
+}
+
 impl Node {
+    /// Returns the problem of a node that lately sent more events of an execution than are stored.
+    pub(super) fn excess_problem(&self, now_ms: i64) -> Option<Failure> {
+        let (execution_id, since_ms) = self.excess.as_ref()?;
+        (now_ms.saturating_sub(*since_ms) < EXCESS_SHOWN_MS).then(|| Failure {
+            code: ErrorCode::ResourceExhausted,
+            message: format!("it sent more events of {execution_id} than the controller stores of an execution"),
+            remedy: Some(
+                "lower max_output_mb in the node's policy, or raise spec.runtime.retention.execution_events_mb \
+                 on the controller; if its output is within its policy, do not trust the node"
+                    .to_owned(),
+            ),
+        })
+    }
+
     pub(super) fn refusal(&self) -> Option<&str> {
         self.refusal.as_ref().map(|refusal| refusal.why.as_str())
     }

@@ -525,6 +525,19 @@ fn node_has_only_the_tags_that_its_token_allows() {
 }
 
 #[test]
+fn node_that_sends_too_many_events_shows_it_for_a_day() {
+    const DAY_MS: i64 = 24 * 3_600_000;
+    let mut membership = cluster(&["a"]);
+    let execution_id = ExecutionId::mint();
+    membership.note_excess(&id("a"), execution_id.clone(), 0);
+    let problem = membership.view(&id("a"), DAY_MS - 1).unwrap().problem.expect("it is shown");
+    assert!(problem.message.contains(execution_id.as_str()), "{problem:?}");
+    assert!(problem.remedy.unwrap().contains("execution_events_mb"));
+    assert_eq!(membership.view(&id("a"), DAY_MS).unwrap().problem, None);
+    membership.fit(&demand()).expect("it still takes work");
+}
+
+#[test]
 fn copied_key_is_refused_with_advice_for_the_copy() {
     let mut membership = Membership::default();
     let [key, next] = [(); 2].map(|()| NodeKey::generate().unwrap().public());
