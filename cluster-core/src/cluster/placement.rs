@@ -85,7 +85,7 @@ pub struct Unfit {
     pub until: Until,
 }
 
-/// What must change before a node fits.
+/// Change that is needed before a node fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     /// Waiting does not help: its tags, its size, the pin or its refusal rule it out.

@@ -272,13 +272,13 @@ pub struct Retention {
     /// Executions; default 10000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executions: Option<u32>,
-    /// Of all their artifacts together, in MiB; default 20480. The oldest lose their artifacts first.
+    /// Size of all their artifacts together, in MiB; default 20480. The oldest lose their artifacts first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifacts_mb: Option<u32>,
     /// Of all their events together, in MiB; default 2048. The oldest lose their events first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events_mb: Option<u32>,
-    /// Of the events of one execution, in MiB; default 256. What its node sends beyond that is left out, but for the end.
+    /// Size of the events of one execution, in MiB; default 256. Events beyond it are left out, but for the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub execution_events_mb: Option<u32>,
 }

@@ -8,7 +8,7 @@ use super::{
     view::{EventKind, EventView, Stream},
 };
 
-/// What is left for one execution, and what was left out of its events.
+/// Room that is left for the events of one execution, and the events that were left out.
 #[derive(Debug)]
 pub(super) struct EventBudget {
     left: u64,
@@ -17,7 +17,7 @@ pub(super) struct EventBudget {
     is_over: bool,
 }
 
-/// What is stored of an event.
+/// Decision about the storage of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Whole,

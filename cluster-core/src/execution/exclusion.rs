@@ -13,7 +13,7 @@ use crate::{
     store::ExecutionRecord,
 };
 
-/// What the nodes of an execution made of it so far.
+/// Refusals and failures of an execution so far, by node.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Exclusion {
     pub nodes: Excluded,

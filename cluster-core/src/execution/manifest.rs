@@ -35,7 +35,7 @@ pub struct Manifest {
     pub secret_env: BTreeMap<String, SecretName>,
     pub resources: Amounts,
     pub network: NetworkMode,
-    /// Of the execution as a whole, from the start of its first container.
+    /// Limit of the execution as a whole, from the start of its first container.
     pub timeout_seconds: u64,
     #[serde(default)]
     pub iterations: Iterations,

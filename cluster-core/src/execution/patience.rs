@@ -13,7 +13,7 @@ const MARGIN: Duration = Duration::from_secs(600);
 /// After the cancel.
 const CANCEL_MARGIN: Duration = Duration::from_secs(120);
 
-/// What is due when the wait is over.
+/// Action that is due when the wait is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
     Cancel,
@@ -35,7 +35,7 @@ impl Patience {
         Self { until: now + limit(record, is_running), is_running, is_cancelled: false, has_ended: false }
     }
 
-    /// What the node has told is stored.
+    /// Takes note of a stored event of the node.
     pub fn note(&mut self, record: &ExecutionRecord, now: Instant) {
         if record.state == State::Running && !self.is_running {
             self.is_running = true;

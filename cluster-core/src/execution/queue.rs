@@ -46,7 +46,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// What is queued now. The first wait is counted from the submission, also over a restart.
+    /// Returns the entry of a record. Its wait is counted from the submission, also over a restart.
     pub fn new(record: Box<ExecutionRecord>) -> Self {
         let waited_ms = if record.attempt == 0 { now_ms().saturating_sub(record.created_at_ms) } else { 0 };
         let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
@@ -114,7 +114,7 @@ impl Queue {
     fn due(&self, now: Instant) -> Instant {
         let waits = self.waiting.iter().map(Waiting::until);
         let long = self.waiting.iter().map(|waiting| waiting.since + KEPT_FREE_AFTER).filter(|at| *at > now);
-        // What is over and still here could not be stored, and is tried again.
+        // An entry that is over and still here could not be stored, and is tried again.
         waits.chain(long).min().map_or(now + PLACE_RETRY, |due| due.max(now + DUE_PAUSE))
     }
 
@@ -279,7 +279,7 @@ impl Queue {
     }
 }
 
-/// What the queue asks of the membership for one execution.
+/// Question of the queue to the membership, for one execution.
 struct Request {
     execution_id: ExecutionId,
     demand: Demand,

@@ -97,7 +97,7 @@ pub struct ExecutionRequest {
     /// Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
-    /// Of the execution as a whole, from the start of its container, in seconds: 1 to 86400, default 300.
+    /// Limit of the execution as a whole, from the start of its container, in seconds: 1 to 86400, default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
     /// Repeat on the same node until it exits with 0, so often at most: 1 to 100, default 1.

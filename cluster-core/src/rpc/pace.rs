@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// What all busy streams may have on their way, as a time of the measured rate. A share is left for a stream that
+/// Data that all busy streams may have on their way, as a time of the measured rate. A share is left for a stream that
 /// begins, so that one alone has half of it. A round trip longer than that half would starve it.
 const HORIZON: Duration = Duration::from_secs(2);
 /// A rate is measured over so long, or until half of the budget has come.
@@ -20,7 +20,7 @@ const BUDGET_BYTES_MIN: u32 = 8 * 1024;
 const BUDGET_BYTES_MAX: u32 = 4 * 1024 * 1024;
 /// The window of a stream on a connection of which nothing is known.
 pub const WINDOW_BYTES_START: u32 = BUDGET_BYTES_MIN / 2;
-/// Of one stream, however many there are: below that its frames are mostly headers.
+/// Smallest window of a stream, however many there are: below it the frames are mostly headers.
 const WINDOW_BYTES_MIN: u32 = 1024;
 /// A stream that filled its window shares in the budget for so long: on a slow link others have their turn between.
 const BUSY_FOR: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(3);
 pub struct Pace {
     /// Bytes that may be on their way, of all streams together.
     budget: u32,
-    /// Of each stream.
+    /// Window of each stream.
     window: u32,
     round: Option<Round>,
     streams: BTreeMap<u32, Usage>,
@@ -45,7 +45,7 @@ struct Round {
     bytes: u64,
 }
 
-/// What came from one stream in the [`ROUND`] that began with `since`.
+/// Data of one stream in the [`ROUND`] that began with `since`.
 #[derive(Debug)]
 struct Usage {
     since: Instant,

@@ -44,9 +44,9 @@ use super::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Unread data of all streams together: so much is held in memory for one node at most.
+/// Unread data of all streams together, which bounds the memory for one node.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-/// Of a request, before the connection takes it.
+/// Bytes of a request that wait until the connection takes them.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 const HEADER_BYTES_MAX: u32 = 32 * 1024;
 /// A window is changed again only when the change before it was acknowledged, which h2 does not tell.

@@ -24,7 +24,8 @@ const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifact
      max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
      created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest";
 
-/// What an execution runs. It is read when an order is made, and not kept in memory while the execution is open.
+/// Manifest and input of an execution. They are read when an order is made, and not kept in memory while the execution
+/// is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderContent {
     pub manifest: Manifest,

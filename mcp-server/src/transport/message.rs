@@ -96,7 +96,7 @@ pub fn unfit_body(body: &[u8]) -> Option<Bytes> {
     match repeated_key(body) {
         Ok(None) => None,
         Ok(Some(key)) => {
-            // Of a body whose id stands twice no id is the right one.
+            // When the id itself stands twice, neither is the right one.
             let id = if key == "id" { None } else { serde_json::from_slice(body).ok() };
             let id = id.and_then(|message: Value| Id::of(&message["id"]));
             Some(repeated(id.as_ref(), &key))

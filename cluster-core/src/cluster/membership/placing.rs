@@ -116,7 +116,7 @@ impl Membership {
             candidates.partition(|candidate| excluded.reason(candidate.node_id).is_some());
         let mut no_fit = reasons(demand, rest.into_iter());
         for candidate in excepted {
-            // What rules it out anyway counts.
+            // Any other reason that rules the node out counts.
             let unfit = match why_not(demand, &candidate) {
                 Some((why, Until::Never)) => Some((why, Until::Never)),
                 _ => excluded.reason(candidate.node_id),

@@ -44,7 +44,7 @@ pub struct OperatorProject {
     pub(super) directory: PathBuf,
     pub(super) compose: String,
     pub(super) override_file: Option<String>,
-    /// Of `.env`, without what steers Compose or Docker themselves.
+    /// Variables of `.env`, without those that steer Compose or Docker themselves.
     pub(super) environment: BTreeMap<String, Secret>,
     pub(super) left_out: Vec<String>,
     /// `COMPOSE_PROFILES` of `.env`, and the profiles of the request.

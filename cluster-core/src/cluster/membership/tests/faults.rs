@@ -13,7 +13,7 @@ fn broken_node_cools_off_with_growing_pauses() {
     for pause_ms in [5_000, 30_000, 300_000, 300_000] {
         membership.fit(&demand()).unwrap();
         node_failed(&mut membership, "a", now_ms);
-        // What failed at the same time is no further failure.
+        // Executions that fail at the same time count as one failure.
         node_failed(&mut membership, "a", now_ms + 1);
         let no_fit = membership.fit(&demand()).unwrap_err();
         assert!(no_fit.may_change() && no_fit.to_string().contains("cools off"), "{no_fit}");

@@ -1,4 +1,4 @@
-//! What a project means is asked of Compose, in a directory that goes afterwards.
+//! Compose reads a project in a directory that is removed afterwards.
 
 use super::{
     super::*,
