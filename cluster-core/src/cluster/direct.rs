@@ -122,14 +122,24 @@ fn in_plaintext(to: HostPort) -> Dial {
     })
 }
 
+/// Whether the node's address takes a connection, and over TLS is who it must be. For a node that registers: its
+/// process has just spoken.
+pub async fn reach(node_id: &NodeId, dial: &Dial) -> Result<()> {
+    in_time(node_id, async { dial().await.map(drop) }).await
+}
+
 /// Whether the node's process answers, and over TLS is who it must be. The kernel takes connections for one that is
 /// stopped.
-pub async fn probe(node_id: &NodeId, channel: &PacedChannel) -> Result<()> {
+async fn probe(node_id: &NodeId, channel: &PacedChannel) -> Result<()> {
+    in_time(node_id, channel.ping()).await
+}
+
+async fn in_time(node_id: &NodeId, asking: impl Future<Output = io::Result<()>>) -> Result<()> {
     let unreachable = |why: String| {
         Error::new(ErrorCode::Unavailable, format!("{node_id} cannot be reached from the controller: {why}"))
             .remedy("advertise an address on which the node listens")
     };
-    match timeout(PROBE_TIMEOUT, channel.ping()).await {
+    match timeout(PROBE_TIMEOUT, asking).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(refused(node_id, error).unwrap_or_else(|error| unreachable(error.to_string()))),
         Err(_) => Err(unreachable("no answer".into())),

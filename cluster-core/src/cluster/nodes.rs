@@ -226,7 +226,7 @@ impl Nodes {
         // One text for all failures: a node must not learn what else listens where.
         let controller = &self.0.controller;
         let client = WorkerClient::new(controller.id().clone(), dial.clone());
-        direct::probe(node_id, &client.channel()).await.map_err(|error| {
+        direct::reach(node_id, &dial).await.map_err(|error| {
             tracing::warn!(%node_id, address, error = %error.chain(), "the address of a node does not lead to it");
             match error.code() {
                 ErrorCode::Unavailable => unreachable("nothing that is it answers there".into()),

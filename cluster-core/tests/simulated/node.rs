@@ -67,8 +67,15 @@ impl Machine {
 /// One life of the node's process.
 pub async fn run(machine: Arc<Machine>) -> turmoil::Result {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, NODE_PORT)).await?;
-    // The controller looks whether anybody is there, and says nothing.
-    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    // The controller asks for a ping now and then, and calls nothing.
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                while let Some(Ok(_)) = connection.accept().await {}
+            });
+        }
+    });
     loop {
         if let Err(error) = member(&machine).await {
             machine.diary().failures.push(error.code());
