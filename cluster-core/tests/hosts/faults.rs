@@ -302,6 +302,11 @@ async fn outage_of_a_changed_host_is_rechecked_until_it_ends() {
     world.direct.clean().await;
 }
 
+/// A disk of 400 MB. It lies in memory, which the checks find of a tmpfs, and not of what lies over one.
+const SMALL_DISK: &str = r#"mkdir -p "$1" /run/disk && mount -t tmpfs -o size=400m tmpfs /run/disk &&
+    cd /run/disk && mkdir lower upper work &&
+    mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay "$1""#;
+
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
 async fn a_disk_that_fills_in_the_middle_leaves_the_host_as_it_was() {
@@ -309,10 +314,10 @@ async fn a_disk_that_fills_in_the_middle_leaves_the_host_as_it_was() {
     let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
     bench.clean().await;
     let connection = bench.host.connect().await;
-    run(&connection, r#"mkdir -p "$1" && mount -t tmpfs -o size=400m tmpfs "$1""#, &[BASE]).await;
+    run(&connection, SMALL_DISK, &[BASE]).await;
     let outcome = std::panic::AssertUnwindSafe(filled(&bench));
     let outcome = futures::FutureExt::catch_unwind(outcome).await;
-    run(&connection, r#"umount -l "$1"; rm -rf -- "$1""#, &[BASE]).await;
+    run(&connection, r#"umount -l "$1" /run/disk; rm -rf -- "$1" /run/disk"#, &[BASE]).await;
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }
