@@ -42,7 +42,7 @@ pub struct Remote<'a> {
 }
 
 pub use self::{
-    compose::{LogsAsked, redact},
+    compose::LogsAsked,
     releases::{LastLook, Standing},
 };
 /// Keeps every other deployment off the host while it lives, and no longer than the connection.

@@ -29,7 +29,7 @@ use tokio::sync::Mutex;
 pub use self::{
     name::SecretName,
     reference::{SecretPlace, SecretReference},
-    value::Secret,
+    value::{Secret, redact},
 };
 use crate::{
     clock::{now_ms, rfc3339},

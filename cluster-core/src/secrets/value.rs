@@ -27,3 +27,22 @@ impl fmt::Debug for Secret {
         f.write_str("(secret)")
     }
 }
+
+/// Replaces each secret in a text; longer ones first, since one may be part of another.
+pub fn redact(text: &str, secrets: &[Secret]) -> String {
+    let mut secrets: Vec<&str> =
+        secrets.iter().map(Secret::reveal).filter(|secret| !secret.is_empty()).collect();
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.into_iter().fold(text.to_owned(), |text, secret| text.replace(secret, "(secret)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longer_secrets_are_redacted_first() {
+        let secrets = [Secret::new("hunter"), Secret::new("hunter2!"), Secret::new("")];
+        assert_eq!(redact("a hunter2! b hunter", &secrets), "a (secret) b (secret)");
+    }
+}

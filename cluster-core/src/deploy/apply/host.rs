@@ -9,7 +9,7 @@ use super::{
     super::{
         health::Look,
         operation::Action,
-        remote::{HostLock, LOG_LINES, Remote, Standing, redact},
+        remote::{HostLock, LOG_LINES, Remote, Standing},
         view::StepName,
         world::Before,
     },
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::DeploymentId,
+    secrets::redact,
     ssh::Connection,
 };
 

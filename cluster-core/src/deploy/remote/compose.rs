@@ -19,6 +19,7 @@ use crate::{
     engine::{STARTS_MAX, is_broken_start},
     error::{Error, ErrorCode, Result},
     ids::shown,
+    secrets::redact,
     ssh::script::{marker, tail},
 };
 
@@ -74,14 +75,6 @@ fn logs_unreadable(why: &str) -> Error {
     }
     Error::new(ErrorCode::DeploymentFailed, message)
         .remedy("name services of the node's stack, or none for all of them")
-}
-
-/// Replaces each secret; longer ones first, since one may be part of another.
-pub fn redact(text: &str, secrets: &[Secret]) -> String {
-    let mut secrets: Vec<&str> =
-        secrets.iter().map(Secret::reveal).filter(|secret| !secret.is_empty()).collect();
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    secrets.into_iter().fold(text.to_owned(), |text, secret| text.replace(secret, "(secret)"))
 }
 
 impl Remote<'_> {
@@ -252,12 +245,6 @@ mod tests {
         assert_eq!((output.top.as_str(), output.directory.as_str()), ("/run/a", "/run/a/1/p"));
         assert!(output.succeeded && output.profiles.is_empty());
         assert!(parse_config(&text[..text.len() - 4], "M").is_none());
-    }
-
-    #[test]
-    fn longer_secrets_are_redacted_first() {
-        let secrets = [Secret::new("hunter"), Secret::new("hunter2!"), Secret::new("")];
-        assert_eq!(redact("a hunter2! b hunter", &secrets), "a (secret) b (secret)");
     }
 
     #[test]

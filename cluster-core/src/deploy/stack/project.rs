@@ -20,10 +20,10 @@ use crate::{
         env_file::{self, EnvFile},
         names::{ProfileName, ServiceName},
         release,
-        remote::redact,
         spec::DeploymentSpec,
     },
     error::{Error, ErrorCode, Result},
+    secrets::redact,
 };
 
 const TEXT_BYTES_MAX: u64 = 1024 * 1024;
