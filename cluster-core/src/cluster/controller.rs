@@ -38,7 +38,7 @@ use crate::{
     identity::{
         Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
     },
-    ids::{ClusterId, CommandId, ExecutionId, NodeId},
+    ids::{ClusterId, CommandId, ExecutionId, NodeId, Tag},
     rpc::SOFTWARE_VERSION,
     store::{NodeRecord, Store, Write},
 };
@@ -359,9 +359,22 @@ impl Controller {
     }
 
     /// Admits a node whose key a deployment read on its host.
-    pub async fn admit(&self, node_id: NodeId, key: PublicKey, site: Site) -> Result<()> {
+    pub async fn admit(
+        &self,
+        node_id: NodeId,
+        key: PublicKey,
+        site: Site,
+        tags: Option<Vec<Tag>>,
+    ) -> Result<()> {
         let id = node_id.clone();
-        self.decide(move |membership, _| Ok((membership.admit(&id, &key, site)?, ()))).await?;
+        let admit = move |membership: &mut Membership, _| {
+            let changes = match tags {
+                Some(tags) => membership.admit_with_tags(&id, &key, site, &tags),
+                None => membership.admit(&id, &key, site),
+            };
+            Ok((changes?, ()))
+        };
+        self.decide(admit).await?;
         self.0.sessions.rekey(&node_id, &key);
         Ok(())
     }

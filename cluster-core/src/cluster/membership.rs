@@ -490,17 +490,25 @@ impl Node {
         if let Some(excess) = self.excess_problem(now_ms) {
             return Some(excess);
         }
-        if self.overclaimed.is_empty() {
+        // A deployment may have allowed them since it claimed them.
+        let allowed = self.record.bound_tags.as_deref().unwrap_or(&self.overclaimed);
+        let beyond = self.overclaimed.iter().filter(|tag| !allowed.contains(tag));
+        let tags: Vec<_> = beyond.map(Tag::as_str).collect();
+        if tags.is_empty() {
             return None;
         }
-        let tags: Vec<_> = self.overclaimed.iter().map(Tag::as_str).collect();
         let node_id = &self.record.node_id;
         Some(Failure {
             code: ErrorCode::Forbidden,
-            message: format!("it claims tags that its enrolment token does not allow: {}", tags.join(", ")),
-            remedy: Some(format!(
-                "enrol it again with a token that allows them: aegis node token create --node-id {node_id}"
-            )),
+            message: format!("it claims tags that it was not given: {}", tags.join(", ")),
+            remedy: Some(match self.record.site {
+                Some(_) => {
+                    "deploy it again with these tags, or take them out of its configuration".to_owned()
+                }
+                None => format!(
+                    "enrol it again with a token that allows them: aegis node token create --node-id {node_id}"
+                ),
+            }),
         })
     }
 }

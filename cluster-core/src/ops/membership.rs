@@ -110,7 +110,7 @@ impl ClusterMembership {
         link_key::uninstall(connection, self.controller.cluster_id().as_str(), node).await?;
         let Some(public_key) = record.public_key else { return Ok(()) };
         let site = Site { link_key: Some(false), ..site };
-        self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site).await
+        self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site, None).await
     }
 
     async fn wait_until_active(&self, node_id: &NodeId) -> Result<()> {
@@ -178,7 +178,8 @@ impl deploy::Membership for ClusterMembership {
             }
             let may_have = self.may_have_link_key(before.as_ref(), link);
             let site = Site { link_key: may_have, ..site(spec, link) };
-            self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site).await
+            let (key, tags) = (PublicKey::parse(&public_key)?, spec.tags.clone());
+            self.controller.admit(node.clone(), key, site, Some(tags)).await
         })
     }
 

@@ -44,7 +44,7 @@ async fn keys_in_a_shared_home_survive_other_hosts() {
         let mut host = host(number);
         host.user = "roaming".into();
         let mut settings = settings(None);
-        settings.node = NodeId::parse(&format!("roaming-{number}")).unwrap();
+        settings.node = NodeId::parse(format!("roaming-{number}")).unwrap();
         hosts.push((host.connect().await, settings));
     }
     let [(one, first), (two, second)] = hosts.as_slice() else { unreachable!() };
@@ -52,20 +52,18 @@ async fn keys_in_a_shared_home_survive_other_hosts() {
     let before = run(two, "cat ~/.ssh/authorized_keys", &[]).await;
     assert_eq!(before.lines().count(), 6, "one home on both hosts: {before}");
     for _ in 0..ROUNDS {
-        let (a, b) = tokio::join!(link_key::install(one, &key, first), link_key::install(two, &key, second));
-        (a.unwrap(), b.unwrap());
+        tokio::try_join!(link_key::install(one, &key, first), link_key::install(two, &key, second)).unwrap();
         let both = run(one, "cat ~/.ssh/authorized_keys", &[]).await;
         assert!(both.starts_with(&before) && both.lines().count() == 8, "{both}");
-        let (a, b) =
-            tokio::join!(link_key::uninstall(one, "test", &first.node), link_key::install(two, &key, second));
-        (a.unwrap(), b.unwrap());
+        tokio::try_join!(link_key::uninstall(one, "test", &first.node), link_key::install(two, &key, second))
+            .unwrap();
         let other = run(one, "cat ~/.ssh/authorized_keys", &[]).await;
         assert!(other.contains("roaming-1") && !other.contains("roaming-0"), "{other}");
-        let (a, b) = tokio::join!(
+        tokio::try_join!(
             link_key::uninstall(one, "test", &first.node),
             link_key::uninstall(two, "test", &second.node)
-        );
-        (a.unwrap(), b.unwrap());
+        )
+        .unwrap();
         assert_eq!(run(one, "cat ~/.ssh/authorized_keys", &[]).await, before);
     }
     let left = run(two, "ls -A ~/.ssh; sed -i '/ other-/d' ~/.ssh/authorized_keys", &[]).await;

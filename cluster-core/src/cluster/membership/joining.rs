@@ -144,6 +144,38 @@ impl Membership {
         Ok(vec![Change::Put(Box::new(record))])
     }
 
+    /// As [`Self::admit`], with the tags that its deployment names. The node may claim these, and those that an earlier
+    /// deployment named: a rollback brings back a configuration with them.
+    pub fn admit_with_tags(
+        &self,
+        node_id: &NodeId,
+        public_key: &PublicKey,
+        site: Site,
+        tags: &[Tag],
+    ) -> Result<Vec<Change>> {
+        let mut changes = self.admit(node_id, public_key, site)?;
+        let known = self.nodes.get(node_id);
+        let claimed = known.map(|node| node.overclaimed.as_slice()).unwrap_or_default();
+        let was_removed = known.is_some_and(|node| node.record.desired == Desired::Removed);
+        for change in &mut changes {
+            let Change::Put(record) = change else { continue };
+            let known = &mut record.capabilities.tags;
+            if was_removed {
+                known.clear();
+            }
+            // Tags from before there was a bound are taken for those of earlier deployments.
+            let mut bound = record.bound_tags.take().unwrap_or_else(|| known.clone());
+            let new: Vec<_> = tags.iter().filter(|tag| !bound.contains(tag)).cloned().collect();
+            bound.extend(new);
+            // The node may have registered with new tags already, before they were allowed.
+            let allowed = claimed.iter().filter(|tag| bound.contains(tag) && !known.contains(tag));
+            let allowed: Vec<_> = allowed.cloned().collect();
+            known.extend(allowed);
+            record.bound_tags = Some(bound);
+        }
+        Ok(changes)
+    }
+
     /// The record that a spent token admits.
     pub fn enrol(&self, node_id: &NodeId, role: Role, public_key: &PublicKey, sealed: bool) -> NodeRecord {
         let mut record = match self.nodes.get(node_id) {
@@ -224,7 +256,7 @@ impl Membership {
         }
     }
 
-    /// Notes which tags the node claims beyond those that its token allows.
+    /// Notes which tags the node claims beyond those that its token or its deployment allows.
     pub fn note_claims(&mut self, node_id: &NodeId, capabilities: &Capabilities) {
         if let Some(node) = self.nodes.get_mut(node_id) {
             let claimed = capabilities.tags.iter();
@@ -329,7 +361,7 @@ impl Node {
     }
 }
 
-/// Drops the tags that the node's token does not allow from what the node says of itself.
+/// Drops the tags that the node's token or deployment does not allow from what the node says of itself.
 fn within_bounds(mut capabilities: Capabilities, record: &NodeRecord) -> Capabilities {
     if let Some(allowed) = &record.bound_tags {
         capabilities.tags.retain(|tag| allowed.contains(tag));
@@ -337,7 +369,7 @@ fn within_bounds(mut capabilities: Capabilities, record: &NodeRecord) -> Capabil
     capabilities
 }
 
-/// A removed node that is admitted anew begins anew.
+/// Resets a removed node that is admitted again.
 fn reinstate(record: &mut NodeRecord) {
     if record.desired == Desired::Removed {
         record.bound_tags = None;

@@ -525,6 +525,36 @@ fn node_has_only_the_tags_that_its_token_allows() {
 }
 
 #[test]
+fn deployed_node_has_only_the_tags_of_its_deployment() {
+    let mut membership = cluster(&["a"]);
+    let [gpu, eu] = ["gpu", "eu"].map(|tag| Tag::parse(tag).unwrap());
+    let key = NodeKey::generate().unwrap().public();
+    let deploy = |membership: &mut Membership, tags: &[Tag]| {
+        let changes = membership.admit_with_tags(&id("a"), &key, site("a"), tags).unwrap();
+        apply(membership, changes, 1);
+        let view = membership.view(&id("a"), 1).unwrap();
+        (view.tags, view.problem)
+    };
+    assert_eq!(deploy(&mut membership, std::slice::from_ref(&eu)), (vec![], None));
+    let capabilities = Capabilities { tags: vec![gpu.clone(), eu.clone()], ..capabilities() };
+    report(&mut membership, "a", Report { capabilities: Some(capabilities), ..Default::default() }, 1);
+    let view = membership.view(&id("a"), 1).unwrap();
+    assert_eq!(view.tags, std::slice::from_ref(&eu));
+    let problem = view.problem.expect("it is shown");
+    assert!(problem.message.contains("gpu") && problem.remedy.unwrap().contains("deploy it again"));
+    // It has registered with its new configuration when the deployment admits it.
+    let both = [eu.clone(), gpu];
+    assert_eq!(deploy(&mut membership, &both), (both.to_vec(), None));
+    // A rollback may bring back what an earlier deployment named.
+    assert_eq!(deploy(&mut membership, std::slice::from_ref(&eu)), (both.to_vec(), None));
+    // A node that is removed and deployed again has what its new deployment names.
+    let mut removed = membership.record(&id("a")).unwrap().clone();
+    removed.desired = Desired::Removed;
+    apply(&mut membership, vec![Change::Put(Box::new(removed))], 1);
+    assert_eq!(deploy(&mut membership, &[]).0, vec![]);
+}
+
+#[test]
 fn node_that_sends_too_many_events_shows_it_for_a_day() {
     const DAY_MS: i64 = 24 * 3_600_000;
     let mut membership = cluster(&["a"]);
