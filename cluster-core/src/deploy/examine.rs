@@ -56,7 +56,7 @@ pub(super) async fn examine(
     let stack::Stack { images: mut wanted, mut always_pulled, .. } =
         stack::build(spec, operator.as_ref(), false)?;
     if context.hosts.settings().always_pull {
-        // A digest names one content for ever.
+        // The content of a digest never changes.
         always_pulled.extend(wanted.iter().filter(|reference| !reference.contains('@')).cloned());
     }
     let own = context.images.reference(&ImageSource::Own).await?;
@@ -143,8 +143,8 @@ async fn read_operator(
     let Some(output) = remote.compose_config(&project, spec, token).await? else {
         return Ok(Some(OperatorStack::unread(project)));
     };
-    let asked = spec.clone();
-    blocking(move || OperatorStack::new(project, &output, &asked)).await.map(Some)
+    let (asked, token) = (spec.clone(), token.cloned());
+    blocking(move || OperatorStack::new(project, &output, &asked, token.as_ref())).await.map(Some)
 }
 
 /// Reads files on a thread of its own: as many megabytes as travel may be read.

@@ -34,8 +34,8 @@ impl Engine {
         Ok(list.into_iter().filter_map(|container| container.image_id).collect())
     }
 
-    /// Takes the reference off the image of this id, and removes the image where nothing else names it. Another
-    /// image that has the reference by now stays, and so does an image with a name of somebody else's.
+    /// Removes a reference from the image of this id, and the image itself if it has no other name. An image that
+    /// took over the reference is kept.
     pub async fn remove_image(&self, reference: &str, id: &str) -> Result<()> {
         if self.image_id(reference).await?.is_some_and(|found| found.id == id) {
             return self.untag(reference).await;

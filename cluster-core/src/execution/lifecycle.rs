@@ -136,7 +136,7 @@ pub enum Step {
     Become(State),
     /// The attempt is given up, and another begins wherever there is room.
     GiveUp,
-    /// As `GiveUp`, and the attempt does not count: one more is allowed.
+    /// Places the execution on another node. The attempt does not count.
     PassOn,
 }
 

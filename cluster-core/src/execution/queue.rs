@@ -3,7 +3,7 @@
 //!
 //! What has no room is looked at again when the membership changes, and not for every newcomer: of two
 //! that ask for the same, the later one fits no better. The oldest that has waited for minutes has a node kept free
-//! for it, so that a stream of small executions cannot pass a large one for ever.
+//! for it, so that a stream of small executions cannot starve a large one.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 

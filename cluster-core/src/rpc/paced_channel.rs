@@ -84,7 +84,7 @@ impl std::fmt::Debug for PacedChannel {
 pub struct WeakChannel(Weak<Shared>);
 
 impl WeakChannel {
-    /// Returns the channel while somebody keeps it.
+    /// Returns the channel if a strong handle is left.
     pub fn upgrade(&self) -> Option<PacedChannel> {
         self.0.upgrade().map(PacedChannel)
     }

@@ -144,8 +144,8 @@ impl Membership {
         Ok(vec![Change::Put(Box::new(record))])
     }
 
-    /// As [`Self::admit`], with the tags that its deployment names. The node may claim these, and those that an earlier
-    /// deployment named: a rollback brings back a configuration with them.
+    /// Admits a node as [`Self::admit`] does, and allows the tags of its deployment. Tags of earlier deployments stay
+    /// allowed, since a rollback restores an earlier configuration.
     pub fn admit_with_tags(
         &self,
         node_id: &NodeId,

@@ -28,7 +28,7 @@ pub struct Published {
 }
 
 /// Output of Compose about a project.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct ComposeOutput {
     /// Names of all services, whatever their profiles.
     pub services: BTreeSet<String>,
@@ -41,6 +41,13 @@ pub struct ComposeOutput {
     pub directory: String,
     /// A directory above it. A path in this one, but not in `directory`, leads out of the project.
     pub top: String,
+}
+
+/// Names only: among the values are secrets.
+impl std::fmt::Debug for ComposeOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ComposeOutput").field("services", &self.services).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,8 +74,12 @@ pub(super) struct ComposeConfig {
 
 impl ComposeConfig {
     pub fn parse(output: &ComposeOutput) -> Result<Self> {
-        let project: Project = serde_json::from_str(&output.json)
-            .map_err(|error| refuse("the output of docker compose config is not understood").source(error))?;
+        // The parser's own words may quote a value.
+        let project: Project = serde_json::from_str(&output.json).map_err(|error| {
+            let place = format!("line {}, column {}", error.line(), error.column());
+            refuse(format!("the output of docker compose config is not understood, {place}"))
+                .remedy("upgrade Aegis, or the Compose plugin of the host")
+        })?;
         let paths = Paths { directory: &output.directory, top: &output.top };
         let services = project.services.iter().map(|(name, service)| {
             let name = ServiceName::parse(name)?.to_string();
@@ -185,7 +196,7 @@ struct UseJson {
     source: String,
 }
 
-/// Where the paths of Compose's answer lie.
+/// Directories that the paths in Compose's output are relative to.
 #[derive(Clone, Copy)]
 struct Paths<'a> {
     directory: &'a str,

@@ -219,7 +219,8 @@ mod tests {
             write(dir, "docker-compose.yml", "services: {}\n");
         }
         let project = OperatorProject::read(&spec)?.unwrap();
-        let operator = OperatorStack::new(project, output, &spec)?;
+        let operator =
+            OperatorStack::new(project, output, &spec, Some(&crate::deploy::Secret::new("tunnel-token-1")))?;
         Ok((spec, operator))
     }
 
@@ -327,6 +328,7 @@ mod tests {
             ("COMPOSE_FILE=docker-compose.yml:prod.yml\n", "", "COMPOSE_FILE"),
             ("DOCKER_HOST=1\n", "required variable DOCKER_HOST is missing a value", "DOCKER_HOST steers"),
             ("LD_PRELOAD=1\n", "The \"LD_PRELOAD\" variable is not set. Def", "LD_PRELOAD steers"),
+            ("A=x-unlikely\n", "services.web.ports: no tunnel-token-1", "ports: no (secret)"),
             (
                 "A=hunter2-hunter2\n",
                 "/tmp/p/1/x/docker-compose.yml: no hunter2-hunter2",
@@ -337,6 +339,31 @@ mod tests {
             assert!(error.message().contains(says) && !error.message().contains("/tmp/p"), "{error}");
             assert!(error.remedy_text().is_some());
         }
+    }
+
+    #[test]
+    fn message_about_an_env_file_quotes_nothing_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "docker-compose.yml", "services: {web: {image: x, env_file: conf/app.env}}\n");
+        write(dir.path(), "conf/app.env", "A=1\nmy hunter2 password\n");
+        let mut output = output(&json!({"services": {}}));
+        output.succeeded = false;
+        output.stderr =
+            "failed to read /tmp/p/1/x/conf/app.env: line 2: unexpected character \" \" in variable name \
+            \"my hunter2 password\"\n"
+                .into();
+        let error = read_output(dir.path(), &output, alone).unwrap_err();
+        let told = format!("{error} {}", error.chain());
+        assert!(told.contains("conf/app.env: Compose cannot read it, line 2"), "{told}");
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+
+    #[test]
+    fn output_that_is_not_understood_quotes_no_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = output(&json!({"services": {"web": {"scale": "hunter2-hunter2"}}}));
+        let error = read_output(dir.path(), &output, alone).unwrap_err();
+        assert!(!format!("{error} {} {output:?}", error.chain()).contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -30,8 +30,13 @@ pub struct OperatorStack {
 
 impl OperatorStack {
     /// Joins the project with Compose's output, and reads the files that the services use.
-    pub fn new(project: OperatorProject, output: &ComposeOutput, spec: &DeploymentSpec) -> Result<Self> {
-        project.judge(output, spec)?;
+    pub fn new(
+        project: OperatorProject,
+        output: &ComposeOutput,
+        spec: &DeploymentSpec,
+        token: Option<&Secret>,
+    ) -> Result<Self> {
+        project.judge(output, spec, token)?;
         let config = ComposeConfig::parse(output)?;
         let (named, named_by) = used(&config, &project)?;
         let bundle = project.bundle(&named)?;

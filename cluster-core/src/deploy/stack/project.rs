@@ -143,7 +143,12 @@ impl OperatorProject {
     ///
     /// # Errors
     /// `ConfigInvalid` with Compose's own words, or with a cause that this machine knows.
-    pub(super) fn judge(&self, output: &ComposeOutput, spec: &DeploymentSpec) -> Result<()> {
+    pub(super) fn judge(
+        &self,
+        output: &ComposeOutput,
+        spec: &DeploymentSpec,
+        token: Option<&Secret>,
+    ) -> Result<()> {
         let steering = |text: &str| {
             let words: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
             let missing = self.left_out.iter().filter(|key| !KNOWN_TO_COMPOSE.contains(&key.as_str()));
@@ -169,10 +174,20 @@ impl OperatorProject {
         if let Some(problem) = self.problems.iter().find(|problem| problem.explains(&said)) {
             return Err(problem.error());
         }
+        if let Some(path) = self.env_file_in(&said) {
+            return Err(at(&self.directory.join(path), &format!("Compose cannot read it{}", line_in(&said)))
+                .remedy("mend that env file; docker compose config shows what is wrong with it"));
+        }
         let said = said.replace(&format!("{}/", output.directory), "").replace(&output.directory, ".");
-        let secrets: Vec<Secret> = self.environment.values().cloned().collect();
+        let secrets: Vec<Secret> = self.environment.values().chain(token).cloned().collect();
         Err(refuse(format!("Compose on the host says: {}", redact(&said, &secrets)))
             .remedy("mend the compose file; docker compose config shows how Compose reads it"))
+    }
+
+    /// Returns the env file that a message of Compose is about. Such a message may quote the file, so it is not shown.
+    fn env_file_in(&self, said: &str) -> Option<&str> {
+        let mut files = self.references.iter().filter(|(_, (_, source))| source.kind == Kind::EnvFile);
+        files.find(|(path, _)| said.contains(path.as_str())).map(|(path, _)| path.as_str())
     }
 
     /// # Errors
@@ -205,6 +220,13 @@ pub(super) fn strictest_of(one: Kind, other: Kind) -> Kind {
         (Kind::Bind, _) | (_, Kind::Bind) => Kind::Bind,
         (one, _) => one,
     }
+}
+
+/// Returns `, line 7` where a message of Compose tells a line.
+fn line_in(said: &str) -> String {
+    let number = said.split("line ").nth(1).unwrap_or_default();
+    let number: String = number.chars().take_while(char::is_ascii_digit).collect();
+    if number.is_empty() { number } else { format!(", line {number}") }
 }
 
 /// Entries of `.env`, by their use.

@@ -25,7 +25,7 @@ const TEXT_BYTES_MAX: u64 = 1024 * 1024;
 /// Files that Compose may open.
 #[derive(Debug, Default)]
 pub(super) struct References {
-    /// By path below the directory of the compose file.
+    /// Files by their path below the directory of the compose file.
     pub named: Named,
     /// Problems of files that may not count: a later file can take the reference back.
     pub problems: Vec<Problem>,

@@ -224,7 +224,7 @@ async fn free(shared: &Shared, run: &Run) {
     }
 }
 
-/// Resolves when somebody cancels, a deadline passes or there must be room.
+/// Resolves when the execution is cancelled, a deadline passes or the disk needs room.
 async fn stopped(run: &Run, iteration: u32) -> Stop {
     let mut cancel = run.cancel.subscribe();
     let mut no_room = run.no_room.subscribe();

@@ -101,7 +101,7 @@ fn oldest_large_execution_gets_a_node_kept_free() {
     for execution_id in &running {
         membership.place(execution_id, &demand()).unwrap();
     }
-    // Without a hold, small ones pass it for ever.
+    // Without a hold, small executions always pass the large one.
     for _ in 0..20 {
         membership.release(&running.pop_front().unwrap());
         assert!(membership.place(&oldest, &large).is_err());
