@@ -417,7 +417,7 @@ services:
     env_file: dev.env
     ports: ["18080:80"]
     volumes: ["./src:/src", "conf:/v"]
-    command: ["sh", "-c", "cat /v/a; echo $$FROM_BASE; ls -d /src; sleep 1000"]
+    command: ["sh", "-c", "cat /v/a; echo $$FROM_BASE; ls -d /src 2>&1; sleep 1000"]
   mail: {image: "busybox:testbed", ports: ["18080:80"]}
 volumes: {conf: {driver: local, driver_opts: {type: none, o: bind, device: "${PWD}/v"}}}
 "#;
