@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::owner::{Decide, Decision, Owner, Stored, set_standing};
 use super::{
     events::{NodeEventKind, NodeEvents},
-    membership::{Change, Command, Membership, Registration, Report, Staleness},
+    membership::{Change, Command, Given, Membership, Registration, Report, RevokedKeys, Staleness},
     peer::{DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
     sessions::Sessions,
 };
@@ -38,7 +38,7 @@ use crate::{
     identity::{
         Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
     },
-    ids::{ClusterId, CommandId, ExecutionId, NodeId, Tag},
+    ids::{ClusterId, CommandId, ExecutionId, NodeId},
     rpc::SOFTWARE_VERSION,
     store::{NodeRecord, Store, Write},
 };
@@ -146,7 +146,9 @@ impl Controller {
             }
         }
         let (nodes, assignments) = (store.nodes().await?, store.assignments().await?);
-        let membership = Membership::restore(nodes, commands, assignments, health.clock.now_ms());
+        let revoked = RevokedKeys::new(store.revoked_keys().await?);
+        let now_ms = health.clock.now_ms();
+        let membership = Membership::restore(nodes, commands, assignments, revoked, now_ms);
         let (decisions, queue) = mpsc::channel(DECISIONS_MAX);
         let (version_sender, version) = watch::channel(0);
         let (overdue_sender, overdue) = watch::channel(Vec::new());
@@ -364,12 +366,12 @@ impl Controller {
         node_id: NodeId,
         key: PublicKey,
         site: Site,
-        tags: Option<Vec<Tag>>,
+        given: Option<Given>,
     ) -> Result<()> {
         let id = node_id.clone();
         let admit = move |membership: &mut Membership, _| {
-            let changes = match tags {
-                Some(tags) => membership.admit_with_tags(&id, &key, site, &tags),
+            let changes = match given {
+                Some(given) => membership.admit_deployed(&id, &key, site, &given),
                 None => membership.admit(&id, &key, site),
             };
             Ok((changes?, ()))
@@ -377,6 +379,11 @@ impl Controller {
         self.decide(admit).await?;
         self.0.sessions.rekey(&node_id, &key);
         Ok(())
+    }
+
+    /// Returns the thumbprints of a node's keys that were revoked when it was removed.
+    pub async fn revoked_keys(&self, node_id: NodeId) -> Result<Vec<String>> {
+        self.decide(move |membership, _| Ok((Vec::new(), membership.revoked_keys(&node_id)))).await
     }
 
     /// Undoes an admission whose deployment failed.

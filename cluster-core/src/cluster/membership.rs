@@ -12,6 +12,7 @@ mod health;
 mod joining;
 mod placing;
 mod refusals;
+mod revoked;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,7 +27,9 @@ use crate::{
     store::{NodeRecord, Write},
 };
 pub use health::Staleness;
+pub use joining::Given;
 pub use placing::Excluded;
+pub use revoked::RevokedKeys;
 
 const DRAINING: &str = "draining";
 const REMOVING: &str = "being removed";
@@ -200,6 +203,8 @@ struct Node {
     contradiction: Contradiction,
     /// Tags that it claims and may not have.
     overclaimed: Vec<Tag>,
+    /// Amounts that it claims, where they are beyond its bound.
+    oversized: Option<Amounts>,
     /// The last execution of which it sent more events than are stored, and when.
     excess: Option<(ExecutionId, i64)>,
 }
@@ -224,6 +229,7 @@ pub struct Membership {
     hold: Option<placing::Hold>,
     guard_since_ms: Option<i64>,
     guard_is_on: bool,
+    revoked: RevokedKeys,
 }
 
 fn removed(node_id: &NodeId) -> Error {
@@ -242,9 +248,10 @@ impl Membership {
         records: Vec<NodeRecord>,
         commands: Vec<(NodeId, CommandId, Command)>,
         assignments: Vec<(ExecutionId, NodeId, Amounts)>,
+        revoked: RevokedKeys,
         now_ms: i64,
     ) -> Self {
-        let mut membership = Self::default();
+        let mut membership = Self { revoked, ..Self::default() };
         for record in records {
             membership.insert(record, now_ms);
         }
@@ -281,6 +288,7 @@ impl Membership {
                     faults: None,
                     contradiction: Contradiction::default(),
                     overclaimed: Vec::new(),
+                    oversized: None,
                     excess: None,
                 };
                 self.nodes.insert(node.record.node_id.clone(), node);
@@ -327,7 +335,9 @@ impl Membership {
                 if let Some(node) = self.nodes.get_mut(&node_id) {
                     node.record.desired = Desired::Removed;
                     node.record.observed = Observed::Offline;
-                    node.record.public_key = None;
+                    if let Some(key) = node.record.public_key.take() {
+                        self.revoked.insert(node_id.clone(), key);
+                    }
                     node.record.drain_deadline_ms = None;
                     node.record.site = None;
                     node.commands.clear();
@@ -473,24 +483,19 @@ impl Node {
         }
     }
 
-    fn problem(&self, now_ms: i64) -> Option<Failure> {
-        if let Some(failure) = self.link_failure.as_ref().filter(|_| !self.link_up) {
-            let message = format!("its SSH connection is down: {}", failure.message);
-            return Some(Failure { message, ..failure.clone() });
+    /// Returns what is wrong with what the node claims: amounts or tags that it was not given.
+    fn overclaim_problem(&self) -> Option<Failure> {
+        let bound = self.record.bound_size;
+        // A deployment may have allowed it since it was claimed.
+        if let (Some(claim), Some(bound)) = (self.oversized, bound)
+            && claim.exceeds(bound)
+        {
+            return Some(Failure {
+                code: ErrorCode::Forbidden,
+                message: format!("it claims {claim}, and its host had {bound} when it was deployed"),
+                remedy: Some("deploy it again, so that the host is measured again".to_owned()),
+            });
         }
-        if let Some(why) = self.blocked().filter(|why| !matches!(*why, DRAINING | REMOVING)) {
-            return Some(Failure { code: ErrorCode::Unavailable, message: why.to_owned(), remedy: None });
-        }
-        if let Some(refusal) = self.refusal.as_ref().and_then(refusals::Refusal::problem) {
-            return Some(refusal);
-        }
-        if let Some(faults) = &self.faults {
-            return Some(faults.problem());
-        }
-        if let Some(excess) = self.excess_problem(now_ms) {
-            return Some(excess);
-        }
-        // A deployment may have allowed them since it claimed them.
         let allowed = self.record.bound_tags.as_deref().unwrap_or(&self.overclaimed);
         let beyond = self.overclaimed.iter().filter(|tag| !allowed.contains(tag));
         let tags: Vec<_> = beyond.map(Tag::as_str).collect();
@@ -510,6 +515,23 @@ impl Node {
                 ),
             }),
         })
+    }
+
+    fn problem(&self, now_ms: i64) -> Option<Failure> {
+        if let Some(failure) = self.link_failure.as_ref().filter(|_| !self.link_up) {
+            let message = format!("its SSH connection is down: {}", failure.message);
+            return Some(Failure { message, ..failure.clone() });
+        }
+        if let Some(why) = self.blocked().filter(|why| !matches!(*why, DRAINING | REMOVING)) {
+            return Some(Failure { code: ErrorCode::Unavailable, message: why.to_owned(), remedy: None });
+        }
+        if let Some(refusal) = self.refusal.as_ref().and_then(refusals::Refusal::problem) {
+            return Some(refusal);
+        }
+        if let Some(faults) = &self.faults {
+            return Some(faults.problem());
+        }
+        self.excess_problem(now_ms).or_else(|| self.overclaim_problem())
     }
 }
 

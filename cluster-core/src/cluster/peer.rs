@@ -108,6 +108,21 @@ impl Amounts {
     pub const MAX: Self =
         Self { cpu_millicores: 4_096_000, memory_mb: 128 * 1024 * 1024, gpus: 128, vram_gb: 65_536 };
 
+    /// Whether some amount is greater than the other's.
+    pub fn exceeds(self, other: Self) -> bool {
+        self.at_most(other) != self
+    }
+
+    /// Returns the lesser of each amount.
+    pub fn at_most(self, other: Self) -> Self {
+        Self {
+            cpu_millicores: self.cpu_millicores.min(other.cpu_millicores),
+            memory_mb: self.memory_mb.min(other.memory_mb),
+            gpus: self.gpus.min(other.gpus),
+            vram_gb: self.vram_gb.min(other.vram_gb),
+        }
+    }
+
     pub fn plus(self, other: Self) -> Self {
         Self {
             cpu_millicores: self.cpu_millicores.saturating_add(other.cpu_millicores),
@@ -124,6 +139,17 @@ impl Amounts {
             gpus: self.gpus.saturating_sub(other.gpus),
             vram_gb: self.vram_gb.saturating_sub(other.vram_gb),
         }
+    }
+}
+
+impl std::fmt::Display for Amounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { cpu_millicores, memory_mb, gpus, vram_gb } = self;
+        write!(f, "{} CPUs, {memory_mb} MB of memory", f64::from(*cpu_millicores) / 1000.0)?;
+        if *gpus > 0 || *vram_gb > 0 {
+            write!(f, ", {gpus} GPUs with {vram_gb} GB")?;
+        }
+        Ok(())
     }
 }
 

@@ -408,9 +408,14 @@ impl WorkerTask {
                 let Some(reference) = &self.controller.token else { return Err(error) };
                 // A token that was spent is gone, and was for the first contact.
                 let Ok(token) = resolve_secret(reference) else { return Err(error) };
-                let enrolled =
-                    client.attest(applicant, keys.current(), &capabilities, Some(token), tls).await;
+                // The key of a removed node is void: the token admits a new one.
+                let is_void = error.code() == ErrorCode::NodeRemoved;
+                let key = if is_void { Arc::new(keys.prepare_next()?) } else { keys.current() };
+                let enrolled = client.attest(applicant, key, &capabilities, Some(token), tls).await;
                 let session = enrolled.map_err(|second| reason_to_tell(error, second))?;
+                if is_void {
+                    keys.adopt_next()?;
+                }
                 self.drop_token(reference);
                 session
             }

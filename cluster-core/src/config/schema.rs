@@ -157,6 +157,10 @@ pub struct Cluster {
     /// loopback that is the end of an SSH link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prove_key: Option<bool>,
+    /// Thumbprints of keys of this node that were revoked. A key of the data directory that is one of them is
+    /// replaced at the start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub revoked_keys: Vec<String>,
     /// Where the node writes its public key, for the deployment that pins it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key_path: Option<PathBuf>,

@@ -98,6 +98,8 @@ pub struct Settings {
     pub node_keypair_path: Option<PathBuf>,
     /// Callers of the cluster port are first shown that this node holds its key.
     pub prove_key: bool,
+    /// Thumbprints of this node's keys that were revoked.
+    pub revoked_keys: Vec<String>,
     /// Beside the socket where the node listens on one, unless named.
     pub public_key_path: Option<PathBuf>,
     pub cluster_port: ClusterPort,
@@ -253,6 +255,7 @@ impl Settings {
             node_keypair_path: cluster.node_keypair_path.clone(),
             public_key_path: cluster.public_key_path.clone(),
             prove_key: cluster.prove_key.unwrap_or(false),
+            revoked_keys: cluster.revoked_keys.clone(),
             heartbeat_interval: Duration::from_secs(heartbeat),
             stale_threshold: Duration::from_secs(stale),
             is_stale_threshold_set: cluster.stale_threshold_secs.is_some(),

@@ -79,7 +79,7 @@ pub(super) fn keys(settings: &Settings, data: &Path, node_id: &NodeId) -> Result
     match &settings.node_keypair_path {
         Some(path) => KeyFile::open(path),
         None if settings.role.is_controller() => KeyFile::open(&own),
-        None => KeyFile::open_of(&own, node_id),
+        None => KeyFile::open_of(&own, node_id, &settings.revoked_keys),
     }
 }
 

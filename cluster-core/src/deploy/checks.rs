@@ -17,6 +17,7 @@ use super::{
     stack::PROJECT,
 };
 use crate::{
+    cluster::peer::Amounts,
     error::{Error, ErrorCode, Result},
     ssh::{Connection, HostEnd, SshStream},
 };
@@ -39,6 +40,19 @@ impl HostFacts {
     /// Those that containers can have: without Docker's nvidia runtime there are none.
     pub fn usable_gpus(&self) -> &[Gpu] {
         if self.nvidia_runtime { &self.gpus } else { &[] }
+    }
+
+    /// Returns what the host has for executions.
+    pub fn size(&self) -> Amounts {
+        let whole = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let gpus = self.usable_gpus();
+        Amounts {
+            cpu_millicores: self.cpus.saturating_mul(1000),
+            // A node's configuration states at least 1 GB.
+            memory_mb: whole(self.memory_total_mb.max(1024)),
+            gpus: whole(gpus.len() as u64),
+            vram_gb: whole(gpus.iter().map(|gpu| gpu.memory_mb).sum::<u64>() / 1024),
+        }
     }
 }
 

@@ -92,6 +92,7 @@ pub(super) async fn examine(
     let local = local.with_always_pulled(always_pulled).without_unfit(&facts);
     let local = on_host(connection, spec, &facts, local).await?;
     let controller_key = context.membership.controller_public_key();
+    let revoked_keys = context.membership.revoked_keys(&spec.node).await?;
     let prepared = plan::prepare(&Inputs {
         spec,
         facts: &facts,
@@ -100,6 +101,7 @@ pub(super) async fn examine(
         node_image: &node_image,
         local_images: &local,
         controller_key: &controller_key,
+        revoked_keys: &revoked_keys,
         link: &link,
         heartbeat_interval: context.hosts.settings().heartbeat_interval,
     })?;

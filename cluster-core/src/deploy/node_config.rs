@@ -69,6 +69,8 @@ struct Cluster<'a> {
     prove_key: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     heartbeat_interval_secs: Option<u64>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    revoked_keys: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -87,14 +89,18 @@ const PUBLIC_KEY_PATH: &str = "/run/aegis/node.pub";
 /// Free disk is reported in steps, so that a redeploy that changes nothing writes the same file.
 const DISK_STEP_GB: u64 = 100;
 
-pub fn render(
-    spec: &DeploymentSpec,
-    facts: &HostFacts,
-    port: u16,
-    controller_key: &[u8; 32],
-    link: &NodeLink,
-    heartbeat_interval: Duration,
-) -> Result<String> {
+/// What a node needs to know of the cluster that it joins.
+pub struct Joining<'a> {
+    pub controller_key: &'a [u8; 32],
+    /// Thumbprints of the node's keys that were revoked.
+    pub revoked_keys: &'a [String],
+    pub link: &'a NodeLink,
+    /// Interval at which the controller expects the node to beat.
+    pub heartbeat_interval: Duration,
+}
+
+pub fn render(spec: &DeploymentSpec, facts: &HostFacts, port: u16, joining: &Joining<'_>) -> Result<String> {
+    let Joining { controller_key, revoked_keys, link, heartbeat_interval } = *joining;
     let (controller, own, public_key_path) = match link {
         NodeLink::Sockets => (CONTROLLER_ENDPOINT.to_owned(), NODE_ENDPOINT.to_owned(), None),
         NodeLink::Ports(ports) => (loopback(ports.controller), loopback(ports.node), Some(PUBLIC_KEY_PATH)),
@@ -142,6 +148,7 @@ pub fn render(
                 // A node that beats less often than its controller expects counts as silent in between.
                 heartbeat_interval_secs: (heartbeat_interval != HEARTBEAT_INTERVAL_DEFAULT)
                     .then_some(heartbeat_interval.as_secs()),
+                revoked_keys,
             },
         },
     };
@@ -174,7 +181,13 @@ mod tests {
         let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
         let spec = request.validate(Origin::Person, &DeploySettings::default()).unwrap().spec;
         let key = NodeKey::generate().unwrap().public();
-        let text = render(&spec, facts, 8090, key.as_bytes(), link, heartbeat).unwrap();
+        let joining = Joining {
+            controller_key: key.as_bytes(),
+            revoked_keys: &[],
+            link,
+            heartbeat_interval: heartbeat,
+        };
+        let text = render(&spec, facts, 8090, &joining).unwrap();
         let overrides = Overrides { data_dir: Some("/data".into()), ..Default::default() };
         let settings = Settings::of(&config::parse(&text).unwrap(), &overrides);
         let settings = settings.unwrap_or_else(|error| panic!("{text}: {error}"));

@@ -123,6 +123,8 @@ pub struct Inputs<'a> {
     pub node_image: &'a str,
     pub local_images: &'a LocalImages,
     pub controller_key: &'a [u8; 32],
+    /// Thumbprints of the node's keys that were revoked.
+    pub revoked_keys: &'a [String],
     pub link: &'a NodeLink,
     /// Interval at which the controller expects the node to beat.
     pub heartbeat_interval: Duration,
@@ -137,9 +139,12 @@ pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
             spec,
             facts,
             node.port,
-            inputs.controller_key,
-            inputs.link,
-            inputs.heartbeat_interval,
+            &node_config::Joining {
+                controller_key: inputs.controller_key,
+                revoked_keys: inputs.revoked_keys,
+                link: inputs.link,
+                heartbeat_interval: inputs.heartbeat_interval,
+            },
         )?),
         None => None,
     };
@@ -393,6 +398,7 @@ mod tests {
             node_image: "aegis-node:0123456789ab",
             local_images: &LocalImages::default(),
             controller_key: &[7; 32],
+            revoked_keys: &[],
             link: &NodeLink::Sockets,
             heartbeat_interval: Duration::from_secs(30),
         };

@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 
 use super::{link::NodeLink, operation::Action, spec::DeploymentSpec, view::DeploymentView};
 use crate::{
+    cluster::peer::Amounts,
     error::Result,
     ids::{DeploymentId, NodeId},
     secrets::{Secret, SecretName},
@@ -17,14 +18,19 @@ pub trait Membership: Send + Sync {
     /// An identity that is pinned to another host is a `Conflict` that names both.
     fn check_identity<'a>(&'a self, node: &'a NodeId, target: &'a SshTarget) -> BoxFuture<'a, Result<()>>;
 
-    /// Pins the key that was read from the host over the verified connection. Idempotent.
+    /// Pins the key that was read from the host over the verified connection. Idempotent. The node may claim
+    /// `size` at most; without one, an earlier bound stays.
     fn admit<'a>(
         &'a self,
         node: &'a NodeId,
         public_key: [u8; 32],
         spec: &'a DeploymentSpec,
         link: &'a NodeLink,
+        size: Option<Amounts>,
     ) -> BoxFuture<'a, Result<()>>;
+
+    /// Returns the thumbprints of the node's keys that were revoked when it was removed.
+    fn revoked_keys<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Vec<String>>>;
 
     /// Starts (or replaces) the standing link of the node, over this connection. Idempotent.
     fn attach_link<'a>(

@@ -34,11 +34,12 @@ impl KeyFile {
     }
 
     /// Opens the key of one node. A key that is marked as another node's came with a copied machine or a
-    /// reused volume: it is replaced, since two nodes must not have one key. A key without a mark is marked.
+    /// reused volume: it is replaced, since two nodes must not have one key. A key without a mark is marked. A key
+    /// whose thumbprint is among `revoked` is replaced too: no controller admits it.
     ///
     /// # Errors
     /// Fails if the key cannot be read, or if key or mark cannot be written.
-    pub fn open_of(path: &Path, node_id: &NodeId) -> Result<Self> {
+    pub fn open_of(path: &Path, node_id: &NodeId, revoked: &[String]) -> Result<Self> {
         let mark = path.with_extension(MARK_EXTENSION);
         let failed = |error: std::io::Error| {
             Error::new(ErrorCode::Storage, format!("{} cannot be used", mark.display())).source(error)
@@ -52,14 +53,14 @@ impl KeyFile {
         if is_own == Some(false) && path.exists() {
             tracing::warn!(%node_id, of = shown(marked.as_deref().unwrap_or_default()).as_str(),
                 "the key is that of another node: a new one is generated");
-            for path in [path.to_owned(), path.with_extension(NEXT_EXTENSION)] {
-                match fs::remove_file(path) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
-                }
-            }
+            remove_keys(path).map_err(failed)?;
         }
-        let keys = Self::open(path)?;
+        let mut keys = Self::open(path)?;
+        if revoked.contains(&keys.current().public().thumbprint()) {
+            tracing::warn!(%node_id, "the key was revoked: a new one is generated");
+            remove_keys(path).map_err(failed)?;
+            keys = Self::open(path)?;
+        }
         // The key is stored first: a crash in between only makes another new key.
         if is_own != Some(true) {
             write_new(&mark, node_id.as_str().as_bytes()).map_err(failed)?;
@@ -113,6 +114,17 @@ impl KeyFile {
     }
 }
 
+/// Removes a key, and the next one of a change that was under way.
+fn remove_keys(path: &Path) -> std::io::Result<()> {
+    for path in [path.to_owned(), path.with_extension(NEXT_EXTENSION)] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,7 +154,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("node-keypair.pem");
         let [one, other] = ["one", "other"].map(|name| NodeId::parse(name).unwrap());
-        let key = |node: &NodeId| KeyFile::open_of(&path, node).unwrap().current().public();
+        let key = |node: &NodeId| KeyFile::open_of(&path, node, &[]).unwrap().current().public();
         let unmarked = KeyFile::open(&path).unwrap().current().public();
         assert_eq!(key(&one), unmarked, "a key of an earlier version stays");
         KeyFile::open(&path).unwrap().prepare_next().unwrap();
@@ -157,5 +169,20 @@ mod tests {
         // As after a crash between key and mark.
         fs::write(path.with_extension(MARK_EXTENSION), "one").unwrap();
         assert_ne!(key(&other), fresh);
+    }
+
+    #[test]
+    fn revoked_key_is_replaced_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node-keypair.pem");
+        let node = NodeId::parse("one").unwrap();
+        let open = |revoked: &[String]| KeyFile::open_of(&path, &node, revoked).unwrap();
+        let old = open(&[]).current().public();
+        open(&[]).prepare_next().unwrap();
+        let revoked = vec!["0".repeat(64), old.thumbprint()];
+        let fresh = open(&revoked);
+        assert_ne!(fresh.current().public(), old);
+        assert!(fresh.next().unwrap().is_none(), "the next key was known to the holder of the old one");
+        assert_eq!(open(&revoked).current().public(), fresh.current().public());
     }
 }

@@ -8,8 +8,9 @@ use futures::future::BoxFuture;
 use crate::{
     cluster::{
         controller::Controller,
+        membership::Given,
         nodes::Nodes,
-        peer::{Desired, PeerStatus, Site},
+        peer::{Amounts, Desired, PeerStatus, Site},
     },
     deploy::{self, DeploymentSpec, Hosts, NodeLink, Origin, link_key},
     error::{Error, ErrorCode, Result},
@@ -167,6 +168,7 @@ impl deploy::Membership for ClusterMembership {
         public_key: [u8; 32],
         spec: &'a DeploymentSpec,
         link: &'a NodeLink,
+        size: Option<Amounts>,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let before = self.site(node).await?;
@@ -178,9 +180,13 @@ impl deploy::Membership for ClusterMembership {
             }
             let may_have = self.may_have_link_key(before.as_ref(), link);
             let site = Site { link_key: may_have, ..site(spec, link) };
-            let (key, tags) = (PublicKey::parse(&public_key)?, spec.tags.clone());
-            self.controller.admit(node.clone(), key, site, Some(tags)).await
+            let (key, given) = (PublicKey::parse(&public_key)?, Given { tags: spec.tags.clone(), size });
+            self.controller.admit(node.clone(), key, site, Some(given)).await
         })
+    }
+
+    fn revoked_keys<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Vec<String>>> {
+        Box::pin(self.controller.revoked_keys(node.clone()))
     }
 
     fn attach_link<'a>(

@@ -146,6 +146,8 @@ fn migrations() -> Migrator {
         simple(20, "acknowledged", include_str!("migrations/0020_acknowledged.sql")),
         simple(21, "bound_tags", include_str!("migrations/0021_bound_tags.sql")),
         simple(22, "execution_columns", include_str!("migrations/0022_execution_columns.sql")),
+        simple(23, "revoked_keys", include_str!("migrations/0023_revoked_keys.sql")),
+        simple(24, "bound_size", include_str!("migrations/0024_bound_size.sql")),
     ])
 }
 

@@ -4,7 +4,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, from_json, from_name, read_failed, unreadable};
 use crate::{
-    cluster::peer::{Capabilities, Desired, LinkKind, Observed, OnDeadline, Role, Site},
+    cluster::peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, Role, Site},
     error::Result,
     ids::{CommandId, EnrolmentTokenId, NodeId, Tag},
 };
@@ -31,6 +31,8 @@ pub struct NodeRecord {
     pub on_deadline: OnDeadline,
     /// Tags that the node may claim; None where it may claim any.
     pub bound_tags: Option<Vec<Tag>>,
+    /// Amounts that the node may claim; None where it may claim any.
+    pub bound_size: Option<Amounts>,
 }
 
 impl NodeRecord {
@@ -53,6 +55,7 @@ impl NodeRecord {
             drain_deadline_ms: None,
             on_deadline: OnDeadline::default(),
             bound_tags: None,
+            bound_size: None,
         }
     }
 }
@@ -88,6 +91,19 @@ impl Store {
             .await
             .map_err(read_failed)?;
         rows.iter().map(node).collect()
+    }
+
+    /// Keys of removed nodes, each with the id of its node, oldest first.
+    pub async fn revoked_keys(&self) -> Result<Vec<(NodeId, [u8; 32])>> {
+        let sql = "SELECT node_id, public_key FROM revoked_keys ORDER BY revoked_at_ms, public_key";
+        let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
+        rows.iter()
+            .map(|row| {
+                let node_id = row.try_get::<String, _>("node_id").map_err(read_failed)?;
+                let key = row.try_get::<Vec<u8>, _>("public_key").map_err(read_failed)?;
+                Ok((NodeId::parse(node_id)?, bytes32(key)?))
+            })
+            .collect()
     }
 
     pub async fn token(&self, token_id: &EnrolmentTokenId) -> Result<Option<TokenRecord>> {
@@ -126,6 +142,7 @@ fn node(row: &AnyRow) -> Result<NodeRecord> {
     let time = |column| row.try_get::<Option<i64>, _>(column).map_err(read_failed);
     let key = row.try_get::<Option<Vec<u8>>, _>("public_key").map_err(read_failed)?;
     let site = row.try_get::<Option<String>, _>("site").map_err(read_failed)?;
+    let bound_size = row.try_get::<Option<String>, _>("bound_size").map_err(read_failed)?;
     Ok(NodeRecord {
         node_id: NodeId::parse(text("node_id")?)?,
         role: from_name("role", text("role")?)?,
@@ -143,6 +160,7 @@ fn node(row: &AnyRow) -> Result<NodeRecord> {
         drain_deadline_ms: time("drain_deadline_ms")?,
         on_deadline: from_name("deadline policy", text("drain_on_deadline")?)?,
         bound_tags: tags(row, "bound_tags")?,
+        bound_size: bound_size.map(|json| from_json("amounts", &json)).transpose()?,
     })
 }
 

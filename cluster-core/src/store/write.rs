@@ -208,15 +208,15 @@ pub(super) async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Cha
 async fn put_node(node: &NodeRecord, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO nodes (node_id, role, public_key, desired, observed, capabilities, address, link,
              site, version, sealed, registered_at_ms, last_heartbeat_ms, drain_deadline_ms, drain_on_deadline,
-             bound_tags)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+             bound_tags, bound_size)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
          ON CONFLICT (node_id) DO UPDATE SET role = excluded.role, public_key = excluded.public_key,
              desired = excluded.desired, observed = excluded.observed, capabilities = excluded.capabilities,
              address = excluded.address, link = excluded.link, site = excluded.site,
              version = excluded.version, sealed = excluded.sealed,
              registered_at_ms = excluded.registered_at_ms, last_heartbeat_ms = excluded.last_heartbeat_ms,
              drain_deadline_ms = excluded.drain_deadline_ms, drain_on_deadline = excluded.drain_on_deadline,
-             bound_tags = excluded.bound_tags";
+             bound_tags = excluded.bound_tags, bound_size = excluded.bound_size";
     let query = sqlx::query(sql)
         .bind(node.node_id.as_str())
         .bind(to_name(&node.role))
@@ -233,11 +233,16 @@ async fn put_node(node: &NodeRecord, to: &mut Transaction<'_, Any>) -> Changed {
         .bind(node.last_heartbeat_ms)
         .bind(node.drain_deadline_ms)
         .bind(to_name(&node.on_deadline))
-        .bind(node.bound_tags.as_ref().map(to_json));
+        .bind(node.bound_tags.as_ref().map(to_json))
+        .bind(node.bound_size.as_ref().map(to_json));
     done(query, to).await
 }
 
 async fn remove_node(node_id: &NodeId, now_ms: i64, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "INSERT INTO revoked_keys (public_key, node_id, revoked_at_ms)
+         SELECT public_key, node_id, $1 FROM nodes WHERE node_id = $2 AND public_key IS NOT NULL
+         ON CONFLICT (public_key) DO NOTHING";
+    done(sqlx::query(sql).bind(now_ms).bind(node_id.as_str()), to).await?;
     let sql = "UPDATE nodes SET desired = $1, observed = $2, public_key = NULL, site = NULL,
          drain_deadline_ms = NULL WHERE node_id = $3";
     let query = sqlx::query(sql)

@@ -10,6 +10,7 @@ use std::{
 
 use cluster_core::{
     Error, ErrorCode, Result,
+    cluster::peer::Amounts,
     deploy::{
         ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, NodeLink,
         RolloutState, link_settings,
@@ -85,6 +86,15 @@ pub async fn run(connection: &Connection, script: &'static str, args: &[&str]) -
     let output = connection.script(script, args, LIMIT).await.unwrap();
     assert!(output.success(), "{output:?}");
     output.stdout
+}
+
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let polled = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, polled).await.unwrap_or_else(|_| panic!("{what}: not in time"));
 }
 
 /// A static executable that behaves like a worker as far as a deployment can see.
@@ -281,10 +291,14 @@ impl Membership for StandInCluster {
         key: [u8; 32],
         _: &'a DeploymentSpec,
         _: &'a NodeLink,
+        _: Option<Amounts>,
     ) -> BoxFuture<'a, Result<()>> {
         assert_eq!(key, [7; 32]);
         self.admitted.lock().unwrap().push(node.clone());
         Box::pin(async { Ok(()) })
+    }
+    fn revoked_keys<'a>(&'a self, _: &'a NodeId) -> BoxFuture<'a, Result<Vec<String>>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
     fn attach_link<'a>(
         &'a self,

@@ -122,8 +122,28 @@ async fn a_goodbye_keeps_the_key_and_leaving_does_not() {
     assert!(cluster.peer("a").await.is_none());
     assert_eq!(refused(node.join(None).await), ErrorCode::NodeRemoved);
     let token = cluster.token(Some("a")).await.token;
-    node.join(Some(&token)).await.expect("a new enrolment brings it back");
+    assert_eq!(refused(node.join(Some(&token)).await), ErrorCode::NodeRemoved, "its key was revoked");
+    let mut again = Node::new(&cluster, "a", Role::Worker).await;
+    again.join(Some(&token)).await.expect("a new enrolment brings it back, with a new key");
     assert_eq!(kinds(&cluster, "a").last(), Some(&NodeJoined));
+}
+
+#[tokio::test]
+async fn revoked_keys_outlive_the_controller() {
+    let mut cluster = Cluster::start().await;
+    let mut node = cluster.member("a").await;
+    let id = node.applicant.node_id.clone();
+    cluster
+        .core()
+        .remove(&id, RemovalOrder { deadline: std::time::Duration::ZERO, force: false })
+        .await
+        .unwrap();
+    cluster.restart().await;
+    node.reconnect(&cluster).await;
+    for bound in [Some("a"), None] {
+        let token = cluster.token(bound).await.token;
+        assert_eq!(refused(node.join(Some(&token)).await), ErrorCode::NodeRemoved);
+    }
 }
 
 #[tokio::test]

@@ -116,8 +116,10 @@ async fn it_joins_by_token_and_fingerprint_and_is_known_by_its_certificate_from_
 async fn a_removed_nodes_connections_are_cut_and_its_certificate_is_worth_nothing() {
     let port = free_port();
     let controller = Controller::start(&controller(port, "")).await;
-    let worker = Controller::start(&worker(port, &token(&controller).await, "")).await;
+    let spent = token(&controller).await;
+    let mut worker = Controller::start(&worker(port, &spent, "")).await;
     is_active(&controller).await;
+    let revoked = std::fs::read(worker.data.join("node-keypair.pem")).expect("its key");
     assert!(controller.cli(&["node", "remove", "by-hand"]).await.succeeded().contains("is removed"));
     // Far sooner than its next heartbeat.
     says(&worker, "the connection to the controller was lost").await;
@@ -126,6 +128,16 @@ async fn a_removed_nodes_connections_are_cut_and_its_certificate_is_worth_nothin
     assert!(peer(&controller).await.is_none());
     let health = worker.api("/health").await.expect("it answers");
     assert_eq!(health["ready"], false, "{health}");
+
+    // A new token admits it with a new key.
+    worker.stop().await;
+    let config = std::fs::read_to_string(worker.config()).expect("its configuration");
+    let fresh = token(&controller).await;
+    std::fs::write(worker.config(), config.replace(&spent, &fresh)).expect("the new token");
+    worker.start_again().await;
+    is_active(&controller).await;
+    assert_ne!(std::fs::read(worker.data.join("node-keypair.pem")).expect("its key"), revoked);
+    assert_eq!(controller.cli(&RUN).await.succeeded(), "on by-hand\n");
 }
 
 #[tokio::test]

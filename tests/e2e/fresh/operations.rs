@@ -54,6 +54,8 @@ async fn a_plan_an_earlier_release_logs_and_a_removal() {
     let by_person = controller.cli(&["node", "logs", ONE, "-n", "5"]).await.succeeded();
     assert!((1..=5).contains(&by_person.trim().lines().count()), "{by_person}");
 
+    let public_key = || host.sh("cat /opt/aitheros-edge/run/node.pub");
+    let revoked = public_key();
     // It is removed while something runs there, which is cancelled at the deadline.
     let started = client.call("submit_execution", script(&counting(1_000, 0), &["first"])).await;
     let execution = id_of(&started, "execution_id");
@@ -72,6 +74,7 @@ async fn a_plan_an_earlier_release_logs_and_a_removal() {
 
     let again = client.call("deploy_edge_node", deployment_of(host, ONE, &["edge"])).await;
     told_by_its_resource(&controller, &id_of(&again, "deployment_id")).await;
+    assert_ne!(public_key(), revoked, "the key in the volume was revoked");
     let gone =
         controller.cli(&["node", "remove", ONE, "--force", "--volumes", "--output", "json"]).await.json();
     assert_eq!(gone["state"], "removed", "{gone:#}");

@@ -7,7 +7,7 @@ use super::{
     unknown,
 };
 use crate::{
-    cluster::peer::{Capabilities, Desired, LinkKind, Observed, Role, Site},
+    cluster::peer::{Amounts, Capabilities, Desired, LinkKind, Observed, Role, Site},
     error::{Error, ErrorCode, Result},
     identity::PublicKey,
     ids::{CommandId, NodeId, Tag},
@@ -23,17 +23,32 @@ pub(super) const CONTRADICTIONS_SHOWN: u32 = 3;
 /// silent.
 const STORED_EVERY_MS: i64 = 600_000;
 
+/// Remedy where a machine that joins has a revoked key. A worker with a token makes a new one by itself.
+const KEY_TO_REPLACE: &str = "on that machine, stop its node, delete node-keypair.pem in its data directory, and \
+                              start it again with a new token";
 /// Remedies where a machine has another node's key. They act on the copy, never on the node that is well.
 const COPY_THAT_JOINS: &str = "on the machine that is the copy, stop its node, delete node-keypair.pem in its \
                                data directory, and start it again";
+const DEPLOY_AGAIN: &str = "deploy it again: its node then makes a new key";
 const COPY_THAT_IS_DEPLOYED: &str = "on the host that is the copy, run: docker volume rm \
                                      aitheros-edge_node_data; then deploy it again";
+
+/// What a deployment allows its node to claim.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    pub tags: Vec<Tag>,
+    /// What the host has; None where the host was not measured, and an earlier bound stays.
+    pub size: Option<Amounts>,
+}
 
 impl Membership {
     /// Whether a node of this name and key may be admitted. Another key for a known id is refused
     /// until an operator issues a token for that id.
     pub fn check_key(&self, node_id: &NodeId, public_key: &PublicKey, enrolment: Enrolment) -> Result<()> {
         self.check_unshared(node_id, public_key, COPY_THAT_JOINS)?;
+        if enrolment != Enrolment::None {
+            self.revoked.check(public_key, KEY_TO_REPLACE)?;
+        }
         let Some(node) = self.nodes.get(node_id) else {
             return match enrolment {
                 Enrolment::Anybody | Enrolment::Bound => Ok(()),
@@ -125,6 +140,7 @@ impl Membership {
     pub fn admit(&self, node_id: &NodeId, public_key: &PublicKey, site: Site) -> Result<Vec<Change>> {
         self.check_identity(node_id, &site)?;
         self.check_unshared(node_id, public_key, COPY_THAT_IS_DEPLOYED)?;
+        self.revoked.check(public_key, DEPLOY_AGAIN)?;
         let mut record = match self.nodes.get(node_id) {
             Some(node) => node.record.clone(),
             None => {
@@ -144,19 +160,25 @@ impl Membership {
         Ok(vec![Change::Put(Box::new(record))])
     }
 
-    /// Admits a node as [`Self::admit`] does, and allows the tags of its deployment. Tags of earlier deployments stay
+    /// Returns the thumbprints of a node's keys that were revoked when it was removed.
+    pub fn revoked_keys(&self, node_id: &NodeId) -> Vec<String> {
+        self.revoked.thumbprints(node_id)
+    }
+
+    /// Admits a node as [`Self::admit`] does, and allows what its deployment gives it. Tags of earlier deployments stay
     /// allowed, since a rollback restores an earlier configuration.
-    pub fn admit_with_tags(
+    pub fn admit_deployed(
         &self,
         node_id: &NodeId,
         public_key: &PublicKey,
         site: Site,
-        tags: &[Tag],
+        given: &Given,
     ) -> Result<Vec<Change>> {
+        let Given { tags, size } = given;
         let mut changes = self.admit(node_id, public_key, site)?;
-        let known = self.nodes.get(node_id);
-        let claimed = known.map(|node| node.overclaimed.as_slice()).unwrap_or_default();
-        let was_removed = known.is_some_and(|node| node.record.desired == Desired::Removed);
+        let node = self.nodes.get(node_id);
+        let claimed = node.map(|node| node.overclaimed.as_slice()).unwrap_or_default();
+        let was_removed = node.is_some_and(|node| node.record.desired == Desired::Removed);
         for change in &mut changes {
             let Change::Put(record) = change else { continue };
             let known = &mut record.capabilities.tags;
@@ -172,6 +194,11 @@ impl Membership {
             let allowed: Vec<_> = allowed.cloned().collect();
             known.extend(allowed);
             record.bound_tags = Some(bound);
+            record.bound_size = size.or(record.bound_size);
+            if let Some(bound) = record.bound_size {
+                let claim = node.and_then(|node| node.oversized).unwrap_or(record.capabilities.total);
+                record.capabilities.total = claim.at_most(bound);
+            }
         }
         Ok(changes)
     }
@@ -183,6 +210,7 @@ impl Membership {
                 let mut record = node.record.clone();
                 record.public_key = Some(*public_key.as_bytes());
                 record.role = role;
+                record.bound_size = None;
                 if record.desired == Desired::Removed {
                     record.link = LinkKind::Direct;
                 }
@@ -234,6 +262,7 @@ impl Membership {
             .remedy("attest again with the key that is pinned now"));
         }
         self.check_unshared(node_id, public_key, COPY_THAT_JOINS)?;
+        self.revoked.check(public_key, KEY_TO_REPLACE)?;
         record.public_key = Some(*public_key.as_bytes());
         Ok(vec![Change::Put(Box::new(record))])
     }
@@ -256,13 +285,15 @@ impl Membership {
         }
     }
 
-    /// Notes which tags the node claims beyond those that its token or its deployment allows.
+    /// Notes what the node claims beyond what its token or its deployment allows.
     pub fn note_claims(&mut self, node_id: &NodeId, capabilities: &Capabilities) {
         if let Some(node) = self.nodes.get_mut(node_id) {
             let claimed = capabilities.tags.iter();
             let allowed = node.record.bound_tags.as_ref();
             let beyond = |tag: &&Tag| allowed.is_some_and(|allowed| !allowed.contains(tag));
             node.overclaimed = claimed.filter(beyond).cloned().collect();
+            let total = capabilities.total;
+            node.oversized = node.record.bound_size.filter(|bound| total.exceeds(*bound)).map(|_| total);
         }
     }
 
@@ -361,10 +392,13 @@ impl Node {
     }
 }
 
-/// Drops the tags that the node's token or deployment does not allow from what the node says of itself.
+/// Cuts what the node says of itself to the tags and amounts that its token or its deployment allows.
 fn within_bounds(mut capabilities: Capabilities, record: &NodeRecord) -> Capabilities {
     if let Some(allowed) = &record.bound_tags {
         capabilities.tags.retain(|tag| allowed.contains(tag));
+    }
+    if let Some(bound) = record.bound_size {
+        capabilities.total = capabilities.total.at_most(bound);
     }
     capabilities
 }
@@ -372,7 +406,7 @@ fn within_bounds(mut capabilities: Capabilities, record: &NodeRecord) -> Capabil
 /// Resets a removed node that is admitted again.
 fn reinstate(record: &mut NodeRecord) {
     if record.desired == Desired::Removed {
-        record.bound_tags = None;
+        (record.bound_tags, record.bound_size) = (None, None);
         record.desired = Desired::Schedulable;
         record.observed = Observed::Expected;
         record.registered_at_ms = None;

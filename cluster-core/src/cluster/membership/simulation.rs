@@ -177,7 +177,8 @@ impl World {
         let reserved = |(id, node): (&ExecutionId, &NodeId)| (id.clone(), node.clone(), demand().amounts);
         let assignments = self.running.iter().map(reserved).collect();
         let commands = self.disk.commands.clone();
-        self.membership = Membership::restore(records, commands, assignments, self.now_ms);
+        self.membership =
+            Membership::restore(records, commands, assignments, RevokedKeys::default(), self.now_ms);
         self.resume_links();
     }
 

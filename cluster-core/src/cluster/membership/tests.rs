@@ -8,6 +8,7 @@ use crate::{
 };
 
 mod faults;
+mod removed;
 
 const STALE_MS: i64 = 90_000;
 const STALENESS: Staleness = Staleness { threshold: Duration::from_millis(STALE_MS as u64), is_set: false };
@@ -443,7 +444,8 @@ fn age_of_a_heartbeat_is_the_stored_one_until_the_node_speaks() {
     records[0].version = String::new();
     let never = NodeRecord::expected(id("b"), Role::Worker, [1; 32], LinkKind::Direct);
     records.push(never);
-    let mut membership = Membership::restore(records, Vec::new(), Vec::new(), 500_000);
+    let mut membership =
+        Membership::restore(records, Vec::new(), Vec::new(), RevokedKeys::default(), 500_000);
     let age =
         |membership: &Membership, name| membership.view(&id(name), 600_000).unwrap().last_heartbeat_age_ms;
     assert_eq!((age(&membership, "a"), age(&membership, "b")), (Some(600_000), None));
@@ -530,7 +532,8 @@ fn deployed_node_has_only_the_tags_of_its_deployment() {
     let [gpu, eu] = ["gpu", "eu"].map(|tag| Tag::parse(tag).unwrap());
     let key = NodeKey::generate().unwrap().public();
     let deploy = |membership: &mut Membership, tags: &[Tag]| {
-        let changes = membership.admit_with_tags(&id("a"), &key, site("a"), tags).unwrap();
+        let given = Given { tags: tags.to_vec(), size: None };
+        let changes = membership.admit_deployed(&id("a"), &key, site("a"), &given).unwrap();
         apply(membership, changes, 1);
         let view = membership.view(&id("a"), 1).unwrap();
         (view.tags, view.problem)
@@ -552,6 +555,39 @@ fn deployed_node_has_only_the_tags_of_its_deployment() {
     removed.desired = Desired::Removed;
     apply(&mut membership, vec![Change::Put(Box::new(removed))], 1);
     assert_eq!(deploy(&mut membership, &[]).0, vec![]);
+}
+
+#[test]
+fn deployed_node_has_at_most_what_its_host_has() {
+    let mut membership = cluster(&["a"]);
+    let key = NodeKey::generate().unwrap().public();
+    let deploy = |membership: &mut Membership, size: Option<Amounts>| {
+        let given = Given { tags: Vec::new(), size };
+        let changes = membership.admit_deployed(&id("a"), &key, site("a"), &given).unwrap();
+        apply(membership, changes, 1);
+        membership.view(&id("a"), 1).unwrap()
+    };
+    let claim = |membership: &mut Membership, total: Amounts| {
+        let capabilities = Some(Capabilities { total, ..capabilities() });
+        report(membership, "a", Report { capabilities, ..Default::default() }, 1);
+        membership.view(&id("a"), 1).unwrap()
+    };
+    let host = Amounts { cpu_millicores: 4_000, memory_mb: 2_048, gpus: 0, vram_gb: 0 };
+    let more = Amounts { cpu_millicores: 2_000, memory_mb: 4_096, gpus: 8, vram_gb: 320 };
+    assert_eq!(deploy(&mut membership, Some(host)).problem, None);
+    let view = claim(&mut membership, more);
+    assert_eq!(view.capacity, Amounts { cpu_millicores: 2_000, ..host }, "the lesser of each");
+    let problem = view.problem.expect("it is shown");
+    assert!(problem.message.contains("4096 MB of memory, 8 GPUs with 320 GB"), "{}", problem.message);
+    assert!(problem.message.contains("4 CPUs, 2048 MB of memory when"), "{}", problem.message);
+    // A rollback measures nothing.
+    assert_eq!(deploy(&mut membership, None).capacity.gpus, 0);
+    // The host has got more, and the node has stated it before its deployment admits it.
+    let grown = Amounts { cpu_millicores: 4_000, ..more };
+    let view = deploy(&mut membership, Some(grown));
+    assert_eq!((view.capacity, view.problem), (more, None));
+    let view = claim(&mut membership, host);
+    assert_eq!((view.capacity, view.problem), (host, None), "an operator may give less");
 }
 
 #[test]

@@ -192,7 +192,7 @@ impl Run {
         let link = self.remote()?.current_link().await?;
         let (spec, key) = (self.record.spec.clone(), self.read_public_key().await?);
         let membership = &self.context.membership;
-        membership.admit(&spec.node, key, &spec, &link).await?;
+        membership.admit(&spec.node, key, &spec, &link, None).await?;
         membership.attach_link(&spec.node, &spec, &link, self.connection()?.clone()).await
     }
 

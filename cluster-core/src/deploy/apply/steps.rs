@@ -187,7 +187,9 @@ impl Run {
         let membership = self.context.membership.clone();
         // As the release says that runs now, whichever it is.
         let link = self.remote()?.current_link().await?;
-        membership.admit(&spec.node, public_key, &spec, &link).await?;
+        // A rollback examines nothing, and an earlier bound stays.
+        let size = self.examined.as_ref().map(|examined| examined.facts.size());
+        membership.admit(&spec.node, public_key, &spec, &link, size).await?;
         membership.attach_link(&spec.node, &spec, &link, self.connection()?.clone()).await?;
         self.progress(
             StepName::Join,
