@@ -17,6 +17,7 @@ use crate::{
         HostKeyRules, Leg, LinkKey, Passphrase, SshTarget, Timeouts,
         client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
         host_keys::{Accepted, host_argument},
+        jump_hosts::{JumpHosts, Purpose, Way},
         known_hosts::KnownHosts,
         probe,
         target::SSH_PORT_DEFAULT,
@@ -29,6 +30,7 @@ pub struct Hosts {
     settings: Arc<DeploySettings>,
     journal: Arc<dyn Journal>,
     agents: AgentSockets,
+    jump_hosts: JumpHosts,
 }
 
 impl std::fmt::Debug for Hosts {
@@ -40,7 +42,7 @@ impl std::fmt::Debug for Hosts {
 impl Hosts {
     pub fn new(settings: Arc<DeploySettings>, journal: Arc<dyn Journal>) -> Self {
         let agents = AgentSockets::new(settings.agent_socket.clone());
-        Self { settings, journal, agents }
+        Self { settings, journal, agents, jump_hosts: JumpHosts::default() }
     }
 
     /// Takes the socket of an ssh agent of this machine's user, for connections from now on.
@@ -86,7 +88,7 @@ impl Hosts {
     /// Connects to an approved host, by the way that the ssh configuration names now, and pins its key
     /// where that was not done before.
     pub async fn connect(&self, target: &SshTarget, origin: Origin) -> Result<Connection> {
-        self.connect_by(target, origin, None).await
+        self.connect_by(target, origin, Purpose::Work, None).await
     }
 
     /// With a link's own key nothing else is tried on the host; hosts on the way are the login's.
@@ -94,12 +96,13 @@ impl Hosts {
         &self,
         target: &SshTarget,
         origin: Origin,
+        purpose: Purpose,
         link_key: Option<&LinkKey>,
     ) -> Result<Connection> {
         self.require_approval(target, origin).await?;
         let (jumps, mut leg) = self.legs(target).await?;
         leg.options.credentials.link_key = link_key.cloned();
-        let through = self.jump(jumps).await?;
+        let through = self.jump(jumps, purpose).await?;
         leg.options.credentials.confined_to =
             (origin == Origin::Assistant).then(|| self.settings.key_dirs.clone());
         let recorded = self.journal.host(&target.host, target.port).await?;
@@ -117,17 +120,23 @@ impl Hosts {
         Ok(connection)
     }
 
-    /// A connection to each host on the way, over the one before it. Their keys are held to the same
-    /// rules; a key that only the policy took is pinned, which admits no deployment to that host.
-    async fn jump(&self, legs: Vec<Leg>) -> Result<Option<Connection>> {
+    /// Connects to each host on the way, over the one before it, or takes the connection that stands. Their keys are
+    /// held to the same rules; a key that only the policy took is pinned, which admits no deployment to that host.
+    async fn jump(&self, legs: Vec<Leg>, purpose: Purpose) -> Result<Option<Connection>> {
         let mut through = None;
+        let mut way = Way { purpose, hops: Vec::new() };
         for leg in legs {
-            let connection = Connection::open_leg(through, &leg).await?;
-            if connection.host_key_accepted() == Accepted::New {
-                let Endpoint { name, port, .. } = &leg.endpoint;
-                self.record(name, *port, connection.host_key().clone(), JUMP_HOST).await?;
-            }
-            through = Some(connection);
+            let Endpoint { name, port, .. } = &leg.endpoint;
+            way.hops.push((leg.endpoint.clone(), leg.target.user.clone()));
+            let pinned = async || Ok(self.journal.host(name, *port).await?.map(|host| host.key));
+            let open = async || {
+                let connection = Connection::open_leg(through, &leg).await?;
+                if connection.host_key_accepted() == Accepted::New {
+                    self.record(name, *port, connection.host_key().clone(), JUMP_HOST).await?;
+                }
+                Ok(connection)
+            };
+            through = Some(self.jump_hosts.connect(way.clone(), pinned, open).await?);
         }
         Ok(through)
     }
@@ -166,10 +175,10 @@ impl Hosts {
     /// By the link's own key where there is one, and only where the host refuses that as the login.
     async fn connect_standing(&self, target: &SshTarget, origin: Origin) -> Result<Connection> {
         let link_key = self.settings.link_key.as_ref();
-        match self.connect_by(target, origin, link_key).await {
+        match self.connect_by(target, origin, Purpose::Links, link_key).await {
             Err(error) if link_key.is_some() && error.code() == ErrorCode::HostAuthentication => {
                 tracing::warn!(%target, error = %error.chain(), "the link's own key is refused; trying the login's");
-                self.connect(target, origin).await
+                self.connect_by(target, origin, Purpose::Links, None).await
             }
             outcome => outcome,
         }
@@ -187,12 +196,8 @@ impl Hosts {
         let user = UserName::parse(SSH_USER_DEFAULT)?;
         let target = SshTarget { host: host.clone(), port, user, key_path: None };
         let (jumps, leg) = self.legs(&target).await?;
-        let through = self.jump(jumps).await?;
-        let key = probe::host_key(&leg.endpoint, through.as_ref(), &leg.options).await;
-        if let Some(through) = through {
-            through.close().await;
-        }
-        key
+        let through = self.jump(jumps, Purpose::Work).await?;
+        probe::host_key(&leg.endpoint, through.as_ref(), &leg.options).await
     }
 
     /// Pins the key that the host shows. With a fingerprint, only that key; a host that is pinned to

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -72,6 +72,17 @@ pub struct Connection {
     elevated: bool,
 }
 
+/// Does not keep its connection open.
+pub(super) struct WeakConnection(Weak<Inner>);
+
+impl WeakConnection {
+    /// Returns the connection while it is open.
+    pub fn upgrade(&self) -> Option<Connection> {
+        let connection = Connection { inner: self.0.upgrade()?, elevated: false };
+        (!connection.is_closed()).then_some(connection)
+    }
+}
+
 struct Inner {
     handle: Handle<ClientHandler>,
     /// The connection that carries this one.
@@ -100,8 +111,8 @@ impl Connection {
         Self::open_leg(None, &Leg { endpoint, target: target.clone(), options: options.clone() }).await
     }
 
-    /// To one host of a route. The connection to the host before it carries this one, belongs to it
-    /// alone and ends with it.
+    /// To one host of a route. The connection to the host before it carries this one, and ends with the last that it
+    /// carries.
     pub async fn open_leg(through: Option<Self>, leg: &Leg) -> Result<Self> {
         let Leg { endpoint, target, options } = leg;
         let preferred = options.rules.preferred(endpoint);
@@ -182,12 +193,13 @@ impl Connection {
         reason.unwrap_or_else(|| "the connection ended".to_owned())
     }
 
+    /// Ends this connection. Those that carry it may carry others.
     pub async fn close(&self) {
-        let mut connection = Some(self);
-        while let Some(one) = connection {
-            let _ = one.inner.handle.disconnect(russh::Disconnect::ByApplication, "done", "en").await;
-            connection = one.inner.through.as_ref();
-        }
+        let _ = self.inner.handle.disconnect(russh::Disconnect::ByApplication, "done", "en").await;
+    }
+
+    pub(super) fn downgrade(&self) -> WeakConnection {
+        WeakConnection(Arc::downgrade(&self.inner))
     }
 
     /// Runs a constant script with arguments; they travel on standard input, not in a process list.

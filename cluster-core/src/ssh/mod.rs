@@ -6,6 +6,7 @@
 //! - [`auth`]: who are we? Key file, agent, default identities.
 //! - [`connection`]: scripts, bulk input, SFTP, channels to and from the host's sockets.
 //!   `sessions`: how many at a time; `forward`: what the host listens on for us.
+//! - [`jump_hosts`]: the connections that others go through.
 //! - [`probe`]: a host's key without logging in, for a person to approve.
 //! - [`link`]: the standing connection of a node; `link_key`: a key of its own for it.
 //!
@@ -25,6 +26,7 @@ mod forward;
 mod handler;
 mod host_certificate;
 pub mod host_keys;
+pub mod jump_hosts;
 pub mod known_hosts;
 pub mod link;
 mod link_key;

@@ -226,7 +226,7 @@ impl fmt::Display for SshTarget {
 }
 
 /// One host as it is connected to: the name people gave it, and where that is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// What people see, and what is pinned.
     pub name: HostAddress,

@@ -22,7 +22,7 @@ use cluster_core::{
 
 use crate::{
     bench::{BASE, Bench, bench, with_settings},
-    support::{GOOD_NODE, Host, host, run, stand_in_node},
+    support::{GOOD_NODE, Host, host, run, stand_in_node, until},
 };
 
 const USER: &str = "deployer";
@@ -79,15 +79,6 @@ fn failure(view: &DeploymentView) -> String {
 
 async fn is_true(connection: &Connection, script: &'static str) -> bool {
     connection.script(script, &[], IN_TIME).await.unwrap().success()
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let polled = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(IN_TIME, polled).await.unwrap_or_else(|_| panic!("{what}: not in time"));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use cluster_core::{
 };
 use tokio::sync::mpsc;
 
-use crate::support::{Host, LIMIT, MemoryJournal, host, run};
+use crate::support::{Host, LIMIT, MemoryJournal, host, run, until};
 
 /// A controller's user with a home directory of its own.
 struct Desk {
@@ -139,6 +139,23 @@ async fn hosts_are_reached_over_one_and_two_others() {
         peers.push(peer(&connection).await);
         connection.close().await;
     }
+    // What comes at once shares one login on the way, and links share another.
+    let near = host(0).connect().await;
+    const LOGINS: &str =
+        r#"cat /proc/net/tcp /proc/net/tcp6 | grep -c '^ *[0-9]*: [0-9A-F]*:0016 [^ ]* 01 '"#;
+    let logins = async || run(&near, LOGINS, &[]).await.trim().parse::<usize>().unwrap();
+    let before = logins().await;
+    let hosts = desk.hosts();
+    let far = desk.target("far");
+    let work = futures::future::try_join_all((0..4).map(|_| hosts.connect(&far, Origin::Assistant)));
+    let dialer = hosts.dialer(far.clone(), Origin::Assistant);
+    let links = futures::future::try_join_all((0..4).map(|_| dialer()));
+    let (work, links) = tokio::try_join!(work, links).unwrap();
+    assert_eq!(logins().await, before + 2);
+    work[0].close().await;
+    run(&work[1], "true", &[]).await;
+    drop((work, links));
+    until("the logins on the way end", async || logins().await == before).await;
     // A person approves what lies behind another host by the same way.
     let farther = desk.target("farther");
     let approved = desk.hosts().approve(&farther.host, farther.port, None).await;
