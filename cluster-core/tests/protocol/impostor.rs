@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use crate::support::{Cluster, Node, refused};
+use crate::support::{Cluster, Node, refused, unserved};
 
 /// How the impostor proves that it is the controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,56 +139,48 @@ impl Impostor {
 type Events = Empty<Result<ExecutionEvent, Status>>;
 type EdgeCommands = Empty<Result<pb::EdgeCommand, Status>>;
 
-macro_rules! serve {
-    ($($call:ident: $request:ty => $response:ty;)+) => {
-        #[tonic::async_trait]
-        impl NodeClusterService for Impostor {
-            type ForwardExecutionStream = Events;
-            type ConnectEdgeStream = EdgeCommands;
+#[tonic::async_trait]
+impl NodeClusterService for Impostor {
+    type ForwardExecutionStream = Events;
+    type ConnectEdgeStream = EdgeCommands;
 
-            async fn attest_node(
-                &self,
-                request: Request<pb::AttestNodeRequest>,
-            ) -> Result<Response<pb::AttestNodeResponse>, Status> {
-                *self.0.attesting.lock().unwrap() = Some(request.into_inner());
-                Ok(Response::new(pb::AttestNodeResponse {
-                    challenge_nonce: self.0.challenge.clone(),
-                    challenge_id: "x".into(),
-                    cluster_id: self.0.cluster_id.to_string(),
-                    controller_id: self.0.controller_id.to_string(),
-                    controller_time_ms: cluster_core::clock::now_ms(),
-                    protocol_version: 1,
-                }))
-            }
+    async fn attest_node(
+        &self,
+        request: Request<pb::AttestNodeRequest>,
+    ) -> Result<Response<pb::AttestNodeResponse>, Status> {
+        *self.0.attesting.lock().unwrap() = Some(request.into_inner());
+        Ok(Response::new(pb::AttestNodeResponse {
+            challenge_nonce: self.0.challenge.clone(),
+            challenge_id: "x".into(),
+            cluster_id: self.0.cluster_id.to_string(),
+            controller_id: self.0.controller_id.to_string(),
+            controller_time_ms: cluster_core::clock::now_ms(),
+            protocol_version: 1,
+        }))
+    }
 
-            async fn challenge_node(
-                &self,
-                request: Request<pb::ChallengeNodeRequest>,
-            ) -> Result<Response<pb::ChallengeNodeResponse>, Status> {
-                let answer = request.into_inner();
-                self.0.answers.lock().unwrap().push(answer.clone());
-                Ok(Response::new(self.admit(answer).await))
-            }
+    async fn challenge_node(
+        &self,
+        request: Request<pb::ChallengeNodeRequest>,
+    ) -> Result<Response<pb::ChallengeNodeResponse>, Status> {
+        let answer = request.into_inner();
+        self.0.answers.lock().unwrap().push(answer.clone());
+        Ok(Response::new(self.admit(answer).await))
+    }
 
-            $(async fn $call(&self, _: Request<$request>) -> Result<Response<$response>, Status> {
-                Err(Status::unimplemented("not served"))
-            })+
-        }
-    };
-}
-
-serve! {
-    register_node: pb::RegisterNodeRequest => pb::RegisterNodeResponse;
-    heartbeat: pb::NodeHeartbeatRequest => pb::NodeHeartbeatResponse;
-    deregister_node: pb::DeregisterNodeRequest => pb::DeregisterNodeResponse;
-    route_execution: pb::RouteExecutionRequest => pb::RouteExecutionResponse;
-    forward_execution: pb::ForwardExecutionRequest => Events;
-    sync_config: pb::SyncConfigRequest => pb::SyncConfigResponse;
-    push_config: pb::PushConfigRequest => pb::PushConfigResponse;
-    list_peers: pb::ListPeersRequest => pb::ListPeersResponse;
-    connect_edge: tonic::Streaming<pb::EdgeEvent> => EdgeCommands;
-    rotate_edge_key: pb::RotateEdgeKeyRequest => pb::RotateEdgeKeyResponse;
-    issue_enrollment_token: pb::IssueEnrollmentTokenRequest => pb::IssueEnrollmentTokenResponse;
+    unserved! {
+        register_node: pb::RegisterNodeRequest => pb::RegisterNodeResponse;
+        heartbeat: pb::NodeHeartbeatRequest => pb::NodeHeartbeatResponse;
+        deregister_node: pb::DeregisterNodeRequest => pb::DeregisterNodeResponse;
+        route_execution: pb::RouteExecutionRequest => pb::RouteExecutionResponse;
+        forward_execution: pb::ForwardExecutionRequest => Events;
+        sync_config: pb::SyncConfigRequest => pb::SyncConfigResponse;
+        push_config: pb::PushConfigRequest => pb::PushConfigResponse;
+        list_peers: pb::ListPeersRequest => pb::ListPeersResponse;
+        connect_edge: tonic::Streaming<pb::EdgeEvent> => EdgeCommands;
+        rotate_edge_key: pb::RotateEdgeKeyRequest => pb::RotateEdgeKeyResponse;
+        issue_enrollment_token: pb::IssueEnrollmentTokenRequest => pb::IssueEnrollmentTokenResponse;
+    }
 }
 
 #[tokio::test]

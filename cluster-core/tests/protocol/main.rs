@@ -6,6 +6,7 @@ mod bent;
 mod black_hole;
 mod enrolment;
 mod envelope;
+mod flooding_node;
 mod floods;
 mod ids;
 mod impostor;
