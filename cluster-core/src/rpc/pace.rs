@@ -1,4 +1,5 @@
-//! Decides how many bytes a node may have on their way to the controller.
+//! Decides how many bytes a node may have on their way to the controller ([`Pace`]), and the controller to a node
+//! ([`Uploads`]).
 //!
 //! Everything of a deployed node shares one SSH connection, and its sshd queues what it is given in the order in which
 //! it came. Heartbeats and answers therefore wait behind all output that was sent before them. The controller bounds
@@ -122,6 +123,51 @@ fn next_budget(budget: u32, bytes: u64, elapsed: Duration) -> u32 {
     let measured = u128::from(bytes) * HORIZON.as_micros() / elapsed.as_micros().max(1);
     let measured = u32::try_from(measured).unwrap_or(u32::MAX);
     measured.clamp(budget / 2, budget.saturating_mul(2)).clamp(BUDGET_BYTES_MIN, BUDGET_BYTES_MAX)
+}
+
+/// The other direction: bytes of requests that the controller may have on their way to a node. They go in bursts, with
+/// a ping after each. A ping may pass the burst before it, and comes behind the one before that.
+#[derive(Debug)]
+pub struct Uploads {
+    burst: u32,
+    /// The size was changed with the last burst, of which nothing is known yet.
+    is_new: bool,
+}
+
+/// A burst grows while pings are answered within this time: it then takes twice as long at most.
+const BURST_TIME_SHORT: Duration = Duration::from_millis(500);
+/// A burst shrinks when a ping takes longer. The answer may wait behind output of the node for up to [`HORIZON`].
+const BURST_TIME_LONG: Duration = Duration::from_secs(2);
+const BURST_BYTES_MIN: u32 = 8 * 1024;
+/// As large as the window that a worker gives.
+const BURST_BYTES_MAX: u32 = 1024 * 1024;
+/// A request that is smaller is sent at once.
+pub const UNPACED_BYTES: usize = 8 * 1024;
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self { burst: BURST_BYTES_MIN, is_new: true }
+    }
+}
+
+impl Uploads {
+    /// Returns the bytes that may be sent now.
+    pub fn burst(&self) -> usize {
+        self.burst as usize
+    }
+
+    /// Takes note of a ping that was answered after a burst. A burst that was not full says less of the link than of its
+    /// sender.
+    pub fn answered(&mut self, bytes: usize, took: Duration) {
+        let may_grow = !std::mem::take(&mut self.is_new) && bytes >= self.burst();
+        let next = match took {
+            _ if took > BURST_TIME_LONG => self.burst / 2,
+            _ if took < BURST_TIME_SHORT && may_grow => self.burst * 2,
+            _ => return,
+        };
+        self.burst = next.clamp(BURST_BYTES_MIN, BURST_BYTES_MAX);
+        self.is_new = true;
+    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ use tokio::{
 use tonic::{Status, body::Body};
 
 use super::{
-    pace::{IDLE_AFTER, Pace, WINDOW_BYTES_START},
+    pace::{IDLE_AFTER, Pace, UNPACED_BYTES, Uploads, WINDOW_BYTES_START},
     status::NotSent,
     wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
@@ -46,8 +46,8 @@ use super::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unread data of all streams together, which bounds the memory for one node.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-/// Bytes of a request that wait until the connection takes them.
-const SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes of a request that wait until the connection takes them: a burst of them.
+const SEND_BUFFER_BYTES: usize = 1024 * 1024;
 const HEADER_BYTES_MAX: u32 = 32 * 1024;
 /// A window is changed again only when the change before it was acknowledged, which h2 does not tell.
 const WINDOW_RETRY: Duration = Duration::from_millis(20);
@@ -105,8 +105,7 @@ impl PacedChannel {
         // An idle connection may be closed over there at this very moment; a fresh one is not.
         for _ in 0..2 {
             let (_, flow) = self.opened().await?;
-            let (answer, answered) = oneshot::channel();
-            if flow.probes.send(answer).await.is_ok() && answered.await.is_ok() {
+            if flow.probe().await.is_ok() {
                 return Ok(());
             }
         }
@@ -148,7 +147,9 @@ impl PacedChannel {
             requests.send_request(Request::from_parts(parts, ()), is_whole).map_err(not_sent)?;
         let failed = |error: h2::Error| Status::from_error(Box::new(error));
         let mut response = std::pin::pin!(response);
-        let sending = async move { if is_whole { Ok(()) } else { send_body(body, stream).await } };
+        let paced = flow.clone();
+        let sending =
+            async move { if is_whole { Ok(()) } else { send_body(body, stream, Some(&paced)).await } };
         let answered = tokio::select! {
             // An answer that comes before all is sent is a refusal: the rest is not needed.
             answered = &mut response => answered,
@@ -185,18 +186,31 @@ fn not_sent(error: impl std::fmt::Display) -> Status {
     status
 }
 
-/// Sends a body piece by piece, as the worker has room for it.
-async fn send_body(mut body: Body, mut stream: SendStream<Bytes>) -> Result<(), Status> {
+/// Sends a body piece by piece, as the worker has room for it and at the pace of its connection.
+async fn send_body(mut body: Body, mut stream: SendStream<Bytes>, flow: Option<&Flow>) -> Result<(), Status> {
     let failed = |error: h2::Error| Status::from_error(Box::new(error));
+    let mut unpaced = if flow.is_some() { UNPACED_BYTES } else { usize::MAX };
     while let Some(frame) = body.frame().await {
         let frame = frame.inspect_err(|_| stream.send_reset(Reason::CANCEL))?;
         let Ok(mut data) = frame.into_data() else { continue };
         while !data.is_empty() {
             stream.reserve_capacity(data.len());
-            match std::future::poll_fn(|context| stream.poll_capacity(context)).await {
+            // Only growth is told, and a burst may leave some.
+            let room = match stream.capacity() {
+                0 => std::future::poll_fn(|context| stream.poll_capacity(context)).await,
+                left => Some(Ok(left)),
+            };
+            match room {
                 Some(room) => {
                     let room = room.map_err(failed)?.min(data.len());
-                    stream.send_data(data.split_to(room), false).map_err(failed)?;
+                    let mut send = |bytes| stream.send_data(data.split_to(bytes), false).map_err(failed);
+                    match flow.filter(|_| room > unpaced) {
+                        Some(flow) => flow.upload(room, send).await?,
+                        None => {
+                            unpaced -= room;
+                            send(room)?;
+                        }
+                    }
                 }
                 // The stream was ended over there: the answer says why.
                 None => return Ok(()),
@@ -215,9 +229,34 @@ struct Flow {
     /// Bytes of data that came.
     heard: AtomicU64,
     probes: mpsc::Sender<oneshot::Sender<()>>,
+    /// Held while a burst is sent and its ping is not answered: large requests take turns.
+    uploads: tokio::sync::Mutex<Uploads>,
 }
 
 impl Flow {
+    /// Sends a burst of at most so many bytes and waits for the answer of a ping: what is sent meanwhile for other calls
+    /// waits behind two bursts at most.
+    async fn upload(
+        &self,
+        bytes: usize,
+        send: impl FnOnce(usize) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        let mut uploads = self.uploads.lock().await;
+        let (bytes, begun) = (bytes.min(uploads.burst()), Instant::now());
+        send(bytes)?;
+        self.probe().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        uploads.answered(bytes, begun.elapsed());
+        Ok(())
+    }
+
+    /// Resolves once a ping is answered.
+    async fn probe(&self) -> io::Result<()> {
+        let lost = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let (answer, answered) = oneshot::channel();
+        self.probes.send(answer).await.map_err(|_| lost())?;
+        answered.await.map_err(|_| lost())
+    }
+
     fn received(&self, stream: u32, bytes: usize) {
         self.heard.fetch_add(bytes as u64, Ordering::Relaxed);
         self.pace(|pace| pace.received(stream, bytes, Instant::now()));
@@ -266,6 +305,7 @@ async fn open(stream: Box<dyn Wire>) -> Result<Opened, h2::Error> {
         streams: Mutex::default(),
         heard: AtomicU64::default(),
         probes,
+        uploads: tokio::sync::Mutex::default(),
     });
     tokio::spawn(drive(connection, pings, flow.clone(), asked));
     Ok(Opened { requests, flow })

@@ -42,13 +42,13 @@ async fn carry(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>
     }
 }
 
-/// Returns both ends of a link. Only what comes from the far end is slow.
-fn ends(link: Link) -> (DuplexStream, DuplexStream) {
+/// Returns both ends of a link: what comes from the far end goes over one, what goes there over the other.
+fn ends(link: Link, there: Link) -> (DuplexStream, DuplexStream) {
     let ((near, near_inside), (far, far_inside)) = (duplex(QUEUE_BYTES), duplex(QUEUE_BYTES));
     let (near_read, near_write) = tokio::io::split(near_inside);
     let (far_read, far_write) = tokio::io::split(far_inside);
     tokio::spawn(carry(far_read, near_write, link));
-    tokio::spawn(carry(near_read, far_write, FAST));
+    tokio::spawn(carry(near_read, far_write, there));
     (near, far)
 }
 
@@ -72,7 +72,10 @@ fn burst_bytes(number: usize) -> usize {
 
 /// Answers `/flood/N` with N bytes, `/bursts/N` with N pieces, and anything else with the number of bytes that came with it.
 async fn serve(far: DuplexStream) {
-    let mut connection = h2::server::handshake(far).await.unwrap();
+    // As a worker's own server has it.
+    let mut builder = h2::server::Builder::new();
+    builder.initial_window_size(1024 * 1024).initial_connection_window_size(1024 * 1024);
+    let mut connection = builder.handshake(far).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         tokio::spawn(async move {
             let (head, mut body) = request.into_parts();
@@ -90,15 +93,19 @@ async fn serve(far: DuplexStream) {
                 None => received.to_string(),
             };
             let stream = respond.send_response(Response::new(()), false).unwrap();
-            let _ = send_body(Body::new(answer), stream).await;
+            let _ = send_body(Body::new(answer), stream, None).await;
         });
     }
 }
 
-/// A channel whose every connection is a link with a server at its end.
+/// A channel whose every connection is a link with a server at its end. Only what comes from there is slow.
 fn channel(link: Link) -> PacedChannel {
+    channel_both(link, FAST)
+}
+
+fn channel_both(link: Link, there: Link) -> PacedChannel {
     PacedChannel::new(Arc::new(move || {
-        let (near, far) = ends(link);
+        let (near, far) = ends(link, there);
         tokio::spawn(serve(far));
         Box::pin(async move { Ok(Box::new(near) as Box<dyn Wire>) })
     }))
@@ -189,6 +196,45 @@ async fn request_larger_than_the_window_arrives_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_pass_uploads_on_a_slow_link() {
+    const BYTES: usize = 300_000;
+    for uploads in [1, 3] {
+        let channel = channel_both(FAST, SLOW);
+        let begun = Instant::now();
+        let sending: Vec<_> = (0..uploads)
+            .map(|_| {
+                let channel = channel.clone();
+                tokio::spawn(async move { text(&channel, "/", Body::new("x".repeat(BYTES / uploads))).await })
+            })
+            .collect();
+        let mut slowest = Duration::ZERO;
+        while sending.iter().any(|sending| !sending.is_finished()) {
+            let at = Instant::now();
+            assert_eq!(text(&channel, "/", Body::new("order".to_owned())).await, "5");
+            slowest = slowest.max(at.elapsed());
+            sleep(Duration::from_millis(500)).await;
+        }
+        for sending in sending {
+            assert_eq!(sending.await.unwrap(), (BYTES / uploads).to_string());
+        }
+        // The first pieces of all requests go unpaced.
+        assert!(slowest < Duration::from_secs(5), "{uploads}: {slowest:?}");
+        let (took, least) = (begun.elapsed(), Duration::from_secs(38));
+        assert!(took < least * 13 / 10, "the link is used: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn upload_fills_a_fast_link_despite_its_delay() {
+    const BYTES: usize = 32 * 1024 * 1024;
+    let begun = Instant::now();
+    let sent = Body::new("x".repeat(BYTES));
+    assert_eq!(text(&channel(FAST), "/", sent).await, BYTES.to_string());
+    // With half of the server's window in each round trip of 50 ms, and 14 of them to get there.
+    assert!(begun.elapsed() < Duration::from_millis(50) * (64 + 14), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn ping_is_answered_by_the_process_not_by_its_socket() {
     let limit = Duration::from_secs(5);
     let live = channel(SLOW);
@@ -200,7 +246,7 @@ async fn ping_is_answered_by_the_process_not_by_its_socket() {
     reading.abort();
     // Takes every byte, and never says one.
     let frozen = PacedChannel::new(Arc::new(|| {
-        let (near, far) = ends(FAST);
+        let (near, far) = ends(FAST, FAST);
         Box::pin(async move {
             tokio::spawn(async move {
                 let _far = far;
@@ -221,7 +267,7 @@ async fn lost_connection_is_opened_again() {
     let (cut, counted) = (Arc::new(tokio::sync::Notify::new()), dials.clone());
     let cuts = cut.clone();
     let channel = PacedChannel::new(Arc::new(move || {
-        let (near, far) = ends(FAST);
+        let (near, far) = ends(FAST, FAST);
         let (number, cut) = (counted.fetch_add(1, Ordering::Relaxed), cuts.clone());
         Box::pin(async move {
             if number == 0 {
