@@ -11,7 +11,10 @@ use bollard::models::{
     MountTmpfsOptions, MountType, ResourcesUlimits,
 };
 
-use super::volume::{self, WORKSPACE, workspace_volume};
+use super::{
+    ImageConfig, home,
+    volume::{self, HOME, WORKSPACE},
+};
 use crate::{
     execution::{
         manifest::{Manifest, NetworkMode},
@@ -73,8 +76,7 @@ pub struct ContainerSpec<'a> {
     pub gpus: &'a [u32],
     /// Output kept of it, in MiB.
     pub output_mb: u32,
-    /// Paths that the image declares as volumes.
-    pub volumes: Vec<String>,
+    pub image: ImageConfig,
 }
 
 /// True for variables that decide what the container may reach.
@@ -115,16 +117,22 @@ impl ContainerSpec<'_> {
     /// Returns the variables; without a granted GPU none is visible, whatever the image or the default runtime says.
     fn env(&self) -> Vec<String> {
         let none = self.gpus.is_empty().then(|| format!("{NVIDIA_DEVICES}=void"));
-        self.env.iter().cloned().chain(none).collect()
+        let homes = match self.manifest.relaxed.writable_root {
+            true => Vec::new(),
+            false => home::variables(self.manifest.has_workspace(), &self.env, &self.image.env),
+        };
+        self.env.iter().cloned().chain(homes).chain(none).collect()
     }
 
-    /// Returns the workspace, and memory of bounded size for each volume that the image declares: the engine would
+    /// Returns the volumes of the workspace, and memory of bounded size for each volume that the image declares: the engine would
     /// make a volume on disk without a bound, in spite of a read-only root.
     fn mounts(&self, tmp_mb: u32) -> Vec<Mount> {
-        let workspace = workspace_volume(self.node_id, self.attempt);
-        let workspace = self.manifest.has_workspace().then(|| volume::mount(&workspace));
-        let is_free = |path: &&String| !(workspace.is_some() && path.trim_end_matches('/') == WORKSPACE);
-        let memory = self.volumes.iter().filter(is_free).map(|path| Mount {
+        let has_workspace = self.manifest.has_workspace();
+        let volumes = has_workspace.then(|| volume::mounts(self.node_id, self.attempt)).unwrap_or_default();
+        let is_free = |path: &&String| {
+            !(has_workspace && [WORKSPACE, HOME].contains(&path.trim_end_matches('/')))
+        };
+        let memory = self.image.volumes.iter().filter(is_free).map(|path| Mount {
             target: Some(path.clone()),
             typ: Some(MountType::TMPFS),
             tmpfs_options: Some(MountTmpfsOptions {
@@ -134,8 +142,7 @@ impl ContainerSpec<'_> {
             }),
             ..Default::default()
         });
-        let memory = memory.collect::<Vec<_>>();
-        workspace.into_iter().chain(memory).collect()
+        volumes.into_iter().chain(memory).collect()
     }
 
     fn host_config(&self) -> HostConfig {
@@ -144,6 +151,8 @@ impl ContainerSpec<'_> {
         let memory = i64::from(resources.memory_mb) * MIB;
         let tmp_mb = relaxed.tmp_mb.unwrap_or(TMP_MB_DEFAULT);
         let log_mb = log_file_mb(self.output_mb);
+        // Builds run what they have just made, like the tests of Go. A workspace is no less executable.
+        let exec = if relaxed.tmp_exec || self.manifest.has_workspace() { "exec" } else { "noexec" };
         HostConfig {
             nano_cpus: Some(i64::from(resources.cpu_millicores) * 1_000_000),
             memory: Some(memory),
@@ -154,8 +163,10 @@ impl ContainerSpec<'_> {
             cap_add: (!relaxed.capabilities.is_empty()).then(|| relaxed.capabilities.clone()),
             security_opt: Some(vec!["no-new-privileges".into()]),
             readonly_rootfs: Some(!relaxed.writable_root),
-            tmpfs: (!self.volumes.iter().any(|path| path.trim_end_matches('/') == TMP))
-                .then(|| HashMap::from([(TMP.to_owned(), format!("rw,noexec,nosuid,nodev,size={tmp_mb}m"))])),
+            tmpfs: (!self.image.volumes.iter().any(|path| path.trim_end_matches('/') == TMP)).then(|| {
+                HashMap::from([(TMP.to_owned(), format!("rw,{exec},nosuid,nodev,size={tmp_mb}m"))])
+            }),
+            shm_size: relaxed.shm_mb.map(|shm_mb| i64::from(shm_mb) * MIB),
             // A crash would run the host's core handler, as root, and may fill its disk.
             ulimits: Some(vec![ResourcesUlimits { name: Some("core".into()), soft: Some(0), hard: Some(0) }]),
             network_mode: Some(match self.manifest.network {
@@ -213,7 +224,10 @@ mod tests {
             network: "aegis-net",
             gpus,
             output_mb: 10,
-            volumes: volumes.iter().map(|path| (*path).to_owned()).collect(),
+            image: ImageConfig {
+                volumes: volumes.iter().map(|path| (*path).to_owned()).collect(),
+                ..Default::default()
+            },
         };
         spec.to_body(true)
     }
@@ -229,7 +243,12 @@ mod tests {
         let kinds = mounts.iter().map(|mount| (mount.target.as_deref().unwrap(), mount.typ.unwrap()));
         assert_eq!(
             kinds.collect::<Vec<_>>(),
-            [(WORKSPACE, MountType::VOLUME), ("/data", MountType::TMPFS), ("/tmp", MountType::TMPFS)]
+            [
+                (WORKSPACE, MountType::VOLUME),
+                (HOME, MountType::VOLUME),
+                ("/data", MountType::TMPFS),
+                ("/tmp", MountType::TMPFS)
+            ]
         );
         let sizes = mounts.iter().filter_map(|mount| mount.tmpfs_options.as_ref()?.size_bytes);
         assert_eq!(sizes.collect::<Vec<_>>(), [i64::from(TMP_MB_DEFAULT) * MIB; 2]);
@@ -240,13 +259,13 @@ mod tests {
     fn container_gets_no_core_check_or_gpu_of_the_image() {
         let body = body(&[], &[], false);
         assert_eq!(body.healthcheck.unwrap().test, Some(vec!["NONE".to_owned()]));
-        assert_eq!(body.env.unwrap(), ["NVIDIA_VISIBLE_DEVICES=void"]);
+        assert_eq!(body.env.unwrap(), ["HOME=/tmp", "NVIDIA_VISIBLE_DEVICES=void"]);
         let ulimits = body.host_config.unwrap().ulimits.unwrap();
         assert_eq!(
             (ulimits[0].name.as_deref(), ulimits[0].soft, ulimits[0].hard),
             (Some("core"), Some(0), Some(0))
         );
-        assert_eq!(super::tests::body(&[0], &[], false).env, Some(Vec::new()));
+        assert_eq!(super::tests::body(&[0], &[], false).env, Some(vec!["HOME=/tmp".to_owned()]));
     }
 
     #[test]

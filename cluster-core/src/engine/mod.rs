@@ -7,6 +7,7 @@ mod archive;
 mod broken_start;
 mod container;
 mod events;
+mod home;
 mod image;
 mod image_removal;
 mod output;
@@ -52,7 +53,7 @@ pub use image::{Export, ImageContent, ImageOrigin, LocalImage};
 pub use image_removal::ImageId;
 pub use output::OutputPiece;
 pub use usage::DiskUsage;
-pub use volume::{VolumeOf, WORKSPACE, workspace_volume};
+pub use volume::{HOME, VolumeOf, WORKSPACE, home_volume, workspace_volume};
 
 use crate::{
     error::{Error, ErrorCode, Result},
@@ -102,6 +103,17 @@ pub enum Found {
     Created,
     Running,
     Exited(Exit),
+}
+
+/// What an image asks of its containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// `USER[:GROUP]`; empty is root.
+    pub user: String,
+    /// Paths that it declares as volumes, sorted.
+    pub volumes: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
 }
 
 /// A container or a volume of an execution.
@@ -200,14 +212,19 @@ impl Engine {
         }
     }
 
-    /// Returns the paths that an image declares as volumes.
+    /// Returns what an image asks of its containers.
     ///
     /// # Errors
-    /// `ContainerFailed` when there are too many of them, or one is no absolute path.
-    pub async fn image_volumes(&self, image: &str) -> Result<Vec<String>> {
+    /// `ContainerFailed` when it declares too many volumes, or one that is no absolute path.
+    pub async fn image_config(&self, image: &str) -> Result<ImageConfig> {
         let found = self.docker.inspect_image(image).await.map_err(|e| refused("look at an image", e))?;
-        let volumes = found.config.and_then(|config| config.volumes).unwrap_or_default();
-        check_volumes(volumes.into_iter().map(|volume| volume.to_string()).collect())
+        let config = found.config.unwrap_or_default();
+        let volumes = config.volumes.unwrap_or_default();
+        Ok(ImageConfig {
+            user: config.user.unwrap_or_default(),
+            volumes: check_volumes(volumes.into_iter().map(|volume| volume.to_string()).collect())?,
+            env: config.env.unwrap_or_default(),
+        })
     }
 
     /// Loads an image in the form of `docker save`.

@@ -1,6 +1,7 @@
-//! The volume of an execution's workspace: made and filled before its first container, gone with its last.
+//! The volumes of an execution with a workspace, one for the workspace and one for its home directory: made and filled
+//! before its first container, gone with its last.
 //!
-//! It is filled by way of a holder: a container of the same image that is never started. The engine
+//! They are filled by way of a holder: a container of the same image that is never started. The engine
 //! unpacks into containers only, and not into one whose root is read-only, where the volume's own
 //! directory could be given to nobody.
 
@@ -17,6 +18,8 @@ use super::{Engine, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, Our
 use crate::{error::Result, execution::order::Attempt, ids::NodeId};
 
 pub const WORKSPACE: &str = "/workspace";
+/// Home directory, temporary files and caches of a container that has a workspace.
+pub const HOME: &str = "/scratch";
 
 /// Whose it is.
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +31,16 @@ pub struct VolumeOf<'a> {
 
 impl VolumeOf<'_> {
     /// Like the container's, so that making it twice is no second one.
-    pub fn name(&self) -> String {
+    fn workspace(&self) -> String {
         workspace_volume(self.node_id, self.attempt)
     }
 
+    fn home(&self) -> String {
+        home_volume(self.node_id, self.attempt)
+    }
+
     pub fn holder(&self) -> String {
-        format!("{}-holder", self.name())
+        format!("{}-holder", self.workspace())
     }
 
     fn labels(&self) -> HashMap<String, String> {
@@ -50,24 +57,32 @@ pub fn workspace_volume(node_id: &NodeId, attempt: &Attempt) -> String {
     format!("{}-workspace", super::container_name(node_id, attempt, 1))
 }
 
-/// At `/workspace`, without what an image may have there.
-pub(super) fn mount(volume: &str) -> Mount {
-    Mount {
-        target: Some(WORKSPACE.to_owned()),
-        source: Some(volume.to_owned()),
+pub fn home_volume(node_id: &NodeId, attempt: &Attempt) -> String {
+    format!("{}-home", super::container_name(node_id, attempt, 1))
+}
+
+/// Both volumes, without what an image may have in their places.
+pub(super) fn mounts(node_id: &NodeId, attempt: &Attempt) -> Vec<Mount> {
+    let places = [(workspace_volume(node_id, attempt), WORKSPACE), (home_volume(node_id, attempt), HOME)];
+    let mount = |(volume, target): (String, &str)| Mount {
+        target: Some(target.to_owned()),
+        source: Some(volume),
         typ: Some(MountType::VOLUME),
         volume_options: Some(MountVolumeOptions { no_copy: Some(true), ..Default::default() }),
         ..Default::default()
-    }
+    };
+    places.into_iter().map(mount).collect()
 }
 
 impl Engine {
-    /// Empty, with its holder beside it.
+    /// Makes both volumes, empty, with their holder beside them.
     pub async fn create_workspace(&self, of: VolumeOf<'_>, image: &str) -> Result<()> {
         self.remove_workspace(of).await?;
-        let volume =
-            VolumeCreateRequest { name: Some(of.name()), labels: Some(of.labels()), ..Default::default() };
-        self.docker.create_volume(volume).await.map_err(|e| refused("create a volume", e))?;
+        for name in [of.workspace(), of.home()] {
+            let volume =
+                VolumeCreateRequest { name: Some(name), labels: Some(of.labels()), ..Default::default() };
+            self.docker.create_volume(volume).await.map_err(|e| refused("create a volume", e))?;
+        }
         let options = CreateContainerOptionsBuilder::new().name(&of.holder()).build();
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
@@ -75,7 +90,7 @@ impl Engine {
             entrypoint: Some(vec!["true".into()]),
             labels: Some(of.labels()),
             host_config: Some(HostConfig {
-                mounts: Some(vec![mount(&of.name())]),
+                mounts: Some(mounts(of.node_id, of.attempt)),
                 network_mode: Some("none".into()),
                 ..Default::default()
             }),
@@ -91,7 +106,8 @@ impl Engine {
     /// Fine where there is none.
     pub async fn remove_workspace(&self, of: VolumeOf<'_>) -> Result<()> {
         self.remove(&of.holder()).await?;
-        self.remove_volume(&of.name()).await
+        self.remove_volume(&of.workspace()).await?;
+        self.remove_volume(&of.home()).await
     }
 
     pub async fn remove_volume(&self, name: &str) -> Result<()> {
@@ -118,9 +134,4 @@ impl Engine {
             .collect())
     }
 
-    /// `USER[:GROUP]` as the image has it; empty is root.
-    pub async fn image_user(&self, image: &str) -> Result<String> {
-        let found = self.docker.inspect_image(image).await.map_err(|e| refused("look for an image", e))?;
-        Ok(found.config.and_then(|config| config.user).unwrap_or_default())
-    }
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    engine::{DiskUsage, workspace_volume},
+    engine::{DiskUsage, home_volume, workspace_volume},
 };
 
 /// Between looks. A disk that takes 200 MB/s fills by 1 GB meanwhile.
@@ -215,10 +215,11 @@ impl Room {
 
 fn usage_of(shared: &Shared, run: Arc<Run>, usage: &DiskUsage) -> Usage<Arc<Run>> {
     let bytes = |found: Option<&u64>| found.copied().unwrap_or(0);
-    let volume = workspace_volume(&shared.node_id, &run.journaled.order.attempt());
+    let attempt = run.journaled.order.attempt();
+    let volumes = [workspace_volume(&shared.node_id, &attempt), home_volume(&shared.node_id, &attempt)];
     Usage {
         layer: bytes(usage.containers.get(&shared.container_of(&run))),
-        workspace: bytes(usage.volumes.get(&volume)),
+        workspace: volumes.iter().map(|volume| bytes(usage.volumes.get(volume))).sum(),
         execution: run,
     }
 }

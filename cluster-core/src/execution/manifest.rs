@@ -92,7 +92,7 @@ pub struct WorkspaceNote {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Relaxations {
-    /// The container may write to its root file system (default false: to /tmp and /workspace alone).
+    /// The container may write to its root file system (default false: to /tmp, /workspace and $HOME alone).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub writable_root: bool,
     /// Linux capabilities to keep, without CAP_ (default none).
@@ -104,6 +104,12 @@ pub struct Relaxations {
     /// Size of /tmp in MiB, up to 16384 (default 64); it counts as memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tmp_mb: Option<u32>,
+    /// Programs may run from /tmp (default: with a workspace alone).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tmp_exec: bool,
+    /// Size of /dev/shm in MiB, up to 16384 (default 64); it counts as memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_mb: Option<u32>,
 }
 
 /// Where an execution may run.

@@ -1,4 +1,4 @@
-//! An execution's workspace on its worker: a volume of its own, filled before the first container.
+//! An execution's workspace and home directory on its worker: volumes of their own, filled before the first container.
 //!
 //! The files belong to the user that the image runs as: containers have no capability to write what is
 //! another's. Filling begins with an empty volume, so that one which was half filled when the worker died
@@ -27,8 +27,10 @@ const PIPE_BYTES: usize = 256 * 1024;
 const USERS_BYTES_MAX: usize = 1024 * 1024;
 /// The volume's place, below the root that the engine unpacks into.
 const PREFIX: &str = "workspace";
+/// Directories of the home volume, with their modes: a home directory, and `TMPDIR`.
+const HOME_DIRECTORIES: [(&str, u32); 2] = [("scratch", 0o755), ("scratch/tmp", 0o1777)];
 
-/// Makes the volume and fills it. The image is there.
+/// Makes the volumes and fills them. The image is there.
 pub(super) async fn place(engine: &Engine, kept: &Kept, of: VolumeOf<'_>, manifest: &Manifest) -> Result<()> {
     let content = manifest.workspace.as_ref().map(|note| kept.read(&note.digest)).transpose()?;
     engine.create_workspace(of, &manifest.image).await?;
@@ -56,13 +58,15 @@ pub(super) async fn place(engine: &Engine, kept: &Kept, of: VolumeOf<'_>, manife
 
 fn fill(writer: impl io::Write, content: Option<std::fs::File>, owner: Owner) -> io::Result<()> {
     let mut tar = tar::Builder::new(writer);
-    let mut top = tar::Header::new_gnu();
-    top.set_entry_type(tar::EntryType::Directory);
-    top.set_mode(0o755);
-    top.set_uid(owner.uid);
-    top.set_gid(owner.gid);
-    top.set_size(0);
-    tar.append_data(&mut top, PREFIX, io::empty())?;
+    for (path, mode) in [(PREFIX, 0o755)].into_iter().chain(HOME_DIRECTORIES) {
+        let mut directory = tar::Header::new_gnu();
+        directory.set_entry_type(tar::EntryType::Directory);
+        directory.set_mode(mode);
+        directory.set_uid(owner.uid);
+        directory.set_gid(owner.gid);
+        directory.set_size(0);
+        tar.append_data(&mut directory, path, io::empty())?;
+    }
     if let Some(content) = content {
         let beneath = |name: &Path| match name.as_os_str().is_empty() {
             true => name.to_owned(),
@@ -75,7 +79,7 @@ fn fill(writer: impl io::Write, content: Option<std::fs::File>, owner: Owner) ->
 
 /// Whom the image runs as, by its own lists of users and groups.
 async fn owner(engine: &Engine, image: &str, holder: &str) -> Result<Owner> {
-    let user = engine.image_user(image).await?;
+    let user = engine.image_config(image).await?.user;
     if user.is_empty() {
         return Ok(ROOT);
     }

@@ -70,10 +70,12 @@ pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
     if relaxed.processes.is_some_and(|processes| processes > processes_max) {
         return refused("max_processes", format!("more than {processes_max} processes are not permitted"));
     }
-    // /tmp counts as the container's memory, so that its limit bounds it.
-    if relaxed.tmp_mb.is_some_and(|tmp_mb| tmp_mb > manifest.resources.memory_mb.max(TMP_MB_DEFAULT)) {
-        return Err(Error::invalid("security.tmp_mb is more than resources.memory_mb, which it counts as")
-            .remedy("ask for more memory"));
+    // Both count as the container's memory, so that its limit bounds them.
+    for (what, size_mb) in [("tmp_mb", relaxed.tmp_mb), ("shm_mb", relaxed.shm_mb)] {
+        if size_mb.is_some_and(|size_mb| size_mb > manifest.resources.memory_mb.max(TMP_MB_DEFAULT)) {
+            let message = format!("security.{what} is more than resources.memory_mb, which it counts as");
+            return Err(Error::invalid(message).remedy("ask for more memory"));
+        }
     }
     Ok(())
 }
@@ -202,8 +204,11 @@ mod tests {
             );
             check(manifest, &allowing).unwrap();
         }
-        assert!(
-            check(&relaxed(Relaxations { tmp_mb: Some(1024), ..Default::default() }), &allowing).is_err()
-        );
+        for large in [
+            Relaxations { tmp_mb: Some(1024), ..Default::default() },
+            Relaxations { shm_mb: Some(1024), ..Default::default() },
+        ] {
+            assert!(check(&relaxed(large), &allowing).is_err());
+        }
     }
 }

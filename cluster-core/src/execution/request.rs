@@ -386,8 +386,10 @@ fn check_relaxations(relaxed: &Relaxations) -> Result<()> {
     if let Some(processes) = relaxed.processes {
         check_range("security.processes", processes, PROCESSES_MAX)?;
     }
-    if let Some(tmp_mb) = relaxed.tmp_mb {
-        check_range("security.tmp_mb", tmp_mb, TMP_MB_MAX)?;
+    for (what, size_mb) in [("security.tmp_mb", relaxed.tmp_mb), ("security.shm_mb", relaxed.shm_mb)] {
+        if let Some(size_mb) = size_mb {
+            check_range(what, size_mb, TMP_MB_MAX)?;
+        }
     }
     Ok(())
 }

@@ -117,6 +117,12 @@ struct Security {
     /// Size of /tmp in MiB [default: 64]
     #[arg(long, value_name = "MIB")]
     tmp_mb: Option<u32>,
+    /// Let programs run from /tmp [default: with a workspace alone]
+    #[arg(long)]
+    tmp_exec: bool,
+    /// Size of /dev/shm in MiB [default: 64]
+    #[arg(long, value_name = "MIB")]
+    shm_mb: Option<u32>,
 }
 
 fn pair(text: &str) -> std::result::Result<(String, String), String> {
@@ -176,6 +182,8 @@ impl Run {
             capabilities: self.security.capabilities,
             processes: self.security.processes,
             tmp_mb: self.security.tmp_mb,
+            tmp_exec: self.security.tmp_exec,
+            shm_mb: self.security.shm_mb,
         };
         let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
         Ok(json!({

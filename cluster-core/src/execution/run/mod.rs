@@ -372,7 +372,7 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
         network: &shared.network,
         gpus: &run.journaled.gpus,
         output_mb: shared.output_mb(),
-        volumes: patiently(|| shared.engine.image_volumes(&order.manifest.image)).await?,
+        image: patiently(|| shared.engine.image_config(&order.manifest.image)).await?,
     };
     shared.engine.ensure_created(&spec).await?;
     reached(FailPoint::Created).await;

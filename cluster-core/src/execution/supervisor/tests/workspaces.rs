@@ -63,7 +63,7 @@ async fn a_workspace_is_there_and_what_it_leaves_comes_back() {
     assert!(matches!(all.last().unwrap().kind, EventKind::Completed { .. }), "{all:?}");
     assert_eq!(text(&all, OutputStream::Stdout), "0\n/workspace\n42");
     let volumes = supervisor.engine().our_volumes(supervisor.owner()).await.unwrap();
-    assert_eq!(volumes.len(), 1);
+    assert_eq!(volumes.len(), 2, "the workspace and the home directory");
 
     let (collected, path) = supervisor.artifacts(&order.execution_id, 1).unwrap().unwrap();
     assert_eq!(collected.artifacts.missing, ["absent"]);
@@ -114,6 +114,39 @@ async fn the_images_own_user_may_write_its_workspace() {
         assert!(matches!(all.last().unwrap().kind, EventKind::Completed { .. }), "{all:?}");
         assert_eq!(text(&all, OutputStream::Stdout), format!("{uid}\n/workspace\n42"));
         supervisor.release(&[order.attempt()]).await.unwrap();
+    }
+}
+
+/// Does what build tools do: writes to its home and caches, and runs what it has made in `TMPDIR` and `/tmp`.
+const BUILDS: &str = r#"set -e
+for place in "$TMPDIR" /tmp; do printf '#!/bin/sh\necho ran\n' > "$place/made"; chmod +x "$place/made"; "$place/made"; done
+touch "$HOME/.config"; mkdir -p "$XDG_CACHE_HOME/a" "$CARGO_HOME/registry" "$GOMODCACHE/b"
+case "$(pwd):$HOME" in /workspace:/scratch) ;; *) exit 9;; esac"#;
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn build_tools_find_places_to_write_to() {
+    let setting = Setting::new();
+    let supervisor = setting.supervisor().await;
+    let image = image_of("app", &setting.node_id);
+    let builds = order(BUILDS, "", |request| {
+        (request.image, request.empty_workspace) = (Some(image.clone()), true);
+    });
+    let all = events(&supervisor, &builds, 0).await;
+    let _ = Command::new("docker").args(["rmi", "-f", &image]).output();
+    assert!(matches!(all.last().unwrap().kind, EventKind::Completed { .. }), "{all:?}");
+    assert_eq!(text(&all, OutputStream::Stdout), "ran\nran\n");
+
+    // Without a workspace there is memory: nothing runs from it unless asked for.
+    let script = "echo 'echo ran' > $HOME/made; chmod +x $HOME/made; $HOME/made; df -m /dev/shm | tail -n 1";
+    for (tmp_exec, said) in [(true, "ran\n"), (false, "")] {
+        let asked = order(script, "", |request| {
+            request.security.tmp_exec = tmp_exec;
+            request.security.shm_mb = Some(100);
+        });
+        let out = text(&events(&supervisor, &asked, 0).await, OutputStream::Stdout);
+        let shm = out.strip_prefix(said).unwrap_or_else(|| panic!("{out}"));
+        assert_eq!(shm.split_whitespace().nth(1), Some("100"), "{out}");
     }
 }
 
