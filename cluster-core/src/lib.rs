@@ -20,6 +20,7 @@ pub mod identity;
 pub mod ids;
 pub mod metrics;
 mod ops;
+pub mod registries;
 pub mod rpc;
 pub mod secrets;
 pub mod ssh;

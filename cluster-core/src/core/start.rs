@@ -178,12 +178,14 @@ pub(super) async fn start_controller(
     controller.with_placement(move |membership| membership.set_strategy(strategy)).await?;
     let agents = Agents::new(store.clone(), applied.clone());
     let secrets = Secrets::new(store.clone(), data.path());
+    let mut deploy = deploy_settings::of(&settings.deploy, controller.cluster_id(), data.path())?;
     let context = ExecutionContext {
         store: store.clone(),
         agents: agents.clone(),
         controller: controller.clone(),
         nodes: nodes.clone(),
         secrets: secrets.clone(),
+        logins: deploy.registries.clone(),
         settings: settings.executions,
         stop: stop.clone(),
     };
@@ -194,7 +196,6 @@ pub(super) async fn start_controller(
 
     let stored = Arc::new(StoreJournal { store: store.clone(), secrets: secrets.clone() });
     let journal: Arc<dyn Journal> = stored.clone();
-    let mut deploy = deploy_settings::of(&settings.deploy, controller.cluster_id(), data.path())?;
     deploy.direct = certificates::direct_offer(settings, &tls, &endpoint);
     deploy.engine = offered;
     deploy.heartbeat_interval = settings.heartbeat_interval;

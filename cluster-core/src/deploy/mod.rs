@@ -40,7 +40,6 @@ mod node_config;
 pub mod operation;
 pub mod plan;
 mod ports;
-pub mod registries;
 mod release;
 pub mod remote;
 pub mod rollout;

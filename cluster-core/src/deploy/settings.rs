@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use super::{direct::DirectOffer, registries::Logins};
+use super::direct::DirectOffer;
 use crate::{
     engine::Engine,
     error::Result,
+    registries::Logins,
     secrets::SecretName,
     ssh::{
         HostAddress, HostKeyPolicy, LinkKey, Passphrase,

@@ -129,9 +129,8 @@ impl ContainerSpec<'_> {
     fn mounts(&self, tmp_mb: u32) -> Vec<Mount> {
         let has_workspace = self.manifest.has_workspace();
         let volumes = has_workspace.then(|| volume::mounts(self.node_id, self.attempt)).unwrap_or_default();
-        let is_free = |path: &&String| {
-            !(has_workspace && [WORKSPACE, HOME].contains(&path.trim_end_matches('/')))
-        };
+        let is_free =
+            |path: &&String| !(has_workspace && [WORKSPACE, HOME].contains(&path.trim_end_matches('/')));
         let memory = self.image.volumes.iter().filter(is_free).map(|path| Mount {
             target: Some(path.clone()),
             typ: Some(MountType::TMPFS),
@@ -163,9 +162,8 @@ impl ContainerSpec<'_> {
             cap_add: (!relaxed.capabilities.is_empty()).then(|| relaxed.capabilities.clone()),
             security_opt: Some(vec!["no-new-privileges".into()]),
             readonly_rootfs: Some(!relaxed.writable_root),
-            tmpfs: (!self.image.volumes.iter().any(|path| path.trim_end_matches('/') == TMP)).then(|| {
-                HashMap::from([(TMP.to_owned(), format!("rw,{exec},nosuid,nodev,size={tmp_mb}m"))])
-            }),
+            tmpfs: (!self.image.volumes.iter().any(|path| path.trim_end_matches('/') == TMP))
+                .then(|| HashMap::from([(TMP.to_owned(), format!("rw,{exec},nosuid,nodev,size={tmp_mb}m"))])),
             shm_size: relaxed.shm_mb.map(|shm_mb| i64::from(shm_mb) * MIB),
             // A crash would run the host's core handler, as root, and may fill its disk.
             ulimits: Some(vec![ResourcesUlimits { name: Some("core".into()), soft: Some(0), hard: Some(0) }]),

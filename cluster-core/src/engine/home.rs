@@ -41,8 +41,11 @@ mod tests {
         assert_eq!(&all[..2], ["HOME=/scratch", "TMPDIR=/scratch/tmp"]);
         assert_eq!(all.len(), DIRECTORIES.len());
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let some = variables(true, &words("TMPDIR=/workspace/t A=1"), &words("HOME=/home/app CARGO_HOME=/usr/c"));
-        assert!(!some.iter().any(|variable| variable.starts_with("HOME=") || variable.starts_with("TMPDIR=")));
+        let some =
+            variables(true, &words("TMPDIR=/workspace/t A=1"), &words("HOME=/home/app CARGO_HOME=/usr/c"));
+        assert!(
+            !some.iter().any(|variable| variable.starts_with("HOME=") || variable.starts_with("TMPDIR="))
+        );
         assert!(some.contains(&"CARGO_HOME=/scratch/.cargo".to_owned()), "{some:?}");
         assert_eq!(variables(false, &[], &[]), ["HOME=/tmp"]);
     }

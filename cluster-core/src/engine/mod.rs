@@ -27,6 +27,7 @@ use std::{
 
 use bollard::{
     Docker,
+    auth::DockerCredentials,
     errors::Error as DockerError,
     models::{ContainerState, NetworkCreateRequest},
     query_parameters::{
@@ -59,6 +60,7 @@ use crate::{
     error::{Error, ErrorCode, Result},
     execution::order::Attempt,
     ids::ExecutionId,
+    registries::{PullLogin, cannot_pull},
 };
 
 pub const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
@@ -239,19 +241,24 @@ impl Engine {
     }
 
     /// Pulls an image that is not here. `progress` hears each new status line.
-    pub async fn pull(&self, image: &str, mut progress: impl FnMut(String) + Send) -> Result<()> {
+    pub async fn pull(
+        &self,
+        image: &str,
+        login: Option<&PullLogin>,
+        mut progress: impl FnMut(String) + Send,
+    ) -> Result<()> {
         // A reference without tag or digest would pull every tag there is.
         let named = image.contains('@') || image.rsplit('/').next().is_some_and(|last| last.contains(':'));
         let reference = if named { image.to_owned() } else { format!("{image}:latest") };
         let options = CreateImageOptionsBuilder::new().from_image(&reference).build();
-        let mut pull = self.docker.create_image(Some(options), None, None);
-        let missing = |why: &str| {
-            Error::new(
-                ErrorCode::ImageNotFound,
-                format!("the image {image} is not on the node and cannot be pulled: {why}"),
-            )
-            .remedy("check its name, load it on the node, or give the node a way to its registry")
-        };
+        let credentials = login.map(|login| DockerCredentials {
+            username: Some(login.username.clone()),
+            password: Some(login.password.reveal().to_owned()),
+            serveraddress: Some(login.server().to_owned()),
+            ..Default::default()
+        });
+        let mut pull = self.docker.create_image(Some(options), None, credentials);
+        let missing = |why: &str| cannot_pull(image, "node", login.is_some(), why);
         let silent = |_| missing(&format!("no progress for {} s", self.pull_silence_max.as_secs()));
         while let Some(info) =
             tokio::time::timeout(self.pull_silence_max, pull.next()).await.map_err(silent)?

@@ -133,5 +133,4 @@ impl Engine {
             .filter_map(|volume| OurPart::of(volume.name, &volume.labels))
             .collect())
     }
-
 }

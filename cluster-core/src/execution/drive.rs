@@ -23,7 +23,9 @@ use crate::{
     cluster::{nodes::Worker, peer::PeerStatus},
     error::{Error, ErrorCode, Failure, Result},
     ids::{ExecutionId, NodeId},
+    registries::login_for,
     rpc::status::may_have_arrived,
+    secrets::SecretName,
     store::{ExecutionRecord, ExecutionWrite, OrderContent, Write},
 };
 
@@ -303,14 +305,17 @@ async fn order(shared: &Shared, record: &ExecutionRecord) -> Result<Order> {
     let content = shared.store.order_content(&record.execution_id).await?;
     let OrderContent { manifest, input } =
         content.ok_or_else(|| Error::not_found("execution", record.execution_id.as_str()))?;
-    let mut secrets = SecretEnv::default();
+    let (mut secrets, mut login) = (SecretEnv::default(), None);
     if record.last_sequence == record.sequence_base {
+        let use_secret = async |name: &SecretName, purpose: &str| shared.secrets.use_for(name, purpose).await;
+        login = login_for(&manifest.image, &shared.logins, use_secret).await?;
         for (variable, name) in &manifest.secret_env {
             let value = shared.secrets.use_for(name, "an execution's environment").await?;
             secrets.0.insert(variable.clone(), value.reveal().to_owned());
         }
     }
-    Ok(Order { execution_id: record.execution_id.clone(), attempt: record.attempt, manifest, input, secrets })
+    let (execution_id, attempt) = (record.execution_id.clone(), record.attempt);
+    Ok(Order { execution_id, attempt, manifest, input, secrets, login })
 }
 
 /// Resolves with the reason once somebody asks for the end.

@@ -1,8 +1,9 @@
-//! Orders on a worker's disk: a folder an execution, with `order.json`, `secrets.json` and the event log.
+//! Orders on a worker's disk: a folder an execution, with `order.json`, `secrets.json`, `login.json` and the event log.
 //!
 //! An order counts once its folder has its final name. The folder is written under another name first, and renamed
 //! away before it is removed, so that an order that was refused, half-written or released never runs later. Values
-//! of secrets lie in a file of their own, which is removed as soon as the execution has ended.
+//! of secrets lie in a file of their own, which is removed as soon as the execution has ended, and so does the login at
+//! the image's registry, which is removed once the image is there.
 
 use std::{
     fs::{self, File},
@@ -10,14 +11,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::order::{Journaled, SecretEnv};
 use crate::{
     error::{Error, ErrorCode, Result},
+    registries::{PullLogin, Registry},
+    secrets::Secret,
     store::{private_directory, write_synced},
 };
 
 const ORDER_FILE: &str = "order.json";
 const SECRETS_FILE: &str = "secrets.json";
+const LOGIN_FILE: &str = "login.json";
 /// Suffix of a folder that is being written.
 const NEW: &str = "new";
 /// Suffix of a folder that is being removed.
@@ -109,11 +115,27 @@ impl Journal {
     }
 }
 
+/// Login at the registry of an order's image.
+#[derive(Serialize, Deserialize)]
+struct Login {
+    username: String,
+    password: String,
+}
+
 /// Removes the values of an execution's secrets from disk, once no container of it is created any more.
 pub(super) fn drop_secrets(folder: &Path) -> Result<()> {
-    let path = folder.join(SECRETS_FILE);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unwritable(&path, e)),
+    remove(&folder.join(SECRETS_FILE))?;
+    drop_login(folder)
+}
+
+/// Removes the login at the image's registry from disk, once the image is there.
+pub(super) fn drop_login(folder: &Path) -> Result<()> {
+    remove(&folder.join(LOGIN_FILE))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unwritable(path, e)),
         _ => Ok(()),
     }
 }
@@ -130,23 +152,34 @@ fn write(folder: &Path, journaled: &mut Journaled) -> io::Result<()> {
     if !journaled.order.secrets.is_empty() {
         write_synced(&folder.join(SECRETS_FILE), &serde_json::to_vec(&journaled.order.secrets)?)?;
     }
+    if let Some(login) = &journaled.order.login {
+        let (username, password) = (login.username.clone(), login.password.reveal().to_owned());
+        write_synced(&folder.join(LOGIN_FILE), &serde_json::to_vec(&Login { username, password })?)?;
+    }
     write_synced(&folder.join(ORDER_FILE), &order?)
 }
 
 /// Returns `None` where there is no order.
 fn read(folder: &Path) -> io::Result<Option<Journaled>> {
-    let order = match fs::read(folder.join(ORDER_FILE)) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
+    let Some(order) = read_if_there(&folder.join(ORDER_FILE))? else { return Ok(None) };
     let mut journaled: Journaled = serde_json::from_slice(&order)?;
-    match fs::read(folder.join(SECRETS_FILE)) {
-        Ok(bytes) => journaled.order.secrets = serde_json::from_slice::<SecretEnv>(&bytes)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
+    if let Some(bytes) = read_if_there(&folder.join(SECRETS_FILE))? {
+        journaled.order.secrets = serde_json::from_slice::<SecretEnv>(&bytes)?;
+    }
+    if let Some(bytes) = read_if_there(&folder.join(LOGIN_FILE))? {
+        let Login { username, password } = serde_json::from_slice(&bytes)?;
+        let (registry, password) = (Registry::of(&journaled.order.manifest.image), Secret::new(password));
+        journaled.order.login = Some(PullLogin { registry, username, password });
     }
     Ok(Some(journaled))
+}
+
+fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 fn unwritable(path: &Path, error: io::Error) -> Error {
@@ -178,6 +211,7 @@ mod tests {
             manifest: Submission::check(request).unwrap().manifest,
             input: String::new(),
             secrets: SecretEnv(BTreeMap::from([("KEY".to_owned(), SECRET.to_owned())])),
+            login: None,
         };
         Journaled { order, accepted_at_ms: 1, deadline_ms: 2, gpus: Vec::new() }
     }
@@ -206,6 +240,24 @@ mod tests {
         drop_secrets(&folder).unwrap();
         assert!(!written_below(&folder).contains(SECRET));
         assert!(journal(directory.path()).entries().unwrap()[0].journaled.order.secrets.is_empty());
+    }
+
+    #[test]
+    fn registry_login_is_kept_apart_until_the_image_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut order = journaled("exec-1");
+        order.order.secrets = SecretEnv::default();
+        let (registry, username) = (Registry::of("busybox"), "me".to_owned());
+        order.order.login = Some(PullLogin { registry, username, password: Secret::new(SECRET) });
+        let folder = journal(directory.path()).put(&mut order).unwrap();
+        assert!(!fs::read_to_string(folder.join(ORDER_FILE)).unwrap().contains(SECRET));
+        let mode = fs::metadata(folder.join(LOGIN_FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let read = || journal(directory.path()).entries().unwrap().remove(0).journaled.order;
+        assert_eq!(read(), order.order);
+        assert!(!format!("{:?}", read()).contains(SECRET));
+        drop_login(&folder).unwrap();
+        assert!(!written_below(&folder).contains(SECRET) && read().login.is_none());
     }
 
     #[test]

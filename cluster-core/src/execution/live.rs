@@ -27,6 +27,7 @@ use crate::{
     cluster::{controller::Controller, nodes::Nodes},
     error::{Error, Result},
     ids::{ExecutionId, NodeId},
+    registries::Logins,
     secrets::Secrets,
     store::{ExecutionRecord, ExecutionWrite, Store, Write},
 };
@@ -62,6 +63,8 @@ pub struct ExecutionContext {
     pub controller: Controller,
     pub nodes: Nodes,
     pub secrets: Secrets,
+    /// Logins at private registries.
+    pub logins: Logins,
     pub settings: ExecutionSettings,
     pub stop: CancellationToken,
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::manifest::Manifest;
-use crate::ids::ExecutionId;
+use crate::{ids::ExecutionId, registries::PullLogin};
 
 /// One assignment of an execution to a node. The number fences: a higher one ends a lower one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,6 +24,9 @@ pub struct Order {
     /// The values of [`Manifest::secret_env`].
     #[serde(default, skip_serializing_if = "SecretEnv::is_empty")]
     pub secrets: SecretEnv,
+    /// Login at the image's registry. Lies in a file of the journal until the image is there.
+    #[serde(skip)]
+    pub login: Option<PullLogin>,
 }
 
 impl Order {
@@ -101,6 +104,7 @@ mod tests {
             manifest,
             input: String::new(),
             secrets: SecretEnv::default(),
+            login: None,
         };
         let accepted_at_ms = 1_700_000_000_000;
         let journaled =

@@ -4,13 +4,10 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use crate::{
     config::schema::{self, Deploy, HostKeyChoice, LinkKeyChoice, PullChoice},
-    deploy::{
-        DeploySettings, grammar,
-        registries::{Logins, Registry, RegistryLogin},
-        settings::KeyPassphrase,
-    },
+    deploy::{DeploySettings, grammar, settings::KeyPassphrase},
     error::{Error, ErrorCode, Result},
     ids::ClusterId,
+    registries::{Logins, Registry, RegistryLogin},
     secrets::SecretReference,
     ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile},
 };

@@ -38,12 +38,15 @@ use crate::{
     execution::{
         content::ImageOffer,
         encoding,
+        manifest::Manifest,
         order::{Attempt, Order, SecretEnv},
         supervisor::Supervisor,
     },
     identity::SealContext,
     ids::{ExecutionId, NodeId},
     metrics::Metrics,
+    registries::{PullLogin, Registry},
+    secrets::Secret,
 };
 
 /// The session of this moment: None before the first attestation.
@@ -137,11 +140,17 @@ impl WorkerApi {
     }
 
     async fn forward(&self, inner: pb::ForwardExecutionInner) -> Result<Events> {
+        let manifest: Manifest = serde_json::from_str(&inner.manifest_json)
+            .map_err(|e| Error::invalid("the manifest cannot be read").source(e))?;
         let order = Order {
             execution_id: ExecutionId::parse(inner.execution_id)?,
             attempt: inner.attempt,
-            manifest: serde_json::from_str(&inner.manifest_json)
-                .map_err(|e| Error::invalid("the manifest cannot be read").source(e))?,
+            login: inner.registry_login.map(|login| PullLogin {
+                registry: Registry::of(&manifest.image),
+                username: login.username,
+                password: Secret::new(login.password),
+            }),
+            manifest,
             input: inner.input,
             secrets: SecretEnv(inner.secret_env.into_iter().collect()),
         };

@@ -65,6 +65,10 @@ impl WorkerClient {
             manifest_json,
             after_sequence,
             secret_env: order.secrets.0.clone().into_iter().collect(),
+            registry_login: order.login.as_ref().map(|login| pb::RegistryLogin {
+                username: login.username.clone(),
+                password: login.password.reveal().to_owned(),
+            }),
             image_offer: offer.map(|offer| pb::ImageOffer {
                 digest: offer.digest.clone(),
                 architecture: offer.architecture.clone(),

@@ -11,11 +11,10 @@ use cluster_core::{
     ErrorCode,
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Origin, Secret, TunnelSource,
-        plan::ImageAction,
-        registries::{Registry, RegistryLogin},
-        remote::Remote,
+        plan::ImageAction, remote::Remote,
     },
     engine::Engine,
+    registries::{Registry, RegistryLogin},
     secrets::{SecretName, SecretReference},
     ssh::Connection,
 };

@@ -8,12 +8,14 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    super::{Secret, image::NodeImage, local_images, plan::ImageAction, registries, view::StepName},
+    super::{image::NodeImage, local_images, plan::ImageAction, view::StepName},
     Run, publish_progress,
 };
 use crate::{
     engine::{Export, LocalImage},
     error::{Error, ErrorCode, Result},
+    registries::login_for,
+    secrets::SecretName,
 };
 
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,10 +82,11 @@ impl Run {
     async fn pull(&mut self, reference: &str, local: Option<&LocalImage>) -> Result<String> {
         self.progress(StepName::Images, format!("pulling {reference}"));
         let settings = self.context.hosts.settings();
-        let journal = self.context.journal.as_ref();
-        let login: Option<Secret> =
-            registries::docker_config(reference, &settings.registries, journal).await?;
-        let refused = match self.remote()?.pull(reference, login.as_ref(), self.image_timeout()).await {
+        let journal = &self.context.journal;
+        let use_secret = async |name: &SecretName, purpose: &str| journal.use_secret(name, purpose).await;
+        let login = login_for(reference, &settings.registries, use_secret).await?;
+        let config = login.map(|login| login.docker_config());
+        let refused = match self.remote()?.pull(reference, config.as_ref(), self.image_timeout()).await {
             Ok(()) => return Ok(format!("pulled {reference}")),
             Err(error) => error,
         };

@@ -11,10 +11,10 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
 use super::{
-    super::{Secret, image::NodeImage, registries, scripts},
+    super::{Secret, image::NodeImage, scripts},
     Remote, SHORT, named,
 };
-use crate::{engine::ImageContent, error::Result, ssh::script::tail};
+use crate::{engine::ImageContent, error::Result, registries::cannot_pull, ssh::script::tail};
 
 impl Remote<'_> {
     pub async fn missing_images(&self, references: &[String]) -> Result<Vec<String>> {
@@ -76,7 +76,7 @@ impl Remote<'_> {
             return Ok(());
         }
         let why = tail(&output.stderr, 2).replace('\n', " ");
-        Err(registries::cannot_pull(reference, login.is_some(), &why))
+        Err(cannot_pull(reference, "host", login.is_some(), &why))
     }
 }
 

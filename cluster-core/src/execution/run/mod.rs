@@ -349,8 +349,11 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
     };
     shared.images.used(&order.manifest.image).await;
     if !patiently(|| shared.engine.has_image(&order.manifest.image)).await? {
-        shared.engine.pull(&order.manifest.image, image_progress).await?;
+        shared.engine.pull(&order.manifest.image, order.login.as_ref(), image_progress).await?;
         shared.images.brought(&order.manifest.image).await?;
+    }
+    if let Err(error) = journal::drop_login(&run.directory) {
+        tracing::error!(error = %error.chain(), "a registry's login stays on disk until the execution ends");
     }
     if order.manifest.network == NetworkMode::Allow {
         shared.engine.ensure_network(&shared.network).await?;

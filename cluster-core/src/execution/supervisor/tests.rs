@@ -73,6 +73,7 @@ fn order(script: &str, input: &str, change: impl FnOnce(&mut ExecutionRequest)) 
         manifest: submission.manifest,
         input: input.to_owned(),
         secrets: Default::default(),
+        login: None,
     }
 }
 

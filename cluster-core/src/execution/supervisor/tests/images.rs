@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -11,7 +12,11 @@ use tokio::{
 };
 
 use super::*;
-use crate::identity::sha256;
+use crate::{
+    identity::sha256,
+    registries::{PullLogin, Registry as ImageRegistry},
+    secrets::Secret,
+};
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const SILENCE: Duration = Duration::from_secs(2);
@@ -24,7 +29,14 @@ enum Fault {
     OtherLayer,
     /// The layer begins, and does not go on.
     Stalls,
+    /// None, but only who logs in is answered.
+    Private,
 }
+
+const USER: &str = "puller";
+const PASSWORD: &str = "marker-pull-5c1";
+/// An archive without entries.
+const EMPTY_TAR: [u8; 1024] = [0; 1024];
 
 /// One image, `x/agent:1`, of one layer.
 struct Registry {
@@ -41,13 +53,20 @@ struct Served {
     unexpected: mpsc::UnboundedReceiver<String>,
 }
 
+fn basic(password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{USER}:{password}")))
+}
+
 fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(sha256(bytes)))
 }
 
 impl Registry {
     async fn serve(fault: Fault) -> Served {
-        let layer = b"not a tar, and nobody gets so far as to see it".to_vec();
+        let layer = match fault {
+            Fault::Private => EMPTY_TAR.to_vec(),
+            _ => b"not a tar, and nobody gets so far as to see it".to_vec(),
+        };
         let rootfs = json!({ "type": "layers", "diff_ids": [digest(&layer)] });
         let config =
             json!({ "architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs }).to_string();
@@ -86,9 +105,17 @@ impl Registry {
         if request.is_empty() {
             return;
         }
-        let mut header = String::new();
+        let (mut header, mut is_known) = (String::new(), self.fault != Fault::Private);
         while stream.read_line(&mut header).await.is_ok_and(|read| read > 2) {
+            is_known |=
+                header.trim_end().eq_ignore_ascii_case(&format!("authorization: {}", basic(PASSWORD)));
             header.clear();
+        }
+        if !is_known {
+            let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\
+                           Content-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(refusal.as_bytes()).await;
+            return;
         }
         let mut words = request.split_whitespace();
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -207,4 +234,38 @@ async fn a_pull_that_stalls_is_given_up_and_one_that_is_cancelled_ends_at_once()
         }
     }
     assert!(matches!(end, Some(EventKind::Cancelled { .. })), "{end:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn private_image_is_pulled_with_the_orders_login() {
+    let setting = Setting::new();
+    let supervisor = pulling(&setting).await;
+    let registry = Registry::serve(Fault::Private).await;
+    let image = format!("{}/x/agent:1", registry.address);
+    let key = format!("spec.deploy.registries.\"{}\"", registry.address);
+    let failure_with = async |password: Option<&str>| {
+        let mut order = order_of(image.clone());
+        order.login = password.map(|password| PullLogin {
+            registry: ImageRegistry::of(&image),
+            username: USER.to_owned(),
+            password: Secret::new(password),
+        });
+        let all = events(&supervisor, &order, 0).await;
+        let left = setting.directory.path().join("executions").join(order.execution_id.as_str());
+        assert!(!left.join("login.json").exists());
+        let EventKind::Failed { failure, .. } = &all.last().unwrap().kind else { panic!("{all:?}") };
+        failure.clone()
+    };
+    for (password, why) in [(None, "without a login"), (Some("marker-wrong"), "to the configured login")] {
+        let failure = failure_with(password).await;
+        assert_eq!(failure.code, ErrorCode::ImageNotFound, "{failure:?}");
+        assert!(failure.message.contains(why), "{failure:?}");
+        assert!(failure.remedy.as_ref().is_some_and(|remedy| remedy.contains(&key)), "{failure:?}");
+        assert!(!format!("{failure:?}").contains("marker-"), "{failure:?}");
+    }
+    // The image is there, and has no program.
+    let failure = failure_with(Some(PASSWORD)).await;
+    let _ = Command::new("docker").args(["rmi", "-f", &image]).output();
+    assert_eq!(failure.code, ErrorCode::ContainerFailed, "{failure:?}");
 }

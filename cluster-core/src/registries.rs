@@ -1,16 +1,14 @@
-//! Private registries: which one an image lies in, and what a host's Docker is given to log in there, for
-//! one pull.
+//! Private registries: which one an image lies in, and the login of one pull there.
 
 use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 
-use super::{Secret, world::Journal};
 use crate::{
     error::{Error, ErrorCode, Result},
     ids::shown,
-    secrets::SecretReference,
+    secrets::{Secret, SecretName, SecretReference},
 };
 
 const DOCKER_HUB: &str = "docker.io";
@@ -71,13 +69,21 @@ impl fmt::Display for Registry {
     }
 }
 
-/// The content of Docker's `config.json` for one pull of this image; none where its registry is public,
-/// or nothing is configured for it.
-pub(super) async fn docker_config(
+/// A login with its password, for one pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullLogin {
+    pub registry: Registry,
+    pub username: String,
+    pub password: Secret,
+}
+
+/// Returns the login for an image; None where its registry is public, or nothing is configured for it. `use_secret`
+/// returns a named secret, given its purpose.
+pub async fn login_for(
     reference: &str,
     logins: &Logins,
-    journal: &dyn Journal,
-) -> Result<Option<Secret>> {
+    use_secret: impl AsyncFnOnce(&SecretName, &str) -> Result<Secret>,
+) -> Result<Option<PullLogin>> {
     let registry = Registry::of(reference);
     let Some(login) = logins.get(&registry) else { return Ok(None) };
     let located = |error: Error| {
@@ -87,22 +93,29 @@ pub(super) async fn docker_config(
     };
     let password = match &login.password {
         SecretReference::Named(name) => {
-            journal.use_secret(name, &format!("registry {registry}")).await.map_err(located)?
+            use_secret(name, &format!("registry {registry}")).await.map_err(located)?
         }
         SecretReference::Place(place) => place.read().map_err(located)?,
     };
-    Ok(Some(config_of(&registry, &login.username, &password)))
+    Ok(Some(PullLogin { registry, username: login.username.clone(), password }))
 }
 
-fn config_of(registry: &Registry, username: &str, password: &Secret) -> Secret {
-    let pair = Secret::new(format!("{username}:{}", password.reveal()));
-    let auth = Secret::new(STANDARD.encode(pair.reveal()));
-    let key = if registry.0 == DOCKER_HUB { DOCKER_HUB_LOGIN } else { &registry.0 };
-    Secret::new(json!({ "auths": { key: { "auth": auth.reveal() } } }).to_string())
+impl PullLogin {
+    /// Returns the registry under the name that Docker has for it.
+    pub fn server(&self) -> &str {
+        if self.registry.0 == DOCKER_HUB { DOCKER_HUB_LOGIN } else { &self.registry.0 }
+    }
+
+    /// Returns the content of Docker's `config.json`.
+    pub fn docker_config(&self) -> Secret {
+        let pair = Secret::new(format!("{}:{}", self.username, self.password.reveal()));
+        let auth = Secret::new(STANDARD.encode(pair.reveal()));
+        Secret::new(json!({ "auths": { self.server(): { "auth": auth.reveal() } } }).to_string())
+    }
 }
 
-/// Why a host cannot pull: `why` is what its Docker said, `logged_in` whether it was given a login.
-pub(super) fn cannot_pull(reference: &str, logged_in: bool, why: &str) -> Error {
+/// Returns why a machine cannot pull: `why` is what its Docker said, `logged_in` whether it was given a login.
+pub fn cannot_pull(reference: &str, machine: &str, logged_in: bool, why: &str) -> Error {
     const REFUSALS: [&str; 5] =
         ["unauthorized", "denied", "no basic auth credentials", "authentication required", "forbidden"];
     let registry = Registry::of(reference);
@@ -120,10 +133,11 @@ pub(super) fn cannot_pull(reference: &str, logged_in: bool, why: &str) -> Error 
             ),
         ),
         (false, _) => (
-            format!("the host cannot pull {reference}: {why}"),
-            "check the image's name and that the host reaches its registry, or have the image in the \
-             controller's own Docker, which sends it"
-                .to_owned(),
+            format!("the {machine} cannot pull {reference}: {why}"),
+            format!(
+                "check the image's name and that the {machine} reaches its registry, or have the image in the \
+                 controller's own Docker, which sends it"
+            ),
         ),
     };
     Error::new(ErrorCode::ImageNotFound, message).remedy(remedy)
@@ -156,8 +170,12 @@ mod tests {
     #[test]
     fn docker_reads_the_login_back() {
         let read = |registry: &str| {
-            let config = config_of(&Registry::parse(registry).unwrap(), "me", &Secret::new("p:w\"d"));
-            serde_json::from_str::<serde_json::Value>(config.reveal()).unwrap()
+            let login = PullLogin {
+                registry: Registry::parse(registry).unwrap(),
+                username: "me".to_owned(),
+                password: Secret::new("p:w\"d"),
+            };
+            serde_json::from_str::<serde_json::Value>(login.docker_config().reveal()).unwrap()
         };
         let auth = STANDARD.encode("me:p:w\"d");
         assert_eq!(read("ghcr.io")["auths"]["ghcr.io"]["auth"], auth);
@@ -168,13 +186,13 @@ mod tests {
     fn a_refusal_names_the_registry_and_the_key_to_set() {
         for why in ["no basic auth credentials", "unauthorized: authentication required"] {
             for logged_in in [true, false] {
-                let error = cannot_pull("127.0.0.1:5000/x/agent:1", logged_in, why);
+                let error = cannot_pull("127.0.0.1:5000/x/agent:1", "host", logged_in, why);
                 assert_eq!(error.code(), ErrorCode::ImageNotFound);
                 assert!(error.message().starts_with("127.0.0.1:5000 refuses"), "{error}");
                 assert!(error.to_string().contains("spec.deploy.registries.\"127.0.0.1:5000\""), "{error}");
             }
         }
-        let error = cannot_pull("ghcr.io/x", true, "dial tcp: no such host");
+        let error = cannot_pull("ghcr.io/x", "host", true, "dial tcp: no such host");
         assert!(!error.to_string().contains("spec.deploy.registries"), "{error}");
     }
 }
