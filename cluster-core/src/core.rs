@@ -245,6 +245,7 @@ impl Core {
         if let Part::Controller(part) = &self.0.part {
             let views = part.controller.views().await?;
             self.0.metrics.nodes(views.iter().map(|view| view.status));
+            self.0.metrics.executions(part.executions.open_states());
         }
         self.0.metrics.text(self.0.started.elapsed())
     }

@@ -13,10 +13,15 @@ use prometheus_client::{
 use crate::{
     cluster::{events::NodeEventKind, peer::PeerStatus},
     error::{Error, ErrorCode, Result},
+    execution::lifecycle::State,
 };
 
 /// From a cached answer to a call that waited for the disk.
 const DURATION_BUCKETS: [f64; 9] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
+
+/// From a container that ends at once to a day.
+const EXECUTION_BUCKETS: [f64; 12] =
+    [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0, 3_600.0, 21_600.0, 86_400.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Call {
@@ -45,6 +50,18 @@ struct Part {
     part: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExecutionState {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    state: &'static str,
+    /// Why it failed; empty where it did not.
+    code: &'static str,
+}
+
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
@@ -53,6 +70,10 @@ struct Inner {
     events: Family<Kind, Counter>,
     nodes: Family<Status, Gauge>,
     parts: Family<Part, Gauge>,
+    open_executions: Family<ExecutionState, Gauge>,
+    ended_executions: Family<Outcome, Counter>,
+    waits: Histogram,
+    runs: Family<ExecutionState, Histogram>,
     audit_lost: Counter,
     uptime: Gauge,
 }
@@ -83,13 +104,49 @@ impl Default for Metrics {
         registry.register("node_events", "What happened to nodes", events.clone());
         registry.register("nodes", "Nodes by status", nodes.clone());
         registry.register("part_up", "Whether a part of this node works: 1 or 0", parts.clone());
+        let open_executions = Family::default();
+        registry.register("executions", "Executions that have not ended, by state", open_executions.clone());
+        let ended_executions = Family::default();
+        registry.register(
+            "executions_ended",
+            "Executions that have ended since this process started, by state and cause",
+            ended_executions.clone(),
+        );
+        let waits = Histogram::new(EXECUTION_BUCKETS);
+        registry.register_with_unit(
+            "execution_wait",
+            "Time from the submission of an execution to the choice of its node",
+            Unit::Seconds,
+            waits.clone(),
+        );
+        let runs: Family<ExecutionState, Histogram> =
+            Family::new_with_constructor(|| Histogram::new(EXECUTION_BUCKETS));
+        registry.register_with_unit(
+            "execution_duration",
+            "Time from the start of an execution to its end, by state",
+            Unit::Seconds,
+            runs.clone(),
+        );
         registry.register(
             "audit_entries_lost",
             "Entries of the audit log that could not be written",
             audit_lost.clone(),
         );
         registry.register_with_unit("uptime", "Since this process started", Unit::Seconds, uptime.clone());
-        Self(Arc::new(Inner { registry, calls, durations, events, nodes, parts, audit_lost, uptime }))
+        Self(Arc::new(Inner {
+            registry,
+            calls,
+            durations,
+            events,
+            nodes,
+            parts,
+            open_executions,
+            ended_executions,
+            waits,
+            runs,
+            audit_lost,
+            uptime,
+        }))
     }
 }
 
@@ -112,6 +169,30 @@ impl Metrics {
             let count = statuses.iter().filter(|known| *known == status).count();
             let gauge = self.0.nodes.get_or_create(&Status { status: status.name() });
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Sets the gauges of all states that are not final.
+    pub fn executions(&self, states: impl IntoIterator<Item = State>) {
+        let states: Vec<_> = states.into_iter().collect();
+        for state in State::ALL.iter().filter(|state| !state.is_final()) {
+            let count = states.iter().filter(|known| *known == state).count();
+            let gauge = self.0.open_executions.get_or_create(&ExecutionState { state: state.name() });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Counts an execution that was given to a node.
+    pub fn execution_placed(&self, waited: Duration) {
+        self.0.waits.observe(waited.as_secs_f64());
+    }
+
+    /// Counts an execution that has ended. `ran` is the time since its start, where it has started.
+    pub fn execution_ended(&self, state: State, failure: Option<ErrorCode>, ran: Option<Duration>) {
+        let (state, code) = (state.name(), failure.map_or("", ErrorCode::name));
+        self.0.ended_executions.get_or_create(&Outcome { state, code }).inc();
+        if let Some(ran) = ran {
+            self.0.runs.get_or_create(&ExecutionState { state }).observe(ran.as_secs_f64());
         }
     }
 
@@ -144,12 +225,23 @@ mod tests {
         metrics.call("Heartbeat", Some(ErrorCode::NonceReplay), Duration::from_millis(1));
         metrics.call("Heartbeat", Some(ErrorCode::NonceReplay), Duration::from_millis(1));
         metrics.nodes([PeerStatus::Active, PeerStatus::Active]);
+        metrics.executions([State::Pending, State::Running, State::Pending]);
+        metrics.execution_placed(Duration::from_secs(3));
+        metrics.execution_ended(State::Failed, Some(ErrorCode::Timeout), Some(Duration::from_secs(60)));
+        metrics.execution_ended(State::Cancelled, None, None);
         let text = metrics.text(Duration::from_secs(7)).unwrap();
         for line in [
             r#"aegis_cluster_calls_total{call="Heartbeat",outcome="NonceReplay"} 2"#,
             r#"aegis_nodes{status="active"} 2"#,
             r#"aegis_nodes{status="offline"} 0"#,
             "aegis_uptime_seconds 7",
+            r#"aegis_executions{state="pending"} 2"#,
+            r#"aegis_executions{state="lost"} 0"#,
+            r#"aegis_executions_ended_total{state="failed",code="Timeout"} 1"#,
+            r#"aegis_executions_ended_total{state="cancelled",code=""} 1"#,
+            r#"aegis_execution_wait_seconds_bucket{le="2.5"} 0"#,
+            r#"aegis_execution_wait_seconds_bucket{le="10.0"} 1"#,
+            r#"aegis_execution_duration_seconds_count{state="failed"} 1"#,
         ] {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
         }

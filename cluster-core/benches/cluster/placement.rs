@@ -64,7 +64,8 @@ fn measure(strategy: PlacementStrategy, preferring: bool) -> Vec<Duration> {
     }
     let amounts = Amounts { cpu_millicores: 1_000, memory_mb: 128, ..Default::default() };
     let preferred_tags = if preferring { vec![tag] } else { Vec::new() };
-    let demand = Demand { tags: vec![], preferred_tags, node_id: None, amounts, wait_seconds: None };
+    let demand =
+        Demand { tags: vec![], preferred_tags, node_id: None, amounts, wait_seconds: None, priority: 0 };
     let mut times = Vec::with_capacity(DECISIONS);
     for _ in 0..DECISIONS {
         let execution_id = ExecutionId::mint();

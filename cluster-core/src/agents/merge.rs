@@ -67,6 +67,7 @@ pub fn merge(
         workspace: request.workspace,
         queue: request.queue,
         queue_timeout_seconds: request.queue_timeout_seconds,
+        priority: request.priority,
         idempotency_key: request.idempotency_key,
     })
 }

@@ -237,6 +237,7 @@ mod tests {
             node_id: None,
             amounts: Amounts { cpu_millicores, ..Default::default() },
             wait_seconds: None,
+            priority: 0,
         }
     }
 

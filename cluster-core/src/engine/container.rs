@@ -128,7 +128,10 @@ impl ContainerSpec<'_> {
     /// make a volume on disk without a bound, in spite of a read-only root.
     fn mounts(&self, tmp_mb: u32) -> Vec<Mount> {
         let has_workspace = self.manifest.has_workspace();
-        let volumes = has_workspace.then(|| volume::mounts(self.node_id, self.attempt)).unwrap_or_default();
+        let volumes = match has_workspace {
+            true => volume::mounts(self.node_id, self.attempt),
+            false => Vec::new(),
+        };
         let is_free =
             |path: &&String| !(has_workspace && [WORKSPACE, HOME].contains(&path.trim_end_matches('/')));
         let memory = self.image.volumes.iter().filter(is_free).map(|path| Mount {

@@ -26,7 +26,7 @@ pub fn variables(has_volume: bool, given: &[String], image: &[String]) -> Vec<St
     let place = if has_volume { HOME } else { TMP };
     directories
         .iter()
-        .filter(|(name, _)| !has(given, name) && !(*name == "HOME" && has(image, name)))
+        .filter(|(name, _)| !(has(given, name) || *name == "HOME" && has(image, name)))
         .map(|(name, directory)| format!("{name}={place}{directory}"))
         .collect()
 }

@@ -16,7 +16,7 @@ use super::{
     lifecycle::State,
     live::{ExecutionContext, Shared, Word},
     order::Held,
-    queue::{Queue, Waiting},
+    queue::{self, Queue, Waiting},
     reconcile,
     request::{ExecutionRequest, Submission},
     retention,
@@ -67,7 +67,9 @@ impl Executions {
                 Some(_) if record.state != State::Pending => {
                     drive::spawn(shared.clone(), record, live, Handed::Perhaps);
                 }
-                _ => waiting.push_back(Waiting::new(Box::new(record))),
+                _ => {
+                    queue::insert(&mut waiting, Waiting::new(Box::new(record)));
+                }
             }
         }
         let queue = Queue { shared: shared.clone(), waiting, has_hold: false };
@@ -171,6 +173,11 @@ impl Executions {
             Some(live) => Ok(live.view.borrow().clone()),
             None => Ok(self.stored(id).await?.view()),
         }
+    }
+
+    /// Returns the states of all executions that have not ended.
+    pub fn open_states(&self) -> Vec<State> {
+        self.0.open_states()
     }
 
     pub async fn recent(&self, limit: u32) -> Result<Vec<ExecutionView>> {

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::{mpsc, watch};
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     encoding,
     exclusion::Exclusion,
-    lifecycle::{Input, Step},
+    lifecycle::{Input, State, Step},
     projection,
     sending::Sending,
     settings::ExecutionSettings,
@@ -27,6 +28,7 @@ use crate::{
     cluster::{controller::Controller, nodes::Nodes},
     error::{Error, Result},
     ids::{ExecutionId, NodeId},
+    metrics::Metrics,
     registries::Logins,
     secrets::Secrets,
     store::{ExecutionRecord, ExecutionWrite, Store, Write},
@@ -66,6 +68,7 @@ pub struct ExecutionContext {
     /// Logins at private registries.
     pub logins: Logins,
     pub settings: ExecutionSettings,
+    pub metrics: Metrics,
     pub stop: CancellationToken,
 }
 
@@ -139,12 +142,29 @@ impl Shared {
     pub async fn retire(&self, record: &ExecutionRecord) {
         if let Some(live) = self.open().remove(&record.execution_id) {
             self.open_bytes.fetch_sub(live.order_bytes, Ordering::Relaxed);
+            self.count_end(record);
         }
         self.sending.let_go(record.workspace.as_ref(), &record.execution_id);
         let id = record.execution_id.clone();
         if let Err(error) = self.controller.release(id).await {
             tracing::debug!(error = %error.chain(), "nothing to release any more");
         }
+    }
+
+    fn count_end(&self, record: &ExecutionRecord) {
+        if !record.state.is_final() {
+            return;
+        }
+        let ran_ms =
+            record.ended_at_ms.zip(record.started_at_ms).map(|(end, start)| end.saturating_sub(start));
+        let ran = ran_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+        let failure = record.failure.as_ref().map(|failure| failure.code);
+        self.metrics.execution_ended(record.state, failure, ran);
+    }
+
+    /// Returns the states of all executions that have not ended.
+    pub fn open_states(&self) -> Vec<State> {
+        self.open().values().map(|live| live.view.borrow().state).collect()
     }
 
     pub async fn enqueue(&self, record: ExecutionRecord) {

@@ -1,4 +1,4 @@
-//! The task that places what waits for a node, in the order in which it came; what does not fit holds
+//! The task that places what waits for a node, by priority and in the order in which it came; what does not fit holds
 //! nobody up.
 //!
 //! What has no room is looked at again when the membership changes, and not for every newcomer: of two
@@ -52,6 +52,10 @@ impl Waiting {
         let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
         let now = Instant::now();
         Self { record, since: now.checked_sub(waited).unwrap_or(now) }
+    }
+
+    fn priority(&self) -> i32 {
+        self.record.demand.priority
     }
 
     fn until(&self) -> Instant {
@@ -121,10 +125,7 @@ impl Queue {
     /// From where on the queue is worth a look.
     fn take(&mut self, word: Word, from: usize) -> usize {
         match word {
-            Word::Place(record) => {
-                self.waiting.push_back(Waiting::new(record));
-                from
-            }
+            Word::Place(record) => insert(&mut self.waiting, Waiting::new(record)).min(from),
             Word::Cancelled(id) => {
                 let place = self.waiting.iter().position(|waiting| waiting.record.execution_id == id);
                 place.map_or(from, |place| place.min(from))
@@ -213,7 +214,14 @@ impl Queue {
         let stored = join_all(chosen.iter().map(|(record, _, node_id)| self.store(record, node_id))).await;
         for ((record, live, node_id), stored) in chosen.into_iter().zip(stored) {
             match stored {
-                Ok(true) => self.begin(*record, live, node_id),
+                Ok(true) => {
+                    if record.attempt == 0 {
+                        let waited_ms = now_ms().saturating_sub(record.created_at_ms);
+                        let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
+                        self.shared.metrics.execution_placed(waited);
+                    }
+                    self.begin(*record, live, node_id);
+                }
                 Ok(false) => self.read_again(*record, live, node_id).await?,
                 Err(error) => {
                     outcome = Err(error);
@@ -261,7 +269,7 @@ impl Queue {
 
     async fn put_back(&mut self, record: Box<ExecutionRecord>) -> Result<()> {
         let id = record.execution_id.clone();
-        self.waiting.push_back(Waiting::new(record));
+        insert(&mut self.waiting, Waiting::new(record));
         self.shared.controller.release(id).await
     }
 
@@ -277,6 +285,14 @@ impl Queue {
         live.view.send_replace(record.view());
         drive::spawn(self.shared.clone(), record, live, Handed::No);
     }
+}
+
+/// Puts an entry behind those of its priority, and returns its place.
+pub(super) fn insert(waiting: &mut VecDeque<Waiting>, entry: Waiting) -> usize {
+    let before = waiting.iter().rposition(|known| known.priority() >= entry.priority());
+    let place = before.map_or(0, |before| before + 1);
+    waiting.insert(place, entry);
+    place
 }
 
 /// Question of the queue to the membership, for one execution.
@@ -382,6 +398,20 @@ mod tests {
         let refusal = Failure { code: ErrorCode::Forbidden, message: "the policy".into(), remedy: None };
         assert_eq!(code(end(None, Until::Free, Some(&refusal), 0)), None, "another node may take it later");
         assert_eq!(end(None, Until::Never, Some(&refusal), 0), Some(refusal));
+    }
+
+    #[test]
+    fn higher_priorities_come_first_and_equal_ones_in_turn() {
+        let mut queue = VecDeque::new();
+        let mut places = Vec::new();
+        for (name, priority) in [("a", 0), ("b", -1), ("c", 0), ("d", 5), ("e", 5), ("f", -1)] {
+            let mut entry = waiting(None);
+            (entry.record.demand.priority, entry.record.image) = (priority, name.to_owned());
+            places.push(insert(&mut queue, entry));
+        }
+        assert_eq!(places, [0, 1, 1, 0, 1, 5]);
+        let order: String = queue.iter().map(|entry| entry.record.image.as_str()).collect();
+        assert_eq!(order, "deacbf");
     }
 
     #[test]

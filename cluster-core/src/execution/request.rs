@@ -28,6 +28,8 @@ pub const TIMEOUT_SECONDS_DEFAULT: u64 = 300;
 pub const TIMEOUT_SECONDS_MAX: u64 = 86_400;
 /// Longer than any planned outage; what fits nowhere by then is an error to be seen.
 pub const QUEUE_SECONDS_MAX: u64 = 30 * 86_400;
+/// A few classes are enough to say what goes first.
+pub const PRIORITY_MAX: u32 = 10;
 pub const CPU_MAX: f64 = 1024.0;
 pub const MEMORY_MB_MIN: u32 = 6;
 pub const MEMORY_MB_MAX: u32 = 16 * 1024 * 1024;
@@ -131,6 +133,9 @@ pub struct ExecutionRequest {
     /// Time to wait for a node with room, in seconds: 1 to 2592000 (30 days, the default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_timeout_seconds: Option<u64>,
+    /// Of executions that wait for a node, higher ones are placed first: -10 to 10, default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
     /// The same key with the same request gives the same execution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
@@ -215,6 +220,12 @@ impl Submission {
         if let Some(seconds) = request.queue_timeout_seconds {
             check_range("queue_timeout_seconds", seconds, QUEUE_SECONDS_MAX)?;
         }
+        let priority = request.priority.unwrap_or_default();
+        if priority.unsigned_abs() > PRIORITY_MAX {
+            return Err(Error::invalid(format!(
+                "priority {priority} is out of range -{PRIORITY_MAX} to {PRIORITY_MAX}"
+            )));
+        }
         let idempotency_key = request.idempotency_key;
         if let Some(key) = &idempotency_key {
             check_idempotency_key(key)?;
@@ -228,6 +239,7 @@ impl Submission {
                 node_id: request.node_id,
                 amounts: resources,
                 wait_seconds: if request.queue { request.queue_timeout_seconds } else { Some(0) },
+                priority,
             },
             manifest: Manifest {
                 image,
@@ -426,6 +438,10 @@ mod tests {
             assert!(check(bad).unwrap_err().to_string().contains("1 to 100"));
             let bad = ExecutionRequest { max_attempts: Some(max), ..request("busybox") };
             assert!(check(bad).unwrap_err().to_string().contains("1 to 10"));
+        }
+        for priority in [-11, 11, i32::MIN] {
+            let bad = ExecutionRequest { priority: Some(priority), ..request("busybox") };
+            assert!(check(bad).unwrap_err().to_string().contains("-10 to 10"));
         }
     }
 

@@ -26,7 +26,10 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use crate::support::{Cluster, Node, unserved};
+use crate::{
+    stand_in::unserved,
+    support::{Cluster, Node},
+};
 
 const CHUNKS: u64 = 200;
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -168,6 +171,14 @@ async fn member_that_floods_events_fills_no_disk() {
     let database = ["aegis.db", "aegis.db-wal"].map(|name| cluster.data().join(name));
     let on_disk: u64 = database.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum();
     assert!((BUDGET_BYTES..8 * BUDGET_BYTES).contains(&on_disk), "{on_disk} bytes on the disk");
+    let metrics = cluster.core().metrics().await.unwrap();
+    for counted in [
+        r#"aegis_executions{state="running"} 0"#,
+        r#"aegis_executions_ended_total{state="succeeded",code=""} 1"#,
+        "aegis_execution_wait_seconds_count 1",
+    ] {
+        assert!(metrics.lines().any(|line| line == counted), "{counted} is not in\n{metrics}");
+    }
     let problem = cluster.peer("flood").await.unwrap().problem.expect("it is shown");
     assert!(problem.message.contains(id.as_str()), "{problem:?}");
 }

@@ -25,7 +25,10 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use crate::support::{Cluster, Node, refused, unserved};
+use crate::{
+    stand_in::unserved,
+    support::{Cluster, Node, refused},
+};
 
 /// How the impostor proves that it is the controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

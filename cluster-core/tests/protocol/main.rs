@@ -14,4 +14,5 @@ mod membership;
 mod published;
 mod pushes;
 mod runtime;
+mod stand_in;
 mod support;

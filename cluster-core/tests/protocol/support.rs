@@ -28,23 +28,6 @@ use tokio::net::TcpListener;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
-/// Calls of a service that a stand-in does not answer.
-macro_rules! unserved {
-    ($($call:ident: $request:ty => $response:ty;)+) => {
-        $(fn $call<'a, 'async_trait>(
-            &'a self,
-            _: tonic::Request<$request>,
-        ) -> futures::future::BoxFuture<'async_trait, Result<tonic::Response<$response>, tonic::Status>>
-        where
-            'a: 'async_trait,
-            Self: 'async_trait,
-        {
-            Box::pin(async { Err(tonic::Status::unimplemented("not served")) })
-        })+
-    };
-}
-pub(crate) use unserved;
-
 pub const OPERATOR_TOKEN: &str = "operators-bearer-token";
 /// Between the heartbeats that a node announces, unless the test says otherwise.
 pub const INTERVAL: Duration = Duration::from_secs(30);

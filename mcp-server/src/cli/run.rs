@@ -79,6 +79,9 @@ pub struct Run {
     /// Fail when no node has room within this time, like 10m [default: 30 days]; 0s fails at once
     #[arg(long, value_parser = duration, value_name = "TIME")]
     queue_timeout: Option<std::time::Duration>,
+    /// Of those that wait for a node, higher ones go first: -10 to 10 [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    priority: Option<i32>,
     /// The file beneath /workspace that holds the result [default: the last line on stdout, if it is JSON]
     #[arg(long, value_name = "PATH")]
     result_file: Option<String>,
@@ -203,6 +206,7 @@ impl Run {
             "max_attempts": self.max_attempts,
             "queue": self.queue_timeout.is_none_or(|time| !time.is_zero()),
             "queue_timeout_seconds": seconds(self.queue_timeout.filter(|time| !time.is_zero())),
+            "priority": self.priority,
             "result_file": self.result_file,
             "security": security,
             "workspace": workspace,

@@ -290,7 +290,14 @@ mod tests {
     fn step() -> impl proptest::strategy::Strategy<Value = Step> {
         let demand = (tags(2), tags(3), prop::option::weighted(0.1, 0..4_usize), amounts(2));
         let place = demand.prop_map(|(tags, preferred_tags, pin, amounts)| {
-            Step::Place(Demand { tags, preferred_tags, node_id: pin.map(id), amounts, wait_seconds: None })
+            Step::Place(Demand {
+                tags,
+                preferred_tags,
+                node_id: pin.map(id),
+                amounts,
+                wait_seconds: None,
+                priority: 0,
+            })
         });
         let strategy = prop::sample::select(vec![
             PlacementStrategy::RoundRobin,

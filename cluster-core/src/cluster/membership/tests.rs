@@ -67,6 +67,7 @@ fn demand() -> Demand {
         node_id: None,
         amounts: Amounts { cpu_millicores: 1_000, ..Default::default() },
         wait_seconds: None,
+        priority: 0,
     }
 }
 

@@ -136,7 +136,14 @@ impl ControllerApi {
         let needed = capabilities_from_wire(inner.required_capabilities.unwrap_or_default())?;
         let preferred = inner.preferred_tags.into_iter().map(Tag::parse).collect::<Result<Vec<_>>>()?;
         let (tags, amounts) = (needed.tags, needed.total);
-        let demand = Demand { tags, preferred_tags: preferred, node_id: None, amounts, wait_seconds: None };
+        let demand = Demand {
+            tags,
+            preferred_tags: preferred,
+            node_id: None,
+            amounts,
+            wait_seconds: None,
+            priority: 0,
+        };
         let chosen = self.0.controller.with_placement(move |membership| {
             let chosen = membership.fit(&demand)?;
             let address = membership.record(&chosen).map(|record| record.address.clone());
