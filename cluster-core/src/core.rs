@@ -44,6 +44,7 @@ use crate::{
     error::{Error, ErrorCode, Result},
     execution::{
         dispatch::Executions,
+        filter::ExecutionFilter,
         request::ExecutionRequest,
         view::{EventView, ExecutionView},
     },
@@ -367,8 +368,8 @@ impl Core {
     }
 
     /// Newest first.
-    pub async fn executions(&self, limit: u32) -> Result<Vec<ExecutionView>> {
-        self.controller()?.executions.recent(limit).await
+    pub async fn executions(&self, filter: &ExecutionFilter, limit: u32) -> Result<Vec<ExecutionView>> {
+        self.controller()?.executions.recent(filter, limit).await
     }
 
     pub async fn execution_events(

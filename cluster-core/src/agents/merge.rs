@@ -68,6 +68,7 @@ pub fn merge(
         queue: request.queue,
         queue_timeout_seconds: request.queue_timeout_seconds,
         priority: request.priority,
+        labels: request.labels,
         idempotency_key: request.idempotency_key,
     })
 }

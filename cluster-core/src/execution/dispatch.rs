@@ -13,6 +13,7 @@ use super::{
     artifacts::Artifacts,
     drive::{self, Handed},
     encoding,
+    filter::ExecutionFilter,
     lifecycle::State,
     live::{ExecutionContext, Shared, Word},
     order::Held,
@@ -180,8 +181,9 @@ impl Executions {
         self.0.open_states()
     }
 
-    pub async fn recent(&self, limit: u32) -> Result<Vec<ExecutionView>> {
-        let records = self.0.store.recent_executions(limit).await?;
+    /// Returns the newest executions that a filter lets through, newest first.
+    pub async fn recent(&self, filter: &ExecutionFilter, limit: u32) -> Result<Vec<ExecutionView>> {
+        let records = self.0.store.recent_executions(filter, limit).await?;
         Ok(records.iter().map(|record| self.current(record)).collect())
     }
 

@@ -21,6 +21,7 @@ pub mod encoding;
 mod event_budget;
 mod exclusion;
 mod fail_point;
+pub mod filter;
 mod gpus;
 pub mod image_reference;
 mod images;

@@ -36,6 +36,7 @@ pub const MEMORY_MB_MAX: u32 = 16 * 1024 * 1024;
 pub const CPU_MILLICORES_DEFAULT: u32 = 500;
 pub const MEMORY_MB_DEFAULT: u32 = 256;
 pub const TARGET_TAGS_MAX: usize = 32;
+pub const LABELS_MAX: usize = 16;
 pub const ITERATIONS_MAX: u32 = 100;
 pub const ATTEMPTS_MAX: u32 = 10;
 pub const ARTIFACTS_MAX: usize = 32;
@@ -136,6 +137,9 @@ pub struct ExecutionRequest {
     /// Of executions that wait for a node, higher ones are placed first: -10 to 10, default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
+    /// Words to find it by, like nightly or pr=42; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Tag>,
     /// The same key with the same request gives the same execution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
@@ -155,6 +159,7 @@ pub struct Submission {
     pub agent: Option<AgentReference>,
     pub manifest: Manifest,
     pub demand: Demand,
+    pub labels: Vec<Tag>,
     pub input: String,
     pub max_attempts: u32,
     pub queue: bool,
@@ -230,9 +235,13 @@ impl Submission {
         if let Some(key) = &idempotency_key {
             check_idempotency_key(key)?;
         }
+        if request.labels.len() > LABELS_MAX {
+            return Err(Error::invalid(format!("labels: at most {LABELS_MAX} are taken")));
+        }
         let resources = amounts(&request.resources)?;
         Ok(Self {
             agent: request.agent,
+            labels: request.labels,
             demand: Demand {
                 tags: request.target_tags,
                 preferred_tags: request.preferred_tags,

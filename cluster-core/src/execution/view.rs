@@ -8,7 +8,7 @@ use super::{artifacts::Artifacts, lifecycle::State};
 use crate::{
     agents::AgentReference,
     error::Failure,
-    ids::{ExecutionId, NodeId},
+    ids::{ExecutionId, NodeId, Tag},
 };
 
 /// An execution as it stands.
@@ -20,6 +20,9 @@ pub struct ExecutionView {
     pub agent: Option<AgentReference>,
     pub state: State,
     pub image: String,
+    /// The caller's own words for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Tag>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<NodeId>,
     /// Which assignment this is; 0 before the first.

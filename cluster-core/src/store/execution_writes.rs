@@ -94,8 +94,9 @@ impl ExecutionWrite {
 async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
              last_sequence, idempotency_key, request_digest, max_attempts, agent, image, workspace, has_artifacts,
-             order_bytes, timeout_seconds)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING";
+             order_bytes, timeout_seconds, labels)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+         ON CONFLICT DO NOTHING";
     let NewExecution { record, content } = new;
     let query = sqlx::query(sql)
         .bind(record.execution_id.as_str())
@@ -112,7 +113,8 @@ async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
         .bind(record.workspace.as_ref().map(to_json))
         .bind(i64::from(record.has_artifacts))
         .bind(signed(record.order_bytes))
-        .bind(signed(record.timeout_seconds));
+        .bind(signed(record.timeout_seconds))
+        .bind(to_json(&record.labels));
     done(query, to).await
 }
 

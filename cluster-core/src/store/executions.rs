@@ -9,6 +9,7 @@ use crate::{
     error::{Failure, Result},
     execution::{
         artifacts::Artifacts,
+        filter::ExecutionFilter,
         lifecycle::{Life, State},
         manifest::{Demand, Manifest, WorkspaceNote},
         order::Attempt,
@@ -16,13 +17,13 @@ use crate::{
         retention::Ended,
         view::ExecutionView,
     },
-    ids::{ExecutionId, NodeId},
+    ids::{ExecutionId, NodeId, Tag},
 };
 
 /// All columns but the manifest and the input, which may have megabytes.
 const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, node_id, attempt,
      max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
-     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest";
+     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels";
 
 /// Manifest and input of an execution. They are read when an order is made, and not kept in memory while the execution
 /// is open.
@@ -69,6 +70,8 @@ pub struct ExecutionRecord {
     /// From the start of its first container.
     pub timeout_seconds: u64,
     pub demand: Demand,
+    /// The caller's own words for it.
+    pub labels: Vec<Tag>,
     pub node_id: Option<NodeId>,
     pub attempt: u32,
     /// Attempts that may have run in all, and those that were given up because their node was lost.
@@ -106,6 +109,7 @@ impl ExecutionRecord {
             order_bytes: (to_json(&submission.manifest).len() + submission.input.len()) as u64,
             timeout_seconds: submission.manifest.timeout_seconds,
             demand: submission.demand.clone(),
+            labels: submission.labels.clone(),
             node_id: None,
             attempt: 0,
             max_attempts: submission.max_attempts,
@@ -147,6 +151,7 @@ impl ExecutionRecord {
             agent: self.agent.clone(),
             state: self.state,
             image: self.image.clone(),
+            labels: self.labels.clone(),
             node_id: self.node_id.clone(),
             attempt: self.attempt,
             iteration: self.iteration,
@@ -243,16 +248,21 @@ impl Store {
         Ok(u64::try_from(bytes).unwrap_or(0))
     }
 
-    /// The newest executions, newest first.
-    pub async fn recent_executions(&self, limit: u32) -> Result<Vec<ExecutionRecord>> {
+    /// The newest executions that a filter lets through, newest first.
+    pub async fn recent_executions(
+        &self,
+        filter: &ExecutionFilter,
+        limit: u32,
+    ) -> Result<Vec<ExecutionRecord>> {
+        let (conditions, texts) = conditions(filter);
         let sql = format!(
-            "SELECT {RECORD} FROM executions ORDER BY created_at_ms DESC, execution_id DESC LIMIT $1"
+            "SELECT {RECORD} FROM executions {conditions} ORDER BY created_at_ms DESC, execution_id DESC LIMIT $1"
         );
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .bind(i64::from(limit))
-            .fetch_all(&self.read)
-            .await
-            .map_err(read_failed)?;
+        let mut query = sqlx::query(AssertSqlSafe(sql)).bind(i64::from(limit));
+        for text in texts {
+            query = query.bind(text);
+        }
+        let rows = query.fetch_all(&self.read).await.map_err(read_failed)?;
         rows.iter().map(execution).collect()
     }
 
@@ -276,6 +286,41 @@ impl Store {
     }
 }
 
+/// Returns a filter's WHERE clause, and the values of its parameters from `$2` on. `json_each` is SQLite's.
+fn conditions(filter: &ExecutionFilter) -> (String, Vec<String>) {
+    let (mut conditions, mut texts) = (Vec::new(), Vec::new());
+    let mut parameter = |text: &str| {
+        texts.push(text.to_owned());
+        format!("${}", texts.len() + 1)
+    };
+    if !filter.states.is_empty() {
+        // Names of a closed set.
+        let names: Vec<_> = filter.states.iter().map(|state| format!("'{}'", state.name())).collect();
+        conditions.push(format!("state IN ({})", names.join(", ")));
+    }
+    if let Some(node_id) = &filter.node_id {
+        conditions.push(format!("node_id = {}", parameter(node_id.as_str())));
+    }
+    if let Some(agent) = &filter.agent {
+        let agent = parameter(&agent.to_string());
+        conditions.push(format!("(agent = {agent} OR agent LIKE {agent} || '@%')"));
+    }
+    for label in &filter.labels {
+        let label = parameter(label.as_str());
+        conditions.push(format!("EXISTS (SELECT 1 FROM json_each(labels) WHERE value = {label})"));
+    }
+    if let Some(before) = &filter.before {
+        let before = parameter(before.as_str());
+        conditions.push(format!(
+            "(created_at_ms, execution_id) <
+                 (SELECT created_at_ms, execution_id FROM executions WHERE execution_id = {before})"
+        ));
+    }
+    let clause =
+        if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
+    (clause, texts)
+}
+
 fn artifacts(row: &AnyRow) -> Result<Option<Artifacts>> {
     let json = row.try_get::<Option<String>, _>("artifacts").map_err(read_failed)?;
     json.map(|json| from_json("artifacts", &json)).transpose()
@@ -297,6 +342,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         order_bytes: u64::try_from(number("order_bytes")?).unwrap_or(0),
         timeout_seconds: u64::try_from(number("timeout_seconds")?).unwrap_or(0),
         demand: from_json("demand", &text("demand")?)?,
+        labels: from_json("list of labels", &text("labels")?)?,
         node_id: maybe("node_id")?.map(NodeId::parse).transpose()?,
         attempt: u32::try_from(number("attempt")?).map_err(|e| unreadable("attempt", e))?,
         max_attempts: u32::try_from(number("max_attempts")?).map_err(|e| unreadable("max_attempts", e))?,

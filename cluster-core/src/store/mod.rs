@@ -148,6 +148,7 @@ fn migrations() -> Migrator {
         simple(22, "execution_columns", include_str!("migrations/0022_execution_columns.sql")),
         simple(23, "revoked_keys", include_str!("migrations/0023_revoked_keys.sql")),
         simple(24, "bound_size", include_str!("migrations/0024_bound_size.sql")),
+        simple(25, "labels", include_str!("migrations/0025_labels.sql")),
     ])
 }
 

@@ -6,10 +6,11 @@ use crate::{
     audit::AuditQuery,
     cluster::peer::{Desired, LinkKind, OnDeadline, Role, Site},
     execution::{
+        filter::ExecutionFilter,
         lifecycle::State,
         request::{ExecutionRequest, Submission},
     },
-    ids::{EnrolmentTokenId, NodeId, UserName},
+    ids::{EnrolmentTokenId, NodeId, Tag, UserName},
 };
 
 async fn store(directory: &Path) -> Store {
@@ -343,7 +344,10 @@ async fn open_executions_are_held_without_manifest_and_input() {
         store.write(Write::Execution(ExecutionWrite::Create(Box::new(new)))).await.unwrap();
     }
     let open = store.open_executions().await.unwrap();
-    assert_eq!((open.len(), store.recent_executions(10).await.unwrap().len()), (3, 3));
+    assert_eq!(
+        (open.len(), store.recent_executions(&ExecutionFilter::default(), 10).await.unwrap().len()),
+        (3, 3)
+    );
     for record in &open {
         // All text of a record is in its description.
         let retained = std::mem::size_of_val(record) + format!("{record:?}").len();
@@ -352,6 +356,68 @@ async fn open_executions_are_held_without_manifest_and_input() {
         let content = store.order_content(&record.execution_id).await.unwrap().unwrap();
         assert_eq!((content.input.len(), content.manifest.env.len()), (1024 * 1024, 8));
     }
+}
+
+#[tokio::test]
+async fn list_of_executions_is_filtered_and_paged() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let labels = |words: &[&str]| words.iter().map(|word| Tag::parse(*word).unwrap()).collect::<Vec<_>>();
+    let mut ids = Vec::new();
+    for (agent, words) in [
+        (Some("review@1"), &["nightly", "pr=4"][..]),
+        (Some("review@2"), &["pr=42"]),
+        (Some("reviewer@1"), &[]),
+        (None, &["nightly"]),
+    ] {
+        let request =
+            ExecutionRequest { image: Some("busybox".into()), labels: labels(words), ..Default::default() };
+        let mut new = NewExecution::new(Submission::check(request).unwrap(), "d".into(), 1);
+        new.record.agent = agent.map(|agent| agent.parse().unwrap());
+        new.record.created_at_ms = 1_000 + i64::try_from(ids.len() / 2).unwrap();
+        ids.push(new.record.execution_id.clone());
+        store.write(Write::Execution(ExecutionWrite::Create(Box::new(new)))).await.unwrap();
+    }
+    let assign = ExecutionWrite::Assign {
+        execution_id: ids[1].clone(),
+        node_id: NodeId::parse("a").unwrap(),
+        attempt: 1,
+    };
+    store.write(Write::Execution(assign)).await.unwrap();
+    let found = async |filter: ExecutionFilter| {
+        let found = store.recent_executions(&filter, 10).await.unwrap();
+        let place = |id| ids.iter().position(|known| known == id).unwrap();
+        let mut found: Vec<_> = found.iter().map(|record| place(&record.execution_id)).collect();
+        found.sort();
+        found
+    };
+    let by_agent =
+        |agent: &str| ExecutionFilter { agent: Some(agent.parse().unwrap()), ..Default::default() };
+    assert_eq!(found(ExecutionFilter::default()).await, [0, 1, 2, 3]);
+    assert_eq!(found(by_agent("review")).await, [0, 1]);
+    assert_eq!(found(by_agent("review@2")).await, [1]);
+    let by_label = |words: &[&str]| ExecutionFilter { labels: labels(words), ..Default::default() };
+    assert_eq!(found(by_label(&["nightly"])).await, [0, 3]);
+    assert_eq!(found(by_label(&["nightly", "pr=4"])).await, [0], "all of them");
+    let on_a = ExecutionFilter { node_id: Some(NodeId::parse("a").unwrap()), ..Default::default() };
+    assert_eq!(found(on_a).await, [1]);
+    let states = vec![State::Pending, State::Failed];
+    assert_eq!(found(ExecutionFilter { states, ..by_agent("review") }).await, [0]);
+
+    let (mut paged, mut before) = (Vec::new(), None);
+    loop {
+        let filter = ExecutionFilter { before: before.take(), ..Default::default() };
+        let page = store.recent_executions(&filter, 1).await.unwrap();
+        let Some(record) = page.into_iter().next() else { break };
+        assert_eq!(
+            record.labels.len(),
+            [2, 1, 0, 1][ids.iter().position(|id| *id == record.execution_id).unwrap()]
+        );
+        before = Some(record.execution_id.clone());
+        paged.push(record.execution_id);
+    }
+    let whole = store.recent_executions(&ExecutionFilter::default(), 10).await.unwrap();
+    assert_eq!(paged, whole.into_iter().map(|record| record.execution_id).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use aegis_proto::published::aegis::runtime::v1::{
 };
 use cluster_core::{
     access::{AccessTokenOrder, Scope},
+    execution::filter::ExecutionFilter,
     ids::{AccessTokenName, ExecutionId},
 };
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
@@ -145,7 +146,11 @@ async fn an_agent_runs_and_its_events_are_read_from_the_first_to_the_last() {
     let past = client.execute_agent(again("", "999")).await.unwrap().into_inner();
     assert_eq!(events(past).await.unwrap(), []);
     assert_eq!(reason(&client.execute_agent(again("other", "0")).await.unwrap_err()), "InvalidArgument");
-    assert_eq!(cluster.core().executions(10).await.unwrap().len(), 1, "nothing else was started");
+    assert_eq!(
+        cluster.core().executions(&ExecutionFilter::default(), 10).await.unwrap().len(),
+        1,
+        "nothing else was started"
+    );
 }
 
 #[tokio::test]
@@ -164,7 +169,7 @@ async fn stream_ends_with_its_token_and_the_execution_goes_on() {
     cluster.core().revoke_access_token(&name).await.unwrap();
     let ended = events(stream).await.unwrap_err();
     assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
-    let view = cluster.core().executions(1).await.unwrap().remove(0);
+    let view = cluster.core().executions(&ExecutionFilter::default(), 1).await.unwrap().remove(0);
     let view = cluster.core().await_execution_end(&view.execution_id, LIMIT).await.unwrap();
     assert_eq!(view.exit_code, Some(3));
 }
@@ -189,7 +194,11 @@ async fn a_client_that_goes_away_ends_its_stream_alone() {
     assert_eq!(output(&all), "one\ntwo\n");
     let Some(Event::ExecutionFailed(failed)) = all.last() else { panic!("{all:?}") };
     assert!(failed.execution_id == id && failed.reason.contains('3'), "{failed:?}");
-    assert_eq!(cluster.core().executions(10).await.unwrap().len(), 1, "the key is the same execution");
+    assert_eq!(
+        cluster.core().executions(&ExecutionFilter::default(), 10).await.unwrap().len(),
+        1,
+        "the key is the same execution"
+    );
 }
 
 #[tokio::test]

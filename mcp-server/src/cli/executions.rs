@@ -6,6 +6,7 @@ use clap::Subcommand;
 use cluster_core::{
     Error, ErrorCode, Result,
     execution::view::{EventView, ExecutionView},
+    ids::ExecutionId,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -22,10 +23,7 @@ use super::{
 #[derive(Debug, Subcommand)]
 pub enum Executions {
     /// The latest ones
-    List {
-        #[arg(long, default_value_t = 50)]
-        limit: u32,
-    },
+    List(Filter),
     /// One of them
     Get { id: String },
     /// What it wrote so far
@@ -52,21 +50,62 @@ pub enum Executions {
     },
 }
 
+/// What a list shows; all that is given must hold.
+#[derive(Debug, clap::Args)]
+pub struct Filter {
+    /// Only this state, like running or failed; may be repeated
+    #[arg(long = "state", value_name = "STATE")]
+    states: Vec<String>,
+    /// Only those with this label; may be repeated
+    #[arg(long = "label", value_name = "LABEL")]
+    labels: Vec<String>,
+    /// Only those that are or were on this node
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// Only those of this agent, in one version or in any
+    #[arg(long, value_name = "NAME[@VERSION]")]
+    agent: Option<String>,
+    /// Only those older than this execution
+    #[arg(long, value_name = "ID")]
+    before: Option<String>,
+    #[arg(long, default_value_t = 50)]
+    limit: u32,
+}
+
+impl Filter {
+    fn path(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("limit", &self.limit.to_string());
+        let lists = [("state", self.states.join(",")), ("label", self.labels.join(","))];
+        let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
+        let one = |text: &Option<String>| text.clone();
+        let ones = [("node_id", one(&self.node)), ("agent", one(&self.agent)), ("before", one(&self.before))];
+        let ones = ones.into_iter().filter_map(|(name, text)| Some((name, text?)));
+        for (name, text) in lists.chain(ones) {
+            query.append_pair(name, &text);
+        }
+        format!("/v1/executions?{}", query.finish())
+    }
+}
+
 #[derive(Deserialize)]
 struct List {
     executions: Vec<ExecutionView>,
+    next: Option<ExecutionId>,
 }
 
 impl Executions {
     pub async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
         match self {
-            Executions::List { limit } => {
-                let data: Value = client.get(&format!("/v1/executions?limit={limit}")).await?;
+            Executions::List(filter) => {
+                let data: Value = client.get(&filter.path()).await?;
                 let list = List::deserialize(&data)
-                    .map_err(|e| Error::internal("the list is not understood").source(e))?
-                    .executions;
-                context.output.show(&data, || executions_table(&list))?;
+                    .map_err(|e| Error::internal("the list is not understood").source(e))?;
+                context.output.show(&data, || executions_table(&list.executions))?;
+                if let Some(next) = list.next.filter(|_| context.output.is_human()) {
+                    context.output.say(&format!("older ones: aegis executions list --before {next}"));
+                }
             }
             Executions::Get { id } => {
                 let view: ExecutionView = client.get(&format!("/v1/executions/{}", segment(&id))).await?;

@@ -82,6 +82,9 @@ pub struct Run {
     /// Of those that wait for a node, higher ones go first: -10 to 10 [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     priority: Option<i32>,
+    /// A word to find it by, like pr=42; may be repeated
+    #[arg(long = "label", value_name = "LABEL")]
+    labels: Vec<String>,
     /// The file beneath /workspace that holds the result [default: the last line on stdout, if it is JSON]
     #[arg(long, value_name = "PATH")]
     result_file: Option<String>,
@@ -207,6 +210,7 @@ impl Run {
             "queue": self.queue_timeout.is_none_or(|time| !time.is_zero()),
             "queue_timeout_seconds": seconds(self.queue_timeout.filter(|time| !time.is_zero())),
             "priority": self.priority,
+            "labels": self.labels,
             "result_file": self.result_file,
             "security": security,
             "workspace": workspace,

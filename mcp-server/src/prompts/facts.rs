@@ -5,7 +5,7 @@ use cluster_core::{
     cluster::peer::{Amounts, DrainView, LinkKind, PeerView},
     core::{Core, PeerFilter},
     deploy::{DeploymentFilter, DeploymentView, StepState, StepView},
-    execution::view::ExecutionView,
+    execution::{filter::ExecutionFilter, view::ExecutionView},
     ids::NodeId,
 };
 
@@ -47,9 +47,8 @@ pub async fn deployments(core: &Core) -> Result<Vec<DeploymentView>> {
 
 /// The newest executions of a node, newest first.
 pub async fn executions(core: &Core, node_id: &NodeId) -> Result<Vec<ExecutionView>> {
-    let mut views = core.executions(EXECUTIONS_MAX).await?;
-    views.retain(|view| view.node_id.as_ref() == Some(node_id));
-    Ok(views)
+    let filter = ExecutionFilter { node_id: Some(node_id.clone()), ..Default::default() };
+    core.executions(&filter, EXECUTIONS_MAX).await
 }
 
 /// What holds a node, by the membership's own word, the first of them looked up.

@@ -4,6 +4,7 @@ use cluster_core::{
     Error, Result,
     core::{Core, PeerFilter},
     deploy::DeploymentFilter,
+    execution::filter::ExecutionFilter,
 };
 use rmcp::{
     ErrorData,
@@ -88,7 +89,7 @@ async fn gather(core: &Core, candidates: Candidates) -> Result<(Vec<String>, boo
             (views.into_iter().map(|view| view.deployment_id.to_string()).collect(), whole)
         }
         Candidates::Executions => {
-            let views = core.executions(EXECUTIONS_MAX).await?;
+            let views = core.executions(&ExecutionFilter::default(), EXECUTIONS_MAX).await?;
             let whole = views.len() < EXECUTIONS_MAX as usize;
             (views.into_iter().map(|view| view.execution_id.to_string()).collect(), whole)
         }

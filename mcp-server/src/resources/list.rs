@@ -5,7 +5,7 @@ use cluster_core::{
     clock::rfc3339,
     core::Core,
     deploy::{DeploymentFilter, DeploymentView},
-    execution::view::ExecutionView,
+    execution::{filter::ExecutionFilter, view::ExecutionView},
 };
 use rmcp::model::{Annotations, Resource, ResourceTemplate, Role};
 
@@ -22,7 +22,7 @@ pub const TEXT: &str = "text/plain";
 pub async fn resources(core: &Core, offers: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<Resource>> {
     let filter = DeploymentFilter { limit: NEWEST_MAX as usize, ..DeploymentFilter::default() };
     let (deployments, _) = core.deployments(filter).await?;
-    let executions = core.executions(NEWEST_MAX).await?;
+    let executions = core.executions(&ExecutionFilter::default(), NEWEST_MAX).await?;
     let mut resources = vec![peers()];
     resources.extend(deployments.iter().map(deployment));
     resources.extend(executions.iter().map(execution));

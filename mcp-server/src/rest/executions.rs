@@ -10,8 +10,9 @@ use axum::{
 };
 use cluster_core::{
     Error, ErrorCode,
-    execution::{request::ExecutionRequest, view::ExecutionView},
-    ids::ExecutionId,
+    agents::AgentReference,
+    execution::{self, filter::ExecutionFilter, request::ExecutionRequest, view::ExecutionView},
+    ids::{ExecutionId, NodeId, Tag, shown},
 };
 use http::{
     StatusCode,
@@ -36,6 +37,9 @@ const EXECUTIONS_MAX: u32 = 1000;
 #[derive(Serialize)]
 pub struct Executions {
     executions: Vec<ExecutionView>,
+    /// Older ones may follow: give it as `before`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<ExecutionId>,
 }
 
 pub async fn submit(
@@ -50,11 +54,45 @@ pub async fn submit(
 #[serde(deny_unknown_fields)]
 pub struct List {
     limit: Option<u32>,
+    /// States, labels: several with commas between them.
+    #[serde(default)]
+    state: String,
+    #[serde(default)]
+    label: String,
+    node_id: Option<NodeId>,
+    agent: Option<AgentReference>,
+    before: Option<ExecutionId>,
+}
+
+impl List {
+    fn filter(self) -> cluster_core::Result<ExecutionFilter> {
+        fn words(text: &str) -> impl Iterator<Item = &str> {
+            text.split(',').map(str::trim).filter(|word| !word.is_empty())
+        }
+        let state = |name: &str| {
+            execution::lifecycle::State::from_name(name).ok_or_else(|| {
+                let known: Vec<_> =
+                    execution::lifecycle::State::ALL.iter().map(|state| state.name()).collect();
+                Error::invalid(format!("state: \"{}\" is none", shown(name)))
+                    .remedy(format!("use {}", known.join(", ")))
+            })
+        };
+        Ok(ExecutionFilter {
+            states: words(&self.state).map(state).collect::<Result<_, _>>()?,
+            labels: words(&self.label).map(Tag::parse).collect::<Result<_, _>>()?,
+            node_id: self.node_id,
+            agent: self.agent,
+            before: self.before,
+        })
+    }
 }
 
 pub async fn list(State(api): State<Api>, Asked(query): Asked<List>) -> Answer<Json<Executions>> {
     let limit = check_range("limit", query.limit.unwrap_or(EXECUTIONS_DEFAULT), 1..=EXECUTIONS_MAX)?;
-    Ok(Json(Executions { executions: api.core.executions(limit).await? }))
+    let executions = api.core.executions(&query.filter()?, limit).await?;
+    let is_full = executions.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+    let next = executions.last().filter(|_| is_full).map(|last| last.execution_id.clone());
+    Ok(Json(Executions { executions, next }))
 }
 
 #[derive(Deserialize)]
