@@ -35,6 +35,27 @@ async fn status_of(controller: &Controller, node: &str) -> Option<String> {
     found["status"].as_str().map(str::to_owned)
 }
 
+/// Of two executions a list shows the one that is asked for.
+async fn found_by_what_is_said_of_it(controller: &Controller) {
+    let words =
+        ["run", "--image", IMAGE, "--node", "by-hand", "--label", "pr=42", "--priority", "-3", "--", "false"];
+    assert_eq!(controller.cli(&words).await.status, 1);
+    let list = async |more: &[&str]| {
+        let words = [&["executions", "list", "-o", "json"], more].concat();
+        let list = controller.cli(&words).await.json();
+        let shown = list["executions"].as_array().expect("a list");
+        shown.iter().map(|view| view["state"].as_str().expect("a state").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(list(&["--node", "by-hand"]).await, ["failed", "succeeded"]);
+    assert_eq!(list(&["--label", "pr=42", "--state", "failed", "--state", "running"]).await, ["failed"]);
+    assert!(list(&["--label", "pr=4"]).await.is_empty());
+    let page = controller.cli(&["executions", "list", "-o", "json", "--limit", "1"]).await.json();
+    let next = page["next"].as_str().expect("more may follow");
+    assert_eq!(list(&["--before", next]).await, ["succeeded"]);
+    let wrong = controller.cli(&["executions", "list", "--state", "done"]).await;
+    assert!(wrong.status != 0 && wrong.stderr.contains("succeeded"), "{wrong:?}");
+}
+
 #[tokio::test]
 async fn it_joins_by_its_token_once_and_comes_back_by_its_key() {
     let port = free_port();
@@ -52,6 +73,7 @@ async fn it_joins_by_its_token_once_and_comes_back_by_its_key() {
     .await;
     let run = ["run", "--image", IMAGE, "--node", "by-hand", "--", "sh", "-c", "echo on $AEGIS_NODE_ID"];
     assert_eq!(controller.cli(&run).await.succeeded(), "on by-hand\n");
+    found_by_what_is_said_of_it(&controller).await;
 
     // Its goodbye is seen; its key alone brings it back, the token being spent.
     worker.stop().await;

@@ -1,6 +1,10 @@
-//! A member that tells more events of an execution than any container writes.
+//! A stand-in for a worker: what it is ordered, and a member that tells more events than any container writes.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use aegis_proto::aegis::{
     cluster::v1::{
@@ -38,8 +42,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// "answers a member within 1 s"
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// Starts whatever it is given, and floods.
-struct Flooding;
+/// Starts whatever it is given, and writes so many chunks.
+#[derive(Clone)]
+struct StandIn {
+    chunks: u64,
+    orders: Arc<Mutex<Vec<pb::ForwardExecutionInner>>>,
+}
 
 fn event(sequence: u64, attempt: u32, event: Event) -> runtime::ExecutionEvent {
     let time_ms = cluster_core::clock::now_ms();
@@ -47,7 +55,7 @@ fn event(sequence: u64, attempt: u32, event: Event) -> runtime::ExecutionEvent {
 }
 
 #[tonic::async_trait]
-impl NodeClusterService for Flooding {
+impl NodeClusterService for StandIn {
     type ForwardExecutionStream = BoxStream<'static, Result<runtime::ExecutionEvent, Status>>;
     type ConnectEdgeStream = BoxStream<'static, Result<pb::EdgeCommand, Status>>;
 
@@ -57,7 +65,8 @@ impl NodeClusterService for Flooding {
     ) -> Result<Response<Self::ForwardExecutionStream>, Status> {
         let envelope = request.into_inner().envelope.expect("a sealed order");
         let order = pb::ForwardExecutionInner::decode(envelope.payload.as_slice()).expect("an order");
-        let (execution_id, attempt) = (order.execution_id, order.attempt);
+        self.orders.lock().unwrap().push(order.clone());
+        let (execution_id, attempt, chunks) = (order.execution_id, order.attempt, self.chunks);
         let started = Event::ExecutionStarted(runtime::ExecutionStarted {
             execution_id: execution_id.clone(),
             ..Default::default()
@@ -77,9 +86,9 @@ impl NodeClusterService for Flooding {
             )
         };
         let first = event(1, attempt, started);
-        let last = event(CHUNKS + 2, attempt, completed);
+        let last = event(chunks + 2, attempt, completed);
         let all = futures::stream::iter([first])
-            .chain(futures::stream::iter((2..CHUNKS + 2).map(output)))
+            .chain(futures::stream::iter((2..chunks + 2).map(output)))
             .chain(futures::stream::iter([last]));
         Ok(Response::new(all.skip(usize::try_from(order.after_sequence).unwrap()).map(Ok).boxed()))
     }
@@ -100,16 +109,16 @@ impl NodeClusterService for Flooding {
     }
 }
 
-/// A member whose address is that of a flooding process.
-async fn flooding_member(cluster: &Cluster) -> Node {
+/// A member whose address is that of a stand-in.
+async fn member_at(cluster: &Cluster, stand_in: &StandIn) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let service = NodeClusterServiceServer::new(Flooding);
+    let service = NodeClusterServiceServer::new(stand_in.clone());
     let incoming = TcpListenerStream::new(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-    let mut node = Node::new(cluster, "flood", Role::Worker).await;
+    let mut node = Node::new(cluster, "stand-in", Role::Worker).await;
     node.applicant.address = OwnAddress::Fixed(address);
-    let token = cluster.token(Some("flood")).await.token;
+    let token = cluster.token(Some("stand-in")).await.token;
     node.join(Some(&token)).await.unwrap();
     node.beat().await.unwrap();
     node
@@ -131,11 +140,11 @@ async fn all_events(cluster: &Cluster, id: &ExecutionId) -> Vec<EventView> {
 async fn member_that_floods_events_fills_no_disk() {
     let cluster =
         Cluster::start_with("role: controller\n  runtime: {retention: {execution_events_mb: 1}}").await;
-    let _flood = flooding_member(&cluster).await;
+    let _flood = member_at(&cluster, &StandIn { chunks: CHUNKS, orders: Arc::default() }).await;
     let mut other = cluster.member("other").await;
     let request = ExecutionRequest {
         image: Some("busybox:testbed".into()),
-        node_id: Some(NodeId::parse("flood").unwrap()),
+        node_id: Some(NodeId::parse("stand-in").unwrap()),
         ..Default::default()
     };
     let id = cluster.core().submit(request, Origin::Person).await.unwrap().execution_id;
@@ -179,6 +188,33 @@ async fn member_that_floods_events_fills_no_disk() {
     ] {
         assert!(metrics.lines().any(|line| line == counted), "{counted} is not in\n{metrics}");
     }
-    let problem = cluster.peer("flood").await.unwrap().problem.expect("it is shown");
+    let problem = cluster.peer("stand-in").await.unwrap().problem.expect("it is shown");
     assert!(problem.message.contains(id.as_str()), "{problem:?}");
+}
+
+#[tokio::test]
+async fn order_carries_the_login_of_its_images_registry() {
+    let directory = tempfile::tempdir().unwrap();
+    let password = directory.path().join("password");
+    std::fs::write(&password, "marker-login\n").unwrap();
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let cluster = Cluster::start_with(&format!(
+        "role: controller\n  deploy: {{registries: {{r.example: {{username: puller, password: 'file:{}'}}}}}}",
+        password.display()
+    ))
+    .await;
+    let stand_in = StandIn { chunks: 0, orders: Arc::default() };
+    let _node = member_at(&cluster, &stand_in).await;
+    for image in ["r.example/x/agent:1", "busybox:testbed", "other.example/x/agent:1"] {
+        let request = ExecutionRequest { image: Some(image.into()), queue: true, ..Default::default() };
+        let id = cluster.core().submit(request, Origin::Person).await.unwrap().execution_id;
+        let view = cluster.core().await_execution_end(&id, LIMIT).await.unwrap();
+        assert_eq!(view.state, State::Succeeded, "{:?}", view.failure);
+        assert!(!serde_json::to_string(&view).unwrap().contains("marker-login"));
+    }
+    let orders = stand_in.orders.lock().unwrap();
+    let logins: Vec<_> = orders.iter().map(|order| order.registry_login.clone()).collect();
+    let login = pb::RegistryLogin { username: "puller".into(), password: "marker-login".into() };
+    assert_eq!(logins, [Some(login), None, None]);
+    assert!(!orders[0].manifest_json.contains("marker-login"));
 }
