@@ -89,7 +89,7 @@ const PUBLIC_KEY_PATH: &str = "/run/aegis/node.pub";
 /// Free disk is reported in steps, so that a redeploy that changes nothing writes the same file.
 const DISK_STEP_GB: u64 = 100;
 
-/// What a node needs to know of the cluster that it joins.
+/// Facts about the cluster that a node joins.
 pub struct Joining<'a> {
     pub controller_key: &'a [u8; 32],
     /// Thumbprints of the node's keys that were revoked.

@@ -107,7 +107,7 @@ pub enum Found {
     Exited(Exit),
 }
 
-/// What an image asks of its containers.
+/// Settings of an image for its containers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageConfig {
     /// `USER[:GROUP]`; empty is root.
@@ -214,7 +214,7 @@ impl Engine {
         }
     }
 
-    /// Returns what an image asks of its containers.
+    /// Returns the settings of an image for its containers.
     ///
     /// # Errors
     /// `ContainerFailed` when it declares too many volumes, or one that is no absolute path.

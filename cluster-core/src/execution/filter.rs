@@ -1,4 +1,4 @@
-//! Which executions a list shows.
+//! Filter of the list of executions.
 
 use super::lifecycle::State;
 use crate::{

@@ -19,7 +19,7 @@ use crate::{
     ids::UserName,
 };
 
-/// What a connection to a jump host carries. Bulk data of deployments does not queue in front of heartbeats.
+/// Traffic of a connection to a jump host. Bulk data of deployments does not queue in front of heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Purpose {
     Links,

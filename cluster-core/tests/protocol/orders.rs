@@ -1,4 +1,4 @@
-//! A stand-in for a worker: what it is ordered, and a member that tells more events than any container writes.
+//! Orders as a stand-in for a worker gets them, and a member that tells more events than any container writes.
 
 use std::{
     os::unix::fs::PermissionsExt as _,

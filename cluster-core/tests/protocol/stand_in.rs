@@ -1,4 +1,4 @@
-//! What stand-ins of the cluster service share.
+//! Parts shared by stand-ins of the cluster service.
 
 /// Calls of a service that a stand-in does not answer.
 macro_rules! unserved {

@@ -50,7 +50,7 @@ pub enum Executions {
     },
 }
 
-/// What a list shows; all that is given must hold.
+/// Filter of a list; all that is given must hold.
 #[derive(Debug, clap::Args)]
 pub struct Filter {
     /// Only this state, like running or failed; may be repeated

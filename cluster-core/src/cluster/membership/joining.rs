@@ -33,11 +33,11 @@ const DEPLOY_AGAIN: &str = "deploy it again: its node then makes a new key";
 const COPY_THAT_IS_DEPLOYED: &str = "on the host that is the copy, run: docker volume rm \
                                      aitheros-edge_node_data; then deploy it again";
 
-/// What a deployment allows its node to claim.
+/// Claims that a deployment allows its node.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
     pub tags: Vec<Tag>,
-    /// What the host has; None where the host was not measured, and an earlier bound stays.
+    /// Size of the host; None where the host was not measured, and an earlier bound stays.
     pub size: Option<Amounts>,
 }
 

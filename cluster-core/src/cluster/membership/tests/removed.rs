@@ -1,4 +1,4 @@
-//! What is left of a removed node: its keys, which admit no node again.
+//! Keys of removed nodes, which admit no node again.
 
 use super::*;
 

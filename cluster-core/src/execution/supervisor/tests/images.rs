@@ -29,7 +29,7 @@ enum Fault {
     OtherLayer,
     /// The layer begins, and does not go on.
     Stalls,
-    /// None, but only who logs in is answered.
+    /// No fault: requests with the right login are answered, and no others.
     Private,
 }
 
