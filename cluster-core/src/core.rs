@@ -46,7 +46,7 @@ use crate::{
         dispatch::Executions,
         filter::ExecutionFilter,
         request::ExecutionRequest,
-        view::{EventView, ExecutionView},
+        view::{EventView, ExecutionView, SpecView},
     },
     ids::{ClusterId, ExecutionId, NodeId},
     metrics::Metrics,
@@ -365,6 +365,10 @@ impl Core {
     pub async fn execution(&self, id: &ExecutionId) -> Result<ExecutionView> {
         let part = self.controller()?;
         Ok(part.with_problem_of_its_node(part.executions.get(id).await?).await)
+    }
+
+    pub async fn execution_spec(&self, id: &ExecutionId) -> Result<SpecView> {
+        self.controller()?.executions.spec(id).await
     }
 
     /// Newest first.

@@ -22,7 +22,7 @@ use super::{
     request::{ExecutionRequest, Submission},
     retention,
     sending::{Sending, SendingSettings},
-    view::{EventKind, EventView, ExecutionView},
+    view::{EventKind, EventView, ExecutionView, SpecView},
 };
 use crate::{
     clock::now_ms,
@@ -174,6 +174,14 @@ impl Executions {
             Some(live) => Ok(live.view.borrow().clone()),
             None => Ok(self.stored(id).await?.view()),
         }
+    }
+
+    /// Returns the request of an execution as it was checked.
+    pub async fn spec(&self, id: &ExecutionId) -> Result<SpecView> {
+        let record = self.stored(id).await?;
+        let content = self.0.store.order_content(id).await?;
+        let content = content.ok_or_else(|| Error::not_found("execution", id.as_str()))?;
+        Ok(SpecView::new(content.manifest, record.demand, record.max_attempts))
     }
 
     /// Returns the states of all executions that have not ended.

@@ -4,9 +4,15 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{artifacts::Artifacts, lifecycle::State};
+use super::{
+    artifacts::Artifacts,
+    lifecycle::State,
+    manifest::{Demand, Manifest, NetworkMode},
+    request::ResourceRequest,
+};
 use crate::{
     agents::AgentReference,
+    cluster::peer::Amounts,
     error::Failure,
     ids::{ExecutionId, NodeId, Tag},
 };
@@ -52,6 +58,65 @@ pub struct ExecutionView {
     pub ended_at_ms: Option<i64>,
     /// The highest event number that is stored.
     pub last_sequence: u64,
+}
+
+/// Request of an execution as it was checked, with the names of its variables alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SpecView {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Names of its environment variables. Their values are not shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variables: Vec<String>,
+    pub resources: ResourceRequest,
+    pub network: NetworkMode,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub target_tags: Vec<Tag>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preferred_tags: Vec<Tag>,
+    /// The node that it is pinned to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// From the start of its container.
+    pub timeout_seconds: u64,
+    pub max_iterations: u32,
+    pub max_attempts: u32,
+    pub priority: i32,
+    /// Size of the packed directory at /workspace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_bytes: Option<u64>,
+    /// Paths that are kept when it has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<String>,
+}
+
+impl SpecView {
+    pub fn new(manifest: Manifest, demand: Demand, max_attempts: u32) -> Self {
+        let Amounts { cpu_millicores, memory_mb, gpus, vram_gb } = manifest.resources;
+        Self {
+            variables: manifest.env.into_keys().chain(manifest.secret_env.into_keys()).collect(),
+            resources: ResourceRequest {
+                cpu: Some(f64::from(cpu_millicores) / 1000.0),
+                memory_mb: Some(memory_mb),
+                gpus: (gpus > 0).then_some(gpus),
+                vram_gb: (vram_gb > 0).then_some(vram_gb),
+            },
+            command: manifest.command,
+            args: manifest.args,
+            network: manifest.network,
+            target_tags: demand.tags,
+            preferred_tags: demand.preferred_tags,
+            node_id: demand.node_id,
+            timeout_seconds: manifest.timeout_seconds,
+            max_iterations: manifest.iterations.max,
+            max_attempts,
+            priority: demand.priority,
+            workspace_bytes: manifest.workspace.map(|workspace| workspace.bytes),
+            artifacts: manifest.artifacts,
+        }
+    }
 }
 
 /// One event of an execution.

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use cluster_core::{
     Error, ErrorCode, Result,
-    execution::view::{EventView, ExecutionView},
-    ids::ExecutionId,
+    execution::{
+        request::ResourceRequest,
+        view::{EventView, ExecutionView, SpecView},
+    },
+    ids::{ExecutionId, Tag},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -89,6 +92,13 @@ impl Filter {
 }
 
 #[derive(Deserialize)]
+struct Shown {
+    #[serde(flatten)]
+    view: ExecutionView,
+    spec: SpecView,
+}
+
+#[derive(Deserialize)]
 struct List {
     executions: Vec<ExecutionView>,
     next: Option<ExecutionId>,
@@ -108,8 +118,10 @@ impl Executions {
                 }
             }
             Executions::Get { id } => {
-                let view: ExecutionView = client.get(&format!("/v1/executions/{}", segment(&id))).await?;
-                context.output.show(&view, || detail(&view))?;
+                let data: Value = client.get(&format!("/v1/executions/{}", segment(&id))).await?;
+                let shown = Shown::deserialize(&data)
+                    .map_err(|e| Error::internal("the execution is not understood").source(e))?;
+                context.output.show(&data, || format!("{}{}", detail(&shown.view), request(&shown.spec)))?;
             }
             Executions::Logs { id, follow: true } => {
                 follow(context, &client, &id, 0).await?;
@@ -177,12 +189,43 @@ fn executions_table(list: &[ExecutionView]) -> String {
     table(&["execution", "state", "node", "exit", "image", "created at"], rows)
 }
 
+/// Lines of what was asked for.
+fn request(spec: &SpecView) -> String {
+    let mut lines = Vec::new();
+    let program = [spec.command.as_slice(), spec.args.as_slice()].concat();
+    if !program.is_empty() {
+        lines.push(format!("command {}", program.join(" ")));
+    }
+    let ResourceRequest { cpu, memory_mb, gpus, vram_gb } = &spec.resources;
+    let mut resources =
+        format!("{} CPUs, {} MiB memory", cpu.unwrap_or_default(), memory_mb.unwrap_or_default());
+    if let Some(gpus) = gpus {
+        resources.push_str(&format!(", {gpus} GPUs with {} GB each", vram_gb.unwrap_or_default()));
+    }
+    lines.push(format!("{resources}, ends after {} s at most", spec.timeout_seconds));
+    let words = |tags: &[Tag]| tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(", ");
+    if !spec.target_tags.is_empty() {
+        lines.push(format!("needs tags {}", words(&spec.target_tags)));
+    }
+    if let Some(pin) = &spec.node_id {
+        lines.push(format!("pinned to {pin}"));
+    }
+    if !spec.variables.is_empty() {
+        lines.push(format!("variables {}", spec.variables.join(", ")));
+    }
+    lines.iter().map(|line| format!("\n{line}")).collect()
+}
+
 fn detail(view: &ExecutionView) -> String {
     let mut lines = vec![format!("{}: {}", view.execution_id, node::name(&view.state))];
     if let Some(agent) = &view.agent {
         lines.push(format!("agent {agent}"));
     }
     lines.push(format!("image {}, attempt {}", view.image, view.attempt));
+    if !view.labels.is_empty() {
+        let labels: Vec<_> = view.labels.iter().map(Tag::as_str).collect();
+        lines.push(format!("labels {}", labels.join(", ")));
+    }
     if let Some(id) = &view.node_id {
         lines.push(format!("node {id}"));
     }

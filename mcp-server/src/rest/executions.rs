@@ -11,7 +11,12 @@ use axum::{
 use cluster_core::{
     Error, ErrorCode,
     agents::AgentReference,
-    execution::{self, filter::ExecutionFilter, request::ExecutionRequest, view::ExecutionView},
+    execution::{
+        self,
+        filter::ExecutionFilter,
+        request::ExecutionRequest,
+        view::{ExecutionView, SpecView},
+    },
     ids::{ExecutionId, NodeId, Tag, shown},
 };
 use http::{
@@ -102,17 +107,25 @@ pub struct Show {
     wait_seconds: Option<u64>,
 }
 
+/// An execution with its request.
+#[derive(Serialize)]
+pub struct Shown {
+    #[serde(flatten)]
+    view: ExecutionView,
+    spec: SpecView,
+}
+
 pub async fn show(
     State(api): State<Api>,
     Named(id): Named<ExecutionId>,
     Asked(query): Asked<Show>,
-) -> Answer<Json<ExecutionView>> {
+) -> Answer<Json<Shown>> {
     let wait = check_range("wait_seconds", query.wait_seconds.unwrap_or(0), 0..=WAIT_SECONDS_MAX)?;
     let view = match wait {
         0 => api.core.execution(&id).await?,
         seconds => api.core.await_execution_end(&id, Duration::from_secs(seconds)).await?,
     };
-    Ok(Json(view))
+    Ok(Json(Shown { spec: api.core.execution_spec(&id).await?, view }))
 }
 
 #[derive(Deserialize)]

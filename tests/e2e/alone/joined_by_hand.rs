@@ -52,6 +52,12 @@ async fn found_by_what_is_said_of_it(controller: &Controller) {
     let page = controller.cli(&["executions", "list", "-o", "json", "--limit", "1"]).await.json();
     let next = page["next"].as_str().expect("more may follow");
     assert_eq!(list(&["--before", next]).await, ["succeeded"]);
+    let shown = controller.cli(&["executions", "get", next, "-o", "json"]).await.json();
+    assert_eq!(shown["spec"]["command"], json!(["false"]), "{shown}");
+    assert_eq!((&shown["spec"]["priority"], &shown["labels"]), (&json!(-3), &json!(["pr=42"])), "{shown}");
+    assert_eq!(shown["spec"]["resources"], json!({"cpu": 0.5, "memory_mb": 256}), "{shown}");
+    let text = controller.cli(&["executions", "get", next]).await.succeeded();
+    assert!(text.contains("command false") && text.contains("0.5 CPUs, 256 MiB memory"), "{text}");
     let wrong = controller.cli(&["executions", "list", "--state", "done"]).await;
     assert!(wrong.status != 0 && wrong.stderr.contains("succeeded"), "{wrong:?}");
 }
