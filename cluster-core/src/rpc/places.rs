@@ -2,8 +2,9 @@
 //!
 //! A connection is unproven until a call on it was authenticated. Unproven connections are counted by
 //! network, and make way: where a network has its share, its oldest one is closed, so that a caller that
-//! opens many and says nothing keeps others out for a moment at most. Proven connections are
-//! counted by node.
+//! opens many and says nothing keeps others out for a moment at most. One on which a call was made is left a
+//! moment to go on: of a thousand nodes that come back at once behind one address, all would otherwise be closed in
+//! the middle of their attestation. Proven connections are counted by node.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, time::Sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, Sleep},
+};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{descriptors, ids::NodeId};
@@ -30,6 +34,8 @@ const UNPROVEN_SHARE: usize = 4;
 const PER_NETWORK_MAX: usize = 128;
 /// A node renews its connection before it closes the older one; a few calls may go on meanwhile.
 const PER_NODE_MAX: usize = 8;
+/// Time of an attestation and a first sealed call on a slow line.
+const ATTESTATION_TIME: Duration = Duration::from_secs(2);
 /// A node attests and makes its first sealed call within a second or two.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 /// Calls at a time on a connection: an attestation is two, one after the other.
@@ -55,16 +61,31 @@ pub(super) fn network_of(address: IpAddr) -> IpAddr {
 struct State {
     next: u64,
     /// Ordered by age.
-    unproven: BTreeMap<u64, (IpAddr, CancellationToken)>,
+    unproven: BTreeMap<u64, Unproven>,
     networks: HashMap<IpAddr, BTreeSet<u64>>,
     /// Proven connections; by node, where one has proven itself.
     proven: HashMap<u64, Option<NodeId>>,
     nodes: HashMap<NodeId, BTreeMap<u64, CancellationToken>>,
 }
 
+#[derive(Debug)]
+struct Unproven {
+    network: IpAddr,
+    cut: CancellationToken,
+    opened_at: Instant,
+    has_called: Arc<AtomicBool>,
+}
+
+impl Unproven {
+    /// Whether it must not make way yet.
+    fn attests(&self) -> bool {
+        self.has_called.load(Ordering::Relaxed) && self.opened_at.elapsed() < ATTESTATION_TIME
+    }
+}
+
 impl State {
     fn forget_unproven(&mut self, number: u64) -> Option<CancellationToken> {
-        let (network, cut) = self.unproven.remove(&number)?;
+        let Unproven { network, cut, .. } = self.unproven.remove(&number)?;
         if let Some(numbers) = self.networks.get_mut(&network) {
             numbers.remove(&number);
             if numbers.is_empty() {
@@ -74,10 +95,18 @@ impl State {
         Some(cut)
     }
 
-    fn close_unproven(&mut self, number: Option<u64>) {
-        if let Some(cut) = number.and_then(|number| self.forget_unproven(number)) {
+    /// Closes the oldest unproven connection of a network, or of all, that may make way.
+    fn make_way(&mut self, network: Option<IpAddr>) {
+        let is_candidate =
+            |open: &Unproven| network.is_none_or(|network| open.network == network) && !open.attests();
+        let oldest = self.unproven.iter().find(|(_, open)| is_candidate(open)).map(|(number, _)| *number);
+        if let Some(cut) = oldest.and_then(|number| self.forget_unproven(number)) {
             cut.cancel();
         }
+    }
+
+    fn unproven_of(&self, network: IpAddr) -> usize {
+        self.networks.get(&network).map_or(0, BTreeSet::len)
     }
 
     fn forget(&mut self, number: u64) {
@@ -111,29 +140,31 @@ impl Places {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more connection. None where proven ones have them all.
+    /// A place for one more connection. None where proven ones have them all, or those that attest just now.
     pub fn admit(&self, from: IpAddr) -> Option<Proven> {
         let network = network_of(from);
         let mut state = self.lock();
-        let oldest = |numbers: &BTreeSet<u64>| numbers.first().copied();
-        if state.networks.get(&network).is_some_and(|numbers| numbers.len() >= PER_NETWORK_MAX) {
-            let number = state.networks.get(&network).and_then(oldest);
-            state.close_unproven(number);
+        if state.unproven_of(network) >= PER_NETWORK_MAX {
+            state.make_way(Some(network));
         }
-        let is_full = state.unproven.len() + state.proven.len() >= self.connections_max;
-        if is_full || state.unproven.len() >= (self.connections_max / UNPROVEN_SHARE).max(1) {
-            let number = state.unproven.keys().next().copied();
-            state.close_unproven(number);
+        let unproven_max = (self.connections_max / UNPROVEN_SHARE).max(1);
+        let is_full = |state: &State| {
+            let unproven = state.unproven.len();
+            unproven + state.proven.len() >= self.connections_max || unproven >= unproven_max
+        };
+        if is_full(&state) {
+            state.make_way(None);
         }
-        if state.unproven.len() + state.proven.len() >= self.connections_max {
+        if is_full(&state) || state.unproven_of(network) >= PER_NETWORK_MAX {
             return None;
         }
         state.next += 1;
-        let (number, cut) = (state.next, CancellationToken::new());
-        state.unproven.insert(number, (network, cut.clone()));
+        let (number, cut, has_called) = (state.next, CancellationToken::new(), Arc::<AtomicBool>::default());
+        let (opened_at, told) = (Instant::now(), has_called.clone());
+        state.unproven.insert(number, Unproven { network, cut: cut.clone(), opened_at, has_called });
         state.networks.entry(network).or_default().insert(number);
         drop(state);
-        Some(Proven::of(Some(Place { number, cut, places: self.clone() })))
+        Some(Proven::of(Some(Place { number, cut, has_called: told, places: self.clone() })))
     }
 }
 
@@ -142,6 +173,7 @@ impl Places {
 struct Place {
     number: u64,
     cut: CancellationToken,
+    has_called: Arc<AtomicBool>,
     places: Places,
 }
 
@@ -212,8 +244,11 @@ impl Proven {
         self.0.is_proven.load(Ordering::Acquire)
     }
 
-    /// Calls that may be under way on the connection.
+    /// Calls that may be under way on the connection, on which one begins.
     pub(super) fn calls(&self, is_known: bool) -> Arc<Semaphore> {
+        if let Some(place) = &self.0.place {
+            place.has_called.store(true, Ordering::Relaxed);
+        }
         if is_known { self.0.known_calls.clone() } else { self.0.unproven_calls.clone() }
     }
 
@@ -292,6 +327,25 @@ mod tests {
         let state = places.lock();
         assert!(state.unproven.is_empty() && state.networks.is_empty());
         assert!(state.proven.is_empty() && state.nodes.is_empty(), "nothing is kept of who is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_that_attests_is_left_a_moment() {
+        let (places, here) = (places(1_024), IpAddr::from([192, 0, 2, 1]));
+        let held: Vec<_> = (0..PER_NETWORK_MAX).map(|_| places.admit(here).unwrap()).collect();
+        let [silent, attesting] = [&held[3], &held[0]];
+        for proven in held.iter().filter(|proven| !Arc::ptr_eq(&proven.0, &silent.0)) {
+            proven.calls(false);
+        }
+        let first = places.admit(here).expect("the silent one makes way");
+        assert!(is_cut(silent) && !is_cut(attesting));
+        first.calls(false);
+        assert!(places.admit(here).is_none(), "all others attest");
+        attesting.set(Some(&NodeId::parse("edge-1").unwrap()));
+        let second = places.admit(here).expect("one has ended");
+        tokio::time::advance(ATTESTATION_TIME).await;
+        let third = places.admit(here).expect("the oldest has had its time");
+        assert!(is_cut(&held[1]) && !is_cut(attesting) && !is_cut(&second) && !is_cut(&third));
     }
 
     #[test]
