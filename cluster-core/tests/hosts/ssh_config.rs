@@ -77,7 +77,9 @@ async fn peer(connection: &Connection) -> String {
 
 /// A second sshd, on another port; `stop` ends it.
 async fn second_sshd(connection: &Connection, options: &[&str]) {
-    let script = r#"port=$1; shift; set -- "$@" -o "PidFile=/run/aegis-test-$port.pid"; /usr/sbin/sshd -p "$port" "$@""#;
+    // sshd goes to the background before it listens, and writes the file afterwards.
+    let script = r#"port=$1 pid=/run/aegis-test-$1.pid; shift; rm -f "$pid"; /usr/sbin/sshd -p "$port" "$@" -o "PidFile=$pid"
+        timeout 10 sh -c 'until [ -s "$1" ]; do sleep 0.05; done' sh "$pid""#;
     let mut arguments = vec!["2222"];
     arguments.extend(options.iter().flat_map(|option| ["-o", *option]));
     run(connection, script, &arguments).await;

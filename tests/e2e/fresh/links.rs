@@ -46,7 +46,9 @@ fn key_of(view: &Value) -> String {
 }
 
 /// A second sshd of the host with its host keys is another address of the same machine.
-const OTHER_ADDRESS: &str = "/usr/sbin/sshd -p 2222 -o PidFile=/run/other-sshd.pid";
+/// It goes into the background before it listens.
+const OTHER_ADDRESS: &str = "/usr/sbin/sshd -p 2222 -o PidFile=/run/other-sshd.pid
+    timeout 10 sh -c 'until [ -s /run/other-sshd.pid ]; do sleep 0.05; done'";
 const FIRST_ADDRESS_GONE: &str =
     "touch /run/hold-sshd; kill $(cat /run/sshd.pid); pkill -x sshd-session; true";
 const FIRST_ADDRESS_BACK: &str = "rm -f /run/hold-sshd; kill $(cat /run/other-sshd.pid)";
