@@ -191,6 +191,10 @@ impl Executions {
 
     /// Returns the newest executions that a filter lets through, newest first.
     pub async fn recent(&self, filter: &ExecutionFilter, limit: u32) -> Result<Vec<ExecutionView>> {
+        if let Some(before) = &filter.before {
+            // An execution that is not kept any more has no place in the list.
+            self.stored(before).await?;
+        }
         let records = self.0.store.recent_executions(filter, limit).await?;
         Ok(records.iter().map(|record| self.current(record)).collect())
     }

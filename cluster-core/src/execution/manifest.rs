@@ -125,7 +125,7 @@ pub struct Demand {
     /// Time that it may wait for a node, in seconds; 0: it does not wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_seconds: Option<u64>,
-    /// Of those that wait, higher ones are placed first.
+    /// Executions with a higher priority are placed first.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub priority: i32,
 }

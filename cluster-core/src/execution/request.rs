@@ -134,7 +134,7 @@ pub struct ExecutionRequest {
     /// Time to wait for a node with room, in seconds: 1 to 2592000 (30 days, the default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_timeout_seconds: Option<u64>,
-    /// Of executions that wait for a node, higher ones are placed first: -10 to 10, default 0.
+    /// Priority in the queue, -10 to 10 (default 0); higher ones are placed first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
     /// Words to find it by, like nightly or pr=42; at most 16.

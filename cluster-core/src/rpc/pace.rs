@@ -139,7 +139,7 @@ const BURST_TIME_SHORT: Duration = Duration::from_millis(500);
 /// A burst shrinks when a ping takes longer. The answer may wait behind output of the node for up to [`HORIZON`].
 const BURST_TIME_LONG: Duration = Duration::from_secs(2);
 const BURST_BYTES_MIN: u32 = 8 * 1024;
-/// As large as the window that a worker gives.
+/// Size of the stream window that a worker announces.
 const BURST_BYTES_MAX: u32 = 1024 * 1024;
 /// A request that is smaller is sent at once.
 pub const UNPACED_BYTES: usize = 8 * 1024;

@@ -72,7 +72,7 @@ pub struct Connection {
     elevated: bool,
 }
 
-/// Does not keep its connection open.
+/// Weak handle, which does not keep its connection open.
 pub(super) struct WeakConnection(Weak<Inner>);
 
 impl WeakConnection {

@@ -109,7 +109,7 @@ impl JumpHosts {
         }
     }
 
-    /// Slots that nobody uses and whose connection has ended go.
+    /// Returns the slot of a way. Unused slots whose connection has ended are removed.
     fn slot(&self, way: Way) -> Arc<AsyncMutex<Slot>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.retain(|_, slot| {

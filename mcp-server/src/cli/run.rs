@@ -79,7 +79,7 @@ pub struct Run {
     /// Fail when no node has room within this time, like 10m [default: 30 days]; 0s fails at once
     #[arg(long, value_parser = duration, value_name = "TIME")]
     queue_timeout: Option<std::time::Duration>,
-    /// Of those that wait for a node, higher ones go first: -10 to 10 [default: 0]
+    /// Priority in the queue, -10 to 10; higher ones are placed first [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     priority: Option<i32>,
     /// A word to find it by, like pr=42; may be repeated

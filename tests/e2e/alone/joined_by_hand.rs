@@ -35,7 +35,7 @@ async fn status_of(controller: &Controller, node: &str) -> Option<String> {
     found["status"].as_str().map(str::to_owned)
 }
 
-/// Of two executions a list shows the one that is asked for.
+/// Finds one of two executions by each filter of the list.
 async fn found_by_what_is_said_of_it(controller: &Controller) {
     let words =
         ["run", "--image", IMAGE, "--node", "by-hand", "--label", "pr=42", "--priority", "-3", "--", "false"];
@@ -58,6 +58,8 @@ async fn found_by_what_is_said_of_it(controller: &Controller) {
     assert_eq!(shown["spec"]["resources"], json!({"cpu": 0.5, "memory_mb": 256}), "{shown}");
     let text = controller.cli(&["executions", "get", next]).await.succeeded();
     assert!(text.contains("command false") && text.contains("0.5 CPUs, 256 MiB memory"), "{text}");
+    let gone = controller.cli(&["executions", "list", "--before", "exec-0000000000"]).await;
+    assert!(gone.status != 0 && gone.stderr.contains("exec-0000000000"), "{gone:?}");
     let wrong = controller.cli(&["executions", "list", "--state", "done"]).await;
     assert!(wrong.status != 0 && wrong.stderr.contains("succeeded"), "{wrong:?}");
 }

@@ -65,7 +65,7 @@ impl Registry {
     async fn serve(fault: Fault) -> Served {
         let layer = match fault {
             Fault::Private => EMPTY_TAR.to_vec(),
-            _ => b"not a tar, and nobody gets so far as to see it".to_vec(),
+            _ => b"bytes that are no archive".to_vec(),
         };
         let rootfs = json!({ "type": "layers", "diff_ids": [digest(&layer)] });
         let config =
