@@ -11,7 +11,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
 use crate::{
-    execution::manifest::Relaxations,
+    execution::{manifest::Relaxations, retry::RetryPolicy},
     ids::{AgentName, Tag},
 };
 
@@ -132,6 +132,7 @@ pub struct Execution {
     // Ours.
     pub preferred_tags: Vec<Tag>,
     pub max_attempts: Option<u32>,
+    pub retry: Option<RetryPolicy>,
     pub artifacts: Vec<String>,
     pub result_file: Option<String>,
     pub llm_timeout_seconds: Option<NotUsed>,

@@ -57,12 +57,16 @@ pub fn merge(
         max_iterations: request.max_iterations.or(defaults.max_iterations),
         iteration_timeout_seconds: request.iteration_timeout_seconds.or(defaults.iteration_timeout_seconds),
         max_attempts: request.max_attempts.or(defaults.max_attempts),
+        retry: request.retry.or(defaults.retry),
         artifacts: if request.artifacts.is_empty() { defaults.artifacts } else { request.artifacts },
         result_file: request.result_file.or(defaults.result_file),
         empty_workspace: request.empty_workspace || defaults.empty_workspace,
         security,
         // The caller's own: an agent has none of them.
         input: request.input,
+        after: request.after,
+        after_condition: request.after_condition,
+        workspace_from: request.workspace_from,
         node_id: request.node_id,
         workspace: request.workspace,
         queue: request.queue,
@@ -108,7 +112,8 @@ spec:
   command: [sh, -c]
   args: [echo agent]
   env: {A: agent, B: agent}
-  execution: {mode: iterative, max_iterations: 4, target_tags: [gpu], preferred_tags: [fast], max_attempts: 2}
+  execution: {mode: iterative, max_iterations: 4, target_tags: [gpu], preferred_tags: [fast], max_attempts: 2,
+    retry: {max: 3, exit_codes: [75]}}
   security:
     network: {mode: allow}
     resources: {cpu: 500m, memory: 512Mi, timeout: 10m}
@@ -127,6 +132,7 @@ spec:
         assert_eq!(whole.image.as_deref(), Some("busybox:1.36"));
         assert_eq!((whole.command.len(), whole.args.as_slice()), (2, &["echo agent".to_owned()][..]));
         assert_eq!((whole.max_iterations, whole.max_attempts), (Some(4), Some(2)));
+        assert_eq!(whole.retry.as_ref().unwrap().exit_codes, [75]);
         let submission = Submission::check(whole).unwrap();
         assert_eq!(submission.manifest.network, NetworkMode::Allow);
         assert_eq!(submission.manifest.timeout_seconds, 600);

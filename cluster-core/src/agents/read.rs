@@ -198,6 +198,7 @@ fn defaults(document: Document) -> Result<ExecutionRequest> {
         max_iterations,
         iteration_timeout_seconds: iteration_timeout,
         max_attempts: execution.max_attempts,
+        retry: execution.retry,
         artifacts: execution.artifacts,
         result_file: execution.result_file,
         empty_workspace,

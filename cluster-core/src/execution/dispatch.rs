@@ -5,7 +5,7 @@
 //! ended long ago; one ends what outlives a drain's deadline. What is open is rebuilt from the store after
 //! a restart.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 
@@ -17,7 +17,7 @@ use super::{
     lifecycle::State,
     live::{ExecutionContext, Shared, Word},
     order::Held,
-    queue::{self, Queue, Waiting},
+    queue::Queue,
     reconcile,
     request::{ExecutionRequest, Submission},
     retention,
@@ -55,12 +55,12 @@ impl Executions {
         sending: SendingSettings,
         reports: mpsc::Receiver<(NodeId, Vec<Held>)>,
     ) -> Result<Self> {
-        let (queue, incoming) = mpsc::channel(ORDERS_MAX);
+        let (words, incoming) = mpsc::channel(ORDERS_MAX);
         let open = context.store.open_executions().await?;
         let sending = Sending::open(sending, &open, &context.store).await?;
-        let shared = Arc::new(Shared::new(context, sending, queue));
+        let shared = Arc::new(Shared::new(context, sending, words));
         let executions = Self(shared.clone());
-        let mut waiting = VecDeque::new();
+        let mut queue = Queue::new(shared.clone());
         for record in open {
             let live = shared.go_live(&record);
             match &record.node_id {
@@ -69,11 +69,10 @@ impl Executions {
                     drive::spawn(shared.clone(), record, live, Handed::Perhaps);
                 }
                 _ => {
-                    queue::insert(&mut waiting, Waiting::new(Box::new(record)));
+                    queue.admit(Box::new(record));
                 }
             }
         }
-        let queue = Queue { shared: shared.clone(), waiting, has_hold: false };
         tokio::spawn(queue.run(incoming));
         tokio::spawn(end_overdue(executions.clone()));
         tokio::spawn(retention::run(shared.clone()));
@@ -92,6 +91,7 @@ impl Executions {
         let mut request = self.0.agents.resolve(request).await?;
         let workspace = request.workspace.take();
         let submission = Submission::check(request)?;
+        self.check_dependencies(&submission).await?;
         let mut secret_bytes = 0;
         for name in submission.manifest.secret_env.values() {
             secret_bytes += self.0.secrets.check(name).await?;
@@ -148,6 +148,19 @@ impl Executions {
         Ok(view)
     }
 
+    /// Refuses an execution that would run after one that is not known, or that leaves no artifacts to take over.
+    async fn check_dependencies(&self, submission: &Submission) -> Result<()> {
+        let Some(dependencies) = &submission.dependencies else { return Ok(()) };
+        for id in &dependencies.after {
+            let record = self.stored(id).await?;
+            if dependencies.workspace_from.as_ref() == Some(id) && !record.has_artifacts {
+                return Err(Error::invalid(format!("workspace_from: {id} keeps no artifacts"))
+                    .remedy("name an execution that was submitted with artifacts"));
+            }
+        }
+        Ok(())
+    }
+
     fn same(&self, known: ExecutionRecord, digest: &str) -> Result<ExecutionView> {
         if known.request_digest == digest {
             return Ok(self.current(&known));
@@ -181,7 +194,7 @@ impl Executions {
         let record = self.stored(id).await?;
         let content = self.0.store.order_content(id).await?;
         let content = content.ok_or_else(|| Error::not_found("execution", id.as_str()))?;
-        Ok(SpecView::new(content.manifest, record.demand, record.max_attempts))
+        Ok(SpecView::new(content.manifest, record))
     }
 
     /// Returns the states of all executions that have not ended.

@@ -15,7 +15,7 @@ use super::{
     live::{Live, Shared},
     order::{Order, SecretEnv},
     patience::{Due, Patience},
-    projection::{apply, given_up},
+    projection::{Continuation, apply, continuation},
     view::{EventKind, EventView},
 };
 use crate::{
@@ -58,6 +58,8 @@ enum Cut {
     Gone(Error),
     /// Its node is to blame for its end, and its caller allowed another attempt.
     GivenUp(String),
+    /// Its program failed, and its caller allowed a retry.
+    Retried(Failure, Option<i32>),
     /// Its node cannot get its image, and another node may.
     PassedOn(Failure),
     /// The node is away; it goes on there if it goes on at all.
@@ -144,6 +146,7 @@ async fn drive(
             }
             Cut::Gone(error) => return gone(shared, record, live, &error).await,
             Cut::GivenUp(reason) => return give_up(shared, record, live, reason).await,
+            Cut::Retried(failure, exit_code) => return retry(shared, record, live, failure, exit_code).await,
             Cut::PassedOn(failure) => return pass_on(shared, record, live, failure).await,
             Cut::Declined(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error, "node refused; placed elsewhere");
@@ -274,7 +277,7 @@ async fn connection(
                 if ends(&batch) {
                     patience.end();
                 }
-                if ends(&batch) && record.has_artifacts {
+                if ends(&batch) && record.has_artifacts && !goes_on(record, &batch) {
                     let fetch = shared.sending.fetch(&worker, record);
                     match shared.stop.run_until_cancelled(fetch).await {
                         None => return Ok(Cut::Stopped),
@@ -290,7 +293,10 @@ async fn connection(
                 }
                 match told {
                     Told::All => {}
-                    Told::GivenUp(reason) => return Ok(Cut::GivenUp(reason)),
+                    Told::GoesOn(Continuation::GivenUp(reason)) => return Ok(Cut::GivenUp(reason)),
+                    Told::GoesOn(Continuation::Retried { failure, exit_code }) => {
+                        return Ok(Cut::Retried(failure, exit_code));
+                    }
                     Told::PassedOn(failure) => return Ok(Cut::PassedOn(failure)),
                     // It was taken.
                     Told::Broken(error) => return Ok(Cut::Away(error)),
@@ -346,6 +352,11 @@ fn ends(batch: &[Result<EventView>]) -> bool {
     batch.iter().flatten().any(|event| event.kind.state().is_some_and(State::is_final))
 }
 
+/// Whether a batch ends an attempt that is followed by another: what it left behind is not fetched.
+fn goes_on(record: &ExecutionRecord, batch: &[Result<EventView>]) -> bool {
+    batch.iter().flatten().any(|event| continuation(record, event).is_some())
+}
+
 /// Classifies a node that could not be reached: without the order it runs nothing, and another node may.
 fn unreached(record: &ExecutionRecord, handed: Handed, error: Error) -> Cut {
     match handed {
@@ -383,8 +394,8 @@ fn judge(record: &ExecutionRecord, error: Error) -> Cut {
 /// What a batch of events brought.
 enum Told {
     All,
-    /// The node is to blame for the end that it told, which is not taken as one.
-    GivenUp(String),
+    /// The end that the node told is not taken as one.
+    GoesOn(Continuation),
     /// The node cannot get the image. Its end is not taken as one.
     PassedOn(Failure),
     /// The stream broke behind what was stored.
@@ -424,8 +435,8 @@ async fn store(
             told = Told::PassedOn(failure);
             break;
         }
-        if let Some(reason) = given_up(record, &event) {
-            told = Told::GivenUp(reason);
+        if let Some(continuation) = continuation(record, &event) {
+            told = Told::GoesOn(continuation);
             break;
         }
         let encoded = encoding::encode(&record.execution_id, &event);
@@ -468,7 +479,7 @@ async fn note_excess(shared: &Shared, record: &ExecutionRecord) -> Result<()> {
 async fn gone(shared: &Shared, record: &mut ExecutionRecord, live: &Live, error: &Error) -> Result<()> {
     match record.life().next(Input::Gone) {
         Step::GiveUp => give_up(shared, record, live, error.message().to_owned()).await,
-        Step::Become(_) | Step::Stay | Step::PassOn => {
+        Step::Become(_) | Step::Stay | Step::PassOn | Step::Retry => {
             let failed = EventKind::Failed { failure: Failure::from(error), exit_code: None };
             shared.end(record, live, failed).await
         }
@@ -479,39 +490,64 @@ async fn gone(shared: &Shared, record: &mut ExecutionRecord, live: &Live, error:
 async fn give_up(shared: &Shared, record: &mut ExecutionRecord, live: &Live, reason: String) -> Result<()> {
     let Some(node_id) = record.node_id.clone() else { return Ok(()) };
     live.exclusion().fail(&node_id);
-    begin_again(shared, record, live, reason, 0).await?;
+    let next = ExecutionRecord { queued_at_ms: now_ms(), ..record.clone() };
+    begin_again(shared, record, live, next, EventKind::Reassigned { node_id, reason }).await?;
     place_anew(shared, record).await;
     Ok(())
 }
 
 /// The attempt never ran and does not count. The next node may be asked at once.
 async fn pass_on(shared: &Shared, record: &mut ExecutionRecord, live: &Live, failure: Failure) -> Result<()> {
-    begin_again(shared, record, live, failure.message, 1).await?;
+    let Some(node_id) = record.node_id.clone() else { return Ok(()) };
+    let next = ExecutionRecord {
+        max_attempts: record.max_attempts.saturating_add(1),
+        queued_at_ms: now_ms(),
+        ..record.clone()
+    };
+    let event = EventKind::Reassigned { node_id, reason: failure.message };
+    begin_again(shared, record, live, next, event).await?;
     shared.enqueue(record.clone()).await;
     Ok(())
 }
 
-/// Stores that another attempt may begin. `allowed` counts the attempts that are given back.
+/// The program failed, and runs again after the pause that its policy states. The attempt does not count.
+async fn retry(
+    shared: &Shared,
+    record: &mut ExecutionRecord,
+    live: &Live,
+    failure: Failure,
+    exit_code: Option<i32>,
+) -> Result<()> {
+    let pause = record.retry.as_ref().map_or(Duration::ZERO, |retry| retry.pause(record.retries));
+    let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    let next = ExecutionRecord {
+        max_attempts: record.max_attempts.saturating_add(1),
+        retries: record.retries.saturating_add(1),
+        queued_at_ms: now_ms().saturating_add_unsigned(pause_ms),
+        ..record.clone()
+    };
+    begin_again(shared, record, live, next, EventKind::Retried { failure, exit_code, pause_ms }).await?;
+    shared.enqueue(record.clone()).await;
+    Ok(())
+}
+
+/// Stores that another attempt may begin, and frees the node of this one.
 async fn begin_again(
     shared: &Shared,
     record: &mut ExecutionRecord,
     live: &Live,
-    reason: String,
-    allowed: u32,
+    mut next: ExecutionRecord,
+    event: EventKind,
 ) -> Result<()> {
-    let Some(node_id) = record.node_id.clone() else { return Ok(()) };
-    tracing::warn!(execution_id = %record.execution_id, %node_id, attempt = record.attempt, reason, "given up");
+    tracing::warn!(execution_id = %record.execution_id, attempt = record.attempt, ?event, "attempt ended early");
     let held = record.clone();
-    let mut next = record.clone();
     next.state = State::Pending;
-    next.max_attempts = next.max_attempts.saturating_add(allowed);
     next.lost_attempts += 1;
     next.node_id = None;
     (next.failure, next.exit_code, next.artifacts) = (None, None, None);
     next.iteration = 0;
     // The next node's events come after this one's and after the word of the change.
     next.sequence_base = next.last_sequence + 1;
-    let event = EventKind::Reassigned { node_id, reason };
     shared.tell(&mut next, live, event).await?;
     *record = next;
     shared.controller.release(record.execution_id.clone()).await?;
@@ -560,7 +596,7 @@ async fn away(
                 shared.store.write(Write::Execution(write)).await?;
                 *record = lost;
             }
-            Step::Stay | Step::PassOn => {}
+            Step::Stay | Step::PassOn | Step::Retry => {}
         }
     }
     let is_forgotten = now_ms().saturating_sub(record.created_at_ms) > shared.settings.kept.age_ms;

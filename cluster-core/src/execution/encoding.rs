@@ -112,6 +112,12 @@ fn wire_kind(kind: &EventKind, execution_id: &ExecutionId, time_ms: i64) -> Even
             node_id: node_id.to_string(),
             reason: reason.clone(),
         }),
+        EventKind::Retried { failure, exit_code, pause_ms } => Event::Retried(pb::ExecutionRetried {
+            code: failure.code.name().to_owned(),
+            reason: failure.message.clone(),
+            exit_code: *exit_code,
+            pause_ms: *pause_ms,
+        }),
         EventKind::Gap { first, last } => Event::Gap(pb::EventGap { first: *first, last: *last }),
         // `to_wire` gives such an event no kind.
         EventKind::Unknown => Event::RefinementApplied(pb::RefinementApplied::default()),
@@ -188,6 +194,15 @@ fn kind_from_wire(kind: Event) -> Result<EventKind> {
         Event::Reassigned(given_up) => {
             EventKind::Reassigned { node_id: NodeId::parse(given_up.node_id)?, reason: given_up.reason }
         }
+        Event::Retried(retried) => EventKind::Retried {
+            failure: Failure {
+                code: ErrorCode::from_name(&retried.code).unwrap_or(ErrorCode::ContainerFailed),
+                message: retried.reason,
+                remedy: None,
+            },
+            exit_code: retried.exit_code,
+            pause_ms: retried.pause_ms,
+        },
         Event::Gap(gap) => EventKind::Gap { first: gap.first, last: gap.last },
         Event::RefinementApplied(_) => EventKind::Unknown,
     })

@@ -103,8 +103,21 @@ pub struct Life {
     pub max_attempts: u32,
     /// Attempts that were given up.
     pub lost_attempts: u32,
+    /// Retries of a failed program that its caller still allows.
+    pub retries_left: u32,
     /// Somebody asked for its end: it is not begun again.
     pub is_cancelled: bool,
+}
+
+/// What an end that a node shows is put down to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The engine or the machine of the node.
+    Node,
+    /// The program, with an exit code that its caller wants to be retried.
+    RetriedExit,
+    /// Anything else: the program, a timeout, a cancel.
+    Other,
 }
 
 /// What is learned of an execution.
@@ -113,12 +126,7 @@ pub enum Input {
     /// A node was chosen: a new attempt, also where the node before did not take it.
     Assigned,
     /// What the node of an attempt shows of it.
-    Shown {
-        attempt: u32,
-        state: State,
-        /// It failed, and the container is not to blame: its engine or its machine is.
-        by_node: bool,
-    },
+    Shown { attempt: u32, state: State, cause: Cause },
     /// The node of an attempt will not run it or cannot get its image, and another node may. Nothing ran.
     Declined { attempt: u32 },
     /// Its node has been away for longer than is waited for.
@@ -138,6 +146,8 @@ pub enum Step {
     GiveUp,
     /// Places the execution on another node. The attempt does not count.
     PassOn,
+    /// Runs the program again after a pause. The attempt does not count.
+    Retry,
 }
 
 impl Life {
@@ -159,8 +169,13 @@ impl Life {
             Input::Shown { .. } | Input::Silent | Input::Gone if self.state == State::Pending => {
                 return Step::Stay;
             }
-            Input::Shown { state: State::Failed, by_node: true, .. } if self.may_begin_again() => {
+            Input::Shown { state: State::Failed, cause: Cause::Node, .. } if self.may_begin_again() => {
                 return Step::GiveUp;
+            }
+            Input::Shown { state: State::Failed, cause: Cause::RetriedExit, .. }
+                if self.retries_left > 0 && !self.is_cancelled =>
+            {
+                return Step::Retry;
             }
             Input::Shown { state, .. } => state,
             Input::Silent | Input::Gone if self.may_begin_again() => return Step::GiveUp,
@@ -183,7 +198,7 @@ mod tests {
     use super::*;
 
     fn life(state: State, max_attempts: u32) -> Life {
-        Life { state, attempt: 1, max_attempts, lost_attempts: 0, is_cancelled: false }
+        Life { state, attempt: 1, max_attempts, lost_attempts: 0, retries_left: 0, is_cancelled: false }
     }
 
     fn apply(life: &mut Life, input: Input) -> Step {
@@ -201,6 +216,10 @@ mod tests {
                 (life.state, life.lost_attempts) = (State::Pending, life.lost_attempts + 1);
                 life.max_attempts += 1;
             }
+            Step::Retry => {
+                (life.state, life.lost_attempts) = (State::Pending, life.lost_attempts + 1);
+                (life.max_attempts, life.retries_left) = (life.max_attempts + 1, life.retries_left - 1);
+            }
         }
         step
     }
@@ -208,7 +227,7 @@ mod tests {
     #[test]
     fn the_truth_of_a_worker_that_came_back_replaces_lost() {
         let lost = life(State::Lost, 1);
-        let shown = |state| Input::Shown { attempt: 1, state, by_node: false };
+        let shown = |state| Input::Shown { attempt: 1, state, cause: Cause::Other };
         assert_eq!(life(State::Running, 1).next(Input::Silent), Step::Become(State::Lost));
         assert_eq!(lost.next(shown(State::Succeeded)), Step::Become(State::Succeeded));
         assert_eq!(lost.next(shown(State::Running)), Step::Stay);
@@ -217,13 +236,29 @@ mod tests {
 
     #[test]
     fn only_what_the_node_is_to_blame_for_begins_again_and_only_where_that_is_allowed() {
-        let failed = |by_node| Input::Shown { attempt: 1, state: State::Failed, by_node };
-        assert_eq!(life(State::Running, 2).next(failed(false)), Step::Become(State::Failed));
-        assert_eq!(life(State::Running, 2).next(failed(true)), Step::GiveUp);
-        assert_eq!(life(State::Running, 1).next(failed(true)), Step::Become(State::Failed));
+        let failed = |cause| Input::Shown { attempt: 1, state: State::Failed, cause };
+        assert_eq!(life(State::Running, 2).next(failed(Cause::Other)), Step::Become(State::Failed));
+        assert_eq!(life(State::Running, 2).next(failed(Cause::Node)), Step::GiveUp);
+        assert_eq!(life(State::Running, 1).next(failed(Cause::Node)), Step::Become(State::Failed));
         assert_eq!(life(State::Running, 1).next(Input::Gone), Step::Become(State::Failed));
         let cancelled = Life { is_cancelled: true, ..life(State::Running, 2) };
         assert_eq!(cancelled.next(Input::Silent), Step::Become(State::Lost));
+    }
+
+    #[test]
+    fn a_failed_program_is_retried_while_retries_are_left() {
+        let exited = Input::Shown { attempt: 1, state: State::Failed, cause: Cause::RetriedExit };
+        let running = Life { retries_left: 1, ..life(State::Running, 1) };
+        assert_eq!(running.next(exited), Step::Retry);
+        assert_eq!(
+            life(State::Running, 3).next(exited),
+            Step::Become(State::Failed),
+            "attempts are for nodes"
+        );
+        let cancelled = Life { is_cancelled: true, ..running };
+        assert_eq!(cancelled.next(exited), Step::Become(State::Failed));
+        let lost = Life { state: State::Lost, ..running };
+        assert_eq!(lost.next(exited), Step::Retry, "its node came back and told the end");
     }
 
     /// What a plain observer would say may run, beside the life that is under test.
@@ -232,14 +267,16 @@ mod tests {
         /// Attempts that a node may have begun and nobody has written off.
         open: Vec<u32>,
         begun: u32,
+        retried: u32,
     }
 
     fn inputs() -> impl Strategy<Value = Vec<(Input, bool)>> {
         let states = select(vec![State::Starting, State::Running, State::Succeeded, State::Failed]);
-        let shown = (1u32..6, states, any::<bool>()).prop_map(|(attempt, state, by_node)| Input::Shown {
+        let causes = select(vec![Cause::Node, Cause::RetriedExit, Cause::Other]);
+        let shown = (1u32..6, states, causes).prop_map(|(attempt, state, cause)| Input::Shown {
             attempt,
             state,
-            by_node,
+            cause,
         });
         let input = prop_oneof![
             4 => Just(Input::Assigned),
@@ -257,8 +294,10 @@ mod tests {
         /// Whatever comes in whatever order: forward only, an end is an end, one attempt at a time, and
         /// never more of them than the caller allowed.
         #[test]
-        fn a_life_agrees_with_what_an_observer_may_believe(max_attempts in 1u32..5, inputs in inputs()) {
-            let mut life = Life { attempt: 0, ..life(State::Pending, max_attempts) };
+        fn a_life_agrees_with_what_an_observer_may_believe(
+            max_attempts in 1u32..5, retries in 0u32..3, inputs in inputs()
+        ) {
+            let mut life = Life { attempt: 0, retries_left: retries, ..life(State::Pending, max_attempts) };
             let mut world = World::default();
             for (input, cancel) in inputs {
                 life.is_cancelled |= cancel;
@@ -289,7 +328,15 @@ mod tests {
                         world.open.clear();
                         world.begun -= 1;
                     }
+                    Step::Retry => {
+                        prop_assert!(position(&before) < position(&life));
+                        prop_assert!(!life.is_cancelled, "retried after its cancel");
+                        world.open.clear();
+                        world.begun -= 1;
+                        world.retried += 1;
+                    }
                 }
+                prop_assert!(world.retried <= retries, "{} of {retries} retries", world.retried);
                 prop_assert!(!before.state.is_final() || before == life, "an end that changed");
                 prop_assert!(world.open.len() <= 1, "two attempts at once: {:?}", world.open);
                 prop_assert!(world.begun <= max_attempts, "{} of {} attempts", world.begun, max_attempts);

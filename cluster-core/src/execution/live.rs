@@ -52,6 +52,15 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// Shows readers why an execution waits.
+    pub fn tell_waiting(&self, reason: &str) {
+        self.view.send_if_modified(|view| {
+            let changed = view.waiting.as_deref() != Some(reason);
+            view.waiting = Some(reason.to_owned());
+            changed
+        });
+    }
+
     pub fn exclusion(&self) -> MutexGuard<'_, Exclusion> {
         self.exclusion.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,6 +89,8 @@ pub(super) struct Shared {
     /// Nodes that failed an execution through their own fault and have run none since.
     faulty: Mutex<HashSet<NodeId>>,
     open_bytes: AtomicU64,
+    /// Counts executions that ended, for those that run after them.
+    pub ends: watch::Sender<u64>,
     pub queue: mpsc::Sender<Word>,
 }
 
@@ -99,6 +110,7 @@ impl Shared {
             open: Mutex::default(),
             faulty: Mutex::default(),
             open_bytes: AtomicU64::new(0),
+            ends: watch::channel(0).0,
             queue,
         }
     }
@@ -143,6 +155,7 @@ impl Shared {
         if let Some(live) = self.open().remove(&record.execution_id) {
             self.open_bytes.fetch_sub(live.order_bytes, Ordering::Relaxed);
             self.count_end(record);
+            self.ends.send_modify(|ends| *ends += 1);
         }
         self.sending.let_go(record.workspace.as_ref(), &record.execution_id);
         let id = record.execution_id.clone();

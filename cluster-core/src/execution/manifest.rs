@@ -92,22 +92,22 @@ pub struct WorkspaceNote {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Relaxations {
-    /// The container may write to its root file system (default false: to /tmp, /workspace and $HOME alone).
+    /// Makes the root file system writable, beside /tmp, /workspace and $HOME.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub writable_root: bool,
     /// Linux capabilities to keep, without CAP_ (default none).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
-    /// Processes at most, up to 32768 (default 512).
+    /// Most processes, 1-32768 (default 512).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<u32>,
-    /// Size of /tmp in MiB, up to 16384 (default 64); it counts as memory.
+    /// MiB of /tmp, up to 16384 (default 64), counted as memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tmp_mb: Option<u32>,
-    /// Programs may run from /tmp (default: with a workspace alone).
+    /// Programs may run from /tmp (default: only with a workspace).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tmp_exec: bool,
-    /// Size of /dev/shm in MiB, up to 16384 (default 64); it counts as memory.
+    /// MiB of /dev/shm, up to 16384 (default 64), counted as memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_mb: Option<u32>,
 }

@@ -13,7 +13,9 @@
 //! - [`encoding`]: events on the wire and in both stores.
 
 pub mod artifacts;
+mod blocked;
 pub mod content;
+pub mod dependencies;
 mod disk;
 pub mod dispatch;
 mod drive;
@@ -40,6 +42,7 @@ mod queue;
 mod reconcile;
 pub mod request;
 pub(crate) mod retention;
+pub mod retry;
 mod run;
 pub mod sending;
 pub mod settings;

@@ -1,7 +1,7 @@
 //! What an event of its node's makes of an execution's record. Plain functions.
 
 use super::{
-    lifecycle::{Input, State, Step},
+    lifecycle::{Cause, Input, State, Step},
     view::{EventKind, EventView},
 };
 use crate::{
@@ -9,25 +9,45 @@ use crate::{
     store::ExecutionRecord,
 };
 
-/// Why the attempt is given up, where that is what an event comes to.
-pub(super) fn given_up(record: &ExecutionRecord, event: &EventView) -> Option<String> {
-    let EventKind::Failed { failure, .. } = &event.kind else { return None };
-    (record.life().next(shown(event)?) == Step::GiveUp).then(|| failure.message.clone())
+/// A failure that is not the end of an execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Continuation {
+    /// Its node is to blame, and another attempt is allowed.
+    GivenUp(String),
+    /// Its program failed, and a retry is allowed.
+    Retried { failure: Failure, exit_code: Option<i32> },
 }
 
-fn shown(event: &EventView) -> Option<Input> {
-    let by_node = match &event.kind {
-        EventKind::Failed { failure, .. } => {
-            matches!(failure.code, ErrorCode::Lost | ErrorCode::Engine | ErrorCode::Storage)
-        }
-        _ => false,
-    };
-    Some(Input::Shown { attempt: event.attempt, state: event.kind.state()?, by_node })
+/// Returns how an execution goes on after an event that looks like its end.
+pub(super) fn continuation(record: &ExecutionRecord, event: &EventView) -> Option<Continuation> {
+    let EventKind::Failed { failure, exit_code } = &event.kind else { return None };
+    match record.life().next(shown(record, event)?) {
+        Step::GiveUp => Some(Continuation::GivenUp(failure.message.clone())),
+        Step::Retry => Some(Continuation::Retried { failure: failure.clone(), exit_code: *exit_code }),
+        Step::Stay | Step::Become(_) | Step::PassOn => None,
+    }
+}
+
+fn shown(record: &ExecutionRecord, event: &EventView) -> Option<Input> {
+    Some(Input::Shown {
+        attempt: event.attempt,
+        state: event.kind.state()?,
+        cause: cause(record, &event.kind),
+    })
+}
+
+fn cause(record: &ExecutionRecord, kind: &EventKind) -> Cause {
+    let EventKind::Failed { failure, exit_code } = kind else { return Cause::Other };
+    if matches!(failure.code, ErrorCode::Lost | ErrorCode::Engine | ErrorCode::Storage) {
+        return Cause::Node;
+    }
+    let retry = record.retry.as_ref().zip(*exit_code);
+    if retry.is_some_and(|(retry, code)| retry.covers(code)) { Cause::RetriedExit } else { Cause::Other }
 }
 
 /// Applies what an event of its node shows of an execution, received at `now_ms`.
 pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView, now_ms: i64) {
-    let step = shown(event).map_or(Step::Stay, |input| record.life().next(input));
+    let step = shown(record, event).map_or(Step::Stay, |input| record.life().next(input));
     match step {
         Step::Become(state) => record.state = state,
         // An end that is none is no news.
@@ -35,7 +55,7 @@ pub(super) fn apply(record: &mut ExecutionRecord, event: &EventView, now_ms: i64
             record.last_sequence = event.sequence;
             return;
         }
-        Step::Stay | Step::GiveUp | Step::PassOn => {}
+        Step::Stay | Step::GiveUp | Step::PassOn | Step::Retry => {}
     }
     note(record, event, now_ms);
 }
@@ -80,6 +100,7 @@ pub(super) fn note(record: &mut ExecutionRecord, event: &EventView, now_ms: i64)
         | EventKind::IterationFailed { .. }
         | EventKind::Output { .. }
         | EventKind::Reassigned { .. }
+        | EventKind::Retried { .. }
         | EventKind::OutputSkipped { .. }
         | EventKind::Gap { .. }
         | EventKind::Unknown => {}

@@ -11,6 +11,7 @@ use futures::future::join_all;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
+    blocked::Blocked,
     drive::{self, Handed},
     lifecycle::{Input, State, Step},
     live::{Live, Shared, Word},
@@ -46,9 +47,9 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Returns the entry of a record. Its wait is counted from the submission, also over a restart.
+    /// Returns the entry of a record. Its wait counts on over a restart.
     pub fn new(record: Box<ExecutionRecord>) -> Self {
-        let waited_ms = if record.attempt == 0 { now_ms().saturating_sub(record.created_at_ms) } else { 0 };
+        let waited_ms = now_ms().saturating_sub(record.queued_at_ms);
         let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
         let now = Instant::now();
         Self { record, since: now.checked_sub(waited).unwrap_or(now) }
@@ -73,13 +74,26 @@ impl Waiting {
 
 pub(super) struct Queue {
     pub shared: Arc<Shared>,
-    pub waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Waiting>,
+    blocked: Blocked,
     /// A node is kept free for one of those that wait.
-    pub has_hold: bool,
+    has_hold: bool,
 }
 
 impl Queue {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let blocked = Blocked::new(shared.clone());
+        Self { shared, waiting: VecDeque::new(), blocked, has_hold: false }
+    }
+
+    /// Takes an execution in, and returns its place among those that wait. A blocked one has no place.
+    pub fn admit(&mut self, record: Box<ExecutionRecord>) -> Option<usize> {
+        let record = self.blocked.admit(record)?;
+        Some(insert(&mut self.waiting, Waiting::new(record)))
+    }
+
     pub async fn run(mut self, mut words: mpsc::Receiver<Word>) {
+        let mut ends = self.shared.ends.subscribe();
         let mut version = self.shared.controller.version();
         let stop = self.shared.stop.clone();
         let mut from = 0;
@@ -87,7 +101,12 @@ impl Queue {
             // Placing raises the version itself: what it placed is not worth another look.
             version.mark_unchanged();
             let mut retry = false;
-            if let Err(error) = self.place(from).await {
+            let (released, outcome) = self.blocked.release().await;
+            for record in released {
+                from = from.min(insert(&mut self.waiting, Waiting::new(record)));
+            }
+            let placed = self.place(from).await;
+            for error in [outcome, placed].into_iter().filter_map(Result::err) {
                 tracing::error!(error = %error.chain(), "not all could be placed; it is tried again");
                 retry = true;
             }
@@ -95,7 +114,14 @@ impl Queue {
             from = tokio::select! {
                 () = tokio::time::sleep(PLACE_RETRY), if retry => 0,
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep_until(due), if !retry && !self.waiting.is_empty() => 0,
+                () = tokio::time::sleep_until(due), if !retry && !self.is_empty() => 0,
+                changed = ends.changed(), if !self.blocked.is_empty() => match changed {
+                    Ok(()) => {
+                        self.blocked.recheck();
+                        self.waiting.len()
+                    }
+                    Err(_) => return,
+                },
                 word = words.recv() => {
                     let Some(word) = word else { return };
                     let newcomers = self.waiting.len();
@@ -114,19 +140,28 @@ impl Queue {
         }
     }
 
-    /// Returns when time alone changes something: a wait is over, or the oldest has waited for long.
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.blocked.is_empty()
+    }
+
+    /// Returns when time alone changes something: a wait is over, a pause is over, or the oldest has waited for long.
     fn due(&self, now: Instant) -> Instant {
         let waits = self.waiting.iter().map(Waiting::until);
         let long = self.waiting.iter().map(|waiting| waiting.since + KEPT_FREE_AFTER).filter(|at| *at > now);
         // An entry that is over and still here could not be stored, and is tried again.
-        waits.chain(long).min().map_or(now + PLACE_RETRY, |due| due.max(now + DUE_PAUSE))
+        waits
+            .chain(long)
+            .chain(self.blocked.due())
+            .min()
+            .map_or(now + PLACE_RETRY, |due| due.max(now + DUE_PAUSE))
     }
 
     /// From where on the queue is worth a look.
     fn take(&mut self, word: Word, from: usize) -> usize {
         match word {
-            Word::Place(record) => insert(&mut self.waiting, Waiting::new(record)).min(from),
+            Word::Place(record) => self.admit(record).map_or(from, |place| place.min(from)),
             Word::Cancelled(id) => {
+                self.blocked.recheck();
                 let place = self.waiting.iter().position(|waiting| waiting.record.execution_id == id);
                 place.map_or(from, |place| place.min(from))
             }
@@ -200,7 +235,7 @@ impl Queue {
             };
             let refusal = live.exclusion().first_refusal.clone();
             let Some(failure) = end_of_wait(&waiting, &no_fit, refusal, now) else {
-                tell(&live, &no_fit);
+                live.tell_waiting(&no_fit.to_string());
                 self.waiting.push_back(waiting);
                 continue;
             };
@@ -216,7 +251,7 @@ impl Queue {
             match stored {
                 Ok(true) => {
                     if record.attempt == 0 {
-                        let waited_ms = now_ms().saturating_sub(record.created_at_ms);
+                        let waited_ms = now_ms().saturating_sub(record.queued_at_ms);
                         let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
                         self.shared.metrics.execution_placed(waited);
                     }
@@ -350,15 +385,6 @@ fn end_of_wait(waiting: &Waiting, no_fit: &NoFit, refusal: Option<Failure>, now:
     Some(Failure { code: ErrorCode::NoNodeFits, message, remedy: Some(remedy.to_owned()) })
 }
 
-fn tell(live: &Live, no_fit: &NoFit) {
-    let waiting = Some(no_fit.to_string());
-    live.view.send_if_modified(|view| {
-        let changed = view.waiting != waiting;
-        view.waiting = waiting;
-        changed
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -370,7 +396,7 @@ mod tests {
     fn waiting(wait_seconds: Option<u64>) -> Waiting {
         let mut record = record(State::Pending);
         record.demand.wait_seconds = wait_seconds;
-        (record.attempt, record.created_at_ms) = (0, now_ms());
+        (record.attempt, record.queued_at_ms) = (0, now_ms());
         Waiting::new(Box::new(record))
     }
 
@@ -415,12 +441,11 @@ mod tests {
     }
 
     #[test]
-    fn wait_counts_from_the_submission_over_a_restart() {
-        let mut record = record(State::Pending);
-        (record.attempt, record.created_at_ms) = (0, now_ms() - 400_000);
+    fn wait_counts_on_over_a_restart() {
+        let record = ExecutionRecord { queued_at_ms: now_ms() - 400_000, ..record(State::Pending) };
         let restored = Waiting::new(Box::new(record.clone()));
         assert!(restored.is_long(Instant::now()));
-        let requeued = Waiting::new(Box::new(ExecutionRecord { attempt: 1, ..record }));
+        let requeued = Waiting::new(Box::new(ExecutionRecord { queued_at_ms: now_ms(), ..record }));
         assert!(!requeued.is_long(Instant::now()));
     }
 }

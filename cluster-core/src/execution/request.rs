@@ -6,15 +6,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    dependencies::{AfterCondition, Dependencies},
     image_reference::check_image,
     manifest::{Demand, Iterations, Manifest, NetworkMode, Relaxations},
+    retry::RetryPolicy,
 };
 use crate::{
     agents::AgentReference,
     cluster::peer::Amounts,
     engine::is_reserved_variable,
     error::{Error, Result},
-    ids::{NodeId, Tag, shown},
+    ids::{ExecutionId, NodeId, Tag, shown},
     secrets::SecretName,
 };
 
@@ -113,6 +115,18 @@ pub struct ExecutionRequest {
     /// It may then run twice, partly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// When it runs again after its program failed (default: never).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryPolicy>,
+    /// Executions that must have succeeded before this one is placed; at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<ExecutionId>,
+    /// What must hold of the executions in `after` (default: they succeeded).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_condition: Option<AfterCondition>,
+    /// An execution whose artifacts become /workspace. This one runs after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_from: Option<ExecutionId>,
     /// A directory of the controller's machine that is sent along, at /workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<PathBuf>,
@@ -162,12 +176,15 @@ pub struct Submission {
     pub labels: Vec<Tag>,
     pub input: String,
     pub max_attempts: u32,
+    pub retry: Option<RetryPolicy>,
+    pub dependencies: Option<Dependencies>,
     pub queue: bool,
     pub idempotency_key: Option<String>,
 }
 
 impl Submission {
-    pub fn check(request: ExecutionRequest) -> Result<Self> {
+    pub fn check(mut request: ExecutionRequest) -> Result<Self> {
+        let dependencies = Dependencies::of(&mut request)?;
         let Some(image) = request.image else {
             return Err(Error::invalid("image: it is missing").remedy(
                 "name an image that the node has or can pull, like busybox:1.36, or a registered agent",
@@ -212,6 +229,9 @@ impl Submission {
         }
         let max_attempts = request.max_attempts.unwrap_or(1);
         check_range("max_attempts", max_attempts, ATTEMPTS_MAX)?;
+        if let Some(retry) = &request.retry {
+            retry.check()?;
+        }
         if request.artifacts.len() > ARTIFACTS_MAX {
             return Err(Error::invalid(format!("artifacts: at most {ARTIFACTS_MAX} are taken")));
         }
@@ -239,6 +259,8 @@ impl Submission {
             return Err(Error::invalid(format!("labels: at most {LABELS_MAX} are taken")));
         }
         let resources = amounts(&request.resources)?;
+        let takes_over =
+            dependencies.as_ref().is_some_and(|dependencies| dependencies.workspace_from.is_some());
         Ok(Self {
             agent: request.agent,
             labels: request.labels,
@@ -261,13 +283,16 @@ impl Submission {
                 timeout_seconds,
                 iterations: Iterations { max, timeout_seconds: request.iteration_timeout_seconds },
                 workspace: None,
-                empty_workspace: request.empty_workspace,
+                // What is taken over is noted when it is there.
+                empty_workspace: request.empty_workspace || takes_over,
                 artifacts: request.artifacts,
                 result_file: request.result_file,
                 relaxed: request.security,
             },
             input,
             max_attempts,
+            retry: request.retry,
+            dependencies,
             queue: request.queue,
             idempotency_key,
         })

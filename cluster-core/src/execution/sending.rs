@@ -132,6 +132,25 @@ impl Sending {
         packing.await.map_err(|e| Error::internal("packing ended").source(e))?
     }
 
+    /// Copies the artifacts of one execution, as the workspace of another.
+    pub async fn reuse(&self, source: &ExecutionId, user: &ExecutionId) -> Result<WorkspaceNote> {
+        let closed = |_| Error::internal("packing is closed");
+        let _turn = self.packing.acquire().await.map_err(closed)?;
+        let (path, kept, user) = (self.path(source), self.workspaces.clone(), user.clone());
+        let copying = tokio::task::spawn_blocking(move || {
+            let unread =
+                |e| Error::new(ErrorCode::Storage, format!("{} cannot be read", path.display())).source(e);
+            let mut from = File::open(&path).map_err(unread)?;
+            let mut draft = kept.draft(from.metadata().map_err(unread)?.len())?;
+            let bytes = io::copy(&mut from, &mut draft.file).map_err(unread)?;
+            draft.file.sync_all().map_err(unread)?;
+            let digest = digest_of(&mut draft.file).map_err(unread)?;
+            kept.keep(draft, &digest, Some(&user))?;
+            Ok(WorkspaceNote { digest, bytes })
+        });
+        copying.await.map_err(|e| Error::internal("copying ended").source(e))?
+    }
+
     /// The execution has ended, or was never stored.
     pub fn let_go(&self, workspace: Option<&WorkspaceNote>, user: &ExecutionId) {
         if let Some(note) = workspace {

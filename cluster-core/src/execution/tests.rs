@@ -19,6 +19,8 @@ use crate::{
     store::DataDirectory,
 };
 
+mod chains;
+
 const IMAGE: &str = "busybox:testbed";
 const END_LIMIT: Duration = Duration::from_secs(60);
 

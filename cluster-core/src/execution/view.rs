@@ -7,14 +7,16 @@ use serde::{Deserialize, Serialize};
 use super::{
     artifacts::Artifacts,
     lifecycle::State,
-    manifest::{Demand, Manifest, NetworkMode},
+    manifest::{Manifest, NetworkMode},
     request::ResourceRequest,
+    retry::RetryPolicy,
 };
 use crate::{
     agents::AgentReference,
     cluster::peer::Amounts,
     error::Failure,
     ids::{ExecutionId, NodeId, Tag},
+    store::ExecutionRecord,
 };
 
 /// An execution as it stands.
@@ -33,6 +35,9 @@ pub struct ExecutionView {
     pub node_id: Option<NodeId>,
     /// Which assignment this is; 0 before the first.
     pub attempt: u32,
+    /// Retries of its program so far.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,6 +65,10 @@ pub struct ExecutionView {
     pub last_sequence: u64,
 }
 
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// Request of an execution as it was checked, with the names of its variables alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SpecView {
@@ -83,6 +92,11 @@ pub struct SpecView {
     pub timeout_seconds: u64,
     pub max_iterations: u32,
     pub max_attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryPolicy>,
+    /// Executions that it still waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<ExecutionId>,
     pub priority: i32,
     /// Size of the packed directory at /workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,7 +107,8 @@ pub struct SpecView {
 }
 
 impl SpecView {
-    pub fn new(manifest: Manifest, demand: Demand, max_attempts: u32) -> Self {
+    pub fn new(manifest: Manifest, record: ExecutionRecord) -> Self {
+        let demand = record.demand;
         let Amounts { cpu_millicores, memory_mb, gpus, vram_gb } = manifest.resources;
         Self {
             variables: manifest.env.into_keys().chain(manifest.secret_env.into_keys()).collect(),
@@ -111,7 +126,9 @@ impl SpecView {
             node_id: demand.node_id,
             timeout_seconds: manifest.timeout_seconds,
             max_iterations: manifest.iterations.max,
-            max_attempts,
+            max_attempts: record.max_attempts,
+            retry: record.retry,
+            after: record.dependencies.map(|dependencies| dependencies.after).unwrap_or_default(),
             priority: demand.priority,
             workspace_bytes: manifest.workspace.map(|workspace| workspace.bytes),
             artifacts: manifest.artifacts,
@@ -203,6 +220,13 @@ pub enum EventKind {
         node_id: NodeId,
         reason: String,
     },
+    /// The program of this event's attempt failed, and it runs again after a pause.
+    Retried {
+        failure: Failure,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        pause_ms: u64,
+    },
     /// Events that are not kept any more.
     Gap {
         first: u64,
@@ -240,6 +264,7 @@ impl EventKind {
             | EventKind::Output { .. }
             | EventKind::OutputSkipped { .. }
             | EventKind::Reassigned { .. }
+            | EventKind::Retried { .. }
             | EventKind::Gap { .. }
             | EventKind::Unknown => None,
         }

@@ -3,7 +3,7 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    ExecutionRecord, NewExecution, to_json,
+    ExecutionRecord, NewExecution, Unblocked, to_json,
     write::{Changed, done, signed},
 };
 use crate::{
@@ -20,6 +20,11 @@ pub enum ExecutionWrite {
         execution_id: ExecutionId,
         node_id: NodeId,
         attempt: u32,
+    },
+    /// Stores that an execution that ran after others may be placed.
+    Unblock {
+        execution_id: ExecutionId,
+        unblocked: Unblocked,
     },
     RequestCancel {
         execution_id: ExecutionId,
@@ -58,6 +63,7 @@ impl ExecutionWrite {
                     .bind(State::Pending.name());
                 done(query, to).await
             }
+            Self::Unblock { execution_id, unblocked } => unblock(execution_id, unblocked, to).await,
             Self::RequestCancel { execution_id, reason } => {
                 let sql = "UPDATE executions SET cancel_reason = $1
                      WHERE execution_id = $2 AND cancel_reason IS NULL";
@@ -94,8 +100,8 @@ impl ExecutionWrite {
 async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
              last_sequence, idempotency_key, request_digest, max_attempts, agent, image, workspace, has_artifacts,
-             order_bytes, timeout_seconds, labels)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+             order_bytes, timeout_seconds, labels, retry, queued_at_ms, dependencies)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
          ON CONFLICT DO NOTHING";
     let NewExecution { record, content } = new;
     let query = sqlx::query(sql)
@@ -114,8 +120,24 @@ async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
         .bind(i64::from(record.has_artifacts))
         .bind(signed(record.order_bytes))
         .bind(signed(record.timeout_seconds))
-        .bind(to_json(&record.labels));
+        .bind(to_json(&record.labels))
+        .bind(record.retry.as_ref().map(to_json))
+        .bind(record.queued_at_ms)
+        .bind(record.dependencies.as_ref().map(to_json));
     done(query, to).await
+}
+
+/// The workspace stands in the manifest as well. json_set is SQLite's.
+async fn unblock(id: &ExecutionId, unblocked: &Unblocked, to: &mut Transaction<'_, Any>) -> Changed {
+    let sql = "UPDATE executions SET dependencies = NULL, queued_at_ms = $1 WHERE execution_id = $2";
+    let changed = done(sqlx::query(sql).bind(unblocked.queued_at_ms).bind(id.as_str()), to).await?;
+    if let Some(workspace) = &unblocked.workspace {
+        let sql =
+            "UPDATE executions SET workspace = $1, manifest = json_set(manifest, '$.workspace', json($1))
+             WHERE execution_id = $2";
+        done(sqlx::query(sql).bind(to_json(workspace)).bind(id.as_str()), to).await?;
+    }
+    Ok(changed)
 }
 
 async fn record_events(
@@ -127,7 +149,7 @@ async fn record_events(
     let sql = "UPDATE executions SET state = $1, exit_code = $2, failure = $3, started_at_ms = $4,
              ended_at_ms = $5, last_sequence = $6, node_id = $7, iteration = $8, result = $9,
              lost_attempts = $10, sequence_base = $11, events_bytes = events_bytes + $12, artifacts = $13,
-             max_attempts = $14,
+             max_attempts = $14, retries = $17, queued_at_ms = $18,
              input = CASE WHEN $1 IN ('succeeded', 'failed', 'cancelled') THEN '' ELSE input END
          WHERE execution_id = $15 AND attempt = $16";
     let query = sqlx::query(sql)
@@ -146,7 +168,9 @@ async fn record_events(
         .bind(record.artifacts.as_ref().map(to_json))
         .bind(i64::from(record.max_attempts))
         .bind(record.execution_id.as_str())
-        .bind(i64::from(record.attempt));
+        .bind(i64::from(record.attempt))
+        .bind(i64::from(record.retries))
+        .bind(record.queued_at_ms);
     let changed = done(query, to).await?;
     if changed > 0 {
         for (sequence, event) in events {

@@ -9,20 +9,22 @@ use crate::{
     error::{Failure, Result},
     execution::{
         artifacts::Artifacts,
+        dependencies::Dependencies,
         filter::ExecutionFilter,
         lifecycle::{Life, State},
         manifest::{Demand, Manifest, WorkspaceNote},
         order::Attempt,
         request::Submission,
         retention::Ended,
+        retry::RetryPolicy,
         view::ExecutionView,
     },
     ids::{ExecutionId, NodeId, Tag},
 };
 
 /// All columns but the manifest and the input, which may have megabytes.
-const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, node_id, attempt,
-     max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
+const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, dependencies, node_id, attempt,
+     retry, retries, queued_at_ms, max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
      created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels";
 
 /// Manifest and input of an execution. They are read when an order is made, and not kept in memory while the execution
@@ -53,6 +55,14 @@ impl NewExecution {
     }
 }
 
+/// What an execution that ran after others waits for a node with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unblocked {
+    pub queued_at_ms: i64,
+    /// The packed artifacts that it takes over.
+    pub workspace: Option<WorkspaceNote>,
+}
+
 /// An execution as it is stored, without its manifest and input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutionRecord {
@@ -70,6 +80,8 @@ pub struct ExecutionRecord {
     /// From the start of its first container.
     pub timeout_seconds: u64,
     pub demand: Demand,
+    /// Executions that it runs after. None once it may be placed.
+    pub dependencies: Option<Dependencies>,
     /// The caller's own words for it.
     pub labels: Vec<Tag>,
     pub node_id: Option<NodeId>,
@@ -77,6 +89,11 @@ pub struct ExecutionRecord {
     /// Attempts that may have run in all, and those that were given up because their node was lost.
     pub max_attempts: u32,
     pub lost_attempts: u32,
+    pub retry: Option<RetryPolicy>,
+    /// Retries of its program so far.
+    pub retries: u32,
+    /// Time from which it waits for a node. It lies ahead while a retry waits for its pause.
+    pub queued_at_ms: i64,
     /// What the numbers of this attempt's events come after: its node counts from 1.
     pub sequence_base: u64,
     pub iteration: u32,
@@ -109,11 +126,15 @@ impl ExecutionRecord {
             order_bytes: (to_json(&submission.manifest).len() + submission.input.len()) as u64,
             timeout_seconds: submission.manifest.timeout_seconds,
             demand: submission.demand.clone(),
+            dependencies: submission.dependencies.clone(),
             labels: submission.labels.clone(),
             node_id: None,
             attempt: 0,
             max_attempts: submission.max_attempts,
             lost_attempts: 0,
+            retry: submission.retry.clone(),
+            retries: 0,
+            queued_at_ms: now_ms,
             sequence_base: 0,
             iteration: 0,
             exit_code: None,
@@ -135,12 +156,20 @@ impl ExecutionRecord {
         Attempt { execution_id: self.execution_id.clone(), number: self.attempt }
     }
 
+    /// Notes that it may be placed.
+    pub fn unblock(&mut self, unblocked: Unblocked) {
+        self.dependencies = None;
+        self.queued_at_ms = unblocked.queued_at_ms;
+        self.workspace = unblocked.workspace.or(self.workspace.take());
+    }
+
     pub fn life(&self) -> Life {
         Life {
             state: self.state,
             attempt: self.attempt,
             max_attempts: self.max_attempts,
             lost_attempts: self.lost_attempts,
+            retries_left: self.retry.as_ref().map_or(0, |retry| retry.max.saturating_sub(self.retries)),
             is_cancelled: self.cancel_reason.is_some(),
         }
     }
@@ -154,6 +183,7 @@ impl ExecutionRecord {
             labels: self.labels.clone(),
             node_id: self.node_id.clone(),
             attempt: self.attempt,
+            retries: self.retries,
             iteration: self.iteration,
             exit_code: self.exit_code,
             result: self.result.clone(),
@@ -342,11 +372,15 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         order_bytes: u64::try_from(number("order_bytes")?).unwrap_or(0),
         timeout_seconds: u64::try_from(number("timeout_seconds")?).unwrap_or(0),
         demand: from_json("demand", &text("demand")?)?,
+        dependencies: maybe("dependencies")?.map(|json| from_json("dependencies", &json)).transpose()?,
         labels: from_json("list of labels", &text("labels")?)?,
         node_id: maybe("node_id")?.map(NodeId::parse).transpose()?,
         attempt: u32::try_from(number("attempt")?).map_err(|e| unreadable("attempt", e))?,
         max_attempts: u32::try_from(number("max_attempts")?).map_err(|e| unreadable("max_attempts", e))?,
         lost_attempts: u32::try_from(number("lost_attempts")?).map_err(|e| unreadable("lost_attempts", e))?,
+        retry: maybe("retry")?.map(|json| from_json("retry policy", &json)).transpose()?,
+        retries: u32::try_from(number("retries")?).map_err(|e| unreadable("retries", e))?,
+        queued_at_ms: number("queued_at_ms")?,
         sequence_base: u64::try_from(number("sequence_base")?).map_err(|e| unreadable("sequence", e))?,
         iteration: u32::try_from(number("iteration")?).map_err(|e| unreadable("iteration", e))?,
         result: maybe("result")?,

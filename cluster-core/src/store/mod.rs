@@ -35,7 +35,7 @@ pub use audit::{AuditRow, AuditWrite};
 pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
-pub use executions::{ExecutionRecord, NewExecution, OrderContent};
+pub use executions::{ExecutionRecord, NewExecution, OrderContent, Unblocked};
 pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::{DataDirectory, LOCK_FILE};
 pub(crate) use owner::{private_directory, write_synced};
@@ -149,6 +149,8 @@ fn migrations() -> Migrator {
         simple(23, "revoked_keys", include_str!("migrations/0023_revoked_keys.sql")),
         simple(24, "bound_size", include_str!("migrations/0024_bound_size.sql")),
         simple(25, "labels", include_str!("migrations/0025_labels.sql")),
+        simple(26, "retries", include_str!("migrations/0026_retries.sql")),
+        simple(27, "dependencies", include_str!("migrations/0027_dependencies.sql")),
     ])
 }
 

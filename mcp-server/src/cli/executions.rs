@@ -210,6 +210,13 @@ fn request(spec: &SpecView) -> String {
     if let Some(pin) = &spec.node_id {
         lines.push(format!("pinned to {pin}"));
     }
+    if let Some(retry) = &spec.retry {
+        lines.push(format!("retried at most {} times when it fails", retry.max));
+    }
+    if !spec.after.is_empty() {
+        let ids: Vec<_> = spec.after.iter().map(ToString::to_string).collect();
+        lines.push(format!("runs after {}", ids.join(", ")));
+    }
     if !spec.variables.is_empty() {
         lines.push(format!("variables {}", spec.variables.join(", ")));
     }
@@ -221,7 +228,9 @@ fn detail(view: &ExecutionView) -> String {
     if let Some(agent) = &view.agent {
         lines.push(format!("agent {agent}"));
     }
-    lines.push(format!("image {}, attempt {}", view.image, view.attempt));
+    let retries =
+        if view.retries > 0 { format!(", {} of them retries", view.retries) } else { String::new() };
+    lines.push(format!("image {}, attempt {}{retries}", view.image, view.attempt));
     if !view.labels.is_empty() {
         let labels: Vec<_> = view.labels.iter().map(Tag::as_str).collect();
         lines.push(format!("labels {}", labels.join(", ")));

@@ -10,9 +10,11 @@ use clap::{Args, ValueEnum};
 use cluster_core::{
     Error, ErrorCode, Result,
     execution::{
+        dependencies::AfterCondition,
         lifecycle::State,
         manifest::{NetworkMode, Relaxations},
         request::{INPUT_BYTES_MAX, ResourceRequest},
+        retry::RetryPolicy,
         view::{EventKind, EventView, ExecutionView, Stream},
     },
 };
@@ -76,6 +78,17 @@ pub struct Run {
     /// Start again on another node when its node is lost, so often in all; it may then run twice
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
+    #[command(flatten)]
+    retry: Retry,
+    /// Run after this execution has succeeded; may be repeated
+    #[arg(long = "after", value_name = "ID")]
+    after: Vec<String>,
+    /// Run after executions that failed or were cancelled as well
+    #[arg(long)]
+    after_any_end: bool,
+    /// Use the artifacts of this execution as /workspace, and run after it
+    #[arg(long, value_name = "ID", conflicts_with = "workspace")]
+    workspace_from: Option<String>,
     /// Fail when no node has room within this time, like 10m [default: 30 days]; 0s fails at once
     #[arg(long, value_parser = duration, value_name = "TIME")]
     queue_timeout: Option<std::time::Duration>,
@@ -106,6 +119,27 @@ pub struct Run {
     /// The program and its arguments [default: the image's own]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
+}
+
+/// Retries of a program that failed.
+#[derive(Debug, Args)]
+struct Retry {
+    /// Run it again when it exits with another code than 0, so often at most (1-10)
+    #[arg(long = "retries", value_name = "N")]
+    max: Option<u32>,
+    /// Pause before the first retry, like 30s; it doubles with each [default: 10s]
+    #[arg(long = "retry-backoff", value_name = "TIME", value_parser = duration, requires = "max")]
+    backoff: Option<std::time::Duration>,
+    /// Retry this exit code only; may be repeated
+    #[arg(long = "retry-exit-code", value_name = "CODE", requires = "max")]
+    exit_codes: Vec<i32>,
+}
+
+impl Retry {
+    fn policy(self) -> Option<RetryPolicy> {
+        let backoff = self.backoff.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+        self.max.map(|max| RetryPolicy { max, backoff_seconds: backoff, exit_codes: self.exit_codes })
+    }
 }
 
 /// What is taken back of the hardening, where the node's policy allows it.
@@ -191,6 +225,7 @@ impl Run {
             tmp_exec: self.security.tmp_exec,
             shm_mb: self.security.shm_mb,
         };
+        let condition = self.after_any_end.then_some(AfterCondition::Ended);
         let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
         Ok(json!({
             "agent": self.agent,
@@ -207,6 +242,10 @@ impl Run {
             "max_iterations": self.max_iterations,
             "iteration_timeout_seconds": seconds(self.iteration_timeout),
             "max_attempts": self.max_attempts,
+            "retry": self.retry.policy(),
+            "after": self.after,
+            "after_condition": condition,
+            "workspace_from": self.workspace_from,
             "queue": self.queue_timeout.is_none_or(|time| !time.is_zero()),
             "queue_timeout_seconds": seconds(self.queue_timeout.filter(|time| !time.is_zero())),
             "priority": self.priority,
@@ -300,6 +339,13 @@ pub fn write(context: &Context, event: &EventView) {
         EventKind::OutputSkipped { bytes, at_least, .. } => {
             let least = if *at_least { "at least " } else { "" };
             context.output.say(&format!("({least}{bytes} bytes of output are left out here)"));
+        }
+        EventKind::Retried { failure, pause_ms, .. } => {
+            let pause = std::time::Duration::from_millis(*pause_ms);
+            context.output.say(&format!("({}; retried in {pause:?})", failure.message));
+        }
+        EventKind::Reassigned { node_id, reason } => {
+            context.output.say(&format!("({node_id} was given up: {reason})"));
         }
         EventKind::Gap { first, last } => {
             context.output.say(&format!("(events {first} to {last} are not kept any more)"));

@@ -105,7 +105,9 @@ fn bound(kind: &mut EventKind) -> usize {
             let used = cut(&mut failure.message, OUTPUT_BYTES_MAX);
             used + cut(stderr_tail, OUTPUT_BYTES_MAX - used)
         }
-        EventKind::Failed { failure, .. } => cut(&mut failure.message, OUTPUT_BYTES_MAX),
+        EventKind::Failed { failure, .. } | EventKind::Retried { failure, .. } => {
+            cut(&mut failure.message, OUTPUT_BYTES_MAX)
+        }
         EventKind::ImageProgress { message: text }
         | EventKind::Completed { result: Some(text) }
         | EventKind::Cancelled { reason: text }

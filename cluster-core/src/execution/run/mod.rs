@@ -399,6 +399,7 @@ fn environment(shared: &Shared, run: &Run, iteration: u32) -> Vec<String> {
     let mut env = given.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
     env.push(format!("AEGIS_EXECUTION_ID={}", order.execution_id));
     env.push(format!("AEGIS_NODE_ID={}", shared.node_id));
+    env.push(format!("AEGIS_ATTEMPT={}", order.attempt));
     env.push(format!("AEGIS_ITERATION={iteration}"));
     if let Some(IterationEnd::Failed { failure, stderr_tail, .. }) = run.log.iteration_end() {
         let error = format!("{}\n{stderr_tail}", failure.message).replace('\0', "\u{fffd}");

@@ -1,0 +1,3 @@
+-- Executions that an execution runs after, as JSON. NULL once it may be placed.
+
+ALTER TABLE executions ADD COLUMN dependencies TEXT;
