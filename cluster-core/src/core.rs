@@ -38,14 +38,14 @@ use crate::{
         worker::{JoinState, Member},
     },
     config::{Settings, schema::NodeType},
-    deploy::{ApprovedHost, Deployments, Hosts, Origin, Rollouts},
+    deploy::{ApprovedHost, Deployments, Hosts, Rollouts},
     engine::Engine,
     engine_facts::EngineFacts,
     error::{Error, ErrorCode, Result},
     execution::{
         dispatch::Executions,
         filter::ExecutionFilter,
-        request::ExecutionRequest,
+        request::{ExecutionRequest, Submitter},
         view::{EventView, ExecutionView, SpecView},
     },
     ids::{ClusterId, ExecutionId, NodeId},
@@ -353,8 +353,8 @@ impl Core {
 
     // --- executions ------------------------------------------------------------------------
 
-    pub async fn submit(&self, request: ExecutionRequest, origin: Origin) -> Result<ExecutionView> {
-        self.controller()?.executions.submit(request, origin).await
+    pub async fn submit(&self, request: ExecutionRequest, submitter: Submitter) -> Result<ExecutionView> {
+        self.controller()?.executions.submit(request, submitter).await
     }
 
     /// The packed file (`tar.gz`) of what an ended execution left behind.

@@ -10,10 +10,9 @@ use std::{
 
 use cluster_core::{
     cluster::peer::Role,
-    deploy::Origin,
     execution::{
         lifecycle::State,
-        request::{ExecutionRequest, ResourceRequest, Submission},
+        request::{ExecutionRequest, ResourceRequest, Submission, Submitter},
     },
     ids::{ExecutionId, NodeId},
     rpc::controller_client::OwnAddress,
@@ -47,7 +46,8 @@ pub async fn run() {
     }
 
     let start = Instant::now();
-    let submitting = stream::iter(0..SUBMISSIONS).map(|_| cluster.core().submit(request(), Origin::Person));
+    let submitting =
+        stream::iter(0..SUBMISSIONS).map(|_| cluster.core().submit(request(), Submitter::this_process()));
     let ids: Vec<ExecutionId> =
         submitting.buffer_unordered(SUBMITTERS).map_ok(|view| view.execution_id).try_collect().await.unwrap();
     let acknowledged = start.elapsed();
@@ -94,7 +94,7 @@ async fn store_alone() -> f64 {
         let (store, node_id) = (store.clone(), node_id.clone());
         async move {
             let submission = Submission::check(request()).unwrap();
-            let new = NewExecution::new(submission, String::new(), 0);
+            let new = NewExecution::new(submission, String::new(), String::new(), 0);
             let execution_id = new.record.execution_id.clone();
             let create = ExecutionWrite::Create(Box::new(new));
             assert_eq!(store.write(Write::Execution(create)).await.unwrap(), 1);

@@ -262,6 +262,9 @@ pub struct Runtime {
     /// Images of agents that name a language: `"python:3.12": registry.example/python:3.12`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub images: BTreeMap<String, String>,
+    /// Executions that one caller may have open at a time, 1-10000 (default 5000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_executions_per_caller: Option<u32>,
     pub policy: Policy,
     pub retention: Retention,
 }

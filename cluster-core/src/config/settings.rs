@@ -276,7 +276,7 @@ impl Settings {
             images: images(&spec.runtime.images)?,
             placement: cluster.placement.unwrap_or_default(),
             policy: spec.runtime.policy.clone(),
-            executions: ExecutionSettings::of(cluster.lost_after_secs, &spec.runtime.retention)?,
+            executions: ExecutionSettings::of(cluster.lost_after_secs, &spec.runtime)?,
             deploy: spec.deploy.clone(),
             mcp: McpSettings {
                 http: mcp.http.unwrap_or(true),

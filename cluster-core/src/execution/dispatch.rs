@@ -19,14 +19,13 @@ use super::{
     order::Held,
     queue::Queue,
     reconcile,
-    request::{ExecutionRequest, Submission},
+    request::{ExecutionRequest, Submission, Submitter},
     retention,
     sending::{Sending, SendingSettings},
     view::{EventKind, EventView, ExecutionView, SpecView},
 };
 use crate::{
     clock::now_ms,
-    deploy::Origin,
     error::{Error, ErrorCode, Result},
     identity::sha256,
     ids::{ExecutionId, NodeId},
@@ -62,7 +61,7 @@ impl Executions {
         let executions = Self(shared.clone());
         let mut queue = Queue::new(shared.clone());
         for record in open {
-            let live = shared.go_live(&record);
+            let live = shared.go_live(&record, shared.callers.restore(&record.caller));
             match &record.node_id {
                 // The controller has restored what it occupies there.
                 Some(_) if record.state != State::Pending => {
@@ -81,7 +80,7 @@ impl Executions {
     }
 
     /// Durable before it is answered. What no node could ever take is refused here.
-    pub async fn submit(&self, request: ExecutionRequest, origin: Origin) -> Result<ExecutionView> {
+    pub async fn submit(&self, request: ExecutionRequest, submitter: Submitter) -> Result<ExecutionView> {
         let digest = hex::encode(sha256(&serde_json::to_vec(&request).unwrap_or_default()));
         if let Some(key) = &request.idempotency_key
             && let Some(known) = self.0.store.execution_by_key(key).await?
@@ -112,11 +111,13 @@ impl Executions {
                 return Err(no_fit.into_error());
             }
         }
+        let caller = submitter.identity.to_string();
+        let place = self.0.callers.take(&caller, self.0.settings.executions_per_caller)?;
         if self.0.live_count() >= QUEUE_MAX {
             return Err(Error::new(ErrorCode::ResourceExhausted, format!("{QUEUE_MAX} executions are open"))
                 .remedy("wait until some have ended"));
         }
-        let mut new = NewExecution::new(submission, digest, now_ms());
+        let mut new = NewExecution::new(submission, caller, digest, now_ms());
         if self.0.open_bytes().saturating_add(new.record.order_bytes) > OPEN_BYTES_MAX {
             let mib = OPEN_BYTES_MAX / (1024 * 1024);
             return Err(Error::new(
@@ -126,7 +127,7 @@ impl Executions {
             .remedy("wait until some have ended, or send large data as a workspace"));
         }
         if let Some(path) = workspace {
-            let note = self.0.sending.pack(&path, origin, &new.record.execution_id).await?;
+            let note = self.0.sending.pack(&path, submitter.origin, &new.record.execution_id).await?;
             new.set_workspace(note);
         }
         let record = new.record.clone();
@@ -142,7 +143,7 @@ impl Executions {
             let known = known.ok_or_else(|| Error::internal("an execution was neither created nor found"))?;
             return self.same(known, &record.request_digest);
         }
-        let view = self.0.go_live(&record).view.borrow().clone();
+        let view = self.0.go_live(&record, place).view.borrow().clone();
         let stopping = |_| Error::new(ErrorCode::Unavailable, "the controller is stopping");
         self.0.queue.send(Word::Place(Box::new(record))).await.map_err(stopping)?;
         Ok(view)

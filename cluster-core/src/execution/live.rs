@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    callers::{CallerPlace, OpenByCaller},
     encoding,
     exclusion::Exclusion,
     lifecycle::{Input, State, Step},
@@ -49,9 +50,16 @@ pub(super) struct Live {
     pub cancel: watch::Sender<Option<String>>,
     exclusion: Mutex<Exclusion>,
     order_bytes: u64,
+    /// Taken out when the execution ends.
+    caller: Mutex<Option<CallerPlace>>,
 }
 
 impl Live {
+    /// Gives the caller's place back, also while others still look at this execution.
+    fn leave(&self) {
+        self.caller.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// Shows readers why an execution waits.
     pub fn tell_waiting(&self, reason: &str) {
         self.view.send_if_modified(|view| {
@@ -89,6 +97,7 @@ pub(super) struct Shared {
     /// Nodes that failed an execution through their own fault and have run none since.
     faulty: Mutex<HashSet<NodeId>>,
     open_bytes: AtomicU64,
+    pub callers: OpenByCaller,
     /// Counts executions that ended, for those that run after them.
     pub ends: watch::Sender<u64>,
     pub queue: mpsc::Sender<Word>,
@@ -110,6 +119,7 @@ impl Shared {
             open: Mutex::default(),
             faulty: Mutex::default(),
             open_bytes: AtomicU64::new(0),
+            callers: OpenByCaller::default(),
             ends: watch::channel(0).0,
             queue,
         }
@@ -137,12 +147,13 @@ impl Shared {
         self.open_bytes.load(Ordering::Relaxed)
     }
 
-    pub fn go_live(&self, record: &ExecutionRecord) -> Arc<Live> {
+    pub fn go_live(&self, record: &ExecutionRecord, caller: CallerPlace) -> Arc<Live> {
         let live = Arc::new(Live {
             view: watch::channel(record.view()).0,
             cancel: watch::channel(record.cancel_reason.clone()).0,
             exclusion: Mutex::default(),
             order_bytes: record.order_bytes,
+            caller: Mutex::new(Some(caller)),
         });
         if self.open().insert(record.execution_id.clone(), live.clone()).is_none() {
             self.open_bytes.fetch_add(record.order_bytes, Ordering::Relaxed);
@@ -154,6 +165,7 @@ impl Shared {
     pub async fn retire(&self, record: &ExecutionRecord) {
         if let Some(live) = self.open().remove(&record.execution_id) {
             self.open_bytes.fetch_sub(live.order_bytes, Ordering::Relaxed);
+            live.leave();
             self.count_end(record);
             self.ends.send_modify(|ends| *ends += 1);
         }

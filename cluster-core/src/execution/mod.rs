@@ -14,6 +14,7 @@
 
 pub mod artifacts;
 mod blocked;
+mod callers;
 pub mod content;
 pub mod dependencies;
 mod disk;

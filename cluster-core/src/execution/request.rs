@@ -12,8 +12,10 @@ use super::{
     retry::RetryPolicy,
 };
 use crate::{
+    access::Identity,
     agents::AgentReference,
     cluster::peer::Amounts,
+    deploy::Origin,
     engine::is_reserved_variable,
     error::{Error, Result},
     ids::{ExecutionId, NodeId, Tag, shown},
@@ -64,6 +66,20 @@ pub struct ResourceRequest {
     /// Default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vram_gb: Option<u32>,
+}
+
+/// Caller of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitter {
+    pub origin: Origin,
+    pub identity: Identity,
+}
+
+impl Submitter {
+    /// Returns the submitter of work that this process needs itself.
+    pub fn this_process() -> Self {
+        Self { origin: Origin::Person, identity: Identity::LocalUser(nix::unistd::geteuid().as_raw()) }
+    }
 }
 
 /// Unchecked.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    config::schema::Retention,
+    config::schema::Runtime,
     error::{Error, ErrorCode, Result},
 };
 
@@ -15,6 +15,9 @@ const EVENTS_MB: u32 = 2048;
 const ARTIFACTS_MB: u32 = 20_480;
 /// A node keeps 10 MiB of output by default. Short pieces have headers of several times their size.
 const EXECUTION_EVENTS_MB: u32 = 256;
+/// Half of what may be open in all, so that one caller leaves room for others.
+const PER_CALLER: u32 = 5_000;
+const PER_CALLER_MAX: u32 = 10_000;
 const MIB: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct ExecutionSettings {
     pub lost_after: Duration,
     /// Bytes of one execution's events that are stored, whatever its node sends.
     pub event_bytes_max: u64,
+    /// Executions that one caller may have open.
+    pub executions_per_caller: u32,
     pub kept: Kept,
 }
 
@@ -37,7 +42,8 @@ pub struct Kept {
 
 impl ExecutionSettings {
     /// Errors name the key.
-    pub fn of(lost_after_secs: Option<u64>, retention: &Retention) -> Result<Self> {
+    pub fn of(lost_after_secs: Option<u64>, runtime: &Runtime) -> Result<Self> {
+        let retention = &runtime.retention;
         let lost_after = lost_after_secs.unwrap_or(LOST_AFTER_SECS);
         if !(1..=LOST_AFTER_SECS_MAX).contains(&lost_after) {
             return Err(Error::new(
@@ -52,6 +58,15 @@ impl ExecutionSettings {
                 .remedy("keep at least 1")),
             value => Ok(value),
         };
+        let executions_per_caller = runtime.max_executions_per_caller.unwrap_or(PER_CALLER);
+        if !(1..=PER_CALLER_MAX).contains(&executions_per_caller) {
+            return Err(Error::new(
+                ErrorCode::ConfigInvalid,
+                format!(
+                    "spec.runtime.max_executions_per_caller {executions_per_caller} is out of range 1 to {PER_CALLER_MAX}"
+                ),
+            ));
+        }
         let days = at_least_one("days", retention.days, DAYS)?;
         Ok(Self {
             lost_after: Duration::from_secs(lost_after),
@@ -60,6 +75,7 @@ impl ExecutionSettings {
                 retention.execution_events_mb,
                 EXECUTION_EVENTS_MB,
             )?) * MIB,
+            executions_per_caller,
             kept: Kept {
                 age_ms: i64::from(days) * 86_400_000,
                 executions: at_least_one("executions", retention.executions, EXECUTIONS)?,
@@ -79,6 +95,7 @@ impl Default for ExecutionSettings {
         Self {
             lost_after: Duration::from_secs(LOST_AFTER_SECS),
             event_bytes_max: u64::from(EXECUTION_EVENTS_MB) * MIB,
+            executions_per_caller: PER_CALLER,
             kept: Kept {
                 age_ms: i64::from(DAYS) * 86_400_000,
                 executions: EXECUTIONS,

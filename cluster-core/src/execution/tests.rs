@@ -6,14 +6,13 @@ use std::{path::Path, process::Command, sync::Arc, time::Duration};
 use super::{
     fail_point::{self, FailPoint},
     lifecycle::State,
-    request::ExecutionRequest,
+    request::{ExecutionRequest, Submitter},
     view::{EventKind, EventView, ExecutionView, Stream},
 };
 use crate::{
     access::TokenTable,
     config::{self, Overrides, Settings},
     core::Core,
-    deploy::Origin,
     engine::LABEL_NODE,
     ids::{ExecutionId, NodeId},
     store::DataDirectory,
@@ -100,7 +99,7 @@ fn killed_at(point: FailPoint, node: &Node, data: &Path) -> ExecutionId {
             let node = std::mem::ManuallyDrop::new(Node(id));
             let core = node.core(&data).await;
             let id = core
-                .submit(request("cat; sleep 0.3; echo over; exit 3"), Origin::Person)
+                .submit(request("cat; sleep 0.3; echo over; exit 3"), Submitter::this_process())
                 .await
                 .unwrap()
                 .execution_id;
@@ -140,7 +139,7 @@ async fn what_its_node_lost_begins_again_only_where_the_caller_allowed_it() {
     let core = node.core(data.path()).await;
     let begun = async |max_attempts| {
         let asked = ExecutionRequest { max_attempts: Some(max_attempts), ..request("sleep 1000") };
-        core.submit(asked, Origin::Person).await.unwrap().execution_id
+        core.submit(asked, Submitter::this_process()).await.unwrap().execution_id
     };
     let runs = async |id: &ExecutionId, attempt| {
         let running = async {
@@ -194,7 +193,8 @@ async fn the_oldest_goes_and_readers_are_told_of_events_that_are_gone() {
                 let core = node.core_with(data.path(), RETENTION).await;
                 let mut ids = Vec::new();
                 for script in ["echo first", "head -c 2000000 /dev/zero", "echo third"] {
-                    let id = core.submit(request(script), Origin::Person).await.unwrap().execution_id;
+                    let id =
+                        core.submit(request(script), Submitter::this_process()).await.unwrap().execution_id;
                     assert_eq!(ended(&core, &id).await.0.state, State::Succeeded);
                     ids.push(id);
                 }
@@ -280,7 +280,7 @@ async fn output_of_any_size_keeps_its_bytes_or_marks_a_gap() {
         ("head -c 20000000 /dev/zero | tr '\\0' x; echo; echo end", line(20_000_000), Vec::new(), None),
         ("seq 1000000000000000 1000000000700000; echo '{\"a\":2}'", many, Vec::new(), Some("{\"a\":2}")),
     ] {
-        let id = core.submit(request(script), Origin::Person).await.unwrap().execution_id;
+        let id = core.submit(request(script), Submitter::this_process()).await.unwrap().execution_id;
         let view = core.await_execution_end(&id, END_LIMIT).await.unwrap();
         assert_eq!((view.state, view.result.as_deref()), (State::Succeeded, result), "{script}");
         assert_kept(&stdout, &kept(&core, &id, Stream::Stdout).await, script);
@@ -297,7 +297,7 @@ async fn output_beyond_the_engines_log_keeps_head_and_end() {
     let core = node.core(data.path()).await;
     let script = "yes $(printf %0999d 7) | head -n 300000; seq 1 3; seq 1 3 >&2; exit 7";
     let asked = ExecutionRequest { timeout_seconds: Some(600), ..request(script) };
-    let id = core.submit(asked, Origin::Person).await.unwrap().execution_id;
+    let id = core.submit(asked, Submitter::this_process()).await.unwrap().execution_id;
     let view = core.await_execution_end(&id, END_LIMIT * 10).await.unwrap();
     assert_eq!((view.state, view.exit_code), (State::Failed, Some(7)));
     let (head, gap, tail) = kept(&core, &id, Stream::Stdout).await;
@@ -346,7 +346,7 @@ async fn image_volume_is_bounded_memory_without_cores_or_gpus() {
     let script = "echo a > /data/a && ulimit -c && echo $NVIDIA_VISIBLE_DEVICES && \
                   grep -c ' /data tmpfs .*size=65536k' /proc/mounts; dd if=/dev/zero of=/data/b bs=1M count=80";
     let asked = ExecutionRequest { image: Some(image.0.clone()), ..request(script) };
-    let id = core.submit(asked, Origin::Person).await.unwrap().execution_id;
+    let id = core.submit(asked, Submitter::this_process()).await.unwrap().execution_id;
     let (view, events) = ended(&core, &id).await;
     assert_eq!((view.state, view.exit_code), (State::Failed, Some(1)), "{events:?}");
     assert!(stdout(&events).starts_with("0\nvoid\n1\n"), "{events:?}");

@@ -4,15 +4,12 @@
 use std::time::Duration;
 
 use crate::{
-    deploy::{
-        Origin,
-        image::{ImageSource, NodeImage},
-    },
+    deploy::image::{ImageSource, NodeImage},
     engine::Engine,
     error::{Error, Result},
     execution::{
         dispatch::Executions,
-        request::{ExecutionRequest, ResourceRequest},
+        request::{ExecutionRequest, ResourceRequest, Submitter},
         view::ExecutionView,
     },
     ids::NodeId,
@@ -33,7 +30,7 @@ pub async fn run_version(executions: &Executions, node_id: &NodeId, image: &str)
         queue: true,
         ..Default::default()
     };
-    let id = executions.submit(request, Origin::Person).await?.execution_id;
+    let id = executions.submit(request, Submitter::this_process()).await?.execution_id;
     executions.wait(&id, WAIT, |view| view.state.is_settled()).await
 }
 

@@ -43,7 +43,7 @@ use crate::{
     execution::{
         dispatch::Executions,
         lifecycle::State,
-        request::{ExecutionRequest, ResourceRequest},
+        request::{ExecutionRequest, ResourceRequest, Submitter},
         view::{EventView, ExecutionView},
     },
     ids::{ExecutionId, shown},
@@ -105,12 +105,18 @@ impl RuntimeApi {
         proven();
         let arguments = Arguments::default();
         arguments.note(&json!({ "agent_id": body.agent_id, "input": body.input }));
-        let begun = self.begin(metadata, body);
+        let submitter = Submitter { origin: Origin::Assistant, identity: bearer.identity.clone() };
+        let begun = self.begin(metadata, body, submitter);
         let reader = self.operators.run(bearer, Scope::Operate, "ExecuteAgent", arguments, begun).await?;
         Ok((reader, validity))
     }
 
-    async fn begin(&self, metadata: &MetadataMap, body: pb::ExecuteAgentRequest) -> Result<Reader> {
+    async fn begin(
+        &self,
+        metadata: &MetadataMap,
+        body: pb::ExecuteAgentRequest,
+        submitter: Submitter,
+    ) -> Result<Reader> {
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
             Error::new(ErrorCode::ResourceExhausted, format!("{STREAMS_MAX} streams are open"))
                 .remedy("close some; executions go on without them")
@@ -122,8 +128,7 @@ impl RuntimeApi {
                 let request = request(body, key)?;
                 let executions = self.executions.clone();
                 // Once begun it is done whole, also for a client that has gone meanwhile.
-                let submitted =
-                    tokio::spawn(async move { executions.submit(request, Origin::Assistant).await });
+                let submitted = tokio::spawn(async move { executions.submit(request, submitter).await });
                 (submitted.await.map_err(|e| Error::internal("a submission died").source(e))??, 0)
             }
         };

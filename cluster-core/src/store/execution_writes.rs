@@ -100,8 +100,8 @@ impl ExecutionWrite {
 async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
              last_sequence, idempotency_key, request_digest, max_attempts, agent, image, workspace, has_artifacts,
-             order_bytes, timeout_seconds, labels, retry, queued_at_ms, dependencies)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+             order_bytes, timeout_seconds, labels, retry, queued_at_ms, dependencies, caller)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
          ON CONFLICT DO NOTHING";
     let NewExecution { record, content } = new;
     let query = sqlx::query(sql)
@@ -123,7 +123,8 @@ async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
         .bind(to_json(&record.labels))
         .bind(record.retry.as_ref().map(to_json))
         .bind(record.queued_at_ms)
-        .bind(record.dependencies.as_ref().map(to_json));
+        .bind(record.dependencies.as_ref().map(to_json))
+        .bind(&record.caller);
     done(query, to).await
 }
 

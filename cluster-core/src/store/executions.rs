@@ -25,7 +25,7 @@ use crate::{
 /// All columns but the manifest and the input, which may have megabytes.
 const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, dependencies, node_id, attempt,
      retry, retries, queued_at_ms, max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
-     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels";
+     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels, caller";
 
 /// Manifest and input of an execution. They are read when an order is made, and not kept in memory while the execution
 /// is open.
@@ -43,8 +43,9 @@ pub struct NewExecution {
 }
 
 impl NewExecution {
-    pub fn new(submission: Submission, request_digest: String, now_ms: i64) -> Self {
-        let record = ExecutionRecord::pending(&submission, request_digest, now_ms);
+    pub fn new(submission: Submission, caller: String, request_digest: String, now_ms: i64) -> Self {
+        let record =
+            ExecutionRecord { caller, ..ExecutionRecord::pending(&submission, request_digest, now_ms) };
         Self { record, content: OrderContent { manifest: submission.manifest, input: submission.input } }
     }
 
@@ -69,6 +70,8 @@ pub struct ExecutionRecord {
     pub execution_id: ExecutionId,
     /// The registered one that it runs, in the version that it was resolved to.
     pub agent: Option<AgentReference>,
+    /// Caller that submitted it, as the audit log names it.
+    pub caller: String,
     pub state: State,
     pub image: String,
     /// The packed directory that is sent along.
@@ -119,6 +122,7 @@ impl ExecutionRecord {
         Self {
             execution_id: ExecutionId::mint(),
             agent: submission.agent.clone(),
+            caller: String::new(),
             state: State::Pending,
             image: submission.manifest.image.clone(),
             workspace: submission.manifest.workspace.clone(),
@@ -364,6 +368,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
     let state = text("state")?;
     Ok(ExecutionRecord {
         execution_id: ExecutionId::parse(text("execution_id")?)?,
+        caller: text("caller")?,
         agent: maybe("agent")?.map(|text| text.parse()).transpose()?,
         state: State::from_name(&state).ok_or_else(|| unreadable("execution state", &state))?,
         image: text("image")?,

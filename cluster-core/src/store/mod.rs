@@ -151,6 +151,7 @@ fn migrations() -> Migrator {
         simple(25, "labels", include_str!("migrations/0025_labels.sql")),
         simple(26, "retries", include_str!("migrations/0026_retries.sql")),
         simple(27, "dependencies", include_str!("migrations/0027_dependencies.sql")),
+        simple(28, "callers", include_str!("migrations/0028_callers.sql")),
     ])
 }
 

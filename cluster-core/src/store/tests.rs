@@ -28,7 +28,7 @@ fn execution(key: Option<&str>) -> NewExecution {
         idempotency_key: key.map(Into::into),
         ..Default::default()
     };
-    NewExecution::new(Submission::check(request).unwrap(), "d".into(), 1)
+    NewExecution::new(Submission::check(request).unwrap(), "uid 0".into(), "d".into(), 1)
 }
 
 #[tokio::test]
@@ -340,7 +340,8 @@ async fn open_executions_are_held_without_manifest_and_input() {
         ..Default::default()
     };
     for _ in 0..3 {
-        let new = NewExecution::new(Submission::check(request.clone()).unwrap(), "d".into(), 1);
+        let new =
+            NewExecution::new(Submission::check(request.clone()).unwrap(), "uid 0".into(), "d".into(), 1);
         store.write(Write::Execution(ExecutionWrite::Create(Box::new(new)))).await.unwrap();
     }
     let open = store.open_executions().await.unwrap();
@@ -372,7 +373,7 @@ async fn list_of_executions_is_filtered_and_paged() {
     ] {
         let request =
             ExecutionRequest { image: Some("busybox".into()), labels: labels(words), ..Default::default() };
-        let mut new = NewExecution::new(Submission::check(request).unwrap(), "d".into(), 1);
+        let mut new = NewExecution::new(Submission::check(request).unwrap(), "uid 0".into(), "d".into(), 1);
         new.record.agent = agent.map(|agent| agent.parse().unwrap());
         new.record.created_at_ms = 1_000 + i64::try_from(ids.len() / 2).unwrap();
         ids.push(new.record.execution_id.clone());

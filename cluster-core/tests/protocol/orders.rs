@@ -15,10 +15,9 @@ use aegis_proto::aegis::{
 };
 use cluster_core::{
     cluster::peer::Role,
-    deploy::Origin,
     execution::{
         lifecycle::State,
-        request::ExecutionRequest,
+        request::{ExecutionRequest, Submitter},
         view::{EventKind, EventView},
     },
     ids::{ExecutionId, NodeId},
@@ -147,7 +146,7 @@ async fn member_that_floods_events_fills_no_disk() {
         node_id: Some(NodeId::parse("stand-in").unwrap()),
         ..Default::default()
     };
-    let id = cluster.core().submit(request, Origin::Person).await.unwrap().execution_id;
+    let id = cluster.core().submit(request, Submitter::this_process()).await.unwrap().execution_id;
     let ended = cluster.core().await_execution_end(&id, LIMIT);
     let mut ended = std::pin::pin!(ended);
     let mut slowest = Duration::ZERO;
@@ -207,7 +206,7 @@ async fn order_carries_the_login_of_its_images_registry() {
     let _node = member_at(&cluster, &stand_in).await;
     for image in ["r.example/x/agent:1", "busybox:testbed", "other.example/x/agent:1"] {
         let request = ExecutionRequest { image: Some(image.into()), queue: true, ..Default::default() };
-        let id = cluster.core().submit(request, Origin::Person).await.unwrap().execution_id;
+        let id = cluster.core().submit(request, Submitter::this_process()).await.unwrap().execution_id;
         let view = cluster.core().await_execution_end(&id, LIMIT).await.unwrap();
         assert_eq!(view.state, State::Succeeded, "{:?}", view.failure);
         assert!(!serde_json::to_string(&view).unwrap().contains("marker-login"));

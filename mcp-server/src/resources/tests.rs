@@ -6,8 +6,7 @@ use cluster_core::{
     Core,
     cluster::peer::OnDeadline,
     core::DrainOrder,
-    deploy::Origin,
-    execution::request::ExecutionRequest,
+    execution::request::{ExecutionRequest, Submitter},
     ids::{ExecutionId, NodeId},
 };
 use serde_json::{Value, json};
@@ -22,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Waits for ever: the node's engine is away.
 async fn submit(core: &Core) -> ExecutionId {
     let request = ExecutionRequest { image: Some("busybox".into()), queue: true, ..Default::default() };
-    core.submit(request, Origin::Person).await.unwrap().execution_id
+    core.submit(request, Submitter::this_process()).await.unwrap().execution_id
 }
 
 fn home() -> NodeId {

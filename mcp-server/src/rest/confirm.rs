@@ -160,7 +160,7 @@ pub async fn confirm(
     let bytes = read(body).await?;
     let (asked, token, bytes) = take_token(&mut parts, bytes).await;
     let claim = Claim::of_request(&caller.actor, &asked.name, &asked.bound(), token);
-    let mut call = Call::new(api.core.clone(), Progress::silent());
+    let mut call = Call::new(api.core.clone(), caller.actor.identity.clone(), Progress::silent());
     let until = call.progress.deadline();
     let mut progress = Progress::silent();
     let plan = progress.look("checking what the request would change", action.plan(&asked, &mut call));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body as Stream,
     extract::State,
     response::{IntoResponse as _, Response},
@@ -14,7 +14,7 @@ use cluster_core::{
     execution::{
         self,
         filter::ExecutionFilter,
-        request::ExecutionRequest,
+        request::{ExecutionRequest, Submitter},
         view::{ExecutionView, SpecView},
     },
     ids::{ExecutionId, NodeId, Tag, shown},
@@ -32,7 +32,10 @@ use super::{
     deployments::WAIT_SECONDS_MAX,
     error::Answer,
 };
-use crate::tools::{cancel_reason, check_range, whole};
+use crate::{
+    caller::Caller,
+    tools::{cancel_reason, check_range, whole},
+};
 
 /// Read at a time for a download.
 const PIECE_BYTES: usize = 128 * 1024;
@@ -49,9 +52,11 @@ pub struct Executions {
 
 pub async fn submit(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
     Body(request): Body<ExecutionRequest>,
 ) -> Answer<(StatusCode, Json<ExecutionView>)> {
-    let view = whole(async move { api.core.submit(request, api.origin).await }).await?;
+    let submitter = Submitter { origin: api.origin, identity: caller.actor.identity };
+    let view = whole(async move { api.core.submit(request, submitter).await }).await?;
     Ok((StatusCode::ACCEPTED, Json(view)))
 }
 

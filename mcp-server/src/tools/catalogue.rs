@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cluster_core::{
     Error, ErrorCode, Result,
+    access::Identity,
     config::{schema::Confirm, settings::McpSettings},
     core::Core,
     deploy::Secret,
@@ -85,6 +86,7 @@ pub trait Tool {
 #[derive(Debug)]
 pub struct Call {
     pub core: Core,
+    pub identity: Identity,
     pub progress: Progress,
     /// What the plan that was confirmed carries.
     pub confirmed: Option<String>,
@@ -92,8 +94,8 @@ pub struct Call {
 }
 
 impl Call {
-    pub fn new(core: Core, progress: Progress) -> Self {
-        Self { core, progress, confirmed: None, secrets: Vec::new() }
+    pub fn new(core: Core, identity: Identity, progress: Progress) -> Self {
+        Self { core, identity, progress, confirmed: None, secrets: Vec::new() }
     }
 
     /// From now on this value is taken out of everything the call returns. A reference to one is no secret.
@@ -290,7 +292,7 @@ impl Catalogue {
         let claim = Claim::take(&mut request, &caller.actor);
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         let pending = caller.begin_tool(core, &name, &arguments);
-        let mut call = Call::new(core.clone(), progress);
+        let mut call = Call::new(core.clone(), caller.actor.identity.clone(), progress);
         let answer = match entry {
             Ok(entry) => self.answer(entry, claim, arguments, &mut call, context).await,
             Err(error) => Err(error),

@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::{END_LIMIT, Node, ended, request, stdout};
 use crate::{
     ErrorCode,
+    access::Identity,
     core::Core,
-    deploy::Origin,
     execution::{
         dependencies::AfterCondition,
         lifecycle::State,
-        request::ExecutionRequest,
+        request::{ExecutionRequest, Submitter},
         retry::RetryPolicy,
         view::{EventKind, ExecutionView},
     },
@@ -18,7 +18,7 @@ use crate::{
 };
 
 async fn submit(core: &Core, request: ExecutionRequest) -> ExecutionId {
-    core.submit(request, Origin::Person).await.unwrap().execution_id
+    core.submit(request, Submitter::this_process()).await.unwrap().execution_id
 }
 
 fn retried(script: &str, backoff_seconds: u32) -> ExecutionRequest {
@@ -149,7 +149,7 @@ async fn a_failed_dependency_fails_those_that_need_its_success() {
         ExecutionRequest { after: vec![ExecutionId::mint()], ..request("true") },
         ExecutionRequest { workspace_from: Some(fails.clone()), ..request("true") },
     ] {
-        let code = core.submit(bad, Origin::Person).await.unwrap_err().code();
+        let code = core.submit(bad, Submitter::this_process()).await.unwrap_err().code();
         assert!(matches!(code, ErrorCode::NotFound | ErrorCode::InvalidArgument), "{code}");
     }
     let blocked = submit(&core, request("sleep 600")).await;
@@ -159,5 +159,25 @@ async fn a_failed_dependency_fails_those_that_need_its_success() {
     assert_eq!(end.expect("it ends while it is blocked").0.state, State::Cancelled);
     core.cancel_execution(&blocked, "seen").await.unwrap();
     ended(&core, &blocked).await;
+    core.shutdown().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn one_caller_has_no_more_open_than_the_limit() {
+    let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+    let core = node.core_with(data.path(), "runtime: { max_executions_per_caller: 1 }").await;
+    let first = submit(&core, request("sleep 600")).await;
+    let refused = core.submit(request("true"), Submitter::this_process()).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::ResourceExhausted);
+    assert!(refused.message().contains("has 1 open executions"), "{}", refused.message());
+    let other = Submitter { identity: Identity::LocalToken, ..Submitter::this_process() };
+    let other = core.submit(request("true"), other).await.unwrap().execution_id;
+    core.cancel_execution(&first, "seen").await.unwrap();
+    ended(&core, &first).await;
+    let next = submit(&core, request("true")).await;
+    for id in [&other, &next] {
+        assert_eq!(ended(&core, id).await.0.state, State::Succeeded);
+    }
     core.shutdown().await;
 }
