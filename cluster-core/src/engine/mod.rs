@@ -12,6 +12,7 @@ mod image;
 mod image_removal;
 mod output;
 mod restarted;
+mod stats;
 mod usage;
 mod volume;
 

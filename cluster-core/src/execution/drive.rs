@@ -443,7 +443,7 @@ async fn store(
         match budget.admit(&event, encoded.len()) {
             Admission::Whole => events.push((event.sequence, encoded)),
             Admission::Nothing => {
-                record.last_sequence = event.sequence;
+                apply(record, &event, now_ms());
                 continue;
             }
             Admission::Mark(mark) => {
@@ -544,7 +544,7 @@ async fn begin_again(
     next.state = State::Pending;
     next.lost_attempts += 1;
     next.node_id = None;
-    (next.failure, next.exit_code, next.artifacts) = (None, None, None);
+    (next.failure, next.exit_code, next.artifacts, next.usage) = (None, None, None, None);
     next.iteration = 0;
     // The next node's events come after this one's and after the word of the change.
     next.sequence_base = next.last_sequence + 1;

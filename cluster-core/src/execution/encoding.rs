@@ -118,6 +118,9 @@ fn wire_kind(kind: &EventKind, execution_id: &ExecutionId, time_ms: i64) -> Even
             exit_code: *exit_code,
             pause_ms: *pause_ms,
         }),
+        EventKind::Usage { cpu_ms, memory_peak_bytes } => {
+            Event::Usage(pb::ExecutionUsage { cpu_ms: *cpu_ms, memory_peak_bytes: *memory_peak_bytes })
+        }
         EventKind::Gap { first, last } => Event::Gap(pb::EventGap { first: *first, last: *last }),
         // `to_wire` gives such an event no kind.
         EventKind::Unknown => Event::RefinementApplied(pb::RefinementApplied::default()),
@@ -203,6 +206,9 @@ fn kind_from_wire(kind: Event) -> Result<EventKind> {
             exit_code: retried.exit_code,
             pause_ms: retried.pause_ms,
         },
+        Event::Usage(usage) => {
+            EventKind::Usage { cpu_ms: usage.cpu_ms, memory_peak_bytes: usage.memory_peak_bytes }
+        }
         Event::Gap(gap) => EventKind::Gap { first: gap.first, last: gap.last },
         Event::RefinementApplied(_) => EventKind::Unknown,
     })

@@ -48,6 +48,7 @@ mod run;
 pub mod sending;
 pub mod settings;
 pub mod supervisor;
+pub mod usage;
 pub mod view;
 mod watch;
 

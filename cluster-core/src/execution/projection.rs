@@ -94,14 +94,23 @@ pub(super) fn note(record: &mut ExecutionRecord, event: &EventView, now_ms: i64)
             });
         }
         EventKind::Cancelled { .. } => record.failure = None,
+        EventKind::Output { data, .. } => {
+            record.usage.get_or_insert_default().output_bytes += data.len() as u64;
+        }
+        EventKind::OutputSkipped { bytes, .. } => {
+            let usage = record.usage.get_or_insert_default();
+            usage.output_bytes = usage.output_bytes.saturating_add(*bytes);
+        }
+        EventKind::Usage { cpu_ms, memory_peak_bytes } => {
+            let usage = record.usage.get_or_insert_default();
+            (usage.cpu_ms, usage.memory_peak_bytes) = (Some(*cpu_ms), Some(*memory_peak_bytes));
+        }
         EventKind::Started
         | EventKind::ImageProgress { .. }
         | EventKind::IterationCompleted { .. }
         | EventKind::IterationFailed { .. }
-        | EventKind::Output { .. }
         | EventKind::Reassigned { .. }
         | EventKind::Retried { .. }
-        | EventKind::OutputSkipped { .. }
         | EventKind::Gap { .. }
         | EventKind::Unknown => {}
     }

@@ -32,6 +32,7 @@ use super::{
     log::EventLog,
     order::{Attempt, Held, Journaled, Order},
     policy, run,
+    usage::UsageMeter,
     view::EventView,
     watch,
 };
@@ -73,6 +74,7 @@ pub(super) struct Run {
     /// The engine told something of its container.
     pub changed: Notify,
     pub out_of_memory: AtomicBool,
+    pub usage: Mutex<UsageMeter>,
 }
 
 /// What all runs of a worker share.
@@ -175,6 +177,7 @@ impl Supervisor {
             is_freed: AtomicBool::new(false),
             changed: Notify::new(),
             out_of_memory: AtomicBool::new(false),
+            usage: Mutex::default(),
         });
         self.0.runs().insert(run.journaled.order.execution_id.clone(), run.clone());
         Ok(run)

@@ -10,6 +10,7 @@ use super::{
     manifest::{Manifest, NetworkMode},
     request::ResourceRequest,
     retry::RetryPolicy,
+    usage::Usage,
 };
 use crate::{
     agents::AgentReference,
@@ -52,6 +53,9 @@ pub struct ExecutionView {
     /// What was kept of it; absent where it named nothing, or never got so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<Artifacts>,
+    /// What its latest attempt used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
     /// Why it waits, node by node, while it is pending; the problem of its node while it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
@@ -227,6 +231,11 @@ pub enum EventKind {
         exit_code: Option<i32>,
         pause_ms: u64,
     },
+    /// What the containers of this event's attempt used, as it was last sampled.
+    Usage {
+        cpu_ms: u64,
+        memory_peak_bytes: u64,
+    },
     /// Events that are not kept any more.
     Gap {
         first: u64,
@@ -265,6 +274,7 @@ impl EventKind {
             | EventKind::OutputSkipped { .. }
             | EventKind::Reassigned { .. }
             | EventKind::Retried { .. }
+            | EventKind::Usage { .. }
             | EventKind::Gap { .. }
             | EventKind::Unknown => None,
         }

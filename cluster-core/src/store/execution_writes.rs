@@ -150,7 +150,7 @@ async fn record_events(
     let sql = "UPDATE executions SET state = $1, exit_code = $2, failure = $3, started_at_ms = $4,
              ended_at_ms = $5, last_sequence = $6, node_id = $7, iteration = $8, result = $9,
              lost_attempts = $10, sequence_base = $11, events_bytes = events_bytes + $12, artifacts = $13,
-             max_attempts = $14, retries = $17, queued_at_ms = $18,
+             max_attempts = $14, retries = $17, queued_at_ms = $18, usage = $19,
              input = CASE WHEN $1 IN ('succeeded', 'failed', 'cancelled') THEN '' ELSE input END
          WHERE execution_id = $15 AND attempt = $16";
     let query = sqlx::query(sql)
@@ -171,7 +171,8 @@ async fn record_events(
         .bind(record.execution_id.as_str())
         .bind(i64::from(record.attempt))
         .bind(i64::from(record.retries))
-        .bind(record.queued_at_ms);
+        .bind(record.queued_at_ms)
+        .bind(record.usage.as_ref().map(to_json));
     let changed = done(query, to).await?;
     if changed > 0 {
         for (sequence, event) in events {

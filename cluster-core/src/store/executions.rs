@@ -17,6 +17,7 @@ use crate::{
         request::Submission,
         retention::Ended,
         retry::RetryPolicy,
+        usage::Usage,
         view::ExecutionView,
     },
     ids::{ExecutionId, NodeId, Tag},
@@ -25,7 +26,7 @@ use crate::{
 /// All columns but the manifest and the input, which may have megabytes.
 const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, dependencies, node_id, attempt,
      retry, retries, queued_at_ms, max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
-     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels, caller";
+     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels, caller, usage";
 
 /// Manifest and input of an execution. They are read when an order is made, and not kept in memory while the execution
 /// is open.
@@ -105,6 +106,8 @@ pub struct ExecutionRecord {
     pub failure: Option<Failure>,
     /// What was kept of it, once it has ended.
     pub artifacts: Option<Artifacts>,
+    /// What its latest attempt used.
+    pub usage: Option<Usage>,
     /// Somebody asked for its end.
     pub cancel_reason: Option<String>,
     pub created_at_ms: i64,
@@ -145,6 +148,7 @@ impl ExecutionRecord {
             result: None,
             failure: None,
             artifacts: None,
+            usage: None,
             cancel_reason: None,
             created_at_ms: now_ms,
             started_at_ms: None,
@@ -193,6 +197,7 @@ impl ExecutionRecord {
             result: self.result.clone(),
             failure: self.failure.clone(),
             artifacts: self.artifacts.clone(),
+            usage: self.usage.clone(),
             waiting: None,
             created_at_ms: self.created_at_ms,
             started_at_ms: self.started_at_ms,
@@ -392,6 +397,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         exit_code: time("exit_code")?.and_then(|code| i32::try_from(code).ok()),
         failure: maybe("failure")?.map(|json| from_json("failure", &json)).transpose()?,
         artifacts: artifacts(row)?,
+        usage: maybe("usage")?.map(|json| from_json("usage", &json)).transpose()?,
         cancel_reason: maybe("cancel_reason")?,
         created_at_ms: number("created_at_ms")?,
         started_at_ms: time("started_at_ms")?,

@@ -84,7 +84,7 @@ fn a_node_that_crashes_comes_back_by_its_key_and_drains_on() {
 /// Stores an execution that is assigned to this node.
 async fn store_assigned(home: &Running, name: &str) -> ExecutionId {
     let request = ExecutionRequest { image: Some("busybox:1".into()), ..Default::default() };
-    let new = NewExecution::new(Submission::check(request).unwrap(), String::new(), 0);
+    let new = NewExecution::new(Submission::check(request).unwrap(), String::new(), String::new(), 0);
     let (execution_id, node_id) = (new.record.execution_id.clone(), NodeId::parse(name).unwrap());
     let create = ExecutionWrite::Create(Box::new(new));
     let assign = ExecutionWrite::Assign { execution_id: execution_id.clone(), node_id, attempt: 1 };

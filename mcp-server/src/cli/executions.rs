@@ -7,6 +7,7 @@ use cluster_core::{
     Error, ErrorCode, Result,
     execution::{
         request::ResourceRequest,
+        usage::Usage,
         view::{EventView, ExecutionView, SpecView},
     },
     ids::{ExecutionId, Tag},
@@ -223,6 +224,19 @@ fn request(spec: &SpecView) -> String {
     lines.iter().map(|line| format!("\n{line}")).collect()
 }
 
+/// Line of what an execution used.
+fn used(usage: &Usage) -> String {
+    let mut line = format!("wrote {} bytes", usage.output_bytes);
+    if let (Some(cpu_ms), Some(memory)) = (usage.cpu_ms, usage.memory_peak_bytes) {
+        let (seconds, tenths) = (cpu_ms / 1000, cpu_ms % 1000 / 100);
+        line.push_str(&format!(
+            ", used {seconds}.{tenths} s of CPU time and {} MiB",
+            memory.div_ceil(1024 * 1024)
+        ));
+    }
+    line
+}
+
 fn detail(view: &ExecutionView) -> String {
     let mut lines = vec![format!("{}: {}", view.execution_id, node::name(&view.state))];
     if let Some(agent) = &view.agent {
@@ -247,6 +261,9 @@ fn detail(view: &ExecutionView) -> String {
             Some(problem) => format!("artifacts: {problem}"),
             None => format!("artifacts: {} files, {} bytes{missing}", artifacts.files, artifacts.bytes),
         });
+    }
+    if let Some(usage) = &view.usage {
+        lines.push(used(usage));
     }
     if let Some(why) = &view.waiting {
         lines.push(format!("waiting: {why}"));

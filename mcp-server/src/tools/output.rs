@@ -118,6 +118,7 @@ fn bound(kind: &mut EventKind) -> usize {
         | EventKind::Completed { result: None }
         | EventKind::TimedOut { .. }
         | EventKind::OutputSkipped { .. }
+        | EventKind::Usage { .. }
         | EventKind::Gap { .. }
         | EventKind::Unknown => 0,
     }

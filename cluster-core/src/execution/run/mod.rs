@@ -5,6 +5,7 @@
 
 mod notes;
 mod output;
+mod sampling;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -63,6 +64,9 @@ enum Over {
 pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
     tokio::spawn(async move {
         let end = drive(&shared, &run).await;
+        if let Some(usage) = sampling::event(&run) {
+            patiently_written(&run, usage).await;
+        }
         patiently_written(&run, end).await;
         if let Err(error) = journal::drop_secrets(&run.directory) {
             tracing::error!(error = %error.chain(), "secrets of an ended execution stay on disk until its release");
@@ -162,7 +166,9 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Res
                     return result.map(Over::Exited).map_err(|error| failed(&error));
                 }
                 stop = stopped(run, iteration), if !is_over => stop,
+                never = sampling::sample(shared, run, &name, iteration) => match never {},
             };
+            sampling::take(shared, run, &name, iteration).await;
             let stopping = Stopping { iteration, stop };
             stopping.write(run);
             stopping.stop

@@ -9,6 +9,7 @@ use crate::{
     core::Core,
     execution::{
         dependencies::AfterCondition,
+        filter::ExecutionFilter,
         lifecycle::State,
         request::{ExecutionRequest, Submitter},
         retry::RetryPolicy,
@@ -179,5 +180,26 @@ async fn one_caller_has_no_more_open_than_the_limit() {
     for id in [&other, &next] {
         assert_eq!(ended(&core, id).await.0.state, State::Succeeded);
     }
+    core.shutdown().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and busybox:testbed; run by tests/run"]
+async fn usage_is_told_at_the_end() {
+    let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
+    let core = node.core(data.path()).await;
+    // 40 MiB in memory and a busy CPU until the node has taken a sample, which its end cannot outrun.
+    let busy = "head -c 41943040 /dev/zero > /tmp/held; echo 12345; while :; do :; done";
+    let id = submit(&core, request(busy)).await;
+    // Its line comes when the memory is held.
+    seen(&core, &id, |view| view.last_sequence >= 3).await;
+    core.cancel_execution(&id, "seen").await.unwrap();
+    let (view, events) = ended(&core, &id).await;
+    let usage = view.usage.unwrap();
+    assert_eq!(usage.output_bytes, 6, "{events:?}");
+    assert!(usage.memory_peak_bytes.unwrap() >= 40 * 1024 * 1024, "{usage:?}");
+    assert!(usage.cpu_ms.unwrap() > 0, "{usage:?}");
+    let stored = core.executions(&ExecutionFilter::default(), 1).await.unwrap().remove(0);
+    assert_eq!(stored.usage, Some(usage));
     core.shutdown().await;
 }
