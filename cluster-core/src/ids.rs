@@ -180,6 +180,12 @@ name!(
     "use 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"
 );
 name!(
+    /// A hook of the operator: a DNS label.
+    HookName, "hook", is_label,
+    "use 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"
+);
+
+name!(
     /// A token that a program calls us with.
     AccessTokenName, "token name", is_label,
     "use 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"

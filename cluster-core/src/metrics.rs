@@ -62,6 +62,12 @@ struct Outcome {
     code: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HookDelivery {
+    hook: String,
+    outcome: &'static str,
+}
+
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
@@ -74,6 +80,7 @@ struct Inner {
     ended_executions: Family<Outcome, Counter>,
     waits: Histogram,
     runs: Family<ExecutionState, Histogram>,
+    hook_deliveries: Family<HookDelivery, Counter>,
     audit_lost: Counter,
     uptime: Gauge,
 }
@@ -127,6 +134,12 @@ impl Default for Metrics {
             Unit::Seconds,
             runs.clone(),
         );
+        let hook_deliveries = Family::default();
+        registry.register(
+            "hook_deliveries",
+            "Tries to tell hooks of ended executions, by outcome: delivered, failed, dropped",
+            hook_deliveries.clone(),
+        );
         registry.register(
             "audit_entries_lost",
             "Entries of the audit log that could not be written",
@@ -144,6 +157,7 @@ impl Default for Metrics {
             ended_executions,
             waits,
             runs,
+            hook_deliveries,
             audit_lost,
             uptime,
         }))
@@ -198,6 +212,10 @@ impl Metrics {
 
     pub fn part(&self, name: &str, ok: bool) {
         self.0.parts.get_or_create(&Part { part: name.to_owned() }).set(i64::from(ok));
+    }
+
+    pub fn hook_delivery(&self, hook: &str, outcome: &'static str) {
+        self.0.hook_deliveries.get_or_create(&HookDelivery { hook: hook.to_owned(), outcome }).inc();
     }
 
     pub fn audit_lost(&self, entries: u64) {

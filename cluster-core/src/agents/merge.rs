@@ -73,6 +73,7 @@ pub fn merge(
         queue_timeout_seconds: request.queue_timeout_seconds,
         priority: request.priority,
         labels: request.labels,
+        notify: request.notify,
         idempotency_key: request.idempotency_key,
     })
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     cluster::{peer::Role, placement::PlacementStrategy},
+    execution::lifecycle::State,
     ids::{NodeId, Tag},
 };
 
@@ -267,6 +268,30 @@ pub struct Runtime {
     pub max_executions_per_caller: Option<u32>,
     pub policy: Policy,
     pub retention: Retention,
+    /// Addresses and commands that are told when an execution has ended, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hooks: BTreeMap<String, Hook>,
+}
+
+/// Told when an execution has ended: an address gets a POST, a command gets the event on its stdin.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hook {
+    /// Address of the POST.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Key that signs the POST: `secret:NAME`, `env:NAME` or `file:PATH`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+    /// Absolute path of a program, and its arguments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// `succeeded`, `failed`, `cancelled` (default: all).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<State>,
+    /// false: only executions that name it in `notify` (default true).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all: Option<bool>,
 }
 
 /// How long a controller keeps what has ended; whichever bound is reached first.

@@ -21,7 +21,10 @@ use crate::{
         placement::PlacementStrategy,
     },
     error::{Error, ErrorCode, Result},
-    execution::{image_reference::check_image, policy::IMAGE_DISK_PERCENT_MAX, settings::ExecutionSettings},
+    execution::{
+        hooks::Hooks, image_reference::check_image, policy::IMAGE_DISK_PERCENT_MAX,
+        settings::ExecutionSettings,
+    },
     identity::{Fingerprint, PublicKey, TOKEN_LIFETIME_SECS, TransitSettings},
     ids::{NodeId, Tag},
 };
@@ -127,6 +130,7 @@ pub struct Settings {
     pub placement: PlacementStrategy,
     pub policy: Policy,
     pub executions: ExecutionSettings,
+    pub hooks: Hooks,
     pub deploy: Deploy,
     pub mcp: McpSettings,
     pub audit: AuditSettings,
@@ -277,6 +281,7 @@ impl Settings {
             placement: cluster.placement.unwrap_or_default(),
             policy: spec.runtime.policy.clone(),
             executions: ExecutionSettings::of(cluster.lost_after_secs, &spec.runtime)?,
+            hooks: Hooks::of(&spec.runtime.hooks)?,
             deploy: spec.deploy.clone(),
             mcp: McpSettings {
                 http: mcp.http.unwrap_or(true),

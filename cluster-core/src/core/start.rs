@@ -187,6 +187,7 @@ pub(super) async fn start_controller(
         secrets: secrets.clone(),
         logins: deploy.registries.clone(),
         settings: settings.executions,
+        hooks: settings.hooks.clone(),
         metrics: metrics.clone(),
         stop: stop.clone(),
     };

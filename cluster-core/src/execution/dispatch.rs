@@ -14,6 +14,7 @@ use super::{
     drive::{self, Handed},
     encoding,
     filter::ExecutionFilter,
+    hooks,
     lifecycle::State,
     live::{ExecutionContext, Shared, Word},
     order::Held,
@@ -74,6 +75,7 @@ impl Executions {
         }
         tokio::spawn(queue.run(incoming));
         tokio::spawn(end_overdue(executions.clone()));
+        hooks::start(&shared).await?;
         tokio::spawn(retention::run(shared.clone()));
         tokio::spawn(reconcile::run(shared, reports));
         Ok(executions)
@@ -89,7 +91,8 @@ impl Executions {
         }
         let mut request = self.0.agents.resolve(request).await?;
         let workspace = request.workspace.take();
-        let submission = Submission::check(request)?;
+        let mut submission = Submission::check(request)?;
+        submission.notify = self.0.hooks.resolve(&submission.notify)?;
         self.check_dependencies(&submission).await?;
         let mut secret_bytes = 0;
         for name in submission.manifest.secret_env.values() {

@@ -17,6 +17,7 @@ use super::{
     callers::{CallerPlace, OpenByCaller},
     encoding,
     exclusion::Exclusion,
+    hooks::Hooks,
     lifecycle::{Input, State, Step},
     projection,
     sending::Sending,
@@ -85,6 +86,7 @@ pub struct ExecutionContext {
     /// Logins at private registries.
     pub logins: Logins,
     pub settings: ExecutionSettings,
+    pub hooks: Hooks,
     pub metrics: Metrics,
     pub stop: CancellationToken,
 }

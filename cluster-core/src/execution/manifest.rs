@@ -92,13 +92,13 @@ pub struct WorkspaceNote {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Relaxations {
-    /// Makes the root file system writable, beside /tmp, /workspace and $HOME.
+    /// Makes the root file system writable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub writable_root: bool,
     /// Linux capabilities to keep, without CAP_ (default none).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
-    /// Most processes, 1-32768 (default 512).
+    /// Most processes (default 512).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<u32>,
     /// MiB of /tmp, up to 16384 (default 64), counted as memory.

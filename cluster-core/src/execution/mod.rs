@@ -26,6 +26,7 @@ mod exclusion;
 mod fail_point;
 pub mod filter;
 mod gpus;
+pub mod hooks;
 pub mod image_reference;
 mod images;
 mod journal;

@@ -18,7 +18,7 @@ use crate::{
     deploy::Origin,
     engine::is_reserved_variable,
     error::{Error, Result},
-    ids::{ExecutionId, NodeId, Tag, shown},
+    ids::{ExecutionId, HookName, NodeId, Tag, shown},
     secrets::SecretName,
 };
 
@@ -170,6 +170,9 @@ pub struct ExecutionRequest {
     /// Words to find it by, like nightly or pr=42; at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<Tag>,
+    /// Hooks of the operator that are told of the end, beside those for all; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<HookName>,
     /// The same key with the same request gives the same execution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
@@ -194,6 +197,8 @@ pub struct Submission {
     pub max_attempts: u32,
     pub retry: Option<RetryPolicy>,
     pub dependencies: Option<Dependencies>,
+    /// Hooks that the caller names.
+    pub notify: Vec<HookName>,
     pub queue: bool,
     pub idempotency_key: Option<String>,
 }
@@ -309,6 +314,7 @@ impl Submission {
             max_attempts,
             retry: request.retry,
             dependencies,
+            notify: request.notify,
             queue: request.queue,
             idempotency_key,
         })

@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod chains;
+mod hooks;
 
 const IMAGE: &str = "busybox:testbed";
 const END_LIMIT: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use sqlx::{Any, Transaction};
 
 use super::{
-    ExecutionRecord, NewExecution, Unblocked, to_json,
+    Delivery, ExecutionRecord, NewExecution, Unblocked, deliveries, to_json,
     write::{Changed, done, signed},
 };
 use crate::{
@@ -35,6 +35,14 @@ pub enum ExecutionWrite {
     Record {
         record: Box<ExecutionRecord>,
         events: Vec<(u64, Vec<u8>)>,
+    },
+    /// A hook was told, or is told again at a later time.
+    SettleDelivery {
+        delivery: Delivery,
+        due_ms: Option<i64>,
+    },
+    PruneDeliveries {
+        before_ms: i64,
     },
     /// Of what has ended, the events go.
     DropEvents(Vec<ExecutionId>),
@@ -70,6 +78,11 @@ impl ExecutionWrite {
                 done(sqlx::query(sql).bind(reason).bind(execution_id.as_str()), to).await
             }
             Self::Record { record, events } => record_events(record, events, to).await,
+            Self::SettleDelivery { delivery, due_ms } => deliveries::settle(delivery, *due_ms, to).await,
+            Self::PruneDeliveries { before_ms } => {
+                let sql = "DELETE FROM hook_deliveries WHERE created_at_ms < $1";
+                done(sqlx::query(sql).bind(*before_ms), to).await
+            }
             Self::DropEvents(ids) => {
                 for id in ids {
                     drop_events(id, to).await?;
@@ -100,8 +113,8 @@ impl ExecutionWrite {
 async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO executions (execution_id, state, manifest, demand, input, attempt, created_at_ms,
              last_sequence, idempotency_key, request_digest, max_attempts, agent, image, workspace, has_artifacts,
-             order_bytes, timeout_seconds, labels, retry, queued_at_ms, dependencies, caller)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+             order_bytes, timeout_seconds, labels, retry, queued_at_ms, dependencies, caller, notify)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
          ON CONFLICT DO NOTHING";
     let NewExecution { record, content } = new;
     let query = sqlx::query(sql)
@@ -124,7 +137,8 @@ async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
         .bind(record.retry.as_ref().map(to_json))
         .bind(record.queued_at_ms)
         .bind(record.dependencies.as_ref().map(to_json))
-        .bind(&record.caller);
+        .bind(&record.caller)
+        .bind(to_json(&record.notify));
     done(query, to).await
 }
 
@@ -175,6 +189,7 @@ async fn record_events(
         .bind(record.usage.as_ref().map(to_json));
     let changed = done(query, to).await?;
     if changed > 0 {
+        deliveries::insert(record, to).await?;
         for (sequence, event) in events {
             let sql = "INSERT INTO execution_events (execution_id, sequence, event) VALUES ($1, $2, $3)
                  ON CONFLICT DO NOTHING";

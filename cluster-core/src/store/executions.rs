@@ -20,13 +20,14 @@ use crate::{
         usage::Usage,
         view::ExecutionView,
     },
-    ids::{ExecutionId, NodeId, Tag},
+    ids::{ExecutionId, HookName, NodeId, Tag},
 };
 
 /// All columns but the manifest and the input, which may have megabytes.
 const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, dependencies, node_id, attempt,
      retry, retries, queued_at_ms, max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
-     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels, caller, usage";
+     created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels, caller, usage,
+     notify";
 
 /// Manifest and input of an execution. They are read when an order is made, and not kept in memory while the execution
 /// is open.
@@ -88,6 +89,8 @@ pub struct ExecutionRecord {
     pub dependencies: Option<Dependencies>,
     /// The caller's own words for it.
     pub labels: Vec<Tag>,
+    /// Hooks that are told of its end.
+    pub notify: Vec<HookName>,
     pub node_id: Option<NodeId>,
     pub attempt: u32,
     /// Attempts that may have run in all, and those that were given up because their node was lost.
@@ -135,6 +138,7 @@ impl ExecutionRecord {
             demand: submission.demand.clone(),
             dependencies: submission.dependencies.clone(),
             labels: submission.labels.clone(),
+            notify: submission.notify.clone(),
             node_id: None,
             attempt: 0,
             max_attempts: submission.max_attempts,
@@ -384,6 +388,7 @@ fn execution(row: &AnyRow) -> Result<ExecutionRecord> {
         demand: from_json("demand", &text("demand")?)?,
         dependencies: maybe("dependencies")?.map(|json| from_json("dependencies", &json)).transpose()?,
         labels: from_json("list of labels", &text("labels")?)?,
+        notify: from_json("list of hooks", &text("notify")?)?,
         node_id: maybe("node_id")?.map(NodeId::parse).transpose()?,
         attempt: u32::try_from(number("attempt")?).map_err(|e| unreadable("attempt", e))?,
         max_attempts: u32::try_from(number("max_attempts")?).map_err(|e| unreadable("max_attempts", e))?,

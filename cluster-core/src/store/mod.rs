@@ -11,6 +11,7 @@ mod access;
 mod agents;
 mod audit;
 mod config;
+mod deliveries;
 mod deployments;
 mod execution_writes;
 mod executions;
@@ -33,6 +34,7 @@ pub use access::{AccessTokenRow, AccessWrite};
 pub use agents::{AgentRow, AgentWrite};
 pub use audit::{AuditRow, AuditWrite};
 pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
+pub use deliveries::Delivery;
 pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
 pub use executions::{ExecutionRecord, NewExecution, OrderContent, Unblocked};
@@ -153,6 +155,7 @@ fn migrations() -> Migrator {
         simple(27, "dependencies", include_str!("migrations/0027_dependencies.sql")),
         simple(28, "callers", include_str!("migrations/0028_callers.sql")),
         simple(31, "usage", include_str!("migrations/0031_usage.sql")),
+        simple(32, "hooks", include_str!("migrations/0032_hooks.sql")),
     ])
 }
 

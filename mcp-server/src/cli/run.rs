@@ -98,6 +98,9 @@ pub struct Run {
     /// A word to find it by, like pr=42; may be repeated
     #[arg(long = "label", value_name = "LABEL")]
     labels: Vec<String>,
+    /// Tell this hook of the operator when it has ended; may be repeated
+    #[arg(long = "notify", value_name = "HOOK")]
+    notify: Vec<String>,
     /// The file beneath /workspace that holds the result [default: the last line on stdout, if it is JSON]
     #[arg(long, value_name = "PATH")]
     result_file: Option<String>,
@@ -250,6 +253,7 @@ impl Run {
             "queue_timeout_seconds": seconds(self.queue_timeout.filter(|time| !time.is_zero())),
             "priority": self.priority,
             "labels": self.labels,
+            "notify": self.notify,
             "result_file": self.result_file,
             "security": security,
             "workspace": workspace,
