@@ -3,7 +3,7 @@
 use cluster_core::{
     Failure, Result,
     agents::AgentReference,
-    execution::{lifecycle::State, view::ExecutionView},
+    execution::{lifecycle::State, usage::Usage, view::ExecutionView},
     ids::{ExecutionId, NodeId},
 };
 use schemars::JsonSchema;
@@ -52,6 +52,9 @@ pub struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     node_id: Option<NodeId>,
     attempt: u32,
+    /// Retries of its program so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retries: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,6 +62,8 @@ pub struct Outcome {
     /// Why it waits, node by node.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
     /// What the container wrote in these events; with response_format detailed their text stands in events.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Output>,
@@ -96,9 +101,11 @@ impl Outcome {
             image: view.image,
             node_id: view.node_id,
             attempt: view.attempt,
+            retries: (view.retries > 0).then_some(view.retries),
             exit_code: view.exit_code,
             failure: view.failure,
             waiting: view.waiting,
+            usage: view.usage,
             output: None,
             events: None,
             untrusted_result,
