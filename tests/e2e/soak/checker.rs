@@ -131,7 +131,10 @@ fn check_outcome(submitted: &Submitted, seen: &Seen) -> Vec<String> {
     let code = view.failure.as_ref().map(|failure| failure.code);
     let succeeded = view.state == State::Succeeded && view.exit_code == Some(0);
     let own = match submitted.work {
-        Work::Exits { code: 0, .. } | Work::Retries { code: 0, .. } | Work::Writes { .. } => succeeded,
+        Work::Exits { code: 0, .. }
+        | Work::Retries { code: 0, .. }
+        | Work::FailsFirst { .. }
+        | Work::Writes { .. } => succeeded,
         Work::Exits { code: wanted, .. } | Work::Retries { code: wanted, .. } => {
             view.state == State::Failed
                 && view.exit_code == Some(wanted)
@@ -275,8 +278,9 @@ fn check_starts(submitted: &Submitted, seen: &Seen, starts: &BTreeSet<EngineStar
         *by_container.entry((start.attempt, start.iteration)).or_default() += 1;
     }
     let attempts = by_container.keys().map(|(attempt, _)| attempt).collect::<BTreeSet<_>>().len();
-    if attempts > submitted.work.max_attempts() as usize {
-        wrong.push(format!("{attempts} attempts ran of {}", submitted.work.max_attempts()));
+    let attempts_max = submitted.work.max_attempts() + submitted.work.retries();
+    if attempts > attempts_max as usize {
+        wrong.push(format!("{attempts} attempts ran of {attempts_max}"));
     }
     for (name, count) in &by_container {
         if *count > 1 {

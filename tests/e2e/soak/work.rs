@@ -34,17 +34,20 @@ pub enum Work {
     TimesOut { seconds: u64 },
     /// Like `Exits`, and may begin again elsewhere.
     Retries { lines: u32, code: i32 },
+    /// Fails in so many attempts, and is retried.
+    FailsFirst { lines: u32, failures: u32 },
 }
 
 impl Work {
     pub fn random(rng: &mut Rng) -> Self {
         let code = if rng.bool() { 0 } else { rng.i32(1..100) };
-        match rng.u32(0..6) {
+        match rng.u32(0..7) {
             0 => Work::Exits { lines: rng.u32(1..20), code },
             1 => Work::Writes { lines: rng.u32(100..1_500) },
             2 => Work::Iterates { succeeds_at: rng.u32(1..5) },
             3 => Work::IsCancelled { after: Duration::from_millis(rng.u64(0..12_000)) },
             4 => Work::TimesOut { seconds: rng.u64(1..10) },
+            5 => Work::FailsFirst { lines: rng.u32(1..10), failures: rng.u32(1..=RETRIES_MAX) },
             _ => Work::Retries { lines: rng.u32(1..30), code },
         }
     }
@@ -57,6 +60,7 @@ impl Work {
             Work::IsCancelled { .. } => "is cancelled",
             Work::TimesOut { .. } => "times out",
             Work::Retries { .. } => "retries",
+            Work::FailsFirst { .. } => "fails first",
         }
     }
 
@@ -67,14 +71,26 @@ impl Work {
             | Work::Writes { .. }
             | Work::Iterates { .. }
             | Work::IsCancelled { .. }
-            | Work::TimesOut { .. } => 1,
+            | Work::TimesOut { .. }
+            | Work::FailsFirst { .. } => 1,
+        }
+    }
+
+    /// Retries of its program that it may have.
+    pub fn retries(self) -> u32 {
+        match self {
+            Work::FailsFirst { failures, .. } => failures,
+            _ => 0,
         }
     }
 
     /// How many it writes in each container, where it ends by itself.
     pub fn lines(self) -> Option<u32> {
         match self {
-            Work::Exits { lines, .. } | Work::Writes { lines } | Work::Retries { lines, .. } => Some(lines),
+            Work::Exits { lines, .. }
+            | Work::Writes { lines }
+            | Work::Retries { lines, .. }
+            | Work::FailsFirst { lines, .. } => Some(lines),
             Work::Iterates { .. } => Some(LINES_AN_ITERATION),
             Work::IsCancelled { .. } | Work::TimesOut { .. } => None,
         }
@@ -91,6 +107,7 @@ impl Work {
             Work::Iterates { succeeds_at } => succeeds_at + 1,
             _ => 1,
         };
+        let policy = json!({ "max": self.retries(), "backoff_seconds": 1, "exit_codes": [RETRIED] });
         json!({
             "image": IMAGE,
             "command": ["sh", "-c", self.script()],
@@ -98,6 +115,7 @@ impl Work {
             "timeout_seconds": timeout,
             "max_iterations": iterations,
             "max_attempts": self.max_attempts(),
+            "retry": (self.retries() > 0).then_some(policy),
             "idempotency_key": key,
         })
     }
@@ -116,6 +134,12 @@ impl Work {
             Work::Exits { lines, code } | Work::Retries { lines, code } => {
                 format!("{begin}; {}; exit {code}", write(lines, SLOWLY))
             }
+            Work::FailsFirst { lines, failures } => {
+                format!(
+                    "{begin}; {}; [ $AEGIS_ATTEMPT -gt {failures} ] || exit {RETRIED}",
+                    write(lines, SLOWLY)
+                )
+            }
             Work::Writes { lines } => format!("{begin}; {}", write(lines, "")),
             Work::Iterates { succeeds_at } => {
                 format!(
@@ -131,3 +155,6 @@ impl Work {
 }
 
 const LINES_AN_ITERATION: u32 = 3;
+const RETRIES_MAX: u32 = 3;
+/// Exit code that is retried.
+const RETRIED: i32 = 75;
