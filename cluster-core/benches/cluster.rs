@@ -3,6 +3,8 @@
 //! `cargo bench -p cluster-core --bench cluster`; it prints one line a figure. Nothing leaves loopback.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+#[path = "cluster/events.rs"]
+mod events;
 #[path = "cluster/heartbeats.rs"]
 mod heartbeats;
 #[path = "cluster/placement.rs"]
@@ -31,6 +33,7 @@ pub fn percentile(sorted: &[Duration], share: f64) -> Duration {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     line("row", "figure", "ours", "floor or goal", "ratio");
+    events::run().await;
     submissions::run().await;
     placement::run();
     heartbeats::run().await;

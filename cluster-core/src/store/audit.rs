@@ -2,11 +2,13 @@
 
 use std::sync::LazyLock;
 
-use sqlx::{Any, AssertSqlSafe, Row as _, Transaction, any::AnyRow};
+use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
 use super::{
-    Store, from_name, read_failed, to_name,
-    write::{Changed, done},
+    Store, from_name,
+    insertion::Insertion,
+    read_failed, to_name,
+    write::{Changed, Query, done},
 };
 use crate::{access::Door, audit::AuditQuery, error::Result};
 
@@ -22,12 +24,11 @@ pub struct AuditRow {
     pub duration_ms: i64,
 }
 
-/// Entries of one statement: the way to the database's thread and back costs more than an entry. Few
-/// lengths, so that each statement is prepared once.
-const TOGETHER: [usize; 3] = [64, 8, 1];
-const COLUMNS: usize = 9;
-/// Made of numbers alone, one for each of these lengths.
-static INSERTIONS: LazyLock<[String; TOGETHER.len()]> = LazyLock::new(|| TOGETHER.map(insertion));
+static INSERTION: LazyLock<Insertion> = LazyLock::new(|| {
+    let columns =
+        ["sequence", "at_ms", "door", "who", "client", "action", "arguments", "result", "duration_ms"];
+    Insertion::new("audit", &columns, 64, "")
+});
 
 /// Writes of this file.
 #[derive(Debug, Clone)]
@@ -50,42 +51,19 @@ impl AuditWrite {
 }
 
 async fn append(rows: &[(i64, AuditRow)], to: &mut Transaction<'_, Any>) -> Changed {
-    let mut rest = rows;
-    for (together, sql) in TOGETHER.into_iter().zip(&*INSERTIONS) {
-        let groups = rest.chunks_exact(together);
-        rest = groups.remainder();
-        for group in groups {
-            let mut query = sqlx::query(AssertSqlSafe(sql.as_str()));
-            for (sequence, row) in group {
-                query = query
-                    .bind(*sequence)
-                    .bind(row.at_ms)
-                    .bind(to_name(&row.door))
-                    .bind(&row.who)
-                    .bind(row.client.clone())
-                    .bind(&row.action)
-                    .bind(row.arguments.clone())
-                    .bind(&row.result)
-                    .bind(row.duration_ms);
-            }
-            done(query, to).await?;
-        }
-    }
-    Ok(rows.len() as u64)
-}
-
-/// The statement that appends so many entries.
-fn insertion(rows: usize) -> String {
-    let row = |row: usize| {
-        let places: Vec<_> = (1..=COLUMNS).map(|column| format!("${}", row * COLUMNS + column)).collect();
-        format!("({})", places.join(", "))
+    let bind = |query: Query<'static>, (sequence, row): &(i64, AuditRow)| {
+        query
+            .bind(*sequence)
+            .bind(row.at_ms)
+            .bind(to_name(&row.door))
+            .bind(row.who.clone())
+            .bind(row.client.clone())
+            .bind(row.action.clone())
+            .bind(row.arguments.clone())
+            .bind(row.result.clone())
+            .bind(row.duration_ms)
     };
-    let rows: Vec<_> = (0..rows).map(row).collect();
-    format!(
-        "INSERT INTO audit (sequence, at_ms, door, who, client, action, arguments, result, duration_ms) \
-         VALUES {}",
-        rows.join(", ")
-    )
+    INSERTION.run(rows, bind, to).await
 }
 
 impl Store {

@@ -1,15 +1,23 @@
 //! What changes executions.
 
+use std::sync::LazyLock;
+
 use sqlx::{Any, Transaction};
 
 use super::{
-    Delivery, ExecutionRecord, NewExecution, Unblocked, deliveries, to_json,
-    write::{Changed, done, signed},
+    Delivery, ExecutionRecord, NewExecution, Unblocked, deliveries,
+    insertion::Insertion,
+    to_json,
+    write::{Changed, Query, done, signed},
 };
 use crate::{
     execution::{artifacts::Artifacts, lifecycle::State},
     ids::{ExecutionId, NodeId},
 };
+
+static EVENTS: LazyLock<Insertion> = LazyLock::new(|| {
+    Insertion::new("execution_events", &["execution_id", "sequence", "event"], 32, "ON CONFLICT DO NOTHING")
+});
 
 #[derive(Debug, Clone)]
 pub enum ExecutionWrite {
@@ -190,15 +198,10 @@ async fn record_events(
     let changed = done(query, to).await?;
     if changed > 0 {
         deliveries::insert(record, to).await?;
-        for (sequence, event) in events {
-            let sql = "INSERT INTO execution_events (execution_id, sequence, event) VALUES ($1, $2, $3)
-                 ON CONFLICT DO NOTHING";
-            let query = sqlx::query(sql)
-                .bind(record.execution_id.as_str())
-                .bind(signed(*sequence))
-                .bind(event.clone());
-            done(query, to).await?;
-        }
+        let bind = |query: Query<'static>, (sequence, event): &(u64, Vec<u8>)| {
+            query.bind(record.execution_id.as_str().to_owned()).bind(signed(*sequence)).bind(event.clone())
+        };
+        EVENTS.run(events, bind, to).await?;
     }
     Ok(changed)
 }

@@ -15,6 +15,7 @@ mod deliveries;
 mod deployments;
 mod execution_writes;
 mod executions;
+mod insertion;
 mod nodes;
 mod owner;
 mod rollouts;

@@ -182,6 +182,25 @@ async fn events_of_an_older_attempt_change_nothing() {
 }
 
 #[tokio::test]
+async fn many_events_are_stored_in_order_and_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path()).await;
+    let new = execution(None);
+    let (mut record, id) = (new.record.clone(), new.record.execution_id.clone());
+    store.write(Write::Execution(ExecutionWrite::Create(Box::new(new)))).await.unwrap();
+    let event = |sequence: u64, version: u8| (sequence, vec![sequence as u8, version]);
+    // The second time, some of them are known already.
+    for (events, version) in [(1..=75_u64, 0), (60..=150, 1)] {
+        record.last_sequence = *events.end();
+        let events = events.map(|sequence| event(sequence, version)).collect();
+        let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
+        assert_eq!(store.write(Write::Execution(write)).await.unwrap(), 1);
+    }
+    let expected: Vec<_> = (1..=150).map(|sequence| event(sequence, u8::from(sequence > 75)).1).collect();
+    assert_eq!(store.execution_events(&id, 0, 1000).await.unwrap(), expected);
+}
+
+#[tokio::test]
 async fn a_newer_schema_stops_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let owner = Arc::new(DataDirectory::own(directory.path()).unwrap());

@@ -199,7 +199,7 @@ impl Write {
     }
 }
 
-type Query<'q> = sqlx::query::Query<'q, Any, sqlx::any::AnyArguments>;
+pub(super) type Query<'q> = sqlx::query::Query<'q, Any, sqlx::any::AnyArguments>;
 
 pub(super) async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Changed {
     query.execute(&mut **to).await.map(|result| result.rows_affected())
