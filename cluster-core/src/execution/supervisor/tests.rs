@@ -1,6 +1,7 @@
 //! Against the real engine of this machine, with an image made here.
 
 mod images;
+mod output;
 mod room;
 
 use std::process::Command;
