@@ -11,6 +11,8 @@
 mod docker;
 #[path = "executions/output.rs"]
 mod output;
+#[path = "executions/slow_disk.rs"]
+mod slow_disk;
 #[path = "../e2e/support/mod.rs"]
 #[allow(dead_code)]
 mod support;
@@ -54,6 +56,8 @@ async fn main() {
     bench.start_of_one(&body).await;
     bench.starts_at_once(&body).await;
     output::run(&bench, &body).await;
+    drop(bench);
+    slow_disk::run().await;
 }
 
 pub fn line(row: &str, what: &str, ours: &str, floor: &str, ratio: &str, goal: &str) {

@@ -24,7 +24,7 @@ use crate::{
     engine::{Engine, WORKSPACE},
     error::{Error, ErrorCode, Result},
     ids::shown,
-    store::write_synced,
+    store::write_synced_elsewhere,
     workspace::{
         BOUNDS,
         rewrite::{Counts, ROOT, rewrite},
@@ -105,8 +105,11 @@ pub(super) async fn collect(engine: &Engine, container: &str, paths: &[String], 
         let artifacts = Artifacts::none_because(error.to_string());
         Collected { artifacts, digest: String::new() }
     });
-    let written = serde_json::to_vec(&note).map_err(io::Error::from);
-    if let Err(error) = written.and_then(|bytes| write_synced(&directory.join(NOTE_FILE), &bytes)) {
+    let written = match serde_json::to_vec(&note) {
+        Ok(bytes) => write_synced_elsewhere(directory.join(NOTE_FILE), bytes).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = written {
         tracing::error!(container, %error, "the note of its artifacts could not be written");
     }
 }

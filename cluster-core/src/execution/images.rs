@@ -19,7 +19,7 @@ use crate::{
     clock::now_ms,
     engine::{Engine, ImageId},
     error::{Error, ErrorCode, Result},
-    store::write_synced,
+    store::write_synced_elsewhere,
 };
 
 const IMAGES_FILE: &str = "images.json";
@@ -106,7 +106,7 @@ impl Images {
             image.used_ms = now;
         }
         if is_stale {
-            self.write(&brought);
+            self.write(&brought).await;
         }
     }
 
@@ -121,7 +121,7 @@ impl Images {
             let Some((place, _)) = oldest else { break };
             brought.swap_remove(place);
         }
-        self.write(&brought);
+        self.write(&brought).await;
         Ok(())
     }
 
@@ -148,7 +148,7 @@ impl Images {
             Ok(()) => {
                 tracing::info!(image = %chosen.reference, bytes = chosen.bytes, "removed an unused image");
                 brought.retain(|image| *image != chosen);
-                self.write(&brought);
+                self.write(&brought).await;
             }
             // Something else holds the image, a container that began meanwhile for example.
             Err(error) => {
@@ -160,9 +160,12 @@ impl Images {
     }
 
     /// A record that cannot be written is no reason to fail an execution: an image stays for longer.
-    fn write(&self, brought: &[Brought]) {
-        let written = serde_json::to_vec(brought).map_err(std::io::Error::from);
-        if let Err(error) = written.and_then(|bytes| write_synced(&self.path, &bytes)) {
+    async fn write(&self, brought: &[Brought]) {
+        let written = match serde_json::to_vec(brought) {
+            Ok(bytes) => write_synced_elsewhere(self.path.clone(), bytes).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = written {
             tracing::warn!(%error, path = %self.path.display(), "the record of images cannot be written");
         }
     }

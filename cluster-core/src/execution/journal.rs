@@ -4,21 +4,28 @@
 //! away before it is removed, so that an order that was refused, half-written or released never runs later. Values
 //! of secrets lie in a file of their own, which is removed as soon as the execution has ended, and so does the login at
 //! the image's registry, which is removed once the image is there.
+//!
+//! Threads: one, which writes and removes folders. Requests that wait for it share its syncs.
+
+mod folders;
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
+    thread::JoinHandle,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use folders::{Change, carry_out};
 
 use super::order::{Journaled, SecretEnv};
 use crate::{
     error::{Error, ErrorCode, Result},
     registries::{PullLogin, Registry},
     secrets::Secret,
-    store::{private_directory, write_synced},
+    store::private_directory,
 };
 
 const ORDER_FILE: &str = "order.json";
@@ -29,10 +36,31 @@ const NEW: &str = "new";
 /// Suffix of a folder that is being removed.
 const GONE: &str = "gone";
 
+/// Requests that wait for the thread. A full queue makes callers wait.
+const WAITING_MAX: usize = 256;
+/// Requests that share their syncs: each may hold a few descriptors.
+const GROUP_MAX: usize = 64;
+
+/// A change, and who waits for it.
+type Request = (Change, oneshot::Sender<io::Result<()>>);
+
 /// The orders of one worker.
 #[derive(Debug)]
 pub(super) struct Journal {
     directory: PathBuf,
+    /// Taken when the journal is closed.
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Journal {
+    /// Waits until the requests in hand are carried out: another journal of the same directory may follow.
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// An order with its folder.
@@ -46,7 +74,13 @@ impl Journal {
     /// Opens the journal in `directory` and removes what an earlier process left half-written or half-removed.
     pub fn open(directory: PathBuf) -> Result<Self> {
         private_directory(&directory).map_err(|e| unwritable(&directory, e))?;
-        let journal = Self { directory };
+        let (requests, waiting) = mpsc::channel(WAITING_MAX);
+        let parent = directory.clone();
+        let thread = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || serve(&parent, waiting))
+            .map_err(|e| unwritable(&directory, e))?;
+        let journal = Self { directory, requests: Some(requests), thread: Some(thread) };
         for path in journal.folders()? {
             if path.extension().is_some_and(|suffix| suffix == NEW || suffix == GONE) {
                 fs::remove_dir_all(&path).map_err(|e| unwritable(&path, e))?;
@@ -84,34 +118,41 @@ impl Journal {
     }
 
     /// Writes an order and returns its folder. After an error there is no such order.
-    pub fn put(&self, journaled: &mut Journaled) -> Result<PathBuf> {
+    ///
+    /// # Cancel safety
+    /// The order may be written though the caller has gone.
+    pub async fn put(&self, journaled: &mut Journaled) -> Result<PathBuf> {
         let folder = self.directory.join(journaled.order.execution_id.as_str());
-        let new = folder.with_extension(NEW);
-        if let Err(error) = write(&new, journaled).and_then(|()| fs::rename(&new, &folder)) {
-            // A folder that cannot be removed now is removed at the next start, before anything is read.
-            let _ = fs::remove_dir_all(&new);
-            return Err(unwritable(&folder, error));
-        }
-        if let Err(error) = self.sync() {
-            self.remove(&folder)?;
-            return Err(unwritable(&folder, error));
-        }
+        let files = files(journaled).map_err(|e| unwritable(&folder, e))?;
+        let change = Change::Put { folder: folder.clone(), files };
+        self.ask(change).await.map_err(|e| unwritable(&folder, e))?;
         Ok(folder)
     }
 
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.directory)?.sync_all()
+    /// Removes an order with its log.
+    pub async fn remove(&self, folder: &Path) -> Result<()> {
+        let change = Change::Remove { folder: folder.to_owned() };
+        self.ask(change).await.map_err(|e| unwritable(folder, e))
     }
 
-    /// Removes an order with its log.
-    pub fn remove(&self, folder: &Path) -> Result<()> {
-        let gone = folder.with_extension(GONE);
-        match fs::rename(folder, &gone) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(unwritable(folder, e)),
+    async fn ask(&self, change: Change) -> io::Result<()> {
+        let closed = || io::Error::other("the journal is closed");
+        let (answer, answered) = oneshot::channel();
+        let requests = self.requests.as_ref().ok_or_else(closed)?;
+        requests.send((change, answer)).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
+    }
+}
+
+/// Carries out requests until the journal is closed, all that wait at a time.
+fn serve(parent: &Path, mut waiting: mpsc::Receiver<Request>) {
+    let mut group = Vec::with_capacity(GROUP_MAX);
+    while waiting.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+        let (changes, answers): (Vec<_>, Vec<_>) = group.drain(..).unzip();
+        for (answer, result) in answers.into_iter().zip(carry_out(parent, &changes)) {
+            // Who asked may have gone.
+            let _ = answer.send(result);
         }
-        self.sync().and_then(|()| fs::remove_dir_all(&gone)).map_err(|e| unwritable(&gone, e))
     }
 }
 
@@ -140,23 +181,20 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn write(folder: &Path, journaled: &mut Journaled) -> io::Result<()> {
-    // Left over from a put whose clean-up failed.
-    if folder.exists() {
-        fs::remove_dir_all(folder)?;
-    }
-    private_directory(folder)?;
+/// Returns names and contents of an order's files.
+fn files(journaled: &mut Journaled) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
     let secrets = std::mem::take(&mut journaled.order.secrets);
     let order = serde_json::to_vec(journaled);
     journaled.order.secrets = secrets;
+    let mut files = vec![(ORDER_FILE, order?)];
     if !journaled.order.secrets.is_empty() {
-        write_synced(&folder.join(SECRETS_FILE), &serde_json::to_vec(&journaled.order.secrets)?)?;
+        files.push((SECRETS_FILE, serde_json::to_vec(&journaled.order.secrets)?));
     }
     if let Some(login) = &journaled.order.login {
         let (username, password) = (login.username.clone(), login.password.reveal().to_owned());
-        write_synced(&folder.join(LOGIN_FILE), &serde_json::to_vec(&Login { username, password })?)?;
+        files.push((LOGIN_FILE, serde_json::to_vec(&Login { username, password })?));
     }
-    write_synced(&folder.join(ORDER_FILE), &order?)
+    Ok(files)
 }
 
 /// Returns `None` where there is no order.
@@ -225,11 +263,11 @@ mod tests {
         files.filter(|path| path.is_file()).map(|path| fs::read_to_string(path).unwrap()).collect()
     }
 
-    #[test]
-    fn order_is_read_back_with_its_secrets_until_they_are_dropped() {
+    #[tokio::test]
+    async fn order_is_read_back_with_its_secrets_until_they_are_dropped() {
         let directory = tempfile::tempdir().unwrap();
         let mut order = journaled("exec-1");
-        let folder = journal(directory.path()).put(&mut order).unwrap();
+        let folder = journal(directory.path()).put(&mut order).await.unwrap();
         assert!(!order.order.secrets.is_empty(), "the caller keeps its order");
         assert!(!fs::read_to_string(folder.join(ORDER_FILE)).unwrap().contains(SECRET));
         let mode = fs::metadata(folder.join(SECRETS_FILE)).unwrap().permissions().mode();
@@ -242,14 +280,14 @@ mod tests {
         assert!(journal(directory.path()).entries().unwrap()[0].journaled.order.secrets.is_empty());
     }
 
-    #[test]
-    fn registry_login_is_kept_apart_until_the_image_is_there() {
+    #[tokio::test]
+    async fn registry_login_is_kept_apart_until_the_image_is_there() {
         let directory = tempfile::tempdir().unwrap();
         let mut order = journaled("exec-1");
         order.order.secrets = SecretEnv::default();
         let (registry, username) = (Registry::of("busybox"), "me".to_owned());
         order.order.login = Some(PullLogin { registry, username, password: Secret::new(SECRET) });
-        let folder = journal(directory.path()).put(&mut order).unwrap();
+        let folder = journal(directory.path()).put(&mut order).await.unwrap();
         assert!(!fs::read_to_string(folder.join(ORDER_FILE)).unwrap().contains(SECRET));
         let mode = fs::metadata(folder.join(LOGIN_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -260,8 +298,8 @@ mod tests {
         assert!(!written_below(&folder).contains(SECRET) && read().login.is_none());
     }
 
-    #[test]
-    fn order_of_an_older_version_keeps_its_secrets() {
+    #[tokio::test]
+    async fn order_of_an_older_version_keeps_its_secrets() {
         let directory = tempfile::tempdir().unwrap();
         let opened = journal(directory.path());
         let folder = opened.path().join("exec-1");
@@ -270,25 +308,48 @@ mod tests {
         assert!(!opened.entries().unwrap()[0].journaled.order.secrets.is_empty());
     }
 
-    #[test]
-    fn half_written_and_half_removed_orders_never_run() {
+    #[tokio::test]
+    async fn half_written_and_half_removed_orders_never_run() {
         let directory = tempfile::tempdir().unwrap();
         let opened = journal(directory.path());
-        let folder = opened.put(&mut journaled("exec-1")).unwrap();
+        let folder = opened.put(&mut journaled("exec-1")).await.unwrap();
         for suffix in [NEW, GONE] {
             fs::rename(&folder, folder.with_extension(suffix)).unwrap();
             assert!(journal(directory.path()).entries().unwrap().is_empty(), "{suffix}");
             assert!(!folder.with_extension(suffix).exists());
-            opened.put(&mut journaled("exec-1")).unwrap();
+            opened.put(&mut journaled("exec-1")).await.unwrap();
         }
-        opened.remove(&folder).unwrap();
-        opened.remove(&folder).unwrap();
+        opened.remove(&folder).await.unwrap();
+        opened.remove(&folder).await.unwrap();
         assert!(opened.entries().unwrap().is_empty());
         assert!(fs::read_dir(opened.path()).unwrap().next().is_none());
     }
 
-    #[test]
-    fn refused_put_leaves_no_order_and_a_damaged_one_stays() {
+    #[tokio::test]
+    async fn orders_put_together_are_each_there_or_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = journal(directory.path());
+        let damaged = opened.path().join("exec-7");
+        fs::create_dir(&damaged).unwrap();
+        fs::write(damaged.join(ORDER_FILE), b"{").unwrap();
+        let put = |number: usize| {
+            let opened = &opened;
+            async move { (number, opened.put(&mut journaled(&format!("exec-{number}"))).await) }
+        };
+        let results = futures::future::join_all((0..40).map(put)).await;
+        let refused = results.iter().filter(|(_, result)| result.is_err()).map(|(number, _)| *number);
+        assert_eq!(refused.collect::<Vec<_>>(), [7]);
+        assert_eq!(fs::read(damaged.join(ORDER_FILE)).unwrap(), b"{", "what is there is not touched");
+        assert_eq!(opened.entries().unwrap().len(), 39);
+        let folders: Vec<_> = results.into_iter().filter_map(|(_, result)| result.ok()).collect();
+        let removed = futures::future::join_all(folders.iter().map(|folder| opened.remove(folder))).await;
+        assert!(removed.iter().all(Result::is_ok), "{removed:?}");
+        let left = fs::read_dir(opened.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["exec-7"]);
+    }
+
+    #[tokio::test]
+    async fn refused_put_leaves_no_order_and_a_damaged_one_stays() {
         let directory = tempfile::tempdir().unwrap();
         let opened = journal(directory.path());
         let folder = opened.path().join("exec-1");
@@ -299,13 +360,13 @@ mod tests {
         fs::remove_dir_all(&folder).unwrap();
         // A file in the way of the rename.
         fs::write(&folder, b"").unwrap();
-        assert!(opened.put(&mut journaled("exec-1")).is_err());
+        assert!(opened.put(&mut journaled("exec-1")).await.is_err());
         fs::remove_file(&folder).unwrap();
         assert!(journal(directory.path()).entries().unwrap().is_empty());
         // A damaged order in the way keeps its place.
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join(ORDER_FILE), b"{").unwrap();
-        assert!(opened.put(&mut journaled("exec-1")).is_err());
+        assert!(opened.put(&mut journaled("exec-1")).await.is_err());
         assert_eq!(fs::read(folder.join(ORDER_FILE)).unwrap(), b"{");
     }
 }

@@ -90,6 +90,8 @@ pub struct EventLog {
     attempt: u32,
     path: PathBuf,
     output_bytes_max: u64,
+    /// Held while an event is written, and synced where it shows a state. Readers do not wait for it.
+    writing: Mutex<()>,
     inner: Mutex<Inner>,
     /// Number of the last event that is known to be on disk.
     synced: AtomicU64,
@@ -153,8 +155,12 @@ impl EventLog {
         (&*inner.file).seek(SeekFrom::Start(inner.length)).map_err(failed)?;
         let synced = AtomicU64::new(0);
         let progress = watch::channel(progress).0;
-        let inner = Mutex::new(inner);
-        Ok(Self { execution_id, attempt, path: path.to_owned(), output_bytes_max, inner, synced, progress })
+        let (writing, inner, path) = (Mutex::default(), Mutex::new(inner), path.to_owned());
+        Ok(Self { execution_id, attempt, path, output_bytes_max, writing, inner, synced, progress })
+    }
+
+    fn begin_writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -210,19 +216,42 @@ impl EventLog {
         self.lock().length
     }
 
-    /// Appends an event, on disk before anybody is told. What shows a state is synced.
-    pub fn append(&self, kind: EventKind) -> Result<()> {
-        let mut inner = self.lock();
-        if self.progress.borrow().ended {
-            return Ok(());
-        }
-        self.write(&mut inner, kind, None)
+    /// Appends an event on a thread that may block: what shows a state is on disk when this returns.
+    ///
+    /// # Cancel safety
+    /// The event may be appended though the caller has gone.
+    pub async fn append_synced(self: &Arc<Self>, kind: EventKind) -> Result<()> {
+        let log = Arc::clone(self);
+        let appended = tokio::task::spawn_blocking(move || log.append(kind)).await;
+        appended.map_err(|error| Error::internal("appending an event ended").source(error))?
     }
 
-    fn write(&self, inner: &mut Inner, kind: EventKind, position: Option<Position>) -> Result<()> {
+    /// Appends an event, on disk before anybody is told. What shows a state is synced.
+    pub fn append(&self, kind: EventKind) -> Result<()> {
+        self.append_output(kind, None)
+    }
+
+    /// Appends output or a mark of skipped output, with the place where reading continues behind it.
+    pub fn append_output(&self, kind: EventKind, position: Option<Position>) -> Result<()> {
+        let writing = self.begin_writing();
+        let progress = *self.progress.borrow();
+        // A start that is told is not told again, by a caller that does not know of the one who has gone.
+        let is_told =
+            matches!(kind, EventKind::IterationStarted { iteration } if iteration <= progress.iteration);
+        if progress.ended || is_told {
+            return Ok(());
+        }
+        self.write(&writing, kind, position)
+    }
+
+    fn write(&self, _: &MutexGuard<'_, ()>, kind: EventKind, position: Option<Position>) -> Result<()> {
+        let (file, length, last) = {
+            let inner = self.lock();
+            (Arc::clone(&inner.file), inner.length, inner.last_sequence())
+        };
         let sequence = match kind {
             EventKind::Gap { last, .. } => last,
-            _ => inner.last_sequence() + 1,
+            _ => last + 1,
         };
         let event = EventView { sequence, attempt: self.attempt, time_ms: now_ms(), kind };
         let mut wire = encoding::to_wire(&self.execution_id, &event);
@@ -231,14 +260,13 @@ impl EventLog {
         }
         let bytes = wire.encode_length_delimited_to_vec();
         let is_synced = event.kind.state().is_some() || matches!(event.kind, EventKind::Gap { .. });
-        let written = (&*inner.file).write_all(&bytes).and_then(|()| match is_synced {
-            true => inner.file.sync_data(),
+        let written = (&*file).write_all(&bytes).and_then(|()| match is_synced {
+            true => file.sync_data(),
             false => Ok(()),
         });
         if let Err(error) = written {
             // Half an event must not stay before the next one.
-            let length = inner.length;
-            let _ = inner.file.set_len(length).and_then(|()| (&*inner.file).seek(SeekFrom::Start(length)));
+            let _ = file.set_len(length).and_then(|()| (&*file).seek(SeekFrom::Start(length)));
             return Err(Error::new(
                 ErrorCode::Storage,
                 format!("the event log {} cannot be written", self.path.display()),
@@ -246,11 +274,11 @@ impl EventLog {
             .remedy("free some disk space on the node")
             .source(error));
         }
-        let at = inner.length;
         if is_synced {
             self.synced.fetch_max(sequence, Ordering::AcqRel);
         }
-        inner.events.push((sequence, at));
+        let mut inner = self.lock();
+        inner.events.push((sequence, length));
         inner.length += bytes.len() as u64;
         inner.count(&event.kind, position);
         self.progress.send_modify(|progress| note(progress, &event));
@@ -262,17 +290,28 @@ impl EventLog {
     /// The end of a log may be lost with the machine's power. Numbers that the controller knows are never given to
     /// other events: a gap that the controller is told of covers them, and an end that was written with a lower
     /// number is repeated behind it. No result is derived from output with a hole in it.
-    pub fn ensure_reaches(&self, sequence: u64) -> Result<()> {
-        let mut inner = self.lock();
-        let last = inner.last_sequence();
+    pub async fn ensure_reaches(self: &Arc<Self>, sequence: u64) -> Result<()> {
+        if sequence <= self.progress.borrow().last_sequence {
+            return Ok(());
+        }
+        let log = Arc::clone(self);
+        let appended = tokio::task::spawn_blocking(move || log.fill_gap(sequence)).await;
+        appended.map_err(|error| Error::internal("appending an event ended").source(error))?
+    }
+
+    fn fill_gap(&self, sequence: u64) -> Result<()> {
+        let writing = self.begin_writing();
+        let (last, end) = {
+            let inner = self.lock();
+            (inner.last_sequence(), inner.end.clone())
+        };
         if sequence <= last {
             return Ok(());
         }
         tracing::warn!(execution_id = %self.execution_id, last, sequence, "events of the log are lost");
-        let end = inner.end.clone();
-        self.write(&mut inner, EventKind::Gap { first: last + 1, last: sequence.saturating_add(1) }, None)?;
+        self.write(&writing, EventKind::Gap { first: last + 1, last: sequence.saturating_add(1) }, None)?;
         match end {
-            Some(end) => self.write(&mut inner, end, None),
+            Some(end) => self.write(&writing, end, None),
             None => Ok(()),
         }
     }
@@ -295,15 +334,6 @@ impl EventLog {
         synced.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
         self.synced.fetch_max(reached, Ordering::AcqRel);
         Ok(())
-    }
-
-    /// Appends output or a mark of skipped output, with the place where reading continues behind it.
-    pub fn append_output(&self, kind: EventKind, position: Option<Position>) -> Result<()> {
-        let mut inner = self.lock();
-        if self.progress.borrow().ended {
-            return Ok(());
-        }
-        self.write(&mut inner, kind, position)
     }
 
     /// Events after a number, some at a time; empty at the end of what there is.
@@ -510,9 +540,9 @@ mod tests {
         {
             first.append(kind).unwrap();
         }
-        first.ensure_reaches(3).unwrap();
+        first.fill_gap(3).unwrap();
         assert_eq!(first.progress().borrow().last_sequence, 3, "nothing is missing");
-        first.ensure_reaches(14).unwrap();
+        first.fill_gap(14).unwrap();
         first.append(output("x")).unwrap();
         let reopened = log(&path);
         reopened.append(EventKind::Completed { result: None }).unwrap();
@@ -532,8 +562,8 @@ mod tests {
         for kind in [EventKind::Started, EventKind::Completed { result: Some("1".into()) }] {
             log.append(kind).unwrap();
         }
-        log.ensure_reaches(14).unwrap();
-        log.ensure_reaches(14).unwrap();
+        log.fill_gap(14).unwrap();
+        log.fill_gap(14).unwrap();
         let told = log.read_after(14).unwrap();
         assert_eq!(told.iter().map(|event| event.sequence).collect::<Vec<_>>(), [15, 16]);
         assert!(matches!(told[0].kind, EventKind::Gap { first: 3, last: 15 }));

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use control::Control;
+use turns::{Place, Turn, Turns};
 
 use super::{
     content::Incoming,
@@ -65,7 +66,7 @@ pub(super) struct Run {
     /// It began in this process: no container of its can be there before it is created.
     pub is_new: bool,
     pub directory: PathBuf,
-    pub log: EventLog,
+    pub log: Arc<EventLog>,
     pub cancel: Sender<Option<String>>,
     /// Why it is ended for room on the disk.
     pub no_room: Sender<Option<String>>,
@@ -96,8 +97,9 @@ pub(super) struct Shared {
     pub env: Vec<(String, String)>,
     journal: Journal,
     control: Control,
-    /// One order at a time is looked up and begun.
-    accepting: tokio::sync::Mutex<()>,
+    turns: Turns,
+    /// Orders that are being journaled, with their GPUs: they count as if they ran.
+    beginning: Mutex<HashMap<ExecutionId, Vec<u32>>>,
     runs: Mutex<HashMap<ExecutionId, Arc<Run>>>,
 }
 
@@ -133,7 +135,8 @@ impl Supervisor {
             network,
             env,
             control,
-            accepting: tokio::sync::Mutex::default(),
+            turns: Turns::default(),
+            beginning: Mutex::default(),
             runs: Mutex::default(),
             journal,
         };
@@ -171,7 +174,7 @@ impl Supervisor {
             journaled,
             is_new,
             directory,
-            log,
+            log: Arc::new(log),
             cancel: Sender::new(None),
             no_room: Sender::new(None),
             is_freed: AtomicBool::new(false),
@@ -194,7 +197,7 @@ impl Supervisor {
         order: Order,
         after_sequence: u64,
     ) -> Result<impl Stream<Item = Result<EventView>> + use<>> {
-        let _one_at_a_time = self.0.accepting.lock().await;
+        let turn = self.0.turns.take(&order.execution_id).await;
         let known = self.0.run(&order.execution_id);
         let run = match known {
             Some(run) if run.journaled.order.attempt == order.attempt => run,
@@ -206,7 +209,7 @@ impl Supervisor {
             }
             Some(older) => {
                 self.make_way(&older).await?;
-                self.begin(order).await?
+                self.begin(order, turn).await?
             }
             None if after_sequence > 0 => {
                 return Err(Error::new(
@@ -215,13 +218,13 @@ impl Supervisor {
                 )
                 .remedy("its data directory was replaced; submit the execution again if it may run twice"));
             }
-            None => self.begin(order).await?,
+            None => self.begin(order, turn).await?,
         };
-        run.log.ensure_reaches(after_sequence)?;
+        run.log.ensure_reaches(after_sequence).await?;
         Ok(follow(run, after_sequence))
     }
 
-    async fn begin(&self, order: Order) -> Result<Arc<Run>> {
+    async fn begin(&self, order: Order, turn: Turn) -> Result<Arc<Run>> {
         if self.0.control.takes_no_work() {
             return Err(Error::new(
                 ErrorCode::FailedPrecondition,
@@ -229,27 +232,28 @@ impl Supervisor {
             ));
         }
         policy::check(&order.manifest, &self.0.policy.load())?;
-        self.check_room()?;
-        if self.0.runs().len() >= RUNS_MAX {
-            return Err(Error::new(
-                ErrorCode::ResourceExhausted,
-                format!("this node holds {RUNS_MAX} executions"),
-            ));
-        }
-        let gpus = self.gpus(order.manifest.resources.gpus).await?;
+        let place = self.take_place(&order)?;
+        self.stop_ended(&place.gpus).await?;
         if let Some(note) = &order.manifest.workspace {
             self.incoming().kept().claim(&note.digest, &order.execution_id)?;
         }
+        // A caller may go at any time; an order that is in the journal then runs all the same.
+        let supervisor = self.clone();
+        let begun = tokio::spawn(async move { supervisor.journal(order, turn, place).await });
+        begun.await.map_err(|error| Error::internal("taking an order ended").source(error))?
+    }
+
+    async fn journal(&self, order: Order, _turn: Turn, place: Place) -> Result<Arc<Run>> {
         let accepted_at_ms = now_ms();
         // From its start on, its own timeout counts.
         let deadline_ms = accepted_at_ms.saturating_add(run::PREPARE_MS_MAX);
-        let mut journaled = Journaled { deadline_ms, accepted_at_ms, gpus, order };
-        let directory = self.0.journal.put(&mut journaled)?;
+        let mut journaled = Journaled { deadline_ms, accepted_at_ms, gpus: place.gpus.clone(), order };
+        let directory = self.0.journal.put(&mut journaled).await?;
         let run = match self.hold(journaled, directory.clone(), true) {
             Ok(run) => run,
             Err(error) => {
                 // The caller places a refused order elsewhere: it must not run here at the next start.
-                self.0.journal.remove(&directory)?;
+                self.0.journal.remove(&directory).await?;
                 return Err(error);
             }
         };
@@ -257,16 +261,32 @@ impl Supervisor {
         Ok(run)
     }
 
-    /// The GPUs of what begins. Who had one of them and has ended is seen to run no more.
-    async fn gpus(&self, wanted: u32) -> Result<Vec<u32>> {
-        let runs: Vec<Arc<Run>> =
-            self.0.runs().values().filter(|run| !run.journaled.gpus.is_empty()).cloned().collect();
-        let held: Vec<gpus::Held> = runs.iter().map(|run| run.held_gpus()).collect();
-        let chosen = gpus::choose(wanted, self.0.gpu_count.load(Ordering::Acquire), &held)?;
-        for run in runs.iter().filter(|run| run.journaled.gpus.iter().any(|gpu| chosen.contains(gpu))) {
-            self.0.engine.stop(&self.0.container_of(run), GIVEN_UP_GRACE).await?;
+    /// Reserves what an order takes of this worker while it is journaled.
+    fn take_place(&self, order: &Order) -> Result<Place> {
+        let mut beginning = self.0.beginning();
+        self.check_room(beginning.len())?;
+        if self.0.runs().len() + beginning.len() >= RUNS_MAX {
+            return Err(Error::new(
+                ErrorCode::ResourceExhausted,
+                format!("this node holds {RUNS_MAX} executions"),
+            ));
         }
-        Ok(chosen)
+        let begun = beginning.values().map(|gpus| gpus::Held { gpus: gpus.clone(), has_ended: false });
+        let held: Vec<gpus::Held> = self.0.runs().values().map(|run| run.held_gpus()).chain(begun).collect();
+        let wanted = order.manifest.resources.gpus;
+        let gpus = gpus::choose(wanted, self.0.gpu_count.load(Ordering::Acquire), &held)?;
+        beginning.insert(order.execution_id.clone(), gpus.clone());
+        Ok(Place { shared: self.0.clone(), execution_id: order.execution_id.clone(), gpus })
+    }
+
+    /// Sees to it that what had one of these GPUs, and has ended, runs no more.
+    async fn stop_ended(&self, gpus: &[u32]) -> Result<()> {
+        let had_one = |run: &&Arc<Run>| run.journaled.gpus.iter().any(|gpu| gpus.contains(gpu));
+        let runs: Vec<Arc<Run>> = self.0.runs().values().filter(had_one).cloned().collect();
+        for run in runs {
+            self.0.engine.stop(&self.0.container_of(&run), GIVEN_UP_GRACE).await?;
+        }
+        Ok(())
     }
 
     /// An older attempt of what is to begin anew here: the controller has given it up.
@@ -280,14 +300,15 @@ impl Supervisor {
         Err(Error::new(ErrorCode::Unavailable, message))
     }
 
-    /// What runs may still fill its log.
-    fn check_room(&self) -> Result<()> {
+    /// What runs may still fill its log, and so may what is beginning.
+    fn check_room(&self, beginning: usize) -> Result<()> {
         let full = |what: String| {
             Err(Error::new(ErrorCode::ResourceExhausted, what)
                 .remedy("free some disk space on the node, or wait until executions have ended"))
         };
         let budget = self.output_bytes_max();
-        let logs = self.0.runs().values().fold(budget, |sum, run| {
+        let begun = budget.saturating_mul(beginning as u64 + 1);
+        let logs = self.0.runs().values().fold(begun, |sum, run| {
             let length = run.log.length();
             sum + if run.log.progress().borrow().ended { length } else { length.max(budget) }
         });
@@ -354,7 +375,7 @@ impl Supervisor {
             self.incoming().kept().unclaim(&note.digest, execution_id);
         }
         self.0.runs().remove(&run.journaled.order.execution_id);
-        self.0.journal.remove(&run.directory)
+        self.0.journal.remove(&run.directory).await
     }
 
     pub fn held(&self) -> Vec<Held> {
@@ -402,6 +423,10 @@ impl Supervisor {
 impl Shared {
     pub(super) fn runs(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Run>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beginning(&self) -> MutexGuard<'_, HashMap<ExecutionId, Vec<u32>>> {
+        self.beginning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, execution_id: &ExecutionId) -> Option<Arc<Run>> {
@@ -486,6 +511,7 @@ fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<Event
 
 mod control;
 mod travel;
+mod turns;
 
 #[cfg(test)]
 mod tests;

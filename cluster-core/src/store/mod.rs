@@ -41,7 +41,7 @@ pub use execution_writes::ExecutionWrite;
 pub use executions::{ExecutionRecord, NewExecution, OrderContent, Unblocked};
 pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::{DataDirectory, LOCK_FILE};
-pub(crate) use owner::{private_directory, write_synced};
+pub(crate) use owner::{private_directory, write_synced, write_synced_elsewhere};
 pub use rollouts::RolloutRow;
 pub use secrets::{SecretRow, SecretWrite};
 pub use write::Write;

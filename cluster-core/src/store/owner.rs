@@ -96,6 +96,12 @@ pub fn private_directory(path: &Path) -> std::io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE_DIRECTORY))
 }
 
+/// Does the same as [`write_synced`] on a thread that may block.
+pub async fn write_synced_elsewhere(path: PathBuf, bytes: Vec<u8>) -> std::io::Result<()> {
+    let written = tokio::task::spawn_blocking(move || write_synced(&path, &bytes)).await;
+    written.map_err(std::io::Error::other)?
+}
+
 /// Whole or not at all, and on disk before it returns.
 pub fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");

@@ -81,7 +81,7 @@ pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
 
 /// A full disk must not turn an end into silence: it is tried until it is written.
 async fn patiently_written(run: &Run, event: EventKind) {
-    while let Err(error) = run.log.append(event.clone()) {
+    while let Err(error) = run.log.append_synced(event.clone()).await {
         let execution_id = &run.journaled.order.execution_id;
         tracing::error!(%execution_id, error = %error.chain(), "the log of an execution cannot be written");
         tokio::time::sleep(ENGINE_RETRY).await;
@@ -93,7 +93,7 @@ async fn drive(shared: &Shared, run: &Run) -> EventKind {
     reached(FailPoint::Journaled).await;
     let progress = *run.log.progress().borrow();
     if progress.last_sequence == 0
-        && let Err(error) = run.log.append(EventKind::Started)
+        && let Err(error) = run.log.append_synced(EventKind::Started).await
     {
         return failed(&error);
     }
@@ -170,7 +170,7 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Res
             };
             sampling::take(shared, run, &name, iteration).await;
             let stopping = Stopping { iteration, stop };
-            stopping.write(run);
+            stopping.write(run).await;
             stopping.stop
         }
     };

@@ -5,7 +5,7 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{execution::supervisor::Run, store::write_synced};
+use crate::{execution::supervisor::Run, store::write_synced_elsewhere};
 
 const STARTING_FILE: &str = "starting.json";
 const STOPPING_FILE: &str = "stopping.json";
@@ -56,9 +56,12 @@ impl Stopping {
     }
 
     /// A full disk must not keep a container from being stopped.
-    pub fn write(&self, run: &Run) {
-        let written = serde_json::to_vec(self).map_err(io::Error::from);
-        tell(written.and_then(|bytes| write_synced(&run.directory.join(STOPPING_FILE), &bytes)));
+    pub async fn write(&self, run: &Run) {
+        let written = match serde_json::to_vec(self) {
+            Ok(bytes) => write_synced_elsewhere(run.directory.join(STOPPING_FILE), bytes).await,
+            Err(error) => Err(error.into()),
+        };
+        tell(written);
     }
 }
 
