@@ -101,14 +101,20 @@ impl Caller {
 
     /// Notes that a call begins. None on a node that keeps no such notes.
     pub fn begin(&self, core: &Core, action: String, arguments: Arguments) -> Option<Pending> {
-        let call = Call { actor: self.actor.clone(), client: self.client.clone(), action, arguments };
-        core.audit().map(|audit| audit.begin(call))
+        self.note(core, action, arguments, false)
     }
 
-    pub fn begin_tool(&self, core: &Core, tool: &str, given: &Value) -> Option<Pending> {
+    /// Notes that a call of a tool begins.
+    pub fn begin_tool(&self, core: &Core, tool: &str, given: &Value, read_only: bool) -> Option<Pending> {
         let arguments = Arguments::default();
         arguments.note(given);
-        self.begin(core, tool.to_owned(), arguments)
+        self.note(core, tool.to_owned(), arguments, read_only)
+    }
+
+    fn note(&self, core: &Core, action: String, arguments: Arguments, is_read: bool) -> Option<Pending> {
+        let call =
+            Call { actor: self.actor.clone(), client: self.client.clone(), action, arguments, is_read };
+        core.audit().map(|audit| audit.begin(call))
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::AccessTokenName;
 
 /// The ways in. Those of the data directory are its owner's alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Door {
     /// REST over the data directory's socket: the command line.
     #[serde(rename = "api.sock")]
@@ -23,7 +23,7 @@ pub enum Door {
 }
 
 /// What was shown at the door.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A process of this user of the machine.
     LocalUser(u32),
@@ -46,7 +46,7 @@ impl fmt::Display for Identity {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Actor {
     pub door: Door,
     pub identity: Identity,

@@ -8,9 +8,12 @@
 //!
 //! Tasks: one, which writes, and prunes by age and number every ten minutes.
 //!
+//! Reads that succeed are counted rather than noted one by one (see [`reads`]).
+//!
 //! Deliberately absent: values of secrets (see `redact`), calls that were refused for their token (nobody
 //! is known to have made them), and reading over REST.
 
+mod reads;
 mod record;
 mod redact;
 mod writer;
@@ -28,7 +31,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::record::{AuditQuery, AuditSettings, AuditView, Client};
-use self::writer::Order;
+use self::{
+    reads::{Key, Reads},
+    writer::Order,
+};
 use crate::{
     access::Actor,
     clock::now_ms,
@@ -46,6 +52,7 @@ const ACTION_CHARS_MAX: usize = 200;
 pub struct Audit {
     store: Store,
     orders: mpsc::Sender<Order>,
+    reads: Arc<Reads>,
     metrics: Metrics,
 }
 
@@ -57,6 +64,8 @@ pub struct Call {
     /// The tool, or the method and path, or the call of gRPC.
     pub action: String,
     pub arguments: Arguments,
+    /// It changes nothing: when it succeeds, it is counted with others like it.
+    pub is_read: bool,
 }
 
 /// What a call was given, without secrets. Who reads it notes it, once; the first note stays.
@@ -78,9 +87,10 @@ impl Audit {
         stop: CancellationToken,
     ) -> Result<(Self, JoinHandle<()>)> {
         let (orders, waiting) = mpsc::channel(WAITING_MAX);
-        let writer = writer::Writer::open(store.clone(), settings, metrics.clone()).await?;
+        let reads = Arc::<Reads>::default();
+        let writer = writer::Writer::open(store.clone(), settings, metrics.clone(), reads.clone()).await?;
         let written = tokio::spawn(writer.run(waiting, stop));
-        Ok((Self { store, orders, metrics }, written))
+        Ok((Self { store, orders, reads, metrics }, written))
     }
 
     pub fn begin(&self, call: Call) -> Pending {
@@ -111,8 +121,13 @@ struct Begun {
 }
 
 impl Begun {
+    fn key(&self) -> Key {
+        let Call { actor, client, action, .. } = &self.call;
+        Key { actor: actor.clone(), client: client.clone(), action: action.clone() }
+    }
+
     fn ended(self, result: &'static str) -> AuditRow {
-        let Call { actor, client, action, arguments } = self.call;
+        let Call { actor, client, action, arguments, .. } = self.call;
         AuditRow {
             at_ms: self.at_ms,
             door: actor.door,
@@ -122,6 +137,8 @@ impl Begun {
             arguments: arguments.0.get().cloned(),
             result: result.to_owned(),
             duration_ms: i64::try_from(self.since.elapsed().as_millis()).unwrap_or(i64::MAX),
+            calls: 1,
+            last_at_ms: None,
         }
     }
 }
@@ -138,7 +155,13 @@ impl Pending {
     /// `failure` is the code of the error that the caller got.
     pub async fn end(mut self, failure: Option<ErrorCode>) {
         let Some(begun) = self.begun.take() else { return };
+        let key = (begun.call.is_read && failure.is_none()).then(|| begun.key());
         let row = begun.ended(failure.map_or(record::OK, ErrorCode::name));
+        let row = match key {
+            Some(key) => self.audit.reads.count(key, row),
+            None => Some(row),
+        };
+        let Some(row) = row else { return };
         if self.audit.orders.send(Order::Append(row)).await.is_err() {
             self.audit.lost();
         }

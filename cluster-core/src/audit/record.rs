@@ -23,7 +23,7 @@ const ENTRIES_DEFAULT: u32 = 100_000;
 const ENTRIES_MAX: u32 = 10_000_000;
 
 /// The program that called, as it names itself: nothing proves it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Client {
     name: String,
     version: String,
@@ -69,7 +69,23 @@ pub struct AuditView {
     pub arguments: Option<String>,
     /// `ok`, the code of the error, or `abandoned` where the caller left before the answer.
     pub result: String,
+    /// Of the longest, where there were several.
     pub duration_ms: i64,
+    /// Reads of one caller with one tool within a second are one entry: how many there were. The arguments are those
+    /// of the first.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub calls: i64,
+    /// When the last of several began, as RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_at: Option<String>,
+}
+
+fn once() -> i64 {
+    1
+}
+
+fn is_once(calls: &i64) -> bool {
+    *calls == 1
 }
 
 impl From<AuditRow> for AuditView {
@@ -83,6 +99,8 @@ impl From<AuditRow> for AuditView {
             arguments: row.arguments,
             result: row.result,
             duration_ms: row.duration_ms,
+            calls: row.calls,
+            last_at: row.last_at_ms.map(rfc3339),
         }
     }
 }

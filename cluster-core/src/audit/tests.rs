@@ -20,6 +20,7 @@ fn call(action: &str) -> Call {
         client: Some(Client::new("claude-code", "2.1")),
         action: action.to_owned(),
         arguments: Arguments::default(),
+        is_read: false,
     }
 }
 
@@ -63,6 +64,81 @@ async fn what_was_ended_is_read_at_once_and_what_was_left_is_abandoned() {
 }
 
 #[tokio::test]
+async fn reads_of_one_caller_and_tool_are_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let (audit, written) =
+        Audit::start(store(directory.path()).await, KEPT, Metrics::default(), stop.clone()).await.unwrap();
+    let read = |action: &str| Call { is_read: true, ..call(action) };
+    let other = Actor { door: Door::McpSocket, identity: Identity::LocalUser(0) };
+    for number in 0..1000 {
+        let given = read("list_peers");
+        given.arguments.note(&json!({ "number": number }));
+        audit.begin(given).end(None).await;
+    }
+    audit.begin(Call { actor: other, ..read("list_peers") }).end(None).await;
+    audit.begin(read("get_execution")).end(None).await;
+    audit.begin(read("list_peers")).end(Some(ErrorCode::Forbidden)).await;
+    drop(audit.begin(read("list_peers")));
+    for _ in 0..3 {
+        audit.begin(call("drain_node")).end(None).await;
+    }
+    let entries = audit.read(&all()).await.unwrap();
+    let of = |action: &str, result: &str| {
+        let found = entries.iter().filter(|entry| entry.action == action && entry.result == result);
+        found.collect::<Vec<_>>()
+    };
+    assert_eq!(of("drain_node", "ok").len(), 3, "changes are exact");
+    assert!(of("drain_node", "ok").iter().all(|entry| entry.calls == 1 && entry.last_at.is_none()));
+    assert_eq!((of("list_peers", "Forbidden").len(), of("list_peers", "abandoned").len()), (1, 1));
+    let ours: Vec<_> = of("list_peers", "ok").into_iter().filter(|entry| entry.door == Door::Http).collect();
+    assert_eq!(ours.iter().map(|entry| entry.calls).sum::<i64>(), 1000);
+    assert!(ours.len() < 100, "{} entries", ours.len());
+    assert!(ours[0].last_at.as_ref().is_some_and(|last| *last >= ours[0].at), "{:?}", ours[0]);
+    assert_eq!(ours[0].arguments.as_deref(), Some(r#"{"number":0}"#), "those of the first");
+    assert_eq!((of("get_execution", "ok")[0].calls, of("list_peers", "ok").len()), (1, ours.len() + 1));
+
+    // What is open at the end is written.
+    audit.begin(read("get_execution")).end(None).await;
+    stop.cancel();
+    written.await.unwrap();
+    audit.begin(read("get_execution")).end(None).await;
+    let entries = audit.read(&all()).await.unwrap();
+    assert_eq!(entries.iter().filter(|entry| entry.action == "get_execution").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_is_complete_after_its_second() {
+    let reads = reads::Reads::default();
+    let row = |at_ms| AuditRow {
+        at_ms,
+        door: Door::Http,
+        who: "http.token".into(),
+        client: None,
+        action: "list_peers".into(),
+        arguments: None,
+        result: "ok".into(),
+        duration_ms: at_ms,
+        calls: 1,
+        last_at_ms: None,
+    };
+    let key = || {
+        let Call { actor, client, action, .. } = call("list_peers");
+        reads::Key { actor, client, action }
+    };
+    assert_eq!(reads.count(key(), row(7)), None);
+    assert_eq!(reads.count(key(), row(8)), None);
+    assert!(reads.take_complete().is_empty());
+    reads.complete().await;
+    let folded = AuditRow { calls: 2, last_at_ms: Some(8), duration_ms: 8, ..row(7) };
+    assert_eq!(reads.count(key(), row(9)), Some(folded), "the next one opens an entry");
+    reads.complete().await;
+    assert_eq!(reads.take_complete(), [row(9)]);
+    assert!(reads.close().is_empty());
+    assert_eq!(reads.count(key(), row(10)), Some(row(10)), "nothing is kept after the end");
+}
+
+#[tokio::test]
 async fn entries_go_by_age_and_number_and_numbers_go_on_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path()).await;
@@ -75,6 +151,8 @@ async fn entries_go_by_age_and_number_and_numbers_go_on_after_a_restart() {
         arguments: None,
         result: "ok".into(),
         duration_ms: 1,
+        calls: 1,
+        last_at_ms: None,
     };
     let rows: Vec<_> = (1..=2500_i64).map(|number| (number, row(number))).collect();
     store.write(crate::store::Write::Audit(crate::store::AuditWrite::Append(rows))).await.unwrap();
@@ -82,7 +160,9 @@ async fn entries_go_by_age_and_number_and_numbers_go_on_after_a_restart() {
         let settings = AuditSettings { age: Duration::from_millis(age_ms), entries };
         let store = store.clone();
         async move {
-            let writer = writer::Writer::open(store.clone(), settings, Metrics::default()).await.unwrap();
+            let writer = writer::Writer::open(store.clone(), settings, Metrics::default(), Arc::default())
+                .await
+                .unwrap();
             writer.prune(2600).await.unwrap();
             store.audit_range().await.unwrap()
         }

@@ -1,6 +1,6 @@
 //! The one task of the log: writes entries in batches and prunes what is old or too much.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::record::AuditSettings;
+use super::{reads::Reads, record::AuditSettings};
 use crate::{
     clock::{Clock, ClockWatch, now_ms},
     error::Result,
@@ -34,14 +34,20 @@ pub(super) struct Writer {
     store: Store,
     settings: AuditSettings,
     metrics: Metrics,
+    reads: Arc<Reads>,
     /// Of the next entry. Entries that are lost leave a gap.
     next: i64,
 }
 
 impl Writer {
-    pub async fn open(store: Store, settings: AuditSettings, metrics: Metrics) -> Result<Self> {
+    pub async fn open(
+        store: Store,
+        settings: AuditSettings,
+        metrics: Metrics,
+        reads: Arc<Reads>,
+    ) -> Result<Self> {
         let next = store.audit_range().await?.map_or(1, |(_, newest)| newest + 1);
-        Ok(Self { store, settings, metrics, next })
+        Ok(Self { store, settings, metrics, reads, next })
     }
 
     /// Until `stop`; then takes what has been ended, and no more.
@@ -57,6 +63,10 @@ impl Writer {
                     0 => return,
                     _ => self.carry_out(&mut batch).await,
                 },
+                () = self.reads.complete() => {
+                    let rows = self.reads.take_complete();
+                    self.append(rows).await;
+                }
                 _ = ticks.tick() => {
                     if watch.look().is_jump() {
                         tracing::warn!("the wall clock jumped: the audit log is not pruned in this round");
@@ -72,29 +82,37 @@ impl Writer {
         while orders.recv_many(&mut batch, BATCH_MAX).await > 0 {
             self.carry_out(&mut batch).await;
         }
+        let rows = self.reads.close();
+        self.append(rows).await;
     }
 
     async fn carry_out(&mut self, batch: &mut Vec<Order>) {
         let (mut rows, mut waiting) = (Vec::with_capacity(batch.len()), Vec::new());
         for order in batch.drain(..) {
             match order {
-                Order::Append(row) => {
-                    rows.push((self.next, row));
-                    self.next += 1;
+                Order::Append(row) => rows.push(row),
+                Order::Flush(written) => {
+                    rows.extend(self.reads.take_all());
+                    waiting.push(written);
                 }
-                Order::Flush(written) => waiting.push(written),
             }
         }
+        self.append(rows).await;
+        for written in waiting {
+            // Who asked may have gone.
+            let _ = written.send(());
+        }
+    }
+
+    async fn append(&mut self, rows: Vec<AuditRow>) {
+        let rows: Vec<_> = (self.next..).zip(rows).collect();
+        self.next += i64::try_from(rows.len()).unwrap_or(0);
         let entries = rows.len();
         if entries > 0
             && let Err(error) = self.store.write(Write::Audit(AuditWrite::Append(rows))).await
         {
             self.metrics.audit_lost(entries as u64);
             tracing::error!(entries, error = %error.chain(), "entries of the audit log are lost");
-        }
-        for written in waiting {
-            // Who asked may have gone.
-            let _ = written.send(());
         }
     }
 

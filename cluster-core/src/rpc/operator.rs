@@ -49,7 +49,7 @@ impl Operators {
 
     fn begin(&self, bearer: &Bearer, action: &'static str, arguments: Arguments) -> Option<Pending> {
         let actor = Actor { door: Door::Grpc, identity: bearer.identity.clone() };
-        let call = Call { actor, client: None, action: action.to_owned(), arguments };
+        let call = Call { actor, client: None, action: action.to_owned(), arguments, is_read: false };
         self.audit.as_ref().map(|audit| audit.begin(call))
     }
 }

@@ -22,11 +22,26 @@ pub struct AuditRow {
     pub arguments: Option<String>,
     pub result: String,
     pub duration_ms: i64,
+    /// Reads that the entry stands for.
+    pub calls: i64,
+    /// When the last of several began.
+    pub last_at_ms: Option<i64>,
 }
 
 static INSERTION: LazyLock<Insertion> = LazyLock::new(|| {
-    let columns =
-        ["sequence", "at_ms", "door", "who", "client", "action", "arguments", "result", "duration_ms"];
+    let columns = [
+        "sequence",
+        "at_ms",
+        "door",
+        "who",
+        "client",
+        "action",
+        "arguments",
+        "result",
+        "duration_ms",
+        "calls",
+        "last_at_ms",
+    ];
     Insertion::new("audit", &columns, 64, "")
 });
 
@@ -62,6 +77,8 @@ async fn append(rows: &[(i64, AuditRow)], to: &mut Transaction<'_, Any>) -> Chan
             .bind(row.arguments.clone())
             .bind(row.result.clone())
             .bind(row.duration_ms)
+            .bind(row.calls)
+            .bind(row.last_at_ms)
     };
     INSERTION.run(rows, bind, to).await
 }
@@ -113,5 +130,7 @@ fn row(found: &AnyRow) -> Result<AuditRow> {
         arguments: found.try_get("arguments").map_err(read_failed)?,
         result: found.try_get("result").map_err(read_failed)?,
         duration_ms: found.try_get("duration_ms").map_err(read_failed)?,
+        calls: found.try_get("calls").map_err(read_failed)?,
+        last_at_ms: found.try_get("last_at_ms").map_err(read_failed)?,
     })
 }

@@ -155,6 +155,7 @@ fn migrations() -> Migrator {
         simple(26, "retries", include_str!("migrations/0026_retries.sql")),
         simple(27, "dependencies", include_str!("migrations/0027_dependencies.sql")),
         simple(28, "callers", include_str!("migrations/0028_callers.sql")),
+        simple(29, "folded_reads", include_str!("migrations/0029_folded_reads.sql")),
         simple(31, "usage", include_str!("migrations/0031_usage.sql")),
         simple(32, "hooks", include_str!("migrations/0032_hooks.sql")),
     ])

@@ -332,6 +332,8 @@ async fn entries_of_the_audit_log_are_kept_whole_however_many_come_together() {
         arguments: (number % 5 == 0).then(|| format!("{{\"n\":{number}}}")),
         result: format!("result {number}"),
         duration_ms: number * 2,
+        calls: 1,
+        last_at_ms: None,
     };
     let mut next = 1;
     for together in [1, 7, 8, 9, 64, 65, 256] {

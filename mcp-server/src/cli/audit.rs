@@ -56,7 +56,10 @@ fn entries_table(entries: Vec<AuditView>) -> String {
             entry.at,
             format!("{} ({})", entry.who, super::node::name(&entry.door)),
             entry.client.unwrap_or_default(),
-            entry.action,
+            match entry.last_at {
+                Some(last) => format!("{} ({} times until {last})", entry.action, entry.calls),
+                None => entry.action,
+            },
             entry.result,
             format!("{} ms", entry.duration_ms),
             entry.arguments.unwrap_or_default(),

@@ -291,7 +291,8 @@ impl Catalogue {
         };
         let claim = Claim::take(&mut request, &caller.actor);
         let arguments = Value::Object(request.arguments.unwrap_or_default());
-        let pending = caller.begin_tool(core, &name, &arguments);
+        let read_only = entry.as_ref().is_ok_and(|entry| entry.read_only);
+        let pending = caller.begin_tool(core, &name, &arguments, read_only);
         let mut call = Call::new(core.clone(), caller.actor.identity.clone(), progress);
         let answer = match entry {
             Ok(entry) => self.answer(entry, claim, arguments, &mut call, context).await,
