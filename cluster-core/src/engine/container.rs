@@ -77,6 +77,8 @@ pub struct ContainerSpec<'a> {
     /// Output kept of it, in MiB.
     pub output_mb: u32,
     pub image: ImageConfig,
+    /// It gets something to read on stdin; without, there is nothing to attach to.
+    pub has_input: bool,
 }
 
 /// True for variables that decide what the container may reach.
@@ -98,9 +100,9 @@ impl ContainerSpec<'_> {
             env: Some(self.env()),
             // The image's own check would run for as long as the container does.
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() }),
-            open_stdin: Some(true),
-            stdin_once: Some(true),
-            attach_stdin: Some(true),
+            open_stdin: Some(self.has_input),
+            stdin_once: Some(self.has_input),
+            attach_stdin: Some(self.has_input),
             labels: Some(HashMap::from([
                 (LABEL_EXECUTION.to_owned(), self.attempt.execution_id.to_string()),
                 (LABEL_ATTEMPT.to_owned(), self.attempt.number.to_string()),
@@ -229,6 +231,7 @@ mod tests {
                 volumes: volumes.iter().map(|path| (*path).to_owned()).collect(),
                 ..Default::default()
             },
+            has_input: true,
         };
         spec.to_body(true)
     }

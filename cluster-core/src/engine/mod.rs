@@ -215,19 +215,23 @@ impl Engine {
         }
     }
 
-    /// Returns the settings of an image for its containers.
+    /// Returns the settings of an image for its containers, or none where the image is not here.
     ///
     /// # Errors
     /// `ContainerFailed` when it declares too many volumes, or one that is no absolute path.
-    pub async fn image_config(&self, image: &str) -> Result<ImageConfig> {
-        let found = self.docker.inspect_image(image).await.map_err(|e| refused("look at an image", e))?;
+    pub async fn image_config(&self, image: &str) -> Result<Option<ImageConfig>> {
+        let found = match self.docker.inspect_image(image).await {
+            Ok(found) => found,
+            Err(e) if status(&e) == Some(404) => return Ok(None),
+            Err(e) => return Err(refused("look at an image", e)),
+        };
         let config = found.config.unwrap_or_default();
         let volumes = config.volumes.unwrap_or_default();
-        Ok(ImageConfig {
+        Ok(Some(ImageConfig {
             user: config.user.unwrap_or_default(),
             volumes: check_volumes(volumes.into_iter().map(|volume| volume.to_string()).collect())?,
             env: config.env.unwrap_or_default(),
-        })
+        }))
     }
 
     /// Loads an image in the form of `docker save`.
@@ -298,8 +302,9 @@ impl Engine {
         }
     }
 
-    /// Starts a created container with its input on stdin. `Lost`: it is not there, and was not started.
-    pub async fn start(&self, name: &str, input: Bytes) -> Result<()> {
+    /// Starts a created container with its input on stdin; without one, nothing is attached to it. `Lost`: it is not
+    /// there, and was not started.
+    pub async fn start(&self, name: &str, input: Option<Bytes>) -> Result<()> {
         let mut starts = 1;
         loop {
             match self.start_once(name, input.clone()).await {
@@ -312,7 +317,8 @@ impl Engine {
         }
     }
 
-    async fn start_once(&self, name: &str, input: Bytes) -> Result<()> {
+    async fn start_once(&self, name: &str, input: Option<Bytes>) -> Result<()> {
+        let Some(input) = input else { return self.start_attached(name).await };
         let options = AttachContainerOptionsBuilder::new().stdin(true).stream(true).build();
         let mut attached = self
             .docker
@@ -325,6 +331,20 @@ impl Engine {
         if let Err(error) = attached.input.write_all(&first).await {
             tracing::debug!(%error, "the engine took no input before the start");
         }
+        self.start_attached(name).await?;
+        // A container that never reads blocks this writer alone.
+        tokio::spawn(async move {
+            if let Err(error) = attached.input.write_all(&rest).await {
+                tracing::debug!(%error, "the container did not read all of its input");
+            }
+            let _ = attached.input.shutdown().await;
+            // The engine closes the container's stdin when this connection ends.
+            drop(attached);
+        });
+        Ok(())
+    }
+
+    async fn start_attached(&self, name: &str) -> Result<()> {
         self.docker.start_container(name, None).await.map_err(|e| {
             // 400: the command cannot be executed; a fault of the manifest, told as such.
             match status(&e) {
@@ -336,17 +356,7 @@ impl Engine {
                 .source(e),
                 _ => gone_or_refused("start the container", e),
             }
-        })?;
-        // A container that never reads blocks this writer alone.
-        tokio::spawn(async move {
-            if let Err(error) = attached.input.write_all(&rest).await {
-                tracing::debug!(%error, "the container did not read all of its input");
-            }
-            let _ = attached.input.shutdown().await;
-            // The engine closes the container's stdin when this connection ends.
-            drop(attached);
-        });
-        Ok(())
+        })
     }
 
     pub async fn find(&self, name: &str) -> Result<Found> {

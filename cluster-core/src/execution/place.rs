@@ -30,12 +30,18 @@ const PREFIX: &str = "workspace";
 /// Directories of the home volume, with their modes: a home directory, and `TMPDIR`.
 const HOME_DIRECTORIES: [(&str, u32); 2] = [("scratch", 0o755), ("scratch/tmp", 0o1777)];
 
-/// Makes the volumes and fills them. The image is there.
-pub(super) async fn place(engine: &Engine, kept: &Kept, of: VolumeOf<'_>, manifest: &Manifest) -> Result<()> {
+/// Makes the volumes and fills them, for the user of the image. The image is there.
+pub(super) async fn place(
+    engine: &Engine,
+    kept: &Kept,
+    of: VolumeOf<'_>,
+    manifest: &Manifest,
+    user: &str,
+) -> Result<()> {
     let content = manifest.workspace.as_ref().map(|note| kept.read(&note.digest)).transpose()?;
     engine.create_workspace(of, &manifest.image).await?;
     let holder = of.holder();
-    let owner = owner(engine, &manifest.image, &holder).await?;
+    let owner = owner(engine, user, &holder).await?;
     let (reader, writer) = tokio::io::duplex(PIPE_BYTES);
     let writer = SyncIoBridge::new(writer);
     let filling = tokio::task::spawn_blocking(move || fill(writer, content, owner));
@@ -78,8 +84,7 @@ fn fill(writer: impl io::Write, content: Option<std::fs::File>, owner: Owner) ->
 }
 
 /// Whom the image runs as, by its own lists of users and groups.
-async fn owner(engine: &Engine, image: &str, holder: &str) -> Result<Owner> {
-    let user = engine.image_config(image).await?.user;
+async fn owner(engine: &Engine, user: &str, holder: &str) -> Result<Owner> {
     if user.is_empty() {
         return Ok(ROOT);
     }
@@ -89,10 +94,10 @@ async fn owner(engine: &Engine, image: &str, holder: &str) -> Result<Owner> {
     };
     let users = list("/etc/passwd").await?;
     let groups = if user.contains(':') { list("/etc/group").await? } else { String::new() };
-    find_owner(&user, &users, &groups).ok_or_else(|| {
+    find_owner(user, &users, &groups).ok_or_else(|| {
         Error::new(
             ErrorCode::ContainerFailed,
-            format!("the image's user \"{}\" is not in its /etc/passwd or /etc/group", shown(&user)),
+            format!("the image's user \"{}\" is not in its /etc/passwd or /etc/group", shown(user)),
         )
         .remedy("give the image a USER of numbers, like 1000:1000: the workspace must belong to somebody")
     })

@@ -367,7 +367,9 @@ impl Supervisor {
         self.0.engine.remove(&self.0.container_of(run)).await?;
         // One that was made for the next iteration, and of which the log does not know.
         let next = run.log.progress().borrow().iteration + 1;
-        self.0.engine.remove(&container_name(&self.0.node_id, &attempt, next)).await?;
+        if next <= manifest.iterations.max {
+            self.0.engine.remove(&container_name(&self.0.node_id, &attempt, next)).await?;
+        }
         if manifest.has_workspace() {
             self.0.engine.remove_workspace(self.0.volume(&attempt)).await?;
         }

@@ -332,7 +332,7 @@ async fn begin(shared: &Shared, run: &Run, iteration: u32, is_created: bool) -> 
         if !is_created {
             create(shared, run, iteration).await?;
         }
-        match start(shared, run, iteration).await {
+        match start(shared, run, iteration, is_created).await {
             Err(error) if error.code() == ErrorCode::Lost && vanished < VANISHED_MAX => {
                 tracing::warn!(error = %error.chain(), "a container is created again");
                 (vanished, is_created) = (vanished + 1, false);
@@ -354,10 +354,20 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
         }
     };
     shared.images.used(&order.manifest.image).await;
-    if !patiently(|| shared.engine.has_image(&order.manifest.image)).await? {
-        shared.engine.pull(&order.manifest.image, order.login.as_ref(), image_progress).await?;
-        shared.images.brought(&order.manifest.image).await?;
-    }
+    let look = async || patiently(|| shared.engine.image_config(&order.manifest.image)).await;
+    let image = match look().await? {
+        Some(image) => image,
+        None => {
+            shared.engine.pull(&order.manifest.image, order.login.as_ref(), image_progress).await?;
+            shared.images.brought(&order.manifest.image).await?;
+            look().await?.ok_or_else(|| {
+                Error::new(
+                    ErrorCode::ImageNotFound,
+                    format!("the image {} was removed", order.manifest.image),
+                )
+            })?
+        }
+    };
     if let Err(error) = journal::drop_login(&run.directory) {
         tracing::error!(error = %error.chain(), "a registry's login stays on disk until the execution ends");
     }
@@ -368,7 +378,7 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
     // Later iterations find what earlier ones left.
     if order.manifest.has_workspace() && iteration == 1 {
         let volume = shared.volume(&attempt);
-        place::place(&shared.engine, shared.incoming.kept(), volume, &order.manifest).await?;
+        place::place(&shared.engine, shared.incoming.kept(), volume, &order.manifest, &image.user).await?;
     }
     let spec = ContainerSpec {
         name: container_name(&shared.node_id, &attempt, iteration),
@@ -381,16 +391,19 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
         network: &shared.network,
         gpus: &run.journaled.gpus,
         output_mb: shared.output_mb(),
-        image: patiently(|| shared.engine.image_config(&order.manifest.image)).await?,
+        image,
+        has_input: !order.input.is_empty(),
     };
     shared.engine.ensure_created(&spec).await?;
     reached(FailPoint::Created).await;
     Ok(())
 }
 
-async fn start(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
+/// Starts the container. One that was found may have been created by another version, whose stdin is open.
+async fn start(shared: &Shared, run: &Run, iteration: u32, was_found: bool) -> Result<()> {
     run.out_of_memory.store(false, Ordering::Relaxed);
-    let input = Bytes::from(run.journaled.order.input.clone());
+    let input = &run.journaled.order.input;
+    let input = (was_found || !input.is_empty()).then(|| Bytes::from(input.clone()));
     Starting { iteration }.write(run);
     shared.engine.start(&name(shared, run, iteration), input).await?;
     reached(FailPoint::Started).await;

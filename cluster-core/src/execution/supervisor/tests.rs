@@ -1,5 +1,6 @@
 //! Against the real engine of this machine, with an image made here.
 
+mod calls;
 mod images;
 mod output;
 mod room;

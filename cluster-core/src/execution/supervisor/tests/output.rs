@@ -300,13 +300,7 @@ fn create_with_json_file(setting: &Setting, case: &Case, order: &Order, owner: &
         labels.into_iter().flat_map(|(name, value)| ["--label".to_owned(), format!("{name}={value}")]);
     let size = format!("max-size={}m", log_file_mb(case.budget_mb));
     let created = Command::new("docker")
-        .args([
-            "create",
-            "-i",
-            "--network=none",
-            "--name",
-            &container_name(&setting.node_id, &order.attempt(), 1),
-        ])
+        .args(["create", "--network=none", "--name", &container_name(&setting.node_id, &order.attempt(), 1)])
         .args(labels)
         .args(["--log-driver=json-file", "--log-opt", &size, "--log-opt", "max-file=2", IMAGE])
         .args(&order.manifest.command)
