@@ -7,6 +7,8 @@
 mod events;
 #[path = "cluster/heartbeats.rs"]
 mod heartbeats;
+#[path = "cluster/peers.rs"]
+mod peers;
 #[path = "cluster/placement.rs"]
 mod placement;
 #[path = "cluster/reconnect.rs"]
@@ -36,6 +38,7 @@ async fn main() {
     events::run().await;
     submissions::run().await;
     placement::run();
+    peers::run();
     heartbeats::run().await;
     reconnect::run().await;
 }

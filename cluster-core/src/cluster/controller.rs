@@ -28,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use self::owner::{Decide, Decision, Owner, Stored, set_standing};
 use super::{
     events::{NodeEventKind, NodeEvents},
-    membership::{Change, Command, Given, Membership, Registration, Report, RevokedKeys, Staleness},
+    membership::{
+        Change, Command, Given, Membership, PeerFilter, PeerPage, Registration, Report, RevokedKeys,
+        Staleness,
+    },
     peer::{DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
     sessions::Sessions,
 };
@@ -457,6 +460,16 @@ impl Controller {
     pub async fn views(&self) -> Result<Vec<PeerView>> {
         let views = self.decide(|membership, now_ms| Ok((Vec::new(), membership.views(now_ms)))).await?;
         Ok(views.into_iter().map(|view| self.with_contention(view)).collect())
+    }
+
+    /// Returns at most `limit` nodes that match, after a node that may have gone.
+    pub async fn page(&self, filter: PeerFilter, after: Option<NodeId>, limit: usize) -> Result<PeerPage> {
+        let page = self.decide(move |membership, now_ms| {
+            Ok((Vec::new(), membership.page(&filter, after.as_ref(), limit, now_ms)))
+        });
+        let page = page.await?;
+        let peers = page.peers.into_iter().map(|view| self.with_contention(view)).collect();
+        Ok(PeerPage { peers, ..page })
     }
 
     pub async fn view(&self, node_id: NodeId) -> Result<PeerView> {

@@ -10,6 +10,7 @@ mod drain;
 mod faults;
 mod health;
 mod joining;
+mod listing;
 mod placing;
 mod refusals;
 mod revoked;
@@ -28,6 +29,7 @@ use crate::{
 };
 pub use health::Staleness;
 pub use joining::Given;
+pub use listing::{PeerFilter, PeerPage};
 pub use placing::Excluded;
 pub use revoked::RevokedKeys;
 
@@ -198,6 +200,8 @@ struct Node {
     config: Option<ConfigReport>,
     /// Where it stands in the order; None where it takes no work.
     position: Option<Position>,
+    /// What it is counted as.
+    counted: Option<listing::Kind>,
     refusal: Option<refusals::Refusal>,
     faults: Option<faults::Faults>,
     contradiction: Contradiction,
@@ -223,6 +227,7 @@ pub struct Membership {
     last_placed: Option<NodeId>,
     strategy: PlacementStrategy,
     order: Order,
+    counts: listing::Counts,
     /// Where each execution has its reservation.
     placed: BTreeMap<ExecutionId, NodeId>,
     /// Node that is kept free for the oldest waiting execution.
@@ -283,6 +288,7 @@ impl Membership {
                     commands: Vec::new(),
                     config: None,
                     position: None,
+                    counted: None,
                     record,
                     refusal: None,
                     faults: None,

@@ -12,19 +12,13 @@ use crate::{
     cluster::{
         controller::TokenView,
         events::{Batch, EventId},
-        peer::{DrainState, DrainView, OnDeadline, PeerStatus, PeerView, Role},
+        membership::PeerPage,
+        peer::{DrainState, DrainView, OnDeadline, PeerView, Role},
         worker::Member,
     },
     error::{Error, ErrorCode, Result},
-    ids::{EnrolmentTokenId, NodeId, Tag},
+    ids::{EnrolmentTokenId, NodeId},
 };
-
-#[derive(Debug, Clone, Default)]
-pub struct PeerFilter {
-    pub status: Option<PeerStatus>,
-    pub role: Option<Role>,
-    pub tags: Vec<Tag>,
-}
 
 #[derive(Debug, Clone, Copy)]
 pub struct DrainOrder {
@@ -39,6 +33,9 @@ pub struct RemovalOrder {
     /// At once: what runs there is told as lost.
     pub force: bool,
 }
+
+/// Nodes that are asked for.
+pub use crate::cluster::membership::PeerFilter;
 
 /// What a token is to admit.
 pub use crate::cluster::controller::TokenOrder as EnrolmentOrder;
@@ -61,17 +58,17 @@ pub struct EnrolmentGrant {
 impl Core {
     /// All matching peers, in the order of their ids; removed ones only when asked for.
     pub async fn peers(&self, filter: PeerFilter) -> Result<Vec<PeerView>> {
-        let mut peers = self.controller()?.controller.views().await?;
-        peers.retain(|peer| {
-            let status = match filter.status {
-                Some(status) => peer.status == status,
-                None => peer.status != PeerStatus::Removed,
-            };
-            status
-                && filter.role.is_none_or(|role| peer.role == role)
-                && filter.tags.iter().all(|tag| peer.tags.contains(tag))
-        });
-        Ok(peers)
+        Ok(self.peers_page(filter, None, usize::MAX).await?.peers)
+    }
+
+    /// At most `limit` matching peers, after one that may have gone.
+    pub async fn peers_page(
+        &self,
+        filter: PeerFilter,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<PeerPage> {
+        self.controller()?.controller.page(filter, after, limit).await
     }
 
     /// Changes whenever a node, its state or its link did, or what was reserved became free.

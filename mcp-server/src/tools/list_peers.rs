@@ -2,6 +2,7 @@
 
 use cluster_core::{
     Failure, Result,
+    cluster::membership::PeerPage,
     cluster::peer::{Amounts, Desired, LinkKind, PeerStatus, PeerView, Role},
     core::{Core, PeerFilter},
     ids::{ClusterId, NodeId, Tag},
@@ -127,36 +128,23 @@ fn peer(view: PeerView, format: ResponseFormat) -> Peer {
     }
 }
 
-/// Peers come ordered by id, so a page begins after the last id even when that node has gone.
-fn page(mut peers: Vec<PeerView>, after: Option<&str>, limit: usize) -> (Vec<PeerView>, Option<String>) {
-    if let Some(after) = after {
-        peers.retain(|view| view.node_id.as_str() > after);
-    }
-    let more = peers.len() > limit;
-    peers.truncate(limit);
-    let next = peers.last().filter(|_| more).map(|last| cursor_of(last.node_id.as_str()));
-    (peers, next)
-}
-
 /// The nodes that match, after this one, as many as fit.
 pub async fn page_of(
     core: &Core,
     filter: PeerFilter,
-    after: Option<String>,
+    after: Option<NodeId>,
     limit: usize,
     format: ResponseFormat,
 ) -> Result<Outcome> {
     let cluster_id = core.cluster_id()?;
-    let peers = core.peers(filter).await?;
-    let total = peers.len();
-    let active = peers.iter().any(|view| view.status == PeerStatus::Active);
-    let (page, next_cursor) = page(peers, after.as_deref(), limit);
+    let PeerPage { peers: page, total, active, has_more } = core.peers_page(filter, after, limit).await?;
+    let next_cursor = page.last().filter(|_| has_more).map(|last| cursor_of(last.node_id.as_str()));
     let (peers, cut) =
         fit(page.into_iter().map(|view| peer(view, format)).collect(), |peer| peer.node_id.as_str());
     let next_cursor = cut.or(next_cursor);
     let next_step = if next_cursor.is_some() {
         "Pass next_cursor as cursor for the next page."
-    } else if active {
+    } else if active > 0 {
         "Run work with submit_execution; target_tags or node_id choose where."
     } else {
         "No active node matches. Deploy one with deploy_edge_node, or resume a drained one."
@@ -179,6 +167,7 @@ choosing target_tags or a node_id.";
     async fn call(arguments: Arguments, call: &mut Call) -> Result<Outcome> {
         let limit = page_limit(arguments.limit)?;
         let after = arguments.cursor.as_deref().map(cursor).transpose()?;
+        let after = after.map(NodeId::parse).transpose()?;
         let filter = PeerFilter { status: arguments.status, role: arguments.role, tags: arguments.tags };
         page_of(&call.core, filter, after, limit, arguments.response_format).await
     }

@@ -185,10 +185,12 @@ impl Membership {
         }
     }
 
-    /// To be called after whatever changes what a node is chosen by. Only those that take work stand in
+    /// To be called after whatever changes what a node is chosen or counted by. Only those that take work stand in
     /// the order.
     pub(super) fn reorder(&mut self, node_id: &NodeId) {
         let Some(node) = self.nodes.get_mut(node_id) else { return };
+        let kind = node.kind();
+        self.counts.change(node.counted.replace(kind), kind);
         let position = node.candidate().filter(|candidate| candidate.blocked.is_none()).map(|candidate| {
             Position { tags: candidate.tags.to_vec(), rank: self.strategy.rank(&candidate) }
         });
