@@ -46,18 +46,28 @@ async fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
+    println!("{} build", if cfg!(debug_assertions) { "debug" } else { "optimised" });
+    line("row", "figure", "ours", "floor", "ratio", "goal");
+    if !is_wanted("slow-disk") {
+        beside_the_engine().await;
+    }
+    slow_disk::run().await;
+}
+
+/// `cargo bench … -- slow-disk` measures that alone.
+fn is_wanted(name: &str) -> bool {
+    std::env::args().any(|argument| argument == name)
+}
+
+async fn beside_the_engine() {
     let setup = Setup { id: "bench", runtime: "{policy: {max_output_mb: 256}}", ..Setup::default() };
     let controller = Controller::start(&setup).await;
     let docker = Docker::new().await;
     let bench = Bench { controller, docker };
-    println!("{} build", if cfg!(debug_assertions) { "debug" } else { "optimised" });
-    line("row", "figure", "ours", "floor", "ratio", "goal");
     let body = bench.body_of_ours().await;
     bench.start_of_one(&body).await;
     bench.starts_at_once(&body).await;
     output::run(&bench, &body).await;
-    drop(bench);
-    slow_disk::run().await;
 }
 
 pub fn line(row: &str, what: &str, ours: &str, floor: &str, ratio: &str, goal: &str) {
