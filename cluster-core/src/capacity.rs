@@ -1,6 +1,14 @@
 //! What this machine has for executions: detected, unless the configuration states it.
 
-use std::{path::PathBuf, sync::Arc};
+mod gpus;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 
@@ -10,9 +18,13 @@ use tokio::sync::watch;
 use crate::{
     cluster::peer::{Amounts, Capabilities},
     config::{schema::Resources, settings::Settings},
+    engine::EngineInfo,
     engine_facts::EngineFacts,
     ids::Tag,
+    nvidia_smi::FoundGpus,
 };
+
+pub use gpus::NodeGpus;
 
 /// Left to the machine itself.
 const MEMORY_RESERVED_MB: u32 = 256;
@@ -35,14 +47,19 @@ impl Stated {
 pub struct Capacity {
     stated: Arc<ArcSwap<Stated>>,
     engine: Option<EngineFacts>,
+    found: FoundGpus,
+    /// Whether the log says that found GPUs stay unused.
+    is_warned: Arc<AtomicBool>,
     disk_path: PathBuf,
 }
 
 impl Capacity {
-    pub fn new(settings: &Settings, engine: Option<EngineFacts>) -> Self {
+    pub fn new(settings: &Settings, engine: Option<EngineFacts>, found: FoundGpus) -> Self {
         Self {
             stated: Arc::new(ArcSwap::from_pointee(Stated::of(settings))),
             engine,
+            found,
+            is_warned: Arc::default(),
             disk_path: settings.data_dir.clone(),
         }
     }
@@ -61,14 +78,8 @@ impl Capacity {
     pub async fn measure(&self) -> Capabilities {
         let (detected_mb, memory_mb_free) = memory_mb();
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let info = match &self.engine {
-            Some(engine) => engine
-                .get()
-                .await
-                .inspect_err(|error| tracing::debug!(error = %error.chain(), "the engine does not answer"))
-                .ok(),
-            None => None,
-        };
+        let info = self.engine_info().await;
+        let gpus = self.usable_gpus(info.as_ref()).await;
         let configured = self.stated.load_full();
         let stated = &configured.resources;
         Capabilities {
@@ -78,9 +89,10 @@ impl Capacity {
                     .unwrap_or(u32::try_from(cores).unwrap_or(1))
                     .saturating_mul(1000),
                 memory_mb: stated.memory_gb.map_or(detected_mb, |gb| gb.saturating_mul(1024)),
-                gpus: stated.gpus(),
-                vram_gb: stated.vram_gb.unwrap_or(0),
+                gpus: gpus.count(),
+                vram_gb: gpus.vram_gb(),
             },
+            gpus: gpus.devices(),
             disk_gb: stated.disk_gb.unwrap_or_else(|| self.disk_gb()),
             memory_mb_free,
             runtimes: vec!["docker".to_owned()],
@@ -90,6 +102,36 @@ impl Capacity {
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
         }
+    }
+
+    /// Returns the GPUs that executions may have.
+    pub async fn gpus(&self) -> NodeGpus {
+        let info = self.engine_info().await;
+        self.usable_gpus(info.as_ref()).await
+    }
+
+    async fn usable_gpus(&self, info: Option<&EngineInfo>) -> NodeGpus {
+        let found = self.found.get().await;
+        // An engine that does not answer says nothing of its runtimes, and gets no work.
+        let has_runtime = info.is_none_or(EngineInfo::has_nvidia_runtime);
+        let count = found.len();
+        let usable = gpus::usable(&self.stated.load().resources, found, has_runtime);
+        if count > 0
+            && !has_runtime
+            && usable == NodeGpus::NONE
+            && !self.is_warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                count,
+                "Docker has no nvidia runtime: GPUs stay unused; run nvidia-ctk runtime configure --runtime=docker"
+            );
+        }
+        usable
+    }
+
+    async fn engine_info(&self) -> Option<EngineInfo> {
+        let answer = self.engine.as_ref()?.get().await;
+        answer.inspect_err(|error| tracing::debug!(error = %error.chain(), "the engine does not answer")).ok()
     }
 
     /// Size of the file system that holds the data directory.

@@ -41,6 +41,15 @@ fn is_user(text: &str) -> bool {
     !bytes.is_empty() && bytes.len() <= USER_LENGTH_MAX && first(bytes[0]) && bytes.iter().copied().all(inner)
 }
 
+/// `GPU-<uuid>`, `MIG-<uuid>`, and the form of drivers before 470: `MIG-GPU-<uuid>/<gpu>/<compute>`.
+fn is_gpu_uuid(text: &str) -> bool {
+    const BYTES_MAX: usize = 80;
+    let rest = text.strip_prefix("GPU-").or_else(|| text.strip_prefix("MIG-"));
+    let rest = rest.map_or("", |rest| rest.strip_prefix("GPU-").unwrap_or(rest));
+    let inner = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-' || byte == b'/';
+    text.len() <= BYTES_MAX && !rest.is_empty() && rest.bytes().all(inner)
+}
+
 /// A rejected value is shown in the error, but bounded and without control characters.
 pub fn shown(text: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 80;
@@ -196,6 +205,11 @@ name!(
     "use 1 to 63 of a-z, 0-9, '-', '.', '_', '=' and '/', beginning and ending with a letter or digit"
 );
 name!(
+    /// A GPU or a MIG device, as its driver names it: the same after a restart.
+    GpuUuid, "GPU", is_gpu_uuid,
+    "name it as `nvidia-smi -L` does, like GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"
+);
+name!(
     /// A login name on an edge host.
     UserName, "ssh user", is_user,
     "use a POSIX user name: 1 to 32 of a-z, 0-9, '_', '-' and '.', beginning with a letter or '_'"
@@ -314,5 +328,16 @@ mod tests {
         assert!(UserName::parse("ubuntu").is_ok());
         assert!(Tag::parse("zone=eu/1").is_ok());
         assert!(Tag::parse("GPU").is_err());
+        for good in [
+            "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77",
+            "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f",
+            "MIG-GPU-e91edf3b-b297-37c1-a2a7-7601c3238fa2/1/0",
+        ] {
+            assert_eq!(GpuUuid::parse(good).unwrap().as_str(), good);
+        }
+        let long = format!("GPU-{}", "0".repeat(80));
+        for bad in ["", "0", "all", "GPU-", "MIG-GPU-", "GPU-1,2", "GPU-????????-????", "gpu-12", &long] {
+            assert!(GpuUuid::parse(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -164,7 +164,6 @@ impl AppliedConfig {
         }
         if let Some(supervisor) = self.0.supervisor.get() {
             supervisor.set_policy(settings.policy.clone());
-            supervisor.set_gpu_count(settings.resources.gpus());
         }
         self.0.settings.send_replace(Arc::new(settings));
         Ok(merged)
@@ -252,7 +251,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::{Overrides, parse};
+    use crate::{
+        config::{Overrides, parse},
+        nvidia_smi::FoundGpus,
+    };
 
     fn settings(file: &str, data: &Path) -> Settings {
         let overrides = Overrides { data_dir: Some(data.to_owned()), ..Default::default() };
@@ -269,7 +271,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let file = "spec: {node: {region: own}}";
         let (start, applied) = AppliedConfig::restore(settings(file, data.path()), data.path());
-        let capacity = Capacity::new(&start, None);
+        let capacity = Capacity::new(&start, None, FoundGpus::none());
         applied.govern(&capacity, None);
         let layer = json!({"spec": {
             "node": {"tags": ["gpu"], "region": "pushed", "resources": {"cpu_cores": 3}},

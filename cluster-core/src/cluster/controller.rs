@@ -41,7 +41,7 @@ use crate::{
     identity::{
         Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
     },
-    ids::{ClusterId, CommandId, ExecutionId, NodeId},
+    ids::{ClusterId, CommandId, ExecutionId, GpuUuid, NodeId},
     rpc::SOFTWARE_VERSION,
     store::{NodeRecord, Store, Write},
 };
@@ -593,6 +593,23 @@ impl Controller {
             Ok((Vec::new(), ()))
         };
         self.send(true, excess).await
+    }
+
+    /// Notes which devices running executions of a node have, as the node tells.
+    pub(crate) async fn note_gpus(
+        &self,
+        node_id: NodeId,
+        held: Vec<(ExecutionId, Vec<GpuUuid>)>,
+    ) -> Result<()> {
+        let note = move |membership: &mut Membership| {
+            let note = |(id, gpus): &(ExecutionId, Vec<GpuUuid>)| membership.note_gpus(&node_id, id, gpus);
+            held.iter().map(note).fold(false, |any, is_new| any | is_new)
+        };
+        if self.with_placement(note).await? {
+            // What waits for a larger device may fit now.
+            self.send(true, |_, _| Ok((Vec::new(), ()))).await?;
+        }
+        Ok(())
     }
 
     /// Runs a placement decision; what it reserves holds until it is released.

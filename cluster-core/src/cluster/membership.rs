@@ -6,6 +6,7 @@
 //!
 //! Here is the state and how a stored change becomes true in it; the decisions are in the files below.
 
+mod devices;
 mod drain;
 mod faults;
 mod health;
@@ -27,6 +28,7 @@ use crate::{
     ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId, Tag},
     store::{NodeRecord, Write},
 };
+use devices::Reservation;
 pub use health::Staleness;
 pub use joining::Given;
 pub use listing::{PeerFilter, PeerPage};
@@ -192,9 +194,10 @@ struct Node {
     link_up: bool,
     /// Cause of a link that is down, as far as the controller knows it.
     link_failure: Option<Failure>,
-    reserved: BTreeMap<ExecutionId, Amounts>,
+    reserved: BTreeMap<ExecutionId, Reservation>,
     /// The sum of what is reserved.
     used: Amounts,
+    gpus: devices::Devices,
     commands: Vec<(CommandId, Command)>,
     /// As it last said, in this life of the controller.
     config: Option<ConfigReport>,
@@ -274,9 +277,12 @@ impl Membership {
 
     fn insert(&mut self, record: NodeRecord, now_ms: i64) {
         match self.nodes.get_mut(&record.node_id) {
-            Some(node) => node.record = record,
+            Some(node) => {
+                node.record = record;
+                node.settle_gpus();
+            }
             None => {
-                let node = Node {
+                let mut node = Node {
                     heard_ms: now_ms,
                     spoke: false,
                     interval: None,
@@ -285,6 +291,7 @@ impl Membership {
                     link_failure: None,
                     reserved: BTreeMap::new(),
                     used: Amounts::default(),
+                    gpus: devices::Devices::default(),
                     commands: Vec::new(),
                     config: None,
                     position: None,
@@ -297,6 +304,7 @@ impl Membership {
                     oversized: None,
                     excess: None,
                 };
+                node.settle_gpus();
                 self.nodes.insert(node.record.node_id.clone(), node);
             }
         }
@@ -351,6 +359,7 @@ impl Membership {
                         self.placed.remove(&execution_id);
                     }
                     node.used = Amounts::default();
+                    node.settle_gpus();
                 }
             }
             Change::Queue { node_id, command_id, command } => {
@@ -468,6 +477,7 @@ impl Node {
             tags: record.capabilities.tags.clone(),
             capacity: record.capabilities.total,
             free: self.free(),
+            gpu_devices: self.gpu_views(),
             running: u32::try_from(self.reserved.len()).unwrap_or(u32::MAX),
             last_heartbeat_age_ms: match record.link {
                 LinkKind::Local => Some(0),

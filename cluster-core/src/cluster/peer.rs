@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::gpu::GpuDevice;
 use crate::{
     deploy::NodeLink,
     error::{ErrorCode, Failure},
-    ids::{ExecutionId, NodeId, Tag, UserName},
+    ids::{ExecutionId, GpuUuid, NodeId, Tag, UserName},
 };
 
 /// How a node coordinates with the others (`spec.cluster.role`).
@@ -162,6 +163,9 @@ impl Capabilities {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     pub total: Amounts,
+    /// GPUs one by one. Empty where the node knows their number alone: they count as alike then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuDevice>,
     pub disk_gb: u32,
     pub memory_mb_free: u32,
     pub runtimes: Vec<String>,
@@ -245,7 +249,19 @@ pub enum DrainState {
 impl PeerView {
     /// The fields whose text is the node's own word. Their length and grammar are bounded, and nothing else
     /// is known of them: they are material for a reader, and never instructions.
-    pub const NODE_SUPPLIED: [&str; 5] = ["tags", "version", "engine", "models", "config_error"];
+    pub const NODE_SUPPLIED: [&str; 6] =
+        ["tags", "gpu_devices", "version", "engine", "models", "config_error"];
+}
+
+/// A GPU or a MIG device of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GpuView {
+    pub uuid: GpuUuid,
+    pub name: String,
+    /// 0 where its driver does not tell.
+    pub memory_mb: u32,
+    /// An execution has it.
+    pub in_use: bool,
 }
 
 /// A node as `list_peers` shows it.
@@ -259,6 +275,9 @@ pub struct PeerView {
     /// What executions may use in all, and what is left after reservations.
     pub capacity: Amounts,
     pub free: Amounts,
+    /// GPUs one by one, where the node knows them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_devices: Vec<GpuView>,
     /// Executions that run there now.
     pub running: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]

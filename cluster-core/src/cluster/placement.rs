@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use order::{Order, Position};
 
-use super::peer::Amounts;
+use super::{gpu::share_mb, peer::Amounts};
 use crate::{
     error::{Error, ErrorCode},
     execution::manifest::Demand,
@@ -73,6 +73,9 @@ pub struct Candidate<'a> {
     pub blocked: Option<&'a str>,
     pub total: Amounts,
     pub free: Amounts,
+    /// Memory of its GPUs, and of those that are free, in MiB, largest first. Empty for a node that states the sum.
+    pub gpus_mb: &'a [u32],
+    pub free_gpus_mb: &'a [u32],
     /// How many run there or are to.
     pub executions: usize,
 }
@@ -143,7 +146,8 @@ pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
     demand.node_id.as_ref().is_none_or(|pin| pin == node.node_id)
         && node.blocked.is_none()
         && short(demand.amounts, node.free).is_none()
-        && short_on_each_gpu(demand.amounts, node.total).is_none()
+        && short_on_each_gpu(demand.amounts, node).is_none()
+        && short_of_devices(demand.amounts, node.free_gpus_mb, node).is_none()
         && demand.tags.iter().all(|tag| node.tags.contains(tag))
 }
 
@@ -162,19 +166,39 @@ pub fn why_not(demand: &Demand, node: &Candidate<'_>) -> Option<(String, Until)>
         let until = if node.total == Amounts::default() { Until::Unblocked } else { Until::Never };
         return Some((format!("needs {need} {what}, has {has} in all"), until));
     }
-    if let Some((need, has)) = short_on_each_gpu(demand.amounts, node.total) {
+    if let Some((need, has)) = short_on_each_gpu(demand.amounts, node) {
         return Some((format!("needs {need} GiB vram on each GPU, has {has}"), Until::Never));
+    }
+    if let Some((need, has)) = short_of_devices(demand.amounts, node.gpus_mb, node) {
+        return Some((format!("{need}, has {has} in all"), Until::Never));
     }
     if let Some(why) = node.blocked {
         return Some((why.into(), Until::Unblocked));
     }
-    short(demand.amounts, node.free)
-        .map(|(what, need, has)| (format!("needs {need} {what}, {has} free"), Until::Free))
+    if let Some((what, need, has)) = short(demand.amounts, node.free) {
+        return Some((format!("needs {need} {what}, {has} free"), Until::Free));
+    }
+    short_of_devices(demand.amounts, node.free_gpus_mb, node)
+        .map(|(need, has)| (format!("{need}, {has} free"), Until::Free))
 }
 
-/// An execution has whole GPUs, and its memory is that of these devices. A node states the sum: its GPUs count as alike.
-fn short_on_each_gpu(need: Amounts, total: Amounts) -> Option<(u32, u32)> {
-    if need.gpus == 0 || total.gpus == 0 {
+/// Compares the memory of each device that a demand needs with that of these devices of a node.
+fn short_of_devices(need: Amounts, devices_mb: &[u32], node: &Candidate<'_>) -> Option<(String, usize)> {
+    if need.gpus == 0 || node.gpus_mb.is_empty() {
+        return None;
+    }
+    let share_mb = share_mb(need);
+    let large_enough = devices_mb.partition_point(|memory_mb| *memory_mb >= share_mb);
+    let wanted = usize::try_from(need.gpus).unwrap_or(usize::MAX);
+    let words = || format!("needs {wanted} GPUs with {share_mb} MiB vram each");
+    (large_enough < wanted).then(|| (words(), large_enough))
+}
+
+/// An execution has whole GPUs, and its memory is that of these devices. The GPUs of a node that states the sum count
+/// as alike.
+fn short_on_each_gpu(need: Amounts, node: &Candidate<'_>) -> Option<(u32, u32)> {
+    let total = node.total;
+    if need.gpus == 0 || total.gpus == 0 || !node.gpus_mb.is_empty() {
         return None;
     }
     let (need, has) = (need.vram_gb.div_ceil(need.gpus), total.vram_gb / total.gpus);
@@ -202,6 +226,8 @@ mod tests {
         blocked: Option<&'static str>,
         total: Amounts,
         free: Amounts,
+        gpus_mb: Vec<u32>,
+        free_gpus_mb: Vec<u32>,
         executions: usize,
     }
 
@@ -213,6 +239,8 @@ mod tests {
                 blocked: self.blocked,
                 total: self.total,
                 free: self.free,
+                gpus_mb: &self.gpus_mb,
+                free_gpus_mb: &self.free_gpus_mb,
                 executions: self.executions,
             }
         }
@@ -226,6 +254,8 @@ mod tests {
             blocked: None,
             total: amounts,
             free: amounts,
+            gpus_mb: Vec::new(),
+            free_gpus_mb: Vec::new(),
             executions: 0,
         }
     }
@@ -284,6 +314,29 @@ mod tests {
         assert_eq!(no_fit.to_string(), "a: needs 24 GiB vram on each GPU, has 20");
         fit(gpus(2, 40), none, gpus(2, 40)).unwrap();
         fit(gpus(2, 40), gpus(1, 20), gpus(1, 20)).unwrap();
+    }
+
+    #[test]
+    fn devices_are_compared_one_by_one() {
+        let mut node = node("a", &[]);
+        node.total = Amounts { cpu_millicores: 1, gpus: 2, vram_gb: 56, ..Default::default() };
+        node.gpus_mb = vec![40_960, 16_384];
+        let mut fit = |gpus, vram_gb, free: &[u32]| {
+            node.free_gpus_mb = free.to_vec();
+            node.free =
+                Amounts { gpus: free.len() as u32, vram_gb: free.iter().sum::<u32>() / 1024, ..node.total };
+            let amounts = Amounts { gpus, vram_gb, ..Default::default() };
+            let outcome = run(&Demand { amounts, ..demand(&[], 0) }, std::slice::from_ref(&node), None);
+            outcome.map(drop).map_err(|no_fit| (no_fit.may_change(), no_fit.to_string()))
+        };
+        fit(1, 40, &[40_960, 16_384]).unwrap();
+        fit(2, 32, &[40_960, 16_384]).unwrap();
+        fit(1, 0, &[16_384]).unwrap();
+        let never = (false, "a: needs 2 GPUs with 24576 MiB vram each, has 1 in all".to_owned());
+        assert_eq!(fit(2, 48, &[40_960, 16_384]), Err(never));
+        // The large one is taken.
+        let later = (true, "a: needs 24 GiB vram, 16 free".to_owned());
+        assert_eq!(fit(1, 24, &[16_384]), Err(later));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    cluster::{peer::Role, placement::PlacementStrategy},
+    cluster::{gpu::GpuDevice, peer::Role, placement::PlacementStrategy},
     execution::lifecycle::State,
     ids::{NodeId, Tag},
 };
@@ -130,14 +130,18 @@ pub struct Resources {
     pub gpu: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_count: Option<u32>,
+    /// Sum of the GPUs' memory, in GiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vram_gb: Option<u32>,
+    /// GPUs and MIG devices one by one, for a node that cannot run `nvidia-smi` itself. Written by deployments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu_devices: Vec<GpuDevice>,
 }
 
 impl Resources {
-    /// One where only `gpu` is stated.
-    pub fn gpus(&self) -> u32 {
-        self.gpu_count.unwrap_or(u32::from(self.gpu.unwrap_or(false)))
+    /// Returns how many GPUs are stated: one where only `gpu` is. `None` where nothing is stated.
+    pub fn gpus(&self) -> Option<u32> {
+        self.gpu_count.or(self.gpu.map(u32::from))
     }
 }
 

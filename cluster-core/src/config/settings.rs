@@ -17,6 +17,7 @@ use crate::{
     agents::runtimes,
     audit::AuditSettings,
     cluster::{
+        gpu,
         peer::{Amounts, Capabilities, Role},
         placement::PlacementStrategy,
     },
@@ -338,6 +339,8 @@ fn check_stated(node: &super::schema::Node) -> Result<()> {
             return Err(invalid(format!("spec.node.resources.{key}: {stated} is above {max}")));
         }
     }
+    gpu::check_devices(&resources.gpu_devices)
+        .map_err(|error| invalid(format!("spec.node.resources.gpu_devices: {}", error.message())))?;
     if node.tags.len() > Capabilities::TAGS_MAX {
         let (count, max) = (node.tags.len(), Capabilities::TAGS_MAX);
         return Err(invalid(format!("spec.node.tags: {count} tags are given, and at most {max} are kept")));

@@ -37,6 +37,7 @@ use crate::{
     identity::{KeyFile, NodeKey},
     ids::NodeId,
     metrics::Metrics,
+    nvidia_smi::FoundGpus,
     ops::{
         departures, deploy_settings, journal::StoreJournal, local_node::LocalNode,
         membership::ClusterMembership,
@@ -156,7 +157,8 @@ pub(super) async fn start_controller(
     );
 
     if let Some(supervisor) = local {
-        let capacity = Capacity::new(settings, facts);
+        let capacity = Capacity::new(settings, facts, FoundGpus::spawn(stop.clone()));
+        supervisor.set_capacity(capacity.clone());
         applied.govern(&capacity, Some(&supervisor));
         let applied = applied.clone();
         let local =
@@ -300,7 +302,8 @@ pub(super) async fn start_worker(
         metrics,
         intake,
     );
-    let capacity = Capacity::new(settings, facts);
+    let capacity = Capacity::new(settings, facts, FoundGpus::spawn(stop.clone()));
+    supervisor.set_capacity(capacity.clone());
     applied.govern(&capacity, Some(&supervisor));
     let task = WorkerTask {
         applicant: Applicant {
@@ -372,10 +375,7 @@ fn supervisor(
         std::env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (name.to_owned(), value))
     });
     let network = settings.container_network.clone();
-    let supervisor =
-        Supervisor::recover(data, node_id.clone(), engine, settings.policy.clone(), network, env.collect())?;
-    supervisor.set_gpu_count(settings.resources.gpus());
-    Ok(supervisor)
+    Supervisor::recover(data, node_id.clone(), engine, settings.policy.clone(), network, env.collect())
 }
 
 /// As configured, else the one that was generated once.

@@ -17,8 +17,12 @@ use super::{
     stack::PROJECT,
 };
 use crate::{
-    cluster::peer::Amounts,
+    cluster::{
+        gpu::{self, GpuDevice},
+        peer::Amounts,
+    },
     error::{Error, ErrorCode, Result},
+    nvidia_smi,
     ssh::{Connection, HostEnd, SshStream},
 };
 
@@ -28,17 +32,9 @@ const HASHED_BYTES_MAX: &str = "67108864";
 const DIGESTS_LIMIT: Duration = Duration::from_secs(60);
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 
-#[derive(
-    Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
-pub struct Gpu {
-    pub name: String,
-    pub memory_mb: u64,
-}
-
 impl HostFacts {
     /// Those that containers can have: without Docker's nvidia runtime there are none.
-    pub fn usable_gpus(&self) -> &[Gpu] {
+    pub fn usable_gpus(&self) -> &[GpuDevice] {
         if self.nvidia_runtime { &self.gpus } else { &[] }
     }
 
@@ -51,7 +47,7 @@ impl HostFacts {
             // A node's configuration states at least 1 GB.
             memory_mb: whole(self.memory_total_mb.max(1024)),
             gpus: whole(gpus.len() as u64),
-            vram_gb: whole(gpus.iter().map(|gpu| gpu.memory_mb).sum::<u64>() / 1024),
+            vram_gb: gpu::memory_gb(gpus.iter()),
         }
     }
 }
@@ -87,7 +83,7 @@ pub struct HostFacts {
     pub docker_gid: u32,
     pub compose_version: Option<String>,
     pub nvidia_runtime: bool,
-    pub gpus: Vec<Gpu>,
+    pub gpus: Vec<GpuDevice>,
     pub base_exists: bool,
     pub base_writable: bool,
     /// The file system it is on, or would be.
@@ -220,6 +216,7 @@ async fn there_and_back(
 pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
     let mut facts = HostFacts { clock_skew_seconds: 0, ..HostFacts::default() };
     let (mut containers, mut now) = (String::new(), String::new());
+    let (mut gpu_rows, mut gpu_list) = (String::new(), String::new());
     for line in text.lines() {
         let Some((name, value)) = line.split_once('=') else { continue };
         let value = value.trim();
@@ -253,7 +250,8 @@ pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
             "docker_gid" => facts.docker_gid = value.parse().unwrap_or(0),
             "compose_version" => facts.compose_version = some(),
             "nvidia_runtime" => facts.nvidia_runtime = true,
-            "gpu" => facts.gpus.extend(gpu(value)),
+            "gpu" => gpu_rows.push_str(&format!("{value}\n")),
+            "gpu_list" => gpu_list.push_str(&format!("{value}\n")),
             "base_exists" => facts.base_exists = true,
             "base_writable" => facts.base_writable = true,
             "bound" => {
@@ -281,6 +279,7 @@ pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
             _ => {}
         }
     }
+    facts.gpus = nvidia_smi::parse(&gpu_rows, &gpu_list).into_iter().map(|found| found.device).collect();
     facts.look = Look::parse(&(now + &containers));
     Ok(facts)
 }
@@ -299,11 +298,6 @@ fn file(line: &str) -> Option<(String, String)> {
     Some((path.trim_start_matches("./").to_owned(), digest.to_owned()))
 }
 
-fn gpu(line: &str) -> Option<Gpu> {
-    let (name, memory) = line.rsplit_once(',')?;
-    Some(Gpu { name: name.trim().to_owned(), memory_mb: memory.trim().parse().ok()? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,14 +309,16 @@ mod tests {
                     replaced=docker-compose.yml\nbase_free_kb=2048\n\
                     container={\"id\":\"a\",\"service\":\"node\",\"status\":\"running\",\"health\":\"\",\"exit_code\":0,\
                     \"oom_killed\":false,\"restarts\":0,\"started_at\":\"x\",\"policy\":\"no\",\"image\":\"x\"}\n\
-                    gpu=NVIDIA A10, 23028\nimage=a:b\nbase_writable=yes\nkept=x\nnoise\n";
+                    gpu=0, GPU-1, Enabled, 40960, NVIDIA A100\ngpu=1, GPU-2, [N/A], 15360, Tesla T4\n\
+                    gpu_list=GPU 0: NVIDIA A100 (UUID: GPU-1)\ngpu_list=  MIG 1g.5gb  Device  0: (UUID: MIG-1)\nimage=a:b\nbase_writable=yes\nkept=x\nnoise\n";
         let facts = parse(text, 1000).unwrap();
         assert_eq!((facts.os.as_str(), facts.cpus, facts.clock_skew_seconds), ("Linux", 2, 60));
         assert_eq!((facts.memory_total_mb, facts.disk_free_mb), (2048, 1024));
         assert_eq!(Vec::from_iter(&facts.listening), [&22, &8090]);
         let bound: Vec<String> = facts.bound.iter().map(ToString::to_string).collect();
         assert_eq!(bound, ["tcp 127.0.0.1:8090", "tcp [::]:22", "udp 127.0.0.53:53"]);
-        assert_eq!(facts.gpus, [Gpu { name: "NVIDIA A10".into(), memory_mb: 23028 }]);
+        let gpus = facts.gpus.iter().map(|gpu| format!("{} {} {}", gpu.uuid, gpu.name, gpu.memory_mb));
+        assert_eq!(Vec::from_iter(gpus), ["MIG-1 NVIDIA A100 MIG 1g.5gb 4291", "GPU-2 Tesla T4 15360"]);
         assert!(
             facts.look.runs("node")
                 && facts.base_free_mb == 2

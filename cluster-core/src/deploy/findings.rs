@@ -7,7 +7,10 @@ use super::{
     spec::DeploymentSpec,
     stack::{PROJECT, Published, Stack},
 };
-use crate::error::{Error, ErrorCode};
+use crate::{
+    cluster::gpu,
+    error::{Error, ErrorCode},
+};
 
 const DOCKER_MINIMUM: (u32, u32) = (20, 10);
 const COMPOSE_MINIMUM: u32 = 2;
@@ -204,8 +207,7 @@ fn foreign_stack(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>, f
 }
 
 fn gpus(facts: &HostFacts) -> String {
-    let memory: u64 = facts.gpus.iter().map(|gpu| gpu.memory_mb).sum();
-    format!("{} GPU(s) with {} GB", facts.gpus.len(), memory / 1024)
+    format!("{} GPU(s) with {} GB", facts.gpus.len(), gpu::memory_gb(facts.gpus.iter()))
 }
 
 fn base(facts: &HostFacts, spec: &DeploymentSpec, user: &str, found: &mut Findings) {
@@ -416,16 +418,20 @@ mod tests {
 
     use super::*;
     use crate::{
+        cluster::gpu::GpuDevice,
         deploy::{
             DeploySettings, DeploymentRequest, Origin,
-            checks::Gpu,
             health::Look,
             ports::{BoundSocket, Protocol},
             release::ReleaseNote,
             stack,
         },
-        ids::{DeploymentId, NodeId},
+        ids::{DeploymentId, GpuUuid, NodeId},
     };
+
+    fn gpu() -> GpuDevice {
+        GpuDevice { uuid: GpuUuid::parse("GPU-1").unwrap(), name: "A10".into(), memory_mb: 23_028 }
+    }
 
     fn spec() -> DeploymentSpec {
         let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
@@ -514,7 +520,7 @@ mod tests {
             ("docker_rootless", HostFacts { docker_rootless: true, ..good() }),
             ("docker_snap", HostFacts { docker_snap: true, ..good() }),
             ("selinux", HostFacts { docker_selinux: true, ..good() }),
-            ("gpu", HostFacts { gpus: vec![Gpu { name: "A10".into(), memory_mb: 23_028 }], ..good() }),
+            ("gpu", HostFacts { gpus: vec![gpu()], ..good() }),
             ("flock", HostFacts { has_flock: false, ..good() }),
             ("forwarding", HostFacts { forwarding_error: Some("refused".into()), ..good() }),
             ("clock", HostFacts { clock_skew_seconds: -600, ..good() }),

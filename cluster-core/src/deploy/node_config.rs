@@ -6,7 +6,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
 use super::{checks::HostFacts, link::NodeLink, settings::HEARTBEAT_INTERVAL_DEFAULT, spec::DeploymentSpec};
-use crate::error::{Error, Result};
+use crate::{
+    cluster::gpu::{self, GpuDevice},
+    error::{Error, Result},
+};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -35,11 +38,11 @@ struct Node<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     tags: Vec<&'a str>,
-    resources: Resources,
+    resources: Resources<'a>,
 }
 
 #[derive(Serialize)]
-struct Resources {
+struct Resources<'a> {
     cpu_cores: u32,
     memory_gb: u64,
     disk_gb: u64,
@@ -48,7 +51,10 @@ struct Resources {
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu_count: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    vram_gb: Option<u64>,
+    vram_gb: Option<u32>,
+    /// The node runs in a container, where it finds no GPU itself.
+    #[serde(skip_serializing_if = "<[GpuDevice]>::is_empty")]
+    gpu_devices: &'a [GpuDevice],
 }
 
 #[derive(Serialize)]
@@ -130,7 +136,9 @@ pub fn render(spec: &DeploymentSpec, facts: &HostFacts, port: u16, joining: &Joi
                     disk_gb: facts.disk_total_mb.div_ceil(1024).next_multiple_of(DISK_STEP_GB),
                     gpu: has_gpu.then_some(true),
                     gpu_count: has_gpu.then(|| u32::try_from(gpus.len()).unwrap_or(u32::MAX)),
-                    vram_gb: has_gpu.then(|| gpus.iter().map(|gpu| gpu.memory_mb).sum::<u64>() / 1024),
+                    vram_gb: has_gpu.then(|| gpu::memory_gb(gpus.iter())),
+                    // More than a node takes: their number and their memory together stand for them.
+                    gpu_devices: if gpus.len() > gpu::DEVICES_MAX { &[] } else { gpus },
                 },
             },
             network: Network { bind_address: "127.0.0.1", port },
@@ -165,8 +173,9 @@ mod tests {
     use super::*;
     use crate::{
         config::{self, Overrides, Settings, cluster_port::Listen, endpoint::Endpoint},
-        deploy::{DeploySettings, DeploymentRequest, LinkPorts, Origin, checks::Gpu},
+        deploy::{DeploySettings, DeploymentRequest, LinkPorts, Origin},
         identity::NodeKey,
+        ids::GpuUuid,
     };
 
     fn started_with(link: &NodeLink) -> (String, Settings) {
@@ -213,11 +222,16 @@ mod tests {
 
     #[test]
     fn gpus_count_where_docker_can_hand_them_out() {
-        let gpu = Gpu { name: "NVIDIA A10".into(), memory_mb: 23_028 };
-        let mut facts =
-            HostFacts { gpus: vec![gpu.clone(), gpu], nvidia_runtime: true, ..Default::default() };
+        let gpu = |uuid: &str| GpuDevice {
+            uuid: GpuUuid::parse(uuid).unwrap(),
+            name: "NVIDIA A10".into(),
+            memory_mb: 23_028,
+        };
+        let gpus = vec![gpu("GPU-1"), gpu("GPU-2")];
+        let mut facts = HostFacts { gpus: gpus.clone(), nvidia_runtime: true, ..Default::default() };
         let (_, settings) = started_on(&facts, &NodeLink::Sockets);
         assert_eq!((settings.resources.gpu_count, settings.resources.vram_gb), (Some(2), Some(44)));
+        assert_eq!(settings.resources.gpu_devices, gpus);
         facts.nvidia_runtime = false;
         let (text, settings) = started_on(&facts, &NodeLink::Sockets);
         assert!(settings.resources.gpu_count.is_none() && !text.contains("gpu"), "{text}");

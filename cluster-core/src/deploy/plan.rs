@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 
 use super::{
     Secret,
-    checks::{Gpu, HostFacts},
+    checks::HostFacts,
     drift::{Drift, DriftKind, drift},
     env_file::EnvFile,
     hex_digest,
@@ -19,7 +19,7 @@ use super::{
     tunnel::TunnelSource,
     view::StepName,
 };
-use crate::{error::Result, ids::NodeId};
+use crate::{cluster::gpu::GpuDevice, error::Result, ids::NodeId};
 
 const NAMES_SHOWN: usize = 12;
 
@@ -88,7 +88,7 @@ pub struct Plan {
     pub steps: Vec<PlannedStep>,
     /// What executions on the node may have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gpus: Vec<Gpu>,
+    pub gpus: Vec<GpuDevice>,
     /// What is not on the host as its release left it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drift: Vec<Drift>,

@@ -16,6 +16,7 @@ use super::{
     volume::{self, HOME, WORKSPACE},
 };
 use crate::{
+    cluster::gpu::GpuId,
     execution::{
         manifest::{Manifest, NetworkMode},
         order::Attempt,
@@ -72,8 +73,8 @@ pub struct ContainerSpec<'a> {
     pub env: Vec<String>,
     /// The network of executions that may use one.
     pub network: &'a str,
-    /// Indices of the node's GPUs that it gets; as many as its manifest asks for.
-    pub gpus: &'a [u32],
+    /// GPUs of the node that it gets; as many as its manifest asks for.
+    pub gpus: &'a [GpuId],
     /// Output kept of it, in MiB.
     pub output_mb: u32,
     pub image: ImageConfig,
@@ -116,14 +117,23 @@ impl ContainerSpec<'_> {
         }
     }
 
-    /// Returns the variables; without a granted GPU none is visible, whatever the image or the default runtime says.
+    /// Returns the variables. The granted GPUs are named, or that there is none: where the NVIDIA runtime is the
+    /// engine's default, it gives a container what this variable says, and most CUDA images say `all`.
     fn env(&self) -> Vec<String> {
-        let none = self.gpus.is_empty().then(|| format!("{NVIDIA_DEVICES}=void"));
+        let granted = match self.gpus.is_empty() {
+            true => "void".to_owned(),
+            false => self.gpu_names().join(","),
+        };
+        let gpus = format!("{NVIDIA_DEVICES}={granted}");
         let homes = match self.manifest.relaxed.writable_root {
             true => Vec::new(),
             false => home::variables(self.manifest.has_workspace(), &self.env, &self.image.env),
         };
-        self.env.iter().cloned().chain(homes).chain(none).collect()
+        self.env.iter().cloned().chain(homes).chain([gpus]).collect()
+    }
+
+    fn gpu_names(&self) -> Vec<String> {
+        self.gpus.iter().map(GpuId::to_string).collect()
     }
 
     /// Returns the volumes of the workspace, and memory of bounded size for each volume that the image declares: the engine would
@@ -189,7 +199,7 @@ impl ContainerSpec<'_> {
             device_requests: (!self.gpus.is_empty()).then(|| {
                 vec![DeviceRequest {
                     // A count alone would be the first devices, whoever has them.
-                    device_ids: Some(self.gpus.iter().map(u32::to_string).collect()),
+                    device_ids: Some(self.gpu_names()),
                     capabilities: Some(vec![vec!["gpu".into()]]),
                     ..Default::default()
                 }]
@@ -204,10 +214,10 @@ mod tests {
     use super::*;
     use crate::{
         execution::request::{ExecutionRequest, Submission},
-        ids::ExecutionId,
+        ids::{ExecutionId, GpuUuid},
     };
 
-    fn body(gpus: &[u32], volumes: &[&str], has_workspace: bool) -> ContainerCreateBody {
+    fn body(gpus: &[GpuId], volumes: &[&str], has_workspace: bool) -> ContainerCreateBody {
         let request = ExecutionRequest {
             image: Some("busybox".into()),
             empty_workspace: has_workspace,
@@ -236,7 +246,7 @@ mod tests {
         spec.to_body(true)
     }
 
-    fn host_config(gpus: &[u32]) -> HostConfig {
+    fn host_config(gpus: &[GpuId]) -> HostConfig {
         body(gpus, &[], false).host_config.unwrap()
     }
 
@@ -269,15 +279,19 @@ mod tests {
             (ulimits[0].name.as_deref(), ulimits[0].soft, ulimits[0].hard),
             (Some("core"), Some(0), Some(0))
         );
-        assert_eq!(super::tests::body(&[0], &[], false).env, Some(vec!["HOME=/tmp".to_owned()]));
+        // The image's own `all` is overridden where a GPU is granted, too.
+        let granted = super::tests::body(&[GpuId::Index(0), GpuId::Index(2)], &[], false).env.unwrap();
+        assert_eq!(granted, ["HOME=/tmp", "NVIDIA_VISIBLE_DEVICES=0,2"]);
     }
 
     #[test]
     fn gpus_are_asked_for_by_name_and_never_unasked() {
         assert_eq!(host_config(&[]).device_requests, None);
-        let requests = host_config(&[1, 3]).device_requests.unwrap();
+        let uuid = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f";
+        let gpus = [GpuId::Index(1), GpuId::Uuid(GpuUuid::parse(uuid).unwrap())];
+        let requests = host_config(&gpus).device_requests.unwrap();
         let [request] = requests.as_slice() else { panic!("{requests:?}") };
-        assert_eq!(request.device_ids, Some(vec!["1".to_owned(), "3".to_owned()]));
+        assert_eq!(request.device_ids, Some(vec!["1".to_owned(), uuid.to_owned()]));
         assert_eq!(request.count, None);
         assert_eq!(request.capabilities, Some(vec![vec!["gpu".to_owned()]]));
     }

@@ -87,6 +87,13 @@ pub struct EngineInfo {
     pub runtimes: Vec<String>,
 }
 
+impl EngineInfo {
+    /// Returns whether the engine can give containers NVIDIA's GPUs, as deployments judge it: by the runtime's name.
+    pub fn has_nvidia_runtime(&self) -> bool {
+        self.runtimes.iter().any(|name| name == "nvidia")
+    }
+}
+
 /// Exit codes above it are signals.
 pub const SIGNALLED: i32 = 128;
 

@@ -1,33 +1,97 @@
 //! Which of a node's GPUs an execution gets. Pure.
 //!
 //! Docker counts its own devices from 0 each time it is asked for a number of them, so that two executions
-//! would share the first: the worker names the devices itself.
+//! would share the first: the worker names the devices itself, by UUID where it knows them.
 
-use crate::error::{Error, ErrorCode, Result};
+use crate::{
+    capacity::NodeGpus,
+    cluster::{
+        gpu::{self, GpuId, share_mb},
+        peer::Amounts,
+    },
+    error::{Error, ErrorCode, Result},
+    nvidia_smi::FoundGpu,
+};
 
 /// The GPUs of an execution that its worker has not been told to forget.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Held {
-    pub gpus: Vec<u32>,
+    pub gpus: Vec<GpuId>,
     pub has_ended: bool,
 }
 
-/// Indices as the driver counts them, from 0, lowest first. What has ended and is not forgotten gives its
-/// GPUs back when there are no others: its controller has handed them out again before it says so here.
-pub(super) fn choose(wanted: u32, on_node: u32, held: &[Held]) -> Result<Vec<u32>> {
-    let holds =
-        |gpu: &u32, has_ended| held.iter().any(|held| held.has_ended == has_ended && held.gpus.contains(gpu));
-    let free = (0..on_node).filter(|gpu| !holds(gpu, false));
-    let (given_back, never_held): (Vec<u32>, Vec<u32>) = free.partition(|gpu| holds(gpu, true));
-    let count = never_held.len() + given_back.len();
-    if usize::try_from(wanted).unwrap_or(usize::MAX) > count {
-        let message = format!("needs {wanted} of this node's {on_node} GPUs, and {count} are free");
+/// A GPU that may be given.
+struct Free {
+    id: GpuId,
+    memory_mb: u32,
+    /// An execution that has ended has it still: its controller hands it out again before it says so here.
+    is_given_back: bool,
+}
+
+/// Chooses the smallest devices that are large enough, lowest first. Among equals, those that nothing has come before
+/// those of executions that have ended.
+pub(super) fn choose(need: Amounts, node: &NodeGpus, held: &[Held]) -> Result<Vec<GpuId>> {
+    let mut free: Vec<Free> = match node {
+        NodeGpus::Devices(devices) => devices.iter().filter_map(|gpu| free_device(gpu, held)).collect(),
+        NodeGpus::Counted { count, vram_gb } => free_indices(*count, *vram_gb, held),
+    };
+    let count = free.len();
+    // Stable: the order of the devices stays.
+    free.sort_by_key(|free| free.is_given_back);
+    let mut chosen = gpu::choose(free.into_iter(), need.gpus, share_mb(need), |free| free.memory_mb);
+    if chosen.len() < need.gpus as usize {
+        let (wanted, on_node, share_mb) = (need.gpus, node.count(), share_mb(need));
+        let large_enough = match chosen.len() {
+            fitting if fitting < count => format!(", {fitting} of them with {share_mb} MiB"),
+            _ => String::new(),
+        };
+        let message =
+            format!("needs {wanted} of this node's {on_node} GPUs, and {count} are free{large_enough}");
         return Err(Error::new(ErrorCode::ResourceExhausted, message)
             .remedy("wait until an execution that has one has ended, or set spec.node.resources.gpu_count"));
     }
-    let mut chosen: Vec<u32> = never_held.into_iter().chain(given_back).take(wanted as usize).collect();
-    chosen.sort_unstable();
-    Ok(chosen)
+    // As the driver counts them, which is the order in which a program sees them.
+    let place = |id: &GpuId| match (id, node) {
+        (GpuId::Uuid(uuid), NodeGpus::Devices(devices)) => {
+            devices.iter().position(|gpu| gpu.device.uuid == *uuid).unwrap_or(usize::MAX)
+        }
+        (GpuId::Index(index), _) => *index as usize,
+        (GpuId::Uuid(_), NodeGpus::Counted { .. }) => usize::MAX,
+    };
+    chosen.sort_by_key(|free| place(&free.id));
+    Ok(chosen.into_iter().map(|free| free.id).collect())
+}
+
+/// Returns a device unless a running execution has it. One may have its GPU by number, from before the node knew its
+/// devices.
+fn free_device(found: &FoundGpu, held: &[Held]) -> Option<Free> {
+    let FoundGpu { index, device } = found;
+    let id = GpuId::Uuid(device.uuid.clone());
+    let has = |held: &Held| held.gpus.contains(&id) || held.gpus.contains(&GpuId::Index(*index));
+    let is_given_back = given_back(held, has)?;
+    Some(Free { id, memory_mb: device.memory_mb, is_given_back })
+}
+
+/// Returns GPUs of a node that knows their number alone. Which of them a running execution has by UUID cannot be told:
+/// then none is free.
+fn free_indices(count: u32, vram_gb: u32, held: &[Held]) -> Vec<Free> {
+    let is_by_uuid = |gpu: &GpuId| matches!(gpu, GpuId::Uuid(_));
+    if held.iter().any(|held| !held.has_ended && held.gpus.iter().any(is_by_uuid)) {
+        return Vec::new();
+    }
+    let memory_mb = vram_gb.checked_div(count).unwrap_or(0).saturating_mul(1024);
+    let free = |index| {
+        let id = GpuId::Index(index);
+        let is_given_back = given_back(held, |held| held.gpus.contains(&id))?;
+        Some(Free { id, memory_mb, is_given_back })
+    };
+    (0..count).filter_map(free).collect()
+}
+
+/// `None` for a GPU that a running execution has, else whether one that has ended has it.
+fn given_back(held: &[Held], has: impl Fn(&Held) -> bool) -> Option<bool> {
+    let holders = || held.iter().filter(|held| has(held));
+    holders().all(|held| held.has_ended).then(|| holders().next().is_some())
 }
 
 #[cfg(test)]
@@ -35,51 +99,150 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::{cluster::gpu::GpuDevice, ids::GpuUuid};
 
-    fn held(gpus: &[u32], has_ended: bool) -> Held {
-        Held { gpus: gpus.to_vec(), has_ended }
+    fn uuid(number: u32) -> GpuUuid {
+        GpuUuid::parse(format!("GPU-{number}")).unwrap()
+    }
+
+    fn devices(memory_mb: &[u32]) -> NodeGpus {
+        let gpu = |(index, memory_mb): (u32, &u32)| FoundGpu {
+            index,
+            device: GpuDevice { uuid: uuid(index), name: "NVIDIA A10".into(), memory_mb: *memory_mb },
+        };
+        NodeGpus::Devices((0..).zip(memory_mb).map(gpu).collect())
+    }
+
+    fn counted(count: u32) -> NodeGpus {
+        NodeGpus::Counted { count, vram_gb: 0 }
+    }
+
+    fn need(gpus: u32, vram_gb: u32) -> Amounts {
+        Amounts { gpus, vram_gb, ..Amounts::default() }
+    }
+
+    fn indices(gpus: &[u32]) -> Vec<GpuId> {
+        gpus.iter().copied().map(GpuId::Index).collect()
+    }
+
+    fn uuids(gpus: &[u32]) -> Vec<GpuId> {
+        gpus.iter().copied().map(|number| GpuId::Uuid(uuid(number))).collect()
+    }
+
+    fn running(gpus: Vec<GpuId>) -> Held {
+        Held { gpus, has_ended: false }
+    }
+
+    fn ended(gpus: Vec<GpuId>) -> Held {
+        Held { gpus, has_ended: true }
     }
 
     #[test]
-    fn the_lowest_that_nobody_has_and_then_what_has_ended() {
-        assert_eq!(choose(2, 4, &[]).unwrap(), [0, 1]);
-        assert_eq!(choose(2, 4, &[held(&[0], false), held(&[2], false)]).unwrap(), [1, 3]);
-        assert_eq!(choose(1, 2, &[held(&[0], true)]).unwrap(), [1]);
-        assert_eq!(choose(2, 2, &[held(&[0], true)]).unwrap(), [0, 1]);
-        assert_eq!(choose(0, 0, &[]).unwrap(), [0_u32; 0]);
-        // Its node was given fewer since: what it has no more is nobody's to take.
-        assert!(choose(1, 1, &[held(&[0, 3], false)]).is_err());
+    fn lowest_free_gpu_comes_before_those_given_back() {
+        let chosen = |gpus, on_node, held: &[Held]| choose(need(gpus, 0), &counted(on_node), held);
+        assert_eq!(chosen(2, 4, &[]).unwrap(), indices(&[0, 1]));
+        let two = [running(indices(&[0])), running(indices(&[2]))];
+        assert_eq!(chosen(2, 4, &two).unwrap(), indices(&[1, 3]));
+        assert_eq!(chosen(1, 2, &[ended(indices(&[0]))]).unwrap(), indices(&[1]));
+        assert_eq!(chosen(2, 2, &[ended(indices(&[0]))]).unwrap(), indices(&[0, 1]));
+        assert_eq!(chosen(0, 0, &[]).unwrap(), []);
+        // Its node was given fewer since: what it has no more is free for no other.
+        assert!(chosen(1, 1, &[running(indices(&[0, 3]))]).is_err());
     }
 
     #[test]
-    fn what_there_is_not_is_refused_with_the_count() {
-        let error = choose(2, 2, &[held(&[1], false)]).unwrap_err();
+    fn smallest_device_with_enough_memory_is_chosen() {
+        let node = devices(&[40_960, 16_384, 24_576, 24_576]);
+        let chosen = |gpus, vram_gb, held: &[Held]| choose(need(gpus, vram_gb), &node, held);
+        assert_eq!(chosen(1, 0, &[]).unwrap(), uuids(&[1]));
+        assert_eq!(chosen(1, 24, &[]).unwrap(), uuids(&[2]));
+        assert_eq!(chosen(1, 24, &[ended(uuids(&[2]))]).unwrap(), uuids(&[3]));
+        assert_eq!(chosen(3, 72, &[]).unwrap(), uuids(&[0, 2, 3]), "as the driver counts them");
+        let error = chosen(1, 24, &[running(uuids(&[0, 2, 3]))]).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "needs 1 of this node's 4 GPUs, and 1 are free, 0 of them with 24576 MiB"
+        );
+    }
+
+    #[test]
+    fn gpu_held_by_number_is_not_given_by_uuid() {
+        let node = devices(&[8_000, 8_000]);
+        assert_eq!(choose(need(1, 0), &node, &[running(indices(&[0]))]).unwrap(), uuids(&[1]));
+        // And the other way round nothing is known.
+        assert!(choose(need(1, 0), &counted(2), &[running(uuids(&[0]))]).is_err());
+        assert_eq!(choose(need(1, 0), &counted(2), &[ended(uuids(&[0]))]).unwrap(), indices(&[0]));
+    }
+
+    #[test]
+    fn too_few_gpus_are_refused_with_the_count() {
+        let error = choose(need(2, 0), &counted(2), &[running(indices(&[1]))]).unwrap_err();
         assert_eq!(error.code(), ErrorCode::ResourceExhausted);
         assert_eq!(error.message(), "needs 2 of this node's 2 GPUs, and 1 are free");
     }
 
+    #[test]
+    fn journal_keeps_numbers_and_uuids_apart() {
+        let gpus: Vec<GpuId> = [indices(&[3]), uuids(&[1])].concat();
+        let json = serde_json::to_string(&gpus).unwrap();
+        assert_eq!(json, r#"[3,"GPU-1"]"#);
+        assert_eq!(serde_json::from_str::<Vec<GpuId>>(&json).unwrap(), gpus);
+    }
+
+    fn node() -> impl Strategy<Value = NodeGpus> {
+        prop_oneof![
+            (0u32..6).prop_map(|count| NodeGpus::Counted { count, vram_gb: count * 16 }),
+            vec(0u32..50_000, 0..6).prop_map(|memory_mb| devices(&memory_mb)),
+        ]
+    }
+
+    fn memory_mb(node: &NodeGpus, id: &GpuId) -> u32 {
+        match (node, id) {
+            (NodeGpus::Devices(devices), GpuId::Uuid(uuid)) => {
+                devices.iter().find(|gpu| gpu.device.uuid == *uuid).unwrap().device.memory_mb
+            }
+            (NodeGpus::Counted { count, .. }, GpuId::Index(index)) if index < count => 16 * 1024,
+            odd => panic!("{odd:?} is not of the node"),
+        }
+    }
+
     proptest! {
-        /// Begun, ended and forgotten in any order, no two that run ever have the same one.
+        /// Begun, ended and forgotten in any order, no two that run ever have the same one, and each given device has
+        /// its share of the memory.
         #[test]
-        fn no_two_that_run_share_one(on_node in 0u32..6, steps in vec((0u32..4, any::<bool>(), any::<prop::sample::Index>()), 1..60)) {
+        fn running_executions_share_no_gpu(
+            node in node(),
+            steps in vec((0u32..4, 0u32..100, any::<bool>(), any::<prop::sample::Index>()), 1..60),
+        ) {
             let mut all: Vec<Held> = Vec::new();
-            for (wanted, forget, index) in steps {
+            for (wanted, vram_gb, forget, index) in steps {
                 if wanted == 0 {
                     if let Some(one) = (!all.is_empty()).then(|| index.index(all.len())) {
                         if forget { all.remove(one); } else { all[one].has_ended = true; }
                     }
                     continue;
                 }
-                let running = || all.iter().filter(|held| !held.has_ended).flat_map(|held| &held.gpus);
-                let in_use = running().count() as u32;
-                match choose(wanted, on_node, &all) {
+                let need = need(wanted, vram_gb);
+                let running: Vec<GpuId> =
+                    all.iter().filter(|held| !held.has_ended).flat_map(|held| held.gpus.clone()).collect();
+                match choose(need, &node, &all) {
                     Ok(gpus) => {
                         prop_assert_eq!(gpus.len() as u32, wanted);
-                        prop_assert!(gpus.windows(2).all(|two| two[0] < two[1]) && gpus.iter().all(|gpu| *gpu < on_node));
-                        prop_assert!(!running().any(|gpu| gpus.contains(gpu)));
+                        prop_assert!(gpus.iter().enumerate().all(|(place, gpu)| !gpus[..place].contains(gpu)));
+                        prop_assert!(!running.iter().any(|gpu| gpus.contains(gpu)));
+                        prop_assert!(gpus.iter().all(|gpu| memory_mb(&node, gpu) >= share_mb(need)));
                         all.push(Held { gpus, has_ended: false });
                     }
-                    Err(_) => prop_assert!(wanted > on_node - in_use, "refused with room"),
+                    Err(_) => {
+                        let all: Vec<GpuId> = match &node {
+                            NodeGpus::Devices(devices) => uuids(&(0..devices.len() as u32).collect::<Vec<_>>()),
+                            NodeGpus::Counted { count, .. } => indices(&(0..*count).collect::<Vec<_>>()),
+                        };
+                        let could = all.iter().filter(|gpu| {
+                            !running.contains(gpu) && memory_mb(&node, gpu) >= share_mb(need)
+                        });
+                        prop_assert!(could.count() < wanted as usize, "refused with room");
+                    }
                 }
             }
         }

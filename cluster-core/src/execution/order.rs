@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::manifest::Manifest;
-use crate::{ids::ExecutionId, registries::PullLogin};
+use crate::{
+    cluster::gpu::GpuId,
+    ids::{ExecutionId, GpuUuid},
+    registries::PullLogin,
+};
 
 /// One assignment of an execution to a node. The number fences: a higher one ends a lower one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,9 +64,9 @@ pub struct Journaled {
     pub accepted_at_ms: i64,
     /// Until then its first container is started.
     pub deadline_ms: i64,
-    /// Which of the node's GPUs it has, by index.
+    /// Which of the node's GPUs it has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gpus: Vec<u32>,
+    pub gpus: Vec<GpuId>,
 }
 
 impl Journaled {
@@ -81,6 +85,8 @@ pub struct Held {
     pub execution_id: ExecutionId,
     pub attempt: u32,
     pub last_sequence: u64,
+    /// Devices that it has, until it has ended. Empty where the node knows no devices.
+    pub gpus: Vec<GpuUuid>,
 }
 
 impl Held {

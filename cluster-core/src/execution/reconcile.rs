@@ -70,12 +70,13 @@ async fn compare(
     held: Vec<Held>,
     since: &HashMap<Attempt, Instant>,
 ) -> Result<(Vec<Attempt>, HashMap<Attempt, Instant>)> {
-    let (mut let_go, mut unknown) = (Vec::new(), HashMap::new());
+    let (mut let_go, mut unknown, mut gpus) = (Vec::new(), HashMap::new(), Vec::new());
     for held in held {
         let known = shared.known(&held.execution_id).await?;
         let attempt = held.attempt();
         match judge(node_id, &held, known.as_ref()) {
-            Verdict::Keep => {}
+            Verdict::Keep if held.gpus.is_empty() => {}
+            Verdict::Keep => gpus.push((held.execution_id, held.gpus)),
             Verdict::LetGo => let_go.push(attempt),
             Verdict::Unknown => {
                 let first = since.get(&attempt).copied().unwrap_or_else(Instant::now);
@@ -87,6 +88,9 @@ async fn compare(
                 }
             }
         }
+    }
+    if !gpus.is_empty() {
+        shared.controller.note_gpus(node_id.clone(), gpus).await?;
     }
     Ok((let_go, unknown))
 }
@@ -125,7 +129,12 @@ mod tests {
             node_id: Some(here.clone()),
             ..ExecutionRecord::pending(&submission, String::new(), 0)
         };
-        let held = |attempt| Held { execution_id: record.execution_id.clone(), attempt, last_sequence: 0 };
+        let held = |attempt| Held {
+            execution_id: record.execution_id.clone(),
+            attempt,
+            last_sequence: 0,
+            gpus: Vec::new(),
+        };
         let running = record.view();
         assert_eq!(judge(&here, &held(2), Some(&running)), Verdict::Keep);
         assert_eq!(judge(&here, &held(1), Some(&running)), Verdict::LetGo);

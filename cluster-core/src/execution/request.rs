@@ -63,6 +63,7 @@ pub struct ResourceRequest {
     /// Default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u32>,
+    // The sum over its GPUs, an equal share on each.
     /// Default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vram_gb: Option<u32>,

@@ -9,8 +9,8 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicI64},
     },
     time::Duration,
 };
@@ -38,11 +38,13 @@ use super::{
     watch,
 };
 use crate::{
+    capacity::{Capacity, NodeGpus},
     clock::now_ms,
+    cluster::{gpu::GpuId, peer::Amounts},
     config::schema::Policy,
     engine::{Engine, VolumeOf, container_name},
     error::{Error, ErrorCode, Result},
-    ids::{ExecutionId, NodeId},
+    ids::{ExecutionId, GpuUuid, NodeId},
     store::DataDirectory,
     workspace::kept::Kept,
 };
@@ -90,8 +92,8 @@ pub(super) struct Shared {
     pub incoming: Incoming,
     pub images: Arc<Images>,
     pub data_path: PathBuf,
-    /// GPUs of the node.
-    gpu_count: AtomicU32,
+    /// Where the node's GPUs are asked for. Set once it is measured; before that there is none.
+    capacity: OnceLock<Capacity>,
     pub network: String,
     /// Variables that every container of this node gets.
     pub env: Vec<(String, String)>,
@@ -99,7 +101,7 @@ pub(super) struct Shared {
     control: Control,
     turns: Turns,
     /// Orders that are being journaled, with their GPUs: they count as if they ran.
-    beginning: Mutex<HashMap<ExecutionId, Vec<u32>>>,
+    beginning: Mutex<HashMap<ExecutionId, Vec<GpuId>>>,
     runs: Mutex<HashMap<ExecutionId, Arc<Run>>>,
 }
 
@@ -131,7 +133,7 @@ impl Supervisor {
             engine,
             engine_lost_ms: AtomicI64::new(0),
             policy: ArcSwap::from_pointee(policy),
-            gpu_count: AtomicU32::new(0),
+            capacity: OnceLock::new(),
             network,
             env,
             control,
@@ -232,7 +234,8 @@ impl Supervisor {
             ));
         }
         policy::check(&order.manifest, &self.0.policy.load())?;
-        let place = self.take_place(&order)?;
+        let on_node = self.gpus_for(order.manifest.resources).await;
+        let place = self.take_place(&order, &on_node)?;
         self.stop_ended(&place.gpus).await?;
         if let Some(note) = &order.manifest.workspace {
             self.incoming().kept().claim(&note.digest, &order.execution_id)?;
@@ -261,8 +264,16 @@ impl Supervisor {
         Ok(run)
     }
 
+    /// Returns the GPUs of this node, where an order needs some.
+    async fn gpus_for(&self, need: Amounts) -> NodeGpus {
+        match self.0.capacity.get().filter(|_| need.gpus > 0) {
+            Some(capacity) => capacity.gpus().await,
+            None => NodeGpus::NONE,
+        }
+    }
+
     /// Reserves what an order takes of this worker while it is journaled.
-    fn take_place(&self, order: &Order) -> Result<Place> {
+    fn take_place(&self, order: &Order, on_node: &NodeGpus) -> Result<Place> {
         let mut beginning = self.0.beginning();
         self.check_room(beginning.len())?;
         if self.0.runs().len() + beginning.len() >= RUNS_MAX {
@@ -273,14 +284,13 @@ impl Supervisor {
         }
         let begun = beginning.values().map(|gpus| gpus::Held { gpus: gpus.clone(), has_ended: false });
         let held: Vec<gpus::Held> = self.0.runs().values().map(|run| run.held_gpus()).chain(begun).collect();
-        let wanted = order.manifest.resources.gpus;
-        let gpus = gpus::choose(wanted, self.0.gpu_count.load(Ordering::Acquire), &held)?;
+        let gpus = gpus::choose(order.manifest.resources, on_node, &held)?;
         beginning.insert(order.execution_id.clone(), gpus.clone());
         Ok(Place { shared: self.0.clone(), execution_id: order.execution_id.clone(), gpus })
     }
 
     /// Sees to it that what had one of these GPUs, and has ended, runs no more.
-    async fn stop_ended(&self, gpus: &[u32]) -> Result<()> {
+    async fn stop_ended(&self, gpus: &[GpuId]) -> Result<()> {
         let had_one = |run: &&Arc<Run>| run.journaled.gpus.iter().any(|gpu| gpus.contains(gpu));
         let runs: Vec<Arc<Run>> = self.0.runs().values().filter(had_one).cloned().collect();
         for run in runs {
@@ -388,6 +398,7 @@ impl Supervisor {
                 execution_id: run.journaled.order.execution_id.clone(),
                 attempt: run.journaled.order.attempt,
                 last_sequence: run.log.progress().borrow().last_sequence,
+                gpus: run.gpus_in_use(),
             })
             .collect()
     }
@@ -402,9 +413,9 @@ impl Supervisor {
         self.0.policy.store(Arc::new(policy));
     }
 
-    /// For what is accepted from now on.
-    pub fn set_gpu_count(&self, count: u32) {
-        self.0.gpu_count.store(count, Ordering::Release);
+    /// Names what measures this node. The first one counts.
+    pub fn set_capacity(&self, capacity: Capacity) {
+        let _ = self.0.capacity.set(capacity);
     }
 
     pub fn engine(&self) -> &Engine {
@@ -427,7 +438,7 @@ impl Shared {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn beginning(&self) -> MutexGuard<'_, HashMap<ExecutionId, Vec<u32>>> {
+    fn beginning(&self) -> MutexGuard<'_, HashMap<ExecutionId, Vec<GpuId>>> {
         self.beginning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -456,6 +467,18 @@ impl Run {
     fn held_gpus(&self) -> gpus::Held {
         let has_ended = self.log.progress().borrow().ended;
         gpus::Held { gpus: self.journaled.gpus.clone(), has_ended }
+    }
+
+    /// Returns the devices that it has, until it has ended.
+    fn gpus_in_use(&self) -> Vec<GpuUuid> {
+        let uuid = |gpu: &GpuId| match gpu {
+            GpuId::Uuid(uuid) => Some(uuid.clone()),
+            GpuId::Index(_) => None,
+        };
+        match self.log.progress().borrow().ended {
+            true => Vec::new(),
+            false => self.journaled.gpus.iter().filter_map(uuid).collect(),
+        }
     }
 
     /// Asks for the end for room on the disk. The first reason counts.

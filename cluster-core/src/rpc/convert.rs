@@ -7,12 +7,13 @@ use aegis_proto::aegis::cluster::v1 as pb;
 use crate::{
     clock::now_ms,
     cluster::{
+        gpu::{DEVICES_MAX, GpuDevice, check_devices, memory_gb},
         membership::{Command, ConfigReport},
         peer::{Amounts, Capabilities, PeerStatus, PeerView, Role},
     },
     error::{Error, Result},
     execution::order::Held,
-    ids::{CommandId, ExecutionId, Tag, shown},
+    ids::{CommandId, ExecutionId, GpuUuid, Tag, shown},
     store::{NodeRecord, to_name},
 };
 
@@ -57,6 +58,7 @@ pub fn capabilities_to_wire(own: &Capabilities) -> pb::NodeCapabilities {
         engine: own.engine.clone(),
         os: own.os.clone(),
         arch: own.arch.clone(),
+        gpu_devices: own.gpus.iter().map(gpu_to_wire).collect(),
         ..Default::default()
     }
 }
@@ -68,16 +70,22 @@ pub fn capabilities_from_wire(theirs: pb::NodeCapabilities) -> Result<Capabiliti
         0 => theirs.available_memory_gb.saturating_mul(1024),
         own => own,
     };
-    let gpus = at_most("gpu_count", theirs.gpu_count, Amounts::MAX.gpus)?;
+    let gpus = gpus_from_wire(theirs.gpu_devices)?;
+    // Devices say it all; without them their number and the sum of their memory are what there is.
+    let (gpu_count, vram_gb) = match gpus.is_empty() {
+        true => (theirs.gpu_count, theirs.vram_gb),
+        false => (u32::try_from(gpus.len()).unwrap_or(u32::MAX), memory_gb(gpus.iter())),
+    };
     let total = Amounts {
         cpu_millicores: at_most("cpu_cores", theirs.cpu_cores, Amounts::MAX.cpu_millicores / 1000)? * 1000,
         memory_mb: at_most("memory_mb", memory_mb, Amounts::MAX.memory_mb)?,
-        gpus,
-        vram_gb: at_most("vram_gb", theirs.vram_gb, Amounts::MAX.vram_gb)?,
+        gpus: at_most("gpu_count", gpu_count, Amounts::MAX.gpus)?,
+        vram_gb: at_most("vram_gb", vram_gb, Amounts::MAX.vram_gb)?,
     };
     few("tags", theirs.tags.len(), Capabilities::TAGS_MAX)?;
     Ok(Capabilities {
         total,
+        gpus,
         disk_gb: at_most("disk_gb", theirs.disk_gb, Capabilities::DISK_GB_MAX)?,
         memory_mb_free: at_most("memory_mb_free", theirs.memory_mb_free, Amounts::MAX.memory_mb)?,
         runtimes: names("supported_runtimes", theirs.supported_runtimes, RUNTIMES_MAX, WORD_BYTES_MAX)?,
@@ -87,6 +95,22 @@ pub fn capabilities_from_wire(theirs: pb::NodeCapabilities) -> Result<Capabiliti
         os: maybe_name("os", theirs.os)?,
         arch: maybe_name("arch", theirs.arch)?,
     })
+}
+
+fn gpu_to_wire(device: &GpuDevice) -> pb::GpuDevice {
+    let GpuDevice { uuid, name, memory_mb } = device;
+    pb::GpuDevice { uuid: uuid.to_string(), name: name.clone(), memory_mb: *memory_mb }
+}
+
+fn gpus_from_wire(theirs: Vec<pb::GpuDevice>) -> Result<Vec<GpuDevice>> {
+    let from_wire = |device: pb::GpuDevice| {
+        let pb::GpuDevice { uuid, name, memory_mb } = device;
+        Ok(GpuDevice { uuid: GpuUuid::parse(uuid)?, name, memory_mb })
+    };
+    few("gpu_devices", theirs.len(), DEVICES_MAX)?;
+    let gpus = theirs.into_iter().map(from_wire).collect::<Result<Vec<_>>>();
+    let gpus = gpus.and_then(|gpus| check_devices(&gpus).map(|()| gpus));
+    gpus.map_err(|error| odd("gpu_devices", error.message()))
 }
 
 fn odd(field: &str, why: &str) -> Error {
@@ -240,14 +264,17 @@ pub fn held_to_wire(held: &Held) -> pb::RunningExecution {
         execution_id: held.execution_id.to_string(),
         attempt: held.attempt,
         last_sequence: held.last_sequence,
+        gpu_uuids: held.gpus.iter().map(ToString::to_string).collect(),
     }
 }
 
 pub fn held_from_wire(running: pb::RunningExecution) -> Result<Held> {
+    few("gpu_uuids", running.gpu_uuids.len(), DEVICES_MAX)?;
     Ok(Held {
         execution_id: ExecutionId::parse(running.execution_id)?,
         attempt: running.attempt,
         last_sequence: running.last_sequence,
+        gpus: running.gpu_uuids.into_iter().map(GpuUuid::parse).collect::<Result<_>>()?,
     })
 }
 
@@ -270,7 +297,26 @@ mod tests {
         capabilities_from_wire(sound.clone()).unwrap();
         capabilities_from_wire(pb::NodeCapabilities::default()).unwrap();
         type Change = fn(&mut pb::NodeCapabilities);
-        let changes: [(&str, Change); 12] = [
+        let gpu = |uuid: &str, name: &str| pb::GpuDevice {
+            uuid: uuid.into(),
+            name: name.into(),
+            memory_mb: 40_960,
+        };
+        let listed = pb::NodeCapabilities { gpu_devices: vec![gpu("GPU-1", "NVIDIA A100")], ..sound.clone() };
+        let taken = capabilities_from_wire(listed).unwrap();
+        assert_eq!((taken.total.gpus, taken.total.vram_gb), (1, 40), "devices win over their number");
+        type Device = fn() -> pb::GpuDevice;
+        let odd_devices: [Device; 3] = [
+            || pb::GpuDevice { uuid: "all".into(), name: "a".into(), memory_mb: 1 },
+            || pb::GpuDevice { uuid: "GPU-1".into(), name: "a\nb".into(), memory_mb: 1 },
+            || pb::GpuDevice { uuid: "GPU-1".into(), name: "a".into(), memory_mb: u32::MAX },
+        ];
+        for device in odd_devices {
+            let odd = pb::NodeCapabilities { gpu_devices: vec![device()], ..sound.clone() };
+            assert!(capabilities_from_wire(odd).unwrap_err().message().contains("gpu_devices"));
+        }
+        let changes: [(&str, Change); 13] = [
+            ("gpu_devices", |c| c.gpu_devices = vec![pb::GpuDevice::default(); 65]),
             ("gpu_count", |c| c.gpu_count = u32::MAX),
             ("cpu_cores", |c| c.cpu_cores = 4_000_000),
             ("memory_mb", |c| c.memory_mb = u32::MAX),

@@ -90,7 +90,7 @@ async fn large_calls_are_for_members_alone() {
     assert!(!text.contains("call=\"AttestNode\""), "it has not come so far: {text}");
 
     let node = cluster.member("a").await;
-    let held = |_| Held { execution_id: ExecutionId::mint(), attempt: 1, last_sequence: 1 };
+    let held = |_| Held { execution_id: ExecutionId::mint(), attempt: 1, last_sequence: 1, gpus: Vec::new() };
     let many: Vec<_> = (0..4_000).map(held).collect();
     let heartbeat = sealed_heartbeat_with(&node, &many);
     assert!(prost::Message::encoded_len(heartbeat.get_ref()) > 64 * 1024);

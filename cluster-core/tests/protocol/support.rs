@@ -272,6 +272,7 @@ pub fn sealed_heartbeat_with(node: &Node, held: &[Held]) -> tonic::Request<pb::N
         execution_id: held.execution_id.to_string(),
         attempt: held.attempt,
         last_sequence: held.last_sequence,
+        gpu_uuids: Vec::new(),
     });
     let inner = pb::NodeHeartbeatInner {
         node_id: node.applicant.node_id.to_string(),

@@ -201,7 +201,7 @@ fn request(spec: &SpecView) -> String {
     let mut resources =
         format!("{} CPUs, {} MiB memory", cpu.unwrap_or_default(), memory_mb.unwrap_or_default());
     if let Some(gpus) = gpus {
-        resources.push_str(&format!(", {gpus} GPUs with {} GB each", vram_gb.unwrap_or_default()));
+        resources.push_str(&format!(", {gpus} GPUs with {} GB in all", vram_gb.unwrap_or_default()));
     }
     lines.push(format!("{resources}, ends after {} s at most", spec.timeout_seconds));
     let words = |tags: &[Tag]| tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(", ");

@@ -54,7 +54,7 @@ pub struct Run {
     /// GPUs [without a number: 1]
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1", require_equals = true)]
     gpu: Option<u32>,
-    /// GPU memory in GiB
+    /// GPU memory in GiB, an equal share on each GPU
     #[arg(long, value_name = "GIB")]
     vram_gb: Option<u32>,
     /// [default: none, or the agent's]

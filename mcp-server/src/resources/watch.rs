@@ -99,6 +99,7 @@ async fn standing(core: &Core) -> Result<Vec<PeerView>> {
         peer.last_heartbeat_age_ms = None;
         peer.running = 0;
         peer.free = Amounts::default();
+        peer.gpu_devices.iter_mut().for_each(|gpu| gpu.in_use = false);
     }
     Ok(peers)
 }

@@ -3,7 +3,7 @@
 use cluster_core::{
     Failure, Result,
     cluster::membership::PeerPage,
-    cluster::peer::{Amounts, Desired, LinkKind, PeerStatus, PeerView, Role},
+    cluster::peer::{Amounts, Desired, GpuView, LinkKind, PeerStatus, PeerView, Role},
     core::{Core, PeerFilter},
     ids::{ClusterId, NodeId, Tag},
 };
@@ -78,6 +78,8 @@ pub struct Details {
     desired: Desired,
     /// What executions may use in all.
     capacity: Amounts,
+    /// GPUs and MIG devices one by one, where the node knows them.
+    gpu_devices: Vec<GpuView>,
     link: LinkKind,
     link_up: bool,
     version: String,
@@ -117,6 +119,7 @@ fn peer(view: PeerView, format: ResponseFormat) -> Peer {
             role: view.role,
             desired: view.desired,
             capacity: view.capacity,
+            gpu_devices: view.gpu_devices,
             link: view.link,
             link_up: view.link_up,
             version: view.version,

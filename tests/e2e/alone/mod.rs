@@ -9,6 +9,7 @@ mod crowd;
 mod direct;
 mod doctor;
 mod doors;
+mod gpus;
 mod hostile;
 mod https;
 mod image;

@@ -18,6 +18,9 @@ const STAND_INS: [(&str, &str); 3] = [
     ("nvidia-container-runtime", include_str!("../stand_ins/nvidia-container-runtime")),
     ("nvidia-container-runtime-hook", include_str!("../stand_ins/nvidia-container-runtime-hook")),
 ];
+/// GPUs of the machine that the stand-in answers for.
+const GPUS: [&str; 2] =
+    ["GPU-11111111-0a10-4000-8000-000000000001", "GPU-11111111-0a10-4000-8000-000000000002"];
 const UNDO: &str = "rm -f /usr/local/bin/nvidia-* /etc/docker/daemon.json /var/log/nvidia-hook.log";
 
 fn with_gpus(host: &Host) -> Disturbed<'_> {
@@ -50,6 +53,7 @@ async fn gpus_of_a_host_are_found_counted_and_handed_out() {
     deploy_ready(&mut client, deployment_of(&hosts[1], TWO, &["edge"])).await;
     let config = hosts[0].sh("cat /opt/aitheros-edge/current/aegis-config.yaml");
     assert!(config.contains("gpu_count: 2") && config.contains("vram_gb: 44"), "{config}");
+    assert!(GPUS.iter().all(|uuid| config.contains(uuid)), "{config}");
     let free = async |client: &mut Client, node: &str| -> Value {
         let answer = client.call("list_peers", json!({ "response_format": "detailed" })).await;
         let peers = answer["peers"].as_array().expect("peers").clone();
@@ -61,6 +65,8 @@ async fn gpus_of_a_host_are_found_counted_and_handed_out() {
         (&json!(2), &json!(44)),
         "{peer:#}"
     );
+    let uuids = peer["gpu_devices"].as_array().expect("devices").iter().map(|gpu| gpu["uuid"].as_str());
+    assert_eq!(Vec::from_iter(uuids), GPUS.map(Some), "{peer:#}");
     assert_eq!(free(&mut client, TWO).await["capacity"]["gpus"], 0);
 
     // Placed by count and by memory, and the container is told of its devices.
@@ -76,8 +82,12 @@ async fn gpus_of_a_host_are_found_counted_and_handed_out() {
         "-c",
         "echo $NVIDIA_VISIBLE_DEVICES",
     ];
-    assert_eq!(controller.cli(&words).await.succeeded(), "0,1\n");
-    assert_eq!(hosts[0].sh("cat /var/log/nvidia-hook.log"), "NVIDIA_VISIBLE_DEVICES=0,1\n");
+    assert_eq!(controller.cli(&words).await.succeeded(), format!("{}\n", GPUS.join(",")));
+    let hooks = hosts[0].sh("cat /var/log/nvidia-hook.log");
+    let named: Vec<_> = hooks.lines().collect();
+    // Docker names the devices, and so does the container's own variable.
+    let expected = format!("NVIDIA_VISIBLE_DEVICES={}", GPUS.join(","));
+    assert!(!named.is_empty() && named.iter().all(|line| *line == expected), "{hooks}");
     let words = ["run", "--image", IMAGE, "--gpu", "--output", "json", "--", "true"];
     assert_eq!(controller.cli(&words).await.json()["node_id"], ONE);
     // Two at once have one each, and the worker still knows which after it was killed.
@@ -104,14 +114,15 @@ async fn gpus_of_a_host_are_found_counted_and_handed_out() {
         devices.push(read_to_end(&mut client, id).await.stdout);
     }
     devices.sort();
-    assert_eq!(devices, ["0\n", "1\n"]);
+    assert_eq!(devices, GPUS.map(|uuid| format!("{uuid}\n")));
     // Who asks for none gets none, there too.
     let words =
         ["run", "--image", IMAGE, "--node", ONE, "--", "sh", "-c", "echo none: $NVIDIA_VISIBLE_DEVICES"];
     assert_eq!(controller.cli(&words).await.succeeded(), "none: void\n");
-    for (more, words) in
-        [(["--gpu=3", "--vram-gb=1"], "needs 3 gpus"), (["--gpu=1", "--vram-gb=45"], "needs 45 GiB vram")]
-    {
+    for (more, words) in [
+        (["--gpu=3", "--vram-gb=1"], "needs 3 gpus"),
+        (["--gpu=1", "--vram-gb=23"], "needs 1 GPUs with 23552 MiB vram each"),
+    ] {
         let answer = controller.cli(&[&["run", "--image", IMAGE][..], &more, &["--", "true"]].concat()).await;
         assert!(answer.status == 30 && answer.failed().contains(words), "{answer:?}");
     }

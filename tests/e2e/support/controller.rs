@@ -41,6 +41,8 @@ pub struct Setup {
     pub id: &'static str,
     /// `spec.node.tags`; nothing stands there when it is empty.
     pub tags: &'static str,
+    /// `spec.node.resources`, in braces.
+    pub resources: &'static str,
     pub environment: Vec<(&'static str, String)>,
 }
 
@@ -54,6 +56,7 @@ impl Default for Setup {
             mcp: "",
             id: "home",
             tags: "home",
+            resources: "{}",
             environment: Vec::new(),
         }
     }
@@ -83,9 +86,9 @@ impl Setup {
         };
         format!(
             "apiVersion: 100monkeys.ai/v1\nkind: NodeConfig\nmetadata: {{name: e2e}}\nspec:\n  \
-             node: {{id: {}, type: hybrid{tags}}}\n  cluster:\n    {}\n  \
+             node: {{id: {}, type: hybrid{tags}, resources: {}}}\n  cluster:\n    {}\n  \
              network: {{port: 0}}\n  runtime: {}\n{mcp}  deploy:\n    {}\n",
-            self.id, self.cluster, self.runtime, self.deploy
+            self.id, self.resources, self.cluster, self.runtime, self.deploy
         )
     }
 }

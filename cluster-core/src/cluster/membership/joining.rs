@@ -197,7 +197,7 @@ impl Membership {
             record.bound_size = size.or(record.bound_size);
             if let Some(bound) = record.bound_size {
                 let claim = node.and_then(|node| node.oversized).unwrap_or(record.capabilities.total);
-                record.capabilities.total = claim.at_most(bound);
+                set_total(&mut record.capabilities, claim.at_most(bound));
             }
         }
         Ok(changes)
@@ -398,9 +398,19 @@ fn within_bounds(mut capabilities: Capabilities, record: &NodeRecord) -> Capabil
         capabilities.tags.retain(|tag| allowed.contains(tag));
     }
     if let Some(bound) = record.bound_size {
-        capabilities.total = capabilities.total.at_most(bound);
+        let total = capabilities.total.at_most(bound);
+        set_total(&mut capabilities, total);
     }
     capabilities
+}
+
+/// Sets the amounts of a node. Devices that are not of these amounts are dropped: its GPUs count as alike then.
+fn set_total(capabilities: &mut Capabilities, total: Amounts) {
+    let before = capabilities.total;
+    if (before.gpus, before.vram_gb) != (total.gpus, total.vram_gb) {
+        capabilities.gpus.clear();
+    }
+    capabilities.total = total;
 }
 
 /// Resets a removed node that is admitted again.

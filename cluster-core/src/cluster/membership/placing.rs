@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Membership, Node};
+use super::{Membership, Node, Reservation};
 use crate::{
     cluster::{
         peer::{Amounts, Desired},
@@ -163,7 +163,8 @@ impl Membership {
         self.release(execution_id);
         if let Some(node) = self.nodes.get_mut(node_id) {
             node.used = node.used.plus(amounts);
-            node.reserved.insert(execution_id.clone(), amounts);
+            node.reserved.insert(execution_id.clone(), Reservation { amounts, gpus: Vec::new() });
+            node.settle_gpus();
             self.placed.insert(execution_id.clone(), node_id.clone());
             self.reorder(node_id);
         }
@@ -172,8 +173,9 @@ impl Membership {
     pub fn release(&mut self, execution_id: &ExecutionId) {
         let Some(node_id) = self.placed.remove(execution_id) else { return };
         let Some(node) = self.nodes.get_mut(&node_id) else { return };
-        if let Some(amounts) = node.reserved.remove(execution_id) {
-            node.used = node.used.minus(amounts);
+        if let Some(reservation) = node.reserved.remove(execution_id) {
+            node.used = node.used.minus(reservation.amounts);
+            node.settle_gpus();
             self.reorder(&node_id);
         }
     }
@@ -228,12 +230,15 @@ impl Node {
             blocked: self.blocked().or(self.refusal()).or(self.cooling()),
             total: record.capabilities.total,
             free: self.free(),
+            gpus_mb: &self.gpus.all_mb,
+            free_gpus_mb: &self.gpus.free_mb,
             executions: self.reserved.len(),
         })
     }
 
     pub(super) fn free(&self) -> Amounts {
-        self.record.capabilities.total.minus(self.used)
+        let free = self.record.capabilities.total.minus(self.used);
+        self.gpus.of_free(free)
     }
 }
 

@@ -1,10 +1,13 @@
 use super::{health::GUARD_MS, *};
 use crate::{
-    cluster::peer::{DrainState, Role, Site},
+    cluster::{
+        gpu::{GpuDevice, memory_gb},
+        peer::{DrainState, Role, Site},
+    },
     deploy::NodeLink,
     execution::manifest::Demand,
     identity::{NodeKey, PublicKey},
-    ids::UserName,
+    ids::{GpuUuid, UserName},
 };
 
 mod faults;
@@ -589,6 +592,40 @@ fn deployed_node_has_at_most_what_its_host_has() {
     assert_eq!((view.capacity, view.problem), (more, None));
     let view = claim(&mut membership, host);
     assert_eq!((view.capacity, view.problem), (host, None), "an operator may give less");
+}
+
+#[test]
+fn devices_beyond_the_host_are_dropped() {
+    let mut membership = cluster(&["a"]);
+    let key = NodeKey::generate().unwrap().public();
+    let host = Amounts { cpu_millicores: 4_000, memory_mb: 2_048, gpus: 2, vram_gb: 56 };
+    let given = Given { tags: Vec::new(), size: Some(host) };
+    let changes = membership.admit_deployed(&id("a"), &key, site("a"), &given).unwrap();
+    apply(&mut membership, changes, 1);
+    let claim = |membership: &mut Membership, memory_mb: &[u32]| {
+        let device = |(number, memory_mb): (usize, &u32)| GpuDevice {
+            uuid: GpuUuid::parse(format!("GPU-{number}")).unwrap(),
+            name: "NVIDIA A10".to_owned(),
+            memory_mb: *memory_mb,
+        };
+        let gpus: Vec<_> = memory_mb.iter().enumerate().map(device).collect();
+        let vram_gb = memory_gb(gpus.iter());
+        let total = Amounts { gpus: gpus.len() as u32, vram_gb, ..capabilities().total };
+        let capabilities = Some(Capabilities { total, gpus, ..capabilities() });
+        report(membership, "a", Report { capabilities, ..Default::default() }, 1);
+        let view = membership.view(&id("a"), 1).unwrap();
+        (view.capacity.gpus, view.capacity.vram_gb, view.gpu_devices.len(), view.problem.is_some())
+    };
+    assert_eq!(claim(&mut membership, &[40_960, 16_384]), (2, 56, 2, false));
+    assert_eq!(claim(&mut membership, &[16_384]), (1, 16, 1, false), "an operator may give less");
+    assert_eq!(claim(&mut membership, &[40_960, 40_960]), (2, 56, 0, true), "alike, in what its host had");
+    assert_eq!(claim(&mut membership, &[16_384; 3]), (2, 48, 0, true));
+    // The host has more since, as its next deployment sees.
+    let given = Given { size: Some(Amounts { gpus: 3, ..host }), ..given };
+    let changes = membership.admit_deployed(&id("a"), &key, site("a"), &given).unwrap();
+    apply(&mut membership, changes, 2);
+    assert_eq!(membership.view(&id("a"), 2).unwrap().capacity.gpus, 3);
+    assert_eq!(claim(&mut membership, &[16_384; 3]), (3, 48, 3, false));
 }
 
 #[test]

@@ -81,7 +81,13 @@ for protocol in tcp udp; do
   done | sort -u | head -n 4096 | while read -r socket; do say bound "$protocol $socket"; done
 done
 if command -v nvidia-smi >/dev/null 2>&1; then
-  nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null | while read -r line; do say gpu "$line"; done
+  # Drivers before 450 refuse a query that names MIG: their GPUs are not divided.
+  gpus=$(nvidia-smi --query-gpu=index,uuid,mig.mode.current,memory.total,name --format=csv,noheader,nounits 2>/dev/null) ||
+    gpus=$(nvidia-smi --query-gpu=index,uuid,memory.total,name --format=csv,noheader,nounits 2>/dev/null | sed 's/,/, [N\/A],/2')
+  printf '%s\n' "$gpus" | head -n 256 | while read -r line; do say gpu "$line"; done
+  case $gpus in
+  *', Enabled, '*) nvidia-smi -L 2>/dev/null | head -n 512 | while IFS= read -r line; do say gpu_list "$line"; done ;;
+  esac
 fi
 command -v nvidia-ctk >/dev/null 2>&1 && say nvidia_toolkit yes
 if as_worker test -r "$base/current/release.json"; then

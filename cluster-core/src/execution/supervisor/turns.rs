@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::Shared;
-use crate::ids::ExecutionId;
+use crate::{cluster::gpu::GpuId, ids::ExecutionId};
 
 /// More than orders that are journaled together, so that two of them rarely share a lock.
 const LOCKS: usize = 256;
@@ -43,7 +43,7 @@ impl Turns {
 pub(super) struct Place {
     pub shared: Arc<Shared>,
     pub execution_id: ExecutionId,
-    pub gpus: Vec<u32>,
+    pub gpus: Vec<GpuId>,
 }
 
 impl Drop for Place {

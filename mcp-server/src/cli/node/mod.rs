@@ -133,7 +133,7 @@ pub fn peers_table(peers: &[PeerView]) -> String {
                     f64::from(peer.capacity.cpu_millicores) / 1000.0
                 ),
                 format!("{}/{}", peer.free.memory_mb, peer.capacity.memory_mb),
-                format!("{}/{}", peer.free.gpus, peer.capacity.gpus),
+                gpus(peer),
                 peer.running.to_string(),
                 if peer.link_up { name(&peer.link) } else { format!("{} (down)", name(&peer.link)) },
                 peer.last_heartbeat_age_ms.map(|ms| format!("{} s", ms / 1000)).unwrap_or_default(),
@@ -161,6 +161,25 @@ pub fn peers_table(peers: &[PeerView]) -> String {
     )
 }
 
+/// Returns the free and all GPUs of a node, like `1/2: 1 NVIDIA A10 22528 MB, 1 Tesla T4 15360 MB`.
+fn gpus(peer: &PeerView) -> String {
+    let mut kinds: Vec<(&str, u32, usize)> = Vec::new();
+    for gpu in &peer.gpu_devices {
+        match kinds.iter_mut().find(|(name, memory_mb, _)| (*name, *memory_mb) == (&gpu.name, gpu.memory_mb))
+        {
+            Some((.., count)) => *count += 1,
+            None => kinds.push((&gpu.name, gpu.memory_mb, 1)),
+        }
+    }
+    let kinds: Vec<_> =
+        kinds.iter().map(|(name, memory_mb, count)| format!("{count} {name} {memory_mb} MB")).collect();
+    let counts = format!("{}/{}", peer.free.gpus, peer.capacity.gpus);
+    match kinds.is_empty() {
+        true => counts,
+        false => format!("{counts}: {}", kinds.join(", ")),
+    }
+}
+
 /// The spelling of a plain enum in the API.
 pub fn name(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
@@ -185,7 +204,28 @@ pub fn duration(text: &str) -> std::result::Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn gpus_of_a_node_are_shown_by_kind() {
+        let amounts = |gpus| json!({ "cpu_millicores": 1, "memory_mb": 1, "gpus": gpus, "vram_gb": 0 });
+        let gpu = |uuid: &str, name: &str, in_use: bool| json!({ "uuid": uuid, "name": name, "memory_mb": 23_028, "in_use": in_use });
+        let mut peer = json!({
+            "node_id": "edge1", "role": "worker", "status": "active", "desired": "schedulable", "tags": [],
+            "capacity": amounts(3), "free": amounts(2), "running": 1, "link": "direct", "link_up": true,
+            "version": "0.1.0", "sealed": true,
+        });
+        let shown = |peer: &Value| gpus(&serde_json::from_value(peer.clone()).unwrap());
+        assert_eq!(shown(&peer), "2/3");
+        peer["gpu_devices"] = json!([
+            gpu("GPU-1", "NVIDIA A10", true),
+            gpu("GPU-2", "Tesla T4", false),
+            gpu("GPU-3", "NVIDIA A10", false),
+        ]);
+        assert_eq!(shown(&peer), "2/3: 2 NVIDIA A10 23028 MB, 1 Tesla T4 23028 MB");
+    }
 
     #[test]
     fn durations_are_read() {

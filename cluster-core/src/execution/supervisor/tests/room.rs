@@ -1,6 +1,6 @@
 //! Room on the engine's disk, with images made here.
 
-use std::io::Write as _;
+use std::{io::Write as _, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
