@@ -12,6 +12,7 @@ mod configuration;
 mod daemon;
 mod data_directory;
 mod engine;
+mod gpus;
 mod machine;
 mod ports;
 mod ssh;
@@ -43,6 +44,7 @@ enum Check {
     Daemon,
     Ports,
     Engine,
+    Gpus,
     Ssh,
     Certificates,
     Clock,
@@ -59,6 +61,7 @@ impl Check {
             Check::Daemon => "daemon",
             Check::Ports => "ports",
             Check::Engine => "engine",
+            Check::Gpus => "gpus",
             Check::Ssh => "ssh",
             Check::Certificates => "certificates",
             Check::Clock => "clock",
@@ -169,12 +172,15 @@ async fn by_settings(
     let engine = bounded(Check::Engine, async {
         engine::look(settings).await.map_or_else(Vec::new, |facts| vec![engine::judge(&facts)])
     });
+    let gpus = bounded(Check::Gpus, async {
+        gpus::look(settings).await.and_then(|facts| gpus::judge(&facts)).into_iter().collect()
+    });
     let deploy = settings.deploy.clone();
     let ssh = in_time(Check::Ssh, move || ssh::judge(&ssh::look(&deploy)));
     let pairs = certificates::pairs(settings);
     let certificates = in_time(Check::Certificates, move || certificates::judge(&certificates::look(pairs)));
-    let (ports, engine, ssh, certificates) = tokio::join!(ports, engine, ssh, certificates);
-    [ports, engine, ssh, certificates].concat()
+    let (ports, engine, gpus, ssh, certificates) = tokio::join!(ports, engine, gpus, ssh, certificates);
+    [ports, engine, gpus, ssh, certificates].concat()
 }
 
 fn untold(check: Check) -> Finding {
