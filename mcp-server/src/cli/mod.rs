@@ -69,7 +69,7 @@ enum Verb {
     #[command(subcommand)]
     Host(host::Host),
     /// Turn machines into nodes
-    Deploy(deploy::Deploy),
+    Deploy(Box<deploy::Deploy>),
     /// List deployments, show one, follow it, cancel it
     Deployments(deployments::Deployments),
     /// List deployments of many hosts, show one, follow it, cancel it
@@ -78,7 +78,7 @@ enum Verb {
     #[command(subcommand)]
     Node(node::Node),
     /// Run a container on the cluster and show what it writes
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Agents: executions that are registered by name
     #[command(subcommand)]
     Agent(agent::Agent),
