@@ -19,6 +19,7 @@ pub mod execution;
 pub mod identity;
 pub mod ids;
 pub mod metrics;
+pub mod network_guard;
 pub mod nvidia_smi;
 mod ops;
 pub mod registries;

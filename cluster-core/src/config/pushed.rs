@@ -422,6 +422,7 @@ mod tests {
         };
         for (key, wider, own) in [
             ("allowed_capabilities", json!(["SYS_ADMIN"]), "[SYS_ADMIN]"),
+            ("allowed_networks", json!(["10.0.0.0/8"]), "[10.0.0.0/8]"),
             ("allow_root_filesystem_writes", json!(true), "true"),
             ("max_timeout_seconds", json!(3601), "7200"),
             ("max_processes", json!(513), "1024"),

@@ -328,10 +328,14 @@ pub struct Policy {
     pub allowed_images: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_root_filesystem_writes: Option<bool>,
-    /// Default true. Network mode `allow` reaches all that the host reaches through its bridge, private networks and
-    /// 169.254.0.0/16 too: block those in the host's DOCKER-USER chain, or set false.
+    /// Default true. Network mode `allow` reaches the internet; the node's own addresses, private networks and
+    /// 169.254.0.0/16 are closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_network: Option<bool>,
+    /// Networks of the node's surroundings that containers with a network reach all the same, like `10.1.0.0/16`;
+    /// default: none. With `0.0.0.0/0` nothing is closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_networks: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_cpu: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]

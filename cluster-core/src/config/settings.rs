@@ -28,6 +28,7 @@ use crate::{
     },
     identity::{Fingerprint, PublicKey, TOKEN_LIFETIME_SECS, TransitSettings},
     ids::{NodeId, Tag},
+    network_guard,
 };
 
 pub const REST_PORT: u16 = 8088;
@@ -350,6 +351,8 @@ fn check_stated(node: &super::schema::Node) -> Result<()> {
 
 /// Checks the bounds of a policy that the node itself relies on.
 fn check_policy(policy: &Policy) -> Result<()> {
+    network_guard::parse_open(policy.allowed_networks.as_deref().unwrap_or_default())
+        .map_err(|error| invalid(format!("spec.runtime.policy.allowed_networks: {}", error.message())))?;
     match policy.max_image_disk_percent {
         Some(percent) if !(1..=IMAGE_DISK_PERCENT_MAX).contains(&percent) => Err(invalid(format!(
             "spec.runtime.policy.max_image_disk_percent: {percent} is out of range 1 to {IMAGE_DISK_PERCENT_MAX}"

@@ -7,6 +7,7 @@ mod archive;
 mod broken_start;
 mod container;
 mod events;
+mod guard;
 mod home;
 mod image;
 mod image_removal;
@@ -51,6 +52,7 @@ pub use container::{
     is_reserved_variable, log_file_mb,
 };
 pub use events::{Change, EngineEvent};
+pub use guard::{GuardSpec, guard_name};
 pub use image::{Export, ImageContent, ImageOrigin, LocalImage};
 pub use image_removal::ImageId;
 pub use output::OutputPiece;

@@ -43,7 +43,7 @@ impl VolumeOf<'_> {
         format!("{}-holder", self.workspace())
     }
 
-    fn labels(&self) -> HashMap<String, String> {
+    pub(super) fn labels(&self) -> HashMap<String, String> {
         HashMap::from([
             (LABEL_EXECUTION.to_owned(), self.attempt.execution_id.to_string()),
             (LABEL_ATTEMPT.to_owned(), self.attempt.number.to_string()),

@@ -101,9 +101,11 @@ pub fn widened(own: &Policy, pushed: &Policy) -> Vec<&'static str> {
     };
     let many = |value: Option<u32>| value.map(u64::from);
     let capabilities = pushed.allowed_capabilities.as_ref().is_some_and(|names| !names.is_empty());
+    let networks = pushed.allowed_networks.as_ref().is_some_and(|networks| !networks.is_empty());
     let writes = pushed.allow_root_filesystem_writes == Some(true);
     [
         ("allowed_capabilities", own.allowed_capabilities.is_none() && capabilities),
+        ("allowed_networks", own.allowed_networks.is_none() && networks),
         ("allow_root_filesystem_writes", own.allow_root_filesystem_writes.is_none() && writes),
         (
             "max_timeout_seconds",

@@ -42,7 +42,7 @@ use crate::{
     clock::now_ms,
     cluster::{gpu::GpuId, peer::Amounts},
     config::schema::Policy,
-    engine::{Engine, VolumeOf, container_name},
+    engine::{Engine, VolumeOf, container_name, guard_name},
     error::{Error, ErrorCode, Result},
     ids::{ExecutionId, GpuUuid, NodeId},
     store::DataDirectory,
@@ -95,6 +95,8 @@ pub(super) struct Shared {
     /// Where the node's GPUs are asked for. Set once it is measured; before that there is none.
     capacity: OnceLock<Capacity>,
     pub network: String,
+    /// Image of this program, once the engine has it: guards of networks run it.
+    pub guard_image: tokio::sync::OnceCell<String>,
     /// Variables that every container of this node gets.
     pub env: Vec<(String, String)>,
     journal: Journal,
@@ -135,6 +137,7 @@ impl Supervisor {
             policy: ArcSwap::from_pointee(policy),
             capacity: OnceLock::new(),
             network,
+            guard_image: tokio::sync::OnceCell::new(),
             env,
             control,
             turns: Turns::default(),
@@ -375,6 +378,7 @@ impl Supervisor {
         let Order { execution_id, manifest, .. } = &run.journaled.order;
         let attempt = run.journaled.order.attempt();
         self.0.engine.remove(&self.0.container_of(run)).await?;
+        self.0.engine.remove(&guard_name(&self.0.node_id, &attempt)).await?;
         // One that was made for the next iteration, and of which the log does not know.
         let next = run.log.progress().borrow().iteration + 1;
         if next <= manifest.iterations.max {

@@ -16,6 +16,7 @@ mod following;
 mod host;
 mod launch;
 mod mcp;
+mod network_guard;
 mod node;
 pub mod output;
 mod probe;
@@ -106,6 +107,8 @@ enum Verb {
     Completions(completions::Completions),
     #[command(hide = true)]
     Probe(probe::Probe),
+    #[command(hide = true)]
+    NetworkGuard(network_guard::NetworkGuard),
 }
 
 /// What every verb works with.
@@ -157,6 +160,7 @@ pub async fn run(cli: Cli) -> u8 {
         }
         Verb::Tools => tools::run(&context).map(|()| 0),
         Verb::Probe(verb) => verb.run().await.map(|()| 0),
+        Verb::NetworkGuard(verb) => verb.run().await.map(|()| 0),
     };
     ended.unwrap_or_else(|error| {
         context.output.error(&error);

@@ -17,6 +17,7 @@ mod joined_by_hand;
 mod large_output;
 mod listening;
 mod membership;
+mod network;
 mod packaging;
 mod pipe;
 mod placement;

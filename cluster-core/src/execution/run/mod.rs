@@ -3,6 +3,7 @@
 //! Each step can be found half done by a later process: what is already there (image, container, output
 //! and ends in the log) is looked at and not done again.
 
+mod network;
 mod notes;
 mod output;
 mod sampling;
@@ -22,7 +23,6 @@ use super::{
     fail_point::{FailPoint, reached},
     journal,
     log::IterationEnd,
-    manifest::NetworkMode,
     place,
     request::ARGUMENT_BYTES_MAX,
     supervisor::{Run, Shared},
@@ -74,6 +74,7 @@ pub(super) fn spawn(shared: Arc<Shared>, run: Arc<Run>) {
         if run.no_room.borrow().is_some() {
             free(&shared, &run).await;
         }
+        network::release(&shared, &run).await;
         shared.images.used(&run.journaled.order.manifest.image).await;
         tracing::info!(execution_id = %run.journaled.order.execution_id, "ended");
     });
@@ -328,6 +329,11 @@ async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32, found: Fou
 async fn begin(shared: &Shared, run: &Run, iteration: u32, is_created: bool) -> Result<()> {
     let mut vanished = 0;
     let mut is_created = is_created;
+    if is_created && !patiently(|| network::is_there(shared, run)).await? {
+        // What it was to join is gone, and it is created for that alone.
+        shared.engine.remove(&name(shared, run, iteration)).await?;
+        is_created = false;
+    }
     loop {
         if !is_created {
             create(shared, run, iteration).await?;
@@ -371,9 +377,7 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
     if let Err(error) = journal::drop_login(&run.directory) {
         tracing::error!(error = %error.chain(), "a registry's login stays on disk until the execution ends");
     }
-    if order.manifest.network == NetworkMode::Allow {
-        shared.engine.ensure_network(&shared.network).await?;
-    }
+    let network = network::ensure(shared, run).await?;
     let attempt = order.attempt();
     // Later iterations find what earlier ones left.
     if order.manifest.has_workspace() && iteration == 1 {
@@ -388,7 +392,7 @@ async fn create(shared: &Shared, run: &Run, iteration: u32) -> Result<()> {
         iteration,
         manifest: &order.manifest,
         env: environment(shared, run, iteration),
-        network: &shared.network,
+        network: &network,
         gpus: &run.journaled.gpus,
         output_mb: shared.output_mb(),
         image,
