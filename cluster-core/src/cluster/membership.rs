@@ -424,6 +424,11 @@ impl Membership {
         self.nodes.values().map(|node| node.view(now_ms)).collect()
     }
 
+    /// Whether a node was removed, or never was.
+    pub fn is_removed(&self, node_id: &NodeId) -> bool {
+        self.nodes.get(node_id).is_none_or(|node| node.record.desired == Desired::Removed)
+    }
+
     pub fn view(&self, node_id: &NodeId, now_ms: i64) -> Result<PeerView> {
         self.node(node_id).map(|node| node.view(now_ms))
     }

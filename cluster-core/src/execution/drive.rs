@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    cluster::{nodes::Worker, peer::PeerStatus},
+    cluster::nodes::Worker,
     error::{Error, ErrorCode, Failure, Result},
     ids::{ExecutionId, NodeId},
     registries::login_for,
@@ -218,7 +218,10 @@ async fn connection(
         Err(error) => return Ok(Cut::Refused(error)),
     };
     reached(FailPoint::Assigned).await;
-    let stored = shared.store.event_bytes(&record.execution_id).await?;
+    let stored = match record.last_sequence {
+        0 => 0,
+        _ => shared.store.event_bytes(&record.execution_id).await?,
+    };
     let mut budget = EventBudget::new(shared.settings.event_bytes_max, stored);
     let mut cancel = live.cancel.subscribe();
     let after_sequence = record.last_sequence - record.sequence_base;
@@ -336,11 +339,8 @@ async fn send_cancel(worker: &Worker, record: &ExecutionRecord, reason: &str) ->
 }
 
 async fn is_removed(shared: &Shared, node_id: &NodeId) -> Result<bool> {
-    match shared.controller.view(node_id.clone()).await {
-        Ok(view) => Ok(view.status == PeerStatus::Removed),
-        Err(error) if error.code() == ErrorCode::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
+    let node_id = node_id.clone();
+    shared.controller.with_placement(move |membership| membership.is_removed(&node_id)).await
 }
 
 /// Its node has not been heard to have begun.
