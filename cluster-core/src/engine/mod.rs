@@ -55,7 +55,7 @@ pub use events::{Change, EngineEvent};
 pub use guard::{GuardSpec, guard_name};
 pub use image::{Export, ImageContent, ImageOrigin, LocalImage};
 pub use image_removal::ImageId;
-pub use output::OutputPiece;
+pub use output::{OutputPiece, OutputTime};
 pub use usage::DiskUsage;
 pub use volume::{HOME, VolumeOf, WORKSPACE, home_volume, workspace_volume};
 

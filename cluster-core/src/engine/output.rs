@@ -11,6 +11,7 @@ use bollard::{
 };
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{Engine, refused};
 use crate::{error::Result, execution::view::Stream as OutputStream};
@@ -32,23 +33,55 @@ pub struct OutputPiece {
     pub data: Bytes,
 }
 
+/// Second of a piece of output, as Unix time by the engine's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OutputTime(i32);
+
+impl OutputTime {
+    /// Returns the second of an engine's time stamp. `None` where it is not one.
+    pub fn of_stamp(stamp: &str) -> Option<Self> {
+        let time = OffsetDateTime::parse(stamp, &Rfc3339).ok()?;
+        i32::try_from(time.unix_timestamp()).ok().map(Self)
+    }
+}
+
 impl OutputPiece {
+    /// Whether the engine keeps the line of the piece in parts.
+    pub fn is_part(&self) -> bool {
+        self.data.len() >= PART_BYTES
+    }
+
     /// An upper bound of what the piece takes in the engine's log, in bytes.
     pub fn stored_bytes(&self) -> u64 {
-        let frame = if self.data.len() >= PART_BYTES { PART_FRAME_BYTES } else { FRAME_BYTES };
+        let frame = if self.is_part() { PART_FRAME_BYTES } else { FRAME_BYTES };
         self.data.len() as u64 + frame
     }
 }
 
 impl Engine {
-    /// Reads the container's output from the beginning of what the engine has; follows it until the container
-    /// ends, or ends with what there is now.
+    /// Follows the container's output from the beginning of what the engine has, until the container ends.
     ///
     /// Engines end a followed stream early at times when the container ends (seen with 20.10): only
     /// a read after the end is sure to be complete.
-    pub fn output(&self, name: &str, follow: bool) -> impl Stream<Item = Result<OutputPiece>> + Send + use<> {
-        let options =
-            LogsOptionsBuilder::new().follow(follow).stdout(true).stderr(true).timestamps(true).build();
+    pub fn follow_output(&self, name: &str) -> impl Stream<Item = Result<OutputPiece>> + Send + use<> {
+        self.pieces(name, LogsOptionsBuilder::new().follow(true))
+    }
+
+    /// Reads what there is of the container's output, from the second of a piece on where one is given.
+    pub fn output(
+        &self,
+        name: &str,
+        since: Option<OutputTime>,
+    ) -> impl Stream<Item = Result<OutputPiece>> + Send + use<> {
+        self.pieces(name, LogsOptionsBuilder::new().since(since.map_or(0, |time| time.0)))
+    }
+
+    fn pieces(
+        &self,
+        name: &str,
+        options: LogsOptionsBuilder,
+    ) -> impl Stream<Item = Result<OutputPiece>> + Send + use<> {
+        let options = options.stdout(true).stderr(true).timestamps(true).build();
         let [mut stdout, mut stderr] = [Parts::default(), Parts::default()];
         self.read(name, options).map_ok(move |(stream, stamped)| {
             let (time, data) = split_stamp(stamped);
@@ -140,6 +173,12 @@ mod tests {
         assert_eq!(joined(&["a\n", &full, &full, "yy\n", "b\n"]), expected);
         // The next one may be as long.
         assert_eq!(joined(&[&full, "yy", &full, "zz", "b\n"]), format!("{full}yy\n{full}zz\nb\n"));
+    }
+
+    #[test]
+    fn second_is_that_of_the_stamp() {
+        assert_eq!(OutputTime::of_stamp("1970-01-01T00:01:40.999999999Z"), Some(OutputTime(100)));
+        assert_eq!(OutputTime::of_stamp(""), None);
     }
 
     #[test]

@@ -187,7 +187,7 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Res
         patiently_written(run, EventKind::IterationStarted { iteration }).await;
     }
     // What it wrote until then belongs to the story.
-    match tokio::time::timeout(LAST_OUTPUT_LIMIT, output::collect(shared, run, &name, false)).await {
+    match tokio::time::timeout(LAST_OUTPUT_LIMIT, output::collect(shared, run, &name, None)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(error = %error.chain(), "no last output"),
         Err(_) => tracing::debug!("the last output took too long"),
@@ -300,11 +300,12 @@ async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32, found: Fou
         Found::Running | Found::Exited(_) => {}
     }
     loop {
-        let output = output::collect(shared, run, name, true).await;
+        let output = output::follow(shared, run, name).await;
         // The stream also ends when the engine does; only the container's state tells.
         match patiently(|| shared.engine.find(name)).await? {
             Found::Exited(exit) => {
-                output::finish(shared, run, name).await;
+                let since = output.as_ref().ok().copied().flatten();
+                output::finish(shared, run, name, since).await;
                 return Ok(exit);
             }
             Found::Missing => {

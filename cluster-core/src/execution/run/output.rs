@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures::StreamExt as _;
+use futures::{Stream as OutputStream, StreamExt as _};
 use tokio::time::Instant;
 
 use super::{ENGINE_RETRY, patiently_written};
 use crate::{
-    engine::{OutputPiece, log_file_mb},
+    engine::{OutputPiece, OutputTime, log_file_mb},
     error::Result,
     execution::{
         log::EventLog,
@@ -38,29 +38,41 @@ const SECRET_BYTES_MIN: usize = 4;
 const TAIL_BYTES: usize = 256 * 1024;
 const MIB: u64 = 1024 * 1024;
 
-/// Reads what the container of the latest iteration writes into the log, without what is there already.
-///
-/// With `follow` only the beginning is written, and this returns when the budget is used up. Without, the
-/// container must have ended.
-pub(super) async fn collect(shared: &Shared, run: &Run, name: &str, follow: bool) -> Result<()> {
-    if follow && run.log.is_truncated() {
-        return Ok(());
+/// Writes the beginning of what the container of the latest iteration writes into the log, without what is there
+/// already. Returns when the container ends or the budget is used up, with the time from which on the rest is to be
+/// read. `None`: from the beginning.
+pub(super) async fn follow(shared: &Shared, run: &Run, name: &str) -> Result<Option<OutputTime>> {
+    if run.log.is_truncated() {
+        return Ok(None);
     }
-    let file_bytes = u64::from(log_file_mb(shared.output_mb())) * MIB;
-    let mut reading = Reading::new(&run.log, secrets(run), file_bytes);
-    read(shared, run, name, follow, &mut reading).await?;
-    if !follow && reading.is_lost() {
-        reading = reading.without_places(&run.log)?;
-        read(shared, run, name, follow, &mut reading).await?;
-    }
-    match follow {
-        true => Ok(()),
-        false => reading.finish(&run.log),
-    }
+    let mut reading = Reading::new(&run.log, secrets(run), file_bytes(shared));
+    let output = shared.engine.follow_output(name);
+    read(run, output, true, &mut reading).await?;
+    Ok(reading.settled_until(&run.log))
 }
 
-async fn read(shared: &Shared, run: &Run, name: &str, follow: bool, reading: &mut Reading) -> Result<()> {
-    let mut output = std::pin::pin!(shared.engine.output(name, follow).fuse());
+/// Writes what is not in the log yet of the output of a container that has ended.
+pub(super) async fn collect(shared: &Shared, run: &Run, name: &str, since: Option<OutputTime>) -> Result<()> {
+    let mut reading = Reading::new(&run.log, secrets(run), file_bytes(shared));
+    read(run, shared.engine.output(name, since), false, &mut reading).await?;
+    if reading.is_lost() {
+        reading = reading.without_places(&run.log)?;
+        read(run, shared.engine.output(name, None), false, &mut reading).await?;
+    }
+    reading.finish(&run.log)
+}
+
+fn file_bytes(shared: &Shared) -> u64 {
+    u64::from(log_file_mb(shared.output_mb())) * MIB
+}
+
+async fn read(
+    run: &Run,
+    output: impl OutputStream<Item = Result<OutputPiece>>,
+    follow: bool,
+    reading: &mut Reading,
+) -> Result<()> {
+    let mut output = std::pin::pin!(output.fuse());
     let mut written_at: Option<Instant> = None;
     while let Some(first) = output.next().await {
         let mut pieces = vec![first];
@@ -93,13 +105,13 @@ async fn read(shared: &Shared, run: &Run, name: &str, follow: bool, reading: &mu
 
 /// Reads an ended container's output to its end. What cannot be written (a full disk) is tried again;
 /// what still cannot be is told as cut off.
-pub(super) async fn finish(shared: &Shared, run: &Run, name: &str) {
-    let mut output = collect(shared, run, name, false).await;
+pub(super) async fn finish(shared: &Shared, run: &Run, name: &str, since: Option<OutputTime>) {
+    let mut output = collect(shared, run, name, since).await;
     for _ in 0..OUTPUT_RETRIES {
         let Err(error) = output else { return };
         tracing::warn!(container = %name, error = %error.chain(), "its output could not be kept");
         tokio::time::sleep(ENGINE_RETRY).await;
-        output = collect(shared, run, name, false).await;
+        output = collect(shared, run, name, None).await;
     }
     if output.is_err() {
         let mark = EventKind::Output { stream: Stream::Stdout, data: Bytes::new(), truncated: true };
@@ -117,12 +129,14 @@ struct Reading {
     file_bytes: u64,
     /// The engine has dropped the place where reading was to continue.
     has_dropped: bool,
+    /// The engine keeps a line in parts. A read from its middle on might miss an end that [`OutputPiece`]s were given.
+    has_parts: bool,
 }
 
 impl Reading {
     fn new(log: &EventLog, secrets: Vec<Vec<u8>>, file_bytes: u64) -> Self {
         let writers = [Writer::new(log, Stream::Stdout), Writer::new(log, Stream::Stderr)];
-        Self { writers, secrets, stored: 0, file_bytes, has_dropped: false }
+        Self { writers, secrets, stored: 0, file_bytes, has_dropped: false, has_parts: false }
     }
 
     /// True after a read that has not met the place of one of the streams.
@@ -142,8 +156,22 @@ impl Reading {
         Ok(next)
     }
 
+    /// Returns the second from which on a later read must begin, where all that was taken is in the log: that of the
+    /// older of the two places where the streams continue. A stream without a place has written nothing.
+    fn settled_until(&self, log: &EventLog) -> Option<OutputTime> {
+        let is_settled = |writer: &Writer| {
+            writer.pending.is_empty() && matches!(writer.part, Part::Head) && !writer.seeker.is_seeking()
+        };
+        if self.has_parts || !self.writers.iter().all(is_settled) {
+            return None;
+        }
+        let places = self.writers.iter().filter_map(|writer| log.kept(writer.stream).position);
+        places.map(|place| OutputTime::of_stamp(&place.time)).min().flatten()
+    }
+
     fn take(&mut self, piece: &OutputPiece) {
         self.stored += piece.stored_bytes();
+        self.has_parts |= piece.is_part();
         let writer = match piece.stream {
             Stream::Stdout => &mut self.writers[0],
             Stream::Stderr => &mut self.writers[1],
@@ -493,6 +521,54 @@ mod tests {
         read(&log(&path, MIB), &pieces, true, FILE);
         for stream in [Stream::Stdout, Stream::Stderr] {
             assert!(told(&log(&path, MIB), stream) == (text(&pieces, stream), None, Vec::new()));
+        }
+    }
+
+    #[test]
+    fn a_later_read_begins_where_everything_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = log(&directory.path().join("events"), MIB);
+        let mut reading = Reading::new(&log, vec![b"hidden".to_vec()], FILE);
+        let piece = |seconds: u32, data: &'static str| OutputPiece {
+            stream: Stream::Stdout,
+            time: Bytes::from(format!("2026-01-01T00:00:{seconds:02}.5Z")),
+            data: Bytes::from_static(data.as_bytes()),
+        };
+        assert_eq!(reading.settled_until(&log), None);
+        let mut settled = |piece: OutputPiece| {
+            reading.take(&piece);
+            reading.write(&log, false).unwrap();
+            reading.settled_until(&log)
+        };
+        assert_eq!(settled(piece(1, "a\n")), OutputTime::of_stamp("2026-01-01T00:00:01Z"));
+        assert_eq!(settled(piece(2, "hid")), None, "it may be a secret");
+        assert!(settled(piece(3, "e\n")).is_some());
+        let part = Bytes::from(vec![b'x'; 16 * 1024]);
+        assert_eq!(settled(OutputPiece { data: part, ..piece(4, "") }), None, "its line is kept in parts");
+    }
+
+    #[test]
+    fn a_read_from_a_second_on_writes_each_byte_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let spread = |(number, piece): (usize, OutputPiece)| OutputPiece {
+            time: format!("2026-01-01T00:00:{:02}.{number:09}Z", number / 10).into(),
+            ..piece
+        };
+        let pieces: Vec<_> = pieces(300).into_iter().enumerate().map(spread).collect();
+        for cut in (1..pieces.len()).step_by(7) {
+            let log = log(&directory.path().join(format!("events-{cut}")), MIB);
+            let mut reading = Reading::new(&log, Vec::new(), FILE);
+            pieces[..cut].iter().for_each(|piece| reading.take(piece));
+            reading.write(&log, false).unwrap();
+            let since = reading.settled_until(&log).unwrap();
+            let is_read = |piece: &&OutputPiece| {
+                OutputTime::of_stamp(std::str::from_utf8(&piece.time).unwrap()).unwrap() >= since
+            };
+            let rest: Vec<_> = pieces.iter().filter(is_read).cloned().collect();
+            read(&log, &rest, true, FILE);
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                assert!(told(&log, stream) == (text(&pieces, stream), None, Vec::new()), "{cut}");
+            }
         }
     }
 
