@@ -31,6 +31,7 @@ use super::{
     images::Images,
     journal::{Entry, Journal, drop_secrets},
     log::EventLog,
+    manifest::NetworkMode,
     order::{Attempt, Held, Journaled, Order},
     policy, run,
     usage::UsageMeter,
@@ -378,7 +379,9 @@ impl Supervisor {
         let Order { execution_id, manifest, .. } = &run.journaled.order;
         let attempt = run.journaled.order.attempt();
         self.0.engine.remove(&self.0.container_of(run)).await?;
-        self.0.engine.remove(&guard_name(&self.0.node_id, &attempt)).await?;
+        if manifest.network == NetworkMode::Allow {
+            self.0.engine.remove(&guard_name(&self.0.node_id, &attempt)).await?;
+        }
         // One that was made for the next iteration, and of which the log does not know.
         let next = run.log.progress().borrow().iteration + 1;
         if next <= manifest.iterations.max {
