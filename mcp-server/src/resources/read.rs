@@ -23,8 +23,8 @@ use crate::{
     fence::Fence,
     protocol_error,
     tools::{
-        PAGE_LIMIT_MAX, ResponseFormat, clean_value, drop_nulls, get_deployment_status, get_execution,
-        list_peers, output, text,
+        PAGE_LIMIT_MAX, ResponseFormat, get_deployment_status, get_execution, list_peers, output, sanitize,
+        text,
     },
 };
 
@@ -84,8 +84,7 @@ fn json(outcome: impl Serialize, ended: bool) -> Result<Document> {
     const NO_SECRETS: &[Secret] = &[];
     let mut value = serde_json::to_value(outcome)
         .map_err(|e| Error::internal("the resource cannot be written as JSON").source(e))?;
-    drop_nulls(&mut value);
-    clean_value(&mut value, NO_SECRETS);
+    sanitize(&mut value, NO_SECRETS);
     Ok(Document { text: value.to_string(), mime_type: JSON, meta: None, ended })
 }
 

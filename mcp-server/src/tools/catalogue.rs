@@ -358,8 +358,7 @@ fn code_of(answer: &Result<Answer>) -> Option<ErrorCode> {
 
 /// The text is a twin of the structured part: clients show the model one or the other.
 pub(super) fn succeeded(mut value: Value, secrets: &[Secret]) -> CallToolResult {
-    schema::drop_nulls(&mut value);
-    text::clean_value(&mut value, secrets);
+    text::sanitize(&mut value, secrets);
     CallToolResult::structured(value)
 }
 

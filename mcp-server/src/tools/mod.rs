@@ -40,5 +40,4 @@ pub use catalogue::{Call, Catalogue, Tool};
 pub use drain_node::order as drain_order;
 pub use get_execution::{EVENTS_DEFAULT, EVENTS_MAX};
 pub use progress::{Progress, whole};
-pub use schema::drop_nulls;
-pub use text::{clean, clean_value};
+pub use text::{clean, sanitize};

@@ -198,18 +198,6 @@ fn drop_null_type(object: &mut JsonObject) {
     }
 }
 
-/// Leaves nulls out of a result.
-pub fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
-        Value::Object(object) => {
-            object.retain(|_, value| !value.is_null());
-            object.values_mut().for_each(drop_nulls);
-        }
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,12 +266,5 @@ mod tests {
             json!({"$defs": {"a": {"type": "integer"}},
             "properties": {"t": {"type": "string", "format": "date-time"}}})
         );
-    }
-
-    #[test]
-    fn nulls_are_left_out_of_results() {
-        let mut value = json!({"a": null, "b": [{"c": null, "d": 1}]});
-        drop_nulls(&mut value);
-        assert_eq!(value, json!({"b": [{"d": 1}]}));
     }
 }

@@ -100,8 +100,9 @@ fn after_colour(text: &str) -> Option<&str> {
     parameters[end..].strip_prefix('m')
 }
 
-/// Every string of a result, cleaned and without the call's secrets.
-pub fn clean_value(value: &mut Value, secrets: &[Secret]) {
+/// Prepares a result for its reader in one walk: members that are null go, and every text is cleaned and has none of the
+/// call's secrets.
+pub fn sanitize(value: &mut Value, secrets: &[Secret]) {
     match value {
         Value::String(text) => {
             if let Cow::Owned(shown) = clean(text) {
@@ -109,8 +110,11 @@ pub fn clean_value(value: &mut Value, secrets: &[Secret]) {
             }
             redact(text, secrets);
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| clean_value(item, secrets)),
-        Value::Object(object) => object.values_mut().for_each(|item| clean_value(item, secrets)),
+        Value::Array(items) => items.iter_mut().for_each(|item| sanitize(item, secrets)),
+        Value::Object(object) => object.retain(|_, item| {
+            sanitize(item, secrets);
+            !item.is_null()
+        }),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
@@ -215,8 +219,15 @@ mod tests {
     fn a_secret_never_leaves_even_inside_other_text() {
         let secrets = [Secret::new("eyJhbGciOi"), Secret::new("ab")];
         let mut value = json!({"log": ["token=eyJhbGciOi!", "cab"], "n": 1});
-        clean_value(&mut value, &secrets);
+        sanitize(&mut value, &secrets);
         assert_eq!(value, json!({"log": ["token=(secret)!", "cab"], "n": 1}));
+    }
+
+    #[test]
+    fn nulls_are_left_out_of_results() {
+        let mut value = json!({"a": null, "b": [{"c": null, "d": 1}]});
+        sanitize(&mut value, &[]);
+        assert_eq!(value, json!({"b": [{"d": 1}]}));
     }
 
     #[test]
