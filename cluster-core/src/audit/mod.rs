@@ -157,12 +157,12 @@ impl Pending {
         let Some(begun) = self.begun.take() else { return };
         let key = (begun.call.is_read && failure.is_none()).then(|| begun.key());
         let row = begun.ended(failure.map_or(record::OK, ErrorCode::name));
-        let row = match key {
-            Some(key) => self.audit.reads.count(key, row),
-            None => Some(row),
+        let order = match key {
+            Some(key) => self.audit.reads.count(key, row).map(Order::AppendReads),
+            None => Some(Order::Append(row)),
         };
-        let Some(row) = row else { return };
-        if self.audit.orders.send(Order::Append(row)).await.is_err() {
+        let Some(order) = order else { return };
+        if self.audit.orders.send(order).await.is_err() {
             self.audit.lost();
         }
     }

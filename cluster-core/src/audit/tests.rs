@@ -107,6 +107,24 @@ async fn reads_of_one_caller_and_tool_are_counted() {
     assert_eq!(entries.iter().filter(|entry| entry.action == "get_execution").count(), 2);
 }
 
+#[tokio::test]
+async fn reads_stand_before_the_change_that_follows_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let (audit, written) =
+        Audit::start(store(directory.path()).await, KEPT, Metrics::default(), stop.clone()).await.unwrap();
+    for action in ["list_peers", "drain_node", "list_peers", "get_execution", "resume_node"] {
+        let is_read = !action.ends_with("_node");
+        audit.begin(Call { is_read, ..call(action) }).end(None).await;
+    }
+    stop.cancel();
+    written.await.unwrap();
+    let actions: Vec<_> = audit.read(&all()).await.unwrap().into_iter().map(|entry| entry.action).collect();
+    // Reads before and after a change may be one entry, where both are written together.
+    assert!(matches!(&*actions[0], "list_peers" | "get_execution"), "{actions:?}");
+    assert_eq!(actions.last().map(String::as_str), Some("resume_node"), "{actions:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn read_is_complete_after_its_second() {
     let reads = reads::Reads::default();

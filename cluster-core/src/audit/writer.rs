@@ -25,6 +25,8 @@ const PRUNED_TOGETHER_MAX: i64 = 1000;
 #[derive(Debug)]
 pub(super) enum Order {
     Append(AuditRow),
+    /// Reads that are complete. Other reads may stay open meanwhile.
+    AppendReads(AuditRow),
     /// Answered once everything before it is written, or lost.
     Flush(oneshot::Sender<()>),
 }
@@ -88,14 +90,24 @@ impl Writer {
 
     async fn carry_out(&mut self, batch: &mut Vec<Order>) {
         let (mut rows, mut waiting) = (Vec::with_capacity(batch.len()), Vec::new());
+        let mut ends_reads = false;
         for order in batch.drain(..) {
             match order {
-                Order::Append(row) => rows.push(row),
+                Order::Append(row) => {
+                    ends_reads = true;
+                    rows.push(row);
+                }
+                Order::AppendReads(row) => rows.push(row),
                 Order::Flush(written) => {
-                    rows.extend(self.reads.take_all());
+                    ends_reads = true;
                     waiting.push(written);
                 }
             }
+        }
+        if ends_reads {
+            // The log tells what a caller looked at before it changed something.
+            rows.splice(..0, self.reads.take_all());
+            rows.sort_by_key(|row| row.at_ms);
         }
         self.append(rows).await;
         for written in waiting {
