@@ -9,6 +9,7 @@ use std::{
 };
 
 use cluster_core::{
+    access::Identity,
     cluster::peer::Role,
     execution::{
         lifecycle::State,
@@ -47,7 +48,7 @@ pub async fn run() {
 
     let start = Instant::now();
     let submitting =
-        stream::iter(0..SUBMISSIONS).map(|_| cluster.core().submit(request(), Submitter::this_process()));
+        stream::iter(0..SUBMISSIONS).map(|number| cluster.core().submit(request(), submitter(number)));
     let ids: Vec<ExecutionId> =
         submitting.buffer_unordered(SUBMITTERS).map_ok(|view| view.execution_id).try_collect().await.unwrap();
     let acknowledged = start.elapsed();
@@ -72,6 +73,12 @@ pub async fn run() {
         &format!("{took:.2} s until assigned"),
         "",
     );
+}
+
+/// One caller may not have all of them open.
+fn submitter(number: usize) -> Submitter {
+    let identity = Identity::LocalUser(if number.is_multiple_of(2) { 1 } else { 2 });
+    Submitter { identity, ..Submitter::this_process() }
 }
 
 fn request() -> ExecutionRequest {
