@@ -69,7 +69,7 @@ pub struct AuditView {
     pub arguments: Option<String>,
     /// `ok`, the code of the error, or `abandoned` where the caller left before the answer.
     pub result: String,
-    /// Of the longest, where there were several.
+    /// Duration of the longest call, in an entry of several.
     pub duration_ms: i64,
     /// Reads of one caller with one tool within a second are one entry: how many there were. The arguments are those
     /// of the first.

@@ -22,11 +22,11 @@ const NAME_BYTES_MAX: usize = 80;
 /// Above every device there is, with room.
 const MEMORY_MB_MAX: u32 = 4 * 1024 * 1024;
 
-/// What Docker is asked for: a device that is known, or one of a number.
+/// GPU that Docker is asked for: a known device, or an index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum GpuId {
-    /// As the driver counts its GPUs, from 0.
+    /// Index by the driver's count, from 0.
     Index(u32),
     Uuid(GpuUuid),
 }

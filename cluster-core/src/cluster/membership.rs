@@ -203,7 +203,7 @@ struct Node {
     config: Option<ConfigReport>,
     /// Where it stands in the order; None where it takes no work.
     position: Option<Position>,
-    /// What it is counted as.
+    /// Class that the counts hold it in.
     counted: Option<listing::Kind>,
     refusal: Option<refusals::Refusal>,
     faults: Option<faults::Faults>,

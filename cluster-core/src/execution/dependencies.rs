@@ -11,7 +11,7 @@ use crate::{
 
 pub const AFTER_MAX: usize = 32;
 
-/// What must hold of an execution for those that run after it.
+/// Condition on an execution that others run after.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AfterCondition {

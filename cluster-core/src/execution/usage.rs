@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the latest attempt of an execution used. Its node samples the container, so that CPU time and peak memory are
+/// Resources that the latest attempt of an execution used. Its node samples the container, so that CPU time and peak memory are
 /// those of the last sample, and absent for a container that ended before the first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]

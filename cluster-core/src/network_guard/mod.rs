@@ -7,7 +7,7 @@
 //! runs this executable. Port 53 stays open, since engines before Docker 26 ask the host's name servers from within the
 //! namespace, and these often lie in the LAN or at the metadata address itself.
 //!
-//! Here is which rules; [`install`] puts them into the kernel.
+//! This module decides the rules; [`install`] puts them into the kernel.
 
 mod install;
 

@@ -13,7 +13,7 @@ use crate::{
     ids::{ExecutionId, GpuUuid, NodeId},
 };
 
-/// What an execution has of a node.
+/// Share of a node that an execution has reserved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reservation {
     pub amounts: Amounts,

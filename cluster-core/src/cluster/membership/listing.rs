@@ -15,7 +15,7 @@ use crate::{
 /// Nodes that are asked for.
 #[derive(Debug, Clone, Default)]
 pub struct PeerFilter {
-    /// None: all but removed ones.
+    /// `None`: every status but removed.
     pub status: Option<PeerStatus>,
     pub role: Option<Role>,
     /// All of them.
@@ -37,7 +37,7 @@ impl PeerFilter {
     }
 }
 
-/// What nodes are counted by.
+/// Class of a node in the counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Kind {
     status: PeerStatus,

@@ -19,7 +19,7 @@ use crate::{
 
 /// A command that takes longer does its work elsewhere.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
-/// What is told of its stderr.
+/// Bytes of its stderr that an error shows.
 const STDERR_BYTES_MAX: u64 = 1024;
 
 /// Runs a command with an event on its stdin. It succeeds with exit code 0.

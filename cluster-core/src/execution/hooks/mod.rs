@@ -119,6 +119,10 @@ impl Hooks {
     ///
     /// `InvalidArgument` names a hook that is not configured.
     pub fn resolve(&self, named: &[HookName]) -> Result<Vec<HookName>> {
+        if named.len() > HOOKS_MAX {
+            return Err(Error::invalid(format!("notify: at most {HOOKS_MAX} hooks are taken"))
+                .remedy("name each hook once"));
+        }
         if let Some(unknown) = named.iter().find(|name| !self.0.contains_key(name)) {
             let known = self.0.keys().map(HookName::as_str).collect::<Vec<_>>().join(", ");
             let known =
@@ -144,7 +148,7 @@ pub(super) async fn start(shared: &Arc<Shared>) -> Result<()> {
     Ok(())
 }
 
-/// What a hook is told, in the form of the Standard Webhooks specification: type, timestamp, data.
+/// Body of a delivery, in the form of the Standard Webhooks specification: type, timestamp, data.
 #[derive(Debug, Serialize)]
 struct Event<'a> {
     r#type: &'static str,
@@ -341,6 +345,7 @@ mod tests {
         };
         assert_eq!(told(&[]).unwrap(), "all");
         assert_eq!(told(&["some"]).unwrap(), "all some");
+        assert!(told(&["some"; 17]).unwrap_err().message().contains("at most 16"));
         let error = told(&["other"]).unwrap_err();
         assert_eq!(error.message(), "notify: other is not a hook of this controller; there are all, some");
     }

@@ -13,7 +13,7 @@ use crate::{
     network_guard,
 };
 
-/// For the name of a model server; a container finds by itself what takes longer.
+/// Limit for resolving the name of a model server. A name that takes longer is not opened.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Makes what the container's network needs, and returns the network to join.
