@@ -64,6 +64,10 @@ fn load(node: &Candidate<'_>) -> u64 {
         .max(part(total.vram_gb, free.vram_gb))
 }
 
+/// Executions on one node. Each has a stream of events on the controller's connection to its node, which carries 1,024
+/// streams, and other calls need some, too.
+const EXECUTIONS_MAX: usize = 900;
+
 /// A node as placement sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
@@ -145,6 +149,7 @@ pub fn reasons<'a>(demand: &Demand, candidates: impl Iterator<Item = Candidate<'
 pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
     demand.node_id.as_ref().is_none_or(|pin| pin == node.node_id)
         && node.blocked.is_none()
+        && node.executions < EXECUTIONS_MAX
         && short(demand.amounts, node.free).is_none()
         && short_on_each_gpu(demand.amounts, node).is_none()
         && short_of_devices(demand.amounts, node.free_gpus_mb, node).is_none()
@@ -174,6 +179,9 @@ pub fn why_not(demand: &Demand, node: &Candidate<'_>) -> Option<(String, Until)>
     }
     if let Some(why) = node.blocked {
         return Some((why.into(), Until::Unblocked));
+    }
+    if node.executions >= EXECUTIONS_MAX {
+        return Some((format!("has {} executions, and takes no more", node.executions), Until::Free));
     }
     if let Some((what, need, has)) = short(demand.amounts, node.free) {
         return Some((format!("needs {need} {what}, {has} free"), Until::Free));
@@ -314,6 +322,16 @@ mod tests {
         assert_eq!(no_fit.to_string(), "a: needs 24 GiB vram on each GPU, has 20");
         fit(gpus(2, 40), none, gpus(2, 40)).unwrap();
         fit(gpus(2, 40), gpus(1, 20), gpus(1, 20)).unwrap();
+    }
+
+    #[test]
+    fn node_takes_a_bounded_number_of_executions() {
+        let mut node = node("a", &[]);
+        node.executions = EXECUTIONS_MAX - 1;
+        run(&demand(&[], 1), std::slice::from_ref(&node), None).unwrap();
+        node.executions = EXECUTIONS_MAX;
+        let no_fit = run(&demand(&[], 1), &[node], None).unwrap_err();
+        assert!(no_fit.may_change(), "{no_fit}");
     }
 
     #[test]
