@@ -18,6 +18,7 @@ use super::{
     lifecycle::State,
     live::{ExecutionContext, Shared, Word},
     order::Held,
+    order_cache::OrderCache,
     queue::Queue,
     reconcile,
     request::{ExecutionRequest, Submission, Submitter},
@@ -134,6 +135,9 @@ impl Executions {
             new.set_workspace(note);
         }
         let record = new.record.clone();
+        // The manifest of an execution that runs after others changes with the workspace that it takes over.
+        let order =
+            (record.dependencies.is_none() && OrderCache::accepts(&record)).then(|| new.content.clone());
         let create = Write::Execution(ExecutionWrite::Create(Box::new(new)));
         let created = self.0.store.write(create).await;
         if !matches!(created, Ok(1..)) {
@@ -145,6 +149,9 @@ impl Executions {
             let known = self.0.store.execution_by_key(key).await?;
             let known = known.ok_or_else(|| Error::internal("an execution was neither created nor found"))?;
             return self.same(known, &record.request_digest);
+        }
+        if let Some(order) = order {
+            self.0.orders.insert(&record, order);
         }
         let view = self.0.go_live(&record, place).view.borrow().clone();
         let stopping = |_| Error::new(ErrorCode::Unavailable, "the controller is stopping");

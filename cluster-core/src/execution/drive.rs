@@ -311,7 +311,10 @@ async fn connection(
 
 /// What the node is told to run. It has the secrets already when it has shown that it took it.
 async fn order(shared: &Shared, record: &ExecutionRecord) -> Result<Order> {
-    let content = shared.store.order_content(&record.execution_id).await?;
+    let content = match shared.orders.take(&record.execution_id) {
+        Some(content) => Some(content),
+        None => shared.store.order_content(&record.execution_id).await?,
+    };
     let OrderContent { manifest, input } =
         content.ok_or_else(|| Error::not_found("execution", record.execution_id.as_str()))?;
     let (mut secrets, mut login) = (SecretEnv::default(), None);

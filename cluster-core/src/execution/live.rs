@@ -19,6 +19,7 @@ use super::{
     exclusion::Exclusion,
     hooks::Hooks,
     lifecycle::{Input, State, Step},
+    order_cache::OrderCache,
     projection,
     sending::Sending,
     settings::ExecutionSettings,
@@ -99,6 +100,7 @@ pub(super) struct Shared {
     /// Nodes that failed an execution through their own fault and have run none since.
     faulty: Mutex<HashSet<NodeId>>,
     open_bytes: AtomicU64,
+    pub orders: OrderCache,
     pub callers: OpenByCaller,
     /// Counts executions that ended, for those that run after them.
     pub ends: watch::Sender<u64>,
@@ -121,6 +123,7 @@ impl Shared {
             open: Mutex::default(),
             faulty: Mutex::default(),
             open_bytes: AtomicU64::new(0),
+            orders: OrderCache::default(),
             callers: OpenByCaller::default(),
             ends: watch::channel(0).0,
             queue,
@@ -165,6 +168,7 @@ impl Shared {
 
     /// The execution has ended and its end is stored.
     pub async fn retire(&self, record: &ExecutionRecord) {
+        self.orders.take(&record.execution_id);
         if let Some(live) = self.open().remove(&record.execution_id) {
             self.open_bytes.fetch_sub(live.order_bytes, Ordering::Relaxed);
             live.leave();

@@ -35,6 +35,7 @@ pub mod live;
 pub mod log;
 pub mod manifest;
 pub mod order;
+mod order_cache;
 mod patience;
 mod place;
 pub(crate) mod policy;

@@ -87,6 +87,8 @@ impl Store {
         let pool = |connections: u32| {
             AnyPoolOptions::new()
                 .max_connections(connections)
+                // The connection is to a file: a test query before each use would only cost a turn of its thread.
+                .test_before_acquire(false)
                 .after_connect(|connection, _| Box::pin(set_up(connection)))
         };
         // A pool tries a connection that cannot be set up for 30 seconds. One connection fails at once.
