@@ -7,12 +7,17 @@
 mod events;
 #[path = "cluster/heartbeats.rs"]
 mod heartbeats;
+#[path = "cluster/orders.rs"]
+mod orders;
 #[path = "cluster/peers.rs"]
 mod peers;
 #[path = "cluster/placement.rs"]
 mod placement;
 #[path = "cluster/reconnect.rs"]
 mod reconnect;
+#[path = "../tests/protocol/served.rs"]
+#[allow(dead_code)]
+mod served;
 #[path = "cluster/submissions.rs"]
 mod submissions;
 #[path = "../tests/protocol/support.rs"]
@@ -35,10 +40,31 @@ pub fn percentile(sorted: &[Duration], share: f64) -> Duration {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     line("row", "figure", "ours", "floor or goal", "ratio");
-    events::run().await;
-    submissions::run().await;
-    placement::run();
-    peers::run();
-    heartbeats::run().await;
-    reconnect::run().await;
+    if is_wanted("events") {
+        events::run().await;
+    }
+    if is_wanted("submissions") {
+        submissions::run().await;
+    }
+    if is_wanted("orders") {
+        orders::run().await;
+    }
+    if is_wanted("placement") {
+        placement::run();
+    }
+    if is_wanted("peers") {
+        peers::run();
+    }
+    if is_wanted("heartbeats") {
+        heartbeats::run().await;
+    }
+    if is_wanted("reconnect") {
+        reconnect::run().await;
+    }
+}
+
+/// Returns whether the figures of `name` are asked for: `cargo bench … -- NAME…` measures only those.
+fn is_wanted(name: &str) -> bool {
+    let mut names = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    names.peek().is_none() || names.any(|argument| argument == name)
 }

@@ -33,7 +33,7 @@ use support::{
 
 const ROUNDS: usize = 50;
 const CONTAINERS: usize = 48;
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 
 struct Bench {
     controller: Controller,
@@ -130,8 +130,8 @@ impl Bench {
             self.ended(&id).await;
             self.docker.gone(&id).await;
         }
-        times("5", "submit to container started, p50", 0.5, &mut ours, &mut floor, "<= 15 ms more");
-        times("5", "submit to container started, p99", 0.99, &mut ours, &mut floor, "<= 50 ms more");
+        times("5", "submit to container started, p50", 0.5, &mut ours, &mut floor, "<= 10 ms more");
+        times("5", "submit to container started, p99", 0.99, &mut ours, &mut floor, "<= 30 ms more");
     }
 
     async fn starts_at_once(&self, body: &Value) {
@@ -159,7 +159,7 @@ impl Bench {
             &format!("{ours:.1}/s"),
             &format!("{floor:.1}/s"),
             &format!("{:.2}", ours / floor),
-            ">= 0.95",
+            ">= 0.98",
         );
     }
 }

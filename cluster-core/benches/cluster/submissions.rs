@@ -23,18 +23,21 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::net::TcpListener;
 
 use super::{
-    line,
+    line, percentile,
     support::{Cluster, Node},
 };
 
-const SUBMISSIONS: usize = 8_000;
+/// Of each round. A round has the floor beside it: shared machines change from second to second.
+const SUBMISSIONS: usize = 1_600;
+const ROUNDS: usize = 5;
 const SUBMITTERS: usize = 256;
 /// Each has room for 80 of them.
 const NODES: usize = 110;
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 pub async fn run() {
-    let floor = store_alone().await;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(Arc::new(DataDirectory::own(directory.path()).unwrap())).await.unwrap();
     let cluster = Cluster::start().await;
     let address = mute().await;
     for number in 0..NODES {
@@ -45,7 +48,30 @@ pub async fn run() {
         node.join(Some(&token)).await.unwrap();
         node.beat().await.unwrap();
     }
+    let (mut ours, mut floor, mut acknowledged) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        floor.push(store_alone(&store).await);
+        let (last_acknowledged, placed) = placements(&cluster).await;
+        acknowledged.push(last_acknowledged);
+        ours.push(placed);
+    }
+    for times in [&mut ours, &mut floor, &mut acknowledged] {
+        times.sort();
+    }
+    let rate = |times: &[Duration]| SUBMISSIONS as f64 / percentile(times, 0.5).as_secs_f64();
+    let (ours, floor, acknowledged) = (rate(&ours), rate(&floor), rate(&acknowledged));
+    line(
+        "3",
+        &format!("durable placements, {SUBMITTERS} submitters"),
+        &format!("{ours:.0}/s"),
+        &format!("{floor:.0}/s the rows alone; goal 5000/s"),
+        &format!("{:.2} of the floor; {:.2}", ours / floor, 5_000.0 / ours),
+    );
+    line("", "  acknowledged", &format!("{acknowledged:.0}/s"), "", "");
+}
 
+/// Returns the times until all are acknowledged, and until all are assigned.
+async fn placements(cluster: &Cluster) -> (Duration, Duration) {
     let start = Instant::now();
     let submitting =
         stream::iter(0..SUBMISSIONS).map(|number| cluster.core().submit(request(), submitter(number)));
@@ -57,22 +83,7 @@ pub async fn run() {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
-    let took = start.elapsed().as_secs_f64();
-    let ours = SUBMISSIONS as f64 / took;
-    line(
-        "3",
-        &format!("durable placements, {SUBMITTERS} submitters"),
-        &format!("{ours:.0}/s"),
-        &format!("{floor:.0}/s the rows alone; goal 5000/s"),
-        &format!("{:.2} of the floor; {:.2}", ours / floor, 5_000.0 / ours),
-    );
-    line(
-        "",
-        "  until the last was acknowledged",
-        &format!("{:.2} s", acknowledged.as_secs_f64()),
-        &format!("{took:.2} s until assigned"),
-        "",
-    );
+    (acknowledged, start.elapsed())
 }
 
 /// One caller may not have all of them open.
@@ -91,10 +102,8 @@ fn request() -> ExecutionRequest {
     }
 }
 
-/// What one execution takes of the store: one row made, then changed.
-async fn store_alone() -> f64 {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(Arc::new(DataDirectory::own(directory.path()).unwrap())).await.unwrap();
+/// Writes the rows of as many executions: each is created, then assigned.
+async fn store_alone(store: &Store) -> Duration {
     let node_id = NodeId::parse("n0").unwrap();
     let start = Instant::now();
     let writing = stream::iter(0..SUBMISSIONS).map(|_| {
@@ -110,7 +119,7 @@ async fn store_alone() -> f64 {
         }
     });
     writing.buffer_unordered(SUBMITTERS).for_each(async |()| {}).await;
-    SUBMISSIONS as f64 / start.elapsed().as_secs_f64()
+    start.elapsed()
 }
 
 /// Where connections are taken, held, and never answered.

@@ -14,5 +14,6 @@ mod orders;
 mod published;
 mod pushes;
 mod runtime;
+mod served;
 mod stand_in;
 mod support;
