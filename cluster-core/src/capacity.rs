@@ -10,17 +10,15 @@ use std::{
     },
 };
 
+use aegis_types::{ids::Tag, node::Capabilities, resources::Amounts};
 use arc_swap::ArcSwap;
-
 use sysinfo::{Disks, System};
 use tokio::sync::watch;
 
 use crate::{
-    cluster::peer::{Amounts, Capabilities},
     config::{schema::Resources, settings::Settings},
     engine::EngineInfo,
     engine_facts::EngineFacts,
-    ids::Tag,
     nvidia_smi::FoundGpus,
 };
 

@@ -20,6 +20,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aegis_types::{
+    clock::rfc3339,
+    error::{Error, ErrorCode, Result},
+    execution::{
+        filter::ExecutionFilter,
+        request::{ExecutionRequest, Submitter},
+        view::{EventView, ExecutionView, SpecView},
+    },
+    ids::{ClusterId, ExecutionId, NodeId},
+    node::Role,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -29,26 +40,17 @@ use crate::{
     access::{AccessTokens, TokenTable},
     agents::Agents,
     audit::Audit,
-    clock::rfc3339,
     cluster::{
         applied::AppliedConfig,
         controller::Controller,
         nodes::Nodes,
-        peer::Role,
         worker::{JoinState, Member},
     },
     config::{Settings, schema::NodeType},
     deploy::{ApprovedHost, Deployments, Hosts, Rollouts},
     engine::Engine,
     engine_facts::EngineFacts,
-    error::{Error, ErrorCode, Result},
-    execution::{
-        dispatch::Executions,
-        filter::ExecutionFilter,
-        request::{ExecutionRequest, Submitter},
-        view::{EventView, ExecutionView, SpecView},
-    },
-    ids::{ClusterId, ExecutionId, NodeId},
+    execution::dispatch::Executions,
     metrics::Metrics,
     ops::trial,
     rpc::tls::Credentials,

@@ -8,12 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_types::error::{Error, Result};
 use tokio::net::TcpListener;
 
-use crate::{
-    error::{Error, Result},
-    store::DataDirectory,
-};
+use crate::store::DataDirectory;
 
 /// A port with a default, and the record of the port that replaced it.
 #[derive(Debug)]
@@ -62,9 +60,12 @@ impl DefaultPort {
             false => fs::write(&self.record, format!("{port}\n")),
         };
         kept.map_err(|e| {
-            Error::new(crate::ErrorCode::Storage, format!("{} cannot be written", self.record.display()))
-                .remedy("check the permissions and free space of the data directory")
-                .source(e)
+            Error::new(
+                aegis_types::error::ErrorCode::Storage,
+                format!("{} cannot be written", self.record.display()),
+            )
+            .remedy("check the permissions and free space of the data directory")
+            .source(e)
         })
     }
 }
@@ -95,7 +96,7 @@ fn is_taken(error: &Error) -> bool {
 /// Returns the cause from the operating system as the source of the error.
 pub async fn bind_tcp(address: std::net::SocketAddr) -> Result<(TcpListener, u16)> {
     let failed = |e: io::Error| {
-        Error::new(crate::ErrorCode::Conflict, format!("{address} cannot be listened on: {e}"))
+        Error::new(aegis_types::error::ErrorCode::Conflict, format!("{address} cannot be listened on: {e}"))
             .remedy(
                 "stop the program that uses it, or choose another port with AEGIS_PORT or spec.network.port (0: any \
                  free port)",

@@ -8,13 +8,11 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    engine::{Engine, EngineInfo},
-    error::{Error, ErrorCode, Result},
-};
+use crate::engine::{Engine, EngineInfo};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// An engine that is silent for longer gets no new work.

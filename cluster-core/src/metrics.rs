@@ -4,17 +4,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::lifecycle::State,
+    node::PeerStatus,
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
-use crate::{
-    cluster::{events::NodeEventKind, peer::PeerStatus},
-    error::{Error, ErrorCode, Result},
-    execution::lifecycle::State,
-};
+use crate::cluster::events::NodeEventKind;
 
 /// From a cached answer to a call that waited for the disk.
 const DURATION_BUCKETS: [f64; 9] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];

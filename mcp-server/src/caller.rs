@@ -5,10 +5,14 @@
 //! for which nobody made one is refused.
 
 use cluster_core::{
-    Error, ErrorCode, Result,
-    access::{Actor, Bearer, Door, Identity, Scope},
+    access::Bearer,
     audit::{Arguments, Call, Client, Pending},
     core::Core,
+    types::{
+        caller::{Actor, Door, Identity},
+        error::{Error, ErrorCode, Result},
+        scope::Scope,
+    },
 };
 use rmcp::{RoleServer, service::RequestContext};
 use serde::{Deserialize, Serialize};

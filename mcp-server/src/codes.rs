@@ -1,6 +1,6 @@
 //! The one place where an [`ErrorCode`] becomes an exit status and an HTTP status.
 
-use cluster_core::ErrorCode;
+use cluster_core::types::error::ErrorCode;
 use http::StatusCode;
 
 /// How a surface shows an error code.

@@ -18,14 +18,17 @@ use axum::{
     response::Response,
 };
 use cluster_core::{
-    Error, Result,
-    access::{Door, TokenTable},
+    access::TokenTable,
     config::{self, ConfigChoice, NodeConfig, Overrides, Settings, StartedBy, settings::REST_PORT},
     core::Core,
     default_port::{DefaultPort, bind_tcp},
-    deploy::Origin,
     rpc::tls::web_server,
     store::DataDirectory,
+    types::{
+        caller::Door,
+        error::{Error, Result},
+        principal::Origin,
+    },
 };
 use sd_notify::NotifyState;
 use tokio::{

@@ -1,6 +1,6 @@
 //! How an error looks to an assistant: its words, and on requests that are no tool calls a code of JSON-RPC.
 
-use cluster_core::{Error, ErrorCode};
+use cluster_core::types::error::{Error, ErrorCode};
 use rmcp::{ErrorData, model::ErrorCode as ProtocolCode};
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ pub fn words(error: &Error) -> String {
 
 /// Of a request that names a resource.
 pub fn of_resource(error: &Error, uri: &str) -> ErrorData {
-    let data = json!({ "code": error.code(), "uri": clean(&cluster_core::ids::shown(uri)) });
+    let data = json!({ "code": error.code(), "uri": clean(&cluster_core::types::text::shown(uri)) });
     let code = match error.code() {
         // rmcp writes it as invalid params for clients of 2026-07-28, as that version wants it.
         ErrorCode::NotFound => ProtocolCode::RESOURCE_NOT_FOUND,

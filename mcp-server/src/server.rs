@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use cluster_core::{Error, ErrorCode, core::Core};
+use cluster_core::{
+    core::Core,
+    types::error::{Error, ErrorCode},
+};
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
@@ -186,7 +189,7 @@ fn unreadable(method: &str) -> ErrorData {
     match SHAPES.iter().find(|(known, _)| *known == method) {
         Some((known, shape)) => ErrorData::invalid_params(format!("{known}: {shape}"), None),
         None => {
-            let method = cluster_core::ids::shown(method);
+            let method = cluster_core::types::text::shown(method);
             ErrorData::new(ProtocolCode::METHOD_NOT_FOUND, format!("there is no method {method}"), None)
         }
     }
@@ -234,7 +237,7 @@ impl ServerHandler for AegisServer {
         let caller = self.caller(&context)?;
         let answer = self.catalogue.call(&self.core, &caller, request, progress, &context).await;
         answer.ok_or_else(|| {
-            let words = format!("there is no tool \"{}\"", cluster_core::ids::shown(&name));
+            let words = format!("there is no tool \"{}\"", cluster_core::types::text::shown(&name));
             ErrorData::invalid_params(words, None)
         })
     }

@@ -3,10 +3,11 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use cluster_core::{
-    access::{Door, TokenTable},
+    access::TokenTable,
     config::{self, Overrides, Settings},
     core::Core,
     store::DataDirectory,
+    types::caller::Door,
 };
 use rmcp::ServiceExt as _;
 use serde_json::{Value, json};

@@ -8,8 +8,11 @@ use std::{
 };
 
 use cluster_core::{
-    execution::request::{ExecutionRequest, Submission},
-    store::{DataDirectory, ExecutionWrite, NewExecution, Store, Write},
+    store::{DataDirectory, ExecutionWrite, Store, Write},
+    types::execution::{
+        record::NewExecution,
+        request::{ExecutionRequest, Submission},
+    },
 };
 
 use super::{line, percentile};

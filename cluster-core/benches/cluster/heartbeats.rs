@@ -5,18 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_server::NodeClusterService as _};
+use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_server::NodeClusterService as _};
 use cluster_core::{
-    clock::Clock,
     cluster::{
         controller::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
         direct::DirectAccess,
         membership::{Registration, Staleness},
         nodes::Nodes,
-        peer::Role,
     },
     identity::{Attestation, EnrolmentToken, NodeKey, statement},
-    ids::NodeId,
     metrics::Metrics,
     rpc::{
         ClusterClock, Sealer,
@@ -26,6 +23,7 @@ use cluster_core::{
         places::Proven,
     },
     store::{DataDirectory, Store},
+    types::{clock::Clock, ids::NodeId, node::Role},
 };
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;

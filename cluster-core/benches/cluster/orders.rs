@@ -11,14 +11,16 @@ use std::{
 };
 
 use cluster_core::{
-    execution::{
-        order::{Order, SecretEnv},
-        request::{ExecutionRequest, Submission},
-    },
-    ids::ExecutionId,
     rpc::{
         wire::{Dial, Wire},
         worker_client::WorkerClient,
+    },
+    types::{
+        execution::{
+            order::{Order, SecretEnv},
+            request::{ExecutionRequest, Submission},
+        },
+        ids::ExecutionId,
     },
 };
 use futures::{StreamExt as _, stream};

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use cluster_core::{
-    cluster::{
-        membership::{Change, Membership, PeerFilter},
-        peer::{LinkKind, Observed, Role},
-    },
-    ids::NodeId,
+    cluster::membership::{Change, Membership, PeerFilter},
     store::NodeRecord,
+    types::{
+        ids::NodeId,
+        node::{LinkKind, Observed, Role},
+    },
 };
 
 use super::{line, percentile};

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use cluster_core::{
-    cluster::{
-        membership::{Change, Membership},
-        peer::{Amounts, Capabilities, LinkKind, Observed, Role},
-        placement::PlacementStrategy,
-    },
-    execution::manifest::Demand,
-    ids::{ExecutionId, NodeId, Tag},
+    cluster::membership::{Change, Membership},
     store::NodeRecord,
+    types::{
+        execution::manifest::Demand,
+        ids::{ExecutionId, NodeId, Tag},
+        node::{Capabilities, LinkKind, Observed, Role},
+        placement::PlacementStrategy,
+        resources::Amounts,
+    },
 };
 
 use super::{line, percentile};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cluster_core::{ErrorCode, Result};
+use cluster_core::types::error::{ErrorCode, Result};
 use futures::{StreamExt as _, stream};
 
 use super::{

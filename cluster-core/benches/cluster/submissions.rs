@@ -9,15 +9,18 @@ use std::{
 };
 
 use cluster_core::{
-    access::Identity,
-    cluster::peer::Role,
-    execution::{
-        lifecycle::State,
-        request::{ExecutionRequest, ResourceRequest, Submission, Submitter},
-    },
-    ids::{ExecutionId, NodeId},
     rpc::controller_client::OwnAddress,
-    store::{DataDirectory, ExecutionWrite, NewExecution, Store, Write},
+    store::{DataDirectory, ExecutionWrite, Store, Write},
+    types::{
+        caller::Identity,
+        execution::{
+            lifecycle::State,
+            record::NewExecution,
+            request::{ExecutionRequest, ResourceRequest, Submission, Submitter},
+        },
+        ids::{ExecutionId, NodeId},
+        node::Role,
+    },
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::net::TcpListener;

@@ -13,14 +13,10 @@
 //!
 //! Deliberately absent: users, groups and `OAuth`; tokens of nodes (`identity` has those).
 
-mod caller;
-mod scope;
 mod table;
 mod tokens;
 
 pub use self::{
-    caller::{Actor, Door, Identity},
-    scope::Scope,
     table::{Bearer, TokenTable, Validity},
     tokens::{
         AccessTokenGrant, AccessTokenOrder, AccessTokenState, AccessTokenView, AccessTokens, LIFETIME_MAX,

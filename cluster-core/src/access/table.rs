@@ -10,17 +10,18 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    caller::Identity,
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+    ids::AccessTokenName,
+    scope::Scope,
+};
 use arc_swap::ArcSwap;
 use subtle::ConstantTimeEq as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Identity, Scope};
-use crate::{
-    clock::now_ms,
-    error::{Error, ErrorCode, Result},
-    identity::sha256,
-    ids::AccessTokenName,
-};
+use crate::identity::sha256;
 
 /// SHA-256 of a value.
 pub(super) type Digest = [u8; 32];

@@ -2,6 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    clock::{now_ms, rfc3339},
+    error::{Error, ErrorCode, Result},
+    ids::AccessTokenName,
+    scope::Scope,
+};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,14 +16,11 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{
-    Scope, TokenTable,
+    TokenTable,
     table::{Digest, Known},
 };
 use crate::{
-    clock::{now_ms, rfc3339},
-    error::{Error, ErrorCode, Result},
     identity::{random, sha256},
-    ids::AccessTokenName,
     store::{AccessTokenRow, AccessWrite, Store, Write},
 };
 

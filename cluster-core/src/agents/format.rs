@@ -6,14 +6,13 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
-
-use crate::{
+use aegis_types::{
     execution::{manifest::Relaxations, retry::RetryPolicy},
     ids::{AgentName, Tag},
 };
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 
 pub const API_VERSION: &str = "100monkeys.ai/v1";
 pub const KIND: &str = "Agent";

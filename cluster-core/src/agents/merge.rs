@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{AgentReference, Manifest};
-use crate::{
+use aegis_types::{
+    agent::AgentReference,
     error::{Error, Result},
     execution::{
         manifest::Relaxations,
@@ -11,6 +11,8 @@ use crate::{
     },
     ids::Tag,
 };
+
+use super::Manifest;
 
 /// The request with what it leaves out taken from the agent. `defaults` is the agent as a request
 /// ([`Manifest::request`]), `resolved` names it with its version.
@@ -102,7 +104,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::{manifest::NetworkMode, request::Submission};
+    use aegis_types::execution::{manifest::NetworkMode, request::Submission};
 
     const AGENT: &str = "
 apiVersion: 100monkeys.ai/v1

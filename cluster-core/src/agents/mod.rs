@@ -16,10 +16,7 @@ mod format;
 mod merge;
 mod quantity;
 mod read;
-mod reference;
 mod registry;
-pub mod runtimes;
 
 pub use read::{MANIFEST_BYTES_MAX, Manifest};
-pub use reference::AgentReference;
 pub use registry::{AgentDetail, AgentView, Agents, Applied, Deleted, Outcome};

@@ -1,11 +1,10 @@
 //! Amounts and times as agents state them: `500m`, `1Gi`, `10m`.
 
-use serde_json::Value;
-
-use crate::{
+use aegis_types::{
     error::{Error, Result},
-    ids::shown,
+    text::shown,
 };
+use serde_json::Value;
 
 /// From here on, a whole number without a unit is in thousandths of a core: so the published format means
 /// it, and nobody asks for so many cores.

@@ -3,22 +3,23 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
-use super::{
-    format::{API_VERSION, Document, KIND, Mode, NOT_USED, Network, Runtime, Volume},
-    quantity::{cores, memory_mb, seconds},
-    runtimes,
-};
-use crate::{
-    config::document::{depth, drop_nulls, from_yaml, marked_keys, unknown_keys},
+use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::{
         manifest::NetworkMode,
         request::{ExecutionRequest, ResourceRequest, Submission},
     },
-    ids::{AgentName, shown},
+    ids::AgentName,
+    runtimes,
+    text::shown,
 };
+use serde_json::Value;
+
+use super::{
+    format::{API_VERSION, Document, KIND, Mode, NOT_USED, Network, Runtime, Volume},
+    quantity::{cores, memory_mb, seconds},
+};
+use crate::config::document::{depth, drop_nulls, from_yaml, marked_keys, unknown_keys};
 
 /// An agent has a few kilobytes, most of them prompts.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024;

@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use aegis_types::{
+    agent::AgentReference,
+    clock::{now_ms, rfc3339},
+    error::{Error, ErrorCode, Result},
+    execution::request::ExecutionRequest,
+    ids::AgentName,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{AgentReference, Manifest};
+use super::Manifest;
 use crate::{
-    clock::{now_ms, rfc3339},
     cluster::applied::AppliedConfig,
-    error::{Error, ErrorCode, Result},
-    execution::request::ExecutionRequest,
     identity::sha256,
-    ids::AgentName,
     store::{AgentRow, AgentWrite, Store, Write},
 };
 

@@ -23,6 +23,11 @@ use std::{
     time::Instant,
 };
 
+use aegis_types::{
+    caller::Actor,
+    clock::now_ms,
+    error::{ErrorCode, Result},
+};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -30,18 +35,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::record::{AuditQuery, AuditSettings, AuditView, Client};
 use self::{
     reads::{Key, Reads},
     writer::Order,
 };
 use crate::{
-    access::Actor,
-    clock::now_ms,
-    error::{ErrorCode, Result},
     metrics::Metrics,
     store::{AuditRow, Store},
 };
+
+pub use self::record::{AuditQuery, AuditSettings, AuditView, Client};
 
 /// Ended and not yet taken by the writer. Beyond it callers wait for the disk.
 const WAITING_MAX: usize = 4096;

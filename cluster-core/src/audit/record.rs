@@ -2,17 +2,16 @@
 
 use std::{fmt, time::Duration};
 
+use aegis_types::{
+    caller::Door,
+    clock::rfc3339,
+    error::{Error, ErrorCode, Result},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::redact::line;
-use crate::{
-    access::Door,
-    clock::rfc3339,
-    config::schema::AuditRetention,
-    error::{Error, ErrorCode, Result},
-    store::AuditRow,
-};
+use crate::{config::schema::AuditRetention, store::AuditRow};
 
 pub(super) const OK: &str = "ok";
 pub(super) const ABANDONED: &str = "abandoned";

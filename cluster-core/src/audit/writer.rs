@@ -2,6 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    clock::{Clock, now_ms},
+    error::Result,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
@@ -10,8 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{reads::Reads, record::AuditSettings};
 use crate::{
-    clock::{Clock, ClockWatch, now_ms},
-    error::Result,
+    clock_watch::ClockWatch,
     metrics::Metrics,
     store::{AuditRow, AuditWrite, Store, Write},
 };

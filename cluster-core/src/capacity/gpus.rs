@@ -1,10 +1,8 @@
 //! Which GPUs of this machine executions may have: found ones within what the configuration states. Pure.
 
-use crate::{
-    cluster::gpu::{DEVICES_MAX, GpuDevice, memory_gb},
-    config::schema::Resources,
-    nvidia_smi::FoundGpu,
-};
+use aegis_types::gpu::{DEVICES_MAX, GpuDevice, memory_gb};
+
+use crate::{config::schema::Resources, nvidia_smi::FoundGpu};
 
 /// GPUs of a node for executions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +97,7 @@ fn bound_memory(devices: &mut [FoundGpu], vram_gb: Option<u32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::GpuUuid;
+    use aegis_types::ids::GpuUuid;
 
     fn found(memory_mb: &[u32]) -> Vec<FoundGpu> {
         let gpu = |(index, memory_mb): (u32, &u32)| FoundGpu {

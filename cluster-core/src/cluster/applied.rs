@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use arc_swap::ArcSwap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,6 @@ use crate::{
         pushed::{self, missing_sections, redact},
         settings::Local,
     },
-    error::{Error, ErrorCode, Result},
     execution::supervisor::Supervisor,
 };
 
@@ -136,7 +136,7 @@ impl AppliedConfig {
             }
             Err(error) => {
                 tracing::error!(%version, error = %error.chain(), "the pushed configuration is refused: the last good one stays");
-                let error_text = Some(format!("{}: {}", crate::ids::shown(version), short(&error)));
+                let error_text = Some(format!("{}: {}", aegis_types::text::shown(version), short(&error)));
                 self.0.state.store(Arc::new(State { pushed: known.pushed.clone(), error: error_text }));
                 Err(error)
             }

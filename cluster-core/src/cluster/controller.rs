@@ -18,10 +18,12 @@ use std::{
     time::Duration,
 };
 
-pub use admission::{
-    Admission, ChallengeAnswer, ChallengeSignature, Rotation, TokenOrder, TokenState, TokenView,
+use aegis_types::{
+    clock::Clock,
+    error::{Error, ErrorCode, Failure, Result},
+    ids::{ClusterId, CommandId, ExecutionId, GpuUuid, NodeId},
+    node::{DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
 };
-pub use config::NodeConfigView;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -32,19 +34,20 @@ use super::{
         Change, Command, Given, Membership, PeerFilter, PeerPage, Registration, Report, RevokedKeys,
         Staleness,
     },
-    peer::{DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
     sessions::Sessions,
 };
 use crate::{
-    clock::Clock,
-    error::{Error, ErrorCode, Failure, Result},
     identity::{
         Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
     },
-    ids::{ClusterId, CommandId, ExecutionId, GpuUuid, NodeId},
     rpc::SOFTWARE_VERSION,
     store::{NodeRecord, Store, Write},
 };
+
+pub use admission::{
+    Admission, ChallengeAnswer, ChallengeSignature, Rotation, TokenOrder, TokenState, TokenView,
+};
+pub use config::NodeConfigView;
 
 /// Decisions waiting for the owner. A full queue makes callers wait.
 const DECISIONS_MAX: usize = 256;

@@ -5,6 +5,10 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
@@ -12,8 +16,6 @@ use url::Url;
 use super::controller::Controller;
 use crate::{
     config::endpoint::is_loopback,
-    error::{Error, ErrorCode, Result},
-    ids::NodeId,
     rpc::{
         paced_channel::PacedChannel,
         tls::{self, Credentials, Expect, HostPort, refusal},

@@ -11,12 +11,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use aegis_types::{
+    clock::rfc3339,
+    error::Error,
+    ids::NodeId,
+    node::{Desired, Observed},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::peer::{Desired, Observed};
-use crate::{clock::rfc3339, error::Error, ids::NodeId, store::NodeRecord};
+use crate::store::NodeRecord;
 
 /// Kept for readers that come later: a day of a quiet cluster, minutes of a bad hour.
 const EVENTS_MAX: usize = 4096;
@@ -81,7 +86,7 @@ impl FromStr for EventId {
             Some(Self { epoch: epoch.parse().ok()?, sequence: sequence.parse().ok()? })
         });
         numbers.ok_or_else(|| {
-            Error::invalid(format!("\"{}\" is not the id of a node event", crate::ids::shown(text)))
+            Error::invalid(format!("\"{}\" is not the id of a node event", aegis_types::text::shown(text)))
                 .remedy("it looks like 3-17: the epoch and the number of the event")
         })
     }

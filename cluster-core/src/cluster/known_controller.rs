@@ -12,14 +12,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::ClusterId,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::PublicKey,
-    ids::ClusterId,
-    store::write_synced,
-};
+use crate::{identity::PublicKey, store::write_synced};
 
 const FILE: &str = "controller.json";
 

@@ -18,17 +18,20 @@ mod revoked;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{
-    peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView},
-    placement::{Order, PlacementStrategy, Position},
-};
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Failure, Result},
-    identity::PresentedToken,
     ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId, Tag},
-    store::{NodeRecord, Write},
+    node::{Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView},
+    placement::PlacementStrategy,
+    resources::Amounts,
 };
 use devices::Reservation;
+
+use super::placement::{Order, Position};
+use crate::{
+    identity::PresentedToken,
+    store::{NodeRecord, Write},
+};
 pub use health::Staleness;
 pub use joining::Given;
 pub use listing::{PeerFilter, PeerPage};

@@ -1,7 +1,5 @@
 //! Who is in the cluster and what is placed where.
 //!
-//! - [`peer`]: what is known of a node.
-//! - [`gpu`]: GPUs as devices, and which an execution gets.
 //! - [`membership`], [`placement`]: the decisions, pure.
 //! - [`applied`]: the configuration that this node runs with.
 //! - [`controller`]: the task that owns the membership; admission of nodes.
@@ -14,11 +12,9 @@ pub mod applied;
 pub mod controller;
 pub mod direct;
 pub mod events;
-pub mod gpu;
 pub mod known_controller;
 pub mod membership;
 pub mod nodes;
-pub mod peer;
 pub mod placement;
 pub mod sessions;
 pub mod worker;

@@ -10,6 +10,16 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        artifacts::Collected,
+        content::{Content, ImageOffer, PIECE_BYTES},
+        order::{Attempt, Held, Order},
+        view::EventView,
+    },
+    ids::{ExecutionId, NodeId},
+};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future::Either};
 use tokio::{io::AsyncRead, sync::mpsc};
@@ -21,16 +31,8 @@ use super::{
 };
 use crate::{
     config::layers::MergedConfig,
-    error::{Error, ErrorCode, Result},
-    execution::{
-        artifacts::{self, Collected},
-        content::{Content, ImageOffer, PIECE_BYTES},
-        order::{Attempt, Held, Order},
-        supervisor::Supervisor,
-        view::EventView,
-    },
+    execution::{artifacts, supervisor::Supervisor},
     identity::PublicKey,
-    ids::{ExecutionId, NodeId},
     rpc::{
         Sealer, node_proof,
         paced_channel::WeakChannel,

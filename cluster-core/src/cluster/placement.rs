@@ -7,45 +7,27 @@ mod order;
 
 use std::fmt;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-pub use order::{Order, Position};
-
-use super::{gpu::share_mb, peer::Amounts};
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode},
     execution::manifest::Demand,
+    gpu::share_mb,
     ids::{NodeId, Tag},
+    placement::PlacementStrategy,
+    resources::Amounts,
 };
+
+pub use order::{Order, Position};
 
 /// Nodes named in a reason; the rest is counted.
 const REASONS_SHOWN_MAX: usize = 10;
 
-/// Which of the nodes that fit comes first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PlacementStrategy {
-    /// Whose turn it is.
-    #[default]
-    RoundRobin,
-    /// The one with the smallest part of its scarcest resource taken.
-    LeastLoaded,
-    /// The one with the largest part taken: others stay free for what is large.
-    BinPack,
-    /// The one with the fewest executions.
-    Spread,
-}
-
-impl PlacementStrategy {
-    /// Lower comes first.
-    pub fn rank(self, node: &Candidate<'_>) -> u64 {
-        match self {
-            PlacementStrategy::RoundRobin => 0,
-            PlacementStrategy::LeastLoaded => load(node),
-            PlacementStrategy::BinPack => LOAD_FULL.saturating_sub(load(node)),
-            PlacementStrategy::Spread => node.executions as u64,
-        }
+/// Returns the rank of a node under a strategy. A lower rank comes first.
+pub fn rank(strategy: PlacementStrategy, node: &Candidate<'_>) -> u64 {
+    match strategy {
+        PlacementStrategy::RoundRobin => 0,
+        PlacementStrategy::LeastLoaded => load(node),
+        PlacementStrategy::BinPack => LOAD_FULL.saturating_sub(load(node)),
+        PlacementStrategy::Spread => node.executions as u64,
     }
 }
 
@@ -291,7 +273,7 @@ mod tests {
     ) -> Result<NodeId, NoFit> {
         let mut order = Order::default();
         for node in nodes {
-            let position = Position { tags: node.tags.clone(), rank: strategy.rank(&node.candidate()) };
+            let position = Position { tags: node.tags.clone(), rank: rank(strategy, &node.candidate()) };
             order.insert(&node.id, &position);
         }
         let fitting = |id: &NodeId| {

@@ -8,10 +8,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Result},
-    identity::{PublicKey, SequenceWindow},
     ids::{NodeId, SessionId},
+};
+
+use crate::{
+    identity::{PublicKey, SequenceWindow},
     rpc::Sealer,
 };
 

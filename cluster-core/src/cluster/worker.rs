@@ -9,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::CommandId,
+};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -20,10 +24,8 @@ use super::{applied::AppliedConfig, membership::Command};
 use crate::{
     capacity::Capacity,
     config::{resolve_secret, settings::ControllerSettings},
-    error::{Error, ErrorCode, Result},
     execution::supervisor::Supervisor,
     identity::random,
-    ids::CommandId,
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, Session},
         controller_line::LinkTls,

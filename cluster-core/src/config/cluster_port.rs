@@ -7,15 +7,15 @@ use std::{
     path::PathBuf,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    text::shown,
+};
 use url::{Host, Url};
 
 use super::{
     endpoint::{CLUSTER_PORT, Endpoint, is_loopback},
     schema::{Cluster, Network, Tls},
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::shown,
 };
 
 /// What the cluster port listens on.

@@ -105,7 +105,7 @@ fn unknown(path: &str, key: &str, known: &Map<String, Value>) -> String {
         .map(|candidate| (strsim::jaro_winkler(key, candidate), candidate))
         .filter(|(likeness, _)| *likeness >= SIMILAR)
         .max_by(|a, b| a.0.total_cmp(&b.0));
-    let path = crate::ids::shown(path);
+    let path = aegis_types::text::shown(path);
     match nearest {
         Some((_, nearest)) => format!("unknown key {path}: did you mean {nearest}?"),
         None => format!("unknown key {path}"),

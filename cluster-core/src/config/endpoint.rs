@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use url::{Host, Url};
-
-use crate::error::{Error, ErrorCode, Result};
 
 pub const CLUSTER_PORT: u16 = 50056;
 

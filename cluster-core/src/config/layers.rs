@@ -3,15 +3,15 @@
 
 use std::{fmt, str::FromStr};
 
+use aegis_types::{
+    error::{Error, Result},
+    ids::{NodeId, TenantSlug},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{
-    error::{Error, Result},
-    identity::sha256,
-    ids::{NodeId, TenantSlug},
-};
+use crate::identity::sha256;
 
 /// Whom a layer is for, from the lowest to the highest. Written `global`, `tenant/SLUG`, `node/ID`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +39,7 @@ impl FromStr for Scope {
             None if text == "global" => Ok(Self::Global),
             Some(("tenant", slug)) => TenantSlug::parse(slug).map(Self::Tenant),
             Some(("node", id)) => NodeId::parse(id).map(Self::Node),
-            _ => Err(Error::invalid(format!("\"{}\" is no layer", crate::ids::shown(text)))
+            _ => Err(Error::invalid(format!("\"{}\" is no layer", aegis_types::text::shown(text)))
                 .remedy("name it global, tenant/SLUG or node/ID")),
         }
     }

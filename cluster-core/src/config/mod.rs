@@ -16,10 +16,10 @@ pub mod settings;
 
 use std::path::{Path, PathBuf};
 
+use aegis_types::error::{Error, ErrorCode, Result};
+
 pub use schema::NodeConfig;
 pub use settings::{Overrides, Settings};
-
-use crate::error::{Error, ErrorCode, Result};
 
 /// A configuration with the place it came from.
 #[derive(Debug, Clone)]

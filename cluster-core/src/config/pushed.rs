@@ -1,6 +1,7 @@
 //! What a pushed layer may say. Checked when it is stored, so that a layer is kept whole or not at all,
 //! and once more by the node, which does not trust that its controller knows the same keys.
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use serde_json::{Map, Value};
 
 use super::{
@@ -10,10 +11,7 @@ use super::{
     schema::{NodeType, Policy},
     settings::{Local, Overrides, Settings},
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    execution::policy,
-};
+use crate::execution::policy;
 
 /// A layer has a few kilobytes, and travels in one message.
 pub const LAYER_BYTES_MAX: usize = 256 * 1024;
@@ -194,7 +192,7 @@ fn check_keys(value: &Value, path: &mut Vec<String>, refused: &mut Vec<String>) 
         _ => {
             let own = OWN.iter().find(|(key, _)| text == *key || text.starts_with(&format!("{key}.")));
             let why = own.map_or("it is the node's own", |(_, why)| *why);
-            refused.push(format!("{} cannot be pushed: {why}", crate::ids::shown(&text)));
+            refused.push(format!("{} cannot be pushed: {why}", aegis_types::text::shown(&text)));
         }
     }
 }
@@ -215,7 +213,7 @@ fn check_secrets(value: &Value, secret: bool, path: &mut Vec<String>, refused: &
         Value::String(text) => {
             let literal = secret && !text.is_empty() && !is_reference(text);
             if literal || holds_credentials(text) {
-                let path = crate::ids::shown(&path.join("."));
+                let path = aegis_types::text::shown(&path.join("."));
                 refused.push(format!("{path} holds a secret: write env:NAME, file:PATH or secret:NAME"));
             }
         }

@@ -1,12 +1,12 @@
 //! From text to a checked [`NodeConfig`]: YAML, both spellings of a key, unknown keys by path.
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use serde_json::{Map, Value};
 
 use super::{
     document,
     schema::{API_VERSION, KIND, NodeConfig},
 };
-use crate::error::{Error, ErrorCode, Result};
 
 /// A configuration has a few kilobytes.
 pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;

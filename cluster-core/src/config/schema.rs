@@ -6,15 +6,16 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use aegis_types::{
+    execution::lifecycle::State,
+    gpu::GpuDevice,
+    ids::{NodeId, Tag},
+    node::Role,
+    placement::PlacementStrategy,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::{
-    cluster::{gpu::GpuDevice, peer::Role, placement::PlacementStrategy},
-    execution::lifecycle::State,
-    ids::{NodeId, Tag},
-};
 
 pub const API_VERSION: &str = "100monkeys.ai/v1";
 pub const KIND: &str = "NodeConfig";

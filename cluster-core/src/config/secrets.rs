@@ -1,10 +1,9 @@
 //! `spec.secrets.backend`: OpenBao, checked and complete.
 
+use aegis_types::error::{Error, ErrorCode, Result};
+
 use super::schema::{Secrets, SecretsAuth};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::{TransitAuth, TransitSettings},
-};
+use crate::identity::{TransitAuth, TransitSettings};
 
 const MOUNT: &str = "transit";
 const KEY_NAME: &str = "aegis-node-tokens";
@@ -83,5 +82,5 @@ fn name(key: &str, given: Option<String>, default: &str, nested: bool) -> Result
     if parts.iter().all(|part| sound(part)) && (nested || parts.len() == 1) {
         return Ok(parts.join("/"));
     }
-    Err(invalid(key, format!("\"{}\" is no name", crate::ids::shown(&name))))
+    Err(invalid(key, format!("\"{}\" is no name", aegis_types::text::shown(&name))))
 }

@@ -8,26 +8,26 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{image_reference::check_image, limits::IMAGE_DISK_PERCENT_MAX},
+    gpu,
+    ids::{NodeId, Tag},
+    node::{Capabilities, Role},
+    placement::PlacementStrategy,
+    resources::Amounts,
+    runtimes,
+};
+
 use super::{
     cluster_port::ClusterPort,
     endpoint::Endpoint,
     schema::{Auth, Confirm, Deploy, HttpTls, NodeConfig, NodeType, Policy, Resources},
 };
 use crate::{
-    agents::runtimes,
     audit::AuditSettings,
-    cluster::{
-        gpu,
-        peer::{Amounts, Capabilities, Role},
-        placement::PlacementStrategy,
-    },
-    error::{Error, ErrorCode, Result},
-    execution::{
-        hooks::Hooks, image_reference::check_image, policy::IMAGE_DISK_PERCENT_MAX,
-        settings::ExecutionSettings,
-    },
+    execution::{hooks::Hooks, settings::ExecutionSettings},
     identity::{Fingerprint, PublicKey, TOKEN_LIFETIME_SECS, TransitSettings},
-    ids::{NodeId, Tag},
     network_guard,
 };
 
@@ -364,7 +364,7 @@ fn check_policy(policy: &Policy) -> Result<()> {
 fn images(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
     for (runtime, image) in given {
         let at = |e: Error| {
-            let key = crate::ids::shown(runtime);
+            let key = aegis_types::text::shown(runtime);
             let error = invalid(format!("spec.runtime.images.\"{key}\": {}", e.message()));
             error.remedy(e.remedy_text().unwrap_or("write \"python:3.12\": registry.example/python:3.12"))
         };
@@ -387,7 +387,7 @@ fn http_address(spec: &super::schema::Spec, overrides: &Overrides, shares_addres
     let address = if text == "localhost" { "127.0.0.1" } else { text.as_str() };
     let address: IpAddr = address
         .parse()
-        .map_err(|_| invalid(format!("{key} \"{}\" is not an IP address", crate::ids::shown(text))))?;
+        .map_err(|_| invalid(format!("{key} \"{}\" is not an IP address", aegis_types::text::shown(text))))?;
     let admitted = spec.mcp.tls.is_some() || spec.network.allow_insecure_bind == Some(true);
     if !address.is_loopback() && !admitted {
         return Err(invalid(format!("{key} {address}: HTTP is served without TLS on loopback only")).remedy(

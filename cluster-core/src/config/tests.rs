@@ -1,5 +1,6 @@
+use aegis_types::{node::Role, placement::PlacementStrategy};
+
 use super::{cluster_port::Listen, *};
-use crate::cluster::{peer::Role, placement::PlacementStrategy};
 
 /// Every configuration example of the published documents, as it stands; `...` is completed.
 const EXAMPLES: [(&str, &str); 6] = [

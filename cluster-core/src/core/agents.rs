@@ -1,10 +1,9 @@
 //! Agents: the verbs of the handle.
 
+use aegis_types::{agent::AgentReference, error::Result};
+
 use super::Core;
-use crate::{
-    agents::{AgentDetail, AgentReference, AgentView, Applied, Deleted},
-    error::Result,
-};
+use crate::agents::{AgentDetail, AgentView, Applied, Deleted};
 
 impl Core {
     /// Registers a manifest, YAML or JSON.

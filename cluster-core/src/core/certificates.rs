@@ -2,6 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use tokio_util::sync::CancellationToken;
 use url::Host;
 
@@ -10,9 +14,7 @@ use crate::{
         Settings, cluster_port::ClusterTls, endpoint::Endpoint, resolve_secret, settings::ControllerSettings,
     },
     deploy::DirectOffer,
-    error::{Error, ErrorCode, Result},
     identity::{Authority, EnrolmentToken, Fingerprint},
-    ids::NodeId,
     rpc::{
         controller_line::LinkTls,
         tls::{Credentials, KeptCertificate, PeerRule, files, kept, own},

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use aegis_types::{
+    error::Result,
+    ids::{NodeId, TenantSlug},
+};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -12,9 +16,7 @@ use crate::{
         Settings,
         layers::{ConfigSnapshot, Scope},
     },
-    error::Result,
     identity::TokenKeysView,
-    ids::{NodeId, TenantSlug},
 };
 
 impl Core {

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    clock::rfc3339,
+    error::Result,
+    ids::{DeploymentId, NodeId},
+    principal::Origin,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Core;
-use crate::{
-    clock::rfc3339,
-    deploy::{
-        DeploymentFilter, DeploymentRequest, DeploymentView, KeptRelease, LogsAsked, NodeOrder, Origin,
-        PlanView, Removal,
-    },
-    error::Result,
-    ids::{DeploymentId, NodeId},
+use crate::deploy::{
+    DeploymentFilter, DeploymentRequest, DeploymentView, KeptRelease, LogsAsked, NodeOrder, PlanView, Removal,
 };
 
 /// A release that a node's host keeps.

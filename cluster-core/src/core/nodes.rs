@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    clock::rfc3339,
+    error::{Error, ErrorCode, Result},
+    ids::{EnrolmentTokenId, NodeId},
+    node::{DrainState, DrainView, OnDeadline, PeerView, Role},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{Core, Part};
-use crate::{
-    clock::rfc3339,
-    cluster::{
-        controller::TokenView,
-        events::{Batch, EventId},
-        membership::PeerPage,
-        peer::{DrainState, DrainView, OnDeadline, PeerView, Role},
-        worker::Member,
-    },
-    error::{Error, ErrorCode, Result},
-    ids::{EnrolmentTokenId, NodeId},
+use crate::cluster::{
+    controller::TokenView,
+    events::{Batch, EventId},
+    membership::PeerPage,
+    worker::Member,
 };
 
 #[derive(Debug, Clone, Copy)]

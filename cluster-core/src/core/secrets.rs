@@ -1,10 +1,12 @@
 //! The core's verbs on the operator's secrets. None of them gives a value back.
 
-use super::Core;
-use crate::{
+use aegis_types::{
     error::Result,
-    secrets::{Secret, SecretName, SecretView},
+    secret::{Secret, SecretName},
 };
+
+use super::Core;
+use crate::secrets::SecretView;
 
 impl Core {
     /// Sets a secret, new or not.

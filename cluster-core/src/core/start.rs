@@ -3,6 +3,12 @@
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
+use aegis_types::{
+    clock::Clock,
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+    node::Role,
+};
 use base64::Engine as _;
 use futures::FutureExt as _;
 use tokio::sync::Notify;
@@ -14,7 +20,6 @@ use crate::{
     agents::Agents,
     audit::Audit,
     capacity::Capacity,
-    clock::Clock,
     cluster::{
         applied::AppliedConfig,
         controller::{Controller, HealthSettings},
@@ -22,7 +27,6 @@ use crate::{
         known_controller::KnownController,
         membership::Staleness,
         nodes::Nodes,
-        peer::Role,
         worker::WorkerTask,
     },
     config::{Settings, cluster_port::Listen, settings::GRPC_PORT},
@@ -30,12 +34,10 @@ use crate::{
     deploy::{Deployments, Hosts, Journal, Rollouts},
     engine::Engine,
     engine_facts::EngineFacts,
-    error::{Error, ErrorCode, Result},
     execution::{
         dispatch::Executions, live::ExecutionContext, sending::SendingSettings, supervisor::Supervisor,
     },
     identity::{KeyFile, NodeKey},
-    ids::NodeId,
     metrics::Metrics,
     nvidia_smi::FoundGpus,
     ops::{

@@ -6,22 +6,22 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    gpu::{self, GpuDevice},
+    link::NodeLink,
+    resources::Amounts,
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     health::{CONTAINER_FORMAT, Look},
-    link::NodeLink,
     ports::{BoundSocket, Protocol},
     release::{ReadyMark, ReleaseNote},
     scripts,
     stack::PROJECT,
 };
 use crate::{
-    cluster::{
-        gpu::{self, GpuDevice},
-        peer::Amounts,
-    },
-    error::{Error, ErrorCode, Result},
     nvidia_smi,
     ssh::{Connection, HostEnd, SshStream},
 };

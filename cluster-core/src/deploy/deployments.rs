@@ -2,15 +2,23 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Failure, Result},
+    ids::{DeploymentId, NodeId},
+    principal::Origin,
+    secret::Secret,
+};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Secret,
     apply::Run,
     examine::{self, Context},
     findings::{self, Finding, Severity},
@@ -21,16 +29,12 @@ use super::{
     operation::{Action, Removal},
     release::KeptRelease,
     remote::{LogsAsked, Remote},
-    spec::{DeploymentRequest, DeploymentSpec, Origin, Validated},
+    spec::{DeploymentRequest, DeploymentSpec, Validated},
     tunnel,
     view::{DeploymentState, DeploymentView, PlanView},
     world::{Deployed, DeploymentFilter, DeploymentRecord, Journal, Membership},
 };
-use crate::{
-    error::{Error, ErrorCode, Failure, Result},
-    ids::{DeploymentId, NodeId},
-    ssh::SshTarget,
-};
+use crate::ssh::SshTarget;
 
 const LIST_LIMIT_DEFAULT: usize = 20;
 const LIST_LIMIT_MAX: usize = 200;

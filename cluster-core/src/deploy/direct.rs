@@ -6,20 +6,18 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    link::NodeLink,
+};
 use url::Url;
 
 use super::{
     checks::HostFacts,
     findings::{Finding, Severity},
-    link::NodeLink,
     scripts,
 };
-use crate::{
-    config::endpoint::CLUSTER_PORT,
-    error::{Error, ErrorCode, Result},
-    identity::Fingerprint,
-    ssh::Connection,
-};
+use crate::{config::endpoint::CLUSTER_PORT, identity::Fingerprint, ssh::Connection};
 
 const REACH_LIMIT: Duration = Duration::from_secs(15);
 

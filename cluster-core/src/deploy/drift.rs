@@ -130,10 +130,8 @@ fn images(facts: &HostFacts) -> impl Iterator<Item = Drift> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        deploy::{health::Look, release::ReadyMark},
-        ids::{DeploymentId, NodeId},
-    };
+    use crate::deploy::{health::Look, release::ReadyMark};
+    use aegis_types::ids::{DeploymentId, NodeId};
 
     fn line(service: &str, status: &str, exit_code: i64) -> String {
         format!(

@@ -5,11 +5,13 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::{Secret, stack::interpolate};
-use crate::{
+use aegis_types::{
     error::{Error, Result},
-    ids::shown,
+    secret::Secret,
+    text::shown,
 };
+
+use super::stack::interpolate;
 
 /// A value larger than this is data, not a setting.
 const VALUE_BYTES_MAX: usize = 1024 * 1024;

@@ -3,15 +3,19 @@
 
 use std::sync::Arc;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    link::{LinkChoice, NodeLink},
+    secret::Secret,
+};
+
 use super::{
-    Secret,
     checks::{self, HostFacts},
     direct,
     findings::{self, Wanted},
     hosts::Hosts,
     image::ImageSource,
     images::NodeImages,
-    link::{LinkChoice, NodeLink},
     local_images::LocalImages,
     now_ms,
     plan::{self, Inputs, Prepared},
@@ -20,10 +24,7 @@ use super::{
     stack::{self, OperatorProject, OperatorStack},
     world::{Journal, Membership},
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ssh::Connection,
-};
+use crate::{deploy::link::choose_link, ssh::Connection};
 
 /// What every deployment shares.
 pub(super) struct Context {
@@ -159,7 +160,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 /// Of a host that carries nothing there is a finding, and a plan all the same.
 fn link_of(facts: &HostFacts) -> Result<NodeLink> {
     match &facts.forwarding_error {
-        None => NodeLink::decide(facts),
+        None => choose_link(facts),
         Some(_) => Ok(NodeLink::default()),
     }
 }

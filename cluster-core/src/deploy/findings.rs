@@ -1,15 +1,16 @@
 //! What stands in the way of a deployment: a pure judgement of the facts, all of it at once, each
 //! with what to do.
 
+use aegis_types::{
+    error::{Error, ErrorCode},
+    gpu,
+};
+
 use super::{
     checks::HostFacts,
     drift::drift,
     spec::DeploymentSpec,
     stack::{PROJECT, Published, Stack},
-};
-use crate::{
-    cluster::gpu,
-    error::{Error, ErrorCode},
 };
 
 const DOCKER_MINIMUM: (u32, u32) = (20, 10);
@@ -417,16 +418,17 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{
-        cluster::gpu::GpuDevice,
-        deploy::{
-            DeploySettings, DeploymentRequest, Origin,
-            health::Look,
-            ports::{BoundSocket, Protocol},
-            release::ReleaseNote,
-            stack,
-        },
+    use crate::deploy::{
+        DeploySettings, DeploymentRequest,
+        health::Look,
+        ports::{BoundSocket, Protocol},
+        release::ReleaseNote,
+        stack,
+    };
+    use aegis_types::{
+        gpu::GpuDevice,
         ids::{DeploymentId, GpuUuid, NodeId},
+        principal::Origin,
     };
 
     fn gpu() -> GpuDevice {

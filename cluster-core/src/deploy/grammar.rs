@@ -2,18 +2,20 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
+use aegis_types::{
+    error::{Error, Result},
+    ids::Tag,
+    text::shown,
+};
+
 use super::{
     names::{ModelName, ProfileName, ServiceName},
     settings::DeploySettings,
     spec::Service,
 };
-use crate::{
-    error::{Error, Result},
-    ids::{Tag, shown},
-    ssh::{
-        HostAddress,
-        target::{AddressKind, address_kind},
-    },
+use crate::ssh::{
+    HostAddress,
+    target::{AddressKind, address_kind},
 };
 
 const TAGS_MAX: usize = 32;

@@ -2,26 +2,28 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::UserName,
+    principal::Origin,
+};
+
 use super::{
     agent_sockets::AgentSockets,
     now_ms,
     settings::{DeploySettings, KeyPassphrase, SYSTEM_KNOWN_HOSTS},
-    spec::{Origin, SSH_USER_DEFAULT},
+    spec::SSH_USER_DEFAULT,
     world::{ApprovedHost, JUMP_HOST, Journal},
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::UserName,
-    ssh::{
-        ConnectOptions, Connection, Credentials, Dialer, Endpoint, HostAddress, HostKey, HostKeyPolicy,
-        HostKeyRules, Leg, LinkKey, Passphrase, SshTarget, Timeouts,
-        client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
-        host_keys::{Accepted, host_argument},
-        jump_hosts::{JumpHosts, Purpose, Way},
-        known_hosts::KnownHosts,
-        probe,
-        target::SSH_PORT_DEFAULT,
-    },
+use crate::ssh::{
+    ConnectOptions, Connection, Credentials, Dialer, Endpoint, HostAddress, HostKey, HostKeyPolicy,
+    HostKeyRules, Leg, LinkKey, Passphrase, SshTarget, Timeouts,
+    client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
+    host_keys::{Accepted, host_argument},
+    jump_hosts::{JumpHosts, Purpose, Way},
+    known_hosts::KnownHosts,
+    probe,
+    target::SSH_PORT_DEFAULT,
 };
 
 /// A cheap handle.
@@ -212,7 +214,11 @@ impl Hosts {
         if let Some(expected) = fingerprint.map(str::trim).filter(|expected| *expected != key.fingerprint) {
             return Err(Error::new(
                 ErrorCode::HostKeyChanged,
-                format!("{host} shows the key {}, not {}", key.fingerprint, crate::ids::shown(expected)),
+                format!(
+                    "{host} shows the key {}, not {}",
+                    key.fingerprint,
+                    aegis_types::text::shown(expected)
+                ),
             )
             .remedy("compare with the host itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"));
         }

@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_types::error::{Error, Result};
 use bytes::Bytes;
 use futures::stream;
 use serde_json::json;
@@ -18,7 +19,6 @@ use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
 use super::hex_digest;
-use crate::error::{Error, Result};
 
 const REPOSITORY: &str = "aegis-node";
 /// Of the content digest, in the tag.

@@ -8,10 +8,10 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use aegis_types::error::{Error, Result};
 use tokio::sync::Mutex;
 
 use super::image::{ImageSource, NodeImage};
-use crate::error::{Error, Result};
 
 #[derive(Debug, Default)]
 pub struct NodeImages {

@@ -4,12 +4,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{checks::HostFacts, remote::Remote, scripts};
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
-    ssh::{HostEnd, LinkSettings},
+    link::{LinkPorts, NodeLink},
 };
+
+use super::{checks::HostFacts, remote::Remote, scripts};
+use crate::ssh::{HostEnd, LinkSettings};
 
 /// In a release, where the link is not the usual one.
 pub const FILE: &str = "link.json";
@@ -17,94 +19,34 @@ pub const FILE: &str = "link.json";
 const PORTS_FIRST: u16 = 29_050;
 const PAIRS: u16 = 100;
 
-/// Of the host's loopback.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct LinkPorts {
-    /// sshd's, which leads to the controller.
-    pub controller: u16,
-    /// The node's.
-    pub node: u16,
-}
-
-/// What a deployment asks for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LinkChoice {
-    #[default]
-    Ssh,
-    Direct,
-}
-
-impl LinkChoice {
-    pub(super) fn is_usual(&self) -> bool {
-        *self == LinkChoice::Ssh
+/// What the host carries inside SSH; sockets where both go, since nobody else on the host reaches them.
+pub fn choose_link(facts: &HostFacts) -> Result<NodeLink> {
+    if facts.sockets_error.is_none() {
+        return Ok(NodeLink::Sockets);
+    }
+    let known = match facts.link {
+        Some(NodeLink::Ports(ports)) => Some(ports),
+        Some(NodeLink::Sockets | NodeLink::Direct { .. }) | None => None,
+    };
+    // What listens on the controller's may be our own link; on the node's only the node may.
+    let ours = |ports: &LinkPorts| facts.look.any_runs() || !facts.listening.contains(&ports.node);
+    match known.filter(ours).or_else(|| free_pair(&facts.listening)) {
+        Some(ports) => Ok(NodeLink::Ports(ports)),
+        None => Err(Error::new(
+            ErrorCode::HostCheckFailed,
+            format!("no two ports are free on the host from {PORTS_FIRST} on, which the link needs"),
+        )
+        .remedy("see who listens there: ss -ltnp")),
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum NodeLink {
-    /// Inside the SSH connection, by unix sockets on the host.
-    #[default]
-    Sockets,
-    /// Inside the SSH connection, by ports of the host's loopback: sshd forwards no sockets there.
-    Ports(LinkPorts),
-    /// Both dial each other, under TLS.
-    Direct {
-        /// Where the node finds the controller.
-        controller: String,
-        /// SHA-256 of the controller's CA, in hexadecimal.
-        ca: String,
-        /// Where the controller finds the node.
-        node: String,
-    },
-}
-
-impl NodeLink {
-    /// What the host carries inside SSH; sockets where both go, since nobody else on the host reaches them.
-    pub fn decide(facts: &HostFacts) -> Result<Self> {
-        if facts.sockets_error.is_none() {
-            return Ok(NodeLink::Sockets);
-        }
-        let known = match facts.link {
-            Some(NodeLink::Ports(ports)) => Some(ports),
-            Some(NodeLink::Sockets | NodeLink::Direct { .. }) | None => None,
-        };
-        // What listens on the controller's may be our own link; on the node's only the node may.
-        let ours = |ports: &LinkPorts| facts.look.any_runs() || !facts.listening.contains(&ports.node);
-        match known.filter(ours).or_else(|| free_pair(&facts.listening)) {
-            Some(ports) => Ok(NodeLink::Ports(ports)),
-            None => Err(Error::new(
-                ErrorCode::HostCheckFailed,
-                format!("no two ports are free on the host from {PORTS_FIRST} on, which the link needs"),
-            )
-            .remedy("see who listens there: ss -ltnp")),
-        }
-    }
-
-    /// The content of [`FILE`]; `None` for the usual link, of which nothing needs to be known.
-    pub fn note(&self) -> Result<Option<Vec<u8>>> {
-        match self {
-            NodeLink::Sockets => Ok(None),
-            NodeLink::Ports(_) | NodeLink::Direct { .. } => serde_json::to_vec(self)
-                .map(Some)
-                .map_err(|error| Error::internal("a link cannot be written").source(error)),
-        }
-    }
-
-    pub fn ports(&self) -> Option<LinkPorts> {
-        match self {
-            NodeLink::Ports(ports) => Some(*ports),
-            NodeLink::Sockets | NodeLink::Direct { .. } => None,
-        }
-    }
-
-    pub fn is_direct(&self) -> bool {
-        matches!(self, NodeLink::Direct { .. })
-    }
-
-    pub fn is_usual(&self) -> bool {
-        *self == NodeLink::Sockets
+/// The content of [`FILE`]; `None` for the usual link, of which nothing needs to be known.
+pub fn link_note(link: &NodeLink) -> Result<Option<Vec<u8>>> {
+    match link {
+        NodeLink::Sockets => Ok(None),
+        NodeLink::Ports(_) | NodeLink::Direct { .. } => serde_json::to_vec(link)
+            .map(Some)
+            .map_err(|error| Error::internal("a link cannot be written").source(error)),
     }
 }
 
@@ -158,17 +100,17 @@ mod tests {
     fn without_sockets(change: impl FnOnce(&mut HostFacts)) -> NodeLink {
         let mut facts = HostFacts { sockets_error: Some("no".into()), ..Default::default() };
         change(&mut facts);
-        NodeLink::decide(&facts).unwrap()
+        choose_link(&facts).unwrap()
     }
 
     #[test]
     fn sockets_where_they_go_and_else_two_free_ports() {
-        assert_eq!(NodeLink::decide(&HostFacts::default()).unwrap(), NodeLink::Sockets);
+        assert_eq!(choose_link(&HostFacts::default()).unwrap(), NodeLink::Sockets);
         assert_eq!(without_sockets(|_| {}), NodeLink::Ports(FIRST));
         assert_eq!(without_sockets(|facts| facts.listening = [FIRST.node].into()), NodeLink::Ports(SECOND));
         let all = (PORTS_FIRST..PORTS_FIRST + 2 * PAIRS).collect();
         let facts = HostFacts { sockets_error: Some("no".into()), listening: all, ..Default::default() };
-        assert_eq!(NodeLink::decide(&facts).unwrap_err().code(), ErrorCode::HostCheckFailed);
+        assert_eq!(choose_link(&facts).unwrap_err().code(), ErrorCode::HostCheckFailed);
     }
 
     const RUNNING: &str = concat!(

@@ -59,18 +59,17 @@ pub use self::{
     drift::{Drift, DriftKind},
     findings::{Finding, Severity},
     hosts::Hosts,
-    link::{LinkChoice, LinkPorts, NodeLink, link_settings},
+    link::link_settings,
     operation::{Operation, Removal},
     release::KeptRelease,
     remote::LogsAsked,
     rollout::{MemberState, MemberView, RolloutPlan, RolloutRequest, RolloutState, RolloutView, Rollouts},
     settings::DeploySettings,
-    spec::{DeploymentRequest, DeploymentSpec, Origin, Service, Validated},
+    spec::{DeploymentRequest, DeploymentSpec, Service, Validated},
     tunnel::TunnelSource,
     view::{DeploymentState, DeploymentView, PlanView, StepName, StepState, StepView},
     world::{ApprovedHost, Deployed, DeploymentFilter, Journal, Membership},
 };
-pub use crate::secrets::Secret;
 
 fn now_ms() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

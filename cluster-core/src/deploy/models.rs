@@ -7,6 +7,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
@@ -16,10 +17,7 @@ use super::{
     remote::Remote,
     stack::OllamaService,
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ssh::script::tail,
-};
+use crate::ssh::script::tail;
 
 /// Ollama says something several times a second; a registry may think for a while.
 const SILENCE_MAX: Duration = Duration::from_secs(120);

@@ -3,9 +3,9 @@
 
 use std::fmt;
 
-use crate::{
+use aegis_types::{
     error::{Error, Result},
-    ids::shown,
+    text::shown,
 };
 
 const COMPOSE_NAME_LENGTH_MAX: usize = 63;

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, Result},
+    gpu::{self, GpuDevice},
+    link::NodeLink,
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
-use super::{checks::HostFacts, link::NodeLink, settings::HEARTBEAT_INTERVAL_DEFAULT, spec::DeploymentSpec};
-use crate::{
-    cluster::gpu::{self, GpuDevice},
-    error::{Error, Result},
-};
+use super::{checks::HostFacts, settings::HEARTBEAT_INTERVAL_DEFAULT, spec::DeploymentSpec};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -173,10 +174,10 @@ mod tests {
     use super::*;
     use crate::{
         config::{self, Overrides, Settings, cluster_port::Listen, endpoint::Endpoint},
-        deploy::{DeploySettings, DeploymentRequest, LinkPorts, Origin},
+        deploy::{DeploySettings, DeploymentRequest},
         identity::NodeKey,
-        ids::GpuUuid,
     };
+    use aegis_types::{ids::GpuUuid, link::LinkPorts, principal::Origin};
 
     fn started_with(link: &NodeLink) -> (String, Settings) {
         started_on(&HostFacts::default(), link)

@@ -2,13 +2,14 @@
 
 use std::{fmt, time::Duration};
 
+use aegis_types::{
+    error::{Error, Result},
+    ids::DeploymentId,
+};
+
 use super::{
     spec::DeploymentSpec,
     view::{DeploymentState, StepName},
-};
-use crate::{
-    error::{Error, Result},
-    ids::DeploymentId,
 };
 
 /// Longest time that a removal lets running work go on.
@@ -138,7 +139,8 @@ impl Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deploy::{DeploySettings, DeploymentRequest, Origin};
+    use crate::deploy::{DeploySettings, DeploymentRequest};
+    use aegis_types::principal::Origin;
 
     #[test]
     fn stack_without_a_node_has_no_steps_of_one() {

@@ -3,13 +3,13 @@
 
 use std::{fmt, time::Duration};
 
+use aegis_types::{error::Result, gpu::GpuDevice, ids::NodeId, link::NodeLink, secret::Secret};
+
 use super::{
-    Secret,
     checks::HostFacts,
     drift::{Drift, DriftKind, drift},
     env_file::EnvFile,
-    hex_digest,
-    link::{self, NodeLink},
+    hex_digest, link,
     local_images::LocalImages,
     names::ModelName,
     node_config,
@@ -19,7 +19,7 @@ use super::{
     tunnel::TunnelSource,
     view::StepName,
 };
-use crate::{cluster::gpu::GpuDevice, error::Result, ids::NodeId};
+use crate::deploy::link::link_note;
 
 const NAMES_SHOWN: usize = 12;
 
@@ -151,7 +151,7 @@ pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let env = environment(inputs, &stack, config.as_deref())?;
     let bundle = inputs.operator.map(|operator| operator.bundle().clone()).unwrap_or_default();
     let mut files = ReleaseFiles::new(&stack, &env, config.as_deref(), bundle);
-    if let Some(note) = inputs.link.note()? {
+    if let Some(note) = link_note(inputs.link)? {
         files = files.with(link::FILE, note);
     }
     let gone_or_changed = drift(facts)
@@ -378,10 +378,8 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        deploy::{DeploySettings, DeploymentRequest, Origin, release::ReleaseNote},
-        ids::DeploymentId,
-    };
+    use crate::deploy::{DeploySettings, DeploymentRequest, release::ReleaseNote};
+    use aegis_types::{ids::DeploymentId, principal::Origin};
 
     fn spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {
         let mut request = DeploymentRequest { host: "edge1".into(), ..Default::default() };

@@ -5,14 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{DeploymentId, NodeId},
+};
+
 use super::{
     env_file::EnvFile,
     hex_digest,
     stack::{Bundle, Root, Stack},
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::{DeploymentId, NodeId},
 };
 
 pub const NOTE_FILE: &str = "release.json";

@@ -7,6 +7,10 @@ mod releases;
 
 use std::{io::Cursor, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::DeploymentId,
+};
 use tokio::io::AsyncRead;
 
 use super::{
@@ -14,11 +18,7 @@ use super::{
     scripts,
     stack::{Bundle, COMPLETE, PROJECT, Root},
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::DeploymentId,
-    ssh::{Connection, ScriptOutput, script::tail},
-};
+use crate::ssh::{Connection, ScriptOutput, script::tail};
 
 /// A holder that is our own needs a moment to end.
 const LOCK_WAIT_MIN_SECS: u64 = 3;

@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{error::Result, secret::SecretName};
+
 use super::direct::DirectOffer;
 use crate::{
     engine::Engine,
-    error::Result,
     registries::Logins,
-    secrets::SecretName,
     ssh::{
         HostAddress, HostKeyPolicy, LinkKey, Passphrase,
         client_config::{ClientConfig, ConfigFile, LocalUser},
@@ -73,7 +73,7 @@ pub struct DeploySettings {
     /// `SSH_AUTH_SOCK` of the controller.
     pub agent_socket: Option<PathBuf>,
     /// `CLOUDFLARE_TUNNEL_TOKEN` of the controller's environment.
-    pub environment_tunnel_token: Option<super::Secret>,
+    pub environment_tunnel_token: Option<aegis_types::secret::Secret>,
     /// `AITHER_EDGE_IMAGE` of the controller's environment.
     pub environment_image: Option<String>,
     /// The controller's own key for standing connections; the login's way where there is none.
@@ -143,7 +143,8 @@ impl DeploySettings {
     pub fn with_environment(mut self) -> Self {
         let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         self.agent_socket = named("SSH_AUTH_SOCK").map(PathBuf::from);
-        self.environment_tunnel_token = named("CLOUDFLARE_TUNNEL_TOKEN").map(super::Secret::new);
+        self.environment_tunnel_token =
+            named("CLOUDFLARE_TUNNEL_TOKEN").map(aegis_types::secret::Secret::new);
         self.environment_image = named("AITHER_EDGE_IMAGE");
         self
     }

@@ -2,30 +2,25 @@
 
 use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
-use super::{
-    Secret, grammar,
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{NodeId, Tag, UserName},
     link::LinkChoice,
+    principal::Origin,
+    secret::{Secret, SecretName},
+    text::shown,
+};
+
+use super::{
+    grammar,
     names::{ModelName, ProfileName, ServiceName},
     settings::{DeploySettings, HEALTH_TIMEOUT_SECONDS_DEFAULT},
     tunnel::{self, Argument, TunnelSource},
     world::Deployed,
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::{NodeId, Tag, UserName, shown},
-    secrets::SecretName,
-    ssh::{HostAddress, SshTarget, client_config::Asked},
-};
+use crate::ssh::{HostAddress, SshTarget, client_config::Asked};
 
 pub(super) const SSH_USER_DEFAULT: &str = "root";
-
-/// Who asks. A model can be talked into things by text it reads, so an assistant may say less.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Origin {
-    Assistant,
-    Person,
-}
 
 /// The arguments of `deploy_edge_node`, as they came.
 #[derive(Debug, Clone, Default)]

@@ -6,11 +6,12 @@
 
 use std::path::Path;
 
-use super::{Secret, env_file, settings::DeploySettings, spec::DeploymentSpec, world::Journal};
-use crate::{
+use aegis_types::{
     error::{Error, Result},
-    secrets::SecretName,
+    secret::{Secret, SecretName},
 };
+
+use super::{env_file, settings::DeploySettings, spec::DeploymentSpec, world::Journal};
 
 const NAME: &str = "CLOUDFLARE_TUNNEL_TOKEN";
 const TOKEN_LENGTH_MAX: usize = 8192;

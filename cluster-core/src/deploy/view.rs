@@ -2,15 +2,16 @@
 
 use std::fmt;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Failure, Result},
+    ids::{DeploymentId, NodeId},
+};
+
 use super::{
     findings::Finding,
     operation::{Action, Operation},
     plan::Plan,
     spec::DeploymentSpec,
-};
-use crate::{
-    error::{Error, ErrorCode, Failure, Result},
-    ids::{DeploymentId, NodeId},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-
-use super::{link::NodeLink, operation::Action, spec::DeploymentSpec, view::DeploymentView};
-use crate::{
-    cluster::peer::Amounts,
+use aegis_types::{
     error::Result,
     ids::{DeploymentId, NodeId},
-    secrets::{Secret, SecretName},
-    ssh::{Connection, HostAddress, HostKey, SshTarget},
+    link::NodeLink,
+    resources::Amounts,
+    secret::{Secret, SecretName},
 };
+use futures::future::BoxFuture;
+
+use super::{operation::Action, spec::DeploymentSpec, view::DeploymentView};
+use crate::ssh::{Connection, HostAddress, HostKey, SshTarget};
 
 /// The cluster, as a deployment sees it.
 pub trait Membership: Send + Sync {

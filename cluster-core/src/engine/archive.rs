@@ -4,6 +4,10 @@
 
 use std::io::{self, Read as _};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    text::shown,
+};
 use bollard::{
     body_try_stream,
     query_parameters::{DownloadFromContainerOptionsBuilder, UploadToContainerOptionsBuilder},
@@ -14,10 +18,6 @@ use tokio::io::AsyncRead;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{Engine, refused, status};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::shown,
-};
 
 /// What a tar says beside one file's content: its header, a long name, the end.
 const TAR_OVERHEAD_BYTES: usize = 16 * 1024;

@@ -6,6 +6,15 @@
 
 use std::collections::HashMap;
 
+use aegis_types::{
+    execution::{
+        limits::{OUTPUT_MB_DEFAULT, PROCESSES_DEFAULT, TMP_MB_DEFAULT},
+        manifest::{Manifest, NetworkMode},
+        order::Attempt,
+    },
+    gpu::{GpuId, NVIDIA_DEVICES},
+    ids::NodeId,
+};
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
     MountTmpfsOptions, MountType, ResourcesUlimits,
@@ -14,15 +23,6 @@ use bollard::models::{
 use super::{
     ImageConfig, home,
     volume::{self, HOME, WORKSPACE},
-};
-use crate::{
-    cluster::gpu::GpuId,
-    execution::{
-        manifest::{Manifest, NetworkMode},
-        order::Attempt,
-        policy::{OUTPUT_MB_DEFAULT, PROCESSES_DEFAULT, TMP_MB_DEFAULT},
-    },
-    ids::NodeId,
 };
 
 pub const LABEL_EXECUTION: &str = "aegis.execution_id";
@@ -36,8 +36,6 @@ const MIB: i64 = 1024 * 1024;
 const TMP: &str = "/tmp";
 /// Writable by any user, as `/tmp` is: the image may run as one of its own.
 const TMPFS_MODE: i64 = 0o1777;
-/// GPUs that a container of the NVIDIA runtime sees; `reserved_variable` keeps it from manifests.
-const NVIDIA_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 /// Size of one file of the engine's own log, as a multiple of the output that is kept.
 ///
 /// The beginning of the output is read from the first file alone, and an open file stays whole when it is
@@ -80,11 +78,6 @@ pub struct ContainerSpec<'a> {
     pub image: ImageConfig,
     /// It gets something to read on stdin; without, there is nothing to attach to.
     pub has_input: bool,
-}
-
-/// True for variables that decide what the container may reach.
-pub fn is_reserved_variable(name: &str) -> bool {
-    name == NVIDIA_DEVICES
 }
 
 impl ContainerSpec<'_> {
@@ -212,7 +205,7 @@ impl ContainerSpec<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use aegis_types::{
         execution::request::{ExecutionRequest, Submission},
         ids::{ExecutionId, GpuUuid},
     };

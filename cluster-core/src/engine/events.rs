@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
+use aegis_types::{error::Result, execution::order::Attempt, ids::ExecutionId};
 use bollard::{models::EventMessage, query_parameters::EventsOptionsBuilder};
 use futures::{Stream, StreamExt as _};
 
 use super::{Engine, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_OWNER, refused};
-use crate::{error::Result, execution::order::Attempt, ids::ExecutionId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::order::Attempt,
+    ids::NodeId,
+};
 use bollard::{
     models::{ContainerCreateBody, HostConfig},
     query_parameters::{CreateContainerOptionsBuilder, LogsOptionsBuilder, StartContainerOptions},
@@ -9,12 +14,7 @@ use bollard::{
 use futures::StreamExt as _;
 
 use super::{Engine, Found, container_name, refused, status, volume::VolumeOf};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    execution::order::Attempt,
-    ids::NodeId,
-    network_guard::READY,
-};
+use crate::network_guard::READY;
 
 /// The guard adds some twenty rules, in a few milliseconds; the rest is for a busy machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -102,7 +102,7 @@ impl Engine {
                     break;
                 }
             }
-            Err(unguarded(crate::ids::shown(text.trim())))
+            Err(unguarded(aegis_types::text::shown(text.trim())))
         };
         match tokio::time::timeout(READY_TIMEOUT, ready).await {
             Ok(ready) => ready,

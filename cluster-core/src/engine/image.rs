@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use futures::TryStreamExt as _;
 use serde_json::{Map, Value};
 use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
 use super::{Engine, cause, refused, status};
-use crate::error::{Error, ErrorCode, Result};
 
 /// The engine answers at once or is not there.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);

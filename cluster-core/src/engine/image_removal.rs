@@ -2,10 +2,10 @@
 
 use std::{collections::HashSet, path::PathBuf};
 
+use aegis_types::error::Result;
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveImageOptionsBuilder};
 
 use super::{Engine, refused, status};
-use crate::error::Result;
 
 /// The engine's id of an image, with the size of all its layers.
 #[derive(Debug, Clone, PartialEq, Eq)]

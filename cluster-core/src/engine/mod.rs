@@ -27,6 +27,12 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::order::Attempt,
+    ids::ExecutionId,
+    registry::{PullLogin, cannot_pull},
+};
 use bollard::{
     Docker,
     auth::DockerCredentials,
@@ -48,8 +54,7 @@ use tokio_util::io::ReaderStream;
 
 pub use broken_start::{STARTS_MAX, is_broken_start};
 pub use container::{
-    ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name,
-    is_reserved_variable, log_file_mb,
+    ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name, log_file_mb,
 };
 pub use events::{Change, EngineEvent};
 pub use guard::{GuardSpec, guard_name};
@@ -58,13 +63,6 @@ pub use image_removal::ImageId;
 pub use output::{OutputPiece, OutputTime};
 pub use usage::DiskUsage;
 pub use volume::{HOME, VolumeOf, WORKSPACE, home_volume, workspace_volume};
-
-use crate::{
-    error::{Error, ErrorCode, Result},
-    execution::order::Attempt,
-    ids::ExecutionId,
-    registries::{PullLogin, cannot_pull},
-};
 
 pub const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
 /// Well within what a connection holds while nobody reads it.

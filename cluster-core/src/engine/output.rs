@@ -5,6 +5,7 @@
 //! joined to it: [`Parts`] puts the end back. What cannot be told is left: an end that the engine lost at the
 //! very end of the output, or of a line whose length is a multiple of a part.
 
+use aegis_types::{error::Result, execution::view::Stream as OutputStream};
 use bollard::{
     container::LogOutput,
     query_parameters::{LogsOptions, LogsOptionsBuilder},
@@ -14,7 +15,6 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{Engine, refused};
-use crate::{error::Result, execution::view::Stream as OutputStream};
 
 /// Of a line that the engine keeps in parts, all but the last have so many bytes.
 const PART_BYTES: usize = 16 * 1024;

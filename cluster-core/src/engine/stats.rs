@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::usage::UsageSample,
+};
 use bollard::{models::ContainerStatsResponse, query_parameters::StatsOptionsBuilder};
 use futures::StreamExt as _;
 
 use super::{Engine, refused, status};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    execution::usage::UsageSample,
-};
 
 /// An engine that takes longer has other work to do.
 const STATS_TIMEOUT: Duration = Duration::from_secs(5);

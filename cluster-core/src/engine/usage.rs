@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use bollard::ClientVersion;
 use serde::Deserialize;
 use tokio::{
@@ -13,7 +14,6 @@ use tokio::{
 };
 
 use super::Engine;
-use crate::error::{Error, ErrorCode, Result};
 
 /// The engine walks all files of volumes and writable layers.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use aegis_types::{error::Result, execution::order::Attempt, ids::NodeId};
 use bollard::{
     models::{ContainerCreateBody, HostConfig, Mount, MountType, MountVolumeOptions, VolumeCreateRequest},
     query_parameters::{
@@ -15,7 +16,6 @@ use bollard::{
 };
 
 use super::{Engine, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, OurPart, refused, status};
-use crate::{error::Result, execution::order::Attempt, ids::NodeId};
 
 pub const WORKSPACE: &str = "/workspace";
 /// Home directory, temporary files and caches of a container that has a workspace.

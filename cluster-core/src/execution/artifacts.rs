@@ -11,19 +11,22 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        artifacts::{Artifacts, Collected},
+        content::PIECE_BYTES,
+    },
+    text::shown,
+};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use futures::{Stream, TryStreamExt as _, future::Either};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncSeekExt as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
-use super::content::PIECE_BYTES;
 use crate::{
     engine::{Engine, WORKSPACE},
-    error::{Error, ErrorCode, Result},
-    ids::shown,
     store::write_synced_elsewhere,
     workspace::{
         BOUNDS,
@@ -34,35 +37,6 @@ use crate::{
 
 const ARCHIVE_FILE: &str = "artifacts.tar.gz";
 const NOTE_FILE: &str = "artifacts.json";
-
-/// What was kept of an execution.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Artifacts {
-    /// Of the packed file.
-    pub bytes: u64,
-    /// Files, folders and links.
-    pub files: u64,
-    /// Paths under which there was nothing.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub missing: Vec<String>,
-    /// Why nothing was kept.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-impl Artifacts {
-    pub fn none_because(problem: impl Into<String>) -> Self {
-        Self { problem: Some(problem.into()), ..Self::default() }
-    }
-}
-
-/// As a worker holds them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Collected {
-    pub artifacts: Artifacts,
-    /// SHA-256 of the packed file, in hex; empty where there is none.
-    pub digest: String,
-}
 
 /// What was collected, and where its file is. None where nothing was: it never got so far.
 pub fn collected(directory: &Path) -> Result<Option<(Collected, PathBuf)>> {

@@ -6,22 +6,23 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
-use super::{
-    dependencies::{Dependencies, Readiness},
-    lifecycle::State,
-    live::Shared,
-    manifest::WorkspaceNote,
-    retry::BACKOFF_SECONDS_MAX,
-    view::EventKind,
-};
-use crate::{
+use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Failure, Result},
+    execution::{
+        dependencies::{Dependencies, Readiness},
+        lifecycle::State,
+        manifest::WorkspaceNote,
+        record::{ExecutionRecord, Unblocked},
+        retry::BACKOFF_SECONDS_MAX,
+        view::EventKind,
+    },
     ids::ExecutionId,
-    store::{ExecutionRecord, ExecutionWrite, Unblocked, Write},
 };
+use tokio::time::Instant;
+
+use super::live::Shared;
+use crate::store::{ExecutionWrite, Write};
 
 /// Pause after the store refused what was decided (a full disk, say).
 const STORE_RETRY: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::error::{Error, ErrorCode, Result};
+use aegis_types::error::{Error, ErrorCode, Result};
 
 /// Counts of open executions by caller, shared by the tasks of executions.
 #[derive(Debug, Clone, Default)]

@@ -6,24 +6,29 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        content::{Content, ImageOffer},
+        manifest::Manifest,
+        order::Order,
+    },
+    text::shown,
+};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use tokio::{io::AsyncWriteExt as _, sync::Semaphore};
 use tokio_util::io::StreamReader;
 
-use super::{images::Images, manifest::Manifest, order::Order};
+use super::images::Images;
 use crate::{
     engine::Engine,
-    error::{Error, ErrorCode, Result},
-    ids::shown,
     workspace::{
         BOUNDS,
         kept::{Kept, digest_of},
     },
 };
 
-/// Pieces are about this large; each is one message.
-pub const PIECE_BYTES: usize = 128 * 1024;
 /// A sender that is silent for longer is gone.
 const PIECE_LIMIT: Duration = Duration::from_secs(60);
 /// Unpacking layers takes long on slow disks.
@@ -32,32 +37,6 @@ const LOAD_LIMIT: Duration = Duration::from_secs(1800);
 const IMAGE_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 /// Content that comes in at once; each costs disk and bandwidth.
 const INCOMING_MAX: usize = 4;
-
-/// What is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    Workspace {
-        digest: String,
-        bytes: u64,
-    },
-    Image {
-        reference: String,
-        digest: String,
-        /// About.
-        bytes: u64,
-    },
-}
-
-/// An image that the controller can send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageOffer {
-    /// Of what makes it the same on any engine.
-    pub digest: String,
-    /// As Docker names it: `amd64`.
-    pub architecture: String,
-    /// It was made there, and is meant, whatever the node has under its name.
-    pub exact: bool,
-}
 
 /// A worker's side: what has come, and what is missing.
 #[derive(Debug, Clone)]

@@ -11,18 +11,18 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::now_ms,
+    execution::limits::{IMAGE_DISK_PERCENT_DEFAULT, WORKSPACE_MB_DEFAULT},
+};
 use nix::sys::statvfs::statvfs;
 use tokio::time::Instant;
 
 use super::{
     images::ImageBounds,
-    policy::{IMAGE_DISK_PERCENT_DEFAULT, WORKSPACE_MB_DEFAULT},
     supervisor::{DISK_BYTES_MIN, Run, Shared},
 };
-use crate::{
-    clock::now_ms,
-    engine::{DiskUsage, home_volume, workspace_volume},
-};
+use crate::engine::{DiskUsage, home_volume, workspace_volume};
 
 /// Between looks. A disk that takes 200 MB/s fills by 1 GB meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);

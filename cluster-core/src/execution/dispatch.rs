@@ -7,32 +7,35 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+    execution::{
+        artifacts::Artifacts,
+        filter::ExecutionFilter,
+        lifecycle::State,
+        order::Held,
+        record::{ExecutionRecord, NewExecution},
+        request::{ExecutionRequest, Submission, Submitter},
+        view::{EventKind, EventView, ExecutionView, SpecView},
+    },
+    ids::{ExecutionId, NodeId},
+};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    artifacts::Artifacts,
     drive::{self, Handed},
-    encoding,
-    filter::ExecutionFilter,
-    hooks,
-    lifecycle::State,
+    encoding, hooks,
     live::{ExecutionContext, Shared, Word},
-    order::Held,
     order_cache::OrderCache,
     queue::Queue,
-    reconcile,
-    request::{ExecutionRequest, Submission, Submitter},
-    retention,
+    reconcile, retention,
     sending::{Sending, SendingSettings},
-    view::{EventKind, EventView, ExecutionView, SpecView},
 };
 use crate::{
-    clock::now_ms,
-    error::{Error, ErrorCode, Result},
     identity::sha256,
-    ids::{ExecutionId, NodeId},
     rpc::worker_client::check_order_fits,
-    store::{ExecutionRecord, ExecutionWrite, NewExecution, Write},
+    store::{ExecutionWrite, Write},
 };
 
 /// Executions that wait for a node.
@@ -205,7 +208,7 @@ impl Executions {
         let record = self.stored(id).await?;
         let content = self.0.store.order_content(id).await?;
         let content = content.ok_or_else(|| Error::not_found("execution", id.as_str()))?;
-        Ok(SpecView::new(content.manifest, record))
+        Ok(record.into_spec(content.manifest))
     }
 
     /// Returns the states of all executions that have not ended.

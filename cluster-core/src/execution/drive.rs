@@ -3,6 +3,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Failure, Result},
+    execution::{
+        lifecycle::{Input, State, Step},
+        order::{Order, SecretEnv},
+        record::{ExecutionRecord, OrderContent},
+        view::{EventKind, EventView},
+    },
+    ids::{ExecutionId, NodeId},
+    secret::SecretName,
+};
 use futures::StreamExt as _;
 use tokio::{sync::watch, time::Instant};
 
@@ -11,22 +23,15 @@ use super::{
     event_budget::{Admission, EventBudget},
     exclusion,
     fail_point::{FailPoint, reached},
-    lifecycle::{Input, State, Step},
     live::{Live, Shared},
-    order::{Order, SecretEnv},
     patience::{Due, Patience},
     projection::{Continuation, apply, continuation},
-    view::{EventKind, EventView},
 };
 use crate::{
-    clock::now_ms,
     cluster::nodes::Worker,
-    error::{Error, ErrorCode, Failure, Result},
-    ids::{ExecutionId, NodeId},
     registries::login_for,
     rpc::status::may_have_arrived,
-    secrets::SecretName,
-    store::{ExecutionRecord, ExecutionWrite, OrderContent, Write},
+    store::{ExecutionWrite, Write},
 };
 
 const RETRY_MIN: Duration = Duration::from_millis(200);

@@ -1,16 +1,15 @@
 //! Events in the wire's encoding, which is also how both ends store them.
 
 use aegis_proto::aegis::runtime::v1 as pb;
+use aegis_types::{
+    clock::rfc3339,
+    error::{Error, ErrorCode, Failure, Result},
+    execution::view::{EventKind, EventView, Stream},
+    ids::{ExecutionId, NodeId},
+};
 use bytes::Bytes;
 use pb::execution_event::Event;
 use prost::Message as _;
-
-use super::view::{EventKind, EventView, Stream};
-use crate::{
-    clock::rfc3339,
-    error::{Error, ErrorCode, Failure, Result},
-    ids::{ExecutionId, NodeId},
-};
 
 pub fn encode(execution_id: &ExecutionId, event: &EventView) -> Vec<u8> {
     to_wire(execution_id, event).encode_to_vec()

@@ -1,12 +1,11 @@
 //! Bounds the events of one execution that the controller stores. Its node bounds its output already; a node that
 //! tells more than that, by a fault or on purpose, must not fill the controller's disk. Plain functions.
 
-use bytes::Bytes;
-
-use super::{
+use aegis_types::execution::{
     lifecycle::State,
     view::{EventKind, EventView, Stream},
 };
+use bytes::Bytes;
 
 /// Room that is left for the events of one execution, and the events that were left out.
 #[derive(Debug)]

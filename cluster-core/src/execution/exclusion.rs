@@ -1,17 +1,18 @@
 //! Nodes that an execution is not placed on again, and why. In memory only: a controller that is started again asks
 //! each of them once more.
 
-use super::{
-    lifecycle::{Input, Step},
-    live::{Live, Shared},
-    view::{EventKind, EventView},
-};
-use crate::{
-    cluster::membership::{Excluded, Membership},
+use aegis_types::{
     error::{ErrorCode, Failure, Result},
+    execution::{
+        lifecycle::{Input, Step},
+        record::ExecutionRecord,
+        view::{EventKind, EventView},
+    },
     ids::NodeId,
-    store::ExecutionRecord,
 };
+
+use super::live::{Live, Shared};
+use crate::cluster::membership::{Excluded, Membership};
 
 /// Refusals and failures of an execution so far, by node.
 #[derive(Debug, Clone, Default)]

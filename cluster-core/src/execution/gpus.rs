@@ -3,15 +3,13 @@
 //! Docker counts its own devices from 0 each time it is asked for a number of them, so that two executions
 //! would share the first: the worker names the devices itself, by UUID where it knows them.
 
-use crate::{
-    capacity::NodeGpus,
-    cluster::{
-        gpu::{self, GpuId, share_mb},
-        peer::Amounts,
-    },
+use aegis_types::{
     error::{Error, ErrorCode, Result},
-    nvidia_smi::FoundGpu,
+    gpu::{self, GpuId, share_mb},
+    resources::Amounts,
 };
+
+use crate::{capacity::NodeGpus, nvidia_smi::FoundGpu};
 
 /// The GPUs of an execution that its worker has not been told to forget.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +97,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::{cluster::gpu::GpuDevice, ids::GpuUuid};
+    use aegis_types::{gpu::GpuDevice, ids::GpuUuid};
 
     fn uuid(number: u32) -> GpuUuid {
         GpuUuid::parse(format!("GPU-{number}")).unwrap()

@@ -11,14 +11,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::disk::Disk;
 use crate::{
-    clock::now_ms,
     engine::{Engine, ImageId},
-    error::{Error, ErrorCode, Result},
     store::write_synced_elsewhere,
 };
 

@@ -15,18 +15,17 @@ use std::{
     thread::JoinHandle,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::order::SecretEnv,
+    registry::{PullLogin, Registry},
+    secret::Secret,
+};
+use folders::{Change, carry_out};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use folders::{Change, carry_out};
-
-use super::order::{Journaled, SecretEnv};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    registries::{PullLogin, Registry},
-    secrets::Secret,
-    store::private_directory,
-};
+use crate::{execution::journaled::Journaled, store::private_directory};
 
 const ORDER_FILE: &str = "order.json";
 const SECRETS_FILE: &str = "secrets.json";
@@ -231,7 +230,7 @@ mod tests {
     use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
 
     use super::*;
-    use crate::{
+    use aegis_types::{
         execution::{
             order::Order,
             request::{ExecutionRequest, Submission},

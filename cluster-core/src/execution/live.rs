@@ -10,6 +10,16 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, Result},
+    execution::{
+        lifecycle::{Input, State, Step},
+        record::ExecutionRecord,
+        view::{EventKind, EventView, ExecutionView},
+    },
+    ids::{ExecutionId, NodeId},
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,23 +28,18 @@ use super::{
     encoding,
     exclusion::Exclusion,
     hooks::Hooks,
-    lifecycle::{Input, State, Step},
     order_cache::OrderCache,
     projection,
     sending::Sending,
     settings::ExecutionSettings,
-    view::{EventKind, EventView, ExecutionView},
 };
 use crate::{
     agents::Agents,
-    clock::now_ms,
     cluster::{controller::Controller, nodes::Nodes},
-    error::{Error, Result},
-    ids::{ExecutionId, NodeId},
     metrics::Metrics,
     registries::Logins,
     secrets::Secrets,
-    store::{ExecutionRecord, ExecutionWrite, Store, Write},
+    store::{ExecutionWrite, Store, Write},
 };
 
 /// What the queue is told.

@@ -16,20 +16,18 @@ use std::{
 };
 
 use aegis_proto::aegis::runtime::v1 as pb;
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Failure, Result},
+    execution::view::{EventKind, EventView, Stream},
+    ids::ExecutionId,
+};
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    encoding,
-    position::Position,
-    view::{EventKind, EventView, Stream},
-};
-use crate::{
-    clock::{moment, now_ms},
-    error::{Error, ErrorCode, Failure, Result},
-    ids::ExecutionId,
-};
+use super::{encoding, position::Position};
+use crate::clock_watch::moment;
 
 /// Of a line that may be a result.
 const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -396,7 +394,7 @@ impl Inner {
                 self.written.move_to(*stream, position);
             }
             EventKind::Gap { .. } => self.has_gap = true,
-            kind if kind.state().is_some_and(super::lifecycle::State::is_final) => {
+            kind if kind.state().is_some_and(aegis_types::execution::lifecycle::State::is_final) => {
                 self.end = Some(kind.clone());
             }
             _ => {}
@@ -470,7 +468,7 @@ fn note(progress: &mut Progress, event: &EventView) {
         progress.first_started.get_or_insert(started);
         progress.iteration_started = Some(started);
     }
-    progress.ended |= event.kind.state().is_some_and(super::lifecycle::State::is_final);
+    progress.ended |= event.kind.state().is_some_and(aegis_types::execution::lifecycle::State::is_final);
 }
 
 /// Reads the next event and the place in the output behind it. None at the end, and at a torn or damaged tail.

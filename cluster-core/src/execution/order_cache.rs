@@ -6,9 +6,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{
+use aegis_types::{
+    execution::record::{ExecutionRecord, OrderContent},
     ids::ExecutionId,
-    store::{ExecutionRecord, OrderContent},
 };
 
 /// Largest entry. A waiting execution keeps no more than this in memory.
@@ -61,9 +61,9 @@ impl OrderCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        execution::request::{ExecutionRequest, Submission},
-        store::NewExecution,
+    use aegis_types::execution::{
+        record::NewExecution,
+        request::{ExecutionRequest, Submission},
     };
 
     fn new(order_bytes: u64) -> NewExecution {

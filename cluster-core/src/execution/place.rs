@@ -6,21 +6,22 @@
 
 use std::{io, path::Path};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::manifest::Manifest,
+    text::shown,
+};
 use flate2::read::GzDecoder;
 use tokio_util::io::SyncIoBridge;
 
 use crate::{
     engine::{Engine, VolumeOf},
-    error::{Error, ErrorCode, Result},
-    ids::shown,
     workspace::{
         BOUNDS,
         kept::Kept,
         rewrite::{Counts, Owner, ROOT, rewrite},
     },
 };
-
-use super::manifest::Manifest;
 
 /// Between the thread that unpacks and the engine.
 const PIPE_BYTES: usize = 256 * 1024;

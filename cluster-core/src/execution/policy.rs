@@ -1,21 +1,15 @@
 //! What a node lets executions do: its operator's policy, before anything is started. Pure.
 
-use super::manifest::{Manifest, NetworkMode};
-use crate::{
-    config::schema::Policy,
-    error::{Error, ErrorCode, Result},
-};
+use aegis_types::execution::manifest::{Manifest, NetworkMode};
 
-pub const TIMEOUT_SECONDS_MAX_DEFAULT: u64 = 3600;
-pub const PROCESSES_DEFAULT: u32 = 512;
-pub const TMP_MB_DEFAULT: u32 = 64;
-pub const OUTPUT_MB_DEFAULT: u32 = 10;
-/// Kubernetes keeps images up to 85 % of a disk of their own; here executions and the host share it.
-pub const IMAGE_DISK_PERCENT_DEFAULT: u32 = 50;
-/// Checkouts and builds fit; a node whose executions need more states so.
-pub const WORKSPACE_MB_DEFAULT: u32 = 10_240;
-/// The rest is for what runs.
-pub const IMAGE_DISK_PERCENT_MAX: u32 = 95;
+use crate::config::schema::Policy;
+pub use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::limits::{
+        IMAGE_DISK_PERCENT_DEFAULT, OUTPUT_MB_DEFAULT, PROCESSES_DEFAULT, TIMEOUT_SECONDS_MAX_DEFAULT,
+        TMP_MB_DEFAULT, WORKSPACE_MB_DEFAULT,
+    },
+};
 
 /// Refuses what the policy does not allow, naming the key that would.
 pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
@@ -140,7 +134,7 @@ pub fn widened(own: &Policy, pushed: &Policy) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::{
+    use aegis_types::execution::{
         manifest::Relaxations,
         request::{ExecutionRequest, Submission},
     };

@@ -1,12 +1,12 @@
 //! What an event of its node's makes of an execution's record. Plain functions.
 
-use super::{
-    lifecycle::{Cause, Input, State, Step},
-    view::{EventKind, EventView},
-};
-use crate::{
+use aegis_types::{
     error::{ErrorCode, Failure},
-    store::ExecutionRecord,
+    execution::{
+        lifecycle::{Cause, Input, State, Step},
+        record::ExecutionRecord,
+        view::{EventKind, EventView},
+    },
 };
 
 /// A failure that is not the end of an execution.
@@ -122,7 +122,7 @@ pub(super) fn note(record: &mut ExecutionRecord, event: &EventView, now_ms: i64)
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::execution::request::{ExecutionRequest, Submission};
+    use aegis_types::execution::request::{ExecutionRequest, Submission};
 
     pub fn record(state: State) -> ExecutionRecord {
         let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };

@@ -7,27 +7,32 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use aegis_types::{
+    clock::now_ms,
+    error::{ErrorCode, Failure, Result},
+    execution::{
+        lifecycle::{Input, State, Step},
+        manifest::Demand,
+        record::ExecutionRecord,
+        request::QUEUE_SECONDS_MAX,
+        view::EventKind,
+    },
+    ids::{ExecutionId, NodeId},
+};
 use futures::future::join_all;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     blocked::Blocked,
     drive::{self, Handed},
-    lifecycle::{Input, State, Step},
     live::{Live, Shared, Word},
-    manifest::Demand,
-    request::QUEUE_SECONDS_MAX,
-    view::EventKind,
 };
 use crate::{
-    clock::now_ms,
     cluster::{
         membership::{Excluded, Membership},
         placement::NoFit,
     },
-    error::{ErrorCode, Failure, Result},
-    ids::{ExecutionId, NodeId},
-    store::{ExecutionRecord, ExecutionWrite, Write},
+    store::{ExecutionWrite, Write},
 };
 
 /// After the store refused a placement (a full disk, say).

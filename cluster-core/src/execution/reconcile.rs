@@ -7,14 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aegis_types::{
+    error::Result,
+    execution::{
+        order::{Attempt, Held},
+        view::ExecutionView,
+    },
+    ids::NodeId,
+};
 use tokio::sync::mpsc;
 
-use super::{
-    live::Shared,
-    order::{Attempt, Held},
-    view::ExecutionView,
-};
-use crate::{error::Result, ids::NodeId};
+use super::live::Shared;
 
 /// What this controller has no record of (a database from a backup, say) may be another's mistake: it is
 /// left alone for so long.
@@ -110,12 +113,10 @@ async fn release(shared: &Shared, node_id: &NodeId, attempts: &[Attempt]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        execution::{
-            lifecycle::State,
-            request::{ExecutionRequest, Submission},
-        },
-        store::ExecutionRecord,
+    use aegis_types::execution::{
+        lifecycle::State,
+        record::ExecutionRecord,
+        request::{ExecutionRequest, Submission},
     };
 
     #[test]

@@ -3,26 +3,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{artifacts::Artifacts, live::Shared, settings::Kept};
-use crate::{
-    clock::{Clock, ClockWatch, now_ms},
+use aegis_types::{
+    clock::{Clock, now_ms},
     error::Result,
+    execution::{artifacts::Artifacts, record::Ended},
     ids::ExecutionId,
+};
+
+use super::{live::Shared, settings::Kept};
+use crate::{
+    clock_watch::ClockWatch,
     store::{ExecutionWrite, Write},
 };
 
 const INTERVAL: Duration = Duration::from_secs(600);
 /// Of one commit: other writes are waiting.
 const TOGETHER_MAX: usize = 100;
-
-/// What an execution that has ended takes up.
-#[derive(Debug, Clone)]
-pub struct Ended {
-    pub execution_id: ExecutionId,
-    pub ended_at_ms: i64,
-    pub events_bytes: u64,
-    pub artifacts_bytes: u64,
-}
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Gone {

@@ -15,25 +15,28 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        artifacts::{Artifacts, Collected},
+        content::{Content, ImageOffer},
+        manifest::WorkspaceNote,
+        order::Order,
+        record::ExecutionRecord,
+        request::ARTIFACTS_MAX,
+        view::EventView,
+    },
+    ids::ExecutionId,
+    principal::Origin,
+};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use tokio::{io::AsyncWriteExt as _, time::Instant};
 
-use super::{
-    artifacts::{Artifacts, Collected},
-    content::{Content, ImageOffer},
-    manifest::WorkspaceNote,
-    order::Order,
-    request::ARTIFACTS_MAX,
-    view::EventView,
-};
 use crate::{
     cluster::nodes::Worker,
-    deploy::Origin,
     engine::Engine,
-    error::{Error, ErrorCode, Result},
-    ids::ExecutionId,
-    store::{ExecutionRecord, Store, private_directory},
+    store::{Store, private_directory},
     workspace::{
         BOUNDS,
         kept::{Kept, digest_of, ensure_room},

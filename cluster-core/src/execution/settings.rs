@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{
-    config::schema::Runtime,
-    error::{Error, ErrorCode, Result},
-};
+use aegis_types::error::{Error, ErrorCode, Result};
+
+use crate::config::schema::Runtime;
 
 const LOST_AFTER_SECS: u64 = 600;
 const LOST_AFTER_SECS_MAX: u64 = 86_400;

@@ -15,14 +15,27 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+    execution::{
+        limits::OUTPUT_MB_DEFAULT,
+        manifest::NetworkMode,
+        order::{Attempt, Held, Order},
+        usage::UsageMeter,
+        view::EventView,
+    },
+    gpu::GpuId,
+    ids::{ExecutionId, GpuUuid, NodeId},
+    resources::Amounts,
+};
 use arc_swap::ArcSwap;
+use control::Control;
 use futures::Stream;
 use tokio::{
     sync::{Notify, watch::Sender},
     time::Instant,
 };
-
-use control::Control;
 use turns::{Place, Turn, Turns};
 
 use super::{
@@ -31,21 +44,13 @@ use super::{
     images::Images,
     journal::{Entry, Journal, drop_secrets},
     log::EventLog,
-    manifest::NetworkMode,
-    order::{Attempt, Held, Journaled, Order},
-    policy, run,
-    usage::UsageMeter,
-    view::EventView,
-    watch,
+    policy, run, watch,
 };
 use crate::{
     capacity::{Capacity, NodeGpus},
-    clock::now_ms,
-    cluster::{gpu::GpuId, peer::Amounts},
     config::schema::Policy,
     engine::{Engine, VolumeOf, container_name, guard_name},
-    error::{Error, ErrorCode, Result},
-    ids::{ExecutionId, GpuUuid, NodeId},
+    execution::journaled::Journaled,
     store::DataDirectory,
     workspace::kept::Kept,
 };
@@ -466,7 +471,7 @@ impl Shared {
 
     /// Output kept of one execution.
     pub(super) fn output_mb(&self) -> u32 {
-        self.policy.load().max_output_mb.unwrap_or(policy::OUTPUT_MB_DEFAULT)
+        self.policy.load().max_output_mb.unwrap_or(OUTPUT_MB_DEFAULT)
     }
 }
 

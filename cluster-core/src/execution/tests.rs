@@ -3,18 +3,21 @@
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
-use super::{
-    fail_point::{self, FailPoint},
-    lifecycle::State,
-    request::{ExecutionRequest, Submitter},
-    view::{EventKind, EventView, ExecutionView, Stream},
+use aegis_types::{
+    execution::{
+        lifecycle::State,
+        request::{ExecutionRequest, Submitter},
+        view::{EventKind, EventView, ExecutionView, Stream},
+    },
+    ids::{ExecutionId, NodeId},
 };
+
+use super::fail_point::{self, FailPoint};
 use crate::{
     access::TokenTable,
     config::{self, Overrides, Settings},
     core::Core,
     engine::LABEL_NODE,
-    ids::{ExecutionId, NodeId},
     store::DataDirectory,
 };
 
@@ -164,7 +167,7 @@ async fn what_its_node_lost_begins_again_only_where_the_caller_allowed_it() {
     take_away();
     let (view, _) = ended(&core, &id).await;
     assert_eq!((view.state, view.attempt), (State::Failed, 1));
-    assert_eq!(view.failure.unwrap().code, crate::ErrorCode::Lost);
+    assert_eq!(view.failure.unwrap().code, aegis_types::error::ErrorCode::Lost);
 
     let id = begun(2).await;
     runs(&id, 1).await;
@@ -224,7 +227,7 @@ async fn the_oldest_goes_and_readers_are_told_of_events_that_are_gone() {
         core.execution_events(&ids[1], last, 1000).await.unwrap().is_empty(),
         "who has read all misses none"
     );
-    assert_eq!(core.execution(&ids[0]).await.unwrap_err().code(), crate::ErrorCode::NotFound);
+    assert_eq!(core.execution(&ids[0]).await.unwrap_err().code(), aegis_types::error::ErrorCode::NotFound);
     assert_eq!(stdout(&ended(&core, &ids[2]).await.1), "third\n");
     core.shutdown().await;
 }

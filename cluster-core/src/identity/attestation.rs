@@ -4,16 +4,16 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{ClusterId, EnrolmentTokenId, NodeId, Tag},
+    node::Role,
+};
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::{PublicKey, random, sha256};
-use crate::{
-    cluster::peer::Role,
-    error::{Error, ErrorCode, Result},
-    ids::{ClusterId, EnrolmentTokenId, NodeId, Tag},
-};
 
 /// A challenge, and the nonce of a node's own, have exactly this length: nothing else is signed for it.
 pub const CHALLENGE_BYTES: usize = 32;

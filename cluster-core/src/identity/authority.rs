@@ -6,6 +6,10 @@
 
 use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
@@ -16,10 +20,6 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::{Fingerprint, key::write_new, random};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::NodeId,
-};
 
 const CERTIFICATE_FILE: &str = "ca-cert.pem";
 const KEY_FILE: &str = "ca-key.pem";

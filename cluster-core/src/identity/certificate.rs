@@ -2,11 +2,11 @@
 
 use std::fmt;
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use rustls::pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 use super::sha256;
-use crate::error::{Error, ErrorCode, Result};
 
 /// SHA-256 of a certificate's DER.
 #[derive(Clone, Copy, PartialEq, Eq)]

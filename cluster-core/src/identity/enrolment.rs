@@ -5,15 +5,15 @@
 //! joining node knows its controller. Where no CA of ours serves the cluster port, the node knows it by
 //! the thumbprint of the controller's key.
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::EnrolmentTokenId,
+};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::{Fingerprint, PublicKey, random, sha256};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::EnrolmentTokenId,
-};
 
 const SECRET_BYTES: usize = 32;
 const NO_CA: &str = "none";

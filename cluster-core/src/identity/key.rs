@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ed25519_dalek::{
     Signature, Signer as _, SigningKey, VerifyingKey,
@@ -15,7 +16,6 @@ use ed25519_dalek::{
 };
 
 use super::{random, sha256};
-use crate::error::{Error, ErrorCode, Result};
 
 /// A node's public key, as it is pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

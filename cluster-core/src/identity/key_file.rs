@@ -8,13 +8,14 @@ use std::{
     sync::Arc,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+    text::shown,
+};
 use arc_swap::ArcSwap;
 
 use super::{NodeKey, key::write_new};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::{NodeId, shown},
-};
 
 const NEXT_EXTENSION: &str = "next.pem";
 /// Beside the key: the id of the node that made it.

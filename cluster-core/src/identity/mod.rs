@@ -35,9 +35,9 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 /// Fresh random bytes from the operating system.
-pub(crate) fn random<const N: usize>() -> crate::Result<[u8; N]> {
+pub(crate) fn random<const N: usize>() -> aegis_types::error::Result<[u8; N]> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| crate::Error::internal("the system gives no random numbers"))?;
+        .map_err(|_| aegis_types::error::Error::internal("the system gives no random numbers"))?;
     Ok(bytes)
 }

@@ -3,7 +3,7 @@
 //! Protobuf bytes carry no type, so a signature over them alone says nothing about where they were
 //! meant to go. The context inside the payload does; this file decides whether it is the right one.
 
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, SessionId},
 };
@@ -55,10 +55,10 @@ impl SealContext {
             .remedy("seal each call for its own method, receiver and token")
         };
         if self.method != expected.method {
-            return Err(refused(format!("it was sealed for {}", crate::ids::shown(&self.method))));
+            return Err(refused(format!("it was sealed for {}", aegis_types::text::shown(&self.method))));
         }
         if !expected.audiences.contains(&self.audience.as_str()) {
-            return Err(refused(format!("it was sealed for {}", crate::ids::shown(&self.audience))));
+            return Err(refused(format!("it was sealed for {}", aegis_types::text::shown(&self.audience))));
         }
         if self.token_sha256 != expected.token_sha256 {
             return Err(refused("it was sealed with another token".into()));

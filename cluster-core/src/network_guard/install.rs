@@ -2,6 +2,7 @@
 
 use std::{io::Write as _, path::Path};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use ipnet::IpNet;
 use rtnetlink::{
     Handle,
@@ -13,7 +14,6 @@ use rtnetlink::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DNS_PORT, Rule};
-use crate::error::{Error, ErrorCode, Result};
 
 /// Printed when the rules are in force.
 pub const READY: &str = "the network is guarded";

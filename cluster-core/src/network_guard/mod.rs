@@ -13,11 +13,10 @@ mod install;
 
 use std::net::{IpAddr, SocketAddr};
 
+use aegis_types::error::{Error, Result};
 use ipnet::IpNet;
 
 pub use install::{READY, run};
-
-use crate::error::{Error, Result};
 
 /// Private, shared, link-local, reserved and multicast networks (RFC 6890), with the metadata addresses
 /// 169.254.169.254, 100.100.100.200 and fd00:ec2::254 in them, and NAT64, which leads to private addresses of IPv4.
@@ -88,7 +87,7 @@ pub fn parse_open(texts: &[String]) -> Result<Vec<IpNet>> {
     let parse = |text: &String| {
         let whole = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
         whole.map(|net| net.trunc()).map_err(|_| {
-            Error::invalid(format!("\"{}\" is not a network", crate::ids::shown(text)))
+            Error::invalid(format!("\"{}\" is not a network", aegis_types::text::shown(text)))
                 .remedy("write networks like 10.1.0.0/16, fd12::/16 or 10.1.2.3")
         })
     };

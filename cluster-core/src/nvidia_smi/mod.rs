@@ -15,12 +15,11 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use tokio::{io::AsyncReadExt as _, process::Command, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 pub use output::{FoundGpu, parse};
-
-use crate::error::{Error, ErrorCode, Result};
 
 /// Without persistence mode each run starts the driver, for a second or two a GPU.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(30);

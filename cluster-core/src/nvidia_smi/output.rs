@@ -1,9 +1,6 @@
 //! Output of `nvidia-smi`: rows of `--query-gpu` and the list of `-L`. Pure.
 
-use crate::{
-    cluster::gpu::GpuDevice,
-    ids::{GpuUuid, shown},
-};
+use aegis_types::{gpu::GpuDevice, ids::GpuUuid, text::shown};
 
 /// Fields of [`parse`]'s rows. The name is last, since it alone is free text.
 pub const FIELDS: &str = "index,uuid,mig.mode.current,memory.total,name";

@@ -2,12 +2,16 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::ClusterId,
+    registry::Registry,
+};
+
 use crate::{
     config::schema::{self, Deploy, HostKeyChoice, LinkKeyChoice, PullChoice},
     deploy::{DeploySettings, grammar, settings::KeyPassphrase},
-    error::{Error, ErrorCode, Result},
-    ids::ClusterId,
-    registries::{Logins, Registry, RegistryLogin},
+    registries::{Logins, RegistryLogin},
     secrets::SecretReference,
     ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile},
 };

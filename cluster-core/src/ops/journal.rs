@@ -1,6 +1,11 @@
 //! Deployments, rollouts and approved hosts in the store: typed records as JSON, with the columns that are
 //! searched for beside them.
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{DeploymentId, RolloutId},
+    secret::{Secret, SecretName},
+};
 use futures::future::BoxFuture;
 
 use crate::{
@@ -9,9 +14,7 @@ use crate::{
         rollout::{RolloutJournal, RolloutRecord},
         world::DeploymentRecord,
     },
-    error::{Error, ErrorCode, Result},
-    ids::{DeploymentId, RolloutId},
-    secrets::{Secret, SecretName, Secrets},
+    secrets::Secrets,
     ssh::HostAddress,
     store::{DeploymentRow, HostRow, RolloutRow, Store, Write},
 };

@@ -1,5 +1,6 @@
 //! The controller's own node, in a hybrid: it reports and obeys with no network in between.
 
+use aegis_types::error::Result;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,6 @@ use crate::{
         nodes::Nodes,
         worker::obey,
     },
-    error::Result,
     execution::supervisor::Supervisor,
 };
 
@@ -80,7 +80,7 @@ impl LocalNode {
         });
     }
 
-    async fn report(&self, capabilities: Option<crate::cluster::peer::Capabilities>) -> Result<()> {
+    async fn report(&self, capabilities: Option<aegis_types::node::Capabilities>) -> Result<()> {
         let id = self.controller.id().clone();
         if capabilities.is_some() {
             self.nodes.report_held(id.clone(), self.supervisor.held());

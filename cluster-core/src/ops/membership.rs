@@ -3,20 +3,22 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::lifecycle::State,
+    ids::NodeId,
+    link::NodeLink,
+    node::{Desired, PeerStatus, Site},
+    principal::Origin,
+    resources::Amounts,
+};
 use futures::future::BoxFuture;
 
 use crate::{
-    cluster::{
-        controller::Controller,
-        membership::Given,
-        nodes::Nodes,
-        peer::{Amounts, Desired, PeerStatus, Site},
-    },
-    deploy::{self, DeploymentSpec, Hosts, NodeLink, Origin, link_key},
-    error::{Error, ErrorCode, Result},
-    execution::{dispatch::Executions, lifecycle::State},
+    cluster::{controller::Controller, membership::Given, nodes::Nodes},
+    deploy::{self, DeploymentSpec, Hosts, link_key},
+    execution::dispatch::Executions,
     identity::PublicKey,
-    ids::NodeId,
     ops::{removal, trial},
     ssh::{Connection, HostAddress, LinkSettings, SshTarget},
     store::NodeRecord,

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use crate::{
-    cluster::{
-        controller::Controller,
-        nodes::Nodes,
-        peer::{Desired, DrainState, DrainView, OnDeadline},
-    },
-    deploy::Deployed,
+use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
+    node::{Desired, DrainState, DrainView, OnDeadline},
+};
+
+use crate::{
+    cluster::{controller::Controller, nodes::Nodes},
+    deploy::Deployed,
     ssh::{HostAddress, SshTarget},
 };
 

@@ -3,16 +3,19 @@
 
 use std::time::Duration;
 
-use crate::{
-    deploy::image::{ImageSource, NodeImage},
-    engine::Engine,
+use aegis_types::{
     error::{Error, Result},
     execution::{
-        dispatch::Executions,
         request::{ExecutionRequest, ResourceRequest, Submitter},
         view::ExecutionView,
     },
     ids::NodeId,
+};
+
+use crate::{
+    deploy::image::{ImageSource, NodeImage},
+    engine::Engine,
+    execution::dispatch::Executions,
 };
 
 /// A container of our own executable prints its version and ends.

@@ -11,13 +11,13 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::error::{Error, ErrorCode};
 use http::{HeaderMap, Request, Response};
 use http_body_util::Limited;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{listener::Entered, places::Proven, status::to_status, wire::MESSAGE_BYTES_MAX};
-use crate::error::{Error, ErrorCode};
 
 /// An attestation with its certificate request has a few kilobytes.
 const UNPROVEN_BYTES_MAX: usize = 64 * 1024;

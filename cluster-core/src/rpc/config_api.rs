@@ -1,12 +1,14 @@
 //! Configuration on the wire: `SyncConfig` on the controller, `PushConfig` on a worker.
 
 use aegis_proto::aegis::cluster::v1 as pb;
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 
 use crate::{
     cluster::{applied::AppliedConfig, controller::Controller},
     config::layers::MergedConfig,
-    error::{Error, ErrorCode, Result},
-    ids::NodeId,
 };
 
 /// A node asks for its own configuration, and gets no other.
@@ -17,7 +19,7 @@ pub(super) async fn sync(
 ) -> Result<pb::SyncConfigResponse> {
     if let Some(tenant) = inner.tenant_id.filter(|tenant| !tenant.is_empty()) {
         let own = controller.tenant_of(node_id).await?;
-        if own.as_ref().map(crate::ids::TenantSlug::as_str) != Some(tenant.as_str()) {
+        if own.as_ref().map(aegis_types::ids::TenantSlug::as_str) != Some(tenant.as_str()) {
             return Err(Error::new(ErrorCode::NotYours, format!("{node_id} is not of that tenant")));
         }
     }

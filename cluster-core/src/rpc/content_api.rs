@@ -4,18 +4,16 @@
 use std::path::PathBuf;
 
 use aegis_proto::aegis::agent::v1 as agent;
+use aegis_types::{
+    error::{Error, Result},
+    execution::{artifacts::Collected, content::Content},
+};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use tonic::{Status, Streaming};
 
 use super::status::{from_status, to_status};
-use crate::{
-    error::{Error, Result},
-    execution::{
-        artifacts::{self, Collected},
-        content::Content,
-    },
-};
+use crate::execution::artifacts;
 
 pub type ArtifactsStream = BoxStream<'static, Result<agent::GetArtifactsResponse, Status>>;
 

@@ -2,7 +2,15 @@
 
 use std::{io, time::Duration};
 
-use aegis_proto::aegis::agent::v1::{self as agent, worker_service_client::WorkerServiceClient};
+use aegis_proto::aegis::agent::{v1 as agent, v1::worker_service_client::WorkerServiceClient};
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        artifacts::{Artifacts, Collected},
+        content::{Content, PIECE_BYTES},
+    },
+    ids::ExecutionId,
+};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use tokio::{io::AsyncRead, sync::mpsc};
@@ -14,14 +22,6 @@ use super::{
     status::from_status,
     wire::MESSAGE_BYTES_MAX,
     worker_client::{WorkerClient, in_time},
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    execution::{
-        artifacts::{Artifacts, Collected},
-        content::{Content, PIECE_BYTES},
-    },
-    ids::ExecutionId,
 };
 
 /// From the first byte to the worker's word that it has everything. The worker itself gives up a sender
@@ -63,7 +63,10 @@ impl WorkerClient {
         match (answer, reading.await) {
             (_, Ok(Err(error))) => Err(Error::new(
                 ErrorCode::Storage,
-                format!("what is to be sent cannot be read: {}", crate::ids::shown(&error.to_string())),
+                format!(
+                    "what is to be sent cannot be read: {}",
+                    aegis_types::text::shown(&error.to_string())
+                ),
             )),
             (Ok(Ok(_)), _) => Ok(()),
             (Ok(Err(status)), _) => Err(from_status(&status)),

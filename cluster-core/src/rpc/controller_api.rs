@@ -16,11 +16,16 @@ use std::{
 };
 
 use aegis_proto::aegis::{
-    cluster::v1::{
-        self as pb,
-        node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
+    cluster::{
+        v1 as pb,
+        v1::node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
     },
     runtime::v1::ExecutionEvent,
+};
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+    node::Role,
 };
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
@@ -41,10 +46,8 @@ use super::{
     wire::MESSAGE_BYTES_MAX,
 };
 use crate::{
-    cluster::{controller::Controller, nodes::Nodes, peer::Role},
-    error::{Error, ErrorCode, Result},
+    cluster::{controller::Controller, nodes::Nodes},
     identity::{Authority, PublicKey},
-    ids::NodeId,
     metrics::Metrics,
 };
 

@@ -6,7 +6,13 @@ use std::{
     time::Duration,
 };
 
-use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient};
+use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient};
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::order::Held,
+    ids::{ClusterId, CommandId, NodeId, SessionId},
+    node::{Capabilities, Role},
+};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
@@ -19,19 +25,12 @@ use super::{
     wire::Dial,
 };
 use crate::{
-    cluster::{
-        known_controller::KnownController,
-        membership::Command,
-        peer::{Capabilities, Role},
-    },
+    cluster::{known_controller::KnownController, membership::Command},
     config::endpoint::Endpoint,
-    error::{Error, ErrorCode, Result},
-    execution::order::Held,
     identity::{
         Admitted, CHALLENGE_BYTES, EnrolmentToken, KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys,
         random, statement,
     },
-    ids::{ClusterId, CommandId, NodeId, SessionId},
 };
 
 /// What an attested worker knows of its controller.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -23,10 +24,7 @@ use super::{
     tls::{self, Credentials, Expect, HostPort, KeptCertificate, TlsConnection, refusal},
     wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
-use crate::{
-    config::endpoint::Endpoint,
-    error::{Error, ErrorCode, Result},
-};
+use crate::config::endpoint::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(15);

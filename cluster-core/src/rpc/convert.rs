@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::cluster::v1 as pb;
-
-use crate::{
+use aegis_types::{
     clock::now_ms,
-    cluster::{
-        gpu::{DEVICES_MAX, GpuDevice, check_devices, memory_gb},
-        membership::{Command, ConfigReport},
-        peer::{Amounts, Capabilities, PeerStatus, PeerView, Role},
-    },
     error::{Error, Result},
     execution::order::Held,
-    ids::{CommandId, ExecutionId, GpuUuid, Tag, shown},
+    gpu::{DEVICES_MAX, GpuDevice, check_devices, memory_gb},
+    ids::{CommandId, ExecutionId, GpuUuid, Tag},
+    node::{Capabilities, PeerStatus, PeerView, Role},
+    resources::Amounts,
+    text::shown,
+};
+
+use crate::{
+    cluster::membership::{Command, ConfigReport},
     store::{NodeRecord, to_name},
 };
 
@@ -335,7 +337,8 @@ mod tests {
             change(&mut odd);
             let error = capabilities_from_wire(odd).unwrap_err();
             assert!(
-                error.code() == crate::ErrorCode::InvalidArgument && error.message().contains(field),
+                error.code() == aegis_types::error::ErrorCode::InvalidArgument
+                    && error.message().contains(field),
                 "{error}"
             );
             assert!(error.message().len() < 300, "{error}");

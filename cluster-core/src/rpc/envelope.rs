@@ -10,16 +10,16 @@ use std::sync::{
 };
 
 use aegis_proto::aegis::{agent::v1 as agent, cluster::v1 as pb};
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{NodeId, SessionId},
+};
 use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, metadata::MetadataMap};
 use zeroize::Zeroizing;
 
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::{Claims, NodeKey, PublicKey, SealContext, SealExpectation, TokenKeys, sha256},
-    ids::{NodeId, SessionId},
-};
+use crate::identity::{Claims, NodeKey, PublicKey, SealContext, SealExpectation, TokenKeys, sha256};
 
 /// A message that travels sealed: its path, its context, and the node it speaks of.
 pub trait Sealed: Message + Default {

@@ -5,14 +5,14 @@
 
 use std::{net::IpAddr, num::NonZeroU32};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::places::network_of;
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::NodeId,
-};
 
 /// A rack of nodes behind one address comes back after a power cut: two calls each.
 const BURST: NonZeroU32 = NonZeroU32::new(200).unwrap();

@@ -14,6 +14,10 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener, UnixStream},
@@ -33,13 +37,7 @@ use super::{
     tls::{Credentials, TlsConnection, server::Handshakes},
     wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::KeyFile,
-    ids::NodeId,
-    metrics::Metrics,
-    ssh::LinkStream,
-};
+use crate::{identity::KeyFile, metrics::Metrics, ssh::LinkStream};
 
 /// Accepted and not yet taken up by the server.
 const PENDING_MAX: usize = 64;

@@ -3,7 +3,7 @@
 //!
 //! - [`envelope`]: sealing and opening, in the stated order.
 //! - [`convert`]: messages to domain types and back.
-//! - [`status`]: [`crate::ErrorCode`] to gRPC status and back.
+//! - [`status`]: [`aegis_types::error::ErrorCode`] to gRPC status and back.
 //! - [`listener`]: what is listened on, with every limit set on purpose.
 //! - [`limits`]: how much strangers may ask, and each member. [`places`]: connections before and after they
 //!   are proven. [`call_limits`]: size and number of calls before that. [`refusal_log`]: refusals in the log.

@@ -1,12 +1,16 @@
 //! Calls that are an operator's and no node's: who makes them, whether they may, and the note of it.
 
+use aegis_types::{
+    caller::{Actor, Door},
+    error::{Error, ErrorCode, Result},
+    scope::Scope,
+};
 use tonic::metadata::MetadataMap;
 
 use super::listener::Via;
 use crate::{
-    access::{Actor, Bearer, Door, Scope, TokenTable, Validity},
+    access::{Bearer, TokenTable, Validity},
     audit::{Arguments, Audit, Call, Pending},
-    error::{Error, ErrorCode, Result},
 };
 
 /// Without tokens nobody is an operator here.
@@ -64,10 +68,10 @@ mod tests {
     use crate::{
         access::{AccessTokenOrder, AccessTokens},
         audit::{AuditQuery, AuditSettings},
-        ids::{AccessTokenName, NodeId},
         metrics::Metrics,
         store::{DataDirectory, Store},
     };
+    use aegis_types::ids::{AccessTokenName, NodeId};
 
     #[tokio::test]
     async fn a_call_needs_a_token_of_its_scope_and_either_answer_is_noted() {

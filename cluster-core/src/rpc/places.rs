@@ -18,13 +18,14 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::ids::NodeId;
 use tokio::{
     sync::Semaphore,
     time::{Instant, Sleep},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::{descriptors, ids::NodeId};
+use crate::descriptors;
 
 /// A node needs one or two.
 const CONNECTIONS_MAX: usize = 2048;

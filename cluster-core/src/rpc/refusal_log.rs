@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::error::ErrorCode;
+use aegis_types::error::ErrorCode;
 
 /// Lines of one call and reason that come at once.
 const LINES_MAX: u32 = 10;

@@ -20,9 +20,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aegis_proto::aegis::runtime::v1::{
-    self as pb,
-    aegis_runtime_server::{AegisRuntime, AegisRuntimeServer},
+use aegis_proto::aegis::runtime::{
+    v1 as pb,
+    v1::aegis_runtime_server::{AegisRuntime, AegisRuntimeServer},
+};
+use aegis_types::{
+    agent::AgentReference,
+    error::{Error, ErrorCode, Result},
+    execution::{
+        lifecycle::State,
+        request::{ExecutionRequest, ResourceRequest, Submitter},
+        view::{EventView, ExecutionView},
+    },
+    ids::ExecutionId,
+    principal::Origin,
+    scope::Scope,
+    text::shown,
 };
 use futures::Stream;
 use serde_json::json;
@@ -34,21 +47,7 @@ use super::{
     listener::Via, operator::Operators, runtime_events::Published, status::to_status, via,
     wire::MESSAGE_BYTES_MAX,
 };
-use crate::{
-    access::{Scope, Validity},
-    agents::AgentReference,
-    audit::Arguments,
-    deploy::Origin,
-    error::{Error, ErrorCode, Result},
-    execution::{
-        dispatch::Executions,
-        lifecycle::State,
-        request::{ExecutionRequest, ResourceRequest, Submitter},
-        view::{EventView, ExecutionView},
-    },
-    ids::{ExecutionId, shown},
-    metrics::Metrics,
-};
+use crate::{access::Validity, audit::Arguments, execution::dispatch::Executions, metrics::Metrics};
 
 /// Metadata of the answer, and of a request that goes on with an execution.
 pub const EXECUTION_ID: &str = "x-aegis-execution-id";

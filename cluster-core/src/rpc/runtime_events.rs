@@ -5,17 +5,15 @@
 //! passes over. Every event bears its number, ours or not.
 
 use aegis_proto::aegis::runtime::v1 as pb;
-use pb::execution_event::Event;
-
-use crate::{
-    agents::AgentReference,
+use aegis_types::{
+    agent::AgentReference,
     error::ErrorCode,
-    execution::{
-        encoding,
-        view::{EventKind, EventView, ExecutionView, Stream},
-    },
+    execution::view::{EventKind, EventView, ExecutionView, Stream},
     ids::ExecutionId,
 };
+use pb::execution_event::Event;
+
+use crate::execution::encoding;
 
 const CUT_OFF: &str =
     "\n[the output's budget is used up: only the end follows, when the container has ended]\n";
@@ -44,7 +42,7 @@ impl Published {
                 execution_id: self.id.to_string(),
                 reason,
                 total_iterations: self.iteration,
-                failed_at: crate::clock::rfc3339(event.time_ms),
+                failed_at: aegis_types::clock::rfc3339(event.time_ms),
                 code: code.name().to_owned(),
                 exit_code: None,
                 remedy: None,
@@ -109,7 +107,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::error::Failure;
+    use aegis_types::error::Failure;
 
     fn published() -> Published {
         Published {

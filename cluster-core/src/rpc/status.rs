@@ -3,10 +3,9 @@
 
 use std::collections::HashMap;
 
+use aegis_types::error::{Error, ErrorCode};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
-
-use crate::error::{Error, ErrorCode};
 
 const DOMAIN: &str = "aegis.cluster";
 const REMEDY: &str = "remedy";

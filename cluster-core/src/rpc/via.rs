@@ -3,15 +3,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use tonic::Request;
 
 use super::{
     listener::{Entered, Via},
     places::Proven,
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::NodeId,
 };
 
 /// How far the caller has come.

@@ -6,15 +6,26 @@
 use std::{pin::Pin, sync::Arc, time::Instant};
 
 use aegis_proto::aegis::{
-    agent::v1::{
-        self as agent,
-        worker_service_server::{WorkerService, WorkerServiceServer},
+    agent::{
+        v1 as agent,
+        v1::worker_service_server::{WorkerService, WorkerServiceServer},
     },
-    cluster::v1::{
-        self as pb,
-        node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
+    cluster::{
+        v1 as pb,
+        v1::node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
     },
     runtime::v1::ExecutionEvent,
+};
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        content::ImageOffer,
+        manifest::Manifest,
+        order::{Attempt, Order, SecretEnv},
+    },
+    ids::{ExecutionId, NodeId},
+    registry::{PullLogin, Registry},
+    secret::Secret,
 };
 use futures::{Stream, StreamExt as _};
 use tokio::sync::Notify;
@@ -34,19 +45,9 @@ use super::{
 };
 use crate::{
     cluster::applied::AppliedConfig,
-    error::{Error, ErrorCode, Result},
-    execution::{
-        content::ImageOffer,
-        encoding,
-        manifest::Manifest,
-        order::{Attempt, Order, SecretEnv},
-        supervisor::Supervisor,
-    },
+    execution::{encoding, supervisor::Supervisor},
     identity::SealContext,
-    ids::{ExecutionId, NodeId},
     metrics::Metrics,
-    registries::{PullLogin, Registry},
-    secrets::Secret,
 };
 
 /// The session of this moment: None before the first attestation.

@@ -3,8 +3,18 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::{
-    agent::v1::{self as agent, worker_service_client::WorkerServiceClient},
-    cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient},
+    agent::{v1 as agent, v1::worker_service_client::WorkerServiceClient},
+    cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient},
+};
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::{
+        content::ImageOffer,
+        manifest::Manifest,
+        order::{Attempt, Order},
+        view::EventView,
+    },
+    ids::{ExecutionId, NodeId},
 };
 use futures::{Stream, StreamExt as _};
 use prost::Message as _;
@@ -15,18 +25,7 @@ use super::{
     status::from_status,
     wire::{Dial, MESSAGE_BYTES_MAX},
 };
-use crate::{
-    config::layers::MergedConfig,
-    error::{Error, ErrorCode, Result},
-    execution::{
-        content::ImageOffer,
-        encoding,
-        manifest::Manifest,
-        order::{Attempt, Order},
-        view::EventView,
-    },
-    ids::{ExecutionId, NodeId},
-};
+use crate::{config::layers::MergedConfig, execution::encoding};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -189,7 +188,7 @@ fn check_order_size(request: &pb::ForwardExecutionRequest) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::request::{ExecutionRequest, INPUT_BYTES_MAX, Submission};
+    use aegis_types::execution::request::{ExecutionRequest, INPUT_BYTES_MAX, Submission};
 
     #[test]
     fn submission_beyond_a_message_is_refused_with_its_secrets() {
@@ -198,7 +197,7 @@ mod tests {
         let manifest = Submission::check(request).unwrap().manifest;
         check_order_fits(&manifest, "", 100 * 1024).unwrap();
         let error = check_order_fits(&manifest, "", 100 * 60 * 1024).unwrap_err();
-        assert_eq!(error.code(), crate::ErrorCode::InvalidArgument);
+        assert_eq!(error.code(), aegis_types::error::ErrorCode::InvalidArgument);
         // The largest input and arguments of plain text fit; their escapes may not.
         let largest = |byte: &str| {
             let words = vec![byte.repeat(100 * 1024); 10];
@@ -217,6 +216,6 @@ mod tests {
         };
         check_order_size(&request(MESSAGE_BYTES_MAX - 1024)).unwrap();
         let error = check_order_size(&request(MESSAGE_BYTES_MAX)).unwrap_err();
-        assert_eq!(error.code(), crate::ErrorCode::InvalidArgument);
+        assert_eq!(error.code(), aegis_types::error::ErrorCode::InvalidArgument);
     }
 }

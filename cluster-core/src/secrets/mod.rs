@@ -15,27 +15,26 @@
 //!
 //! Deliberately absent: reading a value back, versions, and secrets of containers.
 
-mod name;
 mod reference;
 mod seal;
-mod value;
 
-use std::{path::Path, path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use aegis_types::{
+    clock::{now_ms, rfc3339},
+    error::{Error, ErrorCode, Result},
+    secret::{Secret, SecretName},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-pub use self::{
-    name::SecretName,
-    reference::{SecretPlace, SecretReference},
-    value::{Secret, redact},
-};
-use crate::{
-    clock::{now_ms, rfc3339},
-    error::{Error, ErrorCode, Result},
-    store::{SecretRow, SecretWrite, Store, Write},
-};
+use crate::store::{SecretRow, SecretWrite, Store, Write};
+
+pub use self::reference::{SecretPlace, SecretReference};
 
 const KEY_FILE: &str = "secrets.key";
 /// A key, a token, a chain of certificates; what is larger is a file.

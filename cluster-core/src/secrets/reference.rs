@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{Secret, SecretName};
-use crate::{
-    config::resolve_secret,
+use aegis_types::{
     error::{Error, ErrorCode, Result},
+    secret::{Secret, SecretName},
 };
+
+use crate::config::resolve_secret;
 
 /// `secret:NAME`, `env:NAME` or `file:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]

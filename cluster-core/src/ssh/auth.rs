@@ -11,6 +11,10 @@ use std::{
     sync::Arc,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    text::shown,
+};
 use russh::{
     client::{AuthResult, Handle},
     keys::{
@@ -28,10 +32,6 @@ use super::{
     handler::ClientHandler,
     link_key::LinkKey,
     target::SshTarget,
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::shown,
 };
 
 /// The largest private key file (RSA 16384) has 13 KiB.
@@ -351,8 +351,9 @@ pub fn load_key(
     confined_to: Option<&[PathBuf]>,
     passphrase: Option<&Passphrase>,
 ) -> Result<PrivateKey> {
-    let refuse =
-        |why: &str| Error::invalid(format!("ssh key {}: {why}", crate::ids::shown(&path.to_string_lossy())));
+    let refuse = |why: &str| {
+        Error::invalid(format!("ssh key {}: {why}", aegis_types::text::shown(&path.to_string_lossy())))
+    };
     let real = path.canonicalize().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             refuse("there is no such file").remedy("name an existing private key")

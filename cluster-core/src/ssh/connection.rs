@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use bytes::Bytes;
 use russh::{
     Channel, ChannelOpenFailure, Preferred,
@@ -14,7 +15,6 @@ use russh::{
 };
 use tokio::{io::AsyncRead, sync::watch, time::timeout};
 
-pub use super::handler::SshStream;
 use super::{
     auth::{self, Credentials},
     dial::dial,
@@ -26,7 +26,8 @@ use super::{
     sftp::Sftp,
     target::{Endpoint, SshTarget},
 };
-use crate::error::{Error, ErrorCode, Result};
+
+pub use super::handler::SshStream;
 
 /// 5 s and two unanswered ones: a dead connection is noticed within 15 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -435,7 +436,7 @@ pub(super) fn silent(host: &Endpoint, when: &str) -> Error {
 
 fn not_ssh(host: &Endpoint, error: Option<russh::Error>) -> Error {
     if let Some(russh::Error::NoCommonAlgo { kind, theirs, .. }) = &error {
-        let offered = crate::ids::shown(&theirs.join(", "));
+        let offered = aegis_types::text::shown(&theirs.join(", "));
         return Error::new(
             ErrorCode::HostCheckFailed,
             format!("{host} and this machine have no {kind:?} algorithm of SSH in common; the host offers {offered}"),

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -12,7 +13,6 @@ use super::{
     connection::{ConnectOptions, silent, unreachable},
     target::{AddressKind, Endpoint, address_kind},
 };
-use crate::error::{Error, ErrorCode, Result};
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;

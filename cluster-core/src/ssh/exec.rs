@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use bytes::Bytes;
 use russh::{Channel, ChannelMsg, client::Msg};
 use tokio::{
@@ -12,8 +13,6 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-
-use crate::error::{Error, ErrorCode, Result};
 
 /// What is kept of each output stream of a script; the rest is read and dropped.
 pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;

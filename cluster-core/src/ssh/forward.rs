@@ -2,11 +2,11 @@
 
 use std::{fmt, time::Duration};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use russh::Channel;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::connection::{Connection, SshStream, lock};
-use crate::error::{Error, ErrorCode, Result};
 
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// As OpenSSH is asked for it, and as it names it in each connection.

@@ -1,14 +1,17 @@
 //! What a host may ask of us on a connection: to be recognised, to open channels where we asked it to
 //! listen for us, and nothing else.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
+use aegis_types::error::Error;
 use russh::{
     Channel, ChannelOpenFailure, ChannelStream,
     client::{ChannelOpenHandle, DisconnectReason, Handler, Msg, Session},
     keys::{PublicKey, PublicKeyOrCertificate},
 };
-use std::sync::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -16,7 +19,6 @@ use super::{
     host_keys::{Accepted, HostKeyRules},
     target::Endpoint,
 };
-use crate::error::Error;
 
 /// A channel to or from the host, as a stream; it closes when dropped.
 pub type SshStream = ChannelStream<Msg>;
@@ -179,7 +181,7 @@ impl Handler for ClientHandler {
     async fn disconnected(&mut self, reason: DisconnectReason<Self::Error>) -> Result<(), Self::Error> {
         let text = match &reason {
             DisconnectReason::ReceivedDisconnect(info) => {
-                format!("the host ended it: {}", crate::ids::shown(&info.message))
+                format!("the host ended it: {}", aegis_types::text::shown(&info.message))
             }
             DisconnectReason::Error(error) => error.to_string(),
         };

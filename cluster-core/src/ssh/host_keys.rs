@@ -3,6 +3,7 @@
 
 use std::time::SystemTime;
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
 
 use super::{
@@ -10,7 +11,6 @@ use super::{
     known_hosts::{KnownHosts, Verdict},
     target::{Endpoint, HostAddress},
 };
-use crate::error::{Error, ErrorCode, Result};
 
 /// What to do with a host nobody vouches for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

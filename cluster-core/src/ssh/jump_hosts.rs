@@ -7,16 +7,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::UserName,
+};
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use super::{
     connection::{Connection, WeakConnection},
     host_keys::{Accepted, HostKey},
     target::Endpoint,
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::UserName,
 };
 
 /// Traffic of a connection to a jump host. Bulk data of deployments does not queue in front of heartbeats.

@@ -5,6 +5,7 @@
 
 use std::{io::Read, path::Path};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use aws_lc_rs::hmac;
 use russh::keys::{
     Algorithm, PublicKey,
@@ -12,7 +13,6 @@ use russh::keys::{
 };
 
 use super::target::SSH_PORT_DEFAULT;
-use crate::error::{Error, ErrorCode, Result};
 
 /// A known_hosts file of 4 MiB names some 20,000 hosts; a larger one is something else.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;

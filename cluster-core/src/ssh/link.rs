@@ -16,6 +16,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Failure, Result},
+    ids::NodeId,
+};
 use arc_swap::ArcSwapOption;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::future::BoxFuture;
@@ -25,15 +29,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::stream::{LinkPeer, LinkStream};
 use super::{
     connection::{Connection, SshStream},
     forward::HostEnd,
 };
-use crate::{
-    error::{Error, ErrorCode, Failure, Result},
-    ids::NodeId,
-};
+
+pub use self::stream::{LinkPeer, LinkStream};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);

@@ -3,13 +3,11 @@
 
 use std::{path::Path, sync::Arc};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 
 use super::auth::load_key;
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::write_new,
-};
+use crate::identity::write_new;
 
 pub const FILE: &str = "link-key.pem";
 

@@ -1,12 +1,13 @@
 //! A host's key without logging in: what `aegis host approve` shows to a person and then pins.
 
+use aegis_types::error::{Error, ErrorCode, Result};
+
 use super::{
     connection::{ConnectOptions, Connection, handshake, lock},
     handler::KeyCheck,
     host_keys::HostKey,
     target::Endpoint,
 };
-use crate::error::{Error, ErrorCode, Result};
 
 /// Connects, reads the key the host proves to own, and hangs up. The rules in `options` are not
 /// asked, but the key type by which the host is known already is preferred. `through` is a connection

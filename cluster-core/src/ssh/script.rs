@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::error::{Error, ErrorCode, Result};
+use aegis_types::error::{Error, ErrorCode, Result};
 
 /// Paths that non-interactive logins often lack.
 const PATH_SUFFIX: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -3,11 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use russh::{Channel, client::Msg};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::connection::Connection;
-use crate::error::{Error, ErrorCode, Result};
 
 /// sshd allows 10; two are left for slots still being freed.
 const SESSIONS_MAX: u32 = 8;

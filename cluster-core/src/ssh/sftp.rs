@@ -1,6 +1,7 @@
 //! Files on the host: written under a new name with their mode from the first byte on, synced, then
 //! renamed over the old ones.
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use russh::{Channel, client::Msg};
 use russh_sftp::{
     client::{Config, RawSftpSession, error::Error as SftpError},
@@ -9,7 +10,6 @@ use russh_sftp::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::target::HostAddress;
-use crate::error::{Error, ErrorCode, Result};
 
 /// Every server takes packets of 32 KiB.
 const WRITE_BYTES: usize = 32 * 1024;
@@ -127,7 +127,7 @@ impl Sftp {
         let (code, why) = match &error {
             SftpError::Status(status) => (
                 ErrorCode::DeploymentFailed,
-                format!("{:?} {}", status.status_code, crate::ids::shown(&status.error_message)),
+                format!("{:?} {}", status.status_code, aegis_types::text::shown(&status.error_message)),
             ),
             SftpError::Timeout => (ErrorCode::HostUnreachable, "no answer".to_owned()),
             _ => (ErrorCode::HostUnreachable, "the connection was lost".to_owned()),

@@ -7,9 +7,10 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{
+use aegis_types::{
     error::{Error, Result},
-    ids::{UserName, shown},
+    ids::UserName,
+    text::shown,
 };
 
 pub const SSH_PORT_DEFAULT: u16 = 22;

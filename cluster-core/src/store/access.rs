@@ -1,9 +1,9 @@
 //! Access tokens as they are stored: by the hash of their value.
 
+use aegis_types::{error::Result, ids::AccessTokenName, scope::Scope};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
 use super::{Store, from_name, read_failed, to_name, unreadable, write::done};
-use crate::{access::Scope, error::Result, ids::AccessTokenName};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessTokenRow {

@@ -1,9 +1,9 @@
 //! Registered agents as they are stored.
 
+use aegis_types::{error::Result, ids::AgentName};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
 use super::{Store, read_failed, unreadable, write::done};
-use crate::{error::Result, ids::AgentName};
 
 /// One version of one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use aegis_types::{caller::Door, error::Result};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     read_failed, to_name,
     write::{Changed, Query, done},
 };
-use crate::{access::Door, audit::AuditQuery, error::Result};
+use crate::audit::AuditQuery;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditRow {

@@ -1,13 +1,13 @@
 //! Configuration layers and what each node is assigned, as they are stored.
 
-use sqlx::{Any, Row as _, Transaction, any::AnyRow};
-
-use super::{Store, from_json, read_failed, to_json, write::done};
-use crate::{
-    config::layers::{ConfigSnapshot, Scope},
+use aegis_types::{
     error::Result,
     ids::{NodeId, TenantSlug},
 };
+use sqlx::{Any, Row as _, Transaction, any::AnyRow};
+
+use super::{Store, from_json, read_failed, to_json, write::done};
+use crate::config::layers::{ConfigSnapshot, Scope};
 
 /// Which configuration a node should run.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,14 +1,15 @@
 //! Deliveries of ended executions to hooks, as they are stored.
 
+use aegis_types::{
+    error::Result,
+    execution::record::ExecutionRecord,
+    ids::{ExecutionId, HookName},
+};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
 use super::{
-    ExecutionRecord, Store, read_failed,
+    Store, read_failed,
     write::{Changed, done},
-};
-use crate::{
-    error::Result,
-    ids::{ExecutionId, HookName},
 };
 
 /// Read at a time.

@@ -1,9 +1,9 @@
 //! Deployments and approved hosts: rows whose content belongs to `deploy/`.
 
+use aegis_types::{error::Result, ids::DeploymentId};
 use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, read_failed};
-use crate::{error::Result, ids::DeploymentId};
 
 /// A deployment: what is searched for as columns, the rest as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,17 +2,21 @@
 
 use std::sync::LazyLock;
 
+use aegis_types::{
+    execution::{
+        artifacts::Artifacts,
+        lifecycle::State,
+        record::{ExecutionRecord, NewExecution, Unblocked},
+    },
+    ids::{ExecutionId, NodeId},
+};
 use sqlx::{Any, Transaction};
 
 use super::{
-    Delivery, ExecutionRecord, NewExecution, Unblocked, deliveries,
+    Delivery, deliveries,
     insertion::Insertion,
     to_json,
     write::{Changed, Query, done, signed},
-};
-use crate::{
-    execution::{artifacts::Artifacts, lifecycle::State},
-    ids::{ExecutionId, NodeId},
 };
 
 static EVENTS: LazyLock<Insertion> = LazyLock::new(|| {

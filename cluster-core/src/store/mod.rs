@@ -24,6 +24,7 @@ mod write;
 
 use std::{path::Path, sync::Arc};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use sqlx::{
     AnyConnection, AnyPool, Connection as _, Executor as _, Row as _, SqlStr,
     any::{AnyConnectOptions, AnyPoolOptions},
@@ -38,15 +39,12 @@ pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deliveries::Delivery;
 pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
-pub use executions::{ExecutionRecord, NewExecution, OrderContent, Unblocked};
 pub use nodes::{NodeRecord, TokenRecord};
 pub use owner::{DataDirectory, LOCK_FILE};
 pub(crate) use owner::{private_directory, write_synced, write_synced_elsewhere};
 pub use rollouts::RolloutRow;
 pub use secrets::{SecretRow, SecretWrite};
 pub use write::Write;
-
-use crate::error::{Error, ErrorCode, Result};
 
 /// Readers at a time. SQLite reads a few thousand rows a second on one connection; more connections
 /// only cost memory.

@@ -1,13 +1,14 @@
 //! Nodes, enrolment tokens and commands, as they are stored.
 
+use aegis_types::{
+    error::Result,
+    ids::{CommandId, EnrolmentTokenId, NodeId, Tag},
+    node::{Capabilities, Desired, LinkKind, Observed, OnDeadline, Role, Site},
+    resources::Amounts,
+};
 use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, from_json, from_name, read_failed, unreadable};
-use crate::{
-    cluster::peer::{Amounts, Capabilities, Desired, LinkKind, Observed, OnDeadline, Role, Site},
-    error::Result,
-    ids::{CommandId, EnrolmentTokenId, NodeId, Tag},
-};
 
 /// A node as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]

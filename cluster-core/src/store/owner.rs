@@ -8,9 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use nix::fcntl::{Flock, FlockArg};
-
-use crate::error::{Error, ErrorCode, Result};
 
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIRECTORY: u32 = 0o700;

@@ -1,9 +1,9 @@
 //! Rollouts: rows whose content belongs to `deploy/rollout`.
 
+use aegis_types::{error::Result, ids::RolloutId};
 use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, read_failed};
-use crate::{error::Result, ids::RolloutId};
 
 /// A rollout: what is searched for as columns, the rest as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]

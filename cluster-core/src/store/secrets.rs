@@ -1,9 +1,9 @@
 //! The operator's secrets as they are stored: sealed.
 
+use aegis_types::{error::Result, secret::SecretName};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
 use super::{Store, read_failed, unreadable, write::done};
-use crate::{error::Result, secrets::SecretName};
 
 /// All of a secret but its value.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,17 +1,19 @@
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::*;
-use crate::{
-    access::Door,
-    audit::AuditQuery,
-    cluster::peer::{Desired, LinkKind, OnDeadline, Role, Site},
+use aegis_types::{
+    caller::Door,
     execution::{
         filter::ExecutionFilter,
         lifecycle::State,
+        record::NewExecution,
         request::{ExecutionRequest, Submission},
     },
     ids::{EnrolmentTokenId, NodeId, Tag, UserName},
+    node::{Desired, LinkKind, OnDeadline, Role, Site},
 };
+
+use super::*;
+use crate::audit::AuditQuery;
 
 async fn store(directory: &Path) -> Store {
     Store::open(Arc::new(DataDirectory::own(directory).unwrap())).await.unwrap()
@@ -299,7 +301,7 @@ async fn what_a_node_should_run_is_kept_apart_from_the_node() {
         config_version: version.into(),
         now_ms: 7,
     };
-    let tenant = Some(crate::ids::TenantSlug::parse("acme").unwrap());
+    let tenant = Some(aegis_types::ids::TenantSlug::parse("acme").unwrap());
     {
         let store = store(directory.path()).await;
         let write = |write| store.write(Write::Config(Box::new(write)));

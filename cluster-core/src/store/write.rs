@@ -1,17 +1,17 @@
 //! Every write there is. Each command is atomic, and says by the rows it changed whether its
 //! condition held.
 
+use aegis_types::{
+    ids::{CommandId, EnrolmentTokenId, NodeId},
+    node::{Desired, Observed, OnDeadline},
+};
 use sqlx::{Any, Transaction};
 
 use super::{
     AccessWrite, AgentWrite, AuditWrite, ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, NodeRecord,
     RolloutRow, SecretWrite, TokenRecord, to_json, to_name,
 };
-use crate::{
-    cluster::peer::{Desired, Observed, OnDeadline},
-    config::layers::Scope,
-    ids::{CommandId, EnrolmentTokenId, NodeId},
-};
+use crate::config::layers::Scope;
 
 pub(super) type Changed = Result<u64, sqlx::Error>;
 

@@ -14,14 +14,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::ExecutionId,
+};
 use nix::sys::statvfs::fstatvfs;
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::ExecutionId,
-    store::private_directory,
-};
+use crate::store::private_directory;
 
 /// Of all content together.
 pub const KEPT_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;

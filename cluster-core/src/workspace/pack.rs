@@ -15,6 +15,10 @@ use std::{
     path::Path,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    text::shown,
+};
 use cap_std::fs::{Dir, MetadataExt as _, OpenOptions, OpenOptionsExt as _};
 use flate2::{Compression, GzBuilder, write::GzEncoder};
 use ignore::{DirEntry, WalkBuilder};
@@ -24,10 +28,6 @@ use super::{
     Bounds, lexical_target,
     roots::Source,
     written::{TooLarge, Written},
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::shown,
 };
 
 pub const IGNORE_FILE: &str = ".aegisignore";

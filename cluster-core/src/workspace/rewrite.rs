@@ -102,7 +102,7 @@ pub fn rewrite<W: Write>(
 /// Without what leads to the root or above.
 pub(super) fn inner_name(name: &Path) -> io::Result<PathBuf> {
     let refused = || {
-        let name = crate::ids::shown(&name.to_string_lossy());
+        let name = aegis_types::text::shown(&name.to_string_lossy());
         io::Error::new(io::ErrorKind::InvalidData, format!("the name \"{name}\" leads out of the archive"))
     };
     let mut inner = PathBuf::new();

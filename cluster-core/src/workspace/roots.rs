@@ -9,13 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cap_std::{ambient_authority, fs::Dir};
-
-use crate::{
-    deploy::Origin,
+use aegis_types::{
     error::{Error, ErrorCode, Result},
-    ids::shown,
+    principal::Origin,
+    text::shown,
 };
+use cap_std::{ambient_authority, fs::Dir};
 
 /// An opened directory: what is read is beneath it, whatever becomes of the path.
 #[derive(Debug)]

@@ -13,6 +13,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    text::shown,
+};
 use cap_std::{
     ambient_authority,
     fs::{Dir, OpenOptions, OpenOptionsExt as _},
@@ -23,10 +27,6 @@ use tar::{Archive, EntryType};
 use super::{
     Bounds, lexical_target,
     rewrite::{Counts, inner_name},
-};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::shown,
 };
 
 /// Unpacks a `tar.gz`. Files that are there already are a refusal unless they may be replaced; then a

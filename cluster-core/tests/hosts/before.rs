@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use cluster_core::deploy::{
-    DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, DriftKind, Origin, StepName,
+use cluster_core::{
+    deploy::{DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, DriftKind, StepName},
+    types::principal::Origin,
 };
 
 use crate::{

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use cluster_core::{
-    deploy::{DeploySettings, DeploymentRequest, DeploymentView, Deployments, Hosts, Origin, remote::Remote},
-    ids::DeploymentId,
+    deploy::{DeploySettings, DeploymentRequest, DeploymentView, Deployments, Hosts, remote::Remote},
+    types::{ids::DeploymentId, principal::Origin},
 };
 
 use crate::support::{Host, MemoryJournal, StandInCluster, run};

@@ -3,17 +3,15 @@
 use std::time::Duration;
 
 use cluster_core::{
-    ErrorCode,
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, Origin, Secret, StepName, StepState,
-        TunnelSource, checks,
+        DeploySettings, DeploymentRequest, DeploymentState, StepName, StepState, TunnelSource, checks,
         env_file::EnvFile,
         image::{ImageSource, NodeImage},
         plan::Change,
         remote::Remote,
     },
-    ids::DeploymentId,
     ssh::{LinkState, client_config::ConfigFile},
+    types::{error::ErrorCode, ids::DeploymentId, principal::Origin, secret::Secret},
 };
 
 use crate::{

@@ -12,11 +12,11 @@ use std::{
 
 use cluster_core::{
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Journal as _, Origin, StepName,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Journal as _, StepName,
         StepState, remote::Remote,
     },
-    ids::DeploymentId,
     ssh::HostKeyPolicy,
+    types::{ids::DeploymentId, principal::Origin},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

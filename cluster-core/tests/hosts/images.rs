@@ -8,15 +8,20 @@ use std::{
 };
 
 use cluster_core::{
-    ErrorCode,
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Origin, Secret, TunnelSource,
-        plan::ImageAction, remote::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, TunnelSource, plan::ImageAction,
+        remote::Remote,
     },
     engine::Engine,
-    registries::{Registry, RegistryLogin},
-    secrets::{SecretName, SecretReference},
+    registries::RegistryLogin,
+    secrets::SecretReference,
     ssh::Connection,
+    types::{
+        error::ErrorCode,
+        principal::Origin,
+        registry::Registry,
+        secret::{Secret, SecretName},
+    },
 };
 
 use crate::{

@@ -7,9 +7,9 @@ use std::{
 };
 
 use cluster_core::{
-    deploy::{LinkPorts, link_settings},
-    ids::NodeId,
+    deploy::link_settings,
     ssh::{LinkHandle, LinkSettings, LinkState, LinkStream},
+    types::{ids::NodeId, link::LinkPorts},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

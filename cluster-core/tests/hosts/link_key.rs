@@ -3,8 +3,9 @@
 use std::{process::Command, sync::Arc};
 
 use cluster_core::{
-    deploy::{DeploySettings, Hosts, Origin, link_key},
+    deploy::{DeploySettings, Hosts, link_key},
     ssh::{ConnectOptions, Connection, Credentials, HostEnd, LinkHandle, LinkKey, LinkState, SshTarget},
+    types::principal::Origin,
 };
 use tokio::{sync::mpsc, time::timeout};
 

@@ -2,9 +2,9 @@
 //! contexts, other image stores.
 
 use cluster_core::{
-    deploy::{DeploymentState, Origin, StepName, link_key, remote::Remote},
-    ids::NodeId,
+    deploy::{DeploymentState, StepName, link_key, remote::Remote},
     ssh::LinkKey,
+    types::{ids::NodeId, principal::Origin},
 };
 
 use crate::{

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use cluster_core::{
-    ErrorCode,
-    deploy::{
-        DeploymentRequest, DeploymentState, LogsAsked, NodeOrder, Origin, Removal, StepName, remote::Remote,
+    deploy::{DeploymentRequest, DeploymentState, LogsAsked, NodeOrder, Removal, StepName, remote::Remote},
+    types::{
+        error::ErrorCode,
+        ids::{DeploymentId, NodeId},
+        principal::Origin,
     },
-    ids::{DeploymentId, NodeId},
 };
 
 use crate::{

@@ -3,10 +3,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use cluster_core::{
-    Error, ErrorCode,
     deploy::{
-        DeploymentRequest, DeploymentState, MemberState, Origin, RolloutRequest, RolloutState, RolloutView,
-        Rollouts,
+        DeploymentRequest, DeploymentState, MemberState, RolloutRequest, RolloutState, RolloutView, Rollouts,
+    },
+    types::{
+        error::{Error, ErrorCode},
+        principal::Origin,
     },
 };
 

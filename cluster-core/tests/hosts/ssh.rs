@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use cluster_core::{
-    ErrorCode,
-    ids::NodeId,
     ssh::{
         ConnectOptions, Connection, Credentials, Endpoint, HostAddress, HostEnd, HostKeyPolicy, LinkHandle,
         LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
     },
+    types::{error::ErrorCode, ids::NodeId},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -9,12 +9,15 @@ use std::{
 };
 
 use cluster_core::{
-    ErrorCode, Result,
-    deploy::{DeploySettings, DeploymentRequest, Hosts, Journal, Origin, settings::KeyPassphrase},
-    ids::NodeId,
+    deploy::{DeploySettings, DeploymentRequest, Hosts, Journal, settings::KeyPassphrase},
     ssh::{
         Connection, HostEnd, HostKeyPolicy, LinkHandle, LinkSettings, LinkState, Passphrase, SshTarget,
         client_config::ConfigFile,
+    },
+    types::{
+        error::{ErrorCode, Result},
+        ids::NodeId,
+        principal::Origin,
     },
 };
 use tokio::sync::mpsc;

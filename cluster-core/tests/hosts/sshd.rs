@@ -3,8 +3,9 @@
 use std::process::Command;
 
 use cluster_core::{
-    deploy::{DeploymentState, DeploymentView, Origin},
+    deploy::{DeploymentState, DeploymentView},
     ssh::LinkState,
+    types::principal::Origin,
 };
 
 use crate::{

@@ -3,13 +3,12 @@
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
 use cluster_core::{
-    ErrorCode,
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, LogsAsked,
-        NodeOrder, Origin, PlanView, Removal, StepName, StepView, remote::Remote,
+        NodeOrder, PlanView, Removal, StepName, StepView, remote::Remote,
     },
-    ids::NodeId,
     ssh::Connection,
+    types::{error::ErrorCode, ids::NodeId, principal::Origin},
 };
 
 use crate::support::{GOOD_NODE, Host, LIMIT, MemoryJournal, StandInCluster, host, run, stand_in_node};

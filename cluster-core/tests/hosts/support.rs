@@ -9,19 +9,22 @@ use std::{
 };
 
 use cluster_core::{
-    Error, ErrorCode, Result,
-    cluster::peer::Amounts,
     deploy::{
-        ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, NodeLink,
-        RolloutState, link_settings,
+        ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, RolloutState,
+        link_settings,
         rollout::{RolloutJournal, RolloutRecord},
         world::DeploymentRecord,
     },
-    ids::{DeploymentId, NodeId, RolloutId, UserName},
-    secrets::{Secret, SecretName},
     ssh::{
         ConnectOptions, Connection, Dialer, HostAddress, HostKeyPolicy, HostKeyRules, LinkHandle, SshTarget,
         known_hosts::KnownHosts,
+    },
+    types::{
+        error::{Error, ErrorCode, Result},
+        ids::{DeploymentId, NodeId, RolloutId, UserName},
+        link::NodeLink,
+        resources::Amounts,
+        secret::{Secret, SecretName},
     },
 };
 use futures::future::BoxFuture;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::cluster::v1 as pb;
-use cluster_core::clock::now_ms;
+use cluster_core::types::clock::now_ms;
 use prost::Message as _;
 use tonic::Request;
 

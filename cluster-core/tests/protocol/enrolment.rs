@@ -2,14 +2,13 @@
 
 use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::{
-    ErrorCode,
-    cluster::{
-        controller::TokenState,
-        events::NodeEventKind,
-        peer::{PeerStatus, Role},
-    },
+    cluster::{controller::TokenState, events::NodeEventKind},
     identity::KeyFile,
     rpc::controller_client::OwnAddress,
+    types::{
+        error::ErrorCode,
+        node::{PeerStatus, Role},
+    },
 };
 use futures::future::join_all;
 
@@ -263,7 +262,7 @@ async fn absurd_capabilities_are_refused_by_field() {
 #[tokio::test]
 async fn token_bounds_the_tags_of_its_node_over_restarts() {
     let mut cluster = Cluster::start().await;
-    let [eu, gpu] = ["eu", "gpu"].map(|tag| cluster_core::ids::Tag::parse(tag).unwrap());
+    let [eu, gpu] = ["eu", "gpu"].map(|tag| cluster_core::types::ids::Tag::parse(tag).unwrap());
     let order = cluster_core::core::EnrolmentOrder {
         node_id: None,
         role: Role::Worker,

@@ -3,8 +3,11 @@
 
 use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::{
-    ErrorCode,
-    cluster::{events::NodeEventKind, peer::PeerStatus, peer::Role},
+    cluster::events::NodeEventKind,
+    types::{
+        error::ErrorCode,
+        node::{PeerStatus, Role},
+    },
 };
 use tonic::Request;
 

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use aegis_proto::aegis::cluster::v1 as pb;
-use cluster_core::{ErrorCode, cluster::peer::Role, execution::order::Held, ids::ExecutionId};
+use cluster_core::types::{error::ErrorCode, execution::order::Held, ids::ExecutionId, node::Role};
 use futures::future::join_all;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet};
 

@@ -2,9 +2,9 @@
 
 use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::{
-    ErrorCode,
-    cluster::{controller::TokenState, peer::Role},
+    cluster::controller::TokenState,
     identity::NodeKey,
+    types::{error::ErrorCode, node::Role},
 };
 
 use crate::support::{Cluster, Node, raw, reason, refused};

@@ -6,19 +6,21 @@ use std::{
 };
 
 use aegis_proto::aegis::{
-    cluster::v1::{
-        self as pb,
-        node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
+    cluster::{
+        v1 as pb,
+        v1::node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
     },
     runtime::v1::ExecutionEvent,
 };
 use cluster_core::{
-    ErrorCode,
-    cluster::peer::Role,
     config::endpoint::Endpoint,
     identity::{Admitted, Claims, NodeKey, PublicKey, TOKEN_LIFETIME_SECS, TokenSigner},
-    ids::{ClusterId, NodeId},
     rpc::{controller_client::ControllerClient, controller_line::LinkTls},
+    types::{
+        error::ErrorCode,
+        ids::{ClusterId, NodeId},
+        node::Role,
+    },
 };
 use futures::stream::Empty;
 use tokio::net::TcpListener;
@@ -97,7 +99,7 @@ impl Impostor {
     async fn admit(&self, answer: pb::ChallengeNodeRequest) -> pb::ChallengeNodeResponse {
         let state = &self.0;
         let asked = state.attesting.lock().unwrap().clone().unwrap();
-        let iat = cluster_core::clock::now_ms() / 1000;
+        let iat = cluster_core::types::clock::now_ms() / 1000;
         let claims = Claims {
             iss: state.controller_id.clone(),
             aud: state.cluster_id.clone(),
@@ -157,7 +159,7 @@ impl NodeClusterService for Impostor {
             challenge_id: "x".into(),
             cluster_id: self.0.cluster_id.to_string(),
             controller_id: self.0.controller_id.to_string(),
-            controller_time_ms: cluster_core::clock::now_ms(),
+            controller_time_ms: cluster_core::types::clock::now_ms(),
             protocol_version: 1,
         }))
     }

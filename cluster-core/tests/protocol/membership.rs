@@ -1,15 +1,17 @@
 //! Membership over the wire: commands, goodbyes, removals, and the events that tell of them.
 
 use cluster_core::{
-    ErrorCode,
     cluster::{
         events::NodeEventKind::{self, *},
         membership::Command,
-        peer::{DrainState, LinkKind, OnDeadline, PeerStatus, Role},
     },
     config::endpoint::Endpoint,
     core::{DrainOrder, RemovalOrder},
     rpc::{controller_client::ControllerClient, controller_line::LinkTls},
+    types::{
+        error::ErrorCode,
+        node::{DrainState, LinkKind, OnDeadline, PeerStatus, Role},
+    },
 };
 
 use crate::support::{Cluster, Node, refused};

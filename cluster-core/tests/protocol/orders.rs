@@ -7,21 +7,23 @@ use std::{
 };
 
 use aegis_proto::aegis::{
-    cluster::v1::{
-        self as pb,
-        node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
+    cluster::{
+        v1 as pb,
+        v1::node_cluster_service_server::{NodeClusterService, NodeClusterServiceServer},
     },
-    runtime::v1::{self as runtime, execution_event::Event},
+    runtime::{v1 as runtime, v1::execution_event::Event},
 };
 use cluster_core::{
-    cluster::peer::Role,
-    execution::{
-        lifecycle::State,
-        request::{ExecutionRequest, Submitter},
-        view::{EventKind, EventView},
-    },
-    ids::{ExecutionId, NodeId},
     rpc::controller_client::OwnAddress,
+    types::{
+        execution::{
+            lifecycle::State,
+            request::{ExecutionRequest, Submitter},
+            view::{EventKind, EventView},
+        },
+        ids::{ExecutionId, NodeId},
+        node::Role,
+    },
 };
 use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
@@ -49,7 +51,7 @@ struct StandIn {
 }
 
 fn event(sequence: u64, attempt: u32, event: Event) -> runtime::ExecutionEvent {
-    let time_ms = cluster_core::clock::now_ms();
+    let time_ms = cluster_core::types::clock::now_ms();
     runtime::ExecutionEvent { event: Some(event), sequence, attempt, time_ms }
 }
 

@@ -1,9 +1,9 @@
 //! A node of the other implementation: generated from the published tables alone, it knows nothing of ours.
 
-use aegis_proto::published::aegis::cluster::v1::{
-    self as theirs, node_cluster_service_client::NodeClusterServiceClient,
+use aegis_proto::published::aegis::cluster::{
+    v1 as theirs, v1::node_cluster_service_client::NodeClusterServiceClient,
 };
-use cluster_core::{cluster::peer::PeerStatus, identity::NodeKey};
+use cluster_core::{identity::NodeKey, types::node::PeerStatus};
 use tonic::{Request, transport::Channel};
 
 use crate::support::{Cluster, reason};
@@ -99,9 +99,9 @@ async fn it_attests_registers_beats_and_says_goodbye() {
     // A drain reaches it, and repeats: it has no way to acknowledge.
     let order = cluster_core::core::DrainOrder {
         deadline: std::time::Duration::from_secs(1),
-        on_deadline: cluster_core::cluster::peer::OnDeadline::Leave,
+        on_deadline: cluster_core::types::node::OnDeadline::Leave,
     };
-    cluster.core().drain(&cluster_core::ids::NodeId::parse("theirs").unwrap(), order).await.unwrap();
+    cluster.core().drain(&cluster_core::types::ids::NodeId::parse("theirs").unwrap(), order).await.unwrap();
     for _ in 0..2 {
         let answer = node.beat("theirs").await.unwrap();
         let command = answer.pending_commands[0].command.clone();

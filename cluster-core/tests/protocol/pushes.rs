@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::{
-    agent::v1::{self as agent, worker_service_client::WorkerServiceClient},
+    agent::{v1 as agent, v1::worker_service_client::WorkerServiceClient},
     cluster::v1 as pb,
 };
 use cluster_core::{
-    cluster::{membership::Command, peer::Role},
+    cluster::membership::Command,
     config::{self, layers::Scope},
     core::RemovalOrder,
-    ids::SessionId,
     rpc::Sealer,
+    types::{ids::SessionId, node::Role},
 };
 use serde_json::json;
 

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use aegis_proto::published::aegis::runtime::v1::{
-    self as theirs, aegis_runtime_client::AegisRuntimeClient, execution_event::Event,
+use aegis_proto::published::aegis::runtime::{
+    v1 as theirs,
+    v1::{aegis_runtime_client::AegisRuntimeClient, execution_event::Event},
 };
 use cluster_core::{
-    access::{AccessTokenOrder, Scope},
-    execution::filter::ExecutionFilter,
-    ids::{AccessTokenName, ExecutionId},
+    access::AccessTokenOrder,
+    types::{
+        execution::filter::ExecutionFilter,
+        ids::{AccessTokenName, ExecutionId},
+        scope::Scope,
+    },
 };
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 

@@ -2,15 +2,14 @@
 
 use std::{os::unix::net::UnixListener, path::Path, sync::Arc};
 
-use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient};
+use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient};
 use arc_swap::ArcSwapOption;
 use cluster_core::{
-    cluster::{applied::AppliedConfig, peer::Role},
+    cluster::applied::AppliedConfig,
     config::{self, Overrides, Settings, schema::Policy},
     engine::Engine,
     execution::supervisor::Supervisor,
     identity::{Claims, NodeKey, TOKEN_LIFETIME_SECS, TokenSigner},
-    ids::{ClusterId, NodeId, SessionId},
     metrics::Metrics,
     rpc::{
         Sealer,
@@ -19,6 +18,10 @@ use cluster_core::{
         worker_api::WorkerApi,
     },
     store::DataDirectory,
+    types::{
+        ids::{ClusterId, NodeId, SessionId},
+        node::Role,
+    },
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;

@@ -2,26 +2,30 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use aegis_proto::aegis::cluster::v1::{self as pb, node_cluster_service_client::NodeClusterServiceClient};
+use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient};
 use cluster_core::{
-    Core, Error, Result,
+    Core,
     access::TokenTable,
     cluster::{
         events::{EventId, NodeEvent},
         known_controller::KnownController,
         membership::Command,
-        peer::{Amounts, Capabilities, PeerView, Role},
     },
     config::{self, Overrides, Settings, endpoint::Endpoint},
     core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
-    execution::order::Held,
     identity::KeyFile,
-    ids::{CommandId, NodeId},
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, OwnAddress, Session},
         controller_line::LinkTls,
     },
     store::DataDirectory,
+    types::{
+        error::{Error, Result},
+        execution::order::Held,
+        ids::{CommandId, NodeId},
+        node::{Capabilities, PeerView, Role},
+        resources::Amounts,
+    },
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -257,7 +261,7 @@ pub fn reason(status: &tonic::Status) -> String {
     info.reason
 }
 
-pub fn refused<T: std::fmt::Debug>(result: Result<T>) -> cluster_core::ErrorCode {
+pub fn refused<T: std::fmt::Debug>(result: Result<T>) -> cluster_core::types::error::ErrorCode {
     result.map_err(|error: Error| error.code()).expect_err("it is refused")
 }
 

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use cluster_core::{
-    cluster::{
-        events::NodeEventKind,
-        membership::Command,
-        peer::{DrainState, PeerStatus},
+    cluster::{events::NodeEventKind, membership::Command},
+    store::{ExecutionWrite, Write},
+    types::{
+        execution::{
+            record::NewExecution,
+            request::{ExecutionRequest, Submission},
+        },
+        ids::{ExecutionId, NodeId},
+        node::{DrainState, PeerStatus},
     },
-    execution::request::{ExecutionRequest, Submission},
-    ids::{ExecutionId, NodeId},
-    store::{ExecutionWrite, NewExecution, Write},
 };
 
 use crate::{
@@ -49,7 +51,7 @@ fn after_the_controllers_crash_nodes_attest_by_key_alone_and_a_drain_holds() {
     });
     for name in ["b", "c"] {
         world.until("the node drains", Duration::from_secs(60), |world| world.diary(name).draining);
-        let node_id = cluster_core::ids::NodeId::parse(name).unwrap();
+        let node_id = cluster_core::types::ids::NodeId::parse(name).unwrap();
         let view = world.ask(async move |home: Running| home.controller.drain_view(node_id).await.unwrap());
         assert_eq!(view.state, DrainState::Drained);
         let diary = world.diary(name);

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use cluster_core::{
-    clock::Clock,
     cluster::{
         controller::{Controller, HealthSettings},
         direct::{DirectAccess, Plain},
@@ -11,7 +10,6 @@ use cluster_core::{
         nodes::Nodes,
     },
     identity::KeyFile,
-    ids::NodeId,
     metrics::Metrics,
     rpc::{
         controller_api::{ControllerApi, ControllerApiSettings},
@@ -20,6 +18,7 @@ use cluster_core::{
         wire::{Dial, Wire},
     },
     store::{DataDirectory, Store},
+    types::{clock::Clock, ids::NodeId},
 };
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc};

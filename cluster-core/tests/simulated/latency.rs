@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use cluster_core::cluster::{events::NodeEventKind::*, membership::Command, peer::PeerStatus};
+use cluster_core::{
+    cluster::{events::NodeEventKind::*, membership::Command},
+    types::node::PeerStatus,
+};
 
 use crate::{
     home::HOME,

@@ -7,15 +7,16 @@ use std::{
 };
 
 use cluster_core::{
-    ErrorCode, Result,
-    cluster::{
-        membership::Command,
-        peer::{Amounts, Capabilities},
-    },
-    ids::CommandId,
+    cluster::membership::Command,
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, Session},
         controller_line::LinkTls,
+    },
+    types::{
+        error::{ErrorCode, Result},
+        ids::CommandId,
+        node::Capabilities,
+        resources::Amounts,
     },
 };
 use turmoil::net::TcpListener;
@@ -95,7 +96,7 @@ async fn member(machine: &Machine) -> Result<()> {
         let pause = if acknowledged.is_empty() { HEARTBEAT_INTERVAL } else { ACKNOWLEDGE_DELAY };
         let lost = client.clone();
         tokio::select! {
-            () = lost.lost() => return Err(cluster_core::Error::new(ErrorCode::Unavailable, "lost")),
+            () = lost.lost() => return Err(cluster_core::types::error::Error::new(ErrorCode::Unavailable, "lost")),
             () = tokio::time::sleep(pause) => {
                 acknowledged = beat(machine, &mut client, &session, acknowledged).await?;
             }

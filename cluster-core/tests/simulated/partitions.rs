@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_core::cluster::{events::NodeEventKind::*, peer::PeerStatus};
+use cluster_core::{cluster::events::NodeEventKind::*, types::node::PeerStatus};
 
 use crate::{
     home::{HOME, STALE_THRESHOLD, SWEEP_INTERVAL},

@@ -12,11 +12,13 @@ use cluster_core::{
         controller::TokenOrder,
         events::{EventId, NodeEventKind},
         known_controller::KnownController,
-        peer::{OnDeadline, PeerStatus, PeerView, Role},
     },
     identity::KeyFile,
-    ids::NodeId,
     rpc::controller_client::{Applicant, OwnAddress},
+    types::{
+        ids::NodeId,
+        node::{OnDeadline, PeerStatus, PeerView, Role},
+    },
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;

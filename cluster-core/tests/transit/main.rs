@@ -6,10 +6,12 @@ mod fake;
 use std::time::{Duration, Instant};
 
 use cluster_core::{
-    ErrorCode,
-    cluster::peer::Role,
     identity::{Claims, TOKEN_LIFETIME_SECS, TokenKeys, TokenSigner, TransitAuth, TransitSettings},
-    ids::{ClusterId, NodeId},
+    types::{
+        error::ErrorCode,
+        ids::{ClusterId, NodeId},
+        node::Role,
+    },
 };
 use fake::{Fake, KEY, NAMESPACE, ROLE_ID, SECRET_ID};
 

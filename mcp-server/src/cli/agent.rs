@@ -4,8 +4,11 @@ use std::{io::Read, path::PathBuf};
 
 use clap::Subcommand;
 use cluster_core::{
-    Error, Result,
-    agents::{AgentDetail, AgentReference, AgentView, Applied, Deleted, MANIFEST_BYTES_MAX, Outcome},
+    agents::{AgentDetail, AgentView, Applied, Deleted, MANIFEST_BYTES_MAX, Outcome},
+    types::{
+        agent::AgentReference,
+        error::{Error, Result},
+    },
 };
 use serde::Deserialize;
 use serde_json::Value;

@@ -3,9 +3,11 @@
 use std::{io::Seek as _, path::PathBuf};
 
 use cluster_core::{
-    Error, ErrorCode, Result,
-    execution::artifacts::Artifacts,
-    ids::ExecutionId,
+    types::{
+        error::{Error, ErrorCode, Result},
+        execution::artifacts::Artifacts,
+        ids::ExecutionId,
+    },
     workspace::{BOUNDS, unpack::unpack},
 };
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use cluster_core::{Error, Result, audit::AuditView};
+use cluster_core::{
+    audit::AuditView,
+    types::error::{Error, Result},
+};
 use serde::Deserialize;
 use serde_json::Value;
 use url::form_urlencoded::Serializer;

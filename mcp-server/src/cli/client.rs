@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use cluster_core::{Error, ErrorCode, Failure, Result, core::HealthView};
+use cluster_core::{
+    core::HealthView,
+    types::error::{Error, ErrorCode, Failure, Result},
+};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use cluster_core::{
-    Error, ErrorCode, Result,
     cluster::{applied::EffectiveConfig, controller::NodeConfigView},
     config::{
         self, ConfigChoice, Settings, StartedBy,
         layers::{ConfigSnapshot, Scope},
         settings::REST_PORT,
     },
+    types::error::{Error, ErrorCode, Result},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 use cluster_core::{
-    Error, Result, config,
+    config,
     deploy::{DeploymentView, PlanView},
+    types::error::{Error, Result},
 };
 use serde_json::{Map, Value, json};
 

@@ -1,7 +1,10 @@
 //! `aegis deployments`: what was done where, followed to its end or cancelled.
 
 use clap::Args;
-use cluster_core::{Error, Result, deploy::DeploymentView};
+use cluster_core::{
+    deploy::DeploymentView,
+    types::error::{Error, Result},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -71,7 +74,7 @@ impl Deployments {
                         view.host,
                         view.node_id.to_string(),
                         view.state.to_string(),
-                        cluster_core::clock::rfc3339(view.created_at_ms),
+                        cluster_core::types::clock::rfc3339(view.created_at_ms),
                     ]
                 })
                 .collect();

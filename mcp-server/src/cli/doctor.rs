@@ -20,7 +20,10 @@ mod ssh;
 use std::{future::Future, path::PathBuf, time::Duration};
 
 use clap::Args;
-use cluster_core::{ErrorCode, Result, config::Settings};
+use cluster_core::{
+    config::Settings,
+    types::error::{ErrorCode, Result},
+};
 use serde::Serialize;
 
 use super::{Context, output::table, own_path};

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use cluster_core::{
-    Error, ErrorCode, Result,
+use cluster_core::types::{
+    error::{Error, ErrorCode, Result},
     execution::{
         request::ResourceRequest,
         usage::Usage,
@@ -183,7 +183,7 @@ fn executions_table(list: &[ExecutionView]) -> String {
                 view.node_id.as_ref().map(ToString::to_string).unwrap_or_default(),
                 view.exit_code.map(|code| code.to_string()).unwrap_or_default(),
                 view.image.clone(),
-                cluster_core::clock::rfc3339(view.created_at_ms),
+                cluster_core::types::clock::rfc3339(view.created_at_ms),
             ]
         })
         .collect();

@@ -3,8 +3,8 @@
 use std::{io::IsTerminal as _, time::Duration};
 
 use cluster_core::{
-    Error, ErrorCode, Result,
     deploy::{DeploymentState, DeploymentView, StepName, StepState, StepView},
+    types::error::{Error, ErrorCode, Result},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 

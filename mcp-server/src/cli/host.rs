@@ -3,7 +3,11 @@
 use std::io::{BufRead as _, IsTerminal as _};
 
 use clap::Subcommand;
-use cluster_core::{Error, ErrorCode, Result, core::HostKeyView, deploy::ApprovedHost};
+use cluster_core::{
+    core::HostKeyView,
+    deploy::ApprovedHost,
+    types::error::{Error, ErrorCode, Result},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -134,7 +138,7 @@ async fn list(context: &Context) -> Result<()> {
                     host.host.to_string(),
                     host.port.to_string(),
                     host.key.fingerprint,
-                    cluster_core::clock::rfc3339(host.approved_at_ms),
+                    cluster_core::types::clock::rfc3339(host.approved_at_ms),
                 ]
             })
             .collect();

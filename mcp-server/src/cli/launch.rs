@@ -13,10 +13,10 @@ use std::{
 };
 
 use cluster_core::{
-    Error, ErrorCode, Result,
     config::{ConfigChoice, StartedBy},
     core::HealthView,
     store::DataDirectory,
+    types::error::{Error, ErrorCode, Result},
 };
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{

@@ -5,10 +5,13 @@ pub mod clients;
 use std::{cell::Cell, path::PathBuf, time::Duration};
 
 use clap::Args;
+use clients::{ClientKind, Clients};
 use cluster_core::{
-    Error, ErrorCode, Result,
-    cluster::peer::Role,
     config::{ConfigChoice, StartedBy},
+    types::{
+        error::{Error, ErrorCode, Result},
+        node::Role,
+    },
 };
 use tokio::{net::UnixStream, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +25,6 @@ use crate::{
         unix,
     },
 };
-use clients::{ClientKind, Clients};
 
 /// After a crash, while no request waits: whoever runs the daemon (systemd, a person) comes first.
 const SUPERVISOR_TIME: Duration = Duration::from_secs(5);

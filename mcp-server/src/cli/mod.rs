@@ -33,12 +33,11 @@ mod up;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
-use cluster_core::{
-    Result,
-    config::{NodeConfig, Overrides, Settings},
-};
-
 use client::Client;
+use cluster_core::{
+    config::{NodeConfig, Overrides, Settings},
+    types::error::Result,
+};
 use output::{Format, Output};
 
 /// Turns machines into nodes over SSH and runs agent containers on them; for assistants over MCP and
@@ -183,7 +182,7 @@ pub fn segment(text: &str) -> String {
 /// The file that runs, to start it again or to name it to a client.
 pub fn own_path() -> Result<PathBuf> {
     std::env::current_exe()
-        .map_err(|e| cluster_core::Error::internal("our own file cannot be found").source(e))
+        .map_err(|e| cluster_core::types::error::Error::internal("our own file cannot be found").source(e))
 }
 
 /// As a person reads it.

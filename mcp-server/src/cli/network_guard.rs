@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
-use cluster_core::{Result, network_guard};
+use cluster_core::{network_guard, types::error::Result};
 
 #[derive(Debug, Args)]
 pub struct NetworkGuard {

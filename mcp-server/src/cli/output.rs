@@ -10,7 +10,7 @@ use std::{
     io::{IsTerminal, Write as _},
 };
 
-use cluster_core::{Error, Failure, Result};
+use cluster_core::types::error::{Error, Failure, Result};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use cluster_core::{Error, ErrorCode, Result};
+use cluster_core::types::error::{Error, ErrorCode, Result};
 use http::{Request, header};
 use http_body_util::Empty;
 use hyper::body::Bytes;

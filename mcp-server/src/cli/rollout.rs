@@ -4,8 +4,8 @@
 use std::{collections::HashMap, io::IsTerminal as _, time::Duration};
 
 use cluster_core::{
-    Error, ErrorCode, Result,
     deploy::{Finding, MemberState, MemberView, RolloutPlan, RolloutView, Severity},
+    types::error::{Error, ErrorCode, Result},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -37,7 +37,7 @@ pub async fn plan(context: &Context, client: &Client, body: &Value) -> Result<u8
 /// where a finding is an error, as the deployment itself would end.
 pub fn plan_status<'a>(
     mut findings: impl Iterator<Item = &'a Finding>,
-    failure: Option<&cluster_core::Failure>,
+    failure: Option<&cluster_core::types::error::Failure>,
 ) -> u8 {
     let is_refused = findings.any(|finding| finding.severity == Severity::Error);
     let code = failure.map(|failure| failure.code).or(is_refused.then_some(ErrorCode::HostCheckFailed));
@@ -212,7 +212,7 @@ impl Rollouts {
             let list: List = client.get("/rollouts").await?;
             context.output.show(&list, || {
                 let rows = list.rollouts.iter().map(|view| {
-                    let created = cluster_core::clock::rfc3339(view.created_at_ms);
+                    let created = cluster_core::types::clock::rfc3339(view.created_at_ms);
                     vec![view.rollout_id.to_string(), view.state.to_string(), view.summary.clone(), created]
                 });
                 table(&["rollout", "state", "hosts", "created at"], rows.collect())

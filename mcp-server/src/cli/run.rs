@@ -7,8 +7,8 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use cluster_core::{
-    Error, ErrorCode, Result,
+use cluster_core::types::{
+    error::{Error, ErrorCode, Result},
     execution::{
         dependencies::AfterCondition,
         lifecycle::State,
@@ -315,7 +315,9 @@ pub async fn follow(context: &Context, client: &Client, id: &str, after: u64) ->
                     Ok(false)
                 }
                 "error" => {
-                    failed = Some(serde_json::from_str::<cluster_core::Failure>(data).map_err(unread)?);
+                    failed = Some(
+                        serde_json::from_str::<cluster_core::types::error::Failure>(data).map_err(unread)?,
+                    );
                     Ok(false)
                 }
                 _ => {

@@ -10,8 +10,11 @@ use std::{
 
 use clap::Subcommand;
 use cluster_core::{
-    Error, ErrorCode, Result,
-    secrets::{Secret, SecretName, SecretView, VALUE_BYTES_MAX},
+    secrets::{SecretView, VALUE_BYTES_MAX},
+    types::{
+        error::{Error, ErrorCode, Result},
+        secret::{Secret, SecretName},
+    },
 };
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use serde::{Deserialize, Serialize};

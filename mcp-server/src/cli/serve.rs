@@ -1,7 +1,10 @@
 //! `aegis serve`: the daemon itself.
 
 use clap::Args;
-use cluster_core::{Error, Result, config::StartedBy};
+use cluster_core::{
+    config::StartedBy,
+    types::error::{Error, Result},
+};
 
 use super::{Context, choice::ConfigArgs};
 use crate::daemon::{self, Options};

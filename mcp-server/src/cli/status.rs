@@ -2,9 +2,11 @@
 
 use clap::Args;
 use cluster_core::{
-    Error, ErrorCode, Result,
-    cluster::peer::{PeerStatus, PeerView},
     core::HealthView,
+    types::{
+        error::{Error, ErrorCode, Result},
+        node::{PeerStatus, PeerView},
+    },
 };
 use serde::Deserialize;
 use serde_json::{Value, json};

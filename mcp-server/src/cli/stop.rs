@@ -3,8 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use cluster_core::{
-    Error, ErrorCode, Result,
     store::{DataDirectory, LOCK_FILE},
+    types::error::{Error, ErrorCode, Result},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use cluster_core::{
-    Error, Result,
     access::{AccessTokenGrant, AccessTokenView},
+    types::error::{Error, Result},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! `aegis tools`: the manifest kept as `tools.json`.
 
-use cluster_core::{Error, Result};
+use cluster_core::types::error::{Error, Result};
 
 use super::Context;
 use crate::tools::Catalogue;

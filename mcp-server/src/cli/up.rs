@@ -2,11 +2,13 @@
 
 use clap::Args;
 use cluster_core::{
-    Error, ErrorCode, Failure, Result,
-    cluster::peer::Role,
     config::StartedBy,
     core::HealthView,
-    execution::{lifecycle::State, view::ExecutionView},
+    types::{
+        error::{Error, ErrorCode, Failure, Result},
+        execution::{lifecycle::State, view::ExecutionView},
+        node::Role,
+    },
 };
 use serde::Serialize;
 use serde_json::{Value, json};

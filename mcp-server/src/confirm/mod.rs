@@ -13,7 +13,15 @@ mod pending;
 
 use std::time::{Duration, SystemTime};
 
-use cluster_core::{Error, ErrorCode, Result, access::Actor, config::schema::Confirm};
+use ask::{Era, INPUT_KEY};
+use cluster_core::{
+    config::schema::Confirm,
+    types::{
+        caller::Actor,
+        error::{Error, ErrorCode, Result},
+    },
+};
+use pending::{Kind, Pending, Subject};
 use rmcp::{
     RoleServer,
     model::{CallToolRequestParams, InputRequiredResult, JsonObject},
@@ -23,8 +31,6 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 pub use ask::Answer;
-use ask::{Era, INPUT_KEY};
-use pending::{Kind, Pending, Subject};
 
 /// How long a plan may be carried out as it was shown.
 pub const VALID: Duration = Duration::from_secs(5 * 60);

@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
+use cluster_core::{
+    store::DataDirectory,
+    types::error::{Error, ErrorCode, Result},
+};
 
 /// Where HTTP is served; there while the daemon runs.
 pub const HTTP_ADDRESS: &str = "http.addr";

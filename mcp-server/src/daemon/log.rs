@@ -8,7 +8,7 @@ use std::{
     io::{IsTerminal as _, Stderr, Write},
 };
 
-use cluster_core::{Error, ErrorCode, Result};
+use cluster_core::types::error::{Error, ErrorCode, Result};
 use tracing_subscriber::{EnvFilter, fmt};
 
 const LEVEL_DEFAULT: &str = "info";
@@ -25,7 +25,7 @@ fn filter(level: Option<&str>) -> Result<EnvFilter> {
     EnvFilter::builder().parse(format!("{QUIET},{wanted}")).map_err(|e| {
         Error::new(
             ErrorCode::ConfigInvalid,
-            format!("the log level \"{}\" is not valid", cluster_core::ids::shown(wanted)),
+            format!("the log level \"{}\" is not valid", cluster_core::types::text::shown(wanted)),
         )
         .remedy("use error, warn, info, debug or trace")
         .source(e)

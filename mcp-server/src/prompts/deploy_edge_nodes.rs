@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 
 use cluster_core::{
-    Result,
-    clock::now_ms,
-    cluster::peer::PeerView,
     core::{Core, PeerFilter},
     deploy::DeploymentView,
-    ids::Tag,
     ssh::HostAddress,
+    types::{clock::now_ms, error::Result, ids::Tag, node::PeerView},
 };
 use serde_json::json;
 

@@ -1,11 +1,9 @@
 //! `diagnose_deployment`: where a deployment stands or fell, and what to do about it.
 
 use cluster_core::{
-    Result,
-    clock::now_ms,
     core::Core,
     deploy::{DeploymentView, Operation, StepName, StepState},
-    ids::DeploymentId,
+    types::{clock::now_ms, error::Result, ids::DeploymentId},
 };
 
 use super::{

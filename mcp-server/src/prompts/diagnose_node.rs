@@ -1,16 +1,16 @@
 //! `diagnose_node`: what is known of a node, and what to look at next.
 
 use cluster_core::{
-    Result,
-    clock::now_ms,
-    cluster::{
-        events::{EventId, NodeEvent},
-        peer::{DrainState, DrainView, PeerStatus, PeerView},
-    },
+    cluster::events::{EventId, NodeEvent},
     core::Core,
     deploy::DeploymentView,
-    execution::{lifecycle::State, view::ExecutionView},
-    ids::NodeId,
+    types::{
+        clock::now_ms,
+        error::Result,
+        execution::{lifecycle::State, view::ExecutionView},
+        ids::NodeId,
+        node::{DrainState, DrainView, PeerStatus, PeerView},
+    },
 };
 
 use super::{

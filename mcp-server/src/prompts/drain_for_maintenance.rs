@@ -1,12 +1,14 @@
 //! `drain_for_maintenance`: taking a node out of service, and back, without losing work.
 
 use cluster_core::{
-    Result,
-    clock::now_ms,
-    cluster::peer::{DrainState, DrainView, PeerStatus, PeerView},
     core::Core,
-    execution::view::ExecutionView,
-    ids::{NodeId, Tag},
+    types::{
+        clock::now_ms,
+        error::Result,
+        execution::view::ExecutionView,
+        ids::{NodeId, Tag},
+        node::{DrainState, DrainView, PeerStatus, PeerView},
+    },
 };
 
 use super::{About, NODE, facts, given::Given};

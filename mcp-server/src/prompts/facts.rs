@@ -1,12 +1,15 @@
 //! Facts that several prompts tell, and the lines that tell them.
 
 use cluster_core::{
-    Error, Failure, Result,
-    cluster::peer::{Amounts, DrainView, LinkKind, PeerView},
     core::{Core, PeerFilter},
     deploy::{DeploymentFilter, DeploymentView, StepState, StepView},
-    execution::{filter::ExecutionFilter, view::ExecutionView},
-    ids::NodeId,
+    types::{
+        error::{Error, Failure, Result},
+        execution::{filter::ExecutionFilter, view::ExecutionView},
+        ids::NodeId,
+        node::{DrainView, LinkKind, PeerView},
+        resources::Amounts,
+    },
 };
 
 use crate::{

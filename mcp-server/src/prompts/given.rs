@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use cluster_core::{Error, Result, ids::shown};
+use cluster_core::types::{
+    error::{Error, Result},
+    text::shown,
+};
 use rmcp::model::JsonObject;
 use serde_json::Value;
 

@@ -17,7 +17,10 @@ mod tests;
 
 use std::str::FromStr;
 
-use cluster_core::{Error, ErrorCode, Result, core::Core};
+use cluster_core::{
+    core::Core,
+    types::error::{Error, ErrorCode, Result},
+};
 use rmcp::{
     ErrorData,
     model::{GetPromptRequestParams, GetPromptResult, Prompt, PromptArgument, PromptMessage, Role},
@@ -97,7 +100,7 @@ impl FromStr for PromptName {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|prompt| prompt.about().name == name).ok_or_else(|| {
             let names = Self::ALL.map(|prompt| prompt.about().name).join(", ");
-            Error::invalid(format!("there is no prompt \"{}\"", cluster_core::ids::shown(name)))
+            Error::invalid(format!("there is no prompt \"{}\"", cluster_core::types::text::shown(name)))
                 .remedy(format!("the prompts are {names}"))
         })
     }

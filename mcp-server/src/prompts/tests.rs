@@ -1,6 +1,10 @@
 //! What a person gets from the menu, over a byte stream, and the texts made of a deployment's facts.
 
-use cluster_core::{cluster::peer::OnDeadline, config::Settings, core::DrainOrder, ids::NodeId};
+use cluster_core::{
+    config::Settings,
+    core::DrainOrder,
+    types::{ids::NodeId, node::OnDeadline},
+};
 use serde_json::{Value, json};
 
 use super::{PromptName, diagnose_deployment};

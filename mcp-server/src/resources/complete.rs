@@ -1,10 +1,12 @@
 //! Ids and names that fit what a person has typed so far, newest first.
 
 use cluster_core::{
-    Error, Result,
     core::{Core, PeerFilter},
     deploy::DeploymentFilter,
-    execution::filter::ExecutionFilter,
+    types::{
+        error::{Error, Result},
+        execution::filter::ExecutionFilter,
+    },
 };
 use rmcp::{
     ErrorData,
@@ -51,7 +53,7 @@ pub async fn complete(
 
 fn candidates(reference: &Reference, argument: &str) -> Result<Candidates> {
     let none = |of: &str, known: String| {
-        let shown = cluster_core::ids::shown(argument);
+        let shown = cluster_core::types::text::shown(argument);
         Error::invalid(format!("{of} has no argument \"{shown}\"")).remedy(format!("use one of {known}"))
     };
     match reference {
@@ -62,7 +64,7 @@ fn candidates(reference: &Reference, argument: &str) -> Result<Candidates> {
             (DEPLOYMENT_TEMPLATE | EXECUTION_TEMPLATE, _) => Err(none(&template.uri, "id".to_owned())),
             (OUTPUT_TEMPLATE, _) => Err(none(&template.uri, "id, after_sequence, limit".to_owned())),
             (other, _) => {
-                let shown = cluster_core::ids::shown(other);
+                let shown = cluster_core::types::text::shown(other);
                 Err(Error::invalid(format!("there is no resource template \"{shown}\""))
                     .remedy("use a uriTemplate of resources/templates/list"))
             }

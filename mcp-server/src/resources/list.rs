@@ -1,11 +1,13 @@
 //! What `resources/list` and `resources/templates/list` show.
 
 use cluster_core::{
-    Result,
-    clock::rfc3339,
     core::Core,
     deploy::{DeploymentFilter, DeploymentView},
-    execution::{filter::ExecutionFilter, view::ExecutionView},
+    types::{
+        clock::rfc3339,
+        error::Result,
+        execution::{filter::ExecutionFilter, view::ExecutionView},
+    },
 };
 use rmcp::model::{Annotations, Resource, ResourceTemplate, Role};
 

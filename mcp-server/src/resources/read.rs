@@ -1,11 +1,13 @@
 //! The documents: what the tools of the same names answer, and an execution's output as text.
 
 use cluster_core::{
-    Error, Result,
     core::{Core, PeerFilter},
-    deploy::Secret,
-    execution::view::ExecutionView,
-    ids::ExecutionId,
+    types::{
+        error::{Error, Result},
+        execution::view::ExecutionView,
+        ids::ExecutionId,
+        secret::Secret,
+    },
 };
 use rmcp::{
     ErrorData,

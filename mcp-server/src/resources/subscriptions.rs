@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use cluster_core::{Error, ErrorCode, Result, core::Core};
+use cluster_core::{
+    core::Core,
+    types::error::{Error, ErrorCode, Result},
+};
 use futures::future::join_all;
 use rmcp::{
     ErrorData, RoleServer,

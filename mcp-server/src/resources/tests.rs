@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use cluster_core::{
     Core,
-    cluster::peer::OnDeadline,
     core::DrainOrder,
-    execution::request::{ExecutionRequest, Submitter},
-    ids::{ExecutionId, NodeId},
+    types::{
+        execution::request::{ExecutionRequest, Submitter},
+        ids::{ExecutionId, NodeId},
+        node::OnDeadline,
+    },
 };
 use serde_json::{Value, json};
 

@@ -2,9 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use cluster_core::{
-    Error, Result,
-    ids::{DeploymentId, ExecutionId, shown},
+use cluster_core::types::{
+    error::{Error, Result},
+    ids::{DeploymentId, ExecutionId},
+    text::shown,
 };
 
 use crate::tools::{EVENTS_DEFAULT, EVENTS_MAX, check_range};

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use cluster_core::{
-    Result,
-    cluster::peer::{Amounts, PeerView},
     core::{Core, PeerFilter},
     deploy::DeploymentView,
-    execution::view::ExecutionView,
+    types::{error::Result, execution::view::ExecutionView, node::PeerView, resources::Amounts},
 };
 use tokio::sync::watch;
 

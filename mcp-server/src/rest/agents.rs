@@ -2,9 +2,8 @@
 
 use axum::{Json, body::Bytes, extract::State};
 use cluster_core::{
-    Error,
-    agents::{AgentDetail, AgentReference, AgentView, Applied, Deleted, Outcome},
-    ids::AgentName,
+    agents::{AgentDetail, AgentView, Applied, Deleted, Outcome},
+    types::{agent::AgentReference, error::Error, ids::AgentName},
 };
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -59,7 +58,7 @@ pub async fn delete(
     Ok(Json(whole(async move { api.core.delete_agent(&reference).await }).await?))
 }
 
-fn text(body: &Bytes) -> cluster_core::Result<String> {
+fn text(body: &Bytes) -> cluster_core::types::error::Result<String> {
     let text = std::str::from_utf8(body).map_err(|_| Error::invalid("the manifest is not UTF-8"))?;
     Ok(text.to_owned())
 }

@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use cluster_core::{
     audit::{AuditQuery, AuditView},
-    clock::now_ms,
+    types::clock::now_ms,
 };
 use serde::{Deserialize, Serialize};
 

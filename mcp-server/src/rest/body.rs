@@ -5,7 +5,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{Error, audit::Arguments};
+use cluster_core::{audit::Arguments, types::error::Error};
 use http::{StatusCode, request::Parts};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -30,7 +30,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-fn read<T: DeserializeOwned>(bytes: &[u8], arguments: &Arguments) -> cluster_core::Result<T> {
+fn read<T: DeserializeOwned>(bytes: &[u8], arguments: &Arguments) -> cluster_core::types::error::Result<T> {
     let value: Value = if bytes.is_empty() {
         Value::Object(serde_json::Map::new())
     } else {

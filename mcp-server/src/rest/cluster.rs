@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    cluster::peer::{DrainView, OnDeadline, PeerStatus, PeerView, Role},
     core::{HealthView, PeerFilter, RemovalOrder},
-    ids::{ClusterId, NodeId},
+    types::{
+        ids::{ClusterId, NodeId},
+        node::{DrainView, OnDeadline, PeerStatus, PeerView, Role},
+    },
 };
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -55,7 +57,7 @@ pub struct List {
 
 pub async fn nodes(State(api): State<Api>, Asked(query): Asked<List>) -> Answer<Json<Nodes>> {
     let tags = query.tags.iter().flat_map(|tags| tags.split(',')).filter(|tag| !tag.is_empty());
-    let tags = tags.map(cluster_core::ids::Tag::parse).collect::<Result<_, _>>()?;
+    let tags = tags.map(cluster_core::types::ids::Tag::parse).collect::<Result<_, _>>()?;
     let filter = PeerFilter { status: query.status, role: query.role, tags };
     let nodes = api.core.peers(filter).await?;
     Ok(Json(Nodes { total: nodes.len(), nodes, untrusted_fields: PeerView::NODE_SUPPLIED.to_vec() }))

@@ -6,7 +6,7 @@ use cluster_core::{
     cluster::{applied::EffectiveConfig, controller::NodeConfigView},
     config::layers::{ConfigSnapshot, Scope},
     identity::TokenKeysView,
-    ids::{NodeId, TenantSlug},
+    types::ids::{NodeId, TenantSlug},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

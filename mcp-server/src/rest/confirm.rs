@@ -4,17 +4,21 @@
 //! its JSON body or in the query of a request without a body, is carried out. A person's requests come over the
 //! socket of the data directory and need no confirmation.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     body::{Body, Bytes, to_bytes},
     extract::{FromRequestParts as _, RawPathParams, Request},
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{Error, ErrorCode, Result, audit::Arguments};
+use cluster_core::{
+    audit::Arguments,
+    types::error::{Error, ErrorCode, Result},
+};
 use futures::{FutureExt as _, future::BoxFuture};
 use http::{Method, StatusCode, Uri, request::Parts, uri::PathAndQuery};
 use serde_json::{Map, Value, json};
-use std::time::Duration;
 use url::form_urlencoded;
 
 use super::{

@@ -12,11 +12,14 @@ use axum::{
     },
 };
 use cluster_core::{
-    Result,
-    cluster::peer::OnDeadline,
     core::ReleaseView,
-    deploy::{DeploymentFilter, DeploymentState, DeploymentView, LogsAsked, NodeOrder, Origin, Removal},
-    ids::{DeploymentId, NodeId},
+    deploy::{DeploymentFilter, DeploymentState, DeploymentView, LogsAsked, NodeOrder, Removal},
+    types::{
+        error::Result,
+        ids::{DeploymentId, NodeId},
+        node::OnDeadline,
+        principal::Origin,
+    },
 };
 use futures::Stream;
 use http::{HeaderMap, StatusCode};

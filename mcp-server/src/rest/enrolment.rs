@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    cluster::{controller::TokenView, peer::Role},
+    cluster::controller::TokenView,
     core::{EnrolmentGrant, EnrolmentOrder},
-    ids::{EnrolmentTokenId, NodeId, Tag},
+    types::{
+        ids::{EnrolmentTokenId, NodeId, Tag},
+        node::Role,
+    },
 };
 use serde::{Deserialize, Serialize};
 

@@ -4,7 +4,7 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use cluster_core::{Error, ErrorCode, Failure};
+use cluster_core::types::error::{Error, ErrorCode, Failure};
 use http::StatusCode;
 
 /// An error on its way out.

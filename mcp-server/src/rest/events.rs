@@ -9,10 +9,12 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
 };
 use cluster_core::{
-    Error, Failure, Result,
     core::Core,
-    execution::view::{EventView, ExecutionView},
-    ids::ExecutionId,
+    types::{
+        error::{Error, Failure, Result},
+        execution::view::{EventView, ExecutionView},
+        ids::ExecutionId,
+    },
 };
 use futures::Stream;
 use http::HeaderMap;

@@ -8,16 +8,17 @@ use axum::{
     extract::State,
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{
-    Error, ErrorCode,
-    agents::AgentReference,
+use cluster_core::types::{
+    agent::AgentReference,
+    error::{Error, ErrorCode},
     execution::{
-        self,
         filter::ExecutionFilter,
+        lifecycle,
         request::{ExecutionRequest, Submitter},
         view::{ExecutionView, SpecView},
     },
-    ids::{ExecutionId, NodeId, Tag, shown},
+    ids::{ExecutionId, NodeId, Tag},
+    text::shown,
 };
 use http::{
     StatusCode,
@@ -75,14 +76,13 @@ pub struct List {
 }
 
 impl List {
-    fn filter(self) -> cluster_core::Result<ExecutionFilter> {
+    fn filter(self) -> cluster_core::types::error::Result<ExecutionFilter> {
         fn words(text: &str) -> impl Iterator<Item = &str> {
             text.split(',').map(str::trim).filter(|word| !word.is_empty())
         }
         let state = |name: &str| {
-            execution::lifecycle::State::from_name(name).ok_or_else(|| {
-                let known: Vec<_> =
-                    execution::lifecycle::State::ALL.iter().map(|state| state.name()).collect();
+            lifecycle::State::from_name(name).ok_or_else(|| {
+                let known: Vec<_> = lifecycle::State::ALL.iter().map(|state| state.name()).collect();
                 Error::invalid(format!("state: \"{}\" is none", shown(name)))
                     .remedy(format!("use {}", known.join(", ")))
             })

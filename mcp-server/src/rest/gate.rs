@@ -5,7 +5,14 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{Error, ErrorCode, access::Scope, audit::Arguments, deploy::Origin};
+use cluster_core::{
+    audit::Arguments,
+    types::{
+        error::{Error, ErrorCode},
+        principal::Origin,
+        scope::Scope,
+    },
+};
 use http::{HeaderValue, Method, Uri, header};
 use serde_json::{Map, Value};
 use url::form_urlencoded;

@@ -1,7 +1,7 @@
 //! Whether the node lives, is ready, and how its parts are.
 
 use axum::{Extension, Json, extract::State};
-use cluster_core::{Error, ErrorCode};
+use cluster_core::types::error::{Error, ErrorCode};
 use http::{HeaderName, StatusCode, header};
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! A worker's own membership, for the person whose machine it is.
 
 use axum::{Json, extract::State};
-use cluster_core::{Error, ErrorCode};
+use cluster_core::types::error::{Error, ErrorCode};
 use serde_json::{Value, json};
 
 use super::{

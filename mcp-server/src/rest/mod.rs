@@ -36,14 +36,20 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{any, delete, get, post, put},
 };
-use cluster_core::{Error, ErrorCode, core::Core, deploy::Origin};
+use cluster_core::{
+    core::Core,
+    types::{
+        error::{Error, ErrorCode},
+        principal::Origin,
+    },
+};
+use error::Problem;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     confirm::Confirmations,
     transport::http::{BODY_BYTES_MAX, BUSY},
 };
-use error::Problem;
 
 /// Above the longest wait that a caller can ask for, with room for the host checks of a dry run.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);

@@ -7,9 +7,9 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
 };
 use cluster_core::{
-    Result,
     cluster::events::{EventId, NodeEvent},
     core::Core,
+    types::error::Result,
 };
 use futures::Stream;
 use http::HeaderMap;
@@ -40,7 +40,7 @@ pub struct Query {
 struct EventIdText(EventId);
 
 impl TryFrom<String> for EventIdText {
-    type Error = cluster_core::Error;
+    type Error = cluster_core::types::error::Error;
     fn try_from(text: String) -> Result<Self> {
         text.parse().map(Self)
     }

@@ -5,8 +5,8 @@ use std::{collections::VecDeque, convert::Infallible};
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use cluster_core::{
-    Result,
     deploy::{DeploymentView, MemberView, RolloutView, StepView},
+    types::error::Result,
 };
 use futures::Stream;
 use serde::Serialize;

@@ -10,7 +10,10 @@ use axum::{
         sse::{Event, Sse},
     },
 };
-use cluster_core::{Result, deploy::RolloutView, ids::RolloutId};
+use cluster_core::{
+    deploy::RolloutView,
+    types::{error::Result, ids::RolloutId},
+};
 use futures::Stream;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};

@@ -2,8 +2,11 @@
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    Error,
-    secrets::{Secret, SecretName, SecretView},
+    secrets::SecretView,
+    types::{
+        error::Error,
+        secret::{Secret, SecretName},
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

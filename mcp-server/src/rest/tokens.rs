@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    Error,
-    access::{AccessTokenGrant, AccessTokenOrder, AccessTokenView, LIFETIME_MAX, Scope},
-    ids::AccessTokenName,
+    access::{AccessTokenGrant, AccessTokenOrder, AccessTokenView, LIFETIME_MAX},
+    types::{error::Error, ids::AccessTokenName, scope::Scope},
 };
 use http::StatusCode;
 use serde::{Deserialize, Serialize};

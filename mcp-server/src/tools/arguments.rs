@@ -5,7 +5,10 @@
 
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
-use cluster_core::{Error, Result, deploy::Secret};
+use cluster_core::types::{
+    error::{Error, Result},
+    secret::Secret,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;

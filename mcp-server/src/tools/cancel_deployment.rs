@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use cluster_core::{
-    Failure, Result,
     deploy::{DeploymentState, DeploymentView, Operation},
-    ids::{DeploymentId, NodeId},
+    types::{
+        error::{Failure, Result},
+        ids::{DeploymentId, NodeId},
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,11 +1,13 @@
 //! `cancel_execution`: stops an execution.
 
 use cluster_core::{
-    Error, Result,
-    cluster::peer::PeerStatus,
     core::{Core, PeerFilter},
-    execution::{lifecycle::State, view::ExecutionView},
-    ids::{ExecutionId, NodeId},
+    types::{
+        error::{Error, Result},
+        execution::{lifecycle::State, view::ExecutionView},
+        ids::{ExecutionId, NodeId},
+        node::PeerStatus,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

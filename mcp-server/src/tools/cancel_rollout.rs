@@ -1,6 +1,6 @@
 //! `cancel_rollout`: starts no further host and cancels those in progress.
 
-use cluster_core::{Result, ids::RolloutId};
+use cluster_core::types::{error::Result, ids::RolloutId};
 use schemars::JsonSchema;
 use serde::Deserialize;
 

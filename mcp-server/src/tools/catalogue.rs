@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use cluster_core::{
-    Error, ErrorCode, Result,
-    access::Identity,
     config::{schema::Confirm, settings::McpSettings},
     core::Core,
-    deploy::Secret,
     secrets::SecretReference,
+    types::{
+        caller::Identity,
+        error::{Error, ErrorCode, Result},
+        secret::Secret,
+    },
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use rmcp::{
@@ -23,12 +25,6 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{
-    caller::Caller,
-    confirm::{Claim, Confirmations, Plan, Verdict},
-    protocol_error,
-};
-
 use super::{
     arguments, cancel_deployment::CancelDeployment, cancel_execution::CancelExecution,
     cancel_rollout::CancelRollout, deploy_edge_node::DeployEdgeNode, deploy_edge_nodes::DeployEdgeNodes,
@@ -36,6 +32,11 @@ use super::{
     get_node_logs::GetNodeLogs, get_rollout::GetRollout, list_deployments::ListDeployments,
     list_peers::ListPeers, progress::Progress, remove_edge_node::RemoveEdgeNode, resume_node::ResumeNode,
     rollback_edge_node::RollbackEdgeNode, schema, submit_execution::SubmitExecution, text,
+};
+use crate::{
+    caller::Caller,
+    confirm::{Claim, Confirmations, Plan, Verdict},
+    protocol_error,
 };
 
 /// The four hints; none has a default that a client could get wrong.
@@ -229,7 +230,7 @@ impl Catalogue {
     /// An error, with the tools that there are, where one of the names is none of them.
     pub fn check_names(&self, place: &str, code: ErrorCode, names: &[String]) -> Result<()> {
         let Some(unknown) = names.iter().find(|name| self.find(name).is_none()) else { return Ok(()) };
-        let unknown = cluster_core::ids::shown(unknown);
+        let unknown = cluster_core::types::text::shown(unknown);
         Err(Error::new(code, format!("{place}: there is no tool \"{unknown}\""))
             .remedy(format!("the tools are {}", self.names().join(", "))))
     }

@@ -3,18 +3,17 @@
 use std::time::Duration;
 
 use cluster_core::{
-    Error, Failure, Result,
     core::Core,
-    deploy::{
-        DeploymentRequest, DeploymentState, DeploymentView, Finding, Origin, PlanView, Secret, StepState,
-        plan::Plan,
+    deploy::{DeploymentRequest, DeploymentState, DeploymentView, Finding, PlanView, StepState, plan::Plan},
+    types::{
+        error::{Error, Failure, Result},
+        ids::{DeploymentId, NodeId},
+        principal::Origin,
+        secret::Secret,
     },
-    ids::{DeploymentId, NodeId},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::confirm::{self, Weight};
 
 use super::{
     arguments::{ResponseFormat, check_range, check_secret, secret, wait},
@@ -23,6 +22,7 @@ use super::{
     progress::{Followed, whole},
     steps::{Step, steps},
 };
+use crate::confirm::{self, Weight};
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
 /// Stands for a plan that its person was not asked about.

@@ -2,17 +2,19 @@
 //! `deploy_edge_node`, and read by the same code: an argument of that tool is one of this.
 
 use cluster_core::{
-    Error, Result,
     deploy::{
-        DeploymentRequest, Origin, RolloutPlan, RolloutRequest, Secret,
+        DeploymentRequest, RolloutPlan, RolloutRequest,
         rollout::{PlannedHost, all_or_every_problem},
+    },
+    types::{
+        error::{Error, Result},
+        principal::Origin,
+        secret::Secret,
     },
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-
-use crate::confirm::{Plan, Weight};
 
 use super::{
     arguments::{check_secret, parse, wait},
@@ -24,6 +26,7 @@ use super::{
     rollout::{Line, Outcome, followed},
     schema,
 };
+use crate::confirm::{Plan, Weight};
 
 /// Arguments of one host's deployment that are not shared: each host's own, or the call's.
 const NOT_SHARED: [&str; 6] =

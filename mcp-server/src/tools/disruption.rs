@@ -1,11 +1,13 @@
 //! What a call would disrupt: the facts that a person is shown before it is confirmed.
 
 use cluster_core::{
-    Result,
-    cluster::peer::DrainState,
     core::Core,
     deploy::{DeploymentFilter, DeploymentState},
-    ids::{ExecutionId, NodeId},
+    types::{
+        error::Result,
+        ids::{ExecutionId, NodeId},
+        node::DrainState,
+    },
 };
 
 /// Executions that are named; the rest is counted.
@@ -40,7 +42,7 @@ pub async fn on_host(core: &Core, host: &str) -> Result<Option<Vec<ExecutionId>>
 pub async fn on_node(core: &Core, node_id: &NodeId) -> Result<Option<Vec<ExecutionId>>> {
     match core.drain_status(node_id).await {
         Ok(view) => Ok((view.state != DrainState::Removed).then_some(view.blockers)),
-        Err(error) if error.code() == cluster_core::ErrorCode::NotFound => Ok(None),
+        Err(error) if error.code() == cluster_core::types::error::ErrorCode::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }

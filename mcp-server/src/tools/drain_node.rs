@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use cluster_core::{
-    Result,
-    cluster::peer::{DrainState, DrainView, OnDeadline},
     core::{Core, DrainOrder},
-    ids::{ExecutionId, NodeId},
+    types::{
+        error::Result,
+        ids::{ExecutionId, NodeId},
+        node::{DrainState, DrainView, OnDeadline},
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::confirm::{Plan, Weight};
 
 use super::{
     arguments::{check_range, wait},
@@ -20,6 +20,7 @@ use super::{
     progress::{Followed, whole},
     time::Length,
 };
+use crate::confirm::{Plan, Weight};
 
 pub const DEADLINE_SECONDS_DEFAULT: u64 = 300;
 pub const DEADLINE_SECONDS_MAX: u64 = 86_400;

@@ -1,9 +1,11 @@
 //! `get_deployment_status`: how a deployment stands, waiting for a change when asked.
 
 use cluster_core::{
-    Failure, Result,
     deploy::{DeploymentState, DeploymentView, Finding, Operation},
-    ids::{DeploymentId, NodeId},
+    types::{
+        error::{Failure, Result},
+        ids::{DeploymentId, NodeId},
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

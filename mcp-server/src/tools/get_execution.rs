@@ -1,8 +1,8 @@
 //! `get_execution`: state, events and output of an execution, from a sequence on.
 
-use cluster_core::{
-    Failure, Result,
-    agents::AgentReference,
+use cluster_core::types::{
+    agent::AgentReference,
+    error::{Failure, Result},
     execution::{lifecycle::State, usage::Usage, view::ExecutionView},
     ids::{ExecutionId, NodeId},
 };

@@ -1,9 +1,8 @@
 //! `get_node_logs`: what the services of a deployed node wrote last.
 
 use cluster_core::{
-    Result,
-    deploy::{LogsAsked, Origin},
-    ids::NodeId,
+    deploy::LogsAsked,
+    types::{error::Result, ids::NodeId, principal::Origin},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

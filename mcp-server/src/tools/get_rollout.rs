@@ -1,6 +1,9 @@
 //! `get_rollout`: how a rollout stands, waiting for a change when asked.
 
-use cluster_core::{Result, deploy::RolloutView, ids::RolloutId};
+use cluster_core::{
+    deploy::RolloutView,
+    types::{error::Result, ids::RolloutId},
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 

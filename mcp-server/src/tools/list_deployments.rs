@@ -1,10 +1,12 @@
 //! `list_deployments`: what was deployed where, newest first.
 
 use cluster_core::{
-    Error, Result,
     core::Core,
     deploy::{DeploymentFilter, DeploymentState, DeploymentView},
-    ids::{DeploymentId, NodeId},
+    types::{
+        error::{Error, Result},
+        ids::{DeploymentId, NodeId},
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,11 +1,14 @@
 //! `list_peers`: who is in the cluster and how they are.
 
 use cluster_core::{
-    Failure, Result,
     cluster::membership::PeerPage,
-    cluster::peer::{Amounts, Desired, GpuView, LinkKind, PeerStatus, PeerView, Role},
     core::{Core, PeerFilter},
-    ids::{ClusterId, NodeId, Tag},
+    types::{
+        error::{Failure, Result},
+        ids::{ClusterId, NodeId, Tag},
+        node::{Desired, GpuView, LinkKind, PeerStatus, PeerView, Role},
+        resources::Amounts,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

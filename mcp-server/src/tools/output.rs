@@ -1,9 +1,11 @@
 //! What a container wrote and what happened to it, cut to what fits into one answer.
 
 use cluster_core::{
-    Result,
     core::Core,
-    execution::view::{EventKind, EventView, ExecutionView, Stream},
+    types::{
+        error::Result,
+        execution::view::{EventKind, EventView, ExecutionView, Stream},
+    },
 };
 use schemars::JsonSchema;
 use serde::Serialize;

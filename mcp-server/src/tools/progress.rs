@@ -5,7 +5,10 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use cluster_core::{Error, ErrorCode, Result, core::Core};
+use cluster_core::{
+    core::Core,
+    types::error::{Error, ErrorCode, Result},
+};
 use rmcp::{
     RoleServer,
     model::{ProgressNotificationParam, ProgressToken},
@@ -187,6 +190,6 @@ impl Progress {
 pub async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     tokio::spawn(work).await.unwrap_or_else(|e| {
         tracing::error!(error = %e, "a task ended early");
-        Err(cluster_core::Error::internal("the request was not finished"))
+        Err(cluster_core::types::error::Error::internal("the request was not finished"))
     })
 }

@@ -1,15 +1,11 @@
 //! `remove_edge_node`: removes a node that `deploy_edge_node` made.
 
 use cluster_core::{
-    Result,
-    cluster::peer::OnDeadline,
-    deploy::{NodeOrder, Origin, Removal},
-    ids::NodeId,
+    deploy::{NodeOrder, Removal},
+    types::{error::Result, ids::NodeId, node::OnDeadline, principal::Origin},
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use crate::confirm::{Plan, Weight};
 
 use super::{
     arguments::wait,
@@ -19,6 +15,7 @@ use super::{
     drain_node::order as drain_order,
     progress::whole,
 };
+use crate::confirm::{Plan, Weight};
 
 pub struct RemoveEdgeNode;
 

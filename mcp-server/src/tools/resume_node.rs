@@ -1,6 +1,6 @@
 //! `resume_node`: takes a drained node back into service.
 
-use cluster_core::{Result, cluster::peer::PeerStatus, ids::NodeId};
+use cluster_core::types::{error::Result, ids::NodeId, node::PeerStatus};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

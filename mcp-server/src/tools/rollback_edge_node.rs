@@ -1,14 +1,15 @@
 //! `rollback_edge_node`: returns a node to an earlier release.
 
 use cluster_core::{
-    Result,
-    deploy::{NodeOrder, Origin},
-    ids::{DeploymentId, NodeId},
+    deploy::NodeOrder,
+    types::{
+        error::Result,
+        ids::{DeploymentId, NodeId},
+        principal::Origin,
+    },
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use crate::confirm::{Plan, Weight};
 
 use super::{
     arguments::wait,
@@ -17,6 +18,7 @@ use super::{
     disruption::{on_node, running},
     progress::whole,
 };
+use crate::confirm::{Plan, Weight};
 
 pub struct RollbackEdgeNode;
 

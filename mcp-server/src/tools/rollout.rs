@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use cluster_core::{
-    Result,
     core::Core,
     deploy::{MemberState, MemberView, RolloutState, RolloutView},
-    ids::{DeploymentId, NodeId, RolloutId},
+    types::{
+        error::Result,
+        ids::{DeploymentId, NodeId, RolloutId},
+    },
 };
 use schemars::JsonSchema;
 use serde::Serialize;

@@ -3,20 +3,22 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use cluster_core::{
-    Failure, Result,
-    agents::AgentReference,
     core::Core,
-    deploy::Origin,
-    execution::{
-        artifacts::Artifacts,
-        dependencies::AfterCondition,
-        lifecycle::State,
-        manifest::{NetworkMode, Relaxations},
-        request::{ExecutionRequest, ResourceRequest, Submitter},
-        retry::RetryPolicy,
-        view::ExecutionView,
+    types::{
+        agent::AgentReference,
+        error::{Failure, Result},
+        execution::{
+            artifacts::Artifacts,
+            dependencies::AfterCondition,
+            lifecycle::State,
+            manifest::{NetworkMode, Relaxations},
+            request::{ExecutionRequest, ResourceRequest, Submitter},
+            retry::RetryPolicy,
+            view::ExecutionView,
+        },
+        ids::{ExecutionId, HookName, NodeId, Tag},
+        principal::Origin,
     },
-    ids::{ExecutionId, HookName, NodeId, Tag},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

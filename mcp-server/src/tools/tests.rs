@@ -2,9 +2,11 @@
 //! output. Resources and prompts have the same test beside them.
 
 use cluster_core::{
-    Error, ErrorCode, Failure,
     deploy::DeploymentView,
-    execution::view::{EventKind, EventView, ExecutionView, Stream},
+    types::{
+        error::{Error, ErrorCode, Failure},
+        execution::view::{EventKind, EventView, ExecutionView, Stream},
+    },
 };
 use hyper::body::Bytes;
 use rmcp::model::CallToolResult;

@@ -8,7 +8,7 @@
 
 use std::{borrow::Cow, iter::repeat_n};
 
-use cluster_core::deploy::Secret;
+use cluster_core::types::secret::Secret;
 use icu_properties::{
     CodePointMapData, CodePointSetData,
     props::{DefaultIgnorableCodePoint, GeneralCategory},

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use cluster_core::clock::rfc3339;
+use cluster_core::types::clock::rfc3339;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ impl Moment {
     }
 
     pub fn now() -> Self {
-        Self::of_ms(cluster_core::clock::now_ms())
+        Self::of_ms(cluster_core::types::clock::now_ms())
     }
 }
 

@@ -12,12 +12,12 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use cluster_core::{
-    Error, ErrorCode, Result,
     access::{TokenTable, Validity},
     config::{
         schema::Auth,
         settings::{McpSettings, Settings},
     },
+    types::error::{Error, ErrorCode, Result},
 };
 use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
 
@@ -97,7 +97,7 @@ impl Guard {
                     ErrorCode::ConfigInvalid,
                     format!(
                         "spec.mcp.allowed_origins: \"{}\" is not an origin",
-                        cluster_core::ids::shown(text)
+                        cluster_core::types::text::shown(text)
                     ),
                 )
                 .remedy("write it like https://app.example.com")

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use cluster_core::{Error, ErrorCode, Result};
+use cluster_core::types::error::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -93,7 +93,7 @@ where
                 format!(
                     "this is aegis {} and the other side is aegis {}: they speak different protocols",
                     env!("CARGO_PKG_VERSION"),
-                    cluster_core::ids::shown(&theirs.aegis)
+                    cluster_core::types::text::shown(&theirs.aegis)
                 ),
             )
             .remedy(match theirs.protocol > PROTOCOL {

@@ -11,7 +11,10 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{Error, ErrorCode, config::Settings};
+use cluster_core::{
+    config::Settings,
+    types::error::{Error, ErrorCode},
+};
 use http::{HeaderMap, StatusCode, Uri};
 use http_body_util::LengthLimitError;
 use hyper::body::Incoming;
@@ -31,7 +34,6 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
 use tower::ServiceExt as _;
 
 use super::{
@@ -324,7 +326,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use axum::body::Body;
-    use cluster_core::{access::TokenTable, deploy::Origin};
+    use cluster_core::{access::TokenTable, types::principal::Origin};
     use futures::StreamExt as _;
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

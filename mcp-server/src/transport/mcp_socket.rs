@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cluster_core::access::Door;
+use cluster_core::types::caller::Door;
 use rmcp::{service::serve_server_with_ct, transport::async_rw::AsyncRwTransport};
 use tokio::{net::UnixStream, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -13,7 +13,7 @@ use std::{
 };
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use cluster_core::{Error, ErrorCode, Result};
+use cluster_core::types::error::{Error, ErrorCode, Result};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{
@@ -24,7 +24,6 @@ use tokio::{
 };
 use tokio_util::{bytes::BytesMut, sync::CancellationToken};
 
-pub use super::session::Want;
 use super::{
     handshake,
     http::BODY_BYTES_MAX,
@@ -32,6 +31,8 @@ use super::{
     session::{Effect, Session},
 };
 use crate::{caller::Narrowing, protocol_error};
+
+pub use super::session::Want;
 
 /// As the daemon counts, which takes the line's end along.
 const CLIENT_LINE_BYTES_MAX: usize = BODY_BYTES_MAX - 1;

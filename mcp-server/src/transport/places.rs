@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use cluster_core::clock::now_ms;
+use cluster_core::types::clock::now_ms;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 

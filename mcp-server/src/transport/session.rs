@@ -456,7 +456,7 @@ fn cut(tool: &str) -> String {
          What to do: ask for their state by id (get_deployment_status, get_execution), or find them with \
          list_deployments. A call that only reads can be made again at once. One that changes something can \
          be made again with the same idempotency_key; without one, look first whether it was carried out.",
-        cluster_core::ids::shown(tool)
+        cluster_core::types::text::shown(tool)
     )
 }
 

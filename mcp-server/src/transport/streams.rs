@@ -6,7 +6,10 @@ use std::{
 };
 
 use axum::{body::Body, response::Response};
-use cluster_core::{Error, ErrorCode, Result, access::Validity};
+use cluster_core::{
+    access::Validity,
+    types::error::{Error, ErrorCode, Result},
+};
 use futures::StreamExt as _;
 use http::{HeaderMap, header};
 

@@ -2,7 +2,10 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
 
-use cluster_core::{Error, ErrorCode, Result, store::DataDirectory};
+use cluster_core::{
+    store::DataDirectory,
+    types::error::{Error, ErrorCode, Result},
+};
 use tokio::net::{UnixListener, UnixStream};
 
 /// REST for the command line.

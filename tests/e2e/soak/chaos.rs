@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cluster_core::ids::ExecutionId;
+use cluster_core::types::ids::ExecutionId;
 use fastrand::Rng;
 
 use crate::support::{

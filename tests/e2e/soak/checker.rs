@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_core::{
-    ErrorCode,
+use cluster_core::types::{
+    error::ErrorCode,
     execution::{
         lifecycle::State,
         view::{EventKind, EventView, ExecutionView},

@@ -1,7 +1,7 @@
 //! The checker finds what it is there for: a world in which all is right, spoilt in one way at a time.
 
-use cluster_core::{
-    ErrorCode, Failure,
+use cluster_core::types::{
+    error::{ErrorCode, Failure},
     execution::{
         lifecycle::State,
         view::{EventKind, EventView, ExecutionView, Stream},

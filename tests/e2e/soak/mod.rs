@@ -20,7 +20,7 @@ use std::{
 
 use chaos::Kill;
 use checker::{Seen, Submitted, World};
-use cluster_core::{
+use cluster_core::types::{
     execution::view::{EventView, ExecutionView},
     ids::ExecutionId,
 };

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use cluster_core::ids::ExecutionId;
+use cluster_core::types::ids::ExecutionId;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},

@@ -5,6 +5,12 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::rfc3339,
+    error::{Error, ErrorCode, Result},
+    ids::{EnrolmentTokenId, NodeId, SessionId, Tag},
+    node::Role,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,14 +19,11 @@ use super::{
     Controller,
 };
 use crate::{
-    clock::rfc3339,
-    cluster::{events::NodeEventKind, peer::Role, sessions::OVERLAP_MS},
-    error::{Error, ErrorCode, Result},
+    cluster::{events::NodeEventKind, sessions::OVERLAP_MS},
     identity::{
         Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PresentedToken, PublicKey,
         TOKEN_LIFETIME_SECS, statement,
     },
-    ids::{EnrolmentTokenId, NodeId, SessionId, Tag},
     rpc::{ClusterClock, Sealer},
     store::{TokenRecord, Write},
 };

@@ -6,20 +6,23 @@
 
 use std::collections::BTreeMap;
 
+use aegis_types::{
+    clock::rfc3339,
+    error::{Error, ErrorCode, Result},
+    ids::{NodeId, TenantSlug},
+    node::Desired,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Controller;
 use crate::{
-    clock::rfc3339,
-    cluster::{membership::Command, peer::Desired},
+    cluster::membership::Command,
     config::{
         layers::{ConfigSnapshot, MergedConfig, Scope, version_of},
         pushed,
     },
-    error::{Error, ErrorCode, Result},
-    ids::{NodeId, TenantSlug},
     store::{ConfigWrite, Write},
 };
 
@@ -237,8 +240,8 @@ impl Controller {
     pub async fn with_bodies(
         &self,
         node_id: &NodeId,
-        commands: Vec<(crate::ids::CommandId, Command)>,
-    ) -> Result<Vec<(crate::ids::CommandId, Command)>> {
+        commands: Vec<(aegis_types::ids::CommandId, Command)>,
+    ) -> Result<Vec<(aegis_types::ids::CommandId, Command)>> {
         let mut sent = Vec::with_capacity(commands.len());
         for (command_id, command) in commands {
             let command = match command {
@@ -271,7 +274,7 @@ fn expect(scope: &Scope, known: Option<&ConfigSnapshot>, if_version: Option<&str
             format!(
                 "the layer {scope} is at version {}, not {}",
                 known.unwrap_or("none"),
-                crate::ids::shown(expected)
+                aegis_types::text::shown(expected)
             ),
         )
         .remedy("read the layer again and change that")),

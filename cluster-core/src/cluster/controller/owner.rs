@@ -9,20 +9,23 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::Clock,
+    error::Result,
+    ids::{ExecutionId, NodeId},
+    node::Desired,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Standing, Standings, admission};
 use crate::{
-    clock::{Clock, ClockWatch},
+    clock_watch::ClockWatch,
     cluster::{
         events::{NodeEventKind, NodeEvents, event_of},
         membership::{Change, Membership, Staleness},
-        peer::Desired,
     },
-    error::Result,
     identity::PublicKey,
-    ids::{ExecutionId, NodeId},
     store::{NodeRecord, Store, Write},
 };
 

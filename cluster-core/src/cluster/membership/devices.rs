@@ -4,14 +4,14 @@
 //! same rule when it reserves, and takes the node's word for what runs there: each heartbeat names the devices of
 //! running executions.
 
-use super::{Membership, Node};
-use crate::{
-    cluster::{
-        gpu::{GpuDevice, choose, memory_gb, share_mb},
-        peer::{Amounts, GpuView},
-    },
+use aegis_types::{
+    gpu::{GpuDevice, choose, memory_gb, share_mb},
     ids::{ExecutionId, GpuUuid, NodeId},
+    node::GpuView,
+    resources::Amounts,
 };
+
+use super::{Membership, Node};
 
 /// Share of a node that an execution has reserved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,12 +147,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::{
-            membership::{Change, RevokedKeys},
-            peer::{Capabilities, LinkKind, Observed, Role},
-        },
-        execution::manifest::Demand,
+        cluster::membership::{Change, RevokedKeys},
         store::NodeRecord,
+    };
+    use aegis_types::{
+        execution::manifest::Demand,
+        node::{Capabilities, LinkKind, Observed, Role},
     };
 
     #[derive(Debug, Clone)]

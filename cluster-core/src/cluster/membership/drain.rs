@@ -1,11 +1,12 @@
 //! What people want of a node: drains, removals, shutdowns, and their undoing.
 
-use super::{Change, Command, Membership, queue, removed};
-use crate::{
-    cluster::peer::{Desired, DrainState, DrainView, LinkKind, OnDeadline},
+use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{ExecutionId, NodeId},
+    node::{Desired, DrainState, DrainView, LinkKind, OnDeadline},
 };
+
+use super::{Change, Command, Membership, queue, removed};
 
 fn being_removed(node_id: &NodeId) -> Error {
     Error::new(ErrorCode::FailedPrecondition, format!("node {node_id} is being removed"))

@@ -1,11 +1,12 @@
 //! Nodes whose engine fails executions through its own fault: they cool off for growing pauses, so that a broken
 //! engine does not take the work of healthy nodes.
 
-use super::{Membership, Node};
-use crate::{
+use aegis_types::{
     error::{ErrorCode, Failure},
     ids::NodeId,
 };
+
+use super::{Membership, Node};
 
 /// Pauses after the first failures in a row; the last one is for all that follow. The first is short, since a cluster
 /// of one node has no other.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use aegis_types::node::{LinkKind, Observed};
+
 use super::{Change, Membership, Node};
-use crate::cluster::peer::{LinkKind, Observed};
 
 /// From this many active nodes on, a silence of more than half of them is doubted.
 const GUARD_NODES_MIN: usize = 4;

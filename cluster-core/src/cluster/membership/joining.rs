@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{CommandId, NodeId, Tag},
+    node::{Capabilities, Desired, LinkKind, Observed, Role, Site},
+    resources::Amounts,
+};
+
 use super::{
     Change, Command, Contradiction, Enrolment, Membership, Node, OpenCommands, Registration, Report, removed,
     unknown,
 };
-use crate::{
-    cluster::peer::{Amounts, Capabilities, Desired, LinkKind, Observed, Role, Site},
-    error::{Error, ErrorCode, Result},
-    identity::PublicKey,
-    ids::{CommandId, NodeId, Tag},
-    store::NodeRecord,
-};
+use crate::{identity::PublicKey, store::NodeRecord};
 
 /// Before a node is corrected a second time; the pause doubles with each correction.
 const CORRECTION_PAUSE_MS: i64 = 30_000;

@@ -6,11 +6,12 @@ use std::{
     ops::Bound::{Excluded, Unbounded},
 };
 
-use super::{Membership, Node};
-use crate::{
-    cluster::peer::{PeerStatus, PeerView, Role},
+use aegis_types::{
     ids::{NodeId, Tag},
+    node::{PeerStatus, PeerView, Role},
 };
+
+use super::{Membership, Node};
 
 /// Nodes that are asked for.
 #[derive(Debug, Clone, Default)]
@@ -111,13 +112,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        cluster::{
-            membership::Change,
-            peer::{Desired, LinkKind, Observed, OnDeadline},
-        },
-        store::NodeRecord,
-    };
+    use crate::{cluster::membership::Change, store::NodeRecord};
+    use aegis_types::node::{Desired, LinkKind, Observed, OnDeadline};
 
     fn id(number: u8) -> NodeId {
         NodeId::parse(format!("n{number}")).unwrap()

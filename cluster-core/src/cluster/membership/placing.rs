@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Membership, Node, Reservation};
-use crate::{
-    cluster::{
-        peer::{Amounts, Desired},
-        placement::{Candidate, NoFit, PlacementStrategy, Position, Unfit, Until, fits, reasons, why_not},
-    },
+use aegis_types::{
     execution::manifest::Demand,
     ids::{ExecutionId, NodeId},
+    node::Desired,
+    placement::PlacementStrategy,
+    resources::Amounts,
 };
+
+use super::{Membership, Node, Reservation};
+use crate::cluster::placement::{Candidate, NoFit, Position, Unfit, Until, fits, rank, reasons, why_not};
 
 const KEPT_FREE: &str = "kept free for an execution that has waited for long";
 
@@ -146,7 +147,7 @@ impl Membership {
         });
         self.hold = kept.or_else(|| {
             let least_loaded =
-                candidates().min_by_key(|candidate| PlacementStrategy::LeastLoaded.rank(candidate));
+                candidates().min_by_key(|candidate| rank(PlacementStrategy::LeastLoaded, candidate));
             let node_id = least_loaded?.node_id.clone();
             tracing::info!(%node_id, %execution_id, "node is kept free for an execution that waits");
             Some(Hold { execution_id: execution_id.clone(), node_id })
@@ -194,7 +195,7 @@ impl Membership {
         let kind = node.kind();
         self.counts.change(node.counted.replace(kind), kind);
         let position = node.candidate().filter(|candidate| candidate.blocked.is_none()).map(|candidate| {
-            Position { tags: candidate.tags.to_vec(), rank: self.strategy.rank(&candidate) }
+            Position { tags: candidate.tags.to_vec(), rank: rank(self.strategy, &candidate) }
         });
         if position != node.position {
             if let Some(before) = std::mem::replace(&mut node.position, position) {
@@ -249,14 +250,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        cluster::{
-            membership::Change,
-            peer::{Capabilities, LinkKind, Observed, Role},
-        },
+    use crate::{cluster::membership::Change, store::NodeRecord};
+    use aegis_types::{
         error::{Error, ErrorCode},
         ids::Tag,
-        store::NodeRecord,
+        node::{Capabilities, LinkKind, Observed, Role},
     };
 
     const TAGS: [&str; 3] = ["gpu", "eu", "ssd"];
@@ -334,7 +332,7 @@ mod tests {
         let first = candidates.filter(|candidate| fits(demand, candidate)).min_by_key(|candidate| {
             let preferred = demand.preferred_tags.iter().filter(|tag| candidate.tags.contains(tag)).count();
             let wraps = membership.last_placed.as_ref().is_some_and(|last| candidate.node_id <= last);
-            (Reverse(preferred), membership.strategy.rank(candidate), wraps, candidate.node_id)
+            (Reverse(preferred), rank(membership.strategy, candidate), wraps, candidate.node_id)
         });
         first.map(|candidate| candidate.node_id.clone())
     }

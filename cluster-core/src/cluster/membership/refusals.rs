@@ -1,11 +1,12 @@
 //! Nodes that were chosen and said no: for a while they are not asked again, so that another that fits has
 //! its turn, and whoever waits is told why.
 
-use super::{Membership, Node};
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Failure},
     ids::{ExecutionId, NodeId},
 };
+
+use super::{Membership, Node};
 
 /// Long enough not to ask as fast as a node can answer; its disk, say, is not free any sooner.
 const ASKED_AGAIN_AFTER_MS: i64 = 5_000;

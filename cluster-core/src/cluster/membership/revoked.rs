@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Result},
-    identity::PublicKey,
     ids::NodeId,
 };
+
+use crate::identity::PublicKey;
 
 /// A deployment names this many of a node's keys at most, the newest.
 const NAMED_MAX: usize = 16;

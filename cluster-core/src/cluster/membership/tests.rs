@@ -1,14 +1,13 @@
-use super::{health::GUARD_MS, *};
-use crate::{
-    cluster::{
-        gpu::{GpuDevice, memory_gb},
-        peer::{DrainState, Role, Site},
-    },
-    deploy::NodeLink,
+use aegis_types::{
     execution::manifest::Demand,
-    identity::{NodeKey, PublicKey},
+    gpu::{GpuDevice, memory_gb},
     ids::{GpuUuid, UserName},
+    link::NodeLink,
+    node::{DrainState, Role, Site},
 };
+
+use super::{health::GUARD_MS, *};
+use crate::identity::{NodeKey, PublicKey};
 
 mod faults;
 mod removed;

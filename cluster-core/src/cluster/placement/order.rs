@@ -10,7 +10,7 @@ use std::{
     ops::Bound,
 };
 
-use crate::{
+use aegis_types::{
     execution::manifest::Demand,
     ids::{NodeId, Tag},
 };

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{super::release, Run};
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::DeploymentId,
 };
+
+use super::{super::release, Run};
 
 impl Run {
     /// Which release it will be. Reads only.

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::DeploymentId,
+    secret::redact,
+};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::sleep;
 
@@ -15,12 +20,7 @@ use super::{
     },
     Run,
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::DeploymentId,
-    secrets::redact,
-    ssh::Connection,
-};
+use crate::ssh::Connection;
 
 /// Cuts that a deployment survives which has changed nothing yet.
 const RECONNECTS_MAX: u32 = 5;

@@ -5,6 +5,10 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    secret::SecretName,
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
@@ -13,9 +17,7 @@ use super::{
 };
 use crate::{
     engine::{Export, LocalImage},
-    error::{Error, ErrorCode, Result},
     registries::login_for,
-    secrets::SecretName,
 };
 
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

@@ -13,6 +13,10 @@ mod steps;
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    secret::Secret,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
@@ -21,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::host::OnLostHost;
 use super::{
-    Secret,
     examine::{Context, Examined},
     health::Well,
     now_ms,
@@ -30,10 +33,7 @@ use super::{
     view::{DeploymentState, DeploymentView, StepName, StepState},
     world::{Before, DeploymentRecord},
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ssh::Connection,
-};
+use crate::ssh::Connection;
 
 /// Until a node that was started is Active.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(90);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use aegis_types::error::{Error, ErrorCode, Result};
+
 use super::{
     super::{
         operation::{Action, Removal},
@@ -9,7 +11,6 @@ use super::{
     },
     Run,
 };
-use crate::error::{Error, ErrorCode, Result};
 
 impl Run {
     fn removal(&self) -> Result<Removal> {

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Failure, Result},
+    ids::DeploymentId,
+};
+
 use super::{
     super::{
         health,
@@ -14,11 +19,7 @@ use super::{
     host::superseded_by,
     publish_progress,
 };
-use crate::{
-    error::{Error, ErrorCode, Failure, Result},
-    ids::DeploymentId,
-    ssh::Connection,
-};
+use crate::ssh::Connection;
 
 /// How the host is after it was put back.
 #[derive(Debug, Clone, PartialEq, Eq)]

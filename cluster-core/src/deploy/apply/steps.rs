@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::time::{Instant, sleep};
 
@@ -23,7 +24,6 @@ use super::{
     },
     ACTIVE_LIMIT, Run, publish_progress,
 };
-use crate::error::{Error, ErrorCode, Result};
 
 const PUBLIC_KEY_LIMIT: Duration = Duration::from_secs(60);
 const PUBLIC_KEY_POLL: Duration = Duration::from_millis(300);

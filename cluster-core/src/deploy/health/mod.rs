@@ -5,10 +5,10 @@ mod look;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
-pub use self::look::{Answer, Answers, CONTAINER_FORMAT, Look, Verdict};
 use super::{
     local_http::{self, Reply},
     release::Goal,
@@ -16,10 +16,9 @@ use super::{
     spec::Service,
     stack::CLOUDFLARED_METRICS_PORT,
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ssh::Connection,
-};
+use crate::ssh::Connection;
+
+pub use self::look::{Answer, Answers, CONTAINER_FORMAT, Look, Verdict};
 
 /// Docker tells of changes only by being asked: often at first, since most services are up at once.
 const POLL_INTERVAL_FIRST: Duration = Duration::from_millis(50);

@@ -2,9 +2,15 @@
 
 use std::{io::Cursor, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    secret::{Secret, redact},
+    text::shown,
+};
+
 use super::{
     super::{
-        Secret, env_file,
+        env_file,
         health::{CONTAINER_FORMAT, Look},
         models,
         names::{ModelName, ServiceName},
@@ -17,9 +23,6 @@ use super::{
 };
 use crate::{
     engine::{STARTS_MAX, is_broken_start},
-    error::{Error, ErrorCode, Result},
-    ids::shown,
-    secrets::redact,
     ssh::script::{marker, tail},
 };
 

@@ -8,13 +8,14 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{error::Result, registry::cannot_pull, secret::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
 use super::{
-    super::{Secret, image::NodeImage, scripts},
+    super::{image::NodeImage, scripts},
     Remote, SHORT, named,
 };
-use crate::{engine::ImageContent, error::Result, registries::cannot_pull, ssh::script::tail};
+use crate::{engine::ImageContent, ssh::script::tail};
 
 impl Remote<'_> {
     pub async fn missing_images(&self, references: &[String]) -> Result<Vec<String>> {

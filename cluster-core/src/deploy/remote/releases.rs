@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use aegis_types::{
+    error::{Error, Result},
+    ids::DeploymentId,
+};
+
 use super::{
     super::{
         health::{CONTAINER_FORMAT, Look},
@@ -10,10 +15,6 @@ use super::{
         stack::PROJECT,
     },
     CLEAN_UP_TIMEOUT, Remote, SHORT, checked,
-};
-use crate::{
-    error::{Error, Result},
-    ids::DeploymentId,
 };
 
 /// Larger notes are read one by one: a script's output is bounded.

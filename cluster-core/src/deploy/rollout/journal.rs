@@ -1,13 +1,13 @@
 //! A rollout as it is stored: without secrets, and enough to go on after a restart.
 
-use futures::future::BoxFuture;
-
-use super::RolloutView;
-use crate::{
-    deploy::DeploymentSpec,
+use aegis_types::{
     error::Result,
     ids::{DeploymentId, RolloutId},
 };
+use futures::future::BoxFuture;
+
+use super::RolloutView;
+use crate::deploy::DeploymentSpec;
 
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct RolloutRecord {

@@ -24,21 +24,24 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{DeploymentId, RolloutId},
+    principal::Origin,
+    secret::Secret,
+};
 use futures::{StreamExt as _, stream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use self::{request::Checked, run::Run};
+use super::{Deployments, Validated, grammar, hex_digest, now_ms};
 
 pub use self::{
     journal::{RolloutJournal, RolloutRecord},
     request::{HOSTS_MAX, RolloutRequest, all_or_every_problem},
     rule::{MemberState, RolloutState},
     view::{MemberView, PlannedHost, RolloutPlan, RolloutView},
-};
-use self::{request::Checked, run::Run};
-use super::{Deployments, Origin, Secret, Validated, grammar, hex_digest, now_ms};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ids::{DeploymentId, RolloutId},
 };
 
 const LIST_MAX: u32 = 100;

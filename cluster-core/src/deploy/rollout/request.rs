@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::rule::Limits;
-use crate::{
-    deploy::{DeploySettings, Origin, Validated, spec::DeploymentRequest},
+use aegis_types::{
     error::{Error, ErrorCode, Result},
+    principal::Origin,
 };
+
+use super::rule::Limits;
+use crate::deploy::{DeploySettings, Validated, spec::DeploymentRequest};
 
 /// Hosts of one rollout: what one summary can still show.
 pub const HOSTS_MAX: usize = 100;
@@ -95,7 +97,7 @@ pub fn all_or_every_problem<T>(hosts: impl IntoIterator<Item = (String, Result<T
     for (host, outcome) in hosts {
         match outcome {
             Ok(one) => good.push(one),
-            Err(error) => bad.push((crate::ids::shown(&host), error)),
+            Err(error) => bad.push((aegis_types::text::shown(&host), error)),
         }
     }
     if bad.is_empty() {

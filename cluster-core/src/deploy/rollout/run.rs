@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    secret::Secret,
+};
 use futures::{
     StreamExt as _,
     future::join_all,
@@ -14,10 +18,7 @@ use super::{
     RolloutJournal, RolloutRecord, RolloutView,
     rule::{self, MemberState, Next, RolloutState},
 };
-use crate::{
-    deploy::{DeploymentView, Deployments, Secret, TunnelSource, now_ms},
-    error::{Error, ErrorCode, Result},
-};
+use crate::deploy::{DeploymentView, Deployments, TunnelSource, now_ms};
 
 /// A member by its place, as it stands now; none when its deployment stopped without an end.
 type Change = (usize, Option<DeploymentView>);

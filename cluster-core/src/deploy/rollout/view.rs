@@ -1,12 +1,13 @@
 //! What a rollout looks like to whoever follows it.
 
-use super::rule::{Limits, MemberState, RolloutState};
-use crate::{
-    deploy::{
-        DeploymentSpec, DeploymentState, DeploymentView, Finding, PlanView, StepName, StepState, plan::Plan,
-    },
+use aegis_types::{
     error::{Error, Failure, Result},
     ids::{DeploymentId, NodeId, RolloutId},
+};
+
+use super::rule::{Limits, MemberState, RolloutState};
+use crate::deploy::{
+    DeploymentSpec, DeploymentState, DeploymentView, Finding, PlanView, StepName, StepState, plan::Plan,
 };
 
 /// One host of a rollout.

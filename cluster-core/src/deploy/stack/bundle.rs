@@ -17,12 +17,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::source::{Kind, PATH_BYTES_MAX, Source, is_within, joined, refuse};
-use crate::{
-    deploy::hex_digest,
+use aegis_types::{
     error::{Error, ErrorCode, Result},
-    ids::shown,
+    text::shown,
 };
+
+use super::source::{Kind, PATH_BYTES_MAX, Source, is_within, joined, refuse};
+use crate::deploy::hex_digest;
 
 const FILES_MAX: usize = 1000;
 const BYTES_MAX: u64 = 64 * 1024 * 1024;

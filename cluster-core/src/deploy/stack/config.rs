@@ -6,16 +6,13 @@ use std::{
     net::IpAddr,
 };
 
+use aegis_types::{error::Result, text::shown};
 use serde::Deserialize;
 
 use super::source::{Kind, Source, refuse};
-use crate::{
-    deploy::{
-        names::ServiceName,
-        ports::{HostPorts, Protocol},
-    },
-    error::Result,
-    ids::shown,
+use crate::deploy::{
+    names::ServiceName,
+    ports::{HostPorts, Protocol},
 };
 
 const PORT_RANGE_MAX: u16 = 1000;

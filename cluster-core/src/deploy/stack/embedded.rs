@@ -67,10 +67,8 @@ impl Stack {
 mod tests {
     use serde_json::Value;
 
-    use crate::deploy::{
-        Secret,
-        stack::{build, testing::spec},
-    };
+    use crate::deploy::stack::{build, testing::spec};
+    use aegis_types::secret::Secret;
 
     fn services(text: &str) -> Vec<String> {
         let document: Value = serde_saphyr::from_str(text).unwrap();

@@ -6,14 +6,13 @@ use std::{
     fmt::Write as _,
 };
 
+use aegis_types::error::{Error, Result};
+
 use super::{
     NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack, config::Service,
     node_fragment, operator::OperatorStack, source::refuse,
 };
-use crate::{
-    deploy::{hex_digest, ports::HostPorts, release, spec::DeploymentSpec},
-    error::{Error, Result},
-};
+use crate::deploy::{hex_digest, ports::HostPorts, release, spec::DeploymentSpec};
 
 /// Where a foreign stack has the usual port for itself.
 const NODE_PORT_BESIDE: u16 = 8091;
@@ -219,8 +218,12 @@ mod tests {
             write(dir, "docker-compose.yml", "services: {}\n");
         }
         let project = OperatorProject::read(&spec)?.unwrap();
-        let operator =
-            OperatorStack::new(project, output, &spec, Some(&crate::deploy::Secret::new("tunnel-token-1")))?;
+        let operator = OperatorStack::new(
+            project,
+            output,
+            &spec,
+            Some(&aegis_types::secret::Secret::new("tunnel-token-1")),
+        )?;
         Ok((spec, operator))
     }
 
@@ -470,7 +473,7 @@ mod tests {
         let mut spec = foreign_spec(|_| {});
         spec.compose_file = Some(dir.path().join("docker-compose.yml"));
         let project = OperatorProject::read(&spec).unwrap().unwrap();
-        let archive = project.archive(&spec, Some(&crate::deploy::Secret::new("a-token"))).unwrap();
+        let archive = project.archive(&spec, Some(&aegis_types::secret::Secret::new("a-token"))).unwrap();
         let mut archive = tar::Archive::new(archive.as_slice());
         let files: BTreeMap<String, String> = archive
             .entries()

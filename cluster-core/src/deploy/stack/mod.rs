@@ -36,8 +36,9 @@ pub(super) use self::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+use aegis_types::error::Result;
+
 use super::spec::DeploymentSpec;
-use crate::error::Result;
 
 pub const PROJECT: &str = "aitheros-edge";
 pub const NODE_PORT_DEFAULT: u16 = 8090;
@@ -101,7 +102,8 @@ fn node_fragment(service: &str, port: u16) -> String {
 
 #[cfg(test)]
 pub(super) mod testing {
-    use crate::deploy::{DeploySettings, DeploymentRequest, DeploymentSpec, Origin};
+    use crate::deploy::{DeploySettings, DeploymentRequest, DeploymentSpec};
+    use aegis_types::principal::Origin;
 
     /// For the embedded stack.
     pub fn spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {

@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aegis_types::{error::Result, secret::Secret};
+
 use super::{
     bundle::{Bundle, Named},
     config::{ComposeConfig, ComposeOutput},
     project::{OperatorProject, strictest_of},
     source::{is_dotenv, local_path},
 };
-use crate::{
-    deploy::{Secret, hex_digest, release, spec::DeploymentSpec},
-    error::Result,
-};
+use crate::deploy::{hex_digest, release, spec::DeploymentSpec};
 
 /// A shorter value is as likely a word of the log as it is a secret.
 const SECRET_BYTES_MIN: usize = 8;

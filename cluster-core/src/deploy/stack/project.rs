@@ -7,6 +7,11 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    secret::{Secret, redact},
+};
+
 use super::{
     PROJECT,
     bundle::{self, Bundle, Named},
@@ -14,16 +19,11 @@ use super::{
     references::{Finder, Problem, References},
     source::{Kind, refuse},
 };
-use crate::{
-    deploy::{
-        Secret,
-        env_file::{self, EnvFile},
-        names::{ProfileName, ServiceName},
-        release,
-        spec::DeploymentSpec,
-    },
-    error::{Error, ErrorCode, Result},
-    secrets::redact,
+use crate::deploy::{
+    env_file::{self, EnvFile},
+    names::{ProfileName, ServiceName},
+    release,
+    spec::DeploymentSpec,
 };
 
 const TEXT_BYTES_MAX: u64 = 1024 * 1024;

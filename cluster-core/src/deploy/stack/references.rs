@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_types::error::{Error, ErrorCode};
 use serde_json::Value;
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     interpolate::interpolate,
     source::{Kind, Source, is_dotenv, joined, local_path, refuse},
 };
-use crate::error::{Error, ErrorCode};
 
 /// An included file that includes another one, and so on.
 const DEPTH_MAX: usize = 16;

@@ -2,9 +2,9 @@
 
 use std::path::{Component, Path};
 
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Result},
-    ids::shown,
+    text::shown,
 };
 
 pub(super) const PATH_BYTES_MAX: usize = 512;

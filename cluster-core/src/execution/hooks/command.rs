@@ -2,6 +2,12 @@
 
 use std::{process::Stdio, time::Duration};
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    execution::lifecycle::State,
+    ids::{ExecutionId, HookName},
+    text::shown,
+};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -9,12 +15,6 @@ use nix::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::Command,
-};
-
-use crate::{
-    error::{Error, ErrorCode, Result},
-    execution::lifecycle::State,
-    ids::{ExecutionId, HookName, shown},
 };
 
 /// A command that takes longer does its work elsewhere.

@@ -12,16 +12,20 @@ mod webhook;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use aegis_types::{
+    clock::{now_ms, rfc3339},
+    error::{Error, ErrorCode, Result},
+    execution::{lifecycle::State, view::ExecutionView},
+    ids::HookName,
+    secret::Secret,
+};
 use futures::StreamExt as _;
 use serde::Serialize;
 
-use super::{lifecycle::State, live::Shared, view::ExecutionView};
+use super::live::Shared;
 use crate::{
-    clock::{now_ms, rfc3339},
     config::schema,
-    error::{Error, ErrorCode, Result},
-    ids::HookName,
-    secrets::{Secret, SecretReference},
+    secrets::SecretReference,
     store::{Delivery, ExecutionWrite, Write},
 };
 

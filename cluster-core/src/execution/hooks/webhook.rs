@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    secret::Secret,
+};
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::{StatusCode, Url, header::CONTENT_TYPE};
-
-use crate::{
-    error::{Error, ErrorCode, Result},
-    secrets::Secret,
-};
 
 /// A receiver notes the message and answers; it does its work afterwards.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);

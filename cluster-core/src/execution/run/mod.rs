@@ -13,10 +13,14 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Failure, Result},
+    execution::{request::ARGUMENT_BYTES_MAX, view::EventKind},
+};
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
-
 use notes::{Starting, Stop, Stopping};
+use tokio::time::Instant;
 
 use super::{
     artifacts,
@@ -24,15 +28,9 @@ use super::{
     journal,
     log::IterationEnd,
     place,
-    request::ARGUMENT_BYTES_MAX,
     supervisor::{Run, Shared},
-    view::EventKind,
 };
-use crate::{
-    clock::now_ms,
-    engine::{ContainerSpec, Exit, Found, SIGNALLED, WORKSPACE, container_name},
-    error::{Error, ErrorCode, Failure, Result},
-};
+use crate::engine::{ContainerSpec, Exit, Found, SIGNALLED, WORKSPACE, container_name};
 
 /// Between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(5);

@@ -2,14 +2,16 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use aegis_types::{
+    error::{Error, Result},
+    execution::manifest::NetworkMode,
+};
 use tokio::net::lookup_host;
 
 use super::{Run, Shared};
 use crate::{
     deploy::image::{ImageSource, NodeImage},
     engine::{Found, GuardSpec, guard_name},
-    error::{Error, Result},
-    execution::manifest::NetworkMode,
     network_guard,
 };
 

@@ -7,6 +7,10 @@
 
 use std::time::Duration;
 
+use aegis_types::{
+    error::Result,
+    execution::view::{EventKind, Stream},
+};
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::{Stream as OutputStream, StreamExt as _};
 use tokio::time::Instant;
@@ -14,12 +18,10 @@ use tokio::time::Instant;
 use super::{ENGINE_RETRY, patiently_written};
 use crate::{
     engine::{OutputPiece, OutputTime, log_file_mb},
-    error::Result,
     execution::{
         log::EventLog,
         position::{Position, Seeker, Track},
         supervisor::{Run, Shared},
-        view::{EventKind, Stream},
     },
 };
 
@@ -447,7 +449,8 @@ mod tests {
     const FILE: u64 = 64 * MIB;
 
     fn log(path: &std::path::Path, budget: u64) -> EventLog {
-        let log = EventLog::open(path, crate::ids::ExecutionId::parse("exec-1").unwrap(), 1, budget).unwrap();
+        let log =
+            EventLog::open(path, aegis_types::ids::ExecutionId::parse("exec-1").unwrap(), 1, budget).unwrap();
         if log.progress().borrow().iteration == 0 {
             log.append(EventKind::IterationStarted { iteration: 1 }).unwrap();
         }

@@ -2,10 +2,9 @@
 
 use std::{convert::Infallible, sync::PoisonError, time::Duration};
 
-use crate::execution::{
-    supervisor::{Run, Shared},
-    view::EventKind,
-};
+use aegis_types::execution::view::EventKind;
+
+use crate::execution::supervisor::{Run, Shared};
 
 /// Most containers that do real work run for longer.
 const FIRST_AFTER: Duration = Duration::from_secs(1);

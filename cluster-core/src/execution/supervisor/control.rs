@@ -10,14 +10,16 @@ use std::{
     },
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::ClusterId,
+};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::unwritable;
 use crate::{
-    error::{Error, ErrorCode, Result},
     identity::PublicKey,
-    ids::ClusterId,
     store::{DataDirectory, write_synced},
 };
 

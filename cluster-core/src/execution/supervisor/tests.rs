@@ -7,14 +7,15 @@ mod room;
 
 use std::process::Command;
 
+use aegis_types::execution::{
+    order::SecretEnv,
+    request::{ExecutionRequest, Submission},
+    view::{EventKind, Stream as OutputStream},
+};
 use futures::StreamExt as _;
 
 use super::*;
-use crate::execution::{
-    fail_point::{self, FailPoint},
-    order::SecretEnv,
-    request::{ExecutionRequest, Submission},
-};
+use crate::execution::fail_point::{self, FailPoint};
 
 mod workspaces;
 
@@ -83,8 +84,6 @@ async fn events(supervisor: &Supervisor, order: &Order, after: u64) -> Vec<Event
     let stream = supervisor.accept(order.clone(), after).await.unwrap();
     stream.map(Result::unwrap).collect().await
 }
-
-use super::super::view::{EventKind, Stream as OutputStream};
 
 fn text(events: &[EventView], wanted: OutputStream) -> String {
     let mut bytes = Vec::new();

@@ -2,16 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::Supervisor;
-use crate::{
+use aegis_types::{
     error::{Error, ErrorCode, Result},
-    execution::{
-        artifacts::{self, Collected},
-        content::{ImageOffer, Incoming},
-        order::Order,
-    },
+    execution::{artifacts::Collected, content::ImageOffer, order::Order},
     ids::ExecutionId,
 };
+
+use super::Supervisor;
+use crate::execution::{artifacts, content::Incoming};
 
 /// An engine that does not answer in time before anything was journaled is the engine's failure: nothing runs, and
 /// the execution may be placed elsewhere.

@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
+use aegis_types::{gpu::GpuId, ids::ExecutionId};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::Shared;
-use crate::{cluster::gpu::GpuId, ids::ExecutionId};
 
 /// More than orders that are journaled together, so that two of them rarely share a lock.
 const LOCKS: usize = 256;

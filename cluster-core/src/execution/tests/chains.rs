@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use super::{END_LIMIT, Node, ended, request, stdout};
-use crate::{
-    ErrorCode,
-    access::Identity,
-    core::Core,
+use aegis_types::{
+    caller::Identity,
+    error::ErrorCode,
     execution::{
         dependencies::AfterCondition,
         filter::ExecutionFilter,
@@ -17,6 +15,9 @@ use crate::{
     },
     ids::ExecutionId,
 };
+
+use super::{END_LIMIT, Node, ended, request, stdout};
+use crate::core::Core;
 
 async fn submit(core: &Core, request: ExecutionRequest) -> ExecutionId {
     core.submit(request, Submitter::this_process()).await.unwrap().execution_id

@@ -6,16 +6,22 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
-use serde_json::Value;
-
-use super::{END_LIMIT, Node, ended, request};
-use crate::{
-    ErrorCode,
-    core::Core,
+use aegis_types::{
+    error::ErrorCode,
     execution::request::{ExecutionRequest, Submitter},
     ids::HookName,
 };
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
+use serde_json::Value;
+
+use super::{END_LIMIT, Node, ended, request};
+use crate::core::Core;
 
 type Received = Arc<Mutex<Vec<(HeaderMap, Bytes)>>>;
 

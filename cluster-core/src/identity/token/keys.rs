@@ -6,17 +6,17 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{ClusterId, NodeId},
+};
 use aws_lc_rs::rsa::PublicKey as RsaPublicKey;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::{Deserialize, Serialize};
 
 use super::{Claims, LEEWAY_SECS, TOKEN_LIFETIME_SECS};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::sha256,
-    ids::{ClusterId, NodeId},
-};
+use crate::identity::sha256;
 
 /// A token of ours has about 900 bytes.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use arc_swap::ArcSwap;
 use aws_lc_rs::{
     encoding::{AsDer as _, Pkcs8V1Der},
@@ -26,10 +27,7 @@ use super::{
     Claims, LEEWAY_SECS, TOKEN_LIFETIME_SECS,
     keys::{Jwk, JwkSet},
 };
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::key::write_new,
-};
+use crate::identity::key::write_new;
 
 /// After so long a key is replaced unasked.
 const KEY_AGE_MS_MAX: i64 = 30 * 24 * 3600 * 1000;

@@ -10,17 +10,16 @@ mod local;
 mod signer;
 mod transit;
 
+use aegis_types::{
+    ids::{ClusterId, NodeId},
+    node::Role,
+};
 use serde::{Deserialize, Serialize};
 
 pub use keys::TokenKeys;
 pub use local::LocalKeys;
 pub use signer::{TokenKeysView, TokenSigner};
 pub use transit::{TransitAuth, TransitSettings};
-
-use crate::{
-    cluster::peer::Role,
-    ids::{ClusterId, NodeId},
-};
 
 /// One hour, as published.
 pub const TOKEN_LIFETIME_SECS: i64 = 3600;

@@ -9,6 +9,11 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::{now_ms, rfc3339},
+    error::{Error, ErrorCode, Result},
+    ids::{ClusterId, NodeId},
+};
 use arc_swap::ArcSwap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,11 +24,6 @@ use super::{
     keys::JwkSet,
     local::LocalKeys,
     transit::{Transit, TransitSettings},
-};
-use crate::{
-    clock::{now_ms, rfc3339},
-    error::{Error, ErrorCode, Result},
-    ids::{ClusterId, NodeId},
 };
 
 /// Between looks of the keeper.

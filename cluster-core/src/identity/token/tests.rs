@@ -1,11 +1,11 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
+use aegis_types::{clock::now_ms, error::ErrorCode};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
 
 use super::*;
-use crate::{clock::now_ms, error::ErrorCode};
 
 const NOW: i64 = 1_000;
 
@@ -166,7 +166,7 @@ fn headers_that_choose_the_check_are_refused() {
         format!("{}.{body}", "a".repeat(1_000_000)),
     ];
     for token in bad {
-        assert!(signer.keys().verify(&token, NOW).is_err(), "{}", crate::ids::shown(&token));
+        assert!(signer.keys().verify(&token, NOW).is_err(), "{}", aegis_types::text::shown(&token));
     }
     assert!(signer.keys().verify(&token, NOW).is_ok());
 }

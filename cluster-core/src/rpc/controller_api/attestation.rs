@@ -1,15 +1,18 @@
 //! AttestNode and ChallengeNode: the calls of those who have no token yet.
 
 use aegis_proto::aegis::cluster::v1 as pb;
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+    text::shown,
+};
 
 use super::{Arrival, ControllerApi};
 use crate::{
     cluster::controller::{Admission, ChallengeAnswer, ChallengeSignature, Controller},
-    error::{Error, ErrorCode, Result},
     identity::{
         Admitted, Attestation, CHALLENGE_BYTES, CertificateRequest, EnrolmentToken, PublicKey, sha256,
     },
-    ids::{NodeId, shown},
     rpc::{
         PROTOCOL_VERSION,
         convert::{role_from_wire, software_version},

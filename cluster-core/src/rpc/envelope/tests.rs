@@ -1,9 +1,7 @@
+use aegis_types::{ids::ClusterId, node::Role};
+
 use super::*;
-use crate::{
-    cluster::peer::Role,
-    identity::{TOKEN_LIFETIME_SECS, TokenSigner},
-    ids::ClusterId,
-};
+use crate::identity::{TOKEN_LIFETIME_SECS, TokenSigner};
 
 const NOW_MS: i64 = 1_700_000_000_000;
 

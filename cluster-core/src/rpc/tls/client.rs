@@ -2,13 +2,13 @@
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
+use aegis_types::error::{Error, Result};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use super::{Credentials, Expect, TlsConnection, open::PeerSide};
-use crate::error::{Error, Result};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server speaks as soon as it has accepted us.

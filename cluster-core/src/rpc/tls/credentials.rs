@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{
     ClientConfig, ServerConfig,
@@ -15,7 +20,6 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
-
 use tokio::sync::watch;
 
 use super::{
@@ -24,12 +28,7 @@ use super::{
     provider,
     verify::ServerVerifier,
 };
-use crate::{
-    clock::now_ms,
-    error::{Error, ErrorCode, Result},
-    identity::CertificateFacts,
-    ids::NodeId,
-};
+use crate::identity::CertificateFacts;
 
 /// Between looks at whether the certificates of open connections still hold: they expire, too.
 pub(super) const REVIEW_INTERVAL: Duration = Duration::from_secs(60);

@@ -3,16 +3,15 @@
 
 use std::{fs, path::PathBuf};
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{Credentials, Identity, PeerRule, Trust, changes::Changes};
-use crate::{
-    clock::now_ms,
-    config::cluster_port::CertificatePaths,
-    error::{Error, ErrorCode, Result},
-    identity::sha256,
-};
+use crate::{config::cluster_port::CertificatePaths, identity::sha256};
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 

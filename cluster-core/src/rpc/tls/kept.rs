@@ -5,16 +5,16 @@
 
 use std::{fs, io, path::PathBuf};
 
+use aegis_types::{
+    clock::now_ms,
+    error::{Error, ErrorCode, Result},
+    ids::NodeId,
+};
 use serde::{Deserialize, Serialize};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::{Credentials, Identity, PeerRule, Trust};
-use crate::{
-    clock::now_ms,
-    error::{Error, ErrorCode, Result},
-    identity::{Fingerprint, TlsKey, write_new},
-    ids::NodeId,
-};
+use crate::identity::{Fingerprint, TlsKey, write_new};
 
 pub const FILE: &str = "node-certificate.json";
 

@@ -2,9 +2,8 @@
 
 use std::{error::Error as StdError, io};
 
+use aegis_types::error::{Error, ErrorCode};
 use rustls::{AlertDescription, CertificateError};
-
-use crate::error::{Error, ErrorCode};
 
 /// The TLS error in a chain of causes, if that is what it is.
 pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {

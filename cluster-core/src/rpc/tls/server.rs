@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aegis_types::error::{Error, ErrorCode};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -18,12 +19,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Credentials, TlsConnection, open::PeerSide, refusal};
-use crate::{
-    error::{Error, ErrorCode},
-    identity::CertificateFacts,
-    metrics::Metrics,
-    rpc::places::Proven,
-};
+use crate::{identity::CertificateFacts, metrics::Metrics, rpc::places::Proven};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Callers that say nothing hold a place until their time is up.

@@ -5,7 +5,9 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+use aegis_types::{error::ErrorCode, ids::NodeId};
 use futures::{StreamExt as _, future::join_all};
+use pki::{Files, Leaf, Pki, Say, self_signed};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{
     HandshakeKind,
@@ -13,15 +15,11 @@ use rustls::{
 };
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use tokio_util::sync::CancellationToken;
-
-use pki::{Files, Leaf, Pki, Say, self_signed};
 use world::{NODE, Server, Stranger, attest, channel, channel_to, count, credentials, ping, until, whole};
 
 use super::{Credentials, Expect, HostPort, PeerRule, Trust, client, files, refusal};
 use crate::{
-    error::ErrorCode,
     identity::{Authority, Fingerprint},
-    ids::NodeId,
     rpc::status::from_status,
 };
 

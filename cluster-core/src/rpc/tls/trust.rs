@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use rustls::{
     CertificateError, RootCertStore,
     client::verify_server_cert_signed_by_trust_anchor,
@@ -10,10 +11,7 @@ use rustls::{
 };
 
 use super::{CHAIN_MAX, provider};
-use crate::{
-    error::{Error, ErrorCode, Result},
-    identity::{CertificateFacts, Fingerprint},
-};
+use crate::identity::{CertificateFacts, Fingerprint};
 
 /// Of one bundle. A rotation has two.
 const AUTHORITIES_MAX: usize = 32;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aegis_types::ids::NodeId;
 use rustls::{
     CertificateError, DigitallySignedStruct, SignatureScheme,
     client::{
@@ -14,7 +15,7 @@ use rustls::{
 };
 
 use super::{Trust, provider};
-use crate::{identity::CertificateFacts, ids::NodeId};
+use crate::identity::CertificateFacts;
 
 /// Who must answer.
 #[derive(Debug, Clone, PartialEq, Eq)]

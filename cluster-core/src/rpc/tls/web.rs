@@ -3,6 +3,7 @@
 
 use std::{fmt, fs, sync::Arc};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig,
@@ -14,11 +15,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{ALPN_HTTP2, Identity, changes::Changes, provider};
-use crate::{
-    config::schema::HttpTls,
-    error::{Error, ErrorCode, Result},
-    identity::sha256,
-};
+use crate::{config::schema::HttpTls, identity::sha256};
 
 const ALPN_HTTP1: &[u8] = b"http/1.1";
 

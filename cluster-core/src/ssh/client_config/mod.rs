@@ -24,13 +24,14 @@ mod tokens;
 
 use std::path::{Path, PathBuf};
 
+use aegis_types::error::{Error, Result};
+
 use self::read::{Directive, Reader};
 pub use self::{
     line::Place,
     route::{Asked, Hop},
     settings::{HostSettings, IdentityAgent, StrictHostKeys},
 };
-use crate::error::{Error, Result};
 
 /// Which file counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -8,11 +8,12 @@ use std::{
     sync::Arc,
 };
 
+use aegis_types::error::{Error, Result};
+
 use super::{
     block::{Block, Condition},
     line::{self, Place},
 };
-use crate::error::{Error, Result};
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// OpenSSH's own bound.

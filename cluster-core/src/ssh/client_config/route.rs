@@ -1,11 +1,13 @@
 //! The hosts on the way to a host, nearest first, each with what the files say about it.
 
-use super::{ClientConfig, settings::HostSettings};
-use crate::{
+use aegis_types::{
     error::{Error, Result},
-    ids::{UserName, shown},
-    ssh::target::{Endpoint, HostAddress, SSH_PORT_DEFAULT},
+    ids::UserName,
+    text::shown,
 };
+
+use super::{ClientConfig, settings::HostSettings};
+use crate::ssh::target::{Endpoint, HostAddress, SSH_PORT_DEFAULT};
 
 /// The host itself among them.
 const HOPS_MAX: usize = 8;

@@ -5,6 +5,8 @@ use std::{
     path::PathBuf,
 };
 
+use aegis_types::error::{Error, Result};
+
 use super::{
     ClientConfig,
     block::{Judgement, Subject},
@@ -12,10 +14,7 @@ use super::{
     read::Directive,
     tokens::Tokens,
 };
-use crate::{
-    error::{Error, Result},
-    ssh::target::SSH_PORT_DEFAULT,
-};
+use crate::ssh::target::SSH_PORT_DEFAULT;
 
 /// Keywords that count. All others are passed over, in blocks that cannot be judged as well.
 const KEYWORDS: [&str; 11] = [
@@ -307,20 +306,20 @@ impl Found {
 }
 
 fn wrong(place: &Place, why: &str) -> Error {
-    Error::invalid(format!("ssh configuration {place}: {}", crate::ids::shown(why)))
+    Error::invalid(format!("ssh configuration {place}: {}", aegis_types::text::shown(why)))
         .remedy("correct the line, or name another file in spec.deploy.ssh_config")
 }
 
 fn never_run(what: &str, place: &Place, host: &str) -> Error {
     Error::invalid(format!(
         "host {} needs {what} ({place}), and no command of a configuration file is ever run",
-        crate::ids::shown(host)
+        aegis_types::text::shown(host)
     ))
     .remedy("use ProxyJump, or name a file without it in spec.deploy.ssh_config")
 }
 
 fn undecided(criterion: &str, directive: &Directive, host: &str) -> Error {
-    let what = format!("{} under \"{}\"", directive.keyword, crate::ids::shown(criterion));
+    let what = format!("{} under \"{}\"", directive.keyword, aegis_types::text::shown(criterion));
     if criterion == "Match exec" {
         return never_run(&what, &directive.place, host);
     }

@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use aegis_types::ids::UserName;
+
 use super::*;
-use crate::{ids::UserName, ssh::HostAddress};
+use crate::ssh::HostAddress;
 
 /// A home directory with `.ssh/config` and other files in it.
 struct Home(tempfile::TempDir);

@@ -6,9 +6,10 @@ use std::{
     task::{Context, Poll},
 };
 
+use aegis_types::ids::NodeId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{ids::NodeId, ssh::SshStream};
+use crate::ssh::SshStream;
 
 /// One connection of a node to its controller, through the link. It knows which node's link it came
 /// by, and hands that to gRPC handlers as [`LinkPeer`].

@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
+use aegis_types::error::{Error, ErrorCode, Result};
+
 use super::LinkSettings;
-use crate::{
-    error::{Error, ErrorCode, Result},
-    ssh::{
-        Connection,
-        script::{quote, tail},
-    },
+use crate::ssh::{
+    Connection,
+    script::{quote, tail},
 };
 
 const LIMIT: Duration = Duration::from_secs(20);

@@ -4,10 +4,12 @@
 use std::path::PathBuf;
 
 use cluster_core::{
-    Error, Result,
-    clock::now_ms,
     config::{Settings, cluster_port::ClusterTls},
     rpc::tls::Identity,
+    types::{
+        clock::now_ms,
+        error::{Error, Result},
+    },
 };
 
 use super::{Check, Finding};

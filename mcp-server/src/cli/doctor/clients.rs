@@ -129,7 +129,7 @@ pub fn judge(facts: &[Facts]) -> Vec<Finding> {
                 }
                 let gone = entries.iter().flatten().filter(|(_, there)| !there);
                 findings.extend(gone.map(|(command, _)| {
-                    let command = cluster_core::ids::shown(command);
+                    let command = cluster_core::types::text::shown(command);
                     check.fail(
                         format!("{title} is to start {command}, which is not there ({file})"),
                         "put it there, or change the entry: aegis mcp --print-config",

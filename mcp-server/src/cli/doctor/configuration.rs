@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use cluster_core::{
-    Error,
     config::{self, ConfigChoice, Overrides, Settings, StartedBy},
+    types::error::Error,
 };
 
 use super::{Check, Finding};

@@ -2,7 +2,11 @@
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
-use cluster_core::{Error, ErrorCode, Result, core::HealthView, store::LOCK_FILE};
+use cluster_core::{
+    core::HealthView,
+    store::LOCK_FILE,
+    types::error::{Error, ErrorCode, Result},
+};
 
 use super::{Check, Finding};
 use crate::cli::client::Client;
@@ -111,7 +115,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::cli::doctor::Verdict::{self, Fail, Ok as Good, Warn};
-    use cluster_core::{cluster::peer::Role, core::Subsystem};
+    use cluster_core::{core::Subsystem, types::node::Role};
 
     fn running(version: &str, parts: &[(&str, bool, bool)]) -> Facts {
         let part = |&(name, ok, critical): &(&str, bool, bool)| Subsystem {

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use cluster_core::{
-    cluster::peer::Role,
     config::{Settings, schema::NodeType},
     engine::{Engine, EngineInfo, SOCKET_DEFAULT},
+    types::node::Role,
 };
 use nix::unistd::{AccessFlags, access};
 

@@ -25,7 +25,7 @@ pub async fn look(settings: &Settings) -> Option<Facts> {
         Ok(engine) => engine.info().await.ok().map(|info| info.has_nvidia_runtime()),
         Err(_) => None,
     };
-    let words = |error: cluster_core::Error| {
+    let words = |error: cluster_core::types::error::Error| {
         (error.message().to_owned(), error.remedy_text().unwrap_or_default().to_owned())
     };
     Some(Facts { found: found.map_err(words), has_runtime })
@@ -54,7 +54,7 @@ pub fn judge(facts: &Facts) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use cluster_core::{cluster::gpu::GpuDevice, ids::GpuUuid};
+    use cluster_core::types::{gpu::GpuDevice, ids::GpuUuid};
 
     use super::{super::Verdict, *};
 

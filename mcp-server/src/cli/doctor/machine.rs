@@ -41,7 +41,7 @@ pub fn judge_clock(facts: &ClockFacts) -> Vec<Finding> {
             "set it right and keep it so (NTP): tokens, certificates and nodes are judged by it",
         )
     } else {
-        let now = cluster_core::clock::rfc3339(cluster_core::clock::now_ms() / 1000 * 1000);
+        let now = cluster_core::types::clock::rfc3339(cluster_core::types::clock::now_ms() / 1000 * 1000);
         Check::Clock.ok(format!("{now}; deployments compare it with each host's"))
     };
     vec![finding]

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use cluster_core::{
-    Result,
     config::schema::Deploy,
     deploy::settings::DeploySettings,
     ssh::{
@@ -11,6 +10,7 @@ use cluster_core::{
         client_config::{ClientConfig, ConfigFile, LocalUser},
         known_hosts::KnownHosts,
     },
+    types::error::Result,
 };
 
 use super::{Check, Finding};
@@ -78,7 +78,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::cli::doctor::Verdict::{self, Fail, Ok as Good, Warn};
-    use cluster_core::{Error, ErrorCode};
+    use cluster_core::types::error::{Error, ErrorCode};
 
     fn facts() -> Facts {
         Facts { keys: vec!["/root/.ssh/id_ed25519".into()], agent: None, config: Ok(()), known_hosts: Ok(()) }

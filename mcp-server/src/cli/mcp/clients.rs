@@ -9,8 +9,8 @@ use std::{fmt::Write as _, path::Path};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::ValueEnum;
 use cluster_core::{
-    Error, ErrorCode, Result,
     config::{NodeConfig, Overrides, Settings},
+    types::error::{Error, ErrorCode, Result},
 };
 use serde::Serialize;
 use serde_json::{Value, json};

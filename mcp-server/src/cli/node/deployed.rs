@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use cluster_core::{Error, Result, core::ReleaseView, deploy::DeploymentView};
+use cluster_core::{
+    core::ReleaseView,
+    deploy::DeploymentView,
+    types::error::{Error, Result},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

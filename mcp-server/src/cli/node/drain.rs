@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use cluster_core::{
-    Error, ErrorCode, Result,
-    cluster::peer::{DrainState, DrainView},
     deploy::DeploymentView,
+    types::{
+        error::{Error, ErrorCode, Result},
+        node::{DrainState, DrainView},
+    },
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;

@@ -10,11 +10,13 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use cluster_core::{
-    Error, ErrorCode, Result,
     cluster::known_controller::KnownController,
     config::{self, ConfigChoice, Settings, StartedBy},
     identity::{EnrolmentToken, NodeKey},
-    ids::{NodeId, Tag},
+    types::{
+        error::{Error, ErrorCode, Result},
+        ids::{NodeId, Tag},
+    },
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;

@@ -8,7 +8,10 @@ mod token;
 use std::time::Duration;
 
 use clap::Subcommand;
-use cluster_core::{Error, Result, cluster::peer::PeerView};
+use cluster_core::types::{
+    error::{Error, Result},
+    node::PeerView,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use cluster_core::{
-    Error, Result, cluster::controller::TokenView, core::EnrolmentGrant, identity::TokenKeysView,
+    cluster::controller::TokenView,
+    core::EnrolmentGrant,
+    identity::TokenKeysView,
+    types::error::{Error, Result},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};

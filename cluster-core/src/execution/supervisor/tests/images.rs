@@ -3,6 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_types::{
+    registry::{PullLogin, Registry as ImageRegistry},
+    secret::Secret,
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 use tokio::{
@@ -12,11 +16,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
-    identity::sha256,
-    registries::{PullLogin, Registry as ImageRegistry},
-    secrets::Secret,
-};
+use crate::identity::sha256;
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const SILENCE: Duration = Duration::from_secs(2);

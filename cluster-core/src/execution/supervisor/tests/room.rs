@@ -2,12 +2,12 @@
 
 use std::{io::Write as _, sync::atomic::Ordering};
 
+use aegis_types::execution::content::Content;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
 use super::*;
 use crate::execution::{
-    content::Content,
     disk::{Disk, Room, images_waited_for},
     images::ImageBounds,
 };

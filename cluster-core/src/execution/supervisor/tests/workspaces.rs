@@ -2,16 +2,18 @@
 
 use std::{fs, os::unix::fs::symlink};
 
+use aegis_types::{
+    execution::{
+        content::{Content, ImageOffer},
+        manifest::WorkspaceNote,
+    },
+    principal::Origin,
+};
 use bytes::Bytes;
 
 use super::*;
 use crate::{
-    deploy::Origin,
-    execution::{
-        artifacts,
-        content::{Content, ImageOffer},
-        manifest::WorkspaceNote,
-    },
+    execution::artifacts,
     workspace::{BOUNDS, pack::pack, roots, unpack::unpack},
 };
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use http::{Method, StatusCode};
 use reqwest::header::HeaderValue;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{TransitSettings, waiting};
-use crate::error::{Error, ErrorCode, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -143,7 +143,7 @@ fn words(body: &[u8], token: Option<&Zeroizing<String>>) -> String {
     }
     let said = serde_json::from_slice::<Errors>(body).map(|Errors { errors }| errors.join("; "));
     match (said, token) {
-        (Ok(said), Some(token)) if !said.contains(token.as_str()) => crate::ids::shown(&said),
+        (Ok(said), Some(token)) if !said.contains(token.as_str()) => aegis_types::text::shown(&said),
         (Ok(_), _) => "its words are withheld".to_owned(),
         (Err(_), _) => "it gives no reason".to_owned(),
     }

@@ -150,7 +150,7 @@ impl Login {
         let refused = |how: &str| {
             BaoError::Broken(waiting(format!("OpenBao does not accept the {how} of spec.secrets.backend")))
         };
-        let unreadable = |e: crate::Error| BaoError::Broken(waiting(e.message()).source(e));
+        let unreadable = |e: aegis_types::error::Error| BaoError::Broken(waiting(e.message()).source(e));
         match &self.auth {
             TransitAuth::AppRole { role_id, secret_id } => {
                 #[derive(Serialize)]

@@ -10,14 +10,17 @@ mod login;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
+use aegis_types::error::{Error, ErrorCode, Result};
 use arc_swap::ArcSwap;
 use aws_lc_rs::rsa::PublicKey as RsaPublicKey;
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use client::{BaoError, Client};
 use http::Method;
 use jsonwebtoken::{Algorithm, Header};
+use login::Login;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -25,9 +28,6 @@ use super::{
     Claims,
     keys::{Jwk, JwkSet},
 };
-use crate::error::{Error, ErrorCode, Result};
-use client::{BaoError, Client};
-use login::Login;
 
 /// A token is asked for by a node that waits: it tries again by itself.
 const SIGN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -193,7 +193,7 @@ impl Transit {
             return Err(waiting(format!(
                 "the key {} is of type {}, and RS256 needs rsa-2048 or longer",
                 self.settings.key_name,
-                crate::ids::shown(&data.kind)
+                aegis_types::text::shown(&data.kind)
             )));
         }
         let mut versions = BTreeMap::new();

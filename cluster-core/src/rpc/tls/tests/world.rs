@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_types::{error::Result, ids::NodeId};
 use futures::{StreamExt as _, future::BoxFuture};
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -29,15 +30,11 @@ use super::{
     super::{Credentials, Expect, HostPort, Identity, PeerRule, Trust, client, provider},
     pki::Leaf,
 };
-use crate::{
-    error::Result,
-    ids::NodeId,
-    rpc::{
-        call_limits::Known,
-        listener::{Intake, server},
-        status::to_status,
-        via::{self, Stage},
-    },
+use crate::rpc::{
+    call_limits::Known,
+    listener::{Intake, server},
+    status::to_status,
+    via::{self, Stage},
 };
 
 /// Between the numbers of a stream.

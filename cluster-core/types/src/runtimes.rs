@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     error::{Error, ErrorCode, Result},
-    ids::shown,
+    text::shown,
 };
 
 const VERSION_LENGTH_MAX: usize = 32;

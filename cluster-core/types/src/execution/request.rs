@@ -12,14 +12,15 @@ use super::{
     retry::RetryPolicy,
 };
 use crate::{
-    access::Identity,
-    agents::AgentReference,
-    cluster::peer::Amounts,
-    deploy::Origin,
-    engine::is_reserved_variable,
+    agent::AgentReference,
+    caller::Identity,
     error::{Error, Result},
-    ids::{ExecutionId, HookName, NodeId, Tag, shown},
-    secrets::SecretName,
+    gpu::is_reserved_variable,
+    ids::{ExecutionId, HookName, NodeId, Tag},
+    principal::Origin,
+    resources::Amounts,
+    secret::SecretName,
+    text::shown,
 };
 
 /// One MiB: what fits comfortably into one gRPC message beside its envelope.

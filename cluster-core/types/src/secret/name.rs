@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    ids::shown,
+    text::shown,
 };
 
 const LENGTH_MAX: usize = 64;

@@ -174,7 +174,7 @@ impl Error {
     }
 
     pub fn not_found(what: &str, id: &str) -> Self {
-        Self::new(ErrorCode::NotFound, format!("there is no {what} \"{}\"", crate::ids::shown(id)))
+        Self::new(ErrorCode::NotFound, format!("there is no {what} \"{}\"", crate::text::shown(id)))
             .remedy(format!("check the {what}'s id; the list of those that are known has it"))
     }
 

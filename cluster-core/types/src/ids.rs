@@ -3,7 +3,10 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::{Error, ErrorCode, Result};
+use crate::{
+    error::{Error, ErrorCode, Result},
+    text::shown,
+};
 
 /// Longest DNS label (RFC 1035, section 2.3.4).
 const LABEL_LENGTH_MAX: usize = 63;
@@ -48,17 +51,6 @@ fn is_gpu_uuid(text: &str) -> bool {
     let rest = rest.map_or("", |rest| rest.strip_prefix("GPU-").unwrap_or(rest));
     let inner = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-' || byte == b'/';
     text.len() <= BYTES_MAX && !rest.is_empty() && rest.bytes().all(inner)
-}
-
-/// A rejected value is shown in the error, but bounded and without control characters.
-pub fn shown(text: &str) -> String {
-    const SHOWN_CHARS_MAX: usize = 80;
-    let mut shown: String =
-        text.chars().take(SHOWN_CHARS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 /// Ten characters of Crockford's base 32 in lower case, where no letter is taken for a digit: 50 random

@@ -8,10 +8,11 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::peer::Amounts;
 use crate::{
     error::{Error, Result},
-    ids::{GpuUuid, shown},
+    ids::GpuUuid,
+    resources::Amounts,
+    text::shown,
 };
 
 /// Devices of one node that are reported one by one. Eight GPUs in seven MIG devices each are 56; a node that has
@@ -21,6 +22,14 @@ pub const DEVICES_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 80;
 /// Above every device there is, with room.
 const MEMORY_MB_MAX: u32 = 4 * 1024 * 1024;
+
+/// GPUs that a container of the NVIDIA runtime sees; `reserved_variable` keeps it from manifests.
+pub const NVIDIA_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
+
+/// True for variables that decide what the container may reach.
+pub fn is_reserved_variable(name: &str) -> bool {
+    name == NVIDIA_DEVICES
+}
 
 /// GPU that Docker is asked for: a known device, or an index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -35,7 +35,7 @@ pub struct Dependencies {
 
 /// Whether an execution may be placed, as far as its dependencies go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Readiness {
+pub enum Readiness {
     Ready,
     /// Text for readers: the executions that have not ended.
     Blocked(String),
@@ -77,7 +77,7 @@ impl Dependencies {
     }
 
     /// Decides from the states of the dependencies, in the order of `after`. `None`: it is not kept any more.
-    pub(super) fn readiness(&self, states: &[Option<State>]) -> Readiness {
+    pub fn readiness(&self, states: &[Option<State>]) -> Readiness {
         let mut open = Vec::new();
         for (id, state) in self.after.iter().zip(states) {
             match state {

@@ -7,17 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::{
     artifacts::Artifacts,
     lifecycle::State,
-    manifest::{Manifest, NetworkMode},
+    manifest::NetworkMode,
     request::ResourceRequest,
     retry::RetryPolicy,
     usage::Usage,
 };
 use crate::{
-    agents::AgentReference,
-    cluster::peer::Amounts,
+    agent::AgentReference,
     error::Failure,
     ids::{ExecutionId, NodeId, Tag},
-    store::ExecutionRecord,
 };
 
 /// An execution as it stands.
@@ -108,36 +106,6 @@ pub struct SpecView {
     /// Paths that are kept when it has ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
-}
-
-impl SpecView {
-    pub fn new(manifest: Manifest, record: ExecutionRecord) -> Self {
-        let demand = record.demand;
-        let Amounts { cpu_millicores, memory_mb, gpus, vram_gb } = manifest.resources;
-        Self {
-            variables: manifest.env.into_keys().chain(manifest.secret_env.into_keys()).collect(),
-            resources: ResourceRequest {
-                cpu: Some(f64::from(cpu_millicores) / 1000.0),
-                memory_mb: Some(memory_mb),
-                gpus: (gpus > 0).then_some(gpus),
-                vram_gb: (vram_gb > 0).then_some(vram_gb),
-            },
-            command: manifest.command,
-            args: manifest.args,
-            network: manifest.network,
-            target_tags: demand.tags,
-            preferred_tags: demand.preferred_tags,
-            node_id: demand.node_id,
-            timeout_seconds: manifest.timeout_seconds,
-            max_iterations: manifest.iterations.max,
-            max_attempts: record.max_attempts,
-            retry: record.retry,
-            after: record.dependencies.map(|dependencies| dependencies.after).unwrap_or_default(),
-            priority: demand.priority,
-            workspace_bytes: manifest.workspace.map(|workspace| workspace.bytes),
-            artifacts: manifest.artifacts,
-        }
-    }
 }
 
 /// One event of an execution.

@@ -2,7 +2,7 @@
 
 use super::lifecycle::State;
 use crate::{
-    agents::AgentReference,
+    agent::AgentReference,
     ids::{ExecutionId, NodeId, Tag},
 };
 

@@ -1,40 +1,15 @@
-//! Wall-clock time as the cluster stores it: Unix time in milliseconds.
+//! The wall clock beside the monotonic clock.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use aegis_types::clock::Clock;
 use tokio::time::Instant;
-
-pub fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
 
 /// Returns the moment of a wall-clock time on the monotonic clock, where the wall clock stands at `wall_ms` now. A time
 /// that is still to come, by a clock that was set back, is now.
 pub fn moment(time_ms: i64, wall_ms: i64, now: Instant) -> Instant {
     let ago = Duration::from_millis(wall_ms.saturating_sub(time_ms).max(0).unsigned_abs());
     now.checked_sub(ago).unwrap_or(now)
-}
-
-/// Where the controller reads the time: this machine's clock, or that of a simulation.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock(fn() -> i64);
-
-impl Clock {
-    /// `now_ms` answers Unix time in milliseconds.
-    pub const fn of(now_ms: fn() -> i64) -> Self {
-        Self(now_ms)
-    }
-
-    pub fn now_ms(self) -> i64 {
-        (self.0)()
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self(now_ms)
-    }
 }
 
 /// A jump of the wall clock beyond this is told, and nothing is deleted by the clock in the round after it.
@@ -79,12 +54,4 @@ impl ClockWatch {
         (self.wall_ms, self.at) = (wall_ms, at);
         Passed { real_ms, jump_ms: if jump_ms.abs() < JUMP_MS_MIN { 0 } else { jump_ms } }
     }
-}
-
-/// RFC 3339 in UTC, as the published messages spell times.
-pub fn rfc3339(time_ms: i64) -> String {
-    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(time_ms) * 1_000_000)
-        .ok()
-        .and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok())
-        .unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    ids::shown,
+    text::shown,
 };
 
 const IMAGE_LENGTH_MAX: usize = 255;

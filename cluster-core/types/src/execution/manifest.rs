@@ -6,9 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cluster::peer::Amounts,
     ids::{NodeId, Tag},
-    secrets::SecretName,
+    resources::Amounts,
+    secret::SecretName,
 };
 
 /// What network the container sees.

@@ -1,0 +1,33 @@
+//! What an execution leaves behind.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What was kept of an execution.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Artifacts {
+    /// Of the packed file.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub files: u64,
+    /// Paths under which there was nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+    /// Why nothing was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl Artifacts {
+    pub fn none_because(problem: impl Into<String>) -> Self {
+        Self { problem: Some(problem.into()), ..Self::default() }
+    }
+}
+
+/// As a worker holds them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    pub artifacts: Artifacts,
+    /// SHA-256 of the packed file, in hex; empty where there is none.
+    pub digest: String,
+}
