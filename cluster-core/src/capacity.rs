@@ -10,17 +10,12 @@ use std::{
     },
 };
 
+use aegis_config::{schema::Resources, settings::Settings};
+use aegis_engine::{EngineInfo, facts::EngineFacts, nvidia_smi::FoundGpus};
 use aegis_types::{ids::Tag, node::Capabilities, resources::Amounts};
 use arc_swap::ArcSwap;
 use sysinfo::{Disks, System};
 use tokio::sync::watch;
-
-use crate::{
-    config::{schema::Resources, settings::Settings},
-    engine::EngineInfo,
-    engine_facts::EngineFacts,
-    nvidia_smi::FoundGpus,
-};
 
 pub use gpus::NodeGpus;
 

@@ -20,6 +20,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aegis_config::{Settings, schema::NodeType};
+use aegis_engine::{Engine, facts::EngineFacts};
+use aegis_fs::DataDirectory;
+use aegis_metrics::Metrics;
+use aegis_ssh::{HostAddress, HostKey};
+use aegis_store::Store;
 use aegis_types::{
     clock::rfc3339,
     error::{Error, ErrorCode, Result},
@@ -46,17 +52,11 @@ use crate::{
         nodes::Nodes,
         worker::{JoinState, Member},
     },
-    config::{Settings, schema::NodeType},
     deploy::{ApprovedHost, Deployments, Hosts, Rollouts},
-    engine::Engine,
-    engine_facts::EngineFacts,
     execution::dispatch::Executions,
-    metrics::Metrics,
     ops::trial,
     rpc::tls::Credentials,
     secrets::Secrets,
-    ssh::{HostAddress, HostKey},
-    store::{DataDirectory, Store},
 };
 
 /// What shutdown waits for: goodbyes and connections.

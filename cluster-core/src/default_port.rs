@@ -8,10 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_fs::DataDirectory;
 use aegis_types::error::{Error, Result};
 use tokio::net::TcpListener;
-
-use crate::store::DataDirectory;
 
 /// A port with a default, and the record of the port that replaced it.
 #[derive(Debug)]

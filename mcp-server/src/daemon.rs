@@ -22,8 +22,8 @@ use cluster_core::{
     config::{self, ConfigChoice, NodeConfig, Overrides, Settings, StartedBy, settings::REST_PORT},
     core::Core,
     default_port::{DefaultPort, bind_tcp},
+    fs::DataDirectory,
     rpc::tls::web_server,
-    store::DataDirectory,
     types::{
         caller::Door,
         error::{Error, Result},

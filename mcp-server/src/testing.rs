@@ -6,7 +6,7 @@ use cluster_core::{
     access::TokenTable,
     config::{self, Overrides, Settings},
     core::Core,
-    store::DataDirectory,
+    fs::DataDirectory,
     types::caller::Door,
 };
 use rmcp::ServiceExt as _;

@@ -8,7 +8,8 @@ use std::{
 };
 
 use cluster_core::{
-    store::{DataDirectory, ExecutionWrite, Store, Write},
+    fs::DataDirectory,
+    store::{ExecutionWrite, Store, Write},
     types::execution::{
         record::NewExecution,
         request::{ExecutionRequest, Submission},

@@ -13,6 +13,7 @@ use cluster_core::{
         membership::{Registration, Staleness},
         nodes::Nodes,
     },
+    fs::DataDirectory,
     identity::{Attestation, EnrolmentToken, NodeKey, statement},
     metrics::Metrics,
     rpc::{
@@ -22,7 +23,7 @@ use cluster_core::{
         operator::Operators,
         places::Proven,
     },
-    store::{DataDirectory, Store},
+    store::Store,
     types::{clock::Clock, ids::NodeId, node::Role},
 };
 use futures::StreamExt as _;

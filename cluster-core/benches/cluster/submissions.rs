@@ -9,8 +9,9 @@ use std::{
 };
 
 use cluster_core::{
+    fs::DataDirectory,
     rpc::controller_client::OwnAddress,
-    store::{DataDirectory, ExecutionWrite, Store, Write},
+    store::{ExecutionWrite, Store, Write},
     types::{
         caller::Identity,
         execution::{

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_identity::sha256;
 use aegis_types::{
     caller::Identity,
     clock::now_ms,
@@ -20,8 +21,6 @@ use aegis_types::{
 use arc_swap::ArcSwap;
 use subtle::ConstantTimeEq as _;
 use tokio_util::sync::CancellationToken;
-
-use crate::identity::sha256;
 
 /// SHA-256 of a value.
 pub(super) type Digest = [u8; 32];

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_identity::{random, sha256};
+use aegis_store::{AccessTokenRow, AccessWrite, Store, Write};
 use aegis_types::{
     clock::{now_ms, rfc3339},
     error::{Error, ErrorCode, Result},
@@ -18,10 +20,6 @@ use zeroize::Zeroizing;
 use super::{
     TokenTable,
     table::{Digest, Known},
-};
-use crate::{
-    identity::{random, sha256},
-    store::{AccessTokenRow, AccessWrite, Store, Write},
 };
 
 /// By this, tools that look for leaked secrets know what they found.
@@ -201,7 +199,7 @@ fn mint() -> Result<(Zeroizing<String>, Digest)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::DataDirectory;
+    use aegis_fs::DataDirectory;
 
     fn name(text: &str) -> AccessTokenName {
         AccessTokenName::parse(text).unwrap()

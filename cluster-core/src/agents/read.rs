@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use aegis_config::document::{depth, drop_nulls, from_yaml, marked_keys, unknown_keys};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::{
@@ -19,7 +20,6 @@ use super::{
     format::{API_VERSION, Document, KIND, Mode, NOT_USED, Network, Runtime, Volume},
     quantity::{cores, memory_mb, seconds},
 };
-use crate::config::document::{depth, drop_nulls, from_yaml, marked_keys, unknown_keys};
 
 /// An agent has a few kilobytes, most of them prompts.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use aegis_identity::sha256;
+use aegis_store::{AgentRow, AgentWrite, Store, Write};
 use aegis_types::{
     agent::AgentReference,
     clock::{now_ms, rfc3339},
@@ -14,11 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Manifest;
-use crate::{
-    cluster::applied::AppliedConfig,
-    identity::sha256,
-    store::{AgentRow, AgentWrite, Store, Write},
-};
+use crate::cluster::applied::AppliedConfig;
 
 /// Names that are registered at a time, and versions that are kept of each.
 pub const AGENTS_MAX: u32 = 1_000;
@@ -211,10 +209,8 @@ mod tests {
     use std::{path::Path, sync::Arc};
 
     use super::*;
-    use crate::{
-        config::{Overrides, Settings, parse},
-        store::DataDirectory,
-    };
+    use aegis_config::{Overrides, Settings, parse};
+    use aegis_fs::DataDirectory;
 
     async fn opened(dir: &Path, config: &str) -> Agents {
         let overrides = Overrides { data_dir: Some(dir.to_owned()), ..Default::default() };

@@ -23,7 +23,11 @@ use std::{
     time::Instant,
 };
 
+use aegis_config::audit::AuditSettings;
+use aegis_metrics::Metrics;
+use aegis_store::{AuditRow, Store};
 use aegis_types::{
+    audit::AuditQuery,
     caller::Actor,
     clock::now_ms,
     error::{ErrorCode, Result},
@@ -39,12 +43,8 @@ use self::{
     reads::{Key, Reads},
     writer::Order,
 };
-use crate::{
-    metrics::Metrics,
-    store::{AuditRow, Store},
-};
 
-pub use self::record::{AuditQuery, AuditSettings, AuditView, Client};
+pub use self::record::{AuditView, Client};
 
 /// Ended and not yet taken by the writer. Beyond it callers wait for the disk.
 const WAITING_MAX: usize = 4096;

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
+use aegis_store::AuditRow;
 use aegis_types::caller::Actor;
 use tokio::{sync::Notify, time::Instant};
 
 use super::Client;
-use crate::store::AuditRow;
 
 /// Reads that are this close to the first are one entry.
 const WINDOW: Duration = Duration::from_secs(1);

@@ -1,26 +1,17 @@
 //! What the log holds of a call, how it is asked for and how long it is kept.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
-use aegis_types::{
-    caller::Door,
-    clock::rfc3339,
-    error::{Error, ErrorCode, Result},
-};
+use aegis_store::AuditRow;
+use aegis_types::{caller::Door, clock::rfc3339};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::redact::line;
-use crate::{config::schema::AuditRetention, store::AuditRow};
 
 pub(super) const OK: &str = "ok";
 pub(super) const ABANDONED: &str = "abandoned";
 const CLIENT_CHARS_MAX: usize = 64;
-const DAYS_DEFAULT: u32 = 90;
-const DAYS_MAX: u32 = 3650;
-const ENTRIES_DEFAULT: u32 = 100_000;
-const ENTRIES_MAX: u32 = 10_000_000;
-
 /// The program that called, as it names itself: nothing proves it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Client {
@@ -38,16 +29,6 @@ impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.version)
     }
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct AuditQuery {
-    /// Begun at or after this, in Unix milliseconds.
-    pub since_ms: Option<i64>,
-    /// Exactly this one.
-    pub action: Option<String>,
-    /// The newest so many.
-    pub limit: u32,
 }
 
 /// An entry as it is shown.
@@ -101,27 +82,5 @@ impl From<AuditRow> for AuditView {
             calls: row.calls,
             last_at: row.last_at_ms.map(rfc3339),
         }
-    }
-}
-
-/// Each is a bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AuditSettings {
-    pub age: Duration,
-    pub entries: u32,
-}
-
-impl AuditSettings {
-    pub fn of(given: &AuditRetention) -> Result<Self> {
-        let bounded = |key: &str, value: u32, max: u32| match value {
-            value if (1..=max).contains(&value) => Ok(value),
-            value => Err(Error::new(
-                ErrorCode::ConfigInvalid,
-                format!("spec.mcp.audit.{key}: {value} is out of range 1 to {max}"),
-            )),
-        };
-        let days = bounded("days", given.days.unwrap_or(DAYS_DEFAULT), DAYS_MAX)?;
-        let entries = bounded("entries", given.entries.unwrap_or(ENTRIES_DEFAULT), ENTRIES_MAX)?;
-        Ok(Self { age: Duration::from_secs(u64::from(days) * 24 * 60 * 60), entries })
     }
 }

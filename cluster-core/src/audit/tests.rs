@@ -1,10 +1,10 @@
 use std::{path::Path, time::Duration};
 
+use aegis_fs::DataDirectory;
 use aegis_types::caller::{Door, Identity};
 use serde_json::json;
 
 use super::*;
-use crate::store::DataDirectory;
 
 const KEPT: AuditSettings = AuditSettings { age: Duration::from_secs(3600), entries: 100 };
 
@@ -94,7 +94,10 @@ async fn reads_of_one_caller_and_tool_are_counted() {
     assert!(ours.len() < 100, "{} entries", ours.len());
     // A second may end between any two reads; entries are read newest first.
     let first = ours.last().unwrap();
-    assert!(ours.iter().any(|entry| entry.last_at.as_ref().is_some_and(|last| *last >= entry.at)), "{ours:?}");
+    assert!(
+        ours.iter().any(|entry| entry.last_at.as_ref().is_some_and(|last| *last >= entry.at)),
+        "{ours:?}"
+    );
     assert_eq!(first.arguments.as_deref(), Some(r#"{"number":0}"#), "those of the first");
     assert_eq!((of("get_execution", "ok")[0].calls, of("list_peers", "ok").len()), (1, ours.len() + 1));
 
@@ -173,7 +176,7 @@ async fn entries_go_by_age_and_number_and_numbers_go_on_after_a_restart() {
         last_at_ms: None,
     };
     let rows: Vec<_> = (1..=2500_i64).map(|number| (number, row(number))).collect();
-    store.write(crate::store::Write::Audit(crate::store::AuditWrite::Append(rows))).await.unwrap();
+    store.write(aegis_store::Write::Audit(aegis_store::AuditWrite::Append(rows))).await.unwrap();
     let pruned = |entries, age_ms| {
         let settings = AuditSettings { age: Duration::from_millis(age_ms), entries };
         let store = store.clone();

@@ -2,6 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_config::audit::AuditSettings;
+use aegis_metrics::Metrics;
+use aegis_store::{AuditRow, AuditWrite, Store, Write};
 use aegis_types::{
     clock::{Clock, now_ms},
     error::Result,
@@ -12,12 +15,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{reads::Reads, record::AuditSettings};
-use crate::{
-    clock_watch::ClockWatch,
-    metrics::Metrics,
-    store::{AuditRow, AuditWrite, Store, Write},
-};
+use super::reads::Reads;
+use crate::clock_watch::ClockWatch;
 
 /// In one commit.
 const BATCH_MAX: usize = 256;

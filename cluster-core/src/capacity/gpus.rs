@@ -1,8 +1,8 @@
 //! Which GPUs of this machine executions may have: found ones within what the configuration states. Pure.
 
+use aegis_config::schema::Resources;
+use aegis_engine::nvidia_smi::FoundGpu;
 use aegis_types::gpu::{DEVICES_MAX, GpuDevice, memory_gb};
-
-use crate::{config::schema::Resources, nvidia_smi::FoundGpu};
 
 /// GPUs of a node for executions.
 #[derive(Debug, Clone, PartialEq, Eq)]

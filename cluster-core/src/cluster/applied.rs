@@ -10,6 +10,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use aegis_config::{
+    Settings,
+    layers::{MergedConfig, merge, version_of},
+    pushed::{self, missing_sections, redact},
+    settings::Local,
+};
 use aegis_types::error::{Error, ErrorCode, Result};
 use arc_swap::ArcSwap;
 use schemars::JsonSchema;
@@ -17,16 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::{
-    capacity::Capacity,
-    config::{
-        Settings,
-        layers::{MergedConfig, merge, version_of},
-        pushed::{self, missing_sections, redact},
-        settings::Local,
-    },
-    execution::supervisor::Supervisor,
-};
+use crate::{capacity::Capacity, execution::supervisor::Supervisor};
 
 const FILE: &str = "pushed-config.json";
 /// Travels in every heartbeat.
@@ -239,7 +236,7 @@ fn read(path: &Path) -> Result<Option<MergedConfig>> {
 fn keep(path: &Path, merged: &MergedConfig) -> Result<()> {
     let bytes = serde_json::to_vec(merged)
         .map_err(|e| Error::internal("the configuration cannot be written").source(e))?;
-    crate::store::write_synced(path, &bytes).map_err(|e| {
+    aegis_fs::write_synced(path, &bytes).map_err(|e| {
         Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
             .remedy("free some disk space on the node")
             .source(e)
@@ -251,10 +248,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        config::{Overrides, parse},
-        nvidia_smi::FoundGpus,
-    };
+    use aegis_config::{Overrides, parse};
+    use aegis_engine::nvidia_smi::FoundGpus;
 
     fn settings(file: &str, data: &Path) -> Settings {
         let overrides = Overrides { data_dir: Some(data.to_owned()), ..Default::default() };

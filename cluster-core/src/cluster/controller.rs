@@ -18,31 +18,30 @@ use std::{
     time::Duration,
 };
 
+use aegis_identity::{
+    Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
+};
+use aegis_store::{NodeRecord, Store, Write};
 use aegis_types::{
     clock::Clock,
     error::{Error, ErrorCode, Failure, Result},
     ids::{ClusterId, CommandId, ExecutionId, GpuUuid, NodeId},
     node::{DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
+    node_event::NodeEventKind,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::owner::{Decide, Decision, Owner, Stored, set_standing};
 use super::{
-    events::{NodeEventKind, NodeEvents},
+    events::NodeEvents,
     membership::{
         Change, Command, Given, Membership, PeerFilter, PeerPage, Registration, Report, RevokedKeys,
         Staleness,
     },
     sessions::Sessions,
 };
-use crate::{
-    identity::{
-        Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
-    },
-    rpc::SOFTWARE_VERSION,
-    store::{NodeRecord, Store, Write},
-};
+use crate::rpc::SOFTWARE_VERSION;
 
 pub use admission::{
     Admission, ChallengeAnswer, ChallengeSignature, Rotation, TokenOrder, TokenState, TokenView,

@@ -5,6 +5,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use aegis_config::endpoint::is_loopback;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -14,13 +15,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use super::controller::Controller;
-use crate::{
-    config::endpoint::is_loopback,
-    rpc::{
-        paced_channel::PacedChannel,
-        tls::{self, Credentials, Expect, HostPort, refusal},
-        wire::{Dial, Wire},
-    },
+use crate::rpc::{
+    paced_channel::PacedChannel,
+    tls::{self, Credentials, Expect, HostPort, refusal},
+    wire::{Dial, Wire},
 };
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

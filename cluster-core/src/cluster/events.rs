@@ -11,60 +11,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use aegis_store::NodeRecord;
 use aegis_types::{
     clock::rfc3339,
     error::Error,
     ids::NodeId,
     node::{Desired, Observed},
+    node_event::NodeEventKind,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::store::NodeRecord;
-
 /// Kept for readers that come later: a day of a quiet cluster, minutes of a bad hour.
 const EVENTS_MAX: usize = 4096;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum NodeEventKind {
-    /// Registered for the first time, or again after its removal.
-    NodeJoined,
-    /// Its heartbeats are missing.
-    NodeUnhealthy,
-    /// Heard again after it was unhealthy or offline.
-    NodeRecovered,
-    /// Said goodbye.
-    NodeOffline,
-    /// Gets no new work.
-    NodeDraining,
-    /// Takes work again.
-    NodeResumed,
-    NodeRemoved,
-    /// Two sessions of its key alternate: somebody may have a copy of the key.
-    NodeContended,
-    /// A machine attested in its name and was refused: with another key, or after its removal.
-    NodeRefused,
-    /// The controller's wall clock jumped; the node is the controller.
-    ClockJumped,
-}
-
-impl NodeEventKind {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NodeJoined => "NodeJoined",
-            Self::NodeUnhealthy => "NodeUnhealthy",
-            Self::NodeRecovered => "NodeRecovered",
-            Self::NodeOffline => "NodeOffline",
-            Self::NodeDraining => "NodeDraining",
-            Self::NodeResumed => "NodeResumed",
-            Self::NodeRemoved => "NodeRemoved",
-            Self::NodeContended => "NodeContended",
-            Self::NodeRefused => "NodeRefused",
-            Self::ClockJumped => "ClockJumped",
-        }
-    }
-}
 
 /// Where a reader stands: `<epoch>-<sequence>`. The order of two ids is that of their events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

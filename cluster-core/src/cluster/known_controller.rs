@@ -12,13 +12,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use aegis_fs::write_synced;
+use aegis_identity::PublicKey;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::ClusterId,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::{identity::PublicKey, store::write_synced};
 
 const FILE: &str = "controller.json";
 
@@ -158,7 +158,7 @@ fn remove(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::NodeKey;
+    use aegis_identity::NodeKey;
 
     fn key() -> PublicKey {
         NodeKey::generate().unwrap().public()

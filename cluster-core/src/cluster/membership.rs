@@ -18,6 +18,8 @@ mod revoked;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use aegis_identity::PresentedToken;
+use aegis_store::{NodeRecord, Write};
 use aegis_types::{
     error::{Error, ErrorCode, Failure, Result},
     ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId, Tag},
@@ -28,10 +30,6 @@ use aegis_types::{
 use devices::Reservation;
 
 use super::placement::{Order, Position};
-use crate::{
-    identity::PresentedToken,
-    store::{NodeRecord, Write},
-};
 pub use health::Staleness;
 pub use joining::Given;
 pub use listing::{PeerFilter, PeerPage};

@@ -10,6 +10,9 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::layers::MergedConfig;
+use aegis_identity::PublicKey;
+use aegis_ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream, SshStream};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::{
@@ -30,16 +33,13 @@ use super::{
     direct::{self, DirectAccess},
 };
 use crate::{
-    config::layers::MergedConfig,
     execution::{artifacts, supervisor::Supervisor},
-    identity::PublicKey,
     rpc::{
         Sealer, node_proof,
         paced_channel::WeakChannel,
         wire::{Dial, Wire},
         worker_client::WorkerClient,
     },
-    ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream, SshStream},
 };
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

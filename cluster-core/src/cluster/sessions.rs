@@ -8,15 +8,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use aegis_identity::{PublicKey, SequenceWindow};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, SessionId},
 };
 
-use crate::{
-    identity::{PublicKey, SequenceWindow},
-    rpc::Sealer,
-};
+use crate::rpc::Sealer;
 
 /// Calls under way when a node attests again, or changes its key, may still finish.
 pub const OVERLAP_MS: i64 = 10_000;
@@ -173,7 +171,8 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{identity::NodeKey, rpc::ClusterClock};
+    use crate::rpc::ClusterClock;
+    use aegis_identity::NodeKey;
 
     fn open(sessions: &Sessions, node: &NodeId, key: &Arc<NodeKey>, now_ms: i64) -> SessionId {
         let id = SessionId::mint();

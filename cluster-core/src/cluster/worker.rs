@@ -9,6 +9,9 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::settings::ControllerSettings;
+use aegis_fs::resolve_secret;
+use aegis_identity::random;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::CommandId,
@@ -23,9 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{applied::AppliedConfig, membership::Command};
 use crate::{
     capacity::Capacity,
-    config::{resolve_secret, settings::ControllerSettings},
     execution::supervisor::Supervisor,
-    identity::random,
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, Session},
         controller_line::LinkTls,

@@ -1,11 +1,11 @@
 //! The core's verbs on access tokens and the audit log.
 
-use aegis_types::{error::Result, ids::AccessTokenName};
+use aegis_types::{audit::AuditQuery, error::Result, ids::AccessTokenName};
 
 use super::{Core, Part};
 use crate::{
     access::{AccessTokenGrant, AccessTokenOrder, AccessTokenView, TokenTable},
-    audit::{Audit, AuditQuery, AuditView},
+    audit::{Audit, AuditView},
 };
 
 impl Core {

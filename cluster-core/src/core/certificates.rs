@@ -2,6 +2,9 @@
 
 use std::{path::Path, sync::Arc};
 
+use aegis_config::{Settings, cluster_port::ClusterTls, endpoint::Endpoint, settings::ControllerSettings};
+use aegis_fs::resolve_secret;
+use aegis_identity::{Authority, EnrolmentToken, Fingerprint};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -10,11 +13,7 @@ use tokio_util::sync::CancellationToken;
 use url::Host;
 
 use crate::{
-    config::{
-        Settings, cluster_port::ClusterTls, endpoint::Endpoint, resolve_secret, settings::ControllerSettings,
-    },
     deploy::DirectOffer,
-    identity::{Authority, EnrolmentToken, Fingerprint},
     rpc::{
         controller_line::LinkTls,
         tls::{Credentials, KeptCertificate, PeerRule, files, kept, own},

@@ -2,6 +2,11 @@
 
 use std::sync::Arc;
 
+use aegis_config::{
+    Settings,
+    layers::{ConfigSnapshot, Scope},
+};
+use aegis_identity::TokenKeysView;
 use aegis_types::{
     error::Result,
     ids::{NodeId, TenantSlug},
@@ -10,14 +15,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::Core;
-use crate::{
-    cluster::{applied::EffectiveConfig, controller::NodeConfigView},
-    config::{
-        Settings,
-        layers::{ConfigSnapshot, Scope},
-    },
-    identity::TokenKeysView,
-};
+use crate::cluster::{applied::EffectiveConfig, controller::NodeConfigView};
 
 impl Core {
     /// The settings of this moment: they change with a configuration that is pushed.

@@ -3,6 +3,12 @@
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
+use aegis_config::{Settings, cluster_port::Listen, settings::GRPC_PORT};
+use aegis_engine::{Engine, facts::EngineFacts, nvidia_smi::FoundGpus};
+use aegis_fs::DataDirectory;
+use aegis_identity::{KeyFile, NodeKey};
+use aegis_metrics::Metrics;
+use aegis_store::Store;
 use aegis_types::{
     clock::Clock,
     error::{Error, ErrorCode, Result},
@@ -29,17 +35,11 @@ use crate::{
         nodes::Nodes,
         worker::WorkerTask,
     },
-    config::{Settings, cluster_port::Listen, settings::GRPC_PORT},
     default_port::DefaultPort,
     deploy::{Deployments, Hosts, Journal, Rollouts},
-    engine::Engine,
-    engine_facts::EngineFacts,
     execution::{
         dispatch::Executions, live::ExecutionContext, sending::SendingSettings, supervisor::Supervisor,
     },
-    identity::{KeyFile, NodeKey},
-    metrics::Metrics,
-    nvidia_smi::FoundGpus,
     ops::{
         departures, deploy_settings, journal::StoreJournal, local_node::LocalNode,
         membership::ClusterMembership,
@@ -54,7 +54,6 @@ use crate::{
         worker_api::WorkerApi,
     },
     secrets::Secrets,
-    store::{DataDirectory, Store},
 };
 
 /// As configured, or minted once.

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use aegis_engine::nvidia_smi;
+use aegis_ssh::{Connection, HostEnd, SshStream};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     gpu::{self, GpuDevice},
@@ -20,10 +22,6 @@ use super::{
     release::{ReadyMark, ReleaseNote},
     scripts,
     stack::PROJECT,
-};
-use crate::{
-    nvidia_smi,
-    ssh::{Connection, HostEnd, SshStream},
 };
 
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
@@ -133,7 +131,7 @@ pub async fn gather(
     arguments.extend(images.iter().map(String::as_str));
     let output = connection.script(scripts::CHECKS, &arguments, SCRIPT_LIMIT).await?;
     if !output.success() {
-        let why = crate::ssh::script::tail(&output.stderr, 3);
+        let why = aegis_ssh::script::tail(&output.stderr, 3);
         return Err(Error::new(ErrorCode::HostCheckFailed, format!("the host cannot be examined: {why}")));
     }
     let mut facts = parse(&output.stdout, now_seconds)?;

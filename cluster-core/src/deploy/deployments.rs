@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_ssh::SshTarget;
 use aegis_types::{
     error::{Error, ErrorCode, Failure, Result},
     ids::{DeploymentId, NodeId},
@@ -34,7 +35,6 @@ use super::{
     view::{DeploymentState, DeploymentView, PlanView},
     world::{Deployed, DeploymentFilter, DeploymentRecord, Journal, Membership},
 };
-use crate::ssh::SshTarget;
 
 const LIST_LIMIT_DEFAULT: usize = 20;
 const LIST_LIMIT_MAX: usize = 200;

@@ -6,6 +6,9 @@
 
 use std::time::Duration;
 
+use aegis_config::endpoint::CLUSTER_PORT;
+use aegis_identity::Fingerprint;
+use aegis_ssh::Connection;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     link::NodeLink,
@@ -17,7 +20,6 @@ use super::{
     findings::{Finding, Severity},
     scripts,
 };
-use crate::{config::endpoint::CLUSTER_PORT, identity::Fingerprint, ssh::Connection};
 
 const REACH_LIMIT: Duration = Duration::from_secs(15);
 

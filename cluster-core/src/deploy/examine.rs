@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use aegis_ssh::Connection;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     link::{LinkChoice, NodeLink},
@@ -24,7 +25,7 @@ use super::{
     stack::{self, OperatorProject, OperatorStack},
     world::{Journal, Membership},
 };
-use crate::{deploy::link::choose_link, ssh::Connection};
+use crate::deploy::link::choose_link;
 
 /// What every deployment shares.
 pub(super) struct Context {

@@ -408,7 +408,7 @@ impl Findings {
         self.push(code, Severity::Warning, message.into(), fix.into());
     }
     fn push(&mut self, code: &str, severity: Severity, message: String, fix: String) {
-        let message = crate::ssh::script::tail(&message.replace('\n', " "), 1);
+        let message = aegis_ssh::script::tail(&message.replace('\n', " "), 1);
         self.0.push(Finding { code: code.to_owned(), severity, message, fix });
     }
 }

@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
+use aegis_ssh::{
+    HostAddress,
+    target::{AddressKind, address_kind},
+};
 use aegis_types::{
     error::{Error, Result},
     ids::Tag,
@@ -12,10 +16,6 @@ use super::{
     names::{ModelName, ProfileName, ServiceName},
     settings::DeploySettings,
     spec::Service,
-};
-use crate::ssh::{
-    HostAddress,
-    target::{AddressKind, address_kind},
 };
 
 const TAGS_MAX: usize = 32;

@@ -2,6 +2,16 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use aegis_ssh::{
+    ConnectOptions, Connection, Credentials, Dialer, Endpoint, HostAddress, HostKey, HostKeyPolicy,
+    HostKeyRules, Leg, LinkKey, Passphrase, SshTarget, Timeouts,
+    client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
+    host_keys::{Accepted, host_argument},
+    jump_hosts::{JumpHosts, Purpose, Way},
+    known_hosts::KnownHosts,
+    probe,
+    target::SSH_PORT_DEFAULT,
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::UserName,
@@ -14,16 +24,6 @@ use super::{
     settings::{DeploySettings, KeyPassphrase, SYSTEM_KNOWN_HOSTS},
     spec::SSH_USER_DEFAULT,
     world::{ApprovedHost, JUMP_HOST, Journal},
-};
-use crate::ssh::{
-    ConnectOptions, Connection, Credentials, Dialer, Endpoint, HostAddress, HostKey, HostKeyPolicy,
-    HostKeyRules, Leg, LinkKey, Passphrase, SshTarget, Timeouts,
-    client_config::{Asked, Hop, HostSettings, IdentityAgent, StrictHostKeys},
-    host_keys::{Accepted, host_argument},
-    jump_hosts::{JumpHosts, Purpose, Way},
-    known_hosts::KnownHosts,
-    probe,
-    target::SSH_PORT_DEFAULT,
 };
 
 /// A cheap handle.

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use aegis_ssh::{HostEnd, LinkSettings};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -11,7 +12,6 @@ use aegis_types::{
 };
 
 use super::{checks::HostFacts, remote::Remote, scripts};
-use crate::ssh::{HostEnd, LinkSettings};
 
 /// In a release, where the link is not the usual one.
 pub const FILE: &str = "link.json";

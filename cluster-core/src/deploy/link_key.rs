@@ -10,13 +10,13 @@
 
 use std::time::Duration;
 
+use aegis_ssh::{Connection, HostEnd, LinkKey, LinkSettings, link::take_over, script::tail};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
 };
 
 use super::scripts;
-use crate::ssh::{Connection, HostEnd, LinkKey, LinkSettings, link::take_over, script::tail};
 
 const LIMIT: Duration = Duration::from_secs(20);
 

@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
+use aegis_ssh::{Connection, SshStream};
 use aegis_types::error::{Error, ErrorCode, Result};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     time::timeout,
 };
-
-use crate::ssh::{Connection, SshStream};
 
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;

@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aegis_engine::{Engine, ImageContent, ImageOrigin, LocalImage};
+
 use super::{
     checks::HostFacts,
     findings::{Finding, Severity},
     plan::ImageAction,
 };
-use crate::engine::{Engine, ImageContent, ImageOrigin, LocalImage};
 
 /// Those of a deployment's images that lie here, each with what the host has under its name.
 #[derive(Debug, Clone, Default)]
@@ -179,7 +180,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::engine::ImageOrigin::{Built, Registry, Unknown};
+    use aegis_engine::ImageOrigin::{Built, Registry, Unknown};
 
     fn content(layer: &str) -> ImageContent {
         ImageContent::of_inspection(&json!({ "RootFS": { "Layers": [layer] } })).unwrap()

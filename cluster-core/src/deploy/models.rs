@@ -7,6 +7,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use aegis_ssh::script::tail;
 use aegis_types::error::{Error, ErrorCode, Result};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
@@ -17,7 +18,6 @@ use super::{
     remote::Remote,
     stack::OllamaService,
 };
-use crate::ssh::script::tail;
 
 /// Ollama says something several times a second; a registry may think for a while.
 const SILENCE_MAX: Duration = Duration::from_secs(120);

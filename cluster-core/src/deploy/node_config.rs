@@ -172,11 +172,9 @@ fn loopback(port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{self, Overrides, Settings, cluster_port::Listen, endpoint::Endpoint},
-        deploy::{DeploySettings, DeploymentRequest},
-        identity::NodeKey,
-    };
+    use crate::deploy::{DeploySettings, DeploymentRequest};
+    use aegis_config::{self, Overrides, Settings, cluster_port::Listen, endpoint::Endpoint};
+    use aegis_identity::NodeKey;
     use aegis_types::{ids::GpuUuid, link::LinkPorts, principal::Origin};
 
     fn started_with(link: &NodeLink) -> (String, Settings) {
@@ -199,7 +197,7 @@ mod tests {
         };
         let text = render(&spec, facts, 8090, &joining).unwrap();
         let overrides = Overrides { data_dir: Some("/data".into()), ..Default::default() };
-        let settings = Settings::of(&config::parse(&text).unwrap(), &overrides);
+        let settings = Settings::of(&aegis_config::parse(&text).unwrap(), &overrides);
         let settings = settings.unwrap_or_else(|error| panic!("{text}: {error}"));
         (text, settings)
     }

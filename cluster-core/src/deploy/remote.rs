@@ -7,6 +7,7 @@ mod releases;
 
 use std::{io::Cursor, time::Duration};
 
+use aegis_ssh::{Connection, ScriptOutput, script::tail};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::DeploymentId,
@@ -18,7 +19,6 @@ use super::{
     scripts,
     stack::{Bundle, COMPLETE, PROJECT, Root},
 };
-use crate::ssh::{Connection, ScriptOutput, script::tail};
 
 /// A holder that is our own needs a moment to end.
 const LOCK_WAIT_MIN_SECS: u64 = 3;
@@ -46,7 +46,7 @@ pub use self::{
     releases::{LastLook, Standing},
 };
 /// Keeps every other deployment off the host while it lives, and no longer than the connection.
-pub use crate::ssh::Held as HostLock;
+pub use aegis_ssh::Held as HostLock;
 
 impl Remote<'_> {
     /// Takes the lock of the host: `flock` held by a process of this session, waited for up to `wait`; a busy

@@ -6,18 +6,16 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::registries::Logins;
+use aegis_engine::Engine;
+use aegis_ssh::{
+    HostAddress, HostKeyPolicy, LinkKey, Passphrase,
+    client_config::{ClientConfig, ConfigFile, LocalUser},
+    known_hosts::matches_any,
+};
 use aegis_types::{error::Result, secret::SecretName};
 
 use super::direct::DirectOffer;
-use crate::{
-    engine::Engine,
-    registries::Logins,
-    ssh::{
-        HostAddress, HostKeyPolicy, LinkKey, Passphrase,
-        client_config::{ClientConfig, ConfigFile, LocalUser},
-        known_hosts::matches_any,
-    },
-};
 
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
+use aegis_ssh::{HostAddress, SshTarget, client_config::Asked};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, Tag, UserName},
@@ -18,7 +19,6 @@ use super::{
     tunnel::{self, Argument, TunnelSource},
     world::Deployed,
 };
-use crate::ssh::{HostAddress, SshTarget, client_config::Asked};
 
 pub(super) const SSH_USER_DEFAULT: &str = "root";
 
@@ -396,7 +396,7 @@ mod tests {
         let file = dir.path().join("config");
         let config = "Host atlas\n HostName 10.0.0.5\n User ops\n Port 2200\nHost evil\n ProxyCommand sh\n";
         std::fs::write(&file, config).unwrap();
-        let ssh_config = crate::ssh::client_config::ConfigFile::Named(file);
+        let ssh_config = aegis_ssh::client_config::ConfigFile::Named(file);
         let settings = DeploySettings { ssh_config, ..Default::default() };
         let validate = |request: DeploymentRequest| request.validate(Origin::Assistant, &settings);
         let spec = validate(request("Atlas")).unwrap().spec;

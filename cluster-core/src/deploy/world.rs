@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aegis_ssh::{Connection, HostAddress, HostKey, SshTarget};
 use aegis_types::{
     error::Result,
     ids::{DeploymentId, NodeId},
@@ -12,7 +13,6 @@ use aegis_types::{
 use futures::future::BoxFuture;
 
 use super::{operation::Action, spec::DeploymentSpec, view::DeploymentView};
-use crate::ssh::{Connection, HostAddress, HostKey, SshTarget};
 
 /// The cluster, as a deployment sees it.
 pub trait Membership: Send + Sync {

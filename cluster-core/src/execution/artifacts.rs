@@ -11,6 +11,13 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use aegis_content::{
+    BOUNDS,
+    rewrite::{Counts, ROOT, rewrite},
+    written::Written,
+};
+use aegis_engine::{Engine, WORKSPACE};
+use aegis_fs::write_synced_elsewhere;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::{
@@ -24,16 +31,6 @@ use flate2::{Compression, write::GzEncoder};
 use futures::{Stream, TryStreamExt as _, future::Either};
 use tokio::io::AsyncSeekExt as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
-
-use crate::{
-    engine::{Engine, WORKSPACE},
-    store::write_synced_elsewhere,
-    workspace::{
-        BOUNDS,
-        rewrite::{Counts, ROOT, rewrite},
-        written::Written,
-    },
-};
 
 const ARCHIVE_FILE: &str = "artifacts.tar.gz";
 const NOTE_FILE: &str = "artifacts.json";

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Failure, Result},
@@ -22,7 +23,6 @@ use aegis_types::{
 use tokio::time::Instant;
 
 use super::live::Shared;
-use crate::store::{ExecutionWrite, Write};
 
 /// Pause after the store refused what was decided (a full disk, say).
 const STORE_RETRY: Duration = Duration::from_secs(5);

@@ -6,6 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_content::{
+    BOUNDS,
+    blob_store::{Kept, digest_of},
+};
+use aegis_engine::Engine;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::{
@@ -21,13 +26,6 @@ use tokio::{io::AsyncWriteExt as _, sync::Semaphore};
 use tokio_util::io::StreamReader;
 
 use super::images::Images;
-use crate::{
-    engine::Engine,
-    workspace::{
-        BOUNDS,
-        kept::{Kept, digest_of},
-    },
-};
 
 /// A sender that is silent for longer is gone.
 const PIECE_LIMIT: Duration = Duration::from_secs(60);

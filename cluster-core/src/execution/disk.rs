@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_engine::{DiskUsage, home_volume, workspace_volume};
 use aegis_types::{
     clock::now_ms,
     execution::limits::{IMAGE_DISK_PERCENT_DEFAULT, WORKSPACE_MB_DEFAULT},
@@ -22,7 +23,6 @@ use super::{
     images::ImageBounds,
     supervisor::{DISK_BYTES_MIN, Run, Shared},
 };
-use crate::engine::{DiskUsage, home_volume, workspace_volume};
 
 /// Between looks. A disk that takes 200 MB/s fills by 1 GB meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);

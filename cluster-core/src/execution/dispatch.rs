@@ -7,6 +7,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_identity::sha256;
+use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
@@ -32,11 +34,7 @@ use super::{
     reconcile, retention,
     sending::{Sending, SendingSettings},
 };
-use crate::{
-    identity::sha256,
-    rpc::worker_client::check_order_fits,
-    store::{ExecutionWrite, Write},
-};
+use crate::rpc::worker_client::check_order_fits;
 
 /// Executions that wait for a node.
 const QUEUE_MAX: usize = 10_000;

@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_config::registries::login_for;
+use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Failure, Result},
@@ -27,12 +29,7 @@ use super::{
     patience::{Due, Patience},
     projection::{Continuation, apply, continuation},
 };
-use crate::{
-    cluster::nodes::Worker,
-    registries::login_for,
-    rpc::status::may_have_arrived,
-    store::{ExecutionWrite, Write},
-};
+use crate::{cluster::nodes::Worker, rpc::status::may_have_arrived};
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);

@@ -3,13 +3,14 @@
 //! Docker counts its own devices from 0 each time it is asked for a number of them, so that two executions
 //! would share the first: the worker names the devices itself, by UUID where it knows them.
 
+use aegis_engine::nvidia_smi::FoundGpu;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     gpu::{self, GpuId, share_mb},
     resources::Amounts,
 };
 
-use crate::{capacity::NodeGpus, nvidia_smi::FoundGpu};
+use crate::capacity::NodeGpus;
 
 /// The GPUs of an execution that its worker has not been told to forget.
 #[derive(Debug, Clone, PartialEq, Eq)]

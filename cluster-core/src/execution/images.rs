@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_engine::{Engine, ImageId};
+use aegis_fs::write_synced_elsewhere;
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
@@ -19,10 +21,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::disk::Disk;
-use crate::{
-    engine::{Engine, ImageId},
-    store::write_synced_elsewhere,
-};
 
 const IMAGES_FILE: &str = "images.json";
 /// An image that was used more recently stays: an order that was just found to have its image begins within this time.

@@ -15,6 +15,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use aegis_fs::private_directory;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::order::SecretEnv,
@@ -25,7 +26,7 @@ use folders::{Change, carry_out};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{execution::journaled::Journaled, store::private_directory};
+use crate::execution::journaled::Journaled;
 
 const ORDER_FILE: &str = "order.json";
 const SECRETS_FILE: &str = "secrets.json";

@@ -10,6 +10,9 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::{executions::ExecutionSettings, hooks::Hooks, registries::Logins};
+use aegis_metrics::Metrics;
+use aegis_store::{ExecutionWrite, Store, Write};
 use aegis_types::{
     clock::now_ms,
     error::{Error, Result},
@@ -27,19 +30,14 @@ use super::{
     callers::{CallerPlace, OpenByCaller},
     encoding,
     exclusion::Exclusion,
-    hooks::Hooks,
     order_cache::OrderCache,
     projection,
     sending::Sending,
-    settings::ExecutionSettings,
 };
 use crate::{
     agents::Agents,
     cluster::{controller::Controller, nodes::Nodes},
-    metrics::Metrics,
-    registries::Logins,
     secrets::Secrets,
-    store::{ExecutionWrite, Store, Write},
 };
 
 /// What the queue is told.

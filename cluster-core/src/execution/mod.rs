@@ -33,7 +33,6 @@ pub mod log;
 mod order_cache;
 mod patience;
 mod place;
-pub(crate) mod policy;
 mod position;
 mod projection;
 mod queue;
@@ -41,7 +40,6 @@ mod reconcile;
 pub(crate) mod retention;
 mod run;
 pub mod sending;
-pub mod settings;
 pub mod supervisor;
 mod watch;
 

@@ -6,6 +6,12 @@
 
 use std::{io, path::Path};
 
+use aegis_content::{
+    BOUNDS,
+    blob_store::Kept,
+    rewrite::{Counts, Owner, ROOT, rewrite},
+};
+use aegis_engine::{Engine, VolumeOf};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::manifest::Manifest,
@@ -13,15 +19,6 @@ use aegis_types::{
 };
 use flate2::read::GzDecoder;
 use tokio_util::io::SyncIoBridge;
-
-use crate::{
-    engine::{Engine, VolumeOf},
-    workspace::{
-        BOUNDS,
-        kept::Kept,
-        rewrite::{Counts, Owner, ROOT, rewrite},
-    },
-};
 
 /// Between the thread that unpacks and the engine.
 const PIPE_BYTES: usize = 256 * 1024;

@@ -7,6 +7,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::now_ms,
     error::{ErrorCode, Failure, Result},
@@ -27,12 +28,9 @@ use super::{
     drive::{self, Handed},
     live::{Live, Shared, Word},
 };
-use crate::{
-    cluster::{
-        membership::{Excluded, Membership},
-        placement::NoFit,
-    },
-    store::{ExecutionWrite, Write},
+use crate::cluster::{
+    membership::{Excluded, Membership},
+    placement::NoFit,
 };
 
 /// After the store refused a placement (a full disk, say).

@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_config::executions::Kept;
+use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::{Clock, now_ms},
     error::Result,
@@ -10,11 +12,8 @@ use aegis_types::{
     ids::ExecutionId,
 };
 
-use super::{live::Shared, settings::Kept};
-use crate::{
-    clock_watch::ClockWatch,
-    store::{ExecutionWrite, Write},
-};
+use super::live::Shared;
+use crate::clock_watch::ClockWatch;
 
 const INTERVAL: Duration = Duration::from_secs(600);
 /// Of one commit: other writes are waiting.

@@ -15,6 +15,15 @@ use std::{
     time::Duration,
 };
 
+use aegis_content::{
+    BOUNDS,
+    blob_store::{Kept, digest_of, ensure_room},
+    pack::pack,
+    roots,
+};
+use aegis_engine::Engine;
+use aegis_fs::private_directory;
+use aegis_store::Store;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::{
@@ -33,17 +42,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use tokio::{io::AsyncWriteExt as _, time::Instant};
 
-use crate::{
-    cluster::nodes::Worker,
-    engine::Engine,
-    store::{Store, private_directory},
-    workspace::{
-        BOUNDS,
-        kept::{Kept, digest_of, ensure_room},
-        pack::pack,
-        roots,
-    },
-};
+use crate::cluster::nodes::Worker;
 
 /// What this machine's engine has is looked at no more often, image by image.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -242,7 +241,7 @@ impl Sending {
                 offer: ImageOffer {
                     digest: local.content.digest(),
                     architecture: local.architecture,
-                    exact: local.origin == crate::engine::ImageOrigin::Built,
+                    exact: local.origin == aegis_engine::ImageOrigin::Built,
                 },
                 bytes: local.bytes,
             }),

@@ -15,6 +15,10 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::{policy, schema::Policy};
+use aegis_content::blob_store::Kept;
+use aegis_engine::{Engine, VolumeOf, container_name, guard_name};
+use aegis_fs::DataDirectory;
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
@@ -44,15 +48,11 @@ use super::{
     images::Images,
     journal::{Entry, Journal, drop_secrets},
     log::EventLog,
-    policy, run, watch,
+    run, watch,
 };
 use crate::{
     capacity::{Capacity, NodeGpus},
-    config::schema::Policy,
-    engine::{Engine, VolumeOf, container_name, guard_name},
     execution::journaled::Journaled,
-    store::DataDirectory,
-    workspace::kept::Kept,
 };
 
 /// Executions that a worker holds, running and ended but not released.

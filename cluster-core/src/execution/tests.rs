@@ -3,6 +3,9 @@
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
+use aegis_config::{self, Overrides, Settings};
+use aegis_engine::LABEL_NODE;
+use aegis_fs::DataDirectory;
 use aegis_types::{
     execution::{
         lifecycle::State,
@@ -13,13 +16,7 @@ use aegis_types::{
 };
 
 use super::fail_point::{self, FailPoint};
-use crate::{
-    access::TokenTable,
-    config::{self, Overrides, Settings},
-    core::Core,
-    engine::LABEL_NODE,
-    store::DataDirectory,
-};
+use crate::{access::TokenTable, core::Core};
 
 mod chains;
 mod hooks;
@@ -53,7 +50,7 @@ impl Node {
             self.0
         );
         let overrides = Overrides { data_dir: Some(data.to_owned()), ..Overrides::default() };
-        let settings = Settings::of(&config::parse(&text).unwrap(), &overrides).unwrap();
+        let settings = Settings::of(&aegis_config::parse(&text).unwrap(), &overrides).unwrap();
         Core::start(settings, Arc::new(DataDirectory::own(data).unwrap()), TokenTable::default())
             .await
             .unwrap()

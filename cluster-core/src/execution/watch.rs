@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aegis_engine::{Change, Engine};
 use aegis_types::clock::now_ms;
 use futures::StreamExt as _;
 
 use super::supervisor::Shared;
-use crate::engine::{Change, Engine};
 
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);

@@ -4,15 +4,12 @@
 //! One task; it ends with the controller. Nothing depends on its being quick: a removed node is refused by
 //! its record from the moment that is stored.
 
+use aegis_metrics::Metrics;
+use aegis_types::node_event::NodeEventKind;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cluster::{
-        controller::Controller,
-        events::{EventId, NodeEventKind},
-        nodes::Nodes,
-    },
-    metrics::Metrics,
+    cluster::{controller::Controller, events::EventId, nodes::Nodes},
     rpc::tls::Credentials,
 };
 

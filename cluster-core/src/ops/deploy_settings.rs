@@ -2,19 +2,19 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use aegis_config::{
+    registries::{Logins, RegistryLogin},
+    schema::{self, Deploy, HostKeyChoice, LinkKeyChoice, PullChoice},
+};
+use aegis_fs::SecretReference;
+use aegis_ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::ClusterId,
     registry::Registry,
 };
 
-use crate::{
-    config::schema::{self, Deploy, HostKeyChoice, LinkKeyChoice, PullChoice},
-    deploy::{DeploySettings, grammar, settings::KeyPassphrase},
-    registries::{Logins, RegistryLogin},
-    secrets::SecretReference,
-    ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile},
-};
+use crate::deploy::{DeploySettings, grammar, settings::KeyPassphrase};
 
 /// `data` is where the controller keeps what is its own.
 pub fn of(deploy: &Deploy, cluster_id: &ClusterId, data: &Path) -> Result<DeploySettings> {

@@ -1,6 +1,8 @@
 //! Deployments, rollouts and approved hosts in the store: typed records as JSON, with the columns that are
 //! searched for beside them.
 
+use aegis_ssh::HostAddress;
+use aegis_store::{DeploymentRow, HostRow, RolloutRow, Store, Write};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{DeploymentId, RolloutId},
@@ -15,8 +17,6 @@ use crate::{
         world::DeploymentRecord,
     },
     secrets::Secrets,
-    ssh::HostAddress,
-    store::{DeploymentRow, HostRow, RolloutRow, Store, Write},
 };
 
 #[derive(Debug, Clone)]

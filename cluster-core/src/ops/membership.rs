@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use aegis_identity::PublicKey;
+use aegis_ssh::{Connection, HostAddress, LinkSettings, SshTarget};
+use aegis_store::NodeRecord;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::lifecycle::State,
@@ -18,10 +21,7 @@ use crate::{
     cluster::{controller::Controller, membership::Given, nodes::Nodes},
     deploy::{self, DeploymentSpec, Hosts, link_key},
     execution::dispatch::Executions,
-    identity::PublicKey,
     ops::{removal, trial},
-    ssh::{Connection, HostAddress, LinkSettings, SshTarget},
-    store::NodeRecord,
 };
 
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aegis_ssh::{HostAddress, SshTarget};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -11,7 +12,6 @@ use aegis_types::{
 use crate::{
     cluster::{controller::Controller, nodes::Nodes},
     deploy::Deployed,
-    ssh::{HostAddress, SshTarget},
 };
 
 /// What is cancelled at the deadline has its grace period, and its end must arrive.

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use aegis_engine::Engine;
 use aegis_types::{
     error::{Error, Result},
     execution::{
@@ -14,7 +15,6 @@ use aegis_types::{
 
 use crate::{
     deploy::image::{ImageSource, NodeImage},
-    engine::Engine,
     execution::dispatch::Executions,
 };
 

@@ -1,15 +1,13 @@
 //! Configuration on the wire: `SyncConfig` on the controller, `PushConfig` on a worker.
 
+use aegis_config::layers::MergedConfig;
 use aegis_proto::aegis::cluster::v1 as pb;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
 };
 
-use crate::{
-    cluster::{applied::AppliedConfig, controller::Controller},
-    config::layers::MergedConfig,
-};
+use crate::cluster::{applied::AppliedConfig, controller::Controller};
 
 /// A node asks for its own configuration, and gets no other.
 pub(super) async fn sync(

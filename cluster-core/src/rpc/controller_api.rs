@@ -15,6 +15,8 @@ use std::{
     time::Instant,
 };
 
+use aegis_identity::{Authority, PublicKey};
+use aegis_metrics::Metrics;
 use aegis_proto::aegis::{
     cluster::{
         v1 as pb,
@@ -45,11 +47,7 @@ use super::{
     via::{self, Stage},
     wire::MESSAGE_BYTES_MAX,
 };
-use crate::{
-    cluster::{controller::Controller, nodes::Nodes},
-    identity::{Authority, PublicKey},
-    metrics::Metrics,
-};
+use crate::cluster::{controller::Controller, nodes::Nodes};
 
 /// Bytes that a connection may send ahead of being read: calls are small, and connections may be many.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;

@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::endpoint::Endpoint;
+use aegis_identity::{
+    Admitted, CHALLENGE_BYTES, EnrolmentToken, KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys,
+    random, statement,
+};
 use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -24,14 +29,7 @@ use super::{
     status::from_status,
     wire::Dial,
 };
-use crate::{
-    cluster::{known_controller::KnownController, membership::Command},
-    config::endpoint::Endpoint,
-    identity::{
-        Admitted, CHALLENGE_BYTES, EnrolmentToken, KeyFile, NodeKey, PublicKey, SequenceWindow, TokenKeys,
-        random, statement,
-    },
-};
+use crate::cluster::{known_controller::KnownController, membership::Command};
 
 /// What an attested worker knows of its controller.
 #[derive(Debug)]

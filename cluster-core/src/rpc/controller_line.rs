@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::endpoint::Endpoint;
 use aegis_types::error::{Error, ErrorCode, Result};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -24,7 +25,6 @@ use super::{
     tls::{self, Credentials, Expect, HostPort, KeptCertificate, TlsConnection, refusal},
     wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
-use crate::config::endpoint::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(15);

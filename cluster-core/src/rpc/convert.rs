@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::cluster::v1 as pb;
+use aegis_store::{NodeRecord, to_name};
 use aegis_types::{
     clock::now_ms,
     error::{Error, Result},
@@ -14,10 +15,7 @@ use aegis_types::{
     text::shown,
 };
 
-use crate::{
-    cluster::membership::{Command, ConfigReport},
-    store::{NodeRecord, to_name},
-};
+use crate::cluster::membership::{Command, ConfigReport};
 
 /// Bounds of what a node says of itself: it is kept, and shown to people and assistants.
 const MODELS_MAX: usize = 128;

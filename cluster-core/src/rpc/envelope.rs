@@ -9,6 +9,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use aegis_identity::{Claims, NodeKey, PublicKey, SealContext, SealExpectation, TokenKeys, sha256};
 use aegis_proto::aegis::{agent::v1 as agent, cluster::v1 as pb};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -18,8 +19,6 @@ use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, metadata::MetadataMap};
 use zeroize::Zeroizing;
-
-use crate::identity::{Claims, NodeKey, PublicKey, SealContext, SealExpectation, TokenKeys, sha256};
 
 /// A message that travels sealed: its path, its context, and the node it speaks of.
 pub trait Sealed: Message + Default {

@@ -14,6 +14,9 @@ use std::{
     time::Duration,
 };
 
+use aegis_identity::KeyFile;
+use aegis_metrics::Metrics;
+use aegis_ssh::LinkStream;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -37,7 +40,6 @@ use super::{
     tls::{Credentials, TlsConnection, server::Handshakes},
     wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
-use crate::{identity::KeyFile, metrics::Metrics, ssh::LinkStream};
 
 /// Accepted and not yet taken up by the server.
 const PENDING_MAX: usize = 64;

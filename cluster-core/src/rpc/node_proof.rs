@@ -7,13 +7,12 @@
 
 use std::{io, time::Duration};
 
+use aegis_identity::{NodeKey, PublicKey, random};
 use aegis_types::ids::NodeId;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
 };
-
-use crate::identity::{NodeKey, PublicKey, random};
 
 const NONCE_BYTES: usize = 32;
 const SIGNATURE_BYTES: usize = 64;

@@ -65,12 +65,12 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{
-        access::{AccessTokenOrder, AccessTokens},
-        audit::{AuditQuery, AuditSettings},
-        metrics::Metrics,
-        store::{DataDirectory, Store},
-    };
+    use crate::access::{AccessTokenOrder, AccessTokens};
+    use aegis_config::audit::AuditSettings;
+    use aegis_fs::DataDirectory;
+    use aegis_metrics::Metrics;
+    use aegis_store::Store;
+    use aegis_types::audit::AuditQuery;
     use aegis_types::ids::{AccessTokenName, NodeId};
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aegis_metrics::Metrics;
 use aegis_proto::aegis::runtime::{
     v1 as pb,
     v1::aegis_runtime_server::{AegisRuntime, AegisRuntimeServer},
@@ -47,7 +48,7 @@ use super::{
     listener::Via, operator::Operators, runtime_events::Published, status::to_status, via,
     wire::MESSAGE_BYTES_MAX,
 };
-use crate::{access::Validity, audit::Arguments, execution::dispatch::Executions, metrics::Metrics};
+use crate::{access::Validity, audit::Arguments, execution::dispatch::Executions};
 
 /// Metadata of the answer, and of a request that goes on with an execution.
 pub const EXECUTION_ID: &str = "x-aegis-execution-id";

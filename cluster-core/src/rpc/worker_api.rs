@@ -5,6 +5,8 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
+use aegis_identity::SealContext;
+use aegis_metrics::Metrics;
 use aegis_proto::aegis::{
     agent::{
         v1 as agent,
@@ -46,8 +48,6 @@ use super::{
 use crate::{
     cluster::applied::AppliedConfig,
     execution::{encoding, supervisor::Supervisor},
-    identity::SealContext,
-    metrics::Metrics,
 };
 
 /// The session of this moment: None before the first attestation.

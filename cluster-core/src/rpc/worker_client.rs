@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aegis_config::layers::MergedConfig;
 use aegis_proto::aegis::{
     agent::{v1 as agent, v1::worker_service_client::WorkerServiceClient},
     cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient},
@@ -25,7 +26,7 @@ use super::{
     status::from_status,
     wire::{Dial, MESSAGE_BYTES_MAX},
 };
-use crate::{config::layers::MergedConfig, execution::encoding};
+use crate::execution::encoding;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 

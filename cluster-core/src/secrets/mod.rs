@@ -15,7 +15,6 @@
 //!
 //! Deliberately absent: reading a value back, versions, and secrets of containers.
 
-mod reference;
 mod seal;
 
 use std::{
@@ -23,6 +22,7 @@ use std::{
     sync::Arc,
 };
 
+use aegis_store::{SecretRow, SecretWrite, Store, Write};
 use aegis_types::{
     clock::{now_ms, rfc3339},
     error::{Error, ErrorCode, Result},
@@ -31,10 +31,6 @@ use aegis_types::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-
-use crate::store::{SecretRow, SecretWrite, Store, Write};
-
-pub use self::reference::{SecretPlace, SecretReference};
 
 const KEY_FILE: &str = "secrets.key";
 /// A key, a token, a chain of certificates; what is larger is a file.
@@ -158,7 +154,7 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
-    use crate::store::DataDirectory;
+    use aegis_fs::DataDirectory;
 
     async fn opened(dir: &Path) -> Secrets {
         let data = Arc::new(DataDirectory::own(dir).unwrap());

@@ -7,14 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_fs::write_synced;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     secret::{Secret, SecretName},
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use zeroize::Zeroizing;
-
-use crate::store::write_synced;
 
 const KEY_LEN: usize = 32;
 /// Of the sealed form: `1`, nonce, ciphertext with tag.

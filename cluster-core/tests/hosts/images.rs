@@ -8,13 +8,13 @@ use std::{
 };
 
 use cluster_core::{
+    config::registries::RegistryLogin,
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, TunnelSource, plan::ImageAction,
         remote::Remote,
     },
     engine::Engine,
-    registries::RegistryLogin,
-    secrets::SecretReference,
+    fs::SecretReference,
     ssh::Connection,
     types::{
         error::ErrorCode,

@@ -2,12 +2,13 @@
 
 use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::{
-    cluster::{controller::TokenState, events::NodeEventKind},
+    cluster::controller::TokenState,
     identity::KeyFile,
     rpc::controller_client::OwnAddress,
     types::{
         error::ErrorCode,
         node::{PeerStatus, Role},
+        node_event::NodeEventKind,
     },
 };
 use futures::future::join_all;

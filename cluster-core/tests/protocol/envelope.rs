@@ -2,12 +2,10 @@
 //! counted.
 
 use aegis_proto::aegis::cluster::v1 as pb;
-use cluster_core::{
-    cluster::events::NodeEventKind,
-    types::{
-        error::ErrorCode,
-        node::{PeerStatus, Role},
-    },
+use cluster_core::types::{
+    error::ErrorCode,
+    node::{PeerStatus, Role},
+    node_event::NodeEventKind,
 };
 use tonic::Request;
 

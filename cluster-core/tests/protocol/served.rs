@@ -9,6 +9,7 @@ use cluster_core::{
     config::{self, Overrides, Settings, schema::Policy},
     engine::Engine,
     execution::supervisor::Supervisor,
+    fs::DataDirectory,
     identity::{Claims, NodeKey, TOKEN_LIFETIME_SECS, TokenSigner},
     metrics::Metrics,
     rpc::{
@@ -17,7 +18,6 @@ use cluster_core::{
         listener::Intake,
         worker_api::WorkerApi,
     },
-    store::DataDirectory,
     types::{
         ids::{ClusterId, NodeId, SessionId},
         node::Role,

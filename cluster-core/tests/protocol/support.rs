@@ -13,12 +13,12 @@ use cluster_core::{
     },
     config::{self, Overrides, Settings, endpoint::Endpoint},
     core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
+    fs::DataDirectory,
     identity::KeyFile,
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, OwnAddress, Session},
         controller_line::LinkTls,
     },
-    store::DataDirectory,
     types::{
         error::{Error, Result},
         execution::order::Held,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cluster_core::{
-    cluster::{events::NodeEventKind, membership::Command},
+    cluster::membership::Command,
     store::{ExecutionWrite, Write},
     types::{
         execution::{
@@ -12,6 +12,7 @@ use cluster_core::{
         },
         ids::{ExecutionId, NodeId},
         node::{DrainState, PeerStatus},
+        node_event::NodeEventKind,
     },
 };
 

@@ -9,6 +9,7 @@ use cluster_core::{
         membership::Staleness,
         nodes::Nodes,
     },
+    fs::DataDirectory,
     identity::KeyFile,
     metrics::Metrics,
     rpc::{
@@ -17,7 +18,7 @@ use cluster_core::{
         operator::Operators,
         wire::{Dial, Wire},
     },
-    store::{DataDirectory, Store},
+    store::Store,
     types::{clock::Clock, ids::NodeId},
 };
 use futures::future::BoxFuture;

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use cluster_core::{
-    cluster::{events::NodeEventKind::*, membership::Command},
-    types::node::PeerStatus,
+    cluster::membership::Command,
+    types::{node::PeerStatus, node_event::NodeEventKind::*},
 };
 
 use crate::{

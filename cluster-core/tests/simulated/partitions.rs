@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_core::{cluster::events::NodeEventKind::*, types::node::PeerStatus};
+use cluster_core::types::{node::PeerStatus, node_event::NodeEventKind::*};
 
 use crate::{
     home::{HOME, STALE_THRESHOLD, SWEEP_INTERVAL},

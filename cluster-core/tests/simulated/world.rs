@@ -8,16 +8,13 @@ use std::{
 };
 
 use cluster_core::{
-    cluster::{
-        controller::TokenOrder,
-        events::{EventId, NodeEventKind},
-        known_controller::KnownController,
-    },
+    cluster::{controller::TokenOrder, events::EventId, known_controller::KnownController},
     identity::KeyFile,
     rpc::controller_client::{Applicant, OwnAddress},
     types::{
         ids::NodeId,
         node::{OnDeadline, PeerStatus, PeerView, Role},
+        node_event::NodeEventKind,
     },
 };
 use tempfile::TempDir;

@@ -3,12 +3,12 @@
 use std::{io::Seek as _, path::PathBuf};
 
 use cluster_core::{
+    content::{BOUNDS, unpack::unpack},
     types::{
         error::{Error, ErrorCode, Result},
         execution::artifacts::Artifacts,
         ids::ExecutionId,
     },
-    workspace::{BOUNDS, unpack::unpack},
 };
 
 use super::{Context, client::Client, segment};

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use clap::Args;
 use cluster_core::{
-    config,
     deploy::{DeploymentView, PlanView},
     types::error::{Error, Result},
 };
@@ -127,7 +126,7 @@ impl Deploy {
         let token = match &self.tunnel_token_from {
             None => None,
             Some(place) if place.starts_with("env:") || place.starts_with("file:") => {
-                Some(config::resolve_secret(place)?)
+                Some(cluster_core::fs::resolve_secret(place)?)
             }
             // The controller's own, which it opens itself.
             Some(name) if name.starts_with("secret:") => Some(name.clone().into()),

@@ -15,7 +15,7 @@ use std::{
 use cluster_core::{
     config::{ConfigChoice, StartedBy},
     core::HealthView,
-    store::DataDirectory,
+    fs::DataDirectory,
     types::error::{Error, ErrorCode, Result},
 };
 use nix::fcntl::{Flock, FlockArg};

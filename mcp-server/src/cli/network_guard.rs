@@ -4,7 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
-use cluster_core::{network_guard, types::error::Result};
+use cluster_core::{
+    engine::network_guard,
+    types::{error::Result, network},
+};
 
 #[derive(Debug, Args)]
 pub struct NetworkGuard {
@@ -21,7 +24,7 @@ pub struct NetworkGuard {
 
 impl NetworkGuard {
     pub async fn run(self) -> Result<()> {
-        let open = network_guard::parse_open(&self.open)?;
+        let open = network::parse_open(&self.open)?;
         network_guard::run(&network_guard::rules(&self.service, &open, &self.own)).await
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use cluster_core::{
-    store::{DataDirectory, LOCK_FILE},
+    fs::{DataDirectory, LOCK_FILE},
     types::error::{Error, ErrorCode, Result},
 };
 use serde_json::{Value, json};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cluster_core::{
-    store::DataDirectory,
+    fs::DataDirectory,
     types::error::{Error, ErrorCode, Result},
 };
 

@@ -2,8 +2,8 @@
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    audit::{AuditQuery, AuditView},
-    types::clock::now_ms,
+    audit::AuditView,
+    types::{audit::AuditQuery, clock::now_ms},
 };
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cluster_core::{
     config::{schema::Confirm, settings::McpSettings},
     core::Core,
-    secrets::SecretReference,
+    fs::SecretReference,
     types::{
         caller::Identity,
         error::{Error, ErrorCode, Result},

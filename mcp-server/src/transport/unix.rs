@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use cluster_core::{
-    store::DataDirectory,
+    fs::DataDirectory,
     types::error::{Error, ErrorCode, Result},
 };
 use tokio::net::{UnixListener, UnixStream};

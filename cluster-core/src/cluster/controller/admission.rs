@@ -5,11 +5,17 @@ use std::{
     time::Duration,
 };
 
+use aegis_identity::{
+    Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PresentedToken, PublicKey,
+    TOKEN_LIFETIME_SECS, statement,
+};
+use aegis_store::{TokenRecord, Write};
 use aegis_types::{
     clock::rfc3339,
     error::{Error, ErrorCode, Result},
     ids::{EnrolmentTokenId, NodeId, SessionId, Tag},
     node::Role,
+    node_event::NodeEventKind,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,13 +25,8 @@ use super::{
     Controller,
 };
 use crate::{
-    cluster::{events::NodeEventKind, sessions::OVERLAP_MS},
-    identity::{
-        Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PresentedToken, PublicKey,
-        TOKEN_LIFETIME_SECS, statement,
-    },
+    cluster::sessions::OVERLAP_MS,
     rpc::{ClusterClock, Sealer},
-    store::{TokenRecord, Write},
 };
 
 /// Between events about machines that come in one node's name.

@@ -6,6 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use aegis_config::{
+    layers::{ConfigSnapshot, MergedConfig, Scope, version_of},
+    pushed,
+};
+use aegis_store::{ConfigWrite, Write};
 use aegis_types::{
     clock::rfc3339,
     error::{Error, ErrorCode, Result},
@@ -17,14 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Controller;
-use crate::{
-    cluster::membership::Command,
-    config::{
-        layers::{ConfigSnapshot, MergedConfig, Scope, version_of},
-        pushed,
-    },
-    store::{ConfigWrite, Write},
-};
+use crate::cluster::membership::Command;
 
 /// What a node should run and what it runs.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

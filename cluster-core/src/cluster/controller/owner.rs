@@ -9,11 +9,14 @@ use std::{
     time::Duration,
 };
 
+use aegis_identity::PublicKey;
+use aegis_store::{NodeRecord, Store, Write};
 use aegis_types::{
     clock::Clock,
     error::Result,
     ids::{ExecutionId, NodeId},
     node::Desired,
+    node_event::NodeEventKind,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,11 +25,9 @@ use super::{Standing, Standings, admission};
 use crate::{
     clock_watch::ClockWatch,
     cluster::{
-        events::{NodeEventKind, NodeEvents, event_of},
+        events::{NodeEvents, event_of},
         membership::{Change, Membership, Staleness},
     },
-    identity::PublicKey,
-    store::{NodeRecord, Store, Write},
 };
 
 /// The owner looks at its clock every second; after a longer pause its process was stopped, or its disk

@@ -146,10 +146,8 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::Index};
 
     use super::*;
-    use crate::{
-        cluster::membership::{Change, RevokedKeys},
-        store::NodeRecord,
-    };
+    use crate::cluster::membership::{Change, RevokedKeys};
+    use aegis_store::NodeRecord;
     use aegis_types::{
         execution::manifest::Demand,
         node::{Capabilities, LinkKind, Observed, Role},

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use aegis_identity::PublicKey;
+use aegis_store::NodeRecord;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{CommandId, NodeId, Tag},
@@ -13,7 +15,6 @@ use super::{
     Change, Command, Contradiction, Enrolment, Membership, Node, OpenCommands, Registration, Report, removed,
     unknown,
 };
-use crate::{identity::PublicKey, store::NodeRecord};
 
 /// Before a node is corrected a second time; the pause doubles with each correction.
 const CORRECTION_PAUSE_MS: i64 = 30_000;

@@ -112,7 +112,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{cluster::membership::Change, store::NodeRecord};
+    use crate::cluster::membership::Change;
+    use aegis_store::NodeRecord;
     use aegis_types::node::{Desired, LinkKind, Observed, OnDeadline};
 
     fn id(number: u8) -> NodeId {

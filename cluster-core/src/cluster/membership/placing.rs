@@ -250,7 +250,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{cluster::membership::Change, store::NodeRecord};
+    use crate::cluster::membership::Change;
+    use aegis_store::NodeRecord;
     use aegis_types::{
         error::{Error, ErrorCode},
         ids::Tag,

@@ -3,12 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use aegis_identity::PublicKey;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
 };
-
-use crate::identity::PublicKey;
 
 /// A deployment names this many of a node's keys at most, the newest.
 const NAMED_MAX: usize = 16;

@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use aegis_identity::{NodeKey, PublicKey};
 use aegis_types::{execution::manifest::Demand, node::Role};
 use proptest::prelude::*;
 
 use super::*;
-use crate::identity::{NodeKey, PublicKey};
 
 const NODES: usize = 5;
 const STALENESS: Staleness = Staleness { threshold: Duration::from_millis(90_000), is_set: false };

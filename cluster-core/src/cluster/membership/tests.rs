@@ -1,3 +1,4 @@
+use aegis_identity::{NodeKey, PublicKey};
 use aegis_types::{
     execution::manifest::Demand,
     gpu::{GpuDevice, memory_gb},
@@ -7,7 +8,6 @@ use aegis_types::{
 };
 
 use super::{health::GUARD_MS, *};
-use crate::identity::{NodeKey, PublicKey};
 
 mod faults;
 mod removed;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aegis_ssh::Connection;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::DeploymentId,
@@ -20,7 +21,6 @@ use super::{
     },
     Run,
 };
-use crate::ssh::Connection;
 
 /// Cuts that a deployment survives which has changed nothing yet.
 const RECONNECTS_MAX: u32 = 5;

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use aegis_config::registries::login_for;
+use aegis_engine::{Export, LocalImage};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     secret::SecretName,
@@ -14,10 +16,6 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{
     super::{image::NodeImage, local_images, plan::ImageAction, view::StepName},
     Run, publish_progress,
-};
-use crate::{
-    engine::{Export, LocalImage},
-    registries::login_for,
 };
 
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

@@ -13,6 +13,7 @@ mod steps;
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_ssh::Connection;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     secret::Secret,
@@ -33,7 +34,6 @@ use super::{
     view::{DeploymentState, DeploymentView, StepName, StepState},
     world::{Before, DeploymentRecord},
 };
-use crate::ssh::Connection;
 
 /// Until a node that was started is Active.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(90);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use aegis_ssh::Connection;
 use aegis_types::{
     error::{Error, ErrorCode, Failure, Result},
     ids::DeploymentId,
@@ -19,7 +20,6 @@ use super::{
     host::superseded_by,
     publish_progress,
 };
-use crate::ssh::Connection;
 
 /// How the host is after it was put back.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@ mod look;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use aegis_ssh::Connection;
 use aegis_types::error::{Error, ErrorCode, Result};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
@@ -16,7 +17,6 @@ use super::{
     spec::Service,
     stack::CLOUDFLARED_METRICS_PORT,
 };
-use crate::ssh::Connection;
 
 pub use self::look::{Answer, Answers, CONTAINER_FORMAT, Look, Verdict};
 

@@ -2,6 +2,8 @@
 
 use std::{io::Cursor, time::Duration};
 
+use aegis_engine::{STARTS_MAX, is_broken_start};
+use aegis_ssh::script::{marker, tail};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     secret::{Secret, redact},
@@ -20,10 +22,6 @@ use super::{
         stack::{COMPLETE, ComposeOutput, OperatorProject, PROJECT, PROJECT_DIRECTORY, VARIABLES_FILE},
     },
     Remote, SHORT, UP_TIMEOUT,
-};
-use crate::{
-    engine::{STARTS_MAX, is_broken_start},
-    ssh::script::{marker, tail},
 };
 
 const LOG_LINES_MAX: u32 = 1000;

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use aegis_engine::ImageContent;
+use aegis_ssh::script::tail;
 use aegis_types::{error::Result, registry::cannot_pull, secret::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
@@ -15,7 +17,6 @@ use super::{
     super::{image::NodeImage, scripts},
     Remote, SHORT, named,
 };
-use crate::{engine::ImageContent, ssh::script::tail};
 
 impl Remote<'_> {
     pub async fn missing_images(&self, references: &[String]) -> Result<Vec<String>> {

@@ -11,8 +11,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use aegis_fs::private_directory;
+
 use super::{GONE, NEW};
-use crate::store::private_directory;
 
 /// Syncs at once. The kernel joins those of one file system; more of them only cost threads.
 const SYNCS_AT_ONCE: usize = 16;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_engine::{ContainerSpec, Exit, Found, SIGNALLED, WORKSPACE, container_name};
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Failure, Result},
@@ -30,7 +31,6 @@ use super::{
     place,
     supervisor::{Run, Shared},
 };
-use crate::engine::{ContainerSpec, Exit, Found, SIGNALLED, WORKSPACE, container_name};
 
 /// Between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(5);

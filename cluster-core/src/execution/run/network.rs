@@ -2,18 +2,16 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use aegis_engine::{Found, GuardSpec, guard_name, network_guard};
 use aegis_types::{
     error::{Error, Result},
     execution::manifest::NetworkMode,
+    network,
 };
 use tokio::net::lookup_host;
 
 use super::{Run, Shared};
-use crate::{
-    deploy::image::{ImageSource, NodeImage},
-    engine::{Found, GuardSpec, guard_name},
-    network_guard,
-};
+use crate::deploy::image::{ImageSource, NodeImage};
 
 /// Limit for resolving the name of a model server. A name that takes longer is not opened.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -25,7 +23,7 @@ pub(super) async fn ensure(shared: &Shared, run: &Run) -> Result<String> {
     }
     shared.engine.ensure_network(&shared.network).await?;
     let texts = shared.policy.load().allowed_networks.clone().unwrap_or_default();
-    let open = network_guard::parse_open(&texts)?;
+    let open = network::parse_open(&texts)?;
     if network_guard::is_needless(&open) {
         return Ok(shared.network.clone());
     }

@@ -3,9 +3,10 @@
 
 use std::{fs, io};
 
+use aegis_fs::write_synced_elsewhere;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{execution::supervisor::Run, store::write_synced_elsewhere};
+use crate::execution::supervisor::Run;
 
 const STARTING_FILE: &str = "starting.json";
 const STOPPING_FILE: &str = "stopping.json";

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use aegis_engine::{OutputPiece, OutputTime, log_file_mb};
 use aegis_types::{
     error::Result,
     execution::view::{EventKind, Stream},
@@ -16,13 +17,10 @@ use futures::{Stream as OutputStream, StreamExt as _};
 use tokio::time::Instant;
 
 use super::{ENGINE_RETRY, patiently_written};
-use crate::{
-    engine::{OutputPiece, OutputTime, log_file_mb},
-    execution::{
-        log::EventLog,
-        position::{Position, Seeker, Track},
-        supervisor::{Run, Shared},
-    },
+use crate::execution::{
+    log::EventLog,
+    position::{Position, Seeker, Track},
+    supervisor::{Run, Shared},
 };
 
 /// Tries to write the rest of an ended container's output.

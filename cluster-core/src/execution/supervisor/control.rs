@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use aegis_fs::{DataDirectory, write_synced};
+use aegis_identity::PublicKey;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::ClusterId,
@@ -18,10 +20,6 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::unwritable;
-use crate::{
-    identity::PublicKey,
-    store::{DataDirectory, write_synced},
-};
 
 const CONTROL_FILE: &str = "worker.json";
 
@@ -161,7 +159,7 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::NodeKey;
+    use aegis_identity::NodeKey;
 
     #[test]
     fn a_new_epoch_may_come_by_many_calls_at_once() {

@@ -49,7 +49,7 @@ impl Setting {
 
 impl Drop for Setting {
     fn drop(&mut self) {
-        let filter = format!("label={}={}", crate::engine::LABEL_NODE, self.node_id);
+        let filter = format!("label={}={}", aegis_engine::LABEL_NODE, self.node_id);
         let list = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output().unwrap();
         for id in String::from_utf8_lossy(&list.stdout).split_whitespace() {
             let _ = Command::new("docker").args(["rm", "-f", id]).output();

@@ -1,5 +1,8 @@
 //! AttestNode and ChallengeNode: the calls of those who have no token yet.
 
+use aegis_identity::{
+    Admitted, Attestation, CHALLENGE_BYTES, CertificateRequest, EnrolmentToken, PublicKey, sha256,
+};
 use aegis_proto::aegis::cluster::v1 as pb;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -10,9 +13,6 @@ use aegis_types::{
 use super::{Arrival, ControllerApi};
 use crate::{
     cluster::controller::{Admission, ChallengeAnswer, ChallengeSignature, Controller},
-    identity::{
-        Admitted, Attestation, CHALLENGE_BYTES, CertificateRequest, EnrolmentToken, PublicKey, sha256,
-    },
     rpc::{
         PROTOCOL_VERSION,
         convert::{role_from_wire, software_version},

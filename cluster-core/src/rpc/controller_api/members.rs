@@ -1,5 +1,6 @@
 //! The calls of members: each may write only itself, and read what its role allows.
 
+use aegis_identity::PublicKey;
 use aegis_proto::aegis::cluster::v1 as pb;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -11,7 +12,6 @@ use aegis_types::{
 use super::{Caller, ControllerApi};
 use crate::{
     cluster::membership::{Registration, Report},
-    identity::PublicKey,
     rpc::convert::{
         address, capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire,
         interval_from_wire, peer_to_wire, role_to_wire, status_to_wire,

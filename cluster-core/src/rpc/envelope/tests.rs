@@ -1,7 +1,7 @@
+use aegis_identity::{TOKEN_LIFETIME_SECS, TokenSigner};
 use aegis_types::{ids::ClusterId, node::Role};
 
 use super::*;
-use crate::identity::{TOKEN_LIFETIME_SECS, TokenSigner};
 
 const NOW_MS: i64 = 1_700_000_000_000;
 

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use aegis_identity::CertificateFacts;
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
@@ -28,7 +29,6 @@ use super::{
     provider,
     verify::ServerVerifier,
 };
-use crate::identity::CertificateFacts;
 
 /// Between looks at whether the certificates of open connections still hold: they expire, too.
 pub(super) const REVIEW_INTERVAL: Duration = Duration::from_secs(60);

@@ -3,6 +3,8 @@
 
 use std::{fs, path::PathBuf};
 
+use aegis_config::cluster_port::CertificatePaths;
+use aegis_identity::sha256;
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
@@ -11,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{Credentials, Identity, PeerRule, Trust, changes::Changes};
-use crate::{config::cluster_port::CertificatePaths, identity::sha256};
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 

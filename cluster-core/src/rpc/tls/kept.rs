@@ -5,6 +5,8 @@
 
 use std::{fs, io, path::PathBuf};
 
+use aegis_fs::write_new;
+use aegis_identity::{Fingerprint, TlsKey};
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
@@ -14,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::{Credentials, Identity, PeerRule, Trust};
-use crate::identity::{Fingerprint, TlsKey, write_new};
 
 pub const FILE: &str = "node-certificate.json";
 
@@ -121,7 +122,7 @@ fn read(path: &PathBuf, pinned: Option<Fingerprint>) -> Result<(Option<Identity>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Authority, CertificateRequest};
+    use aegis_identity::{Authority, CertificateRequest};
 
     fn issue(authority: &Authority, node: &str, key: &TlsKey) -> (Vec<u8>, Vec<u8>) {
         let request = CertificateRequest::parse(&key.request_der).unwrap();

@@ -3,11 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_identity::Authority;
 use aegis_types::{clock::now_ms, error::Result, ids::NodeId};
 use tokio_util::sync::CancellationToken;
 
 use super::{Credentials, Identity, PeerRule, Trust};
-use crate::identity::Authority;
 
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 

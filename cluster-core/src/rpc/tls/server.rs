@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aegis_identity::CertificateFacts;
+use aegis_metrics::Metrics;
 use aegis_types::error::{Error, ErrorCode};
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -19,7 +21,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Credentials, TlsConnection, open::PeerSide, refusal};
-use crate::{identity::CertificateFacts, metrics::Metrics, rpc::places::Proven};
+use crate::rpc::places::Proven;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Callers that say nothing hold a place until their time is up.

@@ -5,6 +5,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+use aegis_identity::{Authority, Fingerprint};
 use aegis_types::{error::ErrorCode, ids::NodeId};
 use futures::{StreamExt as _, future::join_all};
 use pki::{Files, Leaf, Pki, Say, self_signed};
@@ -18,10 +19,7 @@ use tokio_util::sync::CancellationToken;
 use world::{NODE, Server, Stranger, attest, channel, channel_to, count, credentials, ping, until, whole};
 
 use super::{Credentials, Expect, HostPort, PeerRule, Trust, client, files, refusal};
-use crate::{
-    identity::{Authority, Fingerprint},
-    rpc::status::from_status,
-};
+use crate::rpc::status::from_status;
 
 const SERVER: &[&str] = &["controller", "localhost", "127.0.0.1"];
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aegis_identity::{CertificateFacts, Fingerprint};
 use aegis_types::error::{Error, ErrorCode, Result};
 use rustls::{
     CertificateError, RootCertStore,
@@ -11,7 +12,6 @@ use rustls::{
 };
 
 use super::{CHAIN_MAX, provider};
-use crate::identity::{CertificateFacts, Fingerprint};
 
 /// Of one bundle. A rotation has two.
 const AUTHORITIES_MAX: usize = 32;

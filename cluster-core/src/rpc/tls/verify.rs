@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aegis_identity::CertificateFacts;
 use aegis_types::ids::NodeId;
 use rustls::{
     CertificateError, DigitallySignedStruct, SignatureScheme,
@@ -15,7 +16,6 @@ use rustls::{
 };
 
 use super::{Trust, provider};
-use crate::identity::CertificateFacts;
 
 /// Who must answer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 
 use std::{fmt, fs, sync::Arc};
 
+use aegis_config::schema::HttpTls;
+use aegis_identity::sha256;
 use aegis_types::error::{Error, ErrorCode, Result};
 use arc_swap::ArcSwap;
 use rustls::{
@@ -15,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{ALPN_HTTP2, Identity, changes::Changes, provider};
-use crate::{config::schema::HttpTls, identity::sha256};
 
 const ALPN_HTTP1: &[u8] = b"http/1.1";
 

@@ -5,12 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    artifacts::Artifacts,
-    lifecycle::State,
-    manifest::NetworkMode,
-    request::ResourceRequest,
-    retry::RetryPolicy,
-    usage::Usage,
+    artifacts::Artifacts, lifecycle::State, manifest::NetworkMode, request::ResourceRequest,
+    retry::RetryPolicy, usage::Usage,
 };
 use crate::{
     agent::AgentReference,

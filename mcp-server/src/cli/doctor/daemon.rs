@@ -4,7 +4,7 @@ use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use cluster_core::{
     core::HealthView,
-    store::LOCK_FILE,
+    fs::LOCK_FILE,
     types::error::{Error, ErrorCode, Result},
 };
 
@@ -171,7 +171,7 @@ mod tests {
     fn a_data_directory_that_is_held_is_seen_to_be() {
         let dir = tempfile::tempdir().unwrap();
         let lock = dir.path().join(LOCK_FILE);
-        let held = cluster_core::store::DataDirectory::own(dir.path()).unwrap();
+        let held = cluster_core::fs::DataDirectory::own(dir.path()).unwrap();
         assert_eq!(owner_of(&lock), Some(std::process::id()));
         drop(held);
         assert_eq!(owner_of(&lock), None);

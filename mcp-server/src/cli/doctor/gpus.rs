@@ -2,8 +2,10 @@
 
 use cluster_core::{
     config::{Settings, schema::NodeType},
-    engine::Engine,
-    nvidia_smi::{self, FoundGpu},
+    engine::{
+        Engine,
+        nvidia_smi::{self, FoundGpu},
+    },
 };
 
 use super::{Check, Finding};

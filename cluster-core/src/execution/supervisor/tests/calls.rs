@@ -1,12 +1,12 @@
 //! Calls of the engine that an execution takes.
 
+use aegis_engine::SOCKET_DEFAULT;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{UnixListener, UnixStream},
 };
 
 use super::*;
-use crate::engine::SOCKET_DEFAULT;
 
 type Calls = Arc<Mutex<Vec<String>>>;
 

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aegis_identity::sha256;
 use aegis_types::{
     registry::{PullLogin, Registry as ImageRegistry},
     secret::Secret,
@@ -16,7 +17,6 @@ use tokio::{
 };
 
 use super::*;
-use crate::identity::sha256;
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const SILENCE: Duration = Duration::from_secs(2);

@@ -10,14 +10,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use aegis_engine::{LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, log_file_mb};
+use aegis_identity::sha256;
 use aegis_proto::aegis::runtime::v1 as pb;
 use prost::Message as _;
 
 use super::*;
-use crate::{
-    engine::{LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, log_file_mb},
-    identity::sha256,
-};
 
 /// Repeats a run: `AEGIS_OUTPUT_SEED=7 cargo test … output::`.
 const SEED: &str = "AEGIS_OUTPUT_SEED";

@@ -155,7 +155,7 @@ async fn executions_end_for_room_with_a_failure_that_says_so() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), freed).await.expect("its space is free at once");
     let usage = supervisor.engine().disk_usage().await.unwrap();
-    let volume = |order: &Order| crate::engine::workspace_volume(&setting.node_id, &order.attempt());
+    let volume = |order: &Order| aegis_engine::workspace_volume(&setting.node_id, &order.attempt());
     assert!(!usage.volumes.contains_key(&volume(&large)) && usage.volumes.contains_key(&volume(&small)));
     assert!(futures::poll!(small_events.next()).is_pending(), "the small one runs on");
     supervisor.cancel(&small.execution_id, 1, "seen").unwrap();
@@ -174,7 +174,7 @@ async fn release_goes_on_after_one_that_cannot_be_removed() {
         assert!(matches!(last.kind, EventKind::Completed { .. }), "{last:?}");
     }
     // Somebody else's container uses the first volume.
-    let mount = format!("{}:/x", crate::engine::workspace_volume(&setting.node_id, &held.attempt()));
+    let mount = format!("{}:/x", aegis_engine::workspace_volume(&setting.node_id, &held.attempt()));
     let container = Command::new("docker").args(["create", "-v", &mount, IMAGE]).output().unwrap();
     let container = String::from_utf8(container.stdout).unwrap().trim().to_owned();
     assert_eq!(

@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink};
 
+use aegis_content::{BOUNDS, pack::pack, roots, unpack::unpack};
 use aegis_types::{
     execution::{
         content::{Content, ImageOffer},
@@ -12,10 +13,7 @@ use aegis_types::{
 use bytes::Bytes;
 
 use super::*;
-use crate::{
-    execution::artifacts,
-    workspace::{BOUNDS, pack::pack, roots, unpack::unpack},
-};
+use crate::execution::artifacts;
 
 /// Packs a directory and brings it to the worker, in small pieces.
 async fn bring(supervisor: &Supervisor, directory: &Path) -> WorkspaceNote {
@@ -157,7 +155,7 @@ async fn build_tools_find_places_to_write_to() {
 async fn content_that_is_not_what_was_told_is_not_kept() {
     let setting = Setting::new();
     let supervisor = setting.supervisor().await;
-    let digest = hex::encode(crate::identity::sha256(b"right"));
+    let digest = hex::encode(aegis_identity::sha256(b"right"));
     let content = |bytes| Content::Workspace { digest: digest.clone(), bytes };
     let incoming = supervisor.incoming();
     for (bytes, sent) in [(5, &b"wrong"[..]), (5, b"righ"), (5, b"right!")] {

@@ -2,13 +2,12 @@
 
 use std::{fs, path::Path};
 
+use aegis_config::cluster_port::CertificatePaths;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
-
-use crate::config::cluster_port::CertificatePaths;
 
 pub struct Pki {
     pub pem: String,

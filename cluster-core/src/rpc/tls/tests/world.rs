@@ -107,7 +107,7 @@ impl Server {
 
     pub async fn start_aged(credentials: Credentials, age: Option<Duration>) -> Self {
         let stop = CancellationToken::new();
-        let intake = Intake::new(crate::metrics::Metrics::default(), stop.clone());
+        let intake = Intake::new(aegis_metrics::Metrics::default(), stop.clone());
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let address = intake.listen_tcp(any, Some(credentials)).await.unwrap();
         let (connections, stopped) = intake.into_connections();

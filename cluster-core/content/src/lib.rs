@@ -1,0 +1,65 @@
+//! Directories that travel: packed on the controller's machine, sent to a node, and what executions
+//! leave behind on its way back.
+//!
+//! - [`roots`]: which directories may be packed at whose word.
+//! - [`pack`]: a directory becomes one file, the same bytes for the same content.
+//! - [`written`]: a packed file while it is written.
+//! - [`kept`]: packed files on disk, by the digest of their bytes, for as long as an execution needs them.
+//! - [`rewrite`]: an archive on its way, under other names or owners.
+//! - [`unpack`]: an archive of strangers becomes files of a person's, and nothing outside their directory.
+//!
+//! All of it blocks: callers use a blocking thread. No task lives here.
+
+pub mod blob_store;
+pub mod pack;
+pub mod rewrite;
+pub mod roots;
+pub mod unpack;
+pub mod written;
+
+use std::path::{Component, Path, PathBuf};
+
+/// What one archive may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub packed_bytes: u64,
+    /// Of all files together, unpacked.
+    pub content_bytes: u64,
+    /// Files, directories and links.
+    pub entries: u64,
+}
+
+/// Of workspaces and of artifacts alike.
+pub const BOUNDS: Bounds =
+    Bounds { packed_bytes: 512 * 1024 * 1024, content_bytes: 4 * 1024 * 1024 * 1024, entries: 100_000 };
+
+/// Where a link leads, if it stays beneath the directory that holds everything. By its words alone: what
+/// other links do to it is for the kernel to say.
+fn lexical_target(link: &Path, target: &Path) -> Option<PathBuf> {
+    let mut place = link.parent()?.to_path_buf();
+    for part in target.components() {
+        match part {
+            Component::Normal(name) => place.push(name),
+            Component::CurDir => {}
+            Component::ParentDir if place.pop() => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_leads_inside_or_nowhere() {
+        let leads = |link: &str, target: &str| lexical_target(Path::new(link), Path::new(target));
+        assert_eq!(leads("a/b", "../c"), Some("c".into()));
+        assert_eq!(leads("a/b", "./d/../e"), Some("a/e".into()));
+        assert_eq!(leads("a", "."), Some("".into()));
+        for (link, target) in [("a", ".."), ("a/b", "../../c"), ("a", "/etc"), ("a", "b/../../c")] {
+            assert_eq!(leads(link, target), None, "{link} -> {target}");
+        }
+    }
+}

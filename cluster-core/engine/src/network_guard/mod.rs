@@ -1,0 +1,165 @@
+//! What a container with a network may reach: the internet, and of the node's own surroundings what its operator opens.
+//!
+//! Closed are the cloud's metadata address, the node's own addresses and private networks. The rules are policy
+//! routing rules in a network namespace that a container of ours, the guard, holds; the container of the execution
+//! joins that namespace (`network_mode: container:…`) and has no capability to change them. A connection to what is
+//! closed is refused at once with EACCES. Nothing on the host changes, and no program of the host is needed: the guard
+//! runs this executable. Port 53 stays open, since engines before Docker 26 ask the host's name servers from within the
+//! namespace, and these often lie in the LAN or at the metadata address itself.
+//!
+//! This module decides the rules; [`install`] puts them into the kernel.
+
+mod install;
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+pub use install::{READY, run};
+
+/// Private, shared, link-local, reserved and multicast networks (RFC 6890), with the metadata addresses
+/// 169.254.169.254, 100.100.100.200 and fd00:ec2::254 in them, and NAT64, which leads to private addresses of IPv4.
+const CLOSED: [&str; 13] = [
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "192.0.0.0/24",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "fc00::/7",
+    "fe80::/10",
+    "64:ff9b::/96",
+    "64:ff9b:1::/48",
+];
+const DNS_PORT: u16 = 53;
+
+/// What a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Name servers, wherever they are. `tcp`: the protocol is TCP, else UDP.
+    Names {
+        is_v6: bool,
+        tcp: bool,
+    },
+    /// One service, by TCP.
+    Service(SocketAddr),
+    Open(IpNet),
+    Closed(IpNet),
+}
+
+impl Rule {
+    /// Lower comes first: what is opened counts before what is closed. All come after the table of local addresses,
+    /// by which a container reaches itself.
+    fn priority(self) -> u32 {
+        match self {
+            Rule::Names { .. } => 100,
+            Rule::Service(_) => 200,
+            Rule::Open(_) => 300,
+            Rule::Closed(_) => 400,
+        }
+    }
+
+    fn is_v6(self) -> bool {
+        match self {
+            Rule::Names { is_v6, .. } => is_v6,
+            Rule::Service(address) => address.is_ipv6(),
+            Rule::Open(net) | Rule::Closed(net) => matches!(net, IpNet::V6(_)),
+        }
+    }
+}
+
+/// Whether everything is open, so that there is nothing to guard.
+pub fn is_needless(open: &[IpNet]) -> bool {
+    open.iter().any(|net| matches!(net, IpNet::V4(net) if net.prefix_len() == 0))
+}
+
+/// Returns the rules for a namespace: `services` and `open` are what the operator opens, `own` the node's addresses.
+pub fn rules(services: &[SocketAddr], open: &[IpNet], own: &[IpAddr]) -> Vec<Rule> {
+    let names = [false, true].map(|is_v6| [false, true].map(|tcp| Rule::Names { is_v6, tcp }));
+    let closed = CLOSED.iter().filter_map(|text| text.parse().ok()).map(Rule::Closed);
+    let own = own.iter().map(|address| Rule::Closed(IpNet::from(*address)));
+    let services = services.iter().map(|address| Rule::Service(*address));
+    let open = open.iter().map(|net| Rule::Open(*net));
+    names.into_iter().flatten().chain(services).chain(open).chain(closed).chain(own).collect()
+}
+
+/// Returns the addresses of this machine that no network of the fixed list holds: public ones.
+pub fn own_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let closed: Vec<IpNet> = CLOSED.iter().filter_map(|text| text.parse().ok()).collect();
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    let mut own: Vec<IpAddr> = interfaces
+        .filter_map(address)
+        .filter(|address| !address.is_loopback() && !closed.iter().any(|net| net.contains(address)))
+        .collect();
+    own.sort_unstable();
+    own.dedup();
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use aegis_types::network::parse_open;
+
+    use super::*;
+
+    /// What the rules decide of a connection by TCP, as the kernel does: the first rule that matches.
+    fn is_open(rules: &[Rule], to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        let mut rules = rules.to_vec();
+        rules.sort_by_key(|rule| rule.priority());
+        let decides = |rule: &Rule| match rule {
+            Rule::Names { is_v6, tcp } => {
+                (*tcp && *is_v6 == to.is_ipv6() && to.port() == DNS_PORT).then_some(true)
+            }
+            Rule::Service(address) => (*address == to).then_some(true),
+            Rule::Open(net) => net.contains(&to.ip()).then_some(true),
+            Rule::Closed(net) => net.contains(&to.ip()).then_some(false),
+        };
+        rules.iter().find_map(decides).unwrap_or(true)
+    }
+
+    #[test]
+    fn surroundings_are_closed_and_the_internet_is_open() {
+        let rules = rules(&[], &[], &["192.0.2.7".parse().unwrap()]);
+        for closed in [
+            "169.254.169.254:80",
+            "100.100.100.200:80",
+            "[fd00:ec2::254]:80",
+            "172.18.0.1:22",
+            "10.0.0.1:443",
+            "192.168.1.1:80",
+            "100.64.1.1:80",
+            "[fe80::1]:80",
+            "[64:ff9b::a00:1]:80",
+            "239.255.255.250:1900",
+            "192.0.2.7:8088",
+        ] {
+            assert!(!is_open(&rules, closed), "{closed}");
+        }
+        for open in ["1.1.1.1:443", "192.0.2.8:80", "[2606:4700::1111]:443", "10.0.0.2:53", "[fd00::1]:53"] {
+            assert!(is_open(&rules, open), "{open}");
+        }
+    }
+
+    #[test]
+    fn operator_opens_networks_and_services() {
+        let open = parse_open(&["10.1.2.3/16".into(), "192.168.7.7".into()]).unwrap();
+        let rules = rules(&["10.9.9.9:8150".parse().unwrap()], &open, &[]);
+        for open in ["10.1.255.1:80", "192.168.7.7:80", "10.9.9.9:8150"] {
+            assert!(is_open(&rules, open), "{open}");
+        }
+        for closed in ["10.2.0.1:80", "192.168.7.8:80", "10.9.9.9:22"] {
+            assert!(!is_open(&rules, closed), "{closed}");
+        }
+        assert!(is_needless(&parse_open(&["0.0.0.0/0".into()]).unwrap()));
+        assert!(!is_needless(&open));
+    }
+}
