@@ -21,6 +21,7 @@ use std::{
 };
 
 use aegis_config::{Settings, schema::NodeType};
+use aegis_deploy::{ApprovedHost, Deployments, Hosts, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts};
 use aegis_fs::DataDirectory;
 use aegis_metrics::Metrics;
@@ -52,7 +53,6 @@ use crate::{
         nodes::Nodes,
         worker::{JoinState, Member},
     },
-    deploy::{ApprovedHost, Deployments, Hosts, Rollouts},
     execution::dispatch::Executions,
     ops::trial,
     rpc::tls::Credentials,

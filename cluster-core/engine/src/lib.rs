@@ -13,6 +13,7 @@ mod home;
 mod image;
 mod image_removal;
 pub mod network_guard;
+pub mod node_image;
 pub mod nvidia_smi;
 mod output;
 mod restarted;

@@ -33,6 +33,11 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
+/// Returns the SHA-256 of bytes in hexadecimal.
+pub fn hex_digest(bytes: &[u8]) -> String {
+    hex::encode(sha256(bytes))
+}
+
 /// Fresh random bytes from the operating system.
 pub fn random<const N: usize>() -> aegis_types::error::Result<[u8; N]> {
     let mut bytes = [0; N];

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use aegis_config::{Settings, cluster_port::ClusterTls, endpoint::Endpoint, settings::ControllerSettings};
+use aegis_deploy::DirectOffer;
 use aegis_fs::resolve_secret;
 use aegis_identity::{Authority, EnrolmentToken, Fingerprint};
 use aegis_types::{
@@ -12,12 +13,9 @@ use aegis_types::{
 use tokio_util::sync::CancellationToken;
 use url::Host;
 
-use crate::{
-    deploy::DirectOffer,
-    rpc::{
-        controller_line::LinkTls,
-        tls::{Credentials, KeptCertificate, PeerRule, files, kept, own},
-    },
+use crate::rpc::{
+    controller_line::LinkTls,
+    tls::{Credentials, KeptCertificate, PeerRule, files, kept, own},
 };
 
 /// What a controller serves and dials with.

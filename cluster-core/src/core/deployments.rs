@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use aegis_deploy::{
+    DeploymentFilter, DeploymentRequest, DeploymentView, KeptRelease, LogsAsked, NodeOrder, PlanView, Removal,
+};
 use aegis_types::{
     clock::rfc3339,
     error::Result,
@@ -13,9 +16,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Core;
-use crate::deploy::{
-    DeploymentFilter, DeploymentRequest, DeploymentView, KeptRelease, LogsAsked, NodeOrder, PlanView, Removal,
-};
 
 /// A release that a node's host keeps.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

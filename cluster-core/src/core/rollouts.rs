@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use aegis_deploy::{RolloutPlan, RolloutRequest, RolloutView};
 use aegis_types::{error::Result, ids::RolloutId, principal::Origin};
 use tokio::sync::watch;
 
 use super::Core;
-use crate::deploy::{RolloutPlan, RolloutRequest, RolloutView};
 
 impl Core {
     pub async fn plan_rollout(&self, request: RolloutRequest, origin: Origin) -> Result<RolloutPlan> {

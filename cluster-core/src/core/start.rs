@@ -4,6 +4,7 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use aegis_config::{Settings, cluster_port::Listen, settings::GRPC_PORT};
+use aegis_deploy::{Deployments, Hosts, Journal, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts, nvidia_smi::FoundGpus};
 use aegis_fs::DataDirectory;
 use aegis_identity::{KeyFile, NodeKey};
@@ -36,7 +37,6 @@ use crate::{
         worker::WorkerTask,
     },
     default_port::DefaultPort,
-    deploy::{Deployments, Hosts, Journal, Rollouts},
     execution::{
         dispatch::Executions, live::ExecutionContext, sending::SendingSettings, supervisor::Supervisor,
     },

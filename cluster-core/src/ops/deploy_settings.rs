@@ -6,6 +6,7 @@ use aegis_config::{
     registries::{Logins, RegistryLogin},
     schema::{self, Deploy, HostKeyChoice, LinkKeyChoice, PullChoice},
 };
+use aegis_deploy::{DeploySettings, grammar, settings::KeyPassphrase};
 use aegis_fs::SecretReference;
 use aegis_ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile};
 use aegis_types::{
@@ -13,8 +14,6 @@ use aegis_types::{
     ids::ClusterId,
     registry::Registry,
 };
-
-use crate::deploy::{DeploySettings, grammar, settings::KeyPassphrase};
 
 /// `data` is where the controller keeps what is its own.
 pub fn of(deploy: &Deploy, cluster_id: &ClusterId, data: &Path) -> Result<DeploySettings> {

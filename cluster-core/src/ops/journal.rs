@@ -1,6 +1,11 @@
 //! Deployments, rollouts and approved hosts in the store: typed records as JSON, with the columns that are
 //! searched for beside them.
 
+use aegis_deploy::{
+    ApprovedHost, DeploymentFilter, DeploymentState, Journal, RolloutState,
+    rollout::{RolloutJournal, RolloutRecord},
+    world::DeploymentRecord,
+};
 use aegis_ssh::HostAddress;
 use aegis_store::{DeploymentRow, HostRow, RolloutRow, Store, Write};
 use aegis_types::{
@@ -10,14 +15,7 @@ use aegis_types::{
 };
 use futures::future::BoxFuture;
 
-use crate::{
-    deploy::{
-        ApprovedHost, DeploymentFilter, DeploymentState, Journal, RolloutState,
-        rollout::{RolloutJournal, RolloutRecord},
-        world::DeploymentRecord,
-    },
-    secrets::Secrets,
-};
+use crate::secrets::Secrets;
 
 #[derive(Debug, Clone)]
 pub struct StoreJournal {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use aegis_deploy as deploy;
+use aegis_deploy::{DeploymentSpec, Hosts, link_key};
 use aegis_identity::PublicKey;
 use aegis_ssh::{Connection, HostAddress, LinkSettings, SshTarget};
 use aegis_store::NodeRecord;
@@ -19,7 +21,6 @@ use futures::future::BoxFuture;
 
 use crate::{
     cluster::{controller::Controller, membership::Given, nodes::Nodes},
-    deploy::{self, DeploymentSpec, Hosts, link_key},
     execution::dispatch::Executions,
     ops::{removal, trial},
 };

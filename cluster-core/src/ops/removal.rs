@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aegis_deploy::Deployed;
 use aegis_ssh::{HostAddress, SshTarget};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -9,10 +10,7 @@ use aegis_types::{
     node::{Desired, DrainState, DrainView, OnDeadline},
 };
 
-use crate::{
-    cluster::{controller::Controller, nodes::Nodes},
-    deploy::Deployed,
-};
+use crate::cluster::{controller::Controller, nodes::Nodes};
 
 /// What is cancelled at the deadline has its grace period, and its end must arrive.
 const CANCEL_GRACE: Duration = Duration::from_secs(60);

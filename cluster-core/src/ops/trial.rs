@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use aegis_engine::Engine;
+use aegis_engine::{
+    Engine,
+    node_image::{ImageSource, NodeImage},
+};
 use aegis_types::{
     error::{Error, Result},
     execution::{
@@ -13,10 +16,7 @@ use aegis_types::{
     ids::NodeId,
 };
 
-use crate::{
-    deploy::image::{ImageSource, NodeImage},
-    execution::dispatch::Executions,
-};
+use crate::execution::dispatch::Executions;
 
 /// A container of our own executable prints its version and ends.
 const TIMEOUT_SECS: u64 = 60;

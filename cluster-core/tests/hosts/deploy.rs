@@ -5,11 +5,9 @@ use std::time::Duration;
 use cluster_core::{
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, StepName, StepState, TunnelSource, checks,
-        env_file::EnvFile,
-        image::{ImageSource, NodeImage},
-        plan::Change,
-        remote::Remote,
+        env_file::EnvFile, plan::Change, remote::Remote,
     },
+    engine::node_image::{ImageSource, NodeImage},
     ssh::{LinkState, client_config::ConfigFile},
     types::{error::ErrorCode, ids::DeploymentId, principal::Origin, secret::Secret},
 };

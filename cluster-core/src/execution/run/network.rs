@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use aegis_engine::{Found, GuardSpec, guard_name, network_guard};
+use aegis_engine::{
+    Found, GuardSpec, guard_name, network_guard,
+    node_image::{ImageSource, NodeImage},
+};
 use aegis_types::{
     error::{Error, Result},
     execution::manifest::NetworkMode,
@@ -11,7 +14,6 @@ use aegis_types::{
 use tokio::net::lookup_host;
 
 use super::{Run, Shared};
-use crate::deploy::image::{ImageSource, NodeImage};
 
 /// Limit for resolving the name of a model server. A name that takes longer is not opened.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,0 +1,501 @@
+//! What is asked for, and what is to be done: only validation makes the second out of the first.
+
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+
+use aegis_ssh::{HostAddress, SshTarget, client_config::Asked};
+use aegis_types::{
+    error::{Error, ErrorCode, Result},
+    ids::{NodeId, Tag, UserName},
+    link::LinkChoice,
+    principal::Origin,
+    secret::{Secret, SecretName},
+    text::shown,
+};
+
+use super::{
+    grammar,
+    names::{ModelName, ProfileName, ServiceName},
+    settings::{DeploySettings, HEALTH_TIMEOUT_SECONDS_DEFAULT},
+    tunnel::{self, Argument, TunnelSource},
+    world::Deployed,
+};
+
+pub(super) const SSH_USER_DEFAULT: &str = "root";
+
+/// The arguments of `deploy_edge_node`, as they came.
+#[derive(Debug, Clone, Default)]
+pub struct DeploymentRequest {
+    pub host: String,
+    pub ssh_port: Option<u32>,
+    pub ssh_user: Option<String>,
+    pub ssh_key_path: Option<String>,
+    pub identity: Option<String>,
+    pub tags: Vec<String>,
+    /// Comma-separated: parts of the embedded stack, or services of the operator's own.
+    pub services: Option<String>,
+    /// Profiles of the operator's stack.
+    pub profiles: Vec<String>,
+    /// Whether the machine becomes a node; without, its stack alone is started. Default: true.
+    pub join: Option<bool>,
+    /// How long the stack may take to become healthy. Default: the configuration's.
+    pub health_timeout_seconds: Option<u32>,
+    /// What Ollama is to have: `name[:tag]`.
+    pub models: Vec<String>,
+    pub tunnel_token: Option<Secret>,
+    pub remote_llm_url: Option<String>,
+    pub image: Option<String>,
+    pub link: Option<String>,
+    /// Digest of the plan that a dry run showed, whole or its first 12 digits at least.
+    pub plan_digest: Option<String>,
+    /// How long to wait for another deployment of the host to end, 0 to 600.
+    pub lock_wait_seconds: Option<u64>,
+    /// Replace a release that another cluster's controller put there.
+    pub take_over: bool,
+    pub idempotency_key: Option<String>,
+}
+
+/// A part of the embedded stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    Node,
+    Ollama,
+    Cloudflared,
+}
+
+impl Service {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Service::Node => "node",
+            Service::Ollama => "ollama",
+            Service::Cloudflared => "cloudflared",
+        }
+    }
+
+    const ALL: [Service; 3] = [Service::Node, Service::Ollama, Service::Cloudflared];
+
+    pub(super) fn is_embedded(name: &ServiceName) -> bool {
+        Self::ALL.iter().any(|service| service.name() == name.as_str())
+    }
+}
+
+impl Service {
+    pub fn service_name(self) -> ServiceName {
+        ServiceName::known(self.name())
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A deployment as it is recorded: validated, and without any secret.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeploymentSpec {
+    pub target: SshTarget,
+    pub node: NodeId,
+    pub tags: Vec<Tag>,
+    /// Of the embedded stack, its parts. Of an operator's stack, what was named; nothing named means
+    /// all that have no profile.
+    pub services: BTreeSet<ServiceName>,
+    #[serde(default)]
+    pub profiles: BTreeSet<ProfileName>,
+    /// Without, no node of ours runs on the host.
+    #[serde(default = "yes")]
+    pub join: bool,
+    #[serde(default = "health_timeout_default")]
+    pub health_timeout_seconds: u32,
+    #[serde(default)]
+    pub models: Vec<ModelName>,
+    pub tunnel: TunnelSource,
+    pub remote_llm_url: Option<String>,
+    /// Replaces what a foreign stack would build, or joins the embedded stack as `aithernode`.
+    pub image: Option<String>,
+    /// A stack of the operator's instead of the embedded one.
+    pub compose_file: Option<PathBuf>,
+    pub base_dir: String,
+    pub minimum_disk_gb: u64,
+    /// Left out where it is the usual one, so that requests recorded before still count as the same.
+    #[serde(default, skip_serializing_if = "LinkChoice::is_usual")]
+    pub link: LinkChoice,
+    pub origin: Origin,
+    /// What is done is this plan, or nothing.
+    #[serde(default)]
+    pub plan_digest: Option<String>,
+    #[serde(default)]
+    pub lock_wait_seconds: u64,
+    #[serde(default)]
+    pub take_over: bool,
+}
+
+/// Records of earlier versions do not say it.
+const fn yes() -> bool {
+    true
+}
+
+const fn health_timeout_default() -> u32 {
+    HEALTH_TIMEOUT_SECONDS_DEFAULT
+}
+
+/// A validated deployment and the one secret that goes with it; a named one is opened later, by its name
+/// in the specification.
+#[derive(Debug, Clone)]
+pub struct Validated {
+    pub spec: DeploymentSpec,
+    pub tunnel_token: Option<Secret>,
+}
+
+impl DeploymentRequest {
+    /// Checks every argument by grammar; no socket, no file of the caller's choosing is touched.
+    /// An explicit argument wins over the operator's ssh configuration, and that over the default.
+    pub fn validate(&self, origin: Origin, settings: &DeploySettings) -> Result<Validated> {
+        if self.host.is_empty() {
+            return Err(
+                Error::invalid("host is empty").remedy("name the machine: its DNS name or IP address")
+            );
+        }
+        let host = HostAddress::parse(&self.host, settings.allow_loopback)?;
+        let node = match given(&self.identity) {
+            Some(identity) => NodeId::parse(identity)?,
+            None => NodeId::from_host(host.as_str())?,
+        };
+        let link = link(given(&self.link), settings)?;
+        if let Some(key) = given(&self.idempotency_key) {
+            grammar::idempotency_key(key)?;
+        }
+        let user = given(&self.ssh_user).map(UserName::parse).transpose()?;
+        let (port, user) = login(&host, grammar::port(self.ssh_port)?, user.as_ref(), settings)?;
+        let target = SshTarget {
+            host,
+            port,
+            user,
+            key_path: given(&self.ssh_key_path).map(|path| grammar::key_path(path, settings)).transpose()?,
+        };
+        let compose_file = settings.foreign_compose_file();
+        let join = self.join.unwrap_or(true);
+        let mut services = match &compose_file {
+            None => grammar::embedded_services(given(&self.services), join)?,
+            Some(_) => grammar::services(given(&self.services).unwrap_or_default())?,
+        };
+        let profiles = grammar::profiles(&self.profiles)?;
+        if compose_file.is_none() && !profiles.is_empty() {
+            return Err(Error::invalid("profiles: the embedded stack has none")
+                .remedy("leave profiles out, or name a compose file in spec.deploy.compose_file"));
+        }
+        let argument =
+            self.tunnel_token.as_ref().map(|token| secret_argument(token, origin)).transpose()?.flatten();
+        let (tunnel, tunnel_token) = tunnel::resolve(argument, settings)?;
+        if compose_file.is_none() {
+            let cloudflared = Service::Cloudflared.service_name();
+            match (&tunnel, services.contains(&cloudflared)) {
+                (TunnelSource::None, false) => {}
+                (TunnelSource::None, true) => {
+                    return Err(Error::invalid("cloudflared needs a tunnel token and none was found")
+                        .remedy("give tunnel_token, or set CLOUDFLARE_TUNNEL_TOKEN for the controller"));
+                }
+                _ => {
+                    services.insert(cloudflared);
+                }
+            }
+        }
+        let models = grammar::models(&self.models)?;
+        let ollama = services.iter().any(|service| service.as_str() == Service::Ollama.name());
+        if compose_file.is_none() && !models.is_empty() && !ollama {
+            return Err(Error::invalid("models: no Ollama runs in this deployment to hold them")
+                .remedy("add ollama to services, or leave models out"));
+        }
+        let image = given(&self.image).or(settings.environment_image.as_deref());
+        let spec = DeploymentSpec {
+            target,
+            node,
+            tags: grammar::tags(&self.tags)?,
+            services,
+            profiles,
+            join,
+            health_timeout_seconds: match self.health_timeout_seconds {
+                None => settings.health_timeout_seconds,
+                Some(seconds) => grammar::health_timeout(seconds)?,
+            },
+            models,
+            tunnel,
+            remote_llm_url: given(&self.remote_llm_url).map(grammar::llm_url).transpose()?,
+            image: image.map(grammar::image_reference).transpose()?,
+            compose_file,
+            base_dir: grammar::base_dir(&settings.base_dir)?,
+            minimum_disk_gb: settings.minimum_disk_gb,
+            link,
+            origin,
+            plan_digest: given(&self.plan_digest).map(grammar::plan_digest).transpose()?,
+            lock_wait_seconds: grammar::lock_wait(self.lock_wait_seconds)?,
+            take_over: match (self.take_over, origin) {
+                (true, Origin::Assistant) => {
+                    return Err(Error::new(
+                        ErrorCode::Forbidden,
+                        "take_over replaces another cluster's node: only a person may ask for it",
+                    )
+                    .remedy(format!("ask the person to run: aegis deploy {} --take-over", self.host)));
+                }
+                (take_over, _) => take_over,
+            },
+        };
+        Ok(Validated { spec, tunnel_token })
+    }
+}
+
+/// Port and user as they are recorded. The rest of what the ssh configuration says is read at each
+/// connection, so that a host that moves behind another one is found again.
+fn login(
+    host: &HostAddress,
+    port: Option<u16>,
+    user: Option<&UserName>,
+    settings: &DeploySettings,
+) -> Result<(u16, UserName)> {
+    let asked = Asked { host, user, port, user_default: SSH_USER_DEFAULT };
+    let mut route = settings.client_config()?.route(asked, settings.allow_loopback)?;
+    let last = route.pop().ok_or_else(|| Error::internal("a route without a host"))?;
+    Ok((last.endpoint.port, last.user))
+}
+
+impl DeploymentSpec {
+    /// Of the embedded stack.
+    pub fn runs(&self, service: Service) -> bool {
+        self.compose_file.is_none() && self.services.iter().any(|name| name.as_str() == service.name())
+    }
+
+    pub fn health_limit(&self) -> Duration {
+        Duration::from_secs(self.health_timeout_seconds.into())
+    }
+
+    /// For what is done with a node that was deployed already.
+    pub fn of_deployed(node: NodeId, deployed: Deployed, lock_wait_seconds: u64, origin: Origin) -> Self {
+        Self {
+            link: LinkChoice::default(),
+            target: deployed.target,
+            node,
+            tags: Vec::new(),
+            services: BTreeSet::from([Service::Node.service_name()]),
+            profiles: BTreeSet::new(),
+            join: deployed.join,
+            health_timeout_seconds: HEALTH_TIMEOUT_SECONDS_DEFAULT,
+            models: Vec::new(),
+            tunnel: TunnelSource::None,
+            remote_llm_url: None,
+            image: None,
+            compose_file: None,
+            base_dir: deployed.base_dir,
+            minimum_disk_gb: 0,
+            origin,
+            plan_digest: None,
+            lock_wait_seconds,
+            take_over: false,
+        }
+    }
+
+    /// What makes two requests the same one; the secret takes part by its digest only. Which plan it is to
+    /// carry out does not: a retry may come without the confirmation that named it.
+    pub fn digest(&self, tunnel_token: Option<&Secret>) -> String {
+        let asked = Self { plan_digest: None, ..self.clone() };
+        let json = serde_json::to_string(&asked).unwrap_or_default();
+        let token = tunnel_token.map(Secret::reveal).unwrap_or_default();
+        crate::hex_digest(format!("{json}\0{token}").as_bytes())
+    }
+}
+
+/// Clients send empty strings for what was left out.
+fn given(value: &Option<String>) -> Option<&str> {
+    value.as_deref().map(str::trim).filter(|value| !value.is_empty())
+}
+
+fn link(asked: Option<&str>, settings: &DeploySettings) -> Result<LinkChoice> {
+    match asked {
+        None | Some("ssh") => Ok(LinkChoice::Ssh),
+        Some("direct") => settings.direct.check().map(|_| LinkChoice::Direct),
+        Some(other) => {
+            Err(Error::invalid(format!("there is no link \"{}\"", shown(other)))
+                .remedy("link is ssh or direct"))
+        }
+    }
+}
+
+/// From an assistant a secret is a literal value, a name the operator declared, or empty; references to files and variables of this
+/// machine are a person's.
+fn secret_argument(secret: &Secret, origin: Origin) -> Result<Option<Argument>> {
+    let text = secret.reveal();
+    let refuse = |why: &str| Err(Error::invalid(format!("tunnel_token {why}")));
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if let Err(why) = tunnel::check(text) {
+        return refuse(why);
+    }
+    if let Some(name) = text.strip_prefix("secret:") {
+        return SecretName::parse(name).map(|name| Some(Argument::Named(name)));
+    }
+    let value = |text: &str| Ok(Some(Argument::Value(Secret::new(text))));
+    let reference =
+        text.strip_prefix("env:").map(Reference::Env).or(text.strip_prefix("file:").map(Reference::File));
+    match (reference, origin) {
+        (None, _) => value(text),
+        (Some(_), Origin::Assistant) => Err(Error::new(
+            ErrorCode::Forbidden,
+            "tunnel_token: env: and file: are for the configuration and the command line only",
+        )
+        .remedy("leave it empty (it is found by itself where the operator set it), or give secret:NAME or the value")),
+        (Some(Reference::Env(name)), Origin::Person) => match std::env::var(name) {
+            Ok(text) if !text.is_empty() => value(&text),
+            _ => refuse("names an environment variable that is not set"),
+        },
+        (Some(Reference::File(path)), Origin::Person) => match std::fs::read_to_string(path) {
+            Ok(text) => value(text.trim()),
+            Err(error) => Err(Error::invalid("tunnel_token names a file that cannot be read").source(error)),
+        },
+    }
+}
+
+enum Reference<'a> {
+    Env(&'a str),
+    File(&'a str),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(host: &str) -> DeploymentRequest {
+        DeploymentRequest { host: host.into(), ..Default::default() }
+    }
+
+    fn validate(request: &DeploymentRequest) -> Result<Validated> {
+        request.validate(Origin::Assistant, &DeploySettings::default())
+    }
+
+    #[test]
+    fn defaults_are_the_published_ones() {
+        let spec = validate(&request("192.168.1.50")).unwrap().spec;
+        assert_eq!((spec.target.port, spec.target.user.as_str()), (22, "root"));
+        assert_eq!(spec.node.as_str(), "192-168-1-50");
+        assert_eq!(spec.services.iter().map(ToString::to_string).collect::<Vec<_>>(), ["node", "ollama"]);
+        assert!(spec.join && spec.health_timeout_seconds == 180);
+        assert_eq!(spec.target.host.as_str(), "192.168.1.50", "a host is a direct target");
+        assert_eq!(spec.tunnel, TunnelSource::None);
+    }
+
+    #[test]
+    fn a_retry_is_the_same_request_with_a_confirmed_plan_and_without() {
+        let digest = |request: &DeploymentRequest| validate(request).unwrap().spec.digest(None);
+        let asked = request("192.168.1.50");
+        let confirmed = DeploymentRequest { plan_digest: Some("a".repeat(64)), ..asked.clone() };
+        assert_eq!(digest(&asked), digest(&confirmed));
+        assert_ne!(digest(&asked), digest(&request("192.168.1.51")));
+    }
+
+    #[test]
+    fn arguments_win_over_the_ssh_configuration_and_that_over_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config");
+        let config = "Host atlas\n HostName 10.0.0.5\n User ops\n Port 2200\nHost evil\n ProxyCommand sh\n";
+        std::fs::write(&file, config).unwrap();
+        let ssh_config = aegis_ssh::client_config::ConfigFile::Named(file);
+        let settings = DeploySettings { ssh_config, ..Default::default() };
+        let validate = |request: DeploymentRequest| request.validate(Origin::Assistant, &settings);
+        let spec = validate(request("Atlas")).unwrap().spec;
+        assert_eq!(spec.target.to_string(), "ops@atlas:2200");
+        assert_eq!(spec.node.as_str(), "atlas", "people see the alias");
+        let given = DeploymentRequest { ssh_port: Some(22), ssh_user: Some("me".into()), ..request("atlas") };
+        assert_eq!(validate(given).unwrap().spec.target.to_string(), "me@atlas:22");
+        assert_eq!(validate(request("other")).unwrap().spec.target.to_string(), "root@other:22");
+        assert!(validate(request("evil")).unwrap_err().to_string().contains("ProxyCommand"));
+    }
+
+    #[test]
+    fn arguments_out_of_their_grammar_are_refused() {
+        let cases: [(&str, DeploymentRequest); 18] = [
+            ("host", request("")),
+            ("host", request("-x")),
+            ("this machine", request("localhost")),
+            ("ssh_port", DeploymentRequest { ssh_port: Some(0), ..request("edge1") }),
+            ("ssh_port", DeploymentRequest { ssh_port: Some(70_000), ..request("edge1") }),
+            ("ssh user", DeploymentRequest { ssh_user: Some("root;id".into()), ..request("edge1") }),
+            ("node id", DeploymentRequest { identity: Some("Bad Id".into()), ..request("edge1") }),
+            ("tag", DeploymentRequest { tags: vec!["A B".into()], ..request("edge1") }),
+            ("service", DeploymentRequest { services: Some("node,redis".into()), ..request("edge1") }),
+            ("tunnel token", DeploymentRequest { services: Some("cloudflared".into()), ..request("edge1") }),
+            ("profiles", DeploymentRequest { profiles: vec!["extra".into()], ..request("edge1") }),
+            (
+                "join",
+                DeploymentRequest { join: Some(false), services: Some("node".into()), ..request("edge1") },
+            ),
+            (
+                "health_timeout_seconds",
+                DeploymentRequest { health_timeout_seconds: Some(9), ..request("edge1") },
+            ),
+            ("model", DeploymentRequest { models: vec!["a b".into()], ..request("edge1") }),
+            ("models", DeploymentRequest { models: vec!["m".into(); 17], ..request("edge1") }),
+            (
+                "models",
+                DeploymentRequest {
+                    models: vec!["m".into()],
+                    services: Some("node".into()),
+                    ..request("edge1")
+                },
+            ),
+            (
+                "ssh_key_path",
+                DeploymentRequest { ssh_key_path: Some("../../etc/shadow".into()), ..request("edge1") },
+            ),
+            ("image", DeploymentRequest { image: Some("a b".into()), ..request("edge1") }),
+        ];
+        for (what, request) in cases {
+            let error = validate(&request).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{what}");
+            assert!(error.to_string().contains(what), "{what}: {error}");
+        }
+        let direct = DeploymentRequest { link: Some("direct".into()), ..request("edge1") };
+        let error = validate(&direct).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+        assert!(error.to_string().contains("spec.cluster.advertise_address"), "{error}");
+    }
+
+    #[test]
+    fn a_given_token_brings_cloudflared_and_is_neither_stored_nor_shown() {
+        let request = DeploymentRequest { tunnel_token: Some(Secret::new("ey-hunter2")), ..request("edge1") };
+        let validated = validate(&request).unwrap();
+        assert!(validated.spec.runs(Service::Cloudflared));
+        let stored = serde_json::to_string(&validated.spec).unwrap();
+        assert!(!stored.contains("hunter2") && !format!("{request:?} {validated:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_named_secret_is_recorded_by_its_name() {
+        let named =
+            |text: &str| DeploymentRequest { tunnel_token: Some(Secret::new(text)), ..request("edge1") };
+        let validated = validate(&named("secret:tunnel")).unwrap();
+        assert!(validated.spec.runs(Service::Cloudflared) && validated.tunnel_token.is_none());
+        let stored = serde_json::to_string(&validated.spec).unwrap();
+        let read: DeploymentSpec = serde_json::from_str(&stored).unwrap();
+        assert!(matches!(&read.tunnel, TunnelSource::Secret(name) if name.as_str() == "tunnel"));
+        assert_ne!(validated.spec.digest(None), validate(&named("secret:other")).unwrap().spec.digest(None));
+        assert_eq!(validate(&named("secret:No Name")).unwrap_err().code(), ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn an_assistant_may_not_point_at_files_and_variables() {
+        for reference in ["env:HOME", "file:/etc/shadow"] {
+            let request =
+                DeploymentRequest { tunnel_token: Some(Secret::new(reference)), ..request("edge1") };
+            assert_eq!(validate(&request).unwrap_err().code(), ErrorCode::Forbidden);
+        }
+        let request = DeploymentRequest { tunnel_token: Some(Secret::new("env:HOME")), ..request("edge1") };
+        assert!(request.validate(Origin::Person, &DeploySettings::default()).is_ok());
+    }
+
+    #[test]
+    fn the_digest_tells_requests_apart() {
+        let spec = validate(&request("edge1")).unwrap().spec;
+        let other = validate(&request("edge2")).unwrap().spec;
+        assert_eq!(spec.digest(None), spec.digest(None));
+        assert_ne!(spec.digest(None), other.digest(None));
+        assert_ne!(spec.digest(None), spec.digest(Some(&Secret::new("x"))));
+    }
+}

@@ -1,0 +1,125 @@
+//! The stack of a deployment: what Compose is given, and what must be known of it to start it, to
+//! wait for it and to judge the host.
+//!
+//! The embedded stack is made from fragments in the binary (`embedded`). An operator's own stack is read in three
+//! steps:
+//!
+//! 1. `project` reads the compose files and the files that Compose opens with them (`references`) from this machine.
+//! 2. Compose on the host reads them, by `docker compose config`: what a compose file means is Compose's to say
+//!    (`config`).
+//! 3. `operator` reads the files that the services use (`bundle`), and `foreign` adds our node by an override.
+//!
+//! Reading touches this machine's disk and the host; [`build`] decides and touches neither.
+//!
+//! Absent on purpose: compose files that the host would fetch from a URL.
+
+mod bundle;
+mod config;
+mod embedded;
+mod foreign;
+mod interpolate;
+mod operator;
+mod project;
+mod references;
+mod source;
+
+pub use self::{
+    bundle::{Bundle, Root},
+    config::Published,
+    operator::OperatorStack,
+};
+pub(super) use self::{
+    bundle::{COMPLETE, PROJECT_DIRECTORY},
+    config::ComposeOutput,
+    interpolate::interpolate,
+    project::{OperatorProject, VARIABLES_FILE},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+use aegis_types::error::Result;
+
+use super::spec::DeploymentSpec;
+
+pub const PROJECT: &str = "aitheros-edge";
+pub const NODE_PORT_DEFAULT: u16 = 8090;
+pub const OLLAMA_PORT: u16 = 11434;
+/// Where the embedded cloudflared tells how it is, on the host's loopback.
+pub const CLOUDFLARED_METRICS_PORT: u16 = 20241;
+
+const NODE_FRAGMENT: &str = include_str!("node.yml");
+
+/// What is written to the host, and what must be there to run it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stack {
+    pub compose: String,
+    /// The operator's own, which lay beside their compose file.
+    pub operator_override: Option<String>,
+    /// Ours; it comes last.
+    pub override_file: Option<String>,
+    /// Images other than the node's own.
+    pub images: Vec<String>,
+    /// Those of the images that are pulled although the host has one of that name.
+    pub always_pulled: BTreeSet<String>,
+    /// Variables of the compose file that have no value and no default.
+    pub unset: BTreeSet<String>,
+    /// Services that are started, with images that a variable without a value leaves incomplete.
+    pub incomplete_images: BTreeMap<String, String>,
+    /// The service that is our node; none in a stack that does not join.
+    pub node: Option<NodeService>,
+    pub ollama: Option<OllamaService>,
+    /// The embedded one, whose readiness is asked for.
+    pub cloudflared: bool,
+    /// What is started: what was asked for, and all that this needs.
+    pub services: Vec<String>,
+    pub profiles: Vec<String>,
+    /// Ports of the host that the started services take.
+    pub ports: Vec<Published>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeService {
+    pub service: String,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OllamaService {
+    pub service: String,
+    /// Where its API is on the host; a stack need not publish it.
+    pub port: Option<u16>,
+}
+
+pub fn build(spec: &DeploymentSpec, operator: Option<&OperatorStack>, gpu: bool) -> Result<Stack> {
+    match operator {
+        Some(operator) => foreign::build(spec, operator),
+        None => Ok(embedded::build(spec, gpu)),
+    }
+}
+
+fn node_fragment(service: &str, port: u16) -> String {
+    NODE_FRAGMENT.replace("__NODE__", service).replace("__PORT__", &port.to_string())
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use crate::{DeploySettings, DeploymentRequest, DeploymentSpec};
+    use aegis_types::principal::Origin;
+
+    /// For the embedded stack.
+    pub fn spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {
+        of(change, DeploySettings::default())
+    }
+
+    /// For an operator's compose file, which need not exist.
+    pub fn foreign_spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {
+        let settings =
+            DeploySettings { compose_file: Some("/project/docker-compose.yml".into()), ..Default::default() };
+        of(change, settings)
+    }
+
+    fn of(change: impl FnOnce(&mut DeploymentRequest), settings: DeploySettings) -> DeploymentSpec {
+        let mut request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
+        change(&mut request);
+        request.validate(Origin::Person, &settings).unwrap().spec
+    }
+}
