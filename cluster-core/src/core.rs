@@ -25,6 +25,7 @@ use aegis_deploy::{ApprovedHost, Deployments, Hosts, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts};
 use aegis_fs::DataDirectory;
 use aegis_metrics::Metrics;
+use aegis_rpc::tls::Credentials;
 use aegis_ssh::{HostAddress, HostKey};
 use aegis_store::Store;
 use aegis_types::{
@@ -55,7 +56,6 @@ use crate::{
     },
     execution::dispatch::Executions,
     ops::trial,
-    rpc::tls::Credentials,
     secrets::Secrets,
 };
 
@@ -165,7 +165,7 @@ impl Core {
     ///
     /// `tokens` has the data directory's own; those that are stored join it.
     pub async fn start(settings: Settings, data: Arc<DataDirectory>, tokens: TokenTable) -> Result<Core> {
-        let open_files = crate::descriptors::raise_limit();
+        let open_files = aegis_rpc::descriptors::raise_limit();
         tracing::debug!(open_files, "the limit of open files");
         let (settings, applied) = AppliedConfig::restore(settings, data.path());
         let node_id = start::node_id(&settings, data.path())?;
@@ -320,7 +320,7 @@ impl Core {
         HealthView {
             ready: subsystems.iter().all(|subsystem| subsystem.ok || !subsystem.critical),
             uptime_seconds: self.0.started.elapsed().as_secs(),
-            version: crate::rpc::SOFTWARE_VERSION.to_owned(),
+            version: aegis_rpc::SOFTWARE_VERSION.to_owned(),
             node_id: self.0.node_id.clone(),
             cluster_id: self.cluster_id().ok(),
             role: self.0.role,

@@ -3,16 +3,15 @@
 
 pub mod access;
 pub mod agents;
+pub mod api;
 pub mod audit;
 pub mod capacity;
 mod clock_watch;
 pub mod cluster;
 pub mod core;
 pub mod default_port;
-mod descriptors;
 pub mod execution;
 mod ops;
-pub mod rpc;
 pub mod secrets;
 
 pub use self::core::Core;
@@ -23,6 +22,7 @@ pub use aegis_engine as engine;
 pub use aegis_fs as fs;
 pub use aegis_identity as identity;
 pub use aegis_metrics as metrics;
+pub use aegis_rpc as rpc;
 pub use aegis_ssh as ssh;
 pub use aegis_store as store;
 pub use aegis_types as types;

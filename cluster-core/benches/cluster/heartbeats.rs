@@ -7,6 +7,10 @@ use std::{
 
 use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_server::NodeClusterService as _};
 use cluster_core::{
+    api::{
+        controller::{ControllerApi, ControllerApiSettings},
+        operator::Operators,
+    },
     cluster::{
         controller::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
         direct::DirectAccess,
@@ -18,9 +22,7 @@ use cluster_core::{
     metrics::Metrics,
     rpc::{
         ClusterClock, Sealer,
-        controller_api::{ControllerApi, ControllerApiSettings},
         listener::{Entered, Via},
-        operator::Operators,
         places::Proven,
     },
     store::Store,

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use cluster_core::{
     cluster::membership::{Change, Membership, PeerFilter},
-    store::NodeRecord,
     types::{
         ids::NodeId,
-        node::{LinkKind, Observed, Role},
+        node::{LinkKind, NodeRecord, Observed, Role},
     },
 };
 

@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use cluster_core::{
     cluster::membership::{Change, Membership},
-    store::NodeRecord,
     types::{
         execution::manifest::Demand,
         ids::{ExecutionId, NodeId, Tag},
-        node::{Capabilities, LinkKind, Observed, Role},
+        node::{Capabilities, LinkKind, NodeRecord, Observed, Role},
         placement::PlacementStrategy,
         resources::Amounts,
     },

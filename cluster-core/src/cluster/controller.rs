@@ -21,12 +21,14 @@ use std::{
 use aegis_identity::{
     Challenger, NodeKey, PublicKey, SealContext, TokenKeys, TokenKeysView, TokenSigner, TransitSettings,
 };
-use aegis_store::{NodeRecord, Store, Write};
+use aegis_rpc::SOFTWARE_VERSION;
+use aegis_store::{Store, Write};
 use aegis_types::{
     clock::Clock,
     error::{Error, ErrorCode, Failure, Result},
+    heartbeat::Command,
     ids::{ClusterId, CommandId, ExecutionId, GpuUuid, NodeId},
-    node::{DrainState, DrainView, LinkKind, Observed, OnDeadline, PeerView, Role, Site},
+    node::{DrainState, DrainView, LinkKind, NodeRecord, Observed, OnDeadline, PeerView, Role, Site},
     node_event::NodeEventKind,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,12 +38,10 @@ use self::owner::{Decide, Decision, Owner, Stored, set_standing};
 use super::{
     events::NodeEvents,
     membership::{
-        Change, Command, Given, Membership, PeerFilter, PeerPage, Registration, Report, RevokedKeys,
-        Staleness,
+        Change, Given, Membership, PeerFilter, PeerPage, Registration, Report, RevokedKeys, Staleness,
     },
     sessions::Sessions,
 };
-use crate::rpc::SOFTWARE_VERSION;
 
 pub use admission::{
     Admission, ChallengeAnswer, ChallengeSignature, Rotation, TokenOrder, TokenState, TokenView,

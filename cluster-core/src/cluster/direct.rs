@@ -6,6 +6,11 @@
 use std::{io, sync::Arc, time::Duration};
 
 use aegis_config::endpoint::is_loopback;
+use aegis_rpc::{
+    paced_channel::PacedChannel,
+    tls::{self, Credentials, Expect, HostPort, refusal},
+    wire::{Dial, Wire},
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -15,11 +20,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use super::controller::Controller;
-use crate::rpc::{
-    paced_channel::PacedChannel,
-    tls::{self, Credentials, Expect, HostPort, refusal},
-    wire::{Dial, Wire},
-};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between looks at a node that answers: with the probe's own limit, a death is noticed within 15 s.

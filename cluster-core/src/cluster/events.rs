@@ -11,12 +11,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use aegis_store::NodeRecord;
 use aegis_types::{
     clock::rfc3339,
     error::Error,
     ids::NodeId,
-    node::{Desired, Observed},
+    node::{Desired, NodeRecord, Observed},
     node_event::NodeEventKind,
 };
 use schemars::JsonSchema;

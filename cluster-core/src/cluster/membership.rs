@@ -19,11 +19,12 @@ mod revoked;
 use std::{collections::BTreeMap, time::Duration};
 
 use aegis_identity::PresentedToken;
-use aegis_store::{NodeRecord, Write};
+use aegis_store::Write;
 use aegis_types::{
     error::{Error, ErrorCode, Failure, Result},
+    heartbeat::{Command, ConfigReport},
     ids::{CommandId, EnrolmentTokenId, ExecutionId, NodeId, Tag},
-    node::{Capabilities, Desired, LinkKind, Observed, OnDeadline, PeerStatus, PeerView},
+    node::{Capabilities, Desired, LinkKind, NodeRecord, Observed, OnDeadline, PeerStatus, PeerView},
     placement::PlacementStrategy,
     resources::Amounts,
 };
@@ -40,26 +41,6 @@ const DRAINING: &str = "draining";
 const REMOVING: &str = "being removed";
 /// Shown for what a node has not said.
 const UNKNOWN: &str = "unknown";
-
-/// What a node is told to do, once.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Command {
-    Drain,
-    Resume,
-    /// Ends the process once nothing runs there.
-    Shutdown,
-    /// To run this version of its configuration.
-    PushConfig {
-        version: String,
-        /// Merged when it is sent, and never stored.
-        #[serde(skip)]
-        body: Vec<u8>,
-    },
-}
-
-/// Commands that the node has not acknowledged, oldest first.
-pub type OpenCommands = Vec<(CommandId, Command)>;
 
 /// A change of the stored state.
 #[derive(Debug, Clone)]
@@ -174,13 +155,6 @@ pub struct Report {
     pub config: Option<ConfigReport>,
     /// Between its heartbeats; None where it does not say.
     pub interval: Option<Duration>,
-}
-
-/// The version that a node runs, and why not a newer one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigReport {
-    pub version: String,
-    pub error: Option<String>,
 }
 
 #[derive(Debug)]

@@ -12,7 +12,6 @@ pub mod applied;
 pub mod controller;
 pub mod direct;
 pub mod events;
-pub mod known_controller;
 pub mod membership;
 pub mod nodes;
 pub mod placement;

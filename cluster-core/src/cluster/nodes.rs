@@ -12,6 +12,12 @@ use std::{
 
 use aegis_config::layers::MergedConfig;
 use aegis_identity::PublicKey;
+use aegis_rpc::{
+    Sealer, node_proof,
+    paced_channel::WeakChannel,
+    wire::{Dial, Wire},
+    worker_client::WorkerClient,
+};
 use aegis_ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream, SshStream};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -32,15 +38,7 @@ use super::{
     controller::Controller,
     direct::{self, DirectAccess},
 };
-use crate::{
-    execution::{artifacts, supervisor::Supervisor},
-    rpc::{
-        Sealer, node_proof,
-        paced_channel::WeakChannel,
-        wire::{Dial, Wire},
-        worker_client::WorkerClient,
-    },
-};
+use crate::execution::{artifacts, supervisor::Supervisor};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between looks at a node that answers: with the probe's own limit, a death is noticed within 15 s.

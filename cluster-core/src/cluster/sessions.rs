@@ -9,12 +9,11 @@ use std::{
 };
 
 use aegis_identity::{PublicKey, SequenceWindow};
+use aegis_rpc::Sealer;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, SessionId},
 };
-
-use crate::rpc::Sealer;
 
 /// Calls under way when a node attests again, or changes its key, may still finish.
 pub const OVERLAP_MS: i64 = 10_000;
@@ -171,8 +170,8 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::ClusterClock;
     use aegis_identity::NodeKey;
+    use aegis_rpc::ClusterClock;
 
     fn open(sessions: &Sessions, node: &NodeId, key: &Arc<NodeKey>, now_ms: i64) -> SessionId {
         let id = SessionId::mint();

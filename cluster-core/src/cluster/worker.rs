@@ -12,8 +12,14 @@ use std::{
 use aegis_config::settings::ControllerSettings;
 use aegis_fs::resolve_secret;
 use aegis_identity::random;
+use aegis_rpc::{
+    controller_client::{Applicant, Beat, ControllerClient, Session},
+    controller_line::LinkTls,
+    tls::Credentials,
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
+    heartbeat::Command,
     ids::CommandId,
 };
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -23,17 +29,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{applied::AppliedConfig, membership::Command};
-use crate::{
-    capacity::Capacity,
-    execution::supervisor::Supervisor,
-    rpc::{
-        controller_client::{Applicant, Beat, ControllerClient, Session},
-        controller_line::LinkTls,
-        tls::Credentials,
-        worker_api::CurrentSession,
-    },
-};
+use super::applied::AppliedConfig;
+use crate::{api::worker::CurrentSession, capacity::Capacity, execution::supervisor::Supervisor};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// The controller's socket costs nothing to try: a returning controller is found within seconds.

@@ -6,17 +6,16 @@ use aegis_config::{Settings, cluster_port::ClusterTls, endpoint::Endpoint, setti
 use aegis_deploy::DirectOffer;
 use aegis_fs::resolve_secret;
 use aegis_identity::{Authority, EnrolmentToken, Fingerprint};
+use aegis_rpc::{
+    controller_line::LinkTls,
+    tls::{Credentials, KeptCertificate, PeerRule, files, kept, own},
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
 };
 use tokio_util::sync::CancellationToken;
 use url::Host;
-
-use crate::rpc::{
-    controller_line::LinkTls,
-    tls::{Credentials, KeptCertificate, PeerRule, files, kept, own},
-};
 
 /// What a controller serves and dials with.
 #[derive(Debug, Clone)]

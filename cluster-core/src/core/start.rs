@@ -9,6 +9,12 @@ use aegis_engine::{Engine, facts::EngineFacts, nvidia_smi::FoundGpus};
 use aegis_fs::DataDirectory;
 use aegis_identity::{KeyFile, NodeKey};
 use aegis_metrics::Metrics;
+use aegis_rpc::{
+    controller_client::{Applicant, OwnAddress},
+    known_controller::KnownController,
+    listener::Intake,
+    tls::Credentials,
+};
 use aegis_store::Store;
 use aegis_types::{
     clock::Clock,
@@ -25,13 +31,18 @@ use super::{ControllerPart, WorkerPart, certificates};
 use crate::{
     access::{AccessTokens, TokenTable},
     agents::Agents,
+    api::{
+        controller::{ControllerApi, ControllerApiSettings},
+        operator::Operators,
+        runtime::RuntimeApi,
+        worker::WorkerApi,
+    },
     audit::Audit,
     capacity::Capacity,
     cluster::{
         applied::AppliedConfig,
         controller::{Controller, HealthSettings},
         direct::{DirectAccess, Plain},
-        known_controller::KnownController,
         membership::Staleness,
         nodes::Nodes,
         worker::WorkerTask,
@@ -43,15 +54,6 @@ use crate::{
     ops::{
         departures, deploy_settings, journal::StoreJournal, local_node::LocalNode,
         membership::ClusterMembership,
-    },
-    rpc::{
-        controller_api::{ControllerApi, ControllerApiSettings},
-        controller_client::{Applicant, OwnAddress},
-        listener::Intake,
-        operator::Operators,
-        runtime_api::RuntimeApi,
-        tls::Credentials,
-        worker_api::WorkerApi,
     },
     secrets::Secrets,
 };

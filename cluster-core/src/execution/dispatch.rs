@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use aegis_identity::sha256;
+use aegis_rpc::{event_encoding, worker_client::check_order_fits};
 use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::now_ms,
@@ -27,14 +28,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     drive::{self, Handed},
-    encoding, hooks,
+    hooks,
     live::{ExecutionContext, Shared, Word},
     order_cache::OrderCache,
     queue::Queue,
     reconcile, retention,
     sending::{Sending, SendingSettings},
 };
-use crate::rpc::worker_client::check_order_fits;
 
 /// Executions that wait for a node.
 const QUEUE_MAX: usize = 10_000;
@@ -246,7 +246,7 @@ impl Executions {
 
     async fn read_events(&self, id: &ExecutionId, after_sequence: u64, limit: u32) -> Result<Vec<EventView>> {
         let events = self.0.store.execution_events(id, after_sequence, limit.min(EVENTS_READ_MAX)).await?;
-        events.iter().map(|bytes| encoding::decode(bytes)).collect()
+        events.iter().map(|bytes| event_encoding::decode(bytes)).collect()
     }
 
     /// Follows an execution; of an ended one there is only the last view.

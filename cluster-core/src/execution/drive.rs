@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use aegis_config::registries::login_for;
+use aegis_rpc::{event_encoding, status::may_have_arrived};
 use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::now_ms,
@@ -21,7 +22,6 @@ use futures::StreamExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    encoding,
     event_budget::{Admission, EventBudget},
     exclusion,
     fail_point::{FailPoint, reached},
@@ -29,7 +29,7 @@ use super::{
     patience::{Due, Patience},
     projection::{Continuation, apply, continuation},
 };
-use crate::{cluster::nodes::Worker, rpc::status::may_have_arrived};
+use crate::cluster::nodes::Worker;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -444,7 +444,7 @@ async fn store(
             told = Told::GoesOn(continuation);
             break;
         }
-        let encoded = encoding::encode(&record.execution_id, &event);
+        let encoded = event_encoding::encode(&record.execution_id, &event);
         match budget.admit(&event, encoded.len()) {
             Admission::Whole => events.push((event.sequence, encoded)),
             Admission::Nothing => {
@@ -454,10 +454,10 @@ async fn store(
             Admission::Mark(mark) => {
                 note_excess(shared, record).await?;
                 event = mark;
-                events.push((event.sequence, encoding::encode(&record.execution_id, &event)));
+                events.push((event.sequence, event_encoding::encode(&record.execution_id, &event)));
             }
             Admission::AfterGap(gap) => {
-                events.push((gap.sequence, encoding::encode(&record.execution_id, &gap)));
+                events.push((gap.sequence, event_encoding::encode(&record.execution_id, &gap)));
                 events.push((event.sequence, encoded));
             }
         }
@@ -635,7 +635,8 @@ async fn release(shared: &Shared, record: &ExecutionRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{execution::projection::tests::record, rpc::status::NotSent};
+    use crate::execution::projection::tests::record;
+    use aegis_rpc::status::NotSent;
 
     #[test]
     fn order_that_never_left_is_placed_elsewhere() {

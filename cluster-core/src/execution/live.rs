@@ -12,6 +12,7 @@ use std::{
 
 use aegis_config::{executions::ExecutionSettings, hooks::Hooks, registries::Logins};
 use aegis_metrics::Metrics;
+use aegis_rpc::event_encoding;
 use aegis_store::{ExecutionWrite, Store, Write};
 use aegis_types::{
     clock::now_ms,
@@ -28,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     callers::{CallerPlace, OpenByCaller},
-    encoding,
     exclusion::Exclusion,
     order_cache::OrderCache,
     projection,
@@ -223,7 +223,7 @@ impl Shared {
     pub async fn tell(&self, record: &mut ExecutionRecord, live: &Live, kind: EventKind) -> Result<()> {
         let sequence = record.last_sequence + 1;
         let event = EventView { sequence, attempt: record.attempt, time_ms: now_ms(), kind };
-        let events = vec![(sequence, encoding::encode(&record.execution_id, &event))];
+        let events = vec![(sequence, event_encoding::encode(&record.execution_id, &event))];
         projection::note(record, &event, event.time_ms);
         let write = ExecutionWrite::Record { record: Box::new(record.clone()), events };
         self.store.write(Write::Execution(write)).await?;

@@ -16,6 +16,7 @@ use std::{
 };
 
 use aegis_proto::aegis::runtime::v1 as pb;
+use aegis_rpc::event_encoding;
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Failure, Result},
@@ -26,7 +27,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 
-use super::{encoding, position::Position};
+use super::position::Position;
 use crate::clock_watch::moment;
 
 /// Of a line that may be a result.
@@ -252,7 +253,7 @@ impl EventLog {
             _ => last + 1,
         };
         let event = EventView { sequence, attempt: self.attempt, time_ms: now_ms(), kind };
-        let mut wire = encoding::to_wire(&self.execution_id, &event);
+        let mut wire = event_encoding::to_wire(&self.execution_id, &event);
         if let Some(pb::execution_event::Event::Output(chunk)) = &mut wire.event {
             chunk.position = position.as_ref().map(Position::to_wire);
         }
@@ -487,7 +488,7 @@ fn next_event(rest: &mut Bytes) -> Option<(EventView, Option<Position>)> {
         Some(pb::execution_event::Event::Output(chunk)) => chunk.position.take().map(Position::from_wire),
         _ => None,
     };
-    let event = encoding::from_wire(wire).ok()?;
+    let event = event_encoding::from_wire(wire).ok()?;
     *rest = ahead;
     Some((event, position))
 }

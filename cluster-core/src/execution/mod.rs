@@ -10,7 +10,6 @@
 //! - `images`, `disk`: what the worker does for room on its engine's disk.
 //! - [`content`], `place`, [`artifacts`]: what travels with an execution, on its worker; [`sending`]: the
 //!   controller's side of it.
-//! - [`encoding`]: events on the wire and in both stores.
 
 pub mod artifacts;
 mod blocked;
@@ -19,7 +18,6 @@ pub mod content;
 mod disk;
 pub mod dispatch;
 mod drive;
-pub mod encoding;
 mod event_budget;
 mod exclusion;
 mod fail_point;

@@ -5,13 +5,11 @@
 //! its record from the moment that is stored.
 
 use aegis_metrics::Metrics;
+use aegis_rpc::tls::Credentials;
 use aegis_types::node_event::NodeEventKind;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cluster::{controller::Controller, events::EventId, nodes::Nodes},
-    rpc::tls::Credentials,
-};
+use crate::cluster::{controller::Controller, events::EventId, nodes::Nodes};
 
 const BATCH_MAX: usize = 256;
 

@@ -1,6 +1,6 @@
 //! The controller's own node, in a hybrid: it reports and obeys with no network in between.
 
-use aegis_types::error::Result;
+use aegis_types::{error::Result, heartbeat::ConfigReport};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -9,7 +9,7 @@ use crate::{
     cluster::{
         applied::AppliedConfig,
         controller::Controller,
-        membership::{ConfigReport, Registration, Report},
+        membership::{Registration, Report},
         nodes::Nodes,
         worker::obey,
     },

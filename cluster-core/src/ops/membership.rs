@@ -7,13 +7,12 @@ use aegis_deploy as deploy;
 use aegis_deploy::{DeploymentSpec, Hosts, link_key};
 use aegis_identity::PublicKey;
 use aegis_ssh::{Connection, HostAddress, LinkSettings, SshTarget};
-use aegis_store::NodeRecord;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::lifecycle::State,
     ids::NodeId,
     link::NodeLink,
-    node::{Desired, PeerStatus, Site},
+    node::{Desired, NodeRecord, PeerStatus, Site},
     principal::Origin,
     resources::Amounts,
 };

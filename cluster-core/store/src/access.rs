@@ -1,9 +1,9 @@
 //! Access tokens as they are stored: by the hash of their value.
 
-use aegis_types::{error::Result, ids::AccessTokenName, scope::Scope};
+use aegis_types::{error::Result, ids::AccessTokenName, scope::Scope, text::to_name};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
-use super::{Store, from_name, read_failed, to_name, unreadable, write::done};
+use super::{Store, from_name, read_failed, unreadable, write::done};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessTokenRow {

@@ -2,13 +2,13 @@
 
 use std::sync::LazyLock;
 
-use aegis_types::{audit::AuditQuery, caller::Door, error::Result};
+use aegis_types::{audit::AuditQuery, caller::Door, error::Result, text::to_name};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
 use super::{
     Store, from_name,
     insertion::Insertion,
-    read_failed, to_name,
+    read_failed,
     write::{Changed, Query, done},
 };
 

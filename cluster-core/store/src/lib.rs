@@ -39,7 +39,7 @@ pub use config::{ConfigWrite, NodeConfigAssignment, RuntimeRegistryAssignment};
 pub use deliveries::Delivery;
 pub use deployments::{DeploymentRow, HostRow};
 pub use execution_writes::ExecutionWrite;
-pub use nodes::{NodeRecord, TokenRecord};
+pub use nodes::TokenRecord;
 pub use rollouts::RolloutRow;
 pub use secrets::{SecretRow, SecretWrite};
 pub use write::Write;
@@ -269,11 +269,6 @@ fn to_json(value: &impl serde::Serialize) -> String {
 
 fn from_json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| unreadable(what, e))
-}
-
-/// The stored spelling of a plain enum: its serde name without quotes.
-pub fn to_name(value: &impl serde::Serialize) -> String {
-    to_json(value).trim_matches('"').to_owned()
 }
 
 fn from_name<T: serde::de::DeserializeOwned>(what: &str, name: String) -> Result<T> {

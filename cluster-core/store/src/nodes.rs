@@ -3,63 +3,11 @@
 use aegis_types::{
     error::Result,
     ids::{CommandId, EnrolmentTokenId, NodeId, Tag},
-    node::{Capabilities, Desired, LinkKind, Observed, OnDeadline, Role, Site},
-    resources::Amounts,
+    node::{NodeRecord, Role},
 };
 use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, from_json, from_name, read_failed, unreadable};
-
-/// A node as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeRecord {
-    pub node_id: NodeId,
-    pub role: Role,
-    /// Ed25519, pinned at admission.
-    pub public_key: Option<[u8; 32]>,
-    pub desired: Desired,
-    pub observed: Observed,
-    pub capabilities: Capabilities,
-    pub address: String,
-    pub link: LinkKind,
-    /// Where we deployed it.
-    pub site: Option<Site>,
-    pub version: String,
-    pub sealed: bool,
-    pub registered_at_ms: Option<i64>,
-    pub last_heartbeat_ms: Option<i64>,
-    pub drain_deadline_ms: Option<i64>,
-    pub on_deadline: OnDeadline,
-    /// Tags that the node may claim; None where it may claim any.
-    pub bound_tags: Option<Vec<Tag>>,
-    /// Amounts that the node may claim; None where it may claim any.
-    pub bound_size: Option<Amounts>,
-}
-
-impl NodeRecord {
-    /// A node that is admitted and not heard of yet.
-    pub fn expected(node_id: NodeId, role: Role, public_key: [u8; 32], link: LinkKind) -> Self {
-        Self {
-            node_id,
-            role,
-            public_key: Some(public_key),
-            desired: Desired::Schedulable,
-            observed: Observed::Expected,
-            capabilities: Capabilities::default(),
-            address: String::new(),
-            link,
-            site: None,
-            version: String::new(),
-            sealed: true,
-            registered_at_ms: None,
-            last_heartbeat_ms: None,
-            drain_deadline_ms: None,
-            on_deadline: OnDeadline::default(),
-            bound_tags: None,
-            bound_size: None,
-        }
-    }
-}
 
 /// An enrolment token as it is stored: never the secret itself.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ use aegis_types::{
         request::{ExecutionRequest, Submission},
     },
     ids::{EnrolmentTokenId, NodeId, Tag, UserName},
-    node::{Desired, LinkKind, OnDeadline, Role, Site},
+    node::{Desired, LinkKind, NodeRecord, OnDeadline, Role, Site},
 };
 
 use super::*;

@@ -4,13 +4,14 @@
 use aegis_config::layers::Scope;
 use aegis_types::{
     ids::{CommandId, EnrolmentTokenId, NodeId},
-    node::{Desired, Observed, OnDeadline},
+    node::{Desired, NodeRecord, Observed, OnDeadline},
+    text::to_name,
 };
 use sqlx::{Any, Transaction};
 
 use super::{
-    AccessWrite, AgentWrite, AuditWrite, ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, NodeRecord,
-    RolloutRow, SecretWrite, TokenRecord, to_json, to_name,
+    AccessWrite, AgentWrite, AuditWrite, ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, RolloutRow,
+    SecretWrite, TokenRecord, to_json,
 };
 
 pub(super) type Changed = Result<u64, sqlx::Error>;

@@ -1,12 +1,12 @@
 //! Membership over the wire: commands, goodbyes, removals, and the events that tell of them.
 
 use cluster_core::{
-    cluster::membership::Command,
     config::endpoint::Endpoint,
     core::{DrainOrder, RemovalOrder},
     rpc::{controller_client::ControllerClient, controller_line::LinkTls},
     types::{
         error::ErrorCode,
+        heartbeat::Command,
         node::{DrainState, LinkKind, OnDeadline, PeerStatus, Role},
         node_event::NodeEventKind::{self, *},
     },

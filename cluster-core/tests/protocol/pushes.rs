@@ -7,11 +7,10 @@ use aegis_proto::aegis::{
     cluster::v1 as pb,
 };
 use cluster_core::{
-    cluster::membership::Command,
     config::{self, layers::Scope},
     core::RemovalOrder,
     rpc::Sealer,
-    types::{ids::SessionId, node::Role},
+    types::{heartbeat::Command, ids::SessionId, node::Role},
 };
 use serde_json::json;
 

@@ -5,6 +5,7 @@ use std::{os::unix::net::UnixListener, path::Path, sync::Arc};
 use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient};
 use arc_swap::ArcSwapOption;
 use cluster_core::{
+    api::worker::WorkerApi,
     cluster::applied::AppliedConfig,
     config::{self, Overrides, Settings, schema::Policy},
     engine::Engine,
@@ -16,7 +17,6 @@ use cluster_core::{
         Sealer,
         controller_client::{OwnAddress, Session},
         listener::Intake,
-        worker_api::WorkerApi,
     },
     types::{
         ids::{ClusterId, NodeId, SessionId},

@@ -6,11 +6,7 @@ use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::Nod
 use cluster_core::{
     Core,
     access::TokenTable,
-    cluster::{
-        events::{EventId, NodeEvent},
-        known_controller::KnownController,
-        membership::Command,
-    },
+    cluster::events::{EventId, NodeEvent},
     config::{self, Overrides, Settings, endpoint::Endpoint},
     core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
     fs::DataDirectory,
@@ -18,10 +14,12 @@ use cluster_core::{
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, OwnAddress, Session},
         controller_line::LinkTls,
+        known_controller::KnownController,
     },
     types::{
         error::{Error, Result},
         execution::order::Held,
+        heartbeat::Command,
         ids::{CommandId, NodeId},
         node::{Capabilities, PeerView, Role},
         resources::Amounts,

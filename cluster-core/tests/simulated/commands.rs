@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_core::{cluster::membership::Command, types::node::PeerStatus};
+use cluster_core::types::{heartbeat::Command, node::PeerStatus};
 
 use crate::{
     home::HOME,

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use cluster_core::{
-    cluster::membership::Command,
     store::{ExecutionWrite, Write},
     types::{
         execution::{
             record::NewExecution,
             request::{ExecutionRequest, Submission},
         },
+        heartbeat::Command,
         ids::{ExecutionId, NodeId},
         node::{DrainState, PeerStatus},
         node_event::NodeEventKind,

@@ -3,6 +3,10 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use cluster_core::{
+    api::{
+        controller::{ControllerApi, ControllerApiSettings},
+        operator::Operators,
+    },
     cluster::{
         controller::{Controller, HealthSettings},
         direct::{DirectAccess, Plain},
@@ -13,9 +17,7 @@ use cluster_core::{
     identity::KeyFile,
     metrics::Metrics,
     rpc::{
-        controller_api::{ControllerApi, ControllerApiSettings},
         listener::Intake,
-        operator::Operators,
         wire::{Dial, Wire},
     },
     store::Store,

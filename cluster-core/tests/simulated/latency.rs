@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use cluster_core::{
-    cluster::membership::Command,
-    types::{node::PeerStatus, node_event::NodeEventKind::*},
-};
+use cluster_core::types::{heartbeat::Command, node::PeerStatus, node_event::NodeEventKind::*};
 
 use crate::{
     home::HOME,

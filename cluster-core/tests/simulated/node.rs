@@ -7,13 +7,13 @@ use std::{
 };
 
 use cluster_core::{
-    cluster::membership::Command,
     rpc::{
         controller_client::{Applicant, Beat, ControllerClient, Session},
         controller_line::LinkTls,
     },
     types::{
         error::{ErrorCode, Result},
+        heartbeat::Command,
         ids::CommandId,
         node::Capabilities,
         resources::Amounts,

@@ -8,9 +8,12 @@ use std::{
 };
 
 use cluster_core::{
-    cluster::{controller::TokenOrder, events::EventId, known_controller::KnownController},
+    cluster::{controller::TokenOrder, events::EventId},
     identity::KeyFile,
-    rpc::controller_client::{Applicant, OwnAddress},
+    rpc::{
+        controller_client::{Applicant, OwnAddress},
+        known_controller::KnownController,
+    },
     types::{
         ids::NodeId,
         node::{OnDeadline, PeerStatus, PeerView, Role},

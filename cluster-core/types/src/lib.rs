@@ -2,7 +2,7 @@
 //!
 //! - [`error`]: the error type and its closed set of codes. [`ids`]: checked names and ids. [`text`]: text of others
 //!   inside messages. [`clock`]: wall-clock time.
-//! - [`node`], [`node_event`], [`resources`], [`gpu`], [`link`], [`network`], [`placement`]: nodes, what they have, and
+//! - [`node`], [`node_event`], [`heartbeat`], [`resources`], [`gpu`], [`link`], [`network`], [`placement`]: nodes, what they have, and
 //!   how they are reached and chosen.
 //! - [`execution`]: an execution from its request to its stored record. [`agent`], [`runtimes`]: registered agents and
 //!   images of languages.
@@ -19,6 +19,7 @@ pub mod clock;
 pub mod error;
 pub mod execution;
 pub mod gpu;
+pub mod heartbeat;
 pub mod ids;
 pub mod link;
 pub mod network;

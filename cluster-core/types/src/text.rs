@@ -10,3 +10,8 @@ pub fn shown(text: &str) -> String {
     }
     shown
 }
+
+/// Returns the stored spelling of a plain enum: its serde name without quotes.
+pub fn to_name(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default().trim_matches('"').to_owned()
+}

@@ -9,6 +9,7 @@ use aegis_identity::{
     Attestation, Challenge, Claims, EnrolmentToken, Fingerprint, IssuedToken, PresentedToken, PublicKey,
     TOKEN_LIFETIME_SECS, statement,
 };
+use aegis_rpc::{ClusterClock, Sealer};
 use aegis_store::{TokenRecord, Write};
 use aegis_types::{
     clock::rfc3339,
@@ -24,10 +25,7 @@ use super::{
     super::membership::{Change, Enrolment, Membership},
     Controller,
 };
-use crate::{
-    cluster::sessions::OVERLAP_MS,
-    rpc::{ClusterClock, Sealer},
-};
+use crate::cluster::sessions::OVERLAP_MS;
 
 /// Between events about machines that come in one node's name.
 const REFUSED_EVENT_PAUSE_MS: i64 = 600_000;

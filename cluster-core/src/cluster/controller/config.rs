@@ -14,6 +14,7 @@ use aegis_store::{ConfigWrite, Write};
 use aegis_types::{
     clock::rfc3339,
     error::{Error, ErrorCode, Result},
+    heartbeat::Command,
     ids::{NodeId, TenantSlug},
     node::Desired,
 };
@@ -22,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Controller;
-use crate::cluster::membership::Command;
 
 /// What a node should run and what it runs.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -10,12 +10,12 @@ use std::{
 };
 
 use aegis_identity::PublicKey;
-use aegis_store::{NodeRecord, Store, Write};
+use aegis_store::{Store, Write};
 use aegis_types::{
     clock::Clock,
     error::Result,
     ids::{ExecutionId, NodeId},
-    node::Desired,
+    node::{Desired, NodeRecord},
     node_event::NodeEventKind,
 };
 use tokio::sync::{mpsc, watch};

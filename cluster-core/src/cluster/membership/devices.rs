@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::membership::{Change, RevokedKeys};
-    use aegis_store::NodeRecord;
+    use aegis_types::node::NodeRecord;
     use aegis_types::{
         execution::manifest::Demand,
         node::{Capabilities, LinkKind, Observed, Role},

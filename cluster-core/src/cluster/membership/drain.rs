@@ -2,11 +2,12 @@
 
 use aegis_types::{
     error::{Error, ErrorCode, Result},
+    heartbeat::Command,
     ids::{ExecutionId, NodeId},
     node::{Desired, DrainState, DrainView, LinkKind, OnDeadline},
 };
 
-use super::{Change, Command, Membership, queue, removed};
+use super::{Change, Membership, queue, removed};
 
 fn being_removed(node_id: &NodeId) -> Error {
     Error::new(ErrorCode::FailedPrecondition, format!("node {node_id} is being removed"))

@@ -3,18 +3,15 @@
 use std::time::Duration;
 
 use aegis_identity::PublicKey;
-use aegis_store::NodeRecord;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
+    heartbeat::{Command, OpenCommands},
     ids::{CommandId, NodeId, Tag},
-    node::{Capabilities, Desired, LinkKind, Observed, Role, Site},
+    node::{Capabilities, Desired, LinkKind, NodeRecord, Observed, Role, Site},
     resources::Amounts,
 };
 
-use super::{
-    Change, Command, Contradiction, Enrolment, Membership, Node, OpenCommands, Registration, Report, removed,
-    unknown,
-};
+use super::{Change, Contradiction, Enrolment, Membership, Node, Registration, Report, removed, unknown};
 
 /// Before a node is corrected a second time; the pause doubles with each correction.
 const CORRECTION_PAUSE_MS: i64 = 30_000;

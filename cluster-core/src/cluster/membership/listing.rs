@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::membership::Change;
-    use aegis_store::NodeRecord;
+    use aegis_types::node::NodeRecord;
     use aegis_types::node::{Desired, LinkKind, Observed, OnDeadline};
 
     fn id(number: u8) -> NodeId {

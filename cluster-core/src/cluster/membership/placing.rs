@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::membership::Change;
-    use aegis_store::NodeRecord;
+    use aegis_types::node::NodeRecord;
     use aegis_types::{
         error::{Error, ErrorCode},
         ids::Tag,

@@ -10,9 +10,9 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use cluster_core::{
-    cluster::known_controller::KnownController,
     config::{self, ConfigChoice, Settings, StartedBy},
     identity::{EnrolmentToken, NodeKey},
+    rpc::known_controller::KnownController,
     types::{
         error::{Error, ErrorCode, Result},
         ids::{NodeId, Tag},

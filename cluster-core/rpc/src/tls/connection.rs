@@ -18,7 +18,7 @@ use tokio_rustls::TlsStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::open::Entry;
-use crate::rpc::places::{ProofWatch, Proven};
+use crate::places::{ProofWatch, Proven};
 
 /// The first words of an HTTP/2 server fit many times.
 const FIRST_BYTES_MAX: usize = 1024;

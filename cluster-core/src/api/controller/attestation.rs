@@ -4,6 +4,12 @@ use aegis_identity::{
     Admitted, Attestation, CHALLENGE_BYTES, CertificateRequest, EnrolmentToken, PublicKey, sha256,
 };
 use aegis_proto::aegis::cluster::v1 as pb;
+use aegis_rpc::{
+    PROTOCOL_VERSION,
+    convert::{role_from_wire, software_version},
+    limits::OpenCall,
+    via::{self, Stage},
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -11,15 +17,7 @@ use aegis_types::{
 };
 
 use super::{Arrival, ControllerApi};
-use crate::{
-    cluster::controller::{Admission, ChallengeAnswer, ChallengeSignature, Controller},
-    rpc::{
-        PROTOCOL_VERSION,
-        convert::{role_from_wire, software_version},
-        limits::OpenCall,
-        via::{self, Stage},
-    },
-};
+use crate::cluster::controller::{Admission, ChallengeAnswer, ChallengeSignature, Controller};
 
 /// 0 is what a node of the other implementation sends, which knows no such field.
 fn check_protocol(version: u32) -> Result<()> {

@@ -15,6 +15,7 @@ use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::Nod
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::order::Held,
+    heartbeat::Command,
     ids::{ClusterId, CommandId, NodeId, SessionId},
     node::{Capabilities, Role},
 };
@@ -29,7 +30,7 @@ use super::{
     status::from_status,
     wire::Dial,
 };
-use crate::cluster::{known_controller::KnownController, membership::Command};
+use crate::known_controller::KnownController;
 
 /// What an attested worker knows of its controller.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use world::{NODE, Server, Stranger, attest, channel, channel_to, count, credentials, ping, until, whole};
 
 use super::{Credentials, Expect, HostPort, PeerRule, Trust, client, files, refusal};
-use crate::rpc::status::from_status;
+use crate::status::from_status;
 
 const SERVER: &[&str] = &["controller", "localhost", "127.0.0.1"];
 

@@ -25,6 +25,7 @@ use aegis_proto::aegis::runtime::{
     v1 as pb,
     v1::aegis_runtime_server::{AegisRuntime, AegisRuntimeServer},
 };
+use aegis_rpc::{listener::Via, status::to_status, via, wire::MESSAGE_BYTES_MAX};
 use aegis_types::{
     agent::AgentReference,
     error::{Error, ErrorCode, Result},
@@ -44,10 +45,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap, server::NamedService};
 
-use super::{
-    listener::Via, operator::Operators, runtime_events::Published, status::to_status, via,
-    wire::MESSAGE_BYTES_MAX,
-};
+use super::{operator::Operators, runtime_events::Published};
 use crate::{access::Validity, audit::Arguments, execution::dispatch::Executions};
 
 /// Metadata of the answer, and of a request that goes on with an execution.

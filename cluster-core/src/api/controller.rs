@@ -24,6 +24,17 @@ use aegis_proto::aegis::{
     },
     runtime::v1::ExecutionEvent,
 };
+use aegis_rpc::{
+    call_limits::{Known, bearer},
+    envelope::{Expected, Sealed, begin},
+    limits::Limits,
+    listener::{Entered, Intake, Via, server},
+    places::Proven,
+    refusal_log::RefusalLog,
+    status::to_status,
+    via::{self, Stage},
+    wire::MESSAGE_BYTES_MAX,
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -33,21 +44,11 @@ use futures::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::{
-    call_limits::{Known, bearer},
-    config_api,
-    envelope::{Expected, Sealed, begin},
-    limits::Limits,
-    listener::{Entered, Intake, Via, server},
-    operator::Operators,
-    places::Proven,
-    refusal_log::RefusalLog,
-    runtime_api::RuntimeApi,
-    status::to_status,
-    via::{self, Stage},
-    wire::MESSAGE_BYTES_MAX,
+use super::operator::Operators;
+use crate::{
+    api::{config, runtime::RuntimeApi},
+    cluster::{controller::Controller, nodes::Nodes},
 };
-use crate::cluster::{controller::Controller, nodes::Nodes};
 
 /// Bytes that a connection may send ahead of being read: calls are small, and connections may be many.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
@@ -330,7 +331,7 @@ impl NodeClusterService for ControllerApi {
         let (arrival, body) = Arrival::of("SyncConfig", request);
         let result = async {
             let (caller, inner) = self.open::<pb::SyncConfigInner>(&arrival, body.envelope).await?;
-            config_api::sync(&self.0.controller, &caller.node_id, inner).await
+            config::sync(&self.0.controller, &caller.node_id, inner).await
         };
         self.answer(&arrival, result.await)
     }

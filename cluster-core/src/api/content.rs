@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use aegis_proto::aegis::agent::v1 as agent;
+use aegis_rpc::status::{from_status, to_status};
 use aegis_types::{
     error::{Error, Result},
     execution::{artifacts::Collected, content::Content},
@@ -12,7 +13,6 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use tonic::{Status, Streaming};
 
-use super::status::{from_status, to_status};
 use crate::execution::artifacts;
 
 pub type ArtifactsStream = BoxStream<'static, Result<agent::GetArtifactsResponse, Status>>;

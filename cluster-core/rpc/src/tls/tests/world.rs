@@ -30,7 +30,7 @@ use super::{
     super::{Credentials, Expect, HostPort, Identity, PeerRule, Trust, client, provider},
     pki::Leaf,
 };
-use crate::rpc::{
+use crate::{
     call_limits::Known,
     listener::{Intake, server},
     status::to_status,

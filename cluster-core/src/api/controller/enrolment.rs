@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::cluster::v1 as pb;
+use aegis_rpc::limits::OpenCall;
 use aegis_types::{clock::rfc3339, error::Result, ids::NodeId, node::Role, scope::Scope};
 use serde_json::json;
 
 use super::{Arrival, ControllerApi};
-use crate::{audit::Arguments, cluster::controller::TokenOrder, rpc::limits::OpenCall};
+use crate::{audit::Arguments, cluster::controller::TokenOrder};
 
 /// As `aegis node token create` has it.
 const LIFETIME: Duration = Duration::from_secs(15 * 60);

@@ -23,7 +23,7 @@ struct Counted {
 
 /// Counts by call and reason, of which there are a few hundred.
 #[derive(Debug, Default)]
-pub(super) struct RefusalLog(Mutex<HashMap<(&'static str, ErrorCode), Counted>>);
+pub struct RefusalLog(Mutex<HashMap<(&'static str, ErrorCode), Counted>>);
 
 impl RefusalLog {
     /// Whether a line may be written now: with how many were left out since the last one.

@@ -1,5 +1,6 @@
 //! Calls that are an operator's and no node's: who makes them, whether they may, and the note of it.
 
+use aegis_rpc::listener::Via;
 use aegis_types::{
     caller::{Actor, Door},
     error::{Error, ErrorCode, Result},
@@ -7,7 +8,6 @@ use aegis_types::{
 };
 use tonic::metadata::MetadataMap;
 
-use super::listener::Via;
 use crate::{
     access::{Bearer, TokenTable, Validity},
     audit::{Arguments, Audit, Call, Pending},

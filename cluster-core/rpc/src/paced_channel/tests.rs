@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf, duplex};
 
 use super::*;
-use crate::rpc::status::{from_status, may_have_arrived};
+use crate::status::{from_status, may_have_arrived};
 
 /// More than an sshd and its socket hold.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;

@@ -5,6 +5,7 @@
 //! passes over. Every event bears its number, ours or not.
 
 use aegis_proto::aegis::runtime::v1 as pb;
+use aegis_rpc::event_encoding;
 use aegis_types::{
     agent::AgentReference,
     error::ErrorCode,
@@ -12,8 +13,6 @@ use aegis_types::{
     ids::ExecutionId,
 };
 use pb::execution_event::Event;
-
-use crate::execution::encoding;
 
 const CUT_OFF: &str =
     "\n[the output's budget is used up: only the end follows, when the container has ended]\n";
@@ -36,7 +35,7 @@ impl Published {
     }
 
     pub fn of(&mut self, event: EventView) -> pb::ExecutionEvent {
-        let mut wire = encoding::to_wire(&self.id, &event);
+        let mut wire = event_encoding::to_wire(&self.id, &event);
         let failed = |reason: String, code: ErrorCode| {
             Event::ExecutionFailed(pb::ExecutionFailed {
                 execution_id: self.id.to_string(),

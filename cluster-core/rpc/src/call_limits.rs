@@ -35,7 +35,7 @@ const PUT_CONTENT: &str = "/aegis.agent.v1.WorkerService/PutContent";
 
 /// Whether a request bears a sound token. Its signature and its rights are checked later.
 #[derive(Clone)]
-pub(super) struct Known(Arc<dyn Fn(&HeaderMap) -> bool + Send + Sync>);
+pub struct Known(Arc<dyn Fn(&HeaderMap) -> bool + Send + Sync>);
 
 impl Known {
     pub fn of(is_known: impl Fn(&HeaderMap) -> bool + Send + Sync + 'static) -> Self {
@@ -50,12 +50,12 @@ impl fmt::Debug for Known {
 }
 
 /// The token of a request, if it bears one.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct CallLimits(Known);
+pub struct CallLimits(Known);
 
 impl CallLimits {
     pub fn new(known: Known) -> Self {
@@ -71,7 +71,7 @@ impl<S> Layer<S> for CallLimits {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct LimitedCalls<S> {
+pub struct LimitedCalls<S> {
     known: Known,
     inner: S,
 }

@@ -26,7 +26,7 @@ use super::{
     status::from_status,
     wire::{Dial, MESSAGE_BYTES_MAX},
 };
-use crate::execution::encoding;
+use crate::event_encoding;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -82,7 +82,8 @@ impl WorkerClient {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let events = in_time(client.forward_execution(request)).await?;
-        Ok(events.map(|event| event.map_err(|status| from_status(&status)).and_then(encoding::from_wire)))
+        Ok(events
+            .map(|event| event.map_err(|status| from_status(&status)).and_then(event_encoding::from_wire)))
     }
 
     pub async fn cancel(
@@ -162,7 +163,7 @@ const ORDER_EXTRA_BYTES: usize = 16 * 1024;
 const VARIABLE_EXTRA_BYTES: usize = 16;
 
 /// Refuses a submission whose order no message carries. `secret_bytes` counts the values of its secrets.
-pub(crate) fn check_order_fits(manifest: &Manifest, input: &str, secret_bytes: usize) -> Result<()> {
+pub fn check_order_fits(manifest: &Manifest, input: &str, secret_bytes: usize) -> Result<()> {
     let json = serde_json::to_string(manifest)
         .map_err(|e| Error::internal("a manifest cannot be written").source(e))?;
     let names = manifest.secret_env.keys().map(|name| name.len() + VARIABLE_EXTRA_BYTES).sum::<usize>();

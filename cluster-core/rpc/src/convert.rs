@@ -3,19 +3,17 @@
 use std::time::Duration;
 
 use aegis_proto::aegis::cluster::v1 as pb;
-use aegis_store::{NodeRecord, to_name};
 use aegis_types::{
     clock::now_ms,
     error::{Error, Result},
     execution::order::Held,
     gpu::{DEVICES_MAX, GpuDevice, check_devices, memory_gb},
+    heartbeat::{Command, ConfigReport},
     ids::{CommandId, ExecutionId, GpuUuid, Tag},
-    node::{Capabilities, PeerStatus, PeerView, Role},
+    node::{Capabilities, NodeRecord, PeerStatus, PeerView, Role},
     resources::Amounts,
-    text::shown,
+    text::{shown, to_name},
 };
-
-use crate::cluster::membership::{Command, ConfigReport};
 
 /// Bounds of what a node says of itself: it is kept, and shown to people and assistants.
 const MODELS_MAX: usize = 128;

@@ -2,6 +2,10 @@
 
 use aegis_identity::PublicKey;
 use aegis_proto::aegis::cluster::v1 as pb;
+use aegis_rpc::convert::{
+    address, capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire, interval_from_wire,
+    peer_to_wire, role_to_wire, status_to_wire,
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::manifest::Demand,
@@ -10,13 +14,7 @@ use aegis_types::{
 };
 
 use super::{Caller, ControllerApi};
-use crate::{
-    cluster::membership::{Registration, Report},
-    rpc::convert::{
-        address, capabilities_from_wire, command_to_wire, config_from_wire, held_from_wire,
-        interval_from_wire, peer_to_wire, role_to_wire, status_to_wire,
-    },
-};
+use crate::cluster::membership::{Registration, Report};
 
 /// A worker holds at most as many.
 const RUNNING_MAX: usize = 4_096;

@@ -18,6 +18,17 @@ use aegis_proto::aegis::{
     },
     runtime::v1::ExecutionEvent,
 };
+use aegis_rpc::{
+    call_limits::{Known, bearer},
+    controller_client::Session,
+    envelope::{Expected, Sealed, begin},
+    event_encoding,
+    listener::{Entered, Intake, server},
+    refusal_log::RefusalLog,
+    status::{from_status, to_status},
+    via::{self, Stage},
+    wire::MESSAGE_BYTES_MAX,
+};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     execution::{
@@ -33,21 +44,13 @@ use futures::{Stream, StreamExt as _};
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{
-    call_limits::{Known, bearer},
-    config_api,
-    content_api::{self, ArtifactsStream},
-    controller_client::Session,
-    envelope::{Expected, Sealed, begin},
-    listener::{Entered, Intake, server},
-    refusal_log::RefusalLog,
-    status::{from_status, to_status},
-    via::{self, Stage},
-    wire::MESSAGE_BYTES_MAX,
-};
 use crate::{
+    api::{
+        config,
+        content::{self, ArtifactsStream},
+    },
     cluster::applied::AppliedConfig,
-    execution::{encoding, supervisor::Supervisor},
+    execution::supervisor::Supervisor,
 };
 
 /// The session of this moment: None before the first attestation.
@@ -164,7 +167,7 @@ impl WorkerApi {
         self.supervisor.require(&order, inner.after_sequence, offer.as_ref()).await?;
         let events = self.supervisor.accept(order, inner.after_sequence).await?;
         Ok(Box::pin(events.map(move |event| match event {
-            Ok(event) => Ok(encoding::to_wire(&execution_id, &event)),
+            Ok(event) => Ok(event_encoding::to_wire(&execution_id, &event)),
             Err(error) => Err(to_status(&error)),
         })))
     }
@@ -249,8 +252,8 @@ impl WorkerService for WorkerApi {
             let first = messages.message().await.map_err(|status| from_status(&status))?;
             let envelope = first.and_then(|first| first.envelope);
             let inner = self.open::<agent::PutContentInner>(&metadata, &entered, envelope)?;
-            let content = content_api::content(inner)?;
-            self.supervisor.incoming().receive(content, content_api::pieces(messages)).await?;
+            let content = content::content(inner)?;
+            self.supervisor.incoming().receive(content, content::pieces(messages)).await?;
             Ok(agent::PutContentResponse {})
         };
         self.answer("PutContent", at, result.await)
@@ -266,7 +269,7 @@ impl WorkerService for WorkerApi {
             let inner = self.open::<agent::GetArtifactsInner>(&metadata, &entered, body.envelope)?;
             let execution_id = ExecutionId::parse(inner.execution_id)?;
             let found = self.supervisor.artifacts(&execution_id, inner.attempt)?;
-            content_api::answer(found, inner.offset).await
+            content::answer(found, inner.offset).await
         };
         self.answer("GetArtifacts", at, result.await)
     }
@@ -347,7 +350,7 @@ impl NodeClusterService for WorkerApi {
         let (metadata, _, body) = request.into_parts();
         let result = self
             .open::<pb::PushConfigInner>(&metadata, &entered, body.envelope)
-            .and_then(|inner| config_api::push(&self.applied, &self.node_id, &inner));
+            .and_then(|inner| config::push(&self.applied, &self.node_id, &inner));
         self.answer("PushConfig", at, result)
     }
 

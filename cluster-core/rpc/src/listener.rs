@@ -291,7 +291,7 @@ impl Intake {
         });
     }
 
-    pub(super) fn into_connections(self) -> (ReceiverStream<Inbound>, CancellationToken) {
+    pub fn into_connections(self) -> (ReceiverStream<Inbound>, CancellationToken) {
         (ReceiverStream::new(self.receiver), self.stop)
     }
 }
@@ -323,7 +323,7 @@ async fn pause(error: &io::Error) {
 }
 
 /// A server with all its limits. `known`: whether a request bears a sound token.
-pub(super) fn server(known: Known) -> Server<Stack<CallLimits, Identity>> {
+pub fn server(known: Known) -> Server<Stack<CallLimits, Identity>> {
     Server::builder()
         .layer(CallLimits::new(known))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Credentials, TlsConnection, open::PeerSide, refusal};
-use crate::rpc::places::Proven;
+use crate::places::Proven;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Callers that say nothing hold a place until their time is up.

@@ -16,14 +16,14 @@ use super::{
 
 /// How far the caller has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub enum Stage {
     /// Proving who it is: it may have no certificate yet.
     Attesting,
     /// A member, which has one.
     Admitted,
 }
 
-pub(super) fn entered<T>(request: &Request<T>) -> Entered {
+pub fn entered<T>(request: &Request<T>) -> Entered {
     // The server sets it on every connection; without it nothing is known: a caller under TLS that has
     // shown nothing may do the least.
     let unknown = || Entered {
@@ -34,7 +34,7 @@ pub(super) fn entered<T>(request: &Request<T>) -> Entered {
 }
 
 /// Whether this node may speak here.
-pub(super) fn check(via: &Via, node_id: &NodeId, stage: Stage) -> Result<()> {
+pub fn check(via: &Via, node_id: &NodeId, stage: Stage) -> Result<()> {
     match via {
         Via::Link(owner) if owner != node_id => Err(Error::new(
             ErrorCode::NotYours,
