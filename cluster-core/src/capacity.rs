@@ -1,4 +1,4 @@
-//! What this machine has for executions: detected, unless the configuration states it.
+//! Resources of this machine for executions: detected, unless the configuration states them.
 
 mod gpus;
 
@@ -22,7 +22,7 @@ pub use gpus::NodeGpus;
 /// Left to the machine itself.
 const MEMORY_RESERVED_MB: u32 = 256;
 
-/// What the configuration states, and a later one may change.
+/// Resources that the configuration states. A later configuration may change them.
 #[derive(Debug)]
 struct Stated {
     resources: Resources,
@@ -62,7 +62,7 @@ impl Capacity {
         self.stated.store(Arc::new(Stated::of(settings)));
     }
 
-    /// Changes when the engine stops to answer, and when it answers again. None where there is no engine.
+    /// Changes when the engine stops to answer, and when it answers again. `None` without an engine.
     pub fn engine_changes(&self) -> Option<watch::Receiver<bool>> {
         self.engine.as_ref().map(EngineFacts::changes)
     }
@@ -138,7 +138,7 @@ impl Capacity {
     }
 }
 
-/// For executions in all, and free just now. Zero where the system does not tell.
+/// Returns the memory for executions in all, and the free memory, in MiB. Zero if the system does not tell.
 fn memory_mb() -> (u32, u32) {
     let Ok(mut system) = System::new() else { return (0, 0) };
     system.refresh_memory();

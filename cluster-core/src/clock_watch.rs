@@ -1,4 +1,4 @@
-//! The wall clock beside the monotonic clock.
+//! Detects jumps of the wall clock by the monotonic clock.
 
 use std::time::Duration;
 

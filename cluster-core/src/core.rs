@@ -59,7 +59,7 @@ use crate::{
     secrets::Secrets,
 };
 
-/// What shutdown waits for: goodbyes and connections.
+/// Time that a shutdown gives to deregistration and open connections.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
 
 /// A cheap handle on a running node.
@@ -109,7 +109,7 @@ struct ControllerPart {
     rollouts: Rollouts,
     hosts: Hosts,
     allow_loopback: bool,
-    /// Where nodes find this controller.
+    /// Address of this controller, for nodes.
     endpoint: String,
     tls: certificates::ControllerTls,
 }
@@ -240,7 +240,7 @@ impl Core {
         &self.0.end
     }
 
-    /// What is counted, as a Prometheus server reads it.
+    /// Returns the metrics in OpenMetrics text.
     pub async fn metrics(&self) -> Result<String> {
         for part in self.health().await.subsystems {
             self.0.metrics.part(&part.name, part.ok);

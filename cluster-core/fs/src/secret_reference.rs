@@ -1,4 +1,4 @@
-//! Where a configuration says that a secret is: never the secret itself.
+//! References to secrets in a configuration. The configuration itself never holds a secret.
 
 use std::path::PathBuf;
 
@@ -10,22 +10,22 @@ use aegis_types::{
 /// `secret:NAME`, `env:NAME` or `file:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretReference {
-    /// One of the operator's own.
+    /// A secret in the controller's database, by name.
     Named(SecretName),
     Place(SecretPlace),
 }
 
-/// Outside of the store; it is read for each use, so that its value may change.
+/// A place outside the database. The value is read for each use, so that it may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretPlace {
-    /// Of the controller's environment.
+    /// A variable of the controller's environment.
     Environment(String),
     File(PathBuf),
 }
 
 impl SecretReference {
-    /// `key` is the configuration's, for the error. A value itself is refused, and not repeated: what
-    /// stands in a configuration file is read by many.
+    /// Parses a reference. `key` is the key of the configuration, for the error. A secret in place of a reference is
+    /// refused, and the error does not repeat it: many people read configuration files.
     pub fn parse(key: &str, text: &str) -> Result<Self> {
         if let Some(name) = text.strip_prefix("secret:") {
             let wrong = |error: Error| Error::new(ErrorCode::ConfigInvalid, format!("{key}: {error}"));

@@ -1,4 +1,4 @@
-//! What is counted, in one registry, and its text for `/metrics` (OpenMetrics 1.0).
+//! Metrics of a node in one registry, and their text for `/metrics` (OpenMetrics 1.0).
 //!
 //! Gauges are read when they are asked for; nothing here has a task.
 
@@ -176,7 +176,7 @@ impl Metrics {
         self.0.events.get_or_create(&Kind { kind: kind.name() }).inc();
     }
 
-    /// Sets the gauges of all statuses, so that one that nobody has any more falls to 0.
+    /// Sets the gauges of all statuses. A status without nodes falls to 0.
     pub fn nodes(&self, statuses: impl IntoIterator<Item = PeerStatus>) {
         let statuses: Vec<_> = statuses.into_iter().collect();
         for status in &PeerStatus::ALL {

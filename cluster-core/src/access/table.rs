@@ -77,7 +77,7 @@ impl Known {
     }
 }
 
-/// Who bears a token that counts.
+/// Bearer of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bearer {
     pub identity: Identity,
@@ -111,13 +111,13 @@ impl Validity {
     }
 }
 
-/// A cheap handle; all of them see a change at once. The default one admits nobody.
+/// Handle on the table of valid tokens. All clones see a change at once. The default table refuses every token.
 #[derive(Clone, Default)]
 pub struct TokenTable(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    /// Of the data directory's own token.
+    /// Digest of the data directory's own token.
     local: Option<Digest>,
     known: ArcSwap<HashMap<Digest, Arc<Known>>>,
 }
@@ -135,7 +135,11 @@ impl TokenTable {
         Self(Arc::new(Shared { local, known: ArcSwap::default() }))
     }
 
-    /// Who bears the token of an `Authorization` header; `Unauthenticated`, always in the same words.
+    /// Returns the bearer of the token in an `Authorization` header.
+    ///
+    /// # Errors
+    ///
+    /// `Unauthenticated`, with the same words for every token.
     pub fn check(&self, authorization: Option<&str>) -> Result<Bearer> {
         self.check_at(authorization, now_ms())
     }

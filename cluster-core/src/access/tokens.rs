@@ -22,7 +22,7 @@ use super::{
     table::{Digest, Known},
 };
 
-/// By this, tools that look for leaked secrets know what they found.
+/// Prefix by which scanners for leaked secrets recognize a token.
 const PREFIX: &str = "aegis_";
 const SECRET_BYTES: usize = 32;
 /// Programs of one team; more is a script that makes tokens in a loop.
@@ -143,7 +143,7 @@ impl AccessTokens {
         Ok(AccessTokenGrant { token, view: AccessTokenView::of(&known) })
     }
 
-    /// By name.
+    /// Returns all tokens by name.
     pub fn list(&self) -> Vec<AccessTokenView> {
         let mut all: Vec<_> = self.table.all().iter().map(|known| AccessTokenView::of(known)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_counts_from_its_making_to_its_revocation_and_over_a_restart() {
+    async fn token_is_valid_until_revoked_and_over_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let (tokens, table) = opened(directory.path()).await;
         let grant = tokens.create(order("ci", Scope::Operate)).await.unwrap();

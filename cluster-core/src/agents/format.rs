@@ -20,7 +20,7 @@ pub const KIND: &str = "Agent";
 /// Marks [`NotUsed`] in a schema.
 pub const NOT_USED: &str = "x-not-used";
 
-/// Of the wider platform: accepted whatever it says, and named as not used.
+/// A field of the wider platform. Any value is accepted, and the field is reported as not used.
 #[derive(Debug, Deserialize)]
 pub struct NotUsed(IgnoredAny);
 
@@ -99,7 +99,7 @@ pub struct Spec {
 pub struct Runtime {
     pub image: Option<String>,
     pub language: Option<String>,
-    /// Of the language.
+    /// Version of the language.
     pub version: Option<Value>,
     /// `inherit` and `docker` are what there is.
     pub isolation: Option<String>,

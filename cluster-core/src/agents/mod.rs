@@ -1,16 +1,16 @@
-//! Agents: manifests of executions that are registered under a name, so that `agent: NAME` takes the place
-//! of image, command and the rest.
+//! Agents: manifests of executions that are registered under a name, so that a request can say `agent: NAME` instead of
+//! an image and a command.
 //!
-//! - [`format`]: the published document, `kind: Agent`. [`read`]: text to a checked [`Manifest`], and which of
-//!   its fields are not used. [`quantity`]: its amounts and times. [`runtimes`]: a language's image.
-//! - [`reference`]: `NAME` and `NAME@3`. [`merge`]: an agent and a request, in one request.
-//! - [`registry`]: what is registered, in versions.
+//! - [`format`]: the published document, `kind: Agent`. [`read`]: text to a checked [`Manifest`], and its unused fields.
+//!   [`quantity`]: amounts and times.
+//! - [`merge`]: combines an agent and a request into one request.
+//! - [`registry`]: registered agents and their versions.
 //!
-//! All but the registry is pure. Executions keep what they were resolved to, so that a later version, or
-//! the end of one, changes nothing about them.
+//! All but the registry is pure. An execution keeps the version that it was resolved to: later versions and deletions do
+//! not change it.
 //!
-//! Tasks: none. Deliberately absent: what the wider platform does with an agent beside running it (prompts,
-//! models, tools, judges, schedules, delivery). Such fields are accepted and named as not used.
+//! No tasks. Absent on purpose: the other uses of an agent in the wider platform (prompts, models, tools, judges,
+//! schedules, delivery). Such fields are accepted and reported as not used.
 
 mod format;
 mod merge;

@@ -6,8 +6,8 @@ use aegis_types::{
 };
 use serde_json::Value;
 
-/// From here on, a whole number without a unit is in thousandths of a core: so the published format means
-/// it, and nobody asks for so many cores.
+/// Smallest whole number without a unit that counts as millicores, as in the published format. No agent asks for as many
+/// cores.
 const MILLICORES_FROM: f64 = 100.0;
 
 /// Cores: `0.5`, `2`, `"500m"`, and `500` as the published format has it.

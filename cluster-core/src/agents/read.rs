@@ -24,7 +24,7 @@ use super::{
 /// An agent has a few kilobytes, most of them prompts.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024;
 const DEPTH_MAX: usize = 32;
-/// Of an iterative agent that states none.
+/// Iterations of an iterative agent without a number.
 const ITERATIONS_DEFAULT: u32 = 10;
 const WORKSPACE: &str = "/workspace";
 
@@ -32,16 +32,16 @@ const WORKSPACE: &str = "/workspace";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
     pub name: AgentName,
-    /// What its author calls this version.
+    /// Author's name for this version.
     pub author_version: Option<String>,
     pub description: Option<String>,
     pub labels: BTreeMap<String, String>,
     /// Paths of fields that change nothing here.
     pub not_used: Vec<String>,
-    /// As it was written, without empty keys.
+    /// The document as written, without empty keys.
     pub document: Value,
     image: Image,
-    /// What it asks for, without an image.
+    /// Request that the agent amounts to, without an image.
     defaults: ExecutionRequest,
 }
 
@@ -111,7 +111,7 @@ impl Manifest {
         })
     }
 
-    /// What it runs, as a request.
+    /// Returns the agent as a request, with its image.
     pub fn request(&self, images: &BTreeMap<String, String>) -> Result<ExecutionRequest> {
         Ok(ExecutionRequest { image: Some(self.image(images)?), ..self.defaults.clone() })
     }
@@ -241,7 +241,7 @@ fn check_isolation(isolation: Option<&str>) -> Result<()> {
     }
 }
 
-/// None where nothing is stated.
+/// Reads the network mode. Returns `None` if the agent does not state one.
 fn network(network: &Network) -> Result<Option<NetworkMode>> {
     let not_offered = || {
         Error::new(

@@ -1,4 +1,4 @@
-//! What is registered, in versions.
+//! Registered agents and their versions.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::cluster::applied::AppliedConfig;
 /// Names that are registered at a time, and versions that are kept of each.
 pub const AGENTS_MAX: u32 = 1_000;
 pub const VERSIONS_MAX: u32 = 1_000;
-/// Of those that are registered, in the error about one that is not.
+/// Names of registered agents in the error about an unknown agent.
 const NAMES_SHOWN_MAX: u32 = 10;
 
 /// A version of an agent.
@@ -30,14 +30,14 @@ pub struct AgentView {
     pub name: AgentName,
     /// Counts by itself, from 1; a number is never given twice.
     pub version: u32,
-    /// What its author calls it.
+    /// Author's name for this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author_version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// What it would run in now; none where the operator's configuration does not name one any more.
+    /// Image that it would run now; absent if the operator's configuration does not name one for its language.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// RFC 3339.
@@ -52,9 +52,9 @@ pub struct AgentView {
 pub struct AgentDetail {
     #[serde(flatten)]
     pub agent: AgentView,
-    /// As it was written, without empty keys.
+    /// The document as written, without empty keys.
     pub manifest: Value,
-    /// What an execution of it asks for, where its submission says nothing else.
+    /// Request of an execution of this agent, unless its submission overrides it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runs: Option<ExecutionRequest>,
 }
@@ -86,7 +86,7 @@ pub struct Deleted {
 #[derive(Debug, Clone)]
 pub struct Agents {
     store: Store,
-    /// For the images of languages, which the operator may change at any time.
+    /// Configuration with the images of languages, which the operator may change at any time.
     applied: AppliedConfig,
 }
 
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_content_is_a_version_more_and_the_same_changes_nothing() {
+    async fn changed_manifest_is_a_new_version() {
         let dir = tempfile::tempdir().unwrap();
         let agents = opened(dir.path(), "").await;
         let first = agents.apply(&manifest("a", "one")).await.unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_is_resolved_to_a_version_and_an_unknown_agent_names_the_others() {
+    async fn request_is_resolved_to_version_and_unknown_agent_refused() {
         let dir = tempfile::tempdir().unwrap();
         let agents = opened(dir.path(), "").await;
         let asked = |text: &str| ExecutionRequest { agent: Some(reference(text)), ..Default::default() };

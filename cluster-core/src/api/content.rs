@@ -1,5 +1,5 @@
-//! A worker's side of the calls that move content. The first message is sealed; what follows is checked
-//! against it by whoever takes it.
+//! A worker's side of the calls that move content. The first message is sealed and has the digest. The receiver checks
+//! the rest against it.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ use crate::execution::artifacts;
 
 pub type ArtifactsStream = BoxStream<'static, Result<agent::GetArtifactsResponse, Status>>;
 
-/// What is said to come.
+/// Returns the content that the first message announces.
 pub fn content(inner: agent::PutContentInner) -> Result<Content> {
     match inner.kind() {
         agent::ContentKind::Workspace => Ok(Content::Workspace { digest: inner.digest, bytes: inner.bytes }),

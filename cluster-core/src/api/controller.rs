@@ -1,4 +1,4 @@
-//! What a controller serves to nodes: the thirteen calls of `NodeClusterService`.
+//! The thirteen calls of `NodeClusterService`, which a controller serves to nodes.
 //!
 //! Handlers convert, call the controller, and map the error. Every answer is counted, and a refusal is
 //! logged once, here, with ids. Proving who called is [`ControllerApi::open`]; what the calls do is in
@@ -54,15 +54,15 @@ use crate::{
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 
-/// What the calls need, and what they are held to.
+/// Settings of the calls.
 #[derive(Debug)]
 pub struct ControllerApiSettings {
     /// Nodes of the other implementation are admitted, over loopback alone.
     pub allow_unsealed_context: bool,
     pub operators: Operators,
-    /// Where nodes find this controller.
+    /// Address of this controller, for nodes.
     pub endpoint: String,
-    /// Certifies nodes that ask for it; None where the operator does.
+    /// Authority that certifies nodes. `None` if the operator provides certificates.
     pub authority: Option<Arc<Authority>>,
 }
 
@@ -94,7 +94,7 @@ struct Arrival {
 #[derive(Debug)]
 struct Caller {
     node_id: NodeId,
-    /// By its record, not by its own word.
+    /// Role in its record, which may differ from the one that it claims.
     role: Role,
     /// The key that signed the call.
     key: PublicKey,
@@ -107,7 +107,7 @@ impl Arrival {
         (Self { name, via, proven, metadata, at: Instant::now(), caller: OnceLock::new() }, body)
     }
 
-    /// The address of a stranger; None where only this machine or one node can come in.
+    /// Returns the address of an unauthenticated caller. `None` on connections of this machine or of one known node.
     fn stranger(&self) -> Option<IpAddr> {
         match &self.via {
             Via::Plain(from) | Via::Tls { from, .. } => Some(from.ip()).filter(|ip| !ip.is_loopback()),
@@ -127,8 +127,8 @@ impl ControllerApi {
         Self(Arc::new(Shared { controller, nodes, metrics, limits, refusals, settings }))
     }
 
-    /// Serves until told to stop; the task ends with the last connection. `runtime` is served to clients
-    /// beside it.
+    /// Serves until the stop token is cancelled. The task ends with the last connection. `runtime` is served to clients on
+    /// the same port.
     pub fn spawn(self, intake: Intake, runtime: Option<RuntimeApi>) -> tokio::task::JoinHandle<()> {
         let known = self.known();
         let service = NodeClusterServiceServer::new(self)
@@ -209,7 +209,8 @@ impl ControllerApi {
         Ok((Caller { node_id, role, key }, opened.message))
     }
 
-    /// Without a context nothing tells a captured call from a fresh one: only where nobody can listen.
+    /// Returns whether a call may lack a sealed context. A captured call could be replayed then, so that only connections
+    /// without eavesdroppers may.
     fn may_leave_unsealed(&self, via: &Via, sealed: bool) -> bool {
         !sealed && self.admits_bare(via)
     }
@@ -400,8 +401,8 @@ impl NodeClusterService for ControllerApi {
     }
 }
 
-/// Runs a call to its end even when its caller hangs up, so that none changes only half of what it should.
-/// How many are under way is bounded where strangers are admitted, and by what each member may call.
+/// Runs a call to completion even if its caller hangs up, so that no call is half applied. Limits for unauthenticated
+/// callers and for members bound the number of calls in progress.
 async fn to_completion<T: Send + 'static>(
     call: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {

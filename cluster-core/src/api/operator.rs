@@ -13,11 +13,11 @@ use crate::{
     audit::{Arguments, Audit, Call, Pending},
 };
 
-/// Without tokens nobody is an operator here.
+/// Operators by their access tokens. Without tokens there are no operators.
 #[derive(Debug, Clone, Default)]
 pub struct Operators {
     pub tokens: TokenTable,
-    /// None where no database is.
+    /// `None` without a database.
     pub audit: Option<Audit>,
 }
 

@@ -1,15 +1,13 @@
-//! What a controller serves to clients: `AegisRuntime.ExecuteAgent`, which runs a registered agent and
-//! streams its events.
+//! `AegisRuntime.ExecuteAgent`, which a controller serves to clients: runs a registered agent and streams its events.
 //!
-//! Who calls bears a token of the scope `operate`. What a request cannot have here is refused by name: whatever says
-//! how safely, where or on which data the agent runs. What only labels it (`tenant_id`, `intent`, and the
-//! ids of a workflow and of a parent) is accepted and not kept.
+//! Callers bear a token with the scope `operate`. Fields that would change how safely, where or on which data the agent
+//! runs are refused by name. Labels (`tenant_id`, `intent`, ids of a workflow and of a parent) are accepted and not kept.
 //!
-//! The stream is one reader among others: it pulls for itself, and with the client it ends alone. A client
-//! that comes back names the execution in [`EXECUTION_ID`] and the last event that it saw in
-//! [`AFTER_SEQUENCE`], and nothing is started. With [`IDEMPOTENCY_KEY`] a first call can be repeated.
+//! The stream is one reader of the execution's events; its end does not end the execution. A client that reconnects names
+//! the execution in [`EXECUTION_ID`] and the last event that it saw in [`AFTER_SEQUENCE`], and starts no new execution.
+//! With [`IDEMPOTENCY_KEY`] a first call can be repeated.
 //!
-//! Deliberately absent: the other calls of the service, refused in [`Offered`].
+//! Absent on purpose: the other calls of the service, which [`Offered`] refuses.
 
 use std::{
     collections::VecDeque,
@@ -227,7 +225,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// None once the last event was given.
+    /// Returns the next event, and `None` after the last one.
     async fn next(&mut self) -> Result<Option<pb::ExecutionEvent>> {
         let stop = self.stop.clone();
         match stop.run_until_cancelled(self.pull()).await {

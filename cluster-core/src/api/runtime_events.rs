@@ -17,7 +17,7 @@ use pb::execution_event::Event;
 const CUT_OFF: &str =
     "\n[the output's budget is used up: only the end follows, when the container has ended]\n";
 
-/// What is known of the events before the next.
+/// State of the published events so far.
 #[derive(Debug)]
 pub(super) struct Published {
     id: ExecutionId,
@@ -28,7 +28,7 @@ pub(super) struct Published {
 }
 
 impl Published {
-    /// For a reader that has seen the events up to `after`.
+    /// Creates the state for a reader that has seen the events up to `after`.
     pub fn new(view: &ExecutionView, after: u64) -> Self {
         let iteration = if after == 0 { 0 } else { view.iteration };
         Self { id: view.execution_id.clone(), agent: view.agent.clone(), iteration, begun: Vec::new() }

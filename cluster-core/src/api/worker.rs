@@ -1,7 +1,7 @@
-//! What a worker serves to its controller: executions, their cancel and their release.
+//! Calls that a worker serves to its controller: executions, their cancellation and their release.
 //!
-//! Of the published service only `ForwardExecution` concerns a worker. Every call is sealed with the
-//! controller's key, which the worker learned when it attested.
+//! `ForwardExecution` is the only call of the published service for a worker. Every call is sealed with the controller's
+//! key, which the worker learned when it attested.
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
@@ -53,7 +53,7 @@ use crate::{
     execution::supervisor::Supervisor,
 };
 
-/// The session of this moment: None before the first attestation.
+/// The current session. `None` before the first attestation.
 pub type CurrentSession = Arc<arc_swap::ArcSwapOption<Session>>;
 
 #[derive(Debug, Clone)]

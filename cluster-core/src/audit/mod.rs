@@ -1,17 +1,16 @@
-//! Who did what, when, and how it ended: every call of a tool, and every call that changes something over
-//! REST or gRPC.
+//! The audit log: every call of a tool, and every call over REST or gRPC that changes something.
 //!
-//! A call is begun ([`Audit::begin`]) before it is done and ended with its result; one whose caller leaves
-//! in between is written down as `abandoned`, though what it began may go on. Entries are written after the
-//! call has been answered, in batches, by one task: a database that does not take them fails no call, but
-//! what is lost is counted and logged. Readers wait for what was ended before they asked.
+//! A call is begun ([`Audit::begin`]) before it acts and ended with its result. If the caller leaves before the end, the
+//! entry says `abandoned`, although the work may go on. Entries are written in batches after the answer. A database that
+//! refuses them fails no call, and lost entries are counted and logged. Readers wait for calls that ended before they
+//! asked.
 //!
-//! Tasks: one, which writes, and prunes by age and number every ten minutes.
+//! Tasks: one, which writes entries, and deletes old ones by age and number every ten minutes.
 //!
-//! Reads that succeed are counted rather than noted one by one (see [`reads`]).
+//! Successful reads are counted, not written one by one (see [`reads`]).
 //!
-//! Deliberately absent: values of secrets (see `redact`), calls that were refused for their token (nobody
-//! is known to have made them), and reading over REST.
+//! Absent on purpose: values of secrets (see `redact`), calls that were refused for their token (their caller is not
+//! known), and reading over REST.
 
 mod reads;
 mod record;
@@ -59,7 +58,7 @@ pub struct Audit {
     metrics: Metrics,
 }
 
-/// What is about to be done.
+/// A call that is about to act.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub actor: Actor,
@@ -71,7 +70,7 @@ pub struct Call {
     pub is_read: bool,
 }
 
-/// What a call was given, without secrets. Who reads it notes it, once; the first note stays.
+/// Arguments of a call, without secrets. The parser of the arguments sets them once; later values are ignored.
 #[derive(Debug, Clone, Default)]
 pub struct Arguments(Arc<OnceLock<String>>);
 

@@ -1,4 +1,4 @@
-//! What the log holds of a call, how it is asked for and how long it is kept.
+//! Entries of the audit log as they are shown.
 
 use std::fmt;
 

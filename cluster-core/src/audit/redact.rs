@@ -9,7 +9,7 @@ const TEXT_CHARS_MAX: usize = 200;
 const LIST_ITEMS_MAX: usize = 20;
 const FIELDS_MAX: usize = 50;
 const DEPTH_MAX: usize = 8;
-/// Of an entry's arguments as a whole.
+/// Longest text of an entry's arguments.
 const BYTES_MAX: usize = 2 * 1024;
 const HIDDEN: &str = "(hidden)";
 
@@ -92,7 +92,7 @@ fn is_secret(name: &str) -> bool {
     SECRET_NAMES.iter().any(|part| name.contains(part))
 }
 
-/// The name of an operator's secret is none, and neither is that nothing was given.
+/// Masks a value. The name of an operator's secret and an absent value are shown.
 fn hidden(value: &Value) -> Value {
     match value {
         Value::String(text) if text.starts_with("secret:") => Value::String(line(text, TEXT_CHARS_MAX)),

@@ -27,7 +27,7 @@ fn all() -> AuditQuery {
 }
 
 #[tokio::test]
-async fn what_was_ended_is_read_at_once_and_what_was_left_is_abandoned() {
+async fn ended_call_is_read_at_once_and_left_call_is_abandoned() {
     let directory = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
     let metrics = Metrics::default();
@@ -160,7 +160,7 @@ async fn read_is_complete_after_its_second() {
 }
 
 #[tokio::test]
-async fn entries_go_by_age_and_number_and_numbers_go_on_after_a_restart() {
+async fn entries_are_pruned_and_numbers_go_on_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path()).await;
     let row = |at_ms| AuditRow {

@@ -21,7 +21,7 @@ use crate::clock_watch::ClockWatch;
 /// In one commit.
 const BATCH_MAX: usize = 256;
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
-/// Of one commit: other writes are waiting.
+/// Entries that one commit deletes, so that other writes need not wait for long.
 const PRUNED_TOGETHER_MAX: i64 = 1000;
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(super) struct Writer {
     settings: AuditSettings,
     metrics: Metrics,
     reads: Arc<Reads>,
-    /// Of the next entry. Entries that are lost leave a gap.
+    /// Number of the next entry. Lost entries leave a gap.
     next: i64,
 }
 

@@ -39,8 +39,8 @@ impl NodeGpus {
     }
 }
 
-/// Returns the GPUs that executions may have. Devices that are stated stand for those that are found; a stated number
-/// bounds either, and with 0 there is none. Without any device the stated numbers stand.
+/// Returns the GPUs that executions may have. Stated devices replace those that are found. A stated number bounds both,
+/// and 0 grants no GPU. Without devices the stated numbers count.
 ///
 /// `engine_has_runtime`: whether the engine can give a container a GPU, as far as it says. Without it, found GPUs
 /// would fail every execution that gets one; what is stated is the operator's word.

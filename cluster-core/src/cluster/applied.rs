@@ -29,7 +29,7 @@ const FILE: &str = "pushed-config.json";
 /// Travels in every heartbeat.
 const ERROR_CHARS_MAX: usize = 400;
 
-/// What was pushed, and why a later one was not taken.
+/// The pushed configuration, and why a later one was refused.
 #[derive(Debug, Clone)]
 struct State {
     pushed: MergedConfig,
@@ -40,7 +40,7 @@ struct State {
 struct Shared {
     path: PathBuf,
     local: Arc<Local>,
-    /// As the node was started: what differs from it and is read only there waits for a restart.
+    /// Settings at the start of the node. A change of a setting that is read only then waits for a restart.
     at_start: Settings,
     settings: watch::Sender<Arc<Settings>>,
     state: ArcSwap<State>,
@@ -59,7 +59,7 @@ pub struct AppliedConfig(Arc<Shared>);
 pub struct EffectiveConfig {
     /// The node's own file, which wins.
     pub local: Value,
-    /// What the controller pushed; an empty mapping where it pushed nothing.
+    /// Configuration that the controller pushed; an empty mapping before the first push.
     pub pushed: Value,
     pub version: String,
     /// Both in one.
@@ -105,7 +105,7 @@ impl AppliedConfig {
         (settings, Self(Arc::new(shared)))
     }
 
-    /// What takes changes while it runs. Once, at the start.
+    /// Registers the parts that take changes while they run. Called once, at the start.
     pub fn govern(&self, capacity: &Capacity, supervisor: Option<&Supervisor>) {
         let _ = self.0.capacity.set(capacity.clone());
         if let Some(supervisor) = supervisor {
@@ -166,7 +166,7 @@ impl AppliedConfig {
         Ok(merged)
     }
 
-    /// As they are now.
+    /// Returns the current settings.
     pub fn settings(&self) -> Arc<Settings> {
         self.0.settings.borrow().clone()
     }

@@ -50,7 +50,7 @@ pub use config::NodeConfigView;
 
 /// Decisions waiting for the owner. A full queue makes callers wait.
 const DECISIONS_MAX: usize = 256;
-/// What runs on a node that leaves may go on for so long, as with a drain.
+/// Deadline of executions on a node that leaves, as for a drain.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(300);
 const META_CLUSTER_ID: &str = "cluster_id";
 const META_EPOCH: &str = "epoch";
@@ -90,7 +90,7 @@ struct Shared {
     clock: Clock,
 }
 
-/// What a member's record says of it.
+/// Facts of a member's record that authenticate its calls.
 #[derive(Debug, Clone)]
 pub struct Standing {
     pub role: Role,
@@ -100,7 +100,7 @@ pub struct Standing {
     pub sealed: bool,
 }
 
-/// Every node's standing; None for one that was removed. Written by the owner, after the store.
+/// Standing of every node; `None` for a removed node. The owner writes it after the store.
 type Standings = Arc<RwLock<HashMap<NodeId, Option<Standing>>>>;
 
 /// Returns the epoch of a new life of the controller. The time is its floor, so that a database that was
@@ -224,7 +224,7 @@ impl Controller {
         self.0.key.sign(statement)
     }
 
-    /// What node security tokens are checked with now.
+    /// Returns the keys that verify node security tokens.
     pub fn token_keys(&self) -> Arc<TokenKeys> {
         self.0.signer.keys()
     }
@@ -242,7 +242,7 @@ impl Controller {
         &self.0.sessions
     }
 
-    /// What happens to nodes, for who wants to follow it.
+    /// Returns the log of node events.
     pub fn events(&self) -> &NodeEvents {
         &self.0.events
     }
@@ -295,8 +295,8 @@ impl Controller {
         answered.await.map_err(|_| stopped())?
     }
 
-    /// What the record of the node that a token names says, or why that node may not speak. As of the last
-    /// stored change: no question to the owner, since every call asks.
+    /// Returns the standing of the node that a token names, or why the node may not call. Reads the last stored change
+    /// without the owner, since every call needs it.
     pub fn standing(&self, node_id: &NodeId) -> Result<Standing> {
         let standings = self.0.standings.read().unwrap_or_else(PoisonError::into_inner);
         match standings.get(node_id) {
@@ -541,7 +541,7 @@ impl Controller {
         self.drain_view(node_id).await
     }
 
-    /// The node's own wish to be no member any more: true once it is none.
+    /// Removes a node at its own request. Returns `true` once the controller has removed it.
     pub async fn leave(&self, node_id: NodeId) -> Result<bool> {
         Ok(self.remove(node_id, LEAVE_DEADLINE, false).await?.state == DrainState::Removed)
     }
@@ -552,7 +552,7 @@ impl Controller {
 
     // --- placement -------------------------------------------------------------------------
 
-    /// What an execution reserved is free again.
+    /// Releases the reservation of an execution.
     pub async fn release(&self, execution_id: ExecutionId) -> Result<()> {
         let release = move |membership: &mut Membership, _| {
             membership.release(&execution_id);

@@ -27,12 +27,12 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(10);
 /// Between looks at one that does not, for a network that heals: one that starts again says so itself.
 const ABSENCE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a controller dials nodes with.
+/// Credentials and rules by which a controller dials nodes.
 #[derive(Debug, Clone, Default)]
 pub struct DirectAccess {
-    /// None where no TLS is configured: then nodes are reached on this machine alone.
+    /// `None` without TLS. The controller then reaches nodes on this machine alone.
     pub credentials: Option<Credentials>,
-    /// Plaintext over networks, since somebody allowed it.
+    /// The operator allows plaintext over networks.
     pub allow_insecure: bool,
     pub plain: Plain,
 }
@@ -60,7 +60,7 @@ impl std::fmt::Debug for Plain {
 }
 
 impl DirectAccess {
-    /// Changes with the certificate that is shown: a client made under another one is to be made anew.
+    /// Changes with the certificate that is presented. A client of an earlier version must be replaced.
     pub fn version(&self) -> u64 {
         self.credentials.as_ref().map_or(0, |credentials| *credentials.version().borrow())
     }

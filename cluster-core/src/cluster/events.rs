@@ -1,8 +1,7 @@
-//! What happens to nodes, as anybody may follow it: a bounded log in memory that each reader pulls from.
+//! Log of node events: bounded, in memory, and pulled by each reader.
 //!
-//! No task of its own: the membership's owner appends, readers wait. A slow reader holds up nobody; what
-//! it missed beyond the bound is told as a gap. The log begins with the controller's life, so an id
-//! carries the epoch.
+//! It has no task: the membership's owner appends, and readers wait. A slow reader delays no other, and gets a gap for
+//! events beyond the bound. The log begins with the controller's process, so that an id carries the epoch.
 
 use std::{
     collections::VecDeque,
@@ -25,7 +24,7 @@ use tokio::sync::watch;
 /// Kept for readers that come later: a day of a quiet cluster, minutes of a bad hour.
 const EVENTS_MAX: usize = 4096;
 
-/// Where a reader stands: `<epoch>-<sequence>`. The order of two ids is that of their events.
+/// Position of a reader: `<epoch>-<sequence>`. Ids are ordered like their events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventId {
     pub epoch: u64,
@@ -62,7 +61,7 @@ pub struct NodeEvent {
     pub node_id: NodeId,
 }
 
-/// What a reader gets.
+/// Events for a reader, and where to continue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     pub events: Vec<NodeEvent>,
@@ -73,7 +72,7 @@ pub struct Batch {
 #[derive(Debug, Default)]
 struct Log {
     events: VecDeque<NodeEvent>,
-    /// Of the newest event; the first has 1.
+    /// Number of the newest event. The first event has 1.
     sequence: u64,
 }
 
@@ -134,7 +133,7 @@ impl NodeEvents {
     }
 }
 
-/// What a change of a node's record means to those who watch.
+/// Returns the event that a change of a node's record amounts to.
 pub fn event_of(before: Option<&NodeRecord>, after: &NodeRecord) -> Option<NodeEventKind> {
     let wanted = before.map_or(Desired::Schedulable, |record| record.desired);
     let seen = before.map_or(Observed::Expected, |record| record.observed);

@@ -114,21 +114,21 @@ impl Change {
     }
 }
 
-/// What a node reports of itself as it registers.
+/// Facts that a node reports when it registers.
 #[derive(Debug, Clone)]
 pub struct Registration {
     pub capabilities: Capabilities,
     pub address: String,
-    /// Between its heartbeats; None where the node does not say.
+    /// Interval between its heartbeats. `None` if the node does not report it.
     pub interval: Option<Duration>,
 }
 
-/// What a node that attests may join by, beside its key.
+/// Enrolment token of an attesting node, besides its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enrolment {
     /// Its key alone.
     None,
-    /// A token for whoever comes: for names that nobody has.
+    /// A token for any name that is free.
     Anybody,
     /// A token for this very node, which may bring another key.
     Bound,
@@ -144,16 +144,16 @@ impl Enrolment {
     }
 }
 
-/// What a heartbeat brings.
+/// Content of a heartbeat.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     pub capabilities: Option<Capabilities>,
     pub acknowledged: Vec<CommandId>,
-    /// Whether the node itself refuses new work; None where it does not say.
+    /// Whether the node refuses new work. `None` if the node does not report it.
     pub draining: Option<bool>,
-    /// What it says of its configuration; None where it says nothing of it.
+    /// State of its configuration. `None` if the node does not report it.
     pub config: Option<ConfigReport>,
-    /// Between its heartbeats; None where it does not say.
+    /// Interval between its heartbeats. `None` if the node does not report it.
     pub interval: Option<Duration>,
 }
 
@@ -174,9 +174,9 @@ struct Node {
     used: Amounts,
     gpus: devices::Devices,
     commands: Vec<(CommandId, Command)>,
-    /// As it last said, in this life of the controller.
+    /// State of its configuration, as last reported to this process.
     config: Option<ConfigReport>,
-    /// Where it stands in the order; None where it takes no work.
+    /// Position in the placement order. `None` while the node takes no work.
     position: Option<Position>,
     /// Class that the counts hold it in.
     counted: Option<listing::Kind>,
@@ -206,7 +206,7 @@ pub struct Membership {
     strategy: PlacementStrategy,
     order: Order,
     counts: listing::Counts,
-    /// Where each execution has its reservation.
+    /// Node on which each execution has its reservation.
     placed: BTreeMap<ExecutionId, NodeId>,
     /// Node that is kept free for the oldest waiting execution.
     hold: Option<placing::Hold>,
@@ -350,8 +350,8 @@ impl Membership {
         }
     }
 
-    /// Tells a node to run another version, unless it is known to run it. `changed`: what it should run
-    /// has changed just now. A newer command takes the place of those that nobody has acknowledged.
+    /// Commands a node to run a version, unless it is known to run it. `changed` says that the version has just changed.
+    /// A newer command replaces those that the node has not acknowledged.
     pub fn push_config(&self, node_id: &NodeId, version: &str, changed: bool) -> Result<Vec<Change>> {
         let node = self.node(node_id)?;
         let (mut older, mut queued) = (Vec::new(), false);

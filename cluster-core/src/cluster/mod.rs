@@ -1,4 +1,4 @@
-//! Who is in the cluster and what is placed where.
+//! Members of the cluster, and the placement of executions on them.
 //!
 //! - [`membership`], [`placement`]: the decisions, pure.
 //! - [`applied`]: the configuration that this node runs with.

@@ -52,15 +52,15 @@ const LINK_STREAMS_MAX: usize = 64;
 #[derive(Debug)]
 struct Remote {
     client: WorkerClient,
-    /// None for a node that registered an address of its own.
+    /// `None` for a node that registered an address of its own.
     link: Option<Arc<LinkHandle>>,
     direct: Option<Direct>,
 }
 
-/// What belongs to a node on the direct link.
+/// Client and watcher of a node on the direct link.
 struct Direct {
     dial: Dial,
-    /// Of the certificate under which its client was made.
+    /// Version of the certificate under which its client was made.
     version: u64,
     /// The watcher ends with this.
     _watch: DropGuard,
@@ -101,7 +101,7 @@ async fn answers(channel: &WeakChannel) -> bool {
     matches!(tokio::time::timeout(PROBE_TIMEOUT, channel.ping()).await, Ok(Ok(())))
 }
 
-/// What comes in from nodes, each for one taker.
+/// Streams from nodes, each with one receiver.
 #[derive(Debug)]
 pub struct NodeStreams {
     pub links: mpsc::Receiver<LinkStream>,
@@ -246,7 +246,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// What a node holds, by its heartbeat. Dropped when nobody takes it in time.
+    /// Forwards the executions of a heartbeat. A report is dropped if the receiver is too slow.
     pub fn report_held(&self, node_id: NodeId, held: Vec<Held>) {
         let _ = self.0.reports.try_send((node_id, held));
     }
@@ -354,7 +354,7 @@ impl Worker {
         }
     }
 
-    /// What an ended execution left behind; its bytes follow, from an offset on.
+    /// Returns the artifacts of an ended execution, and their bytes from an offset on.
     pub async fn artifacts(
         &self,
         execution_id: &ExecutionId,
@@ -383,7 +383,7 @@ impl Worker {
         }
     }
 
-    /// What runs is ended, and what has ended forgotten.
+    /// Releases attempts: running ones are ended, and ended ones are deleted.
     pub async fn release(&self, attempts: &[Attempt]) -> Result<()> {
         match self {
             Worker::Local(supervisor) => supervisor.release(attempts).await,

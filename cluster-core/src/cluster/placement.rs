@@ -1,7 +1,7 @@
-//! Which node runs an execution, or why none does. Pure.
+//! Chooses the node of an execution, or says why no node fits. Pure.
 //!
-//! Whoever fits is a candidate. Of those, more of the preferred tags come first, then what the strategy
-//! says, then whose turn it is: [`Order`] keeps nodes so that the first is found at once.
+//! Candidates are ranked by the number of preferred tags, then by the strategy, then by turns. [`Order`] keeps the nodes
+//! sorted, so that the first is found at once.
 
 mod order;
 
@@ -118,7 +118,7 @@ impl fmt::Display for NoFit {
     }
 }
 
-/// What each candidate lacks; for when none fits.
+/// Returns what each candidate lacks, for a demand that fits no node.
 pub fn reasons<'a>(demand: &Demand, candidates: impl Iterator<Item = Candidate<'a>>) -> NoFit {
     let unfit = |candidate: Candidate<'a>| {
         let (why, until) = why_not(demand, &candidate)?;

@@ -19,7 +19,7 @@ use aegis_types::{
 pub const OVERLAP_MS: i64 = 10_000;
 /// A session that ended is remembered this long, to notice who still uses it.
 const FENCED_MEMORY_MS: i64 = 600_000;
-/// Of those, for each node: one that attests over and over must not fill the memory.
+/// Fenced sessions kept for each node, so that a node that attests repeatedly cannot fill the memory.
 const FENCED_MAX: usize = 8;
 /// One late call may be a lost answer. Two within the memory are two speakers.
 const CONTENTIONS_MIN: usize = 2;
@@ -31,7 +31,7 @@ struct Session {
     public_key: PublicKey,
     window: SequenceWindow,
     fenced_at_ms: Option<i64>,
-    /// For calls to this node.
+    /// Seals calls to this node.
     sealer: Arc<Sealer>,
 }
 
@@ -132,7 +132,7 @@ impl Sessions {
         state.sessions.get_mut(session_id).ok_or_else(unknown)?.window.accept(sequence)
     }
 
-    /// How the controller speaks to a node: None until it has attested in this life of the controller.
+    /// Returns the sealer of calls to a node. `None` until the node has attested to this process.
     pub fn sealer(&self, node_id: &NodeId) -> Option<Arc<Sealer>> {
         let state = self.lock();
         let session = state.sessions.get(state.current.get(node_id)?)?;

@@ -50,7 +50,7 @@ const ORDERS_MAX: usize = 8;
 /// Between looks at what still runs on a node that is to shut down.
 const SHUTDOWN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What the person whose machine this is wants of the membership.
+/// Command of the operator of this machine.
 #[derive(Debug)]
 enum Order {
     /// To be no member any more; true once that is done.
@@ -103,7 +103,7 @@ enum End {
     Left,
 }
 
-/// Where the worker stands with its controller.
+/// State of the worker's membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinState {
     Connecting,

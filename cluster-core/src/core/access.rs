@@ -9,12 +9,12 @@ use crate::{
 };
 
 impl Core {
-    /// What every door asks; on a worker it has the data directory's own token alone.
+    /// Returns the access tokens, which every door checks. A worker has the data directory's token alone.
     pub fn tokens(&self) -> &TokenTable {
         &self.0.tokens
     }
 
-    /// Where calls are noted; None on a worker, which has no database.
+    /// Returns the audit log. `None` on a worker, which has no database.
     pub fn audit(&self) -> Option<&Audit> {
         match &self.0.part {
             Part::Controller(part) => Some(&part.audit),
@@ -31,7 +31,7 @@ impl Core {
         self.controller()?.access.create(order).await
     }
 
-    /// By name.
+    /// Returns all access tokens, by name.
     pub fn access_tokens(&self) -> Result<Vec<AccessTokenView>> {
         Ok(self.controller()?.access.list())
     }

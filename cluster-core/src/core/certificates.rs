@@ -17,7 +17,7 @@ use aegis_types::{
 use tokio_util::sync::CancellationToken;
 use url::Host;
 
-/// What a controller serves and dials with.
+/// Certificates with which a controller serves and dials.
 #[derive(Debug, Clone)]
 pub(super) struct ControllerTls {
     pub credentials: Option<Credentials>,
@@ -55,7 +55,7 @@ pub(super) fn of_controller(
     }
 }
 
-/// What a deployment may tell a node that is to dial this controller.
+/// Returns how a deployed node may dial this controller.
 pub(super) fn direct_offer(settings: &Settings, tls: &ControllerTls, endpoint: &str) -> DirectOffer {
     let advertised = settings.cluster_port.advertise.as_ref().filter(|url| url.scheme() == "https");
     match (advertised, &tls.authority, endpoint.parse()) {

@@ -23,7 +23,7 @@ impl Core {
         self.0.applied.watch()
     }
 
-    /// What this node itself runs with.
+    /// Returns the configuration that this node runs with.
     pub fn effective_config(&self) -> EffectiveConfig {
         self.0.applied.view()
     }

@@ -57,7 +57,7 @@ impl Core {
         self.controller()?.deployments.knows_key(key).await
     }
 
-    /// Whether a rollout was. The keys of the two are apart: one that a rollout has begins a deployment anew.
+    /// Returns whether a rollout with this key exists. Keys of rollouts and of deployments are independent.
     pub async fn knows_rollout_key(&self, key: Option<&str>) -> Result<bool> {
         let Some(key) = key else { return Ok(false) };
         self.controller()?.rollouts.knows_key(key).await
@@ -129,7 +129,7 @@ impl Core {
         Ok(kept.into_iter().map(ReleaseView::from).collect())
     }
 
-    /// What the services of a deployed node wrote last: untrusted text of the host.
+    /// Returns the last log lines of a deployed node's services. The text is the host's and untrusted.
     pub async fn node_logs(&self, node_id: &NodeId, asked: &LogsAsked, origin: Origin) -> Result<String> {
         self.controller()?.deployments.logs(node_id, asked, origin).await
     }

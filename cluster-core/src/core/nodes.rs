@@ -37,7 +37,7 @@ pub struct RemovalOrder {
 /// Nodes that are asked for.
 pub use crate::cluster::membership::PeerFilter;
 
-/// What a token is to admit.
+/// Nodes that an enrolment token admits.
 pub use crate::cluster::controller::TokenOrder as EnrolmentOrder;
 
 /// An enrolment token for its bearer: shown once.
@@ -47,7 +47,7 @@ pub struct EnrolmentGrant {
     /// To revoke it by.
     pub token_id: EnrolmentTokenId,
     pub role: Role,
-    /// Where the bearer finds this controller.
+    /// Address of this controller, for the bearer.
     pub controller_endpoint: String,
     /// RFC 3339.
     pub expires_at: String,
@@ -129,7 +129,7 @@ impl Core {
         Ok(())
     }
 
-    /// What happened to nodes after this event, at most `limit`.
+    /// Returns node events after a position, at most `limit`.
     pub fn node_events(&self, after: EventId, limit: usize) -> Result<Batch> {
         Ok(self.controller()?.controller.events().after(after, limit))
     }
@@ -142,7 +142,7 @@ impl Core {
         Ok(())
     }
 
-    /// Where nodes find this controller.
+    /// Returns the address of this controller, for nodes.
     pub fn controller_endpoint(&self) -> Result<String> {
         Ok(self.controller()?.endpoint.clone())
     }

@@ -1,4 +1,4 @@
-//! The core's verbs on the operator's secrets. None of them gives a value back.
+//! Verbs on the operator's secrets. No verb returns a value.
 
 use aegis_types::{
     error::Result,
@@ -14,7 +14,7 @@ impl Core {
         self.controller()?.secrets.set(name, value).await
     }
 
-    /// By name.
+    /// Returns all secrets by name, without their values.
     pub async fn secrets(&self) -> Result<Vec<SecretView>> {
         self.controller()?.secrets.list().await
     }

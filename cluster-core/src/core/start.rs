@@ -58,18 +58,18 @@ use crate::{
     secrets::Secrets,
 };
 
-/// As configured, or minted once.
+/// File of the node's id, for nodes whose configuration has no name.
 const NODE_ID_FILE: &str = "node-id";
-/// Beside the node's socket, for the deployment to read.
+/// File of the node's public key, next to its socket. A deployment reads it.
 const PUBLIC_KEY_FILE: &str = "node.pub";
 
-/// What every node is made of, whatever its role.
+/// Parts of a node in every role.
 pub(super) struct Node<'a> {
     pub settings: &'a Settings,
     pub data: &'a Arc<DataDirectory>,
     pub id: &'a NodeId,
     pub keys: Arc<KeyFile>,
-    /// None where no containers run.
+    /// `None` on a node that runs no containers.
     pub engine: Option<Engine>,
     pub facts: Option<EngineFacts>,
     pub applied: &'a AppliedConfig,
@@ -348,8 +348,8 @@ async fn listen_cluster<F: Future<Output = Result<SocketAddr>>>(
     ports.bind(|port| listen(at(port)).map(move |listened| listened.map(bound))).await
 }
 
-/// The second port that the published documents name, with the same services behind it. Nothing of ours
-/// needs it: where nobody asked for it, it may be another's.
+/// Listens on the second port of the published documents, with the same services. Aegis itself does not need the port:
+/// unless it is configured, another program may have it.
 async fn listen_published(
     settings: &Settings,
     intake: &Intake,
@@ -381,7 +381,7 @@ fn supervisor(
     Supervisor::recover(data, node_id.clone(), engine, settings.policy.clone(), network, env.collect())
 }
 
-/// As configured, else the one that was generated once.
+/// Returns the id of this node: the configured one, or the one that was generated once.
 pub(super) fn node_id(settings: &Settings, data: &Path) -> Result<NodeId> {
     if let Some(id) = &settings.node_id {
         return Ok(id.clone());
@@ -402,7 +402,7 @@ pub(super) fn node_id(settings: &Settings, data: &Path) -> Result<NodeId> {
     }
 }
 
-/// For the deployment, which reads it over its verified connection and pins it.
+/// Writes the public key for the deployment, which reads it over its verified connection and pins it.
 fn publish_key(path: &Path, key: &NodeKey) -> Result<()> {
     let text = base64::engine::general_purpose::STANDARD.encode(key.public().as_bytes());
     let temporary = path.with_extension("new");

@@ -1,7 +1,7 @@
-//! What an execution leaves behind: read from its last container once that has ended, and kept beside the
-//! worker's journal until the controller has it.
+//! Artifacts on a worker: read from the last container of an execution after its end, and kept with the journal
+//! until the controller has them.
 //!
-//! Nothing here fails an execution: what is missing, or cannot be kept, is told.
+//! Nothing here fails an execution. Missing paths and artifacts that cannot be kept are reported with its end.
 
 use std::{
     collections::BTreeSet,
@@ -35,7 +35,7 @@ use tokio_util::io::{ReaderStream, SyncIoBridge};
 const ARCHIVE_FILE: &str = "artifacts.tar.gz";
 const NOTE_FILE: &str = "artifacts.json";
 
-/// What was collected, and where its file is. None where nothing was: it never got so far.
+/// Returns the artifacts that were collected, and their file. Returns `None` before they are collected.
 pub fn collected(directory: &Path) -> Result<Option<(Collected, PathBuf)>> {
     let unread = |e: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(ErrorCode::Storage, "the note of an execution's artifacts cannot be read").source(e)
@@ -50,7 +50,7 @@ pub fn collected(directory: &Path) -> Result<Option<(Collected, PathBuf)>> {
     }
 }
 
-/// The bytes of what was collected, from an offset on; none where nothing was kept.
+/// Streams the packed artifacts from an offset on. The stream is empty if nothing was kept.
 pub async fn read(
     collected: &Collected,
     path: &Path,
@@ -109,7 +109,7 @@ async fn pack(engine: &Engine, container: &str, paths: &[String], directory: &Pa
     Ok(Collected { artifacts: Artifacts { bytes, files, missing, problem: None }, digest })
 }
 
-/// Each once, beneath `/workspace`, and none that lies beneath another.
+/// Returns each path once, as a path in `/workspace`, without paths that lie in another one.
 fn places(paths: &[String]) -> Vec<PathBuf> {
     let plain = |path: &String| {
         let beneath = path.strip_prefix(WORKSPACE).map_or(path.as_str(), |rest| rest.trim_start_matches('/'));

@@ -33,11 +33,11 @@ use crate::cluster::nodes::Worker;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// Before what a node did not take, or lost, is placed anew.
+/// Pause before an execution is requeued that its node rejected or lost.
 const REPLACE_PAUSE: Duration = Duration::from_secs(1);
 /// Before what could not be stored is asked for again.
 const STORE_RETRY: Duration = Duration::from_secs(5);
-/// After so long a silence, what somebody wants to end is told as ended; the node ends it when it returns.
+/// Silence of a node after which a cancelled execution is reported as ended. The node ends it when it returns.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(15);
 /// Events that are ready together are stored together.
 const EVENTS_TOGETHER_MAX: usize = 256;
@@ -56,7 +56,7 @@ enum Cut {
     Declined(Error),
     /// No node will run it.
     Refused(Error),
-    /// Nobody can tell any more what became of it.
+    /// The outcome of the attempt is unknown and cannot be learned any more.
     Gone(Error),
     /// Its node is to blame for its end, and its caller allowed another attempt.
     GivenUp(String),
@@ -94,7 +94,8 @@ pub(super) fn spawn(shared: Arc<Shared>, record: ExecutionRecord, live: Arc<Live
     });
 }
 
-/// The record as it is stored: what memory holds has run ahead of it. None when there is none any more.
+/// Reloads the record after a failed write; the record in memory is ahead of the store. Returns `None` if the record was
+/// deleted.
 async fn read_again(shared: &Shared, execution_id: &ExecutionId) -> Option<ExecutionRecord> {
     loop {
         tokio::time::sleep(STORE_RETRY).await;
@@ -311,7 +312,7 @@ async fn connection(
     }
 }
 
-/// What the node is told to run. It has the secrets already when it has shown that it took it.
+/// Returns the order for the node. It has no secrets once the node has reported an event: the node has them by then.
 async fn order(shared: &Shared, record: &ExecutionRecord) -> Result<Order> {
     let content = match shared.orders.take(&record.execution_id) {
         Some(content) => Some(content),
@@ -332,7 +333,7 @@ async fn order(shared: &Shared, record: &ExecutionRecord) -> Result<Order> {
     Ok(Order { execution_id, attempt, manifest, input, secrets, login })
 }
 
-/// Resolves with the reason once somebody asks for the end.
+/// Resolves with the reason once a caller asks for the end.
 async fn asked(cancel: &mut watch::Receiver<Option<String>>) -> String {
     // Fails only with the sender, which lives as long as the driver.
     let reason = cancel.wait_for(Option::is_some).await;
@@ -370,7 +371,7 @@ fn unreached(record: &ExecutionRecord, handed: Handed, error: Error) -> Cut {
     }
 }
 
-/// What a refusal means.
+/// Decides what a refusal of the node means for the attempt.
 fn judge(record: &ExecutionRecord, error: Error) -> Cut {
     match error.code() {
         // Storage: the node could not journal the order, so it did not begin.
@@ -396,7 +397,7 @@ fn judge(record: &ExecutionRecord, error: Error) -> Cut {
     }
 }
 
-/// What a batch of events brought.
+/// Outcome of a batch of events.
 enum Told {
     All,
     /// The end that the node told is not taken as one.
@@ -480,7 +481,7 @@ async fn note_excess(shared: &Shared, record: &ExecutionRecord) -> Result<()> {
     shared.controller.note_excess(node_id, execution_id).await
 }
 
-/// Nobody can tell what became of it: another attempt where there may be one, else its end.
+/// Handles an unknown outcome: starts another attempt if the caller allowed one, and ends the execution otherwise.
 async fn gone(shared: &Shared, record: &mut ExecutionRecord, live: &Live, error: &Error) -> Result<()> {
     match record.life().next(Input::Gone) {
         Step::GiveUp => give_up(shared, record, live, error.message().to_owned()).await,

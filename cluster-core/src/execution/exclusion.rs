@@ -61,8 +61,8 @@ pub(super) async fn rate_node(shared: &Shared, record: &ExecutionRecord, kind: &
     }
 }
 
-/// Returns the reason where the end that a node told is its refusal, and another node may take the execution. Where
-/// none may, the end is shown with the reason of the first node that refused.
+/// Returns the reason of a refusal that a node reported as the end, if another node may take the execution. If no other
+/// node may, the end carries the reason of the first node that refused.
 pub(super) async fn declined(
     shared: &Shared,
     record: &ExecutionRecord,

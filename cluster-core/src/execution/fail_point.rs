@@ -56,7 +56,7 @@ mod armed {
             [Self::Assigned, Self::Forwarded, Self::EventsStored, Self::EndStored];
     }
 
-    /// Stops whoever comes to its place for the nth time.
+    /// Stops the nth task that reaches its place.
     #[derive(Debug, Clone)]
     pub struct Armed {
         point: FailPoint,

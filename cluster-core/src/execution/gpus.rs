@@ -71,8 +71,8 @@ fn free_device(found: &FoundGpu, held: &[Held]) -> Option<Free> {
     Some(Free { id, memory_mb: device.memory_mb, is_given_back })
 }
 
-/// Returns GPUs of a node that knows their number alone. Which of them a running execution has by UUID cannot be told:
-/// then none is free.
+/// Returns the free GPUs of a node that knows only their number. No GPU counts as free while an execution holds one by
+/// UUID, since its index is unknown.
 fn free_indices(count: u32, vram_gb: u32, held: &[Held]) -> Vec<Free> {
     let is_by_uuid = |gpu: &GpuId| matches!(gpu, GpuId::Uuid(_));
     if held.iter().any(|held| !held.has_ended && held.gpus.iter().any(is_by_uuid)) {

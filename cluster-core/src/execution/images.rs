@@ -50,7 +50,7 @@ pub(super) struct ImageBounds {
     pub free_min: u64,
 }
 
-/// Chooses the image to remove next, or none.
+/// Chooses the image to remove next, if any.
 ///
 /// The sizes are those of whole images: layers that images share count for each of them, so that the share is
 /// reached early rather than late.

@@ -19,8 +19,8 @@ pub struct Journaled {
 }
 
 impl Journaled {
-    /// Returns the end of its preparation on the monotonic clock. After a restart the wall clock says how much is left:
-    /// never more than the whole, and none where it has passed.
+    /// Returns the deadline of its preparation on the monotonic clock. After a restart the rest follows from the wall
+    /// clock, and lies between 0 and the whole.
     pub fn deadline(&self, wall_ms: i64, now: Instant) -> Instant {
         let whole_ms = self.deadline_ms.saturating_sub(self.accepted_at_ms).max(0);
         let left_ms = self.deadline_ms.saturating_sub(wall_ms).clamp(0, whole_ms);

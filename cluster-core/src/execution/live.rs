@@ -1,5 +1,5 @@
-//! What the controller's tasks of executions share: the open ones as they are followed, and the few things
-//! that any of these tasks does to one.
+//! State shared by the controller's execution tasks. Open executions are keyed by id, and each has a watch channel for
+//! readers.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -40,15 +40,15 @@ use crate::{
     secrets::Secrets,
 };
 
-/// What the queue is told.
+/// Message to the placement queue.
 #[derive(Debug)]
 pub(super) enum Word {
     Place(Box<ExecutionRecord>),
-    /// Somebody asks for its end, and it may be waiting.
+    /// A caller asked for the end of an execution, which may be waiting.
     Cancelled(ExecutionId),
 }
 
-/// What the surface follows of a live execution.
+/// An open execution: its view for readers, and the request for its end.
 #[derive(Debug)]
 pub(super) struct Live {
     pub view: watch::Sender<ExecutionView>,
@@ -79,7 +79,7 @@ impl Live {
     }
 }
 
-/// What executions are run with.
+/// Parts of the controller that executions use.
 #[derive(Debug)]
 pub struct ExecutionContext {
     pub store: Store,
@@ -100,7 +100,7 @@ pub(super) struct Shared {
     context: ExecutionContext,
     pub sending: Sending,
     open: Mutex<HashMap<ExecutionId, Arc<Live>>>,
-    /// Nodes that failed an execution through their own fault and have run none since.
+    /// Nodes that failed an execution through their own fault and have not started another since.
     faulty: Mutex<HashSet<NodeId>>,
     open_bytes: AtomicU64,
     pub orders: OrderCache,
@@ -141,7 +141,7 @@ impl Shared {
         self.faulty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// None once it has ended.
+    /// Returns an open execution, and `None` once it has ended.
     pub fn live(&self, id: &ExecutionId) -> Option<Arc<Live>> {
         self.open().get(id).cloned()
     }

@@ -30,16 +30,16 @@ use tokio::{sync::watch, time::Instant};
 use super::position::Position;
 use crate::clock_watch::moment;
 
-/// Of a line that may be a result.
+/// Longest line that may be a result.
 const LINE_BYTES_MAX: usize = 64 * 1024;
-/// What the next iteration is told of this one's errors.
+/// Size of the end of stderr that the next iteration is given.
 const STDERR_TAIL_BYTES: usize = 2048;
 /// Events handed out at a time.
 const READ_BYTES_MAX: u64 = 256 * 1024;
 /// No event comes near it: an output event has at most a few dozen KiB.
 const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What a log says about its execution.
+/// Progress of an execution, as far as its log has it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     pub last_sequence: u64,
@@ -59,7 +59,7 @@ pub enum IterationEnd {
     Failed { failure: Failure, exit_code: Option<i32>, stderr_tail: String },
 }
 
-/// What the latest iteration wrote, as far as others need it.
+/// Ends of the output of the latest iteration, for its result and the next iteration.
 #[derive(Debug, Default)]
 struct Written {
     stdout: Kept,
@@ -77,7 +77,8 @@ struct Written {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kept {
     pub bytes: u64,
-    /// Where the next read continues. `None` before the first byte, and in logs of workers without positions.
+    /// Position at which the next read continues. `None` before the first byte, and in logs of workers that had no
+    /// positions.
     pub position: Option<Position>,
     /// The gap between beginning and end is in the log: what follows is the end.
     pub is_skipped: bool,
@@ -103,7 +104,7 @@ struct Inner {
     /// Number and place of each event. Numbers grow by one, but over a gap.
     events: Vec<(u64, u64)>,
     length: u64,
-    /// Of all iterations.
+    /// Size of the output of all iterations.
     output_bytes: u64,
     truncated: bool,
     /// Events were lost, and output with them.
@@ -201,7 +202,8 @@ impl EventLog {
         String::from_utf8_lossy(&self.lock().written.stderr_tail).into_owned()
     }
 
-    /// The last line of the latest iteration's stdout. None where the end of stdout is not known to be in the log.
+    /// Returns the last line of the latest iteration's stdout. Returns `None` unless the log is known to have the end of
+    /// stdout.
     pub fn last_line(&self) -> Option<Bytes> {
         let inner = self.lock();
         let Written { line, next_line, is_end_known, .. } = &inner.written;
@@ -472,7 +474,8 @@ fn note(progress: &mut Progress, event: &EventView) {
     progress.ended |= event.kind.state().is_some_and(aegis_types::execution::lifecycle::State::is_final);
 }
 
-/// Reads the next event and the place in the output behind it. None at the end, and at a torn or damaged tail.
+/// Reads the next event and the position in the output after it. Returns `None` at the end, and at a torn or damaged
+/// tail.
 fn next_event(rest: &mut Bytes) -> Option<(EventView, Option<Position>)> {
     let mut ahead = rest.clone();
     let length = prost::decode_length_delimiter(&mut ahead).ok()?;
@@ -512,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_numbered_and_read_from_any_number_also_after_reopening() {
+    fn events_are_numbered_and_read_from_any_number() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         let first = log(&path);

@@ -1,8 +1,7 @@
 //! An execution's workspace and home directory on its worker: volumes of their own, filled before the first container.
 //!
-//! The files belong to the user that the image runs as: containers have no capability to write what is
-//! another's. Filling begins with an empty volume, so that one which was half filled when the worker died
-//! is made anew.
+//! The files belong to the user that the image runs as, since containers have no capability to write files of other
+//! users. A volume that was half filled when the worker died is emptied and filled again.
 
 use std::{io, path::Path};
 

@@ -42,7 +42,7 @@ pub struct Seeker {
     ordinal: u32,
     /// All pieces so far bear one stamp: the beginning of a line may be missing.
     is_first_line: bool,
-    /// The position may belong to another part of the same line, or there was none.
+    /// The position may belong to another part of the same line, or was missing.
     is_doubtful: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What an event of its node's makes of an execution's record. Plain functions.
+//! Effects of a node's events on the record of an execution. Pure functions.
 
 use aegis_types::{
     error::{ErrorCode, Failure},
@@ -67,7 +67,7 @@ fn time_of(record: &ExecutionRecord, event: &EventView, now_ms: i64) -> i64 {
     if (earliest..=now_ms).contains(&event.time_ms) { event.time_ms } else { now_ms.max(earliest) }
 }
 
-/// Applies what an event tells beside the state.
+/// Applies the data of an event to a record, apart from its state.
 pub(super) fn note(record: &mut ExecutionRecord, event: &EventView, now_ms: i64) {
     let time_ms = time_of(record, event, now_ms);
     record.last_sequence = event.sequence;

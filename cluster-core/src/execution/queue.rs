@@ -1,9 +1,8 @@
-//! The task that places what waits for a node, by priority and in the order in which it came; what does not fit holds
-//! nobody up.
+//! The task that places waiting executions, by priority and then by age. An execution that does not fit blocks no other.
 //!
-//! What has no room is looked at again when the membership changes, and not for every newcomer: of two
-//! that ask for the same, the later one fits no better. The oldest that has waited for minutes has a node kept free
-//! for it, so that a stream of small executions cannot starve a large one.
+//! Queued executions are retried when the membership changes, not on every submission: a later execution with the same
+//! constraints cannot fit where an earlier one did not. A node is kept free for the oldest execution that has waited for
+//! minutes, so that a stream of small executions cannot starve a large one.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -342,8 +341,8 @@ struct Request {
     is_long: bool,
 }
 
-/// Chooses for each in turn, and keeps a node free for the first that has waited for long, unless `has_hold`. Where
-/// one finds no room, another that asks for the same finds none either.
+/// Chooses a node for each request in turn. Keeps a node free for the first request that has waited for long, unless
+/// `has_hold`. A request with the same demand as one that did not fit is not tried.
 fn decide(
     membership: &mut Membership,
     requests: Vec<Request>,

@@ -1,5 +1,5 @@
-//! What nodes say that they hold, against what the controller knows: a word that was lost is said again,
-//! and what nobody wants any more is ended.
+//! Compares the executions that nodes report with the controller's records. Repeats messages that were lost, and ends
+//! executions that are not wanted any more.
 
 use std::{
     collections::HashMap,
@@ -19,8 +19,7 @@ use tokio::sync::mpsc;
 
 use super::live::Shared;
 
-/// What this controller has no record of (a database from a backup, say) may be another's mistake: it is
-/// left alone for so long.
+/// Grace period for an execution without a record. A database from a backup may lack it by mistake.
 const UNKNOWN_GRACE: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! What has ended is kept for a while and within bounds: the oldest lose their events first, and then
-//! themselves. Readers of events that are gone are told of the gap.
+//! Ended executions are kept for a time and within bounds. The oldest lose their events first, then their records.
+//! Readers of deleted events get a gap.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use super::live::Shared;
 use crate::clock_watch::ClockWatch;
 
 const INTERVAL: Duration = Duration::from_secs(600);
-/// Of one commit: other writes are waiting.
+/// Executions that one commit deletes, so that other writes need not wait for long.
 const TOGETHER_MAX: usize = 100;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ struct Gone {
     drop_artifacts: Vec<ExecutionId>,
 }
 
-/// Of those that have ended, newest first. Pure.
+/// Chooses what to delete of the ended executions, which come newest first.
 fn choose(ended: &[Ended], kept: Kept, now_ms: i64) -> Gone {
     let mut gone = Gone::default();
     let (mut bytes, mut artifacts_bytes) = (0_u64, 0_u64);

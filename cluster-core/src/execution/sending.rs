@@ -1,10 +1,10 @@
-//! What travels with executions, on the controller: directories packed at submission, content sent to the
-//! node that lacks it, artifacts fetched at the end.
+//! Content of executions on the controller: directories packed at submission, content sent to nodes that lack it, and
+//! artifacts fetched at the end.
 //!
-//! A directory is packed before its execution is stored, and kept until that has ended. Artifacts are
-//! fetched before the end is stored: a crash at any point finds the execution open, reads its end from the
-//! node again, and fetches again what is not whole; what is shown as ended has all its artifacts. A
-//! controller without room for them waits a while, and then tells the end without them.
+//! A directory is packed before its execution is stored, and kept until the execution has ended. Artifacts are fetched
+//! before the end is stored. After a crash the execution is still open: its end is read from the node again, and
+//! incomplete artifacts are fetched again. An ended execution therefore has all its artifacts. A controller without room
+//! for them waits for ten minutes and then stores the end without them.
 
 use std::{
     collections::HashMap,
@@ -44,25 +44,25 @@ use tokio::{io::AsyncWriteExt as _, time::Instant};
 
 use crate::cluster::nodes::Worker;
 
-/// What this machine's engine has is looked at no more often, image by image.
+/// Shortest interval between two looks at the same image of this machine's engine.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 const LOOKS_MAX: usize = 256;
 /// Packing reads whole directories: the disk has enough to do with these.
 const PACKING_MAX: usize = 2;
-/// For how long an end waits for room for its artifacts.
+/// Longest wait of an end for room for its artifacts.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(600);
 /// A node that is silent for longer is gone.
 const PIECE_LIMIT: Duration = Duration::from_secs(60);
 const ARCHIVE_SUFFIX: &str = ".tar.gz";
 const PART_SUFFIX: &str = ".part";
 
-/// Where things are, and whose directories may be sent.
+/// Directories and parts that transfers use.
 #[derive(Debug, Clone)]
 pub struct SendingSettings {
     pub data: PathBuf,
-    /// Beneath which assistants may name workspaces.
+    /// Directories in which assistants may name workspaces.
     pub roots: Vec<PathBuf>,
-    /// Of this machine, where there is one.
+    /// Engine of this machine, if it has one.
     pub engine: Option<Engine>,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Keeps what the open executions need; whatever nobody needs goes.
+    /// Opens the folders, and removes content that no open execution needs.
     pub async fn open(settings: SendingSettings, open: &[ExecutionRecord], store: &Store) -> Result<Self> {
         let workspaces = Kept::open(settings.data.join("workspaces"))?;
         for record in open {
@@ -225,8 +225,8 @@ impl Sending {
         Ok(())
     }
 
-    /// What this machine's engine has under this name, as it was within the last seconds. An engine that
-    /// is away has nothing. What is named by digest is its registry's: a loaded image has none.
+    /// Returns the image that this machine's engine has under a name, at most a few seconds old. An unreachable engine has
+    /// no images. An image named by digest is never offered: a loaded image has no digest of a registry.
     async fn offered(&self, reference: &str) -> Option<Offered> {
         let engine = self.settings.engine.as_ref().filter(|_| !reference.contains('@'))?;
         let known = self
@@ -260,7 +260,7 @@ impl Sending {
         found
     }
 
-    /// What the ended execution left behind, once it is on this disk. None where nothing was collected.
+    /// Fetches the artifacts of an ended execution to this disk. Returns `None` if none were collected.
     pub async fn fetch(&self, worker: &Worker, record: &ExecutionRecord) -> Result<Option<Artifacts>> {
         let id = &record.execution_id;
         match self.try_fetch(worker, id, record.attempt).await {
@@ -312,7 +312,7 @@ impl Sending {
         Ok(Some(artifacts))
     }
 
-    /// Where the artifacts of an execution lie, if there are any.
+    /// Returns the file of an execution's artifacts, which may not exist.
     /// Its record is gone, and its artifacts go too; what is left is swept at the next start.
     pub fn forget(&self, id: &ExecutionId) {
         let _ = fs::remove_file(self.path(id));

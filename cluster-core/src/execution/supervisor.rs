@@ -1,9 +1,9 @@
-//! Executions on a worker: each accepted order is journaled, run by a task of its own, and kept until
-//! the controller says that it has stored the end.
+//! Executions on a worker. Each accepted order is journaled, run by a task of its own, and kept until the controller
+//! has stored its end.
 //!
-//! Tasks: one `run` task an execution (see [`super::run`]); two that look after the engine (see
-//! [`super::watch`]). State: a map of runs behind a mutex that is held for look-ups only. On disk, the
-//! [`Journal`], written before anything is started, and an event log beside each order.
+//! Tasks: one `run` task an execution (see [`super::run`]), and two that follow the engine (see [`super::watch`]). State:
+//! a map of runs behind a mutex that is held for look-ups only. On disk: the [`Journal`], which is written before a
+//! container is created, and an event log for each order.
 
 use std::{
     collections::HashMap,
@@ -62,7 +62,7 @@ const EVENTS_FILE: &str = "events";
 const LOGS_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// On the disk of the data directory; below it no new work is taken.
 pub(super) const DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
-/// What has ended runs no more, or its engine failed to stop it: no time is given to it again.
+/// Grace period for a container whose execution has already ended: none.
 const GIVEN_UP_GRACE: Duration = Duration::ZERO;
 const MIB: u64 = 1024 * 1024;
 
@@ -86,7 +86,7 @@ pub(super) struct Run {
     pub usage: Mutex<UsageMeter>,
 }
 
-/// What all runs of a worker share.
+/// State shared by all runs of a worker.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub node_id: NodeId,
@@ -98,7 +98,7 @@ pub(super) struct Shared {
     pub incoming: Incoming,
     pub images: Arc<Images>,
     pub data_path: PathBuf,
-    /// Where the node's GPUs are asked for. Set once it is measured; before that there is none.
+    /// Capacity of the node, which knows its GPUs. Set once it is measured.
     capacity: OnceLock<Capacity>,
     pub network: String,
     /// Image of this program, once the engine has it: guards of networks run it.
@@ -201,8 +201,8 @@ impl Supervisor {
         u64::from(self.0.output_mb()) * MIB
     }
 
-    /// Starts an order, or attaches to it again when it is known. `after_sequence` above 0 says that
-    /// the controller has seen it run: then it is never started anew.
+    /// Starts an order, or attaches to a known one. An `after_sequence` above 0 means that the controller has seen it run,
+    /// and an unknown order is refused then.
     pub async fn accept(
         &self,
         order: Order,
@@ -308,7 +308,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// An older attempt of what is to begin anew here: the controller has given it up.
+    /// Fences an older attempt of an execution that is to start here again. The controller has given it up.
     async fn make_way(&self, older: &Run) -> Result<()> {
         let order = &older.journaled.order;
         if older.log.progress().borrow().ended {
@@ -319,7 +319,7 @@ impl Supervisor {
         Err(Error::new(ErrorCode::Unavailable, message))
     }
 
-    /// What runs may still fill its log, and so may what is beginning.
+    /// Checks that there is room for the logs of all executions, counting those that have not ended as full.
     fn check_room(&self, beginning: usize) -> Result<()> {
         let full = |what: String| {
             Err(Error::new(ErrorCode::ResourceExhausted, what)
@@ -420,7 +420,7 @@ impl Supervisor {
         self.0.runs().values().filter(|run| !run.log.progress().borrow().ended).count()
     }
 
-    /// For what is accepted or started from now on.
+    /// Sets the policy for orders that are accepted and containers that are started from now on.
     pub fn set_policy(&self, policy: Policy) {
         self.0.policy.store(Arc::new(policy));
     }
@@ -434,12 +434,12 @@ impl Supervisor {
         &self.0.engine
     }
 
-    /// What the labels of this worker's containers name.
+    /// Returns the owner in the labels of this worker's containers.
     pub fn owner(&self) -> &str {
         &self.0.owner
     }
 
-    /// What its controller made it do.
+    /// Returns the worker's own state, as its controller has set it.
     pub fn control(&self) -> &Control {
         &self.0.control
     }
@@ -464,7 +464,7 @@ impl Shared {
         container_name(&self.node_id, &run.journaled.order.attempt(), iteration)
     }
 
-    /// Of an attempt's workspace.
+    /// Returns the key of an attempt's workspace volume.
     pub(super) fn volume<'a>(&'a self, attempt: &'a Attempt) -> VolumeOf<'a> {
         VolumeOf { node_id: &self.node_id, owner: &self.owner, attempt }
     }

@@ -1,5 +1,5 @@
-//! What a worker's engine does by itself: containers that end, vanish or hit their memory limit, told by
-//! the engine's events; and containers and volumes that nobody here knows any more, which are removed.
+//! Two tasks that follow a worker's engine. One forwards its events: containers that end, vanish or hit their memory
+//! limit. The other removes containers and volumes without an execution.
 //!
 //! Both tasks end with the supervisor.
 
@@ -20,7 +20,8 @@ use super::supervisor::Shared;
 
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);
-/// An order is journaled before its container is made, so that none is unknown for longer than a moment.
+/// Grace period for a container without an execution. An order is journaled before its container is created, so that a
+/// container is unknown for a moment at most.
 const ORPHANS_GRACE: Duration = Duration::from_secs(120);
 
 pub(super) fn spawn(shared: &Arc<Shared>) {

@@ -1,8 +1,7 @@
-//! What follows when something happens to a node: events are counted, and a removed node loses its
-//! connection and its sessions.
+//! Follows node events: counts them, and closes the connection and the sessions of a removed node.
 //!
-//! One task; it ends with the controller. Nothing depends on its being quick: a removed node is refused by
-//! its record from the moment that is stored.
+//! One task, which ends with the controller. It may be slow: a removed node is refused by its record as soon as the
+//! removal is stored.
 
 use aegis_metrics::Metrics;
 use aegis_rpc::tls::Credentials;

@@ -1,5 +1,4 @@
-//! Deployments, rollouts and approved hosts in the store: typed records as JSON, with the columns that are
-//! searched for beside them.
+//! Deployments, rollouts and approved hosts in the store: typed records as JSON, with columns for searches.
 
 use aegis_deploy::{
     ApprovedHost, DeploymentFilter, DeploymentState, Journal, RolloutState,

@@ -25,7 +25,7 @@ pub struct LocalNode {
     pub applied: AppliedConfig,
 }
 
-/// Resolves when the engine stops to answer, or answers again; never where there is none.
+/// Resolves when the engine stops to answer, or answers again. Never resolves without an engine.
 async fn engine_changed(engine: &mut Option<watch::Receiver<bool>>) {
     let changed = match engine {
         Some(engine) => engine.changed().await.is_ok(),

@@ -1,5 +1,5 @@
-//! What a deployment asks of the cluster: a name that is free, a pinned key, a link, a member that is
-//! Active and has run a container.
+//! Cluster operations of a deployment: a free name, a pinned key, a link, and a member that is active and has run a
+//! container.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What removing a deployed node asks of the cluster: no new work, an end to what runs, no membership.
+//! Cluster operations of a removal: the node is drained, its executions are ended, and it is removed.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use aegis_types::{
 
 use crate::cluster::{controller::Controller, nodes::Nodes};
 
-/// What is cancelled at the deadline has its grace period, and its end must arrive.
+/// Time after the deadline for cancelled executions to end, and for their ends to arrive.
 const CANCEL_GRACE: Duration = Duration::from_secs(60);
 
-/// Where a node was deployed.
+/// Returns the host of a deployed node.
 pub async fn deployed(controller: &Controller, node_id: &NodeId, allow_loopback: bool) -> Result<Deployed> {
     let record = controller.record(node_id).await?.filter(|record| record.desired != Desired::Removed);
     let record = record.ok_or_else(|| Error::not_found("node", node_id.as_str()))?;

@@ -1,19 +1,20 @@
-//! The operator's own secrets: kept by name, used by name, shown to nobody.
+//! The operator's secrets, which are used by name and never shown.
 //!
-//! A value is set by a person (`aegis secret set`) and from then on only used: as a tunnel token, a
-//! registry's password, a key's passphrase. Nothing returns it; a list tells names and times.
+//! A person sets a value (`aegis secret set`). From then on it is only used: as a tunnel token, a registry's password, a
+//! key's passphrase or a variable of an execution. No call returns it; a list has names and times.
 //!
-//! At rest a value lies in the database under AES-256-GCM, with a fresh nonce and its name as associated
-//! data, so that no row can take another's place. The key is `secrets.key` (0600) beside the database: a
-//! stolen database, or a backup without that file, tells nothing. Whoever owns the machine, or the user
-//! that the controller runs as, owns both: a controller that starts by itself must be able to read its
-//! own key. Who needs more than that keeps secrets in OpenBao and gives the controller a file of its.
-//! The key is made with the first secret. While there are secrets it is never made anew: one that is
-//! lost is an error, since a new one would turn "lost" into "wrong".
+//! The database has values under AES-256-GCM, with a fresh nonce and the name as associated data, so that rows cannot be
+//! exchanged. The key is `secrets.key` (0600) next to the database. A stolen database, or a backup without that file,
+//! reveals nothing. The owner of the machine, and the user that the controller runs as, can read both, since a
+//! controller must start without a person. An operator who needs more keeps secrets in OpenBao and gives the controller
+//! a file of its agent.
 //!
-//! Tasks: none. [`Secrets`] is a cheap handle; the key is read for each use and forgotten.
+//! The key is created with the first secret, and never again while there are secrets: with a new key, a lost key would
+//! look like a wrong value. A lost key is an error.
 //!
-//! Deliberately absent: reading a value back, versions, and secrets of containers.
+//! No tasks. [`Secrets`] is a cheap handle, which reads the key for each use and forgets it.
+//!
+//! Absent on purpose: reading a value back, and versions.
 
 mod seal;
 
@@ -45,7 +46,7 @@ pub struct SecretView {
     pub changed_at: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_at: Option<String>,
-    /// What it was used for last, like `tunnel token of edge1`.
+    /// Latest use, like `tunnel token of edge1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_for: Option<String>,
 }
@@ -92,7 +93,7 @@ impl Secrets {
         row.map(|(row, _)| row.into()).ok_or_else(|| Error::not_found("secret", name.as_str()))
     }
 
-    /// By name.
+    /// Returns all secrets by name, without their values.
     pub async fn list(&self) -> Result<Vec<SecretView>> {
         Ok(self.store.secrets().await?.into_iter().map(SecretView::from).collect())
     }
@@ -135,7 +136,7 @@ impl Secrets {
     }
 }
 
-/// Other names are nobody's business: an assistant could try them.
+/// Returns the error for an unknown name. It names no other secrets, since an assistant could try them.
 pub fn unknown(name: &SecretName) -> Error {
     Error::new(ErrorCode::NotFound, format!("there is no secret {name}"))
         .remedy(format!("a person sets it with: aegis secret set {name}"))

@@ -16,7 +16,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use zeroize::Zeroizing;
 
 const KEY_LEN: usize = 32;
-/// Of the sealed form: `1`, nonce, ciphertext with tag.
+/// Version of the sealed form: `1`, nonce, ciphertext with tag.
 const VERSION: u8 = 1;
 /// No other use of this key, should there ever be one, can be taken for this one.
 const DOMAIN: &str = "aegis secret v1\0";
@@ -27,7 +27,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// None where there is no file.
+    /// Reads the key. Returns `None` without a file.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let unusable = |why: &str| {
             Error::new(ErrorCode::Storage, format!("the key of the secrets, {}, {why}", path.display()))

@@ -16,7 +16,7 @@ use crate::{
 #[schemars(with = "String")]
 pub struct AgentReference {
     pub name: AgentName,
-    /// None is the newest.
+    /// `None` is the newest version.
     pub version: Option<u32>,
 }
 

@@ -22,7 +22,7 @@ pub enum Door {
     Grpc,
 }
 
-/// What was shown at the door.
+/// Identity that a caller has shown at the door.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A process of this user of the machine.
@@ -34,7 +34,7 @@ pub enum Identity {
     Anybody,
 }
 
-/// As the audit log has it: `uid 1000`, `http.token`, `token NAME`, `anybody`.
+/// Writes an identity as the audit log has it: `uid 1000`, `http.token`, `token NAME`, `anybody`.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -7,7 +7,7 @@ pub fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Where the controller reads the time: this machine's clock, or that of a simulation.
+/// Source of wall-clock time: this machine's clock, or that of a simulation.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(fn() -> i64);
 

@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! error_codes {
     ($($(#[$doc:meta])* $code:ident => $name:literal),+ $(,)?) => {
-        /// What went wrong, as a caller can act on it.
+        /// Kind of an error. A code exists where a caller could act differently.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum ErrorCode { $($(#[$doc])* $code),+ }
 
@@ -52,7 +52,7 @@ error_codes! {
     Unavailable => "Unavailable",
     /// The time allowed ran out.
     Timeout => "Timeout",
-    /// Somebody cancelled it.
+    /// A caller cancelled it.
     Cancelled => "Cancelled",
     /// A named feature that this version does not offer.
     NotOffered => "NotOffered",
@@ -92,7 +92,7 @@ error_codes! {
     ContentMissing => "ContentMissing",
     /// A call that disrupts something waits for a yes.
     Unconfirmed => "Unconfirmed",
-    /// What became of it cannot be told any more.
+    /// Its outcome is unknown and cannot be learned any more.
     Lost => "Lost",
 
     /// Published: the node security token's time is over.
@@ -155,7 +155,7 @@ impl schemars::JsonSchema for ErrorCode {
     }
 }
 
-/// What is wrong and where (`message`), what to do (`remedy`), and the cause for the log (`source`).
+/// An error: what failed and where (`message`), what to do (`remedy`), and its cause for the log (`source`).
 #[derive(Debug)]
 pub struct Error {
     code: ErrorCode,

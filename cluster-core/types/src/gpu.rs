@@ -61,7 +61,7 @@ pub struct GpuDevice {
 impl GpuDevice {
     /// # Errors
     ///
-    /// The name is none, or the memory is more than a device has: it would be shown, and draw work.
+    /// The name is malformed, or the memory is above that of any device: both would be shown, and would attract work.
     pub fn check(&self) -> Result<()> {
         let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b" ._:/@+-()[]".contains(&byte);
         let name = &self.name;
@@ -82,7 +82,7 @@ impl GpuDevice {
     }
 }
 
-/// Checks the devices of one node: each for itself, their number, and that none is named twice.
+/// Checks the devices of one node: each device, their number, and that no device is named twice.
 pub fn check_devices(devices: &[GpuDevice]) -> Result<()> {
     if devices.len() > DEVICES_MAX {
         let count = devices.len();

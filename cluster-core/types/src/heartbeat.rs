@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::CommandId;
 
-/// What a node is told to do, once.
+/// A command to a node, which the node obeys once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {

@@ -54,7 +54,7 @@ fn is_gpu_uuid(text: &str) -> bool {
 }
 
 /// Ten characters of Crockford's base 32 in lower case, where no letter is taken for a digit: 50 random
-/// bits. Among a million ids, one more is new but for one chance in 10^9, and the store takes none twice.
+/// bits. The chance that a new id is among a million others is 1 in 10^9, and the store refuses a second one.
 fn random_word() -> String {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     // The last eight bytes of a UUID are random but for two bits at their beginning.
@@ -192,7 +192,7 @@ name!(
     "use 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"
 );
 name!(
-    /// What placement matches: `gpu`, `zone=eu`.
+    /// A label that placement matches: `gpu`, `zone=eu`.
     Tag, "tag", is_tag,
     "use 1 to 63 of a-z, 0-9, '-', '.', '_', '=' and '/', beginning and ending with a letter or digit"
 );
@@ -232,7 +232,7 @@ impl ClusterId {
 }
 
 impl NodeId {
-    /// For a node whose configuration names none; kept in the data directory from then on.
+    /// Returns a new id for a node whose configuration has no name. The data directory keeps it.
     pub fn mint() -> Self {
         Self(format!("node-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]))
     }
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rejected_value_is_shown_bounded_and_without_control_characters() {
+    fn rejected_value_is_shown_bounded_without_control_characters() {
         let error = NodeId::parse(format!("\u{1b}[31m{}", "x".repeat(10_000))).unwrap_err();
         assert!(error.to_string().len() < 400);
         assert!(!error.to_string().contains('\u{1b}'));

@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Of the host's loopback.
+/// Ports of a link on the host's loopback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkPorts {
-    /// sshd's, which leads to the controller.
+    /// Port on which sshd listens, and which leads to the controller.
     pub controller: u16,
-    /// The node's.
+    /// Port on which the node listens.
     pub node: u16,
 }
 
-/// What a deployment asks for.
+/// Kind of link that a deployment asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkChoice {
@@ -36,11 +36,11 @@ pub enum NodeLink {
     Ports(LinkPorts),
     /// Both dial each other, under TLS.
     Direct {
-        /// Where the node finds the controller.
+        /// Address of the controller, for the node.
         controller: String,
         /// SHA-256 of the controller's CA, in hexadecimal.
         ca: String,
-        /// Where the controller finds the node.
+        /// Address of the node, for the controller.
         node: String,
     },
 }

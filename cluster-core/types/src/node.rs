@@ -1,4 +1,4 @@
-//! What is known of a node: what it has, what people want of it, and what is seen of it.
+//! A node: its capabilities, its desired and its observed state, and its stored record.
 
 use std::path::PathBuf;
 
@@ -32,7 +32,7 @@ impl Role {
     }
 }
 
-/// What people want of a node. Registering again never changes it.
+/// State that an operator wants of a node. Registering again never changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Desired {
@@ -43,16 +43,16 @@ pub enum Desired {
     Removed,
 }
 
-/// What heartbeats and goodbyes show of a node.
+/// State that follows from the heartbeats of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Observed {
-    /// Admitted, and not heard of yet.
+    /// Admitted, without a heartbeat so far.
     Expected,
     Active,
     /// Missed its heartbeats.
     Unhealthy,
-    /// Said goodbye.
+    /// Deregistered by itself.
     Offline,
 }
 
@@ -100,7 +100,7 @@ impl Capabilities {
     pub const TAGS_MAX: usize = 64;
 }
 
-/// What a node says that it has and is.
+/// Resources, tags and software that a node reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     pub total: Amounts,
@@ -126,7 +126,7 @@ pub struct Site {
     pub user: UserName,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_path: Option<PathBuf>,
-    /// Where the stack lies on the host.
+    /// Directory of the stack on the host.
     pub base_dir: String,
     #[serde(default, skip_serializing_if = "NodeLink::is_usual")]
     pub link: NodeLink,
@@ -150,7 +150,7 @@ pub enum LinkKind {
     Direct,
 }
 
-/// What happens to running work when a drain's deadline passes.
+/// Treatment of running work when the deadline of a drain passes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDeadline {
@@ -165,12 +165,12 @@ pub enum OnDeadline {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainView {
     pub node_id: NodeId,
-    /// `draining` while work runs, `drained` when none is left, `schedulable` when not draining,
+    /// `draining` while work runs, `drained` when no work is left, `schedulable` when not draining,
     /// `removed` when the node is no member any more.
     pub state: DrainState,
     /// Executions that still hold the node.
     pub blockers: Vec<ExecutionId>,
-    /// Seconds until the deadline; absent when there is none or it has passed.
+    /// Seconds until the deadline; absent without a deadline and once it has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_in_seconds: Option<u64>,
     pub on_deadline: OnDeadline,
@@ -213,7 +213,7 @@ pub struct PeerView {
     pub status: PeerStatus,
     pub desired: Desired,
     pub tags: Vec<Tag>,
-    /// What executions may use in all, and what is left after reservations.
+    /// Resources for executions in all, and those left after reservations.
     pub capacity: Amounts,
     pub free: Amounts,
     /// GPUs one by one, where the node knows them.
@@ -236,7 +236,7 @@ pub struct PeerView {
     pub host: Option<String>,
     /// False for a node of the other implementation, admitted without sealed contexts.
     pub sealed: bool,
-    /// Of the pushed configuration that it runs; absent until it has said so.
+    /// Version of the pushed configuration that it runs; absent until it has reported one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_version: Option<String>,
     /// Why it does not run the newest one.
@@ -268,7 +268,7 @@ pub struct NodeRecord {
     pub capabilities: Capabilities,
     pub address: String,
     pub link: LinkKind,
-    /// Where we deployed it.
+    /// Host of a deployed node.
     pub site: Option<Site>,
     pub version: String,
     pub sealed: bool,
@@ -276,9 +276,9 @@ pub struct NodeRecord {
     pub last_heartbeat_ms: Option<i64>,
     pub drain_deadline_ms: Option<i64>,
     pub on_deadline: OnDeadline,
-    /// Tags that the node may claim; None where it may claim any.
+    /// Tags that the node may claim. `None` allows any.
     pub bound_tags: Option<Vec<Tag>>,
-    /// Amounts that the node may claim; None where it may claim any.
+    /// Resources that the node may claim. `None` allows any.
     pub bound_size: Option<Amounts>,
 }
 

@@ -11,14 +11,14 @@ pub enum NodeEventKind {
     NodeUnhealthy,
     /// Heard again after it was unhealthy or offline.
     NodeRecovered,
-    /// Said goodbye.
+    /// Deregistered by itself.
     NodeOffline,
     /// Gets no new work.
     NodeDraining,
     /// Takes work again.
     NodeResumed,
     NodeRemoved,
-    /// Two sessions of its key alternate: somebody may have a copy of the key.
+    /// Two sessions of its key alternate: the key may have been copied.
     NodeContended,
     /// A machine attested in its name and was refused: with another key, or after its removal.
     NodeRefused,

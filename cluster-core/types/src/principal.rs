@@ -1,8 +1,8 @@
-//! Who asks: a person, or an assistant.
+//! The principal of a request: a person or an assistant.
 
 use serde::{Deserialize, Serialize};
 
-/// Who asks. A model can be talked into things by text it reads, so an assistant may say less.
+/// Principal of a request. Text that a model reads can mislead it, so that an assistant has fewer rights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 const DOCKER_HUB: &str = "docker.io";
-/// What Docker's own configuration calls it.
+/// Key of Docker Hub in Docker's own configuration.
 const DOCKER_HUB_LOGIN: &str = "https://index.docker.io/v1/";
 
 /// `HOST[:PORT]`.
@@ -40,7 +40,8 @@ impl Registry {
         })
     }
 
-    /// By Docker's rule: the first part of a name is a registry when it could be no other name.
+    /// Returns the registry of an image, by Docker's rule: the first part of a reference is a registry if it has a dot
+    /// or a colon, or is `localhost`.
     pub fn of(reference: &str) -> Self {
         let first = reference.split_once('/').map(|(first, _)| first);
         let registry = first.filter(|first| first.contains(['.', ':']) || *first == "localhost");
@@ -48,7 +49,7 @@ impl Registry {
         Self(if registry == "index.docker.io" { DOCKER_HUB.to_owned() } else { registry })
     }
 
-    /// The configuration's key of it.
+    /// Returns its key in the configuration.
     pub fn key(&self) -> String {
         format!("spec.deploy.registries.\"{self}\"")
     }

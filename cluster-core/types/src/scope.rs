@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_scope_includes_those_before_it_and_a_refusal_names_the_one_that_is_missing() {
+    fn scope_includes_lesser_scopes_and_refusal_names_missing_one() {
         for (place, scope) in Scope::ALL.into_iter().enumerate() {
             for (other, needed) in Scope::ALL.into_iter().enumerate() {
                 let verdict = scope.admits(needed);

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Arrival, ControllerApi};
 use crate::{audit::Arguments, cluster::controller::TokenOrder};
 
-/// As `aegis node token create` has it.
+/// Lifetime of a token, as of `aegis node token create`.
 const LIFETIME: Duration = Duration::from_secs(15 * 60);
 
 impl ControllerApi {

@@ -19,7 +19,7 @@ use crate::cluster::membership::{Registration, Report};
 /// A worker holds at most as many.
 const RUNNING_MAX: usize = 4_096;
 
-/// What shows that a node holds the key it wants to change to.
+/// Proof that a node holds the key that it changes to.
 pub(super) struct NewKeyProof {
     pub key: Vec<u8>,
     pub signature: Vec<u8>,

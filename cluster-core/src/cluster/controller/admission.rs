@@ -1,4 +1,4 @@
-//! Who is let in: both steps of an attestation, enrolment tokens, and what an admitted node is given.
+//! Admission of nodes: both steps of an attestation, enrolment tokens, and the session of an admitted node.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -34,7 +34,7 @@ const TOKENS_KEPT_MS: i64 = 30 * 86_400_000;
 /// A list shows the newest.
 const TOKENS_SHOWN_MAX: u32 = 500;
 
-/// What a node gets that changed its key.
+/// Answer to a node that has changed its key.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     pub token: String,
@@ -42,7 +42,7 @@ pub struct Rotation {
     pub overlap_until_ms: i64,
 }
 
-/// What an admitted node is given.
+/// Session and token of an admitted node.
 #[derive(Debug, Clone)]
 pub struct Admission {
     pub token: String,
@@ -60,7 +60,7 @@ pub struct ChallengeAnswer {
     pub certificate_request: Vec<u8>,
 }
 
-/// What an answer signs.
+/// Statement that the answer to a challenge signs.
 #[derive(Debug, Clone)]
 pub enum ChallengeSignature {
     /// The statement with everything it stands for.
@@ -129,14 +129,14 @@ impl TokenView {
     }
 }
 
-/// What an operator wants a token to admit.
+/// Nodes that an enrolment token admits.
 #[derive(Debug, Clone)]
 pub struct TokenOrder {
-    /// Anybody's id where it names none.
+    /// Id of the node. `None` admits any name that is free.
     pub node_id: Option<NodeId>,
     pub role: Role,
     pub lifetime: Duration,
-    /// Tags that the node may claim; None for any.
+    /// Tags that the node may claim. `None` allows any.
     pub tags: Option<Vec<Tag>>,
 }
 
@@ -428,7 +428,7 @@ impl Controller {
         Ok(records.into_iter().map(|record| TokenView::of(record, now_ms)).collect())
     }
 
-    /// A token that nobody used cannot be used any more.
+    /// Revokes a token that has not been used.
     pub async fn revoke_enrolment_token(&self, token_id: &EnrolmentTokenId) -> Result<TokenView> {
         let now_ms = self.now_ms();
         let revoked = self.0.store.write(Write::RevokeToken { token_id: token_id.clone(), now_ms }).await?;

@@ -1,8 +1,8 @@
 //! Configuration layers on the controller: kept, merged for each node, and handed out.
 //!
-//! A layer is stored before any node hears of it. Then each node whose merged configuration changed is
-//! assigned the new version and gets a command, which stays until the node has acknowledged it; the
-//! body is merged anew whenever it is sent, so that a node never gets one that is out of date.
+//! A layer is stored before any node hears of it. Each node whose merged configuration changed is then assigned the new
+//! version and gets a command, which stays until the node has acknowledged it. The body is merged each time it is sent,
+//! so that a node never gets an outdated one.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use super::Controller;
 
-/// What a node should run and what it runs.
+/// Configuration that a node should run, and the one that it runs.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct NodeConfigView {
     pub node_id: NodeId,
@@ -34,7 +34,7 @@ pub struct NodeConfigView {
     pub merged: Value,
     /// The layers that went into it, from the lowest to the highest.
     pub layers: Vec<Scope>,
-    /// Of the merged configuration.
+    /// Version of the merged configuration.
     pub version: String,
     /// RFC 3339; absent for a node that has never registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,7 +169,7 @@ impl Controller {
         Ok(self.0.store.assignment(node_id).await?.and_then(|(config, _)| config.tenant))
     }
 
-    /// What a node should run, as of now.
+    /// Returns the configuration that a node should run now.
     pub async fn merged_config(&self, node_id: &NodeId) -> Result<MergedConfig> {
         let layers = self.layers_of(node_id).await?;
         Ok(MergedConfig::of(layers.iter().map(|layer| &layer.json)))

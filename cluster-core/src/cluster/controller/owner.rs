@@ -113,8 +113,8 @@ impl Owner {
         }
     }
 
-    /// Silence and deadlines are counted in wall time; over a jump of the wall clock, and over a pause of
-    /// this process, they go on as if there had been none.
+    /// Corrects silences and deadlines, which are counted in wall time, after a jump of the wall clock or a pause of this
+    /// process.
     async fn look_at_clock(&mut self, watch: &mut ClockWatch) {
         let passed = watch.look();
         let missed_ms = if passed.real_ms > PAUSE_NOTICED_MS { passed.real_ms } else { 0 };

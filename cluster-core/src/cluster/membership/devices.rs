@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(membership.nodes[&node_id()].gpus.free_mb, [40_960]);
     }
 
-    /// What the node and its controller may rely on after each step.
+    /// Checks the invariants of a node and its controller after each step.
     fn check(membership: &Membership) -> std::result::Result<(), TestCaseError> {
         let node = &membership.nodes[&node_id()];
         let given: Vec<&GpuUuid> = node.reserved.values().flat_map(|reservation| &reservation.gpus).collect();

@@ -1,4 +1,4 @@
-//! What people want of a node: drains, removals, shutdowns, and their undoing.
+//! Desired state of nodes: drains, removals, shutdowns, and how they are undone.
 
 use aegis_types::{
     error::{Error, ErrorCode, Result},

@@ -8,7 +8,7 @@ use super::{Change, Membership, Node};
 
 /// From this many active nodes on, a silence of more than half of them is doubted.
 const GUARD_NODES_MIN: usize = 4;
-/// For how long it is doubted.
+/// Longest time for which the silence of most nodes is doubted.
 pub(super) const GUARD_MS: i64 = 300_000;
 
 /// Missed intervals before a node counts as unhealthy, as published.
@@ -100,7 +100,7 @@ impl Membership {
         changes
     }
 
-    /// Whether most nodes are late at once, and none is given up for now.
+    /// Returns whether most nodes are late at once. No node is given up then.
     pub fn guard_is_on(&self) -> bool {
         self.guard_is_on
     }

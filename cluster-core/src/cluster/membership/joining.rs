@@ -1,4 +1,4 @@
-//! Who may be a member, and what members say of themselves: admission, registration, heartbeats, goodbyes.
+//! Admission, registration, heartbeats and deregistration of nodes.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ const COPY_THAT_IS_DEPLOYED: &str = "on the host that is the copy, run: docker v
 #[derive(Debug, Clone, Default)]
 pub struct Given {
     pub tags: Vec<Tag>,
-    /// Size of the host; None where the host was not measured, and an earlier bound stays.
+    /// Size of the host. `None` if the host was not measured; an earlier bound stays then.
     pub size: Option<Amounts>,
 }
 
@@ -362,9 +362,9 @@ impl Membership {
 }
 
 impl Node {
-    /// What the node must be told since it does other than what is wanted: it may have lost its memory, or
-    /// kept that of an earlier membership. Nothing while a command on the matter is under way. One that
-    /// contradicts what it has acknowledged is told again after ever longer pauses.
+    /// Returns the command for a node whose state differs from the desired one: it may have lost its memory, or kept that
+    /// of an earlier membership. Returns no command while one is under way. A node that contradicts what it has
+    /// acknowledged is commanded again after growing pauses.
     fn correction(
         &mut self,
         draining: Option<bool>,

@@ -1,4 +1,4 @@
-//! What runs where: reservations on nodes that can take work.
+//! Reservations of executions on nodes that take work.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,13 +57,13 @@ impl Membership {
         Ok(chosen)
     }
 
-    /// Where a demand would go now, or why it fits nowhere.
+    /// Returns the node that a demand would get now, or why it fits no node.
     pub fn fit(&self, demand: &Demand) -> Result<NodeId, NoFit> {
         self.fit_except(None, demand, &Excluded::default())
     }
 
-    /// Returns where a demand would go now. A node that failed it is chosen where no other node takes it, and none
-    /// that works will once it has room.
+    /// Returns the node that a demand would get now. A node that failed the execution is chosen only if no other node
+    /// takes it, now or once it has room.
     pub fn fit_except(
         &self,
         execution_id: Option<&ExecutionId>,
@@ -221,7 +221,7 @@ impl Excluded {
 }
 
 impl Node {
-    /// None for one that never runs executions.
+    /// Returns the node as placement sees it. `None` for a node that never runs executions.
     fn candidate(&self) -> Option<Candidate<'_>> {
         let record = &self.record;
         let counts = record.role.runs_executions() && record.desired != Desired::Removed;
@@ -273,7 +273,7 @@ mod tests {
         Choose(PlacementStrategy),
         /// It says no to what it is given.
         Refuse(usize),
-        /// Who said no may be asked again.
+        /// The pause after a refusal is over.
         AskAgain,
     }
 
@@ -346,9 +346,9 @@ mod tests {
     }
 
     proptest! {
-        /// Beside the membership a plain account is kept of who was given what.
+        /// Compares the membership with a simple account of the reservations.
         #[test]
-        fn no_node_is_given_more_than_it_has_and_every_refusal_has_its_reasons(
+        fn nodes_are_not_overbooked_and_refusals_have_reasons(
             mut nodes in prop::collection::vec((tags(3), amounts(4)), 1..5),
             steps in prop::collection::vec(step(), 1..80),
         ) {

@@ -1,5 +1,5 @@
-//! Nodes that were chosen and said no: for a while they are not asked again, so that another that fits has
-//! its turn, and whoever waits is told why.
+//! Backs off nodes that rejected an assignment, so that placement tries other candidates. The node's reason is reported
+//! to waiting executions.
 
 use aegis_types::{
     error::{Error, ErrorCode, Failure},

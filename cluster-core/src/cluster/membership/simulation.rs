@@ -1,9 +1,9 @@
-//! Several nodes and a controller through joins, silence, drains, removals, lost answers and crashes of
-//! both: whatever the order, what must hold holds after every step.
+//! Drives nodes and a controller through joins, silence, drains, removals, lost answers and crashes of both, in random
+//! order. The invariants hold after every step.
 //!
-//! The controller's disk is a map that a decision's changes are written to together; a crash comes before or
-//! after that, and the controller starts anew from the disk. Each node is its key, whether it is cut off, and
-//! what it obeyed last. A failing sequence is shrunk and printed, which is the log to replay.
+//! The controller's disk is a map, to which the changes of a decision are written together. A crash comes before or after
+//! the write, and the controller restarts from the disk. A node consists of its key, whether it is cut off, and the
+//! command that it obeyed last. A failing sequence is shrunk and printed, so that it can be replayed.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ enum Step {
     Wait {
         ms: i64,
     },
-    /// In the next decision, before or after its changes are stored; nobody is answered.
+    /// Crashes the controller in its next decision, before or after the changes are stored. No caller is answered.
     Crash {
         stored: bool,
     },
@@ -74,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What is on the controller's disk.
+/// Content of the controller's disk.
 #[derive(Default, Clone)]
 struct Disk {
     records: BTreeMap<NodeId, NodeRecord>,
@@ -127,11 +127,11 @@ struct World {
     membership: Membership,
     disk: Disk,
     machines: Vec<Machine>,
-    /// What runs, and where it was placed: the truth that is rebuilt after a crash.
+    /// Running executions and their nodes, from which reservations are rebuilt after a crash.
     running: BTreeMap<ExecutionId, NodeId>,
     /// Whether what is decided next is stored before the controller crashes.
     crash: Option<bool>,
-    /// What people asked for last and were told that it is done; none after a crash in between.
+    /// Desired state that was last requested and confirmed. Absent after a crash in between.
     wished: BTreeMap<NodeId, Desired>,
 }
 
@@ -155,7 +155,7 @@ impl World {
         }
     }
 
-    /// As the owner does: stored together, then applied. False when it crashed and nobody was answered.
+    /// Stores changes together and then applies them, as the owner does. Returns `false` after a crash.
     fn commit(&mut self, changes: Vec<Change>) -> bool {
         let crash = self.crash.take();
         if crash != Some(false) {
@@ -185,7 +185,7 @@ impl World {
         }
     }
 
-    /// What the machine's key is worth to the controller: its calls are opened by it.
+    /// Returns whether the controller accepts calls with the machine's key.
     fn speaks(&self, number: usize) -> bool {
         let machine = &self.machines[number];
         let pinned = self.membership.record(&machine.id).and_then(|record| record.public_key);

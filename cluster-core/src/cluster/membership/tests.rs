@@ -123,7 +123,7 @@ fn silence_makes_unhealthy_and_the_next_heartbeat_heals() {
 }
 
 #[test]
-fn when_most_fall_silent_at_once_the_controller_doubts_itself_first() {
+fn silence_of_most_nodes_is_doubted_at_first() {
     let mut membership = cluster(&["a", "b", "c", "d"]);
     assert!(membership.sweep(STALENESS, STALE_MS + 1).is_empty());
     assert!(membership.sweep(STALENESS, STALE_MS + GUARD_MS).is_empty());
@@ -260,7 +260,7 @@ fn a_removal_drains_first_and_unpins_the_key() {
 }
 
 #[test]
-fn a_removal_with_force_waits_for_nothing_and_the_controller_cannot_be_removed() {
+fn forced_removal_skips_drain_and_controller_cannot_be_removed() {
     let mut membership = cluster(&["a"]);
     membership.place(&ExecutionId::mint(), &demand()).unwrap();
     let changes = membership.remove(&id("a"), 5_000, true).unwrap();
@@ -309,7 +309,7 @@ fn pushes(membership: &Membership, node: &NodeId) -> Vec<String> {
 }
 
 #[test]
-fn a_newer_configuration_takes_the_place_of_one_that_nobody_acknowledged() {
+fn newer_configuration_replaces_unacknowledged_one() {
     let mut membership = cluster(&["a"]);
     let node = id("a");
     let push = |membership: &mut Membership, version: &str, changed| {
@@ -377,7 +377,7 @@ fn relocated_node_is_no_conflict_at_its_new_address() {
 }
 
 #[test]
-fn a_node_that_is_moved_to_another_link_is_expected_there_by_the_same_key() {
+fn node_moved_to_another_link_keeps_its_key() {
     let mut membership = cluster(&["a"]);
     let record = membership.record(&id("a")).unwrap().clone();
     let key = PublicKey::parse(&record.public_key.unwrap()).unwrap();
@@ -401,7 +401,7 @@ fn a_node_that_is_moved_to_another_link_is_expected_there_by_the_same_key() {
 }
 
 #[test]
-fn a_node_that_said_no_is_passed_over_for_a_moment_and_its_word_is_the_reason() {
+fn rejecting_node_is_backed_off_with_its_reason() {
     let mut membership = cluster(&["a", "b"]);
     membership.set_strategy(PlacementStrategy::BinPack);
     let execution_id = ExecutionId::mint();

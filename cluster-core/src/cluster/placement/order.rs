@@ -15,7 +15,7 @@ use aegis_types::{
     ids::{NodeId, Tag},
 };
 
-/// By rank, equals by id. A lower rank comes first.
+/// Nodes by rank, then by id. A lower rank comes first.
 type Ranks = BTreeMap<u64, BTreeSet<NodeId>>;
 
 /// Nodes that take work.
@@ -25,7 +25,7 @@ pub struct Order {
     by_tags: BTreeMap<Vec<Tag>, Ranks>,
 }
 
-/// What a node stands in an [`Order`] by.
+/// Position of a node in an [`Order`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     pub tags: Vec<Tag>,
@@ -98,7 +98,8 @@ fn best_of<'a>(
     best.map(|(_, _, node_id)| node_id)
 }
 
-/// With its rank and whether its turn comes only after the wrap; None above a rank that another has.
+/// Returns the first node with its rank, and whether its turn comes after the wrap. Returns `None` above the rank of
+/// another node.
 fn first_of<'a>(
     ranks: &'a Ranks,
     last: Option<&NodeId>,

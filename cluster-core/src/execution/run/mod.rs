@@ -34,17 +34,17 @@ use super::{
 
 /// Between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// For reading what a stopped container still wrote.
+/// Time for reading the last output of a stopped container.
 const LAST_OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 /// While the engine does not answer, it is asked again.
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
-/// For how long an engine may be away (its restart takes seconds) before the run is given up.
+/// Longest absence of an engine before the run is given up. A restart of an engine takes seconds.
 const ENGINE_ABSENCE_MAX: Duration = Duration::from_secs(120);
 /// The engine's events tell of an end at once; this is for what they leave out.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// What ends so soon after its engine was lost ended with it.
+/// A container that ends within this time of the loss of its engine ended with it.
 const ENGINE_LOST_BEFORE_MS: i64 = 30_000;
-/// Containers that are gone before they were started; more is somebody who removes them.
+/// Containers that may vanish before their start. With more, another program removes them.
 const VANISHED_MAX: u32 = 5;
 const VANISHED_PAUSE: Duration = Duration::from_millis(200);
 const IMAGE_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

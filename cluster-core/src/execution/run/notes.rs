@@ -1,5 +1,5 @@
-//! What a process was about to do with a container, noted beside the journal for the one that comes after
-//! it and finds a container that ended, or none.
+//! Intents of a worker for a container, written to the journal before it acts. After a crash they tell the next process
+//! why a container has ended or is missing.
 
 use std::{fs, io};
 
@@ -51,7 +51,7 @@ pub(super) struct Stopping {
 }
 
 impl Stopping {
-    /// Of this iteration, by an earlier process.
+    /// Reads the intent of an earlier process to stop this iteration.
     pub fn read(run: &Run, iteration: u32) -> Option<Stop> {
         read::<Self>(run, STOPPING_FILE).filter(|found| found.iteration == iteration).map(|found| found.stop)
     }

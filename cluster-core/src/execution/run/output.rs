@@ -31,7 +31,7 @@ const OUTPUT_PIECES_MAX: usize = 256;
 const OUTPUT_GATHER: Duration = Duration::from_millis(20);
 /// Readers page by events, so that one must be a small part of a page.
 const OUTPUT_EVENT_BYTES_MAX: usize = 8 * 1024;
-/// Shorter values are in too much that is none.
+/// Shorter secrets match unrelated output too often to mask.
 const SECRET_BYTES_MIN: usize = 4;
 /// Kept of the end of a stream whose beginning has used up the budget: the last lines of a build say why it
 /// failed, and the last one may be a result.
@@ -353,7 +353,7 @@ fn line_start(bytes: &[u8]) -> usize {
     }
 }
 
-/// Values that must not be read: longest first, so that one within another hides none of it.
+/// Returns the secrets to mask, longest first, so that a secret that contains another is masked as a whole.
 pub(super) fn secrets(run: &Run) -> Vec<Vec<u8>> {
     let values = run.journaled.order.secrets.0.values().filter(|value| value.len() >= SECRET_BYTES_MIN);
     let mut values = values.map(|value| value.as_bytes().to_vec()).collect::<Vec<_>>();
@@ -361,7 +361,7 @@ pub(super) fn secrets(run: &Run) -> Vec<Vec<u8>> {
     values
 }
 
-/// As many bytes as before, so that what is read again after a restart begins where the log ends.
+/// Masks secrets without changing the length, so that reading after a restart continues where the log ends.
 pub(super) fn mask(bytes: &mut [u8], secrets: &[Vec<u8>]) {
     for secret in secrets {
         let mut from = 0;
@@ -381,7 +381,7 @@ fn held_back(bytes: &[u8], secrets: &[Vec<u8>]) -> usize {
     secret.max(unfinished(bytes))
 }
 
-/// What fits into one event, without cutting a character in two.
+/// Returns how many bytes fit into one event without splitting a character.
 fn piece_length(bytes: &[u8]) -> usize {
     if bytes.len() <= OUTPUT_EVENT_BYTES_MAX {
         return bytes.len();

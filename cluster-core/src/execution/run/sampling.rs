@@ -25,7 +25,7 @@ pub(super) async fn sample(shared: &Shared, run: &Run, name: &str, iteration: u3
     }
 }
 
-/// Takes one sample. A container that has ended, or an engine that is away, gives none.
+/// Takes one sample, unless the container has ended or the engine is unreachable.
 pub(super) async fn take(shared: &Shared, run: &Run, name: &str, iteration: u32) {
     match shared.engine.sample(name).await {
         Ok(Some(sample)) => run.usage.lock().unwrap_or_else(PoisonError::into_inner).note(iteration, sample),

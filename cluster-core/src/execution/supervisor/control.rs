@@ -1,4 +1,4 @@
-//! What a worker remembers of its controller's orders to itself, over restarts: `worker.json`.
+//! State of a worker that its controller has set, kept over restarts in `worker.json`.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use super::unwritable;
 
 const CONTROL_FILE: &str = "worker.json";
 
-/// As it is on disk.
+/// Content of `worker.json`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Kept {
     draining: bool,

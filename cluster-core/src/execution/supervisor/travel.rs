@@ -1,4 +1,4 @@
-//! What travels with executions, as far as their worker holds them.
+//! Content and artifacts of executions on their worker.
 
 use std::path::PathBuf;
 
@@ -39,7 +39,7 @@ impl Supervisor {
         }
     }
 
-    /// What an ended execution left behind, and where its file is.
+    /// Returns the artifacts of an ended execution and their file.
     pub fn artifacts(
         &self,
         execution_id: &ExecutionId,
@@ -50,7 +50,7 @@ impl Supervisor {
         run.map_or(Ok(None), |run| artifacts::collected(&run.directory))
     }
 
-    /// Content of orders in the journal stays; what nobody needs goes.
+    /// Claims the content of journaled orders and removes the rest.
     pub(super) fn claim_content(&self) -> Result<()> {
         let kept = self.incoming().kept();
         for run in self.0.runs().values() {

@@ -38,7 +38,7 @@ impl Turns {
     }
 }
 
-/// What an order takes of its worker while it is journaled; given back when this is dropped. A run counts by then.
+/// Room and GPUs that an order takes while it is journaled. Dropping this releases them; the run counts by then.
 #[derive(Debug)]
 pub(super) struct Place {
     pub shared: Arc<Shared>,

@@ -1,16 +1,16 @@
-//! What an execution leaves behind.
+//! Artifacts: files that an execution leaves behind.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What was kept of an execution.
+/// Artifacts that were kept of an execution.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Artifacts {
-    /// Of the packed file.
+    /// Size of the packed file.
     pub bytes: u64,
     /// Files, folders and links.
     pub files: u64,
-    /// Paths under which there was nothing.
+    /// Requested paths that did not exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
     /// Why nothing was kept.
@@ -24,10 +24,10 @@ impl Artifacts {
     }
 }
 
-/// As a worker holds them.
+/// Artifacts that a worker has packed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     pub artifacts: Artifacts,
-    /// SHA-256 of the packed file, in hex; empty where there is none.
+    /// SHA-256 of the packed file, in hexadecimal. Empty without a file.
     pub digest: String,
 }

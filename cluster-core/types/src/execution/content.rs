@@ -3,7 +3,7 @@
 /// Pieces are about this large; each is one message.
 pub const PIECE_BYTES: usize = 128 * 1024;
 
-/// What is sent.
+/// A workspace or an image on its way to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     Workspace {
@@ -13,7 +13,7 @@ pub enum Content {
     Image {
         reference: String,
         digest: String,
-        /// About.
+        /// Approximate size.
         bytes: u64,
     },
 }
@@ -21,10 +21,10 @@ pub enum Content {
 /// An image that the controller can send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageOffer {
-    /// Of what makes it the same on any engine.
+    /// Digest of the parts that make an image the same on every engine.
     pub digest: String,
-    /// As Docker names it: `amd64`.
+    /// Architecture by Docker's name, like `amd64`.
     pub architecture: String,
-    /// It was made there, and is meant, whatever the node has under its name.
+    /// The image was built on the controller's machine. The node uses it even if it has another under this name.
     pub exact: bool,
 }

@@ -44,7 +44,7 @@ pub enum Readiness {
 }
 
 impl Dependencies {
-    /// Takes the dependencies of a request; `None` where it has no dependencies.
+    /// Takes the dependencies out of a request. Returns `None` for a request without dependencies.
     ///
     /// # Errors
     ///
@@ -76,7 +76,8 @@ impl Dependencies {
         Ok(Some(Self { after, condition, workspace_from }))
     }
 
-    /// Decides from the states of the dependencies, in the order of `after`. `None`: it is not kept any more.
+    /// Decides from the states of the dependencies, in the order of `after`. `None` stands for an execution that is not
+    /// kept any more.
     pub fn readiness(&self, states: &[Option<State>]) -> Readiness {
         let mut open = Vec::new();
         for (id, state) in self.after.iter().zip(states) {

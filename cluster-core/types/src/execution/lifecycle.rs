@@ -93,11 +93,11 @@ impl State {
     }
 }
 
-/// Where an execution stands in its life.
+/// Facts of an execution that decide its next state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {
     pub state: State,
-    /// Of the latest assignment; 0 before the first.
+    /// Number of the latest assignment; 0 before the first.
     pub attempt: u32,
     /// Attempts that may have run in all.
     pub max_attempts: u32,
@@ -105,11 +105,11 @@ pub struct Life {
     pub lost_attempts: u32,
     /// Retries of a failed program that its caller still allows.
     pub retries_left: u32,
-    /// Somebody asked for its end: it is not begun again.
+    /// A caller asked for its end, so that it is not started again.
     pub is_cancelled: bool,
 }
 
-/// What an end that a node shows is put down to.
+/// Cause of an end that a node reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// The engine or the machine of the node.
@@ -120,24 +120,24 @@ pub enum Cause {
     Other,
 }
 
-/// What is learned of an execution.
+/// Something that the controller learns about an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
-    /// A node was chosen: a new attempt, also where the node before did not take it.
+    /// A node was chosen. The attempt is new even if the previous node rejected the execution.
     Assigned,
-    /// What the node of an attempt shows of it.
+    /// State that the node of an attempt reports.
     Shown { attempt: u32, state: State, cause: Cause },
     /// The node of an attempt will not run it or cannot get its image, and another node may. Nothing ran.
     Declined { attempt: u32 },
-    /// Its node has been away for longer than is waited for.
+    /// Its node has not been heard of for `lost_after`.
     Silent,
-    /// Nobody can tell any more what became of the attempt: its node was removed or has no record of it.
+    /// The outcome of the attempt is unknown: its node was removed or has no record of it.
     Gone,
-    /// It is ended by the controller's own word: nothing runs, or its node is away.
+    /// The controller ended it: nothing runs, or its node is away.
     Ended(State),
 }
 
-/// What that does to it.
+/// Transition that follows from an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Stay,
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_node_is_to_blame_for_begins_again_and_only_where_that_is_allowed() {
+    fn node_fault_is_retried_only_within_max_attempts() {
         let failed = |cause| Input::Shown { attempt: 1, state: State::Failed, cause };
         assert_eq!(life(State::Running, 2).next(failed(Cause::Other)), Step::Become(State::Failed));
         assert_eq!(life(State::Running, 2).next(failed(Cause::Node)), Step::GiveUp);
@@ -261,10 +261,10 @@ mod tests {
         assert_eq!(lost.next(exited), Step::Retry, "its node came back and told the end");
     }
 
-    /// What a plain observer would say may run, beside the life that is under test.
+    /// Model of an observer: the attempts that may run, kept apart from the lifecycle under test.
     #[derive(Default)]
     struct World {
-        /// Attempts that a node may have begun and nobody has written off.
+        /// Attempts that a node may have started and that were not given up.
         open: Vec<u32>,
         begun: u32,
         retried: u32,

@@ -1,4 +1,4 @@
-//! Bounds of an execution where the policy of its node names none.
+//! Limits of an execution for which the policy of its node has no value.
 
 pub const TIMEOUT_SECONDS_MAX_DEFAULT: u64 = 3600;
 pub const PROCESSES_DEFAULT: u32 = 512;

@@ -1,4 +1,4 @@
-//! What an execution runs and where it may: checked, stored, and handed to a worker.
+//! The manifest of an execution, which a worker runs, and its demand, by which a node is chosen.
 
 use std::collections::BTreeMap;
 
@@ -11,24 +11,24 @@ use crate::{
     secret::SecretName,
 };
 
-/// What network the container sees.
+/// Network of a container.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
-    /// None at all, not even the node's own addresses.
+    /// No network at all, not even the node's own addresses.
     #[default]
     None,
     /// A network of the executions' own, with a way out.
     Allow,
 }
 
-/// What a worker is told to run. Checked: a worker does not check it again, but for its own policy.
+/// Work for a worker. The controller has checked it: a worker checks its own policy alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     pub image: String,
     pub command: Vec<String>,
     pub args: Vec<String>,
-    /// Values that may be read by whoever reads the execution.
+    /// Variables whose values every reader of the execution may see.
     pub env: BTreeMap<String, String>,
     /// Variables whose values are the operator's secrets: their names alone are kept.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -39,16 +39,16 @@ pub struct Manifest {
     pub timeout_seconds: u64,
     #[serde(default)]
     pub iterations: Iterations,
-    /// What is sent along, at `/workspace`.
+    /// Directory that is sent along, at `/workspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<WorkspaceNote>,
     /// A volume at `/workspace` even when nothing is sent along.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty_workspace: bool,
-    /// Files and folders beneath `/workspace` that are kept when it has ended.
+    /// Files and folders in `/workspace` that are kept when it has ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
-    /// The file beneath `/workspace` whose content is the result.
+    /// File in `/workspace` whose content is the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_file: Option<String>,
     #[serde(default)]
@@ -69,7 +69,7 @@ impl Manifest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Iterations {
     pub max: u32,
-    /// Of each iteration.
+    /// Timeout of each iteration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
 }
@@ -88,14 +88,14 @@ pub struct WorkspaceNote {
     pub bytes: u64,
 }
 
-/// What a manifest takes back of the hardening, where the node's policy allows it.
+/// Parts of the hardening that a manifest takes back, within the node's policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Relaxations {
     /// Makes the root file system writable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub writable_root: bool,
-    /// Linux capabilities to keep, without CAP_ (default none).
+    /// Linux capabilities to keep, without CAP_ (default: []).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
     /// Most processes (default 512).
@@ -112,7 +112,7 @@ pub struct Relaxations {
     pub shm_mb: Option<u32>,
 }
 
-/// Where an execution may run.
+/// Constraints on the node of an execution.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {
     /// The node has all of these.

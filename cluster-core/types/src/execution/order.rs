@@ -1,4 +1,4 @@
-//! What a controller orders of a worker, as it travels and as it is journaled.
+//! Orders of a controller to a worker, and the executions that a worker reports.
 
 use std::{collections::BTreeMap, fmt};
 

@@ -47,7 +47,7 @@ impl NewExecution {
     }
 }
 
-/// What an execution that ran after others waits for a node with.
+/// Changes to an execution whose dependencies have ended: it waits for a node from now on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unblocked {
     pub queued_at_ms: i64,
@@ -74,7 +74,7 @@ pub struct ExecutionRecord {
     /// From the start of its first container.
     pub timeout_seconds: u64,
     pub demand: Demand,
-    /// Executions that it runs after. None once it may be placed.
+    /// Executions that it runs after. `None` once it may be placed.
     pub dependencies: Option<Dependencies>,
     /// The caller's own words for it.
     pub labels: Vec<Tag>,
@@ -90,24 +90,24 @@ pub struct ExecutionRecord {
     pub retries: u32,
     /// Time from which it waits for a node. It lies ahead while a retry waits for its pause.
     pub queued_at_ms: i64,
-    /// What the numbers of this attempt's events come after: its node counts from 1.
+    /// Number before the first event of this attempt. Its node counts from 1.
     pub sequence_base: u64,
     pub iteration: u32,
     pub exit_code: Option<i32>,
     pub result: Option<String>,
     pub failure: Option<Failure>,
-    /// What was kept of it, once it has ended.
+    /// Artifacts that were kept, once it has ended.
     pub artifacts: Option<Artifacts>,
-    /// What its latest attempt used.
+    /// Resources that its latest attempt used.
     pub usage: Option<Usage>,
-    /// Somebody asked for its end.
+    /// Reason of the caller that asked for its end.
     pub cancel_reason: Option<String>,
     pub created_at_ms: i64,
     pub started_at_ms: Option<i64>,
     pub ended_at_ms: Option<i64>,
     pub last_sequence: u64,
     pub idempotency_key: Option<String>,
-    /// Of the request, so that a key that comes again with another one is noticed.
+    /// Digest of the request, to refuse another request with the same key.
     pub request_digest: String,
 }
 
@@ -230,7 +230,7 @@ impl ExecutionRecord {
     }
 }
 
-/// What an execution that has ended takes up.
+/// Space that an execution takes up after its end.
 #[derive(Debug, Clone)]
 pub struct Ended {
     pub execution_id: ExecutionId,

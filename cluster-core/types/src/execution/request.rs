@@ -23,7 +23,7 @@ use crate::{
     text::shown,
 };
 
-/// One MiB: what fits comfortably into one gRPC message beside its envelope.
+/// One MiB, which fits into one gRPC message with its envelope.
 pub const INPUT_BYTES_MAX: usize = 1024 * 1024;
 /// Linux refuses one argument or variable above 128 KiB (MAX_ARG_STRLEN).
 pub const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
@@ -48,10 +48,10 @@ pub const ARTIFACTS_MAX: usize = 32;
 const PATH_BYTES_MAX: usize = 1024;
 const PROCESSES_MAX: u32 = 32_768;
 const TMP_MB_MAX: u32 = 16_384;
-/// What Docker itself knows; the dangerous ones are for the node's policy to withhold.
+/// Number of capabilities that Docker knows. The node's policy withholds dangerous ones.
 const CAPABILITIES_MAX: usize = 40;
 
-/// As a caller states them; what is left out gets a default.
+/// Resources as a caller states them. Missing amounts get a default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResourceRequest {
@@ -117,7 +117,7 @@ pub struct ExecutionRequest {
     pub node_id: Option<NodeId>,
     #[serde(default)]
     pub resources: ResourceRequest,
-    /// Default: none.
+    /// Default: no network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
     /// Limit of the execution as a whole, from the start of its container, in seconds: 1 to 86400, default 300.
@@ -126,7 +126,7 @@ pub struct ExecutionRequest {
     /// Repeat on the same node until it exits with 0, so often at most: 1 to 100, default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_iterations: Option<u32>,
-    /// Of each iteration, in seconds; default: none but the whole's.
+    /// Limit of each iteration, in seconds (default: timeout_seconds).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iteration_timeout_seconds: Option<u64>,
     /// Start again on another node when its node is lost, so often in all: 1 (never, the default) to 10.
@@ -139,7 +139,7 @@ pub struct ExecutionRequest {
     /// Executions that must have succeeded before this one is placed; at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<ExecutionId>,
-    /// What must hold of the executions in `after` (default: they succeeded).
+    /// Condition on the executions in `after` (default: they succeeded).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_condition: Option<AfterCondition>,
     /// An execution whose artifacts become /workspace. This one runs after it.
@@ -151,13 +151,13 @@ pub struct ExecutionRequest {
     /// An empty volume at /workspace, where no directory is sent along.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty_workspace: bool,
-    /// Files and folders beneath /workspace that are kept when it has ended; at most 32.
+    /// Files and folders in /workspace that are kept when it has ended; at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
-    /// The file beneath /workspace that holds the result; default: the last line on stdout if it is JSON.
+    /// File in /workspace that holds the result; default: the last line on stdout if it is JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_file: Option<String>,
-    /// What is taken back of the hardening, where the node's policy allows it.
+    /// Parts of the hardening to take back, within the node's policy.
     #[serde(default, skip_serializing_if = "is_hardened")]
     pub security: Relaxations,
     /// Wait for a node with room (default), or fail at once.
@@ -172,7 +172,7 @@ pub struct ExecutionRequest {
     /// Words to find it by, like nightly or pr=42; at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<Tag>,
-    /// Hooks of the operator that are told of the end, beside those for all; at most 16.
+    /// Hooks of the operator that are told of the end, besides those for all; at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<HookName>,
     /// The same key with the same request gives the same execution.
@@ -424,7 +424,7 @@ fn check_env(env: BTreeMap<String, String>) -> Result<Variables> {
     Ok((plain, secret))
 }
 
-/// Beneath `/workspace`, as it is or relative to it.
+/// Checks a path in `/workspace`, absolute or relative to it.
 fn check_path(what: &str, path: &str) -> Result<()> {
     let beneath = path.strip_prefix("/workspace/").unwrap_or(path);
     let wrong = beneath.is_empty()

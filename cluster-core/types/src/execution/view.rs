@@ -40,14 +40,14 @@ pub struct ExecutionView {
     /// How often it was tried on its node; 0 before the first.
     #[serde(default)]
     pub iteration: u32,
-    /// What the container says that it found: JSON from the last line of its stdout, or a file's text.
+    /// Result that the container wrote: JSON from the last line of its stdout, or a file's text.
     /// Untrusted, like all output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
-    /// What was kept of it; absent where it named nothing, or never got so far.
+    /// Artifacts that were kept; absent if it named no paths or had no container yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<Artifacts>,
-    /// What its latest attempt used.
+    /// Resources that its latest attempt used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// Why it waits, node by node, while it is pending; the problem of its node while it is there.
@@ -121,7 +121,7 @@ pub enum Stream {
     Stderr,
 }
 
-/// What happened.
+/// Kind of an event, with its data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum EventKind {
@@ -195,7 +195,7 @@ pub enum EventKind {
         exit_code: Option<i32>,
         pause_ms: u64,
     },
-    /// What the containers of this event's attempt used, as it was last sampled.
+    /// Resources that the containers of this event's attempt used, as last sampled.
     Usage {
         cpu_ms: u64,
         memory_peak_bytes: u64,

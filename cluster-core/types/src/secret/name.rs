@@ -1,4 +1,4 @@
-//! What a secret is called.
+//! Names of secrets.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! A value that may be sent to a host and shown to nobody.
+//! Values that may be sent to a host and are never shown.
 
 use std::fmt;
 
