@@ -1,16 +1,7 @@
 //! Detects jumps of the wall clock by the monotonic clock.
 
-use std::time::Duration;
-
 use aegis_types::clock::Clock;
 use tokio::time::Instant;
-
-/// Returns the moment of a wall-clock time on the monotonic clock, where the wall clock stands at `wall_ms` now. A time
-/// that is still to come, by a clock that was set back, is now.
-pub fn moment(time_ms: i64, wall_ms: i64, now: Instant) -> Instant {
-    let ago = Duration::from_millis(wall_ms.saturating_sub(time_ms).max(0).unsigned_abs());
-    now.checked_sub(ago).unwrap_or(now)
-}
 
 /// A jump of the wall clock beyond this is told, and nothing is deleted by the clock in the round after it.
 pub const JUMP_TOLD_MS: i64 = 300_000;

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aegis_config::{Settings, schema::NodeType};
+use aegis_config::{Settings, applied::AppliedConfig, schema::NodeType};
 use aegis_deploy::{ApprovedHost, Deployments, Hosts, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts};
 use aegis_fs::DataDirectory;
@@ -49,7 +49,6 @@ use crate::{
     agents::Agents,
     audit::Audit,
     cluster::{
-        applied::AppliedConfig,
         controller::Controller,
         nodes::Nodes,
         worker::{JoinState, Member},

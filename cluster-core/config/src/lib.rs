@@ -3,7 +3,9 @@
 //! - [`read`], [`schema`], [`settings`]: the file.
 //! - [`layers`]: what a controller keeps for its nodes, merged below the file.
 //! - [`pushed`]: what a layer may say, and what it may not.
+//! - [`applied`]: the configuration that a running node applies.
 
+pub mod applied;
 pub mod audit;
 pub mod cluster_port;
 pub mod document;

@@ -28,6 +28,7 @@ pub mod known_controller;
 pub mod limits;
 pub mod listener;
 pub mod node_proof;
+pub mod node_worker;
 pub mod pace;
 pub mod paced_channel;
 pub mod places;

@@ -16,7 +16,6 @@ use std::{
 
 use aegis_identity::KeyFile;
 use aegis_metrics::Metrics;
-use aegis_ssh::LinkStream;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -85,7 +84,8 @@ pub enum Inbound {
     Plain(Box<PlainConnection>),
     Tls(Box<TlsConnection>),
     Unix(UnixStream),
-    Link(Box<LinkStream>),
+    /// Came through the SSH link of this node.
+    Link(Box<dyn Wire>, NodeId),
     /// Taken by somebody else, from there.
     Other(Box<dyn Wire>, SocketAddr),
 }
@@ -102,7 +102,7 @@ impl Connected for Inbound {
                 return Entered { via, proven: stream.proven() };
             }
             Inbound::Unix(_) => Via::Unix,
-            Inbound::Link(stream) => Via::Link(stream.node().clone()),
+            Inbound::Link(_, node) => Via::Link(node.clone()),
             Inbound::Other(_, address) => Via::Plain(*address),
         };
         Entered { via, proven: Proven::default() }
@@ -115,7 +115,7 @@ macro_rules! each {
             Inbound::Plain($stream) => $call,
             Inbound::Tls($stream) => $call,
             Inbound::Unix($stream) => $call,
-            Inbound::Link($stream) => $call,
+            Inbound::Link($stream, _) => $call,
             Inbound::Other($stream, _) => $call,
         }
     };
@@ -271,12 +271,12 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes the connections of SSH links.
-    pub fn take_links(&self, mut links: mpsc::Receiver<LinkStream>) {
+    /// Takes the connections that come through SSH links, each with the node of its link.
+    pub fn take_links<S: Wire + 'static>(&self, mut links: mpsc::Receiver<(NodeId, S)>) {
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
         tokio::spawn(async move {
-            while let Some(Some(stream)) = stop.run_until_cancelled(links.recv()).await {
-                hand_over(&sender, Inbound::Link(Box::new(stream))).await;
+            while let Some(Some((node, stream))) = stop.run_until_cancelled(links.recv()).await {
+                hand_over(&sender, Inbound::Link(Box::new(stream), node)).await;
             }
         });
     }

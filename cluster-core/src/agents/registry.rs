@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aegis_config::applied::AppliedConfig;
 use aegis_identity::sha256;
 use aegis_store::{AgentRow, AgentWrite, Store, Write};
 use aegis_types::{
@@ -16,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Manifest;
-use crate::cluster::applied::AppliedConfig;
 
 /// Names that are registered at a time, and versions that are kept of each.
 pub const AGENTS_MAX: u32 = 1_000;

@@ -1,4 +1,4 @@
-//! Configuration on the wire: `SyncConfig` on the controller, `PushConfig` on a worker.
+//! Configuration calls of nodes: `SyncConfig`.
 
 use aegis_config::layers::MergedConfig;
 use aegis_proto::aegis::cluster::v1 as pb;
@@ -7,7 +7,7 @@ use aegis_types::{
     ids::NodeId,
 };
 
-use crate::cluster::{applied::AppliedConfig, controller::Controller};
+use crate::cluster::controller::Controller;
 
 /// A node asks for its own configuration, and gets no other.
 pub(super) async fn sync(
@@ -28,17 +28,4 @@ pub(super) async fn sync(
         latest_version: version,
         config_delta: if up_to_date { Vec::new() } else { json.to_string().into_bytes() },
     })
-}
-
-/// The controller pushes: false where this node keeps what it has.
-pub(super) fn push(
-    applied: &AppliedConfig,
-    own_id: &NodeId,
-    inner: &pb::PushConfigInner,
-) -> Result<pb::PushConfigResponse> {
-    if inner.target_node_id != own_id.as_str() {
-        return Err(Error::new(ErrorCode::NotYours, "the configuration is for another node"));
-    }
-    let accepted = applied.apply(&inner.config_version, &inner.config_payload).is_ok();
-    Ok(pb::PushConfigResponse { accepted })
 }

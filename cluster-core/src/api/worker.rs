@@ -5,6 +5,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
+use aegis_config::applied::AppliedConfig;
 use aegis_identity::SealContext;
 use aegis_metrics::Metrics;
 use aegis_proto::aegis::{
@@ -45,11 +46,7 @@ use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    api::{
-        config,
-        content::{self, ArtifactsStream},
-    },
-    cluster::applied::AppliedConfig,
+    api::content::{self, ArtifactsStream},
     execution::supervisor::Supervisor,
 };
 
@@ -350,7 +347,7 @@ impl NodeClusterService for WorkerApi {
         let (metadata, _, body) = request.into_parts();
         let result = self
             .open::<pb::PushConfigInner>(&metadata, &entered, body.envelope)
-            .and_then(|inner| config::push(&self.applied, &self.node_id, &inner));
+            .and_then(|inner| push_config(&self.applied, &self.node_id, &inner));
         self.answer("PushConfig", at, result)
     }
 
@@ -381,4 +378,17 @@ impl NodeClusterService for WorkerApi {
     ) -> Result<Response<pb::IssueEnrollmentTokenResponse>, Status> {
         Err(not_here("IssueEnrollmentToken"))
     }
+}
+
+/// Applies a pushed configuration. Answers `accepted: false` if the node keeps the one it has.
+fn push_config(
+    applied: &AppliedConfig,
+    own_id: &NodeId,
+    inner: &pb::PushConfigInner,
+) -> Result<pb::PushConfigResponse> {
+    if inner.target_node_id != own_id.as_str() {
+        return Err(Error::new(ErrorCode::NotYours, "the configuration is for another node"));
+    }
+    let accepted = applied.apply(&inner.config_version, &inner.config_payload).is_ok();
+    Ok(pb::PushConfigResponse { accepted })
 }

@@ -13,32 +13,25 @@ use std::{
 use aegis_config::layers::MergedConfig;
 use aegis_identity::PublicKey;
 use aegis_rpc::{
-    Sealer, node_proof,
+    node_proof,
+    node_worker::{NodeWorker, RemoteWorker},
     paced_channel::WeakChannel,
     wire::{Dial, Wire},
     worker_client::WorkerClient,
 };
-use aegis_ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, LinkStream, SshStream};
+use aegis_ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, SshStream};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
-    execution::{
-        artifacts::Collected,
-        content::{Content, ImageOffer, PIECE_BYTES},
-        order::{Attempt, Held, Order},
-        view::EventView,
-    },
-    ids::{ExecutionId, NodeId},
+    execution::order::Held,
+    ids::NodeId,
 };
-use bytes::Bytes;
-use futures::{Stream, StreamExt as _, TryStreamExt as _, future::Either};
-use tokio::{io::AsyncRead, sync::mpsc};
-use tokio_util::{io::ReaderStream, sync::DropGuard};
+use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
 
 use super::{
     controller::Controller,
     direct::{self, DirectAccess},
 };
-use crate::execution::{artifacts, supervisor::Supervisor};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between looks at a node that answers: with the probe's own limit, a death is noticed within 15 s.
@@ -75,10 +68,10 @@ impl std::fmt::Debug for Direct {
 #[derive(Debug)]
 struct Shared {
     controller: Controller,
-    local: Option<Supervisor>,
+    local: Option<Arc<dyn NodeWorker>>,
     direct: DirectAccess,
     remote: Mutex<HashMap<NodeId, Remote>>,
-    inbound: mpsc::Sender<LinkStream>,
+    inbound: mpsc::Sender<(NodeId, SshStream)>,
     reports: mpsc::Sender<(NodeId, Vec<Held>)>,
 }
 
@@ -104,7 +97,7 @@ async fn answers(channel: &WeakChannel) -> bool {
 /// Streams from nodes, each with one receiver.
 #[derive(Debug)]
 pub struct NodeStreams {
-    pub links: mpsc::Receiver<LinkStream>,
+    pub links: mpsc::Receiver<(NodeId, SshStream)>,
     pub reports: mpsc::Receiver<(NodeId, Vec<Held>)>,
 }
 
@@ -112,17 +105,10 @@ pub struct NodeStreams {
 #[derive(Debug, Clone)]
 pub struct Nodes(Arc<Shared>);
 
-/// A node that can be called now.
-#[derive(Debug, Clone)]
-pub enum Worker {
-    Local(Supervisor),
-    Remote { client: WorkerClient, sealer: Arc<Sealer> },
-}
-
 impl Nodes {
     pub fn new(
         controller: Controller,
-        local: Option<Supervisor>,
+        local: Option<Arc<dyn NodeWorker>>,
         direct: DirectAccess,
     ) -> (Self, NodeStreams) {
         let (inbound, links) = mpsc::channel(LINK_STREAMS_MAX);
@@ -251,18 +237,25 @@ impl Nodes {
         let _ = self.0.reports.try_send((node_id, held));
     }
 
-    /// The node, if it can be called now.
-    pub fn worker(&self, node_id: &NodeId) -> Result<Worker> {
+    /// Returns the worker of a node that can be called now.
+    ///
+    /// # Errors
+    /// `Unavailable` if the node has no connection, or has not attested since the controller started.
+    pub fn worker(&self, node_id: &NodeId) -> Result<Arc<dyn NodeWorker>> {
         if node_id == self.0.controller.id()
-            && let Some(supervisor) = &self.0.local
+            && let Some(local) = &self.0.local
         {
-            return Ok(Worker::Local(supervisor.clone()));
+            return Ok(local.clone());
         }
+        Ok(Arc::new(self.remote_worker(node_id)?))
+    }
+
+    fn remote_worker(&self, node_id: &NodeId) -> Result<RemoteWorker> {
         let away = |why: &str| Error::new(ErrorCode::Unavailable, format!("{node_id} {why}"));
         let client = self.client(node_id).ok_or_else(|| away("has no connection"))?;
         let sealer = self.0.controller.sessions().sealer(node_id);
         let sealer = sealer.ok_or_else(|| away("has not attested since the controller started"))?;
-        Ok(Worker::Remote { client, sealer })
+        Ok(RemoteWorker { client, sealer })
     }
 
     fn client(&self, node_id: &NodeId) -> Option<WorkerClient> {
@@ -280,7 +273,7 @@ impl Nodes {
     /// A command waits for a node: it is asked to fetch it now. One that cannot be called fetches it
     /// with its next heartbeat.
     pub fn nudge(&self, node_id: &NodeId) {
-        if let Ok(Worker::Remote { client, sealer }) = self.worker(node_id) {
+        if let Ok(RemoteWorker { client, sealer }) = self.remote_worker(node_id) {
             tokio::spawn(async move {
                 if let Err(error) = client.nudge(&sealer).await {
                     tracing::debug!(error = %error.chain(), "not nudged");
@@ -292,7 +285,7 @@ impl Nodes {
     /// Sends a node its configuration now. One that cannot be called, or is called in vain, fetches it
     /// with its next heartbeat.
     pub fn push_config(&self, node_id: &NodeId, config: MergedConfig) {
-        let Ok(Worker::Remote { client, sealer }) = self.worker(node_id) else { return };
+        let Ok(RemoteWorker { client, sealer }) = self.remote_worker(node_id) else { return };
         let node_id = node_id.clone();
         tokio::spawn(async move {
             match client.push_config(&sealer, &node_id, &config).await {
@@ -315,79 +308,5 @@ impl Nodes {
     /// Ends all links.
     pub fn stop(&self) {
         self.remote().clear();
-    }
-}
-
-impl Worker {
-    pub async fn forward(
-        &self,
-        order: Order,
-        after_sequence: u64,
-        offer: Option<&ImageOffer>,
-    ) -> Result<impl Stream<Item = Result<EventView>> + Send + use<>> {
-        match self {
-            Worker::Local(supervisor) => {
-                supervisor.require(&order, after_sequence, offer).await?;
-                Ok(Either::Left(supervisor.accept(order, after_sequence).await?.boxed()))
-            }
-            Worker::Remote { client, sealer } => {
-                Ok(Either::Right(client.forward(sealer, &order, after_sequence, offer).await?.boxed()))
-            }
-        }
-    }
-
-    /// Done when the node has all of it and found it to be what was said.
-    pub async fn put_content(
-        &self,
-        content: Content,
-        reader: Box<dyn AsyncRead + Send + Unpin>,
-    ) -> Result<()> {
-        match self {
-            Worker::Local(supervisor) => {
-                let unread = |e: io::Error| {
-                    Error::new(ErrorCode::Storage, "what is to be sent cannot be read").source(e)
-                };
-                let pieces = ReaderStream::with_capacity(reader, PIECE_BYTES).map_err(unread).boxed();
-                supervisor.incoming().receive(content, pieces).await
-            }
-            Worker::Remote { client, sealer } => client.put_content(sealer, content, reader).await,
-        }
-    }
-
-    /// Returns the artifacts of an ended execution, and their bytes from an offset on.
-    pub async fn artifacts(
-        &self,
-        execution_id: &ExecutionId,
-        attempt: u32,
-        offset: u64,
-    ) -> Result<Option<(Collected, impl Stream<Item = Result<Bytes>> + Send + use<>)>> {
-        match self {
-            Worker::Local(supervisor) => {
-                let Some((collected, path)) = supervisor.artifacts(execution_id, attempt)? else {
-                    return Ok(None);
-                };
-                let pieces = artifacts::read(&collected, &path, offset).await?;
-                Ok(Some((collected, Either::Left(pieces.boxed()))))
-            }
-            Worker::Remote { client, sealer } => {
-                let found = client.artifacts(sealer, execution_id, attempt, offset).await?;
-                Ok(found.map(|(collected, pieces)| (collected, Either::Right(pieces.boxed()))))
-            }
-        }
-    }
-
-    pub async fn cancel(&self, execution_id: &ExecutionId, attempt: u32, reason: &str) -> Result<bool> {
-        match self {
-            Worker::Local(supervisor) => supervisor.cancel(execution_id, attempt, reason),
-            Worker::Remote { client, sealer } => client.cancel(sealer, execution_id, attempt, reason).await,
-        }
-    }
-
-    /// Releases attempts: running ones are ended, and ended ones are deleted.
-    pub async fn release(&self, attempts: &[Attempt]) -> Result<()> {
-        match self {
-            Worker::Local(supervisor) => supervisor.release(attempts).await,
-            Worker::Remote { client, sealer } => client.release(sealer, attempts).await,
-        }
     }
 }

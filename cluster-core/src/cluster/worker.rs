@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use aegis_config::settings::ControllerSettings;
+use aegis_config::{applied::AppliedConfig, settings::ControllerSettings};
 use aegis_fs::resolve_secret;
 use aegis_identity::random;
 use aegis_rpc::{
@@ -29,7 +29,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::applied::AppliedConfig;
 use crate::{api::worker::CurrentSession, capacity::Capacity, execution::supervisor::Supervisor};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);

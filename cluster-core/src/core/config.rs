@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aegis_config::{
     Settings,
+    applied::EffectiveConfig,
     layers::{ConfigSnapshot, Scope},
 };
 use aegis_identity::TokenKeysView;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::Core;
-use crate::cluster::{applied::EffectiveConfig, controller::NodeConfigView};
+use crate::cluster::controller::NodeConfigView;
 
 impl Core {
     /// The settings of this moment: they change with a configuration that is pushed.

@@ -3,7 +3,7 @@
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
-use aegis_config::{Settings, cluster_port::Listen, settings::GRPC_PORT};
+use aegis_config::{Settings, applied::AppliedConfig, cluster_port::Listen, settings::GRPC_PORT};
 use aegis_deploy::{Deployments, Hosts, Journal, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts, nvidia_smi::FoundGpus};
 use aegis_fs::DataDirectory;
@@ -13,6 +13,7 @@ use aegis_rpc::{
     controller_client::{Applicant, OwnAddress},
     known_controller::KnownController,
     listener::Intake,
+    node_worker::NodeWorker,
     tls::Credentials,
 };
 use aegis_store::Store;
@@ -40,7 +41,6 @@ use crate::{
     audit::Audit,
     capacity::Capacity,
     cluster::{
-        applied::AppliedConfig,
         controller::{Controller, HealthSettings},
         direct::{DirectAccess, Plain},
         membership::Staleness,
@@ -121,7 +121,8 @@ pub(super) async fn start_controller(
         allow_insecure: settings.cluster_port.allow_insecure,
         plain: Plain::default(),
     };
-    let (nodes, streams) = Nodes::new(controller.clone(), local.clone(), access);
+    let local_worker = local.clone().map(|supervisor| Arc::new(supervisor) as Arc<dyn NodeWorker>);
+    let (nodes, streams) = Nodes::new(controller.clone(), local_worker, access);
 
     let intake = Intake::new(metrics.clone(), stop.clone());
     let endpoint = match &settings.cluster_port.listen {
@@ -162,7 +163,7 @@ pub(super) async fn start_controller(
     if let Some(supervisor) = local {
         let capacity = Capacity::new(settings, facts, FoundGpus::spawn(stop.clone()));
         supervisor.set_capacity(capacity.clone());
-        applied.govern(&capacity, Some(&supervisor));
+        applied.listen(running_parts(&capacity, &supervisor));
         let applied = applied.clone();
         let local =
             LocalNode { controller: controller.clone(), nodes: nodes.clone(), supervisor, capacity, applied };
@@ -307,7 +308,7 @@ pub(super) async fn start_worker(
     );
     let capacity = Capacity::new(settings, facts, FoundGpus::spawn(stop.clone()));
     supervisor.set_capacity(capacity.clone());
-    applied.govern(&capacity, Some(&supervisor));
+    applied.listen(running_parts(&capacity, &supervisor));
     let task = WorkerTask {
         applicant: Applicant {
             node_id: node_id.clone(),
@@ -379,6 +380,15 @@ fn supervisor(
     });
     let network = settings.container_network.clone();
     Supervisor::recover(data, node_id.clone(), engine, settings.policy.clone(), network, env.collect())
+}
+
+/// Returns the function that applies changed settings to the parts that run already.
+fn running_parts(capacity: &Capacity, supervisor: &Supervisor) -> impl Fn(&Settings) + Send + Sync + use<> {
+    let (capacity, supervisor) = (capacity.clone(), supervisor.clone());
+    move |settings| {
+        capacity.state(settings);
+        supervisor.set_policy(settings.policy.clone());
+    }
 }
 
 /// Returns the id of this node: the configured one, or the one that was generated once.

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use aegis_config::registries::login_for;
-use aegis_rpc::{event_encoding, status::may_have_arrived};
+use aegis_rpc::{event_encoding, node_worker::NodeWorker, status::may_have_arrived};
 use aegis_store::{ExecutionWrite, Write};
 use aegis_types::{
     clock::now_ms,
@@ -15,6 +15,7 @@ use aegis_types::{
         record::{ExecutionRecord, OrderContent},
         view::{EventKind, EventView},
     },
+    fail_point::{FailPoint, reached},
     ids::{ExecutionId, NodeId},
     secret::SecretName,
 };
@@ -24,12 +25,10 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     event_budget::{Admission, EventBudget},
     exclusion,
-    fail_point::{FailPoint, reached},
     live::{Live, Shared},
     patience::{Due, Patience},
     projection::{Continuation, apply, continuation},
 };
-use crate::cluster::nodes::Worker;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -230,7 +229,7 @@ async fn connection(
     let after_sequence = record.last_sequence - record.sequence_base;
     let events = tokio::select! {
         () = shared.stop.cancelled() => return Ok(Cut::Stopped),
-        events = shared.sending.forward(&worker, order, after_sequence) => match events {
+        events = shared.sending.forward(&*worker, order, after_sequence) => match events {
             Ok(events) => {
                 *handed = Handed::Perhaps;
                 events.ready_chunks(EVENTS_TOGETHER_MAX)
@@ -254,7 +253,7 @@ async fn connection(
         tokio::select! {
             () = shared.stop.cancelled() => return Ok(Cut::Stopped),
             reason = asked(&mut cancel), if !cancel_sent => {
-                if let Err(error) = send_cancel(&worker, record, &reason).await {
+                if let Err(error) = send_cancel(&*worker, record, &reason).await {
                     return Ok(Cut::Away(error));
                 }
                 cancel_sent = true;
@@ -263,7 +262,7 @@ async fn connection(
                 Due::Cancel => {
                     tracing::warn!(execution_id = %record.execution_id, %node_id, "its end was not told: cancelled");
                     let reason = "its node has not told its end in time";
-                    if let Err(error) = send_cancel(&worker, record, reason).await {
+                    if let Err(error) = send_cancel(&*worker, record, reason).await {
                         return Ok(Cut::Away(error));
                     }
                     patience.cancel(Instant::now());
@@ -284,7 +283,7 @@ async fn connection(
                     patience.end();
                 }
                 if ends(&batch) && record.has_artifacts && !goes_on(record, &batch) {
-                    let fetch = shared.sending.fetch(&worker, record);
+                    let fetch = shared.sending.fetch(&*worker, record);
                     match shared.stop.run_until_cancelled(fetch).await {
                         None => return Ok(Cut::Stopped),
                         Some(Err(error)) if error.code() == ErrorCode::Storage => return Err(error),
@@ -340,7 +339,7 @@ async fn asked(cancel: &mut watch::Receiver<Option<String>>) -> String {
     reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
 }
 
-async fn send_cancel(worker: &Worker, record: &ExecutionRecord, reason: &str) -> Result<()> {
+async fn send_cancel(worker: &dyn NodeWorker, record: &ExecutionRecord, reason: &str) -> Result<()> {
     worker.cancel(&record.execution_id, record.attempt, reason).await.map(drop)
 }
 

@@ -28,7 +28,6 @@ use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::position::Position;
-use crate::clock_watch::moment;
 
 /// Longest line that may be a result.
 const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -494,6 +493,13 @@ fn next_event(rest: &mut Bytes) -> Option<(EventView, Option<Position>)> {
     let event = event_encoding::from_wire(wire).ok()?;
     *rest = ahead;
     Some((event, position))
+}
+
+/// Returns the moment of a wall-clock time on the monotonic clock, where the wall clock stands at `wall_ms` now. A time
+/// that is still to come, by a clock that was set back, is now.
+fn moment(time_ms: i64, wall_ms: i64, now: Instant) -> Instant {
+    let ago = std::time::Duration::from_millis(wall_ms.saturating_sub(time_ms).max(0).unsigned_abs());
+    now.checked_sub(ago).unwrap_or(now)
 }
 
 #[cfg(test)]

@@ -20,7 +20,6 @@ pub mod dispatch;
 mod drive;
 mod event_budget;
 mod exclusion;
-mod fail_point;
 mod gpus;
 pub mod hooks;
 mod images;

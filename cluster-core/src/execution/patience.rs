@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use aegis_types::execution::{lifecycle::State, record::ExecutionRecord};
+use aegis_types::execution::{lifecycle::State, order::PREPARE_MS_MAX, record::ExecutionRecord};
 use tokio::time::Instant;
-
-use super::run::PREPARE_MS_MAX;
 
 /// Beyond the time that the node itself allows: stopping the container, its last output, its artifacts.
 const MARGIN: Duration = Duration::from_secs(600);

@@ -23,6 +23,7 @@ use aegis_content::{
 };
 use aegis_engine::Engine;
 use aegis_fs::private_directory;
+use aegis_rpc::node_worker::NodeWorker;
 use aegis_store::Store;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -39,10 +40,8 @@ use aegis_types::{
     principal::Origin,
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, stream::BoxStream};
 use tokio::{io::AsyncWriteExt as _, time::Instant};
-
-use crate::cluster::nodes::Worker;
 
 /// Shortest interval between two looks at the same image of this machine's engine.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -164,17 +163,15 @@ impl Sending {
     /// Hands the order to its node, with what the node lacks.
     pub async fn forward(
         &self,
-        worker: &Worker,
+        worker: &dyn NodeWorker,
         order: Order,
         after_sequence: u64,
-    ) -> Result<impl Stream<Item = Result<EventView>> + Send + use<>> {
+    ) -> Result<BoxStream<'static, Result<EventView>>> {
         let manifest = order.manifest.clone();
-        let image = match worker {
-            // It has this very engine.
-            Worker::Local(_) => None,
-            // It has begun, so that its image is there.
-            Worker::Remote { .. } if after_sequence > 0 => None,
-            Worker::Remote { .. } => self.offered(&manifest.image).await,
+        // A local worker has the same engine. An execution that has begun has its image.
+        let image = match worker.is_local() || after_sequence > 0 {
+            true => None,
+            false => self.offered(&manifest.image).await,
         };
         let offer = image.as_ref().map(|image| &image.offer);
         // In the order in which a node asks for them, each once: who asks again is not asked again.
@@ -189,7 +186,7 @@ impl Sending {
         });
         let mut contents = workspace.into_iter().chain(image);
         loop {
-            match worker.forward(order.clone(), after_sequence, offer).await {
+            match worker.assign(order.clone(), after_sequence, offer).await {
                 Err(error) if error.code() == ErrorCode::ContentMissing => match contents.next() {
                     Some(content) => self.send(worker, content).await?,
                     None => return Err(error),
@@ -199,7 +196,7 @@ impl Sending {
         }
     }
 
-    async fn send(&self, worker: &Worker, content: Content) -> Result<()> {
+    async fn send(&self, worker: &dyn NodeWorker, content: Content) -> Result<()> {
         let (at, what) = (Instant::now(), format!("{content:?}"));
         match &content {
             Content::Workspace { digest, .. } => {
@@ -261,7 +258,11 @@ impl Sending {
     }
 
     /// Fetches the artifacts of an ended execution to this disk. Returns `None` if none were collected.
-    pub async fn fetch(&self, worker: &Worker, record: &ExecutionRecord) -> Result<Option<Artifacts>> {
+    pub async fn fetch(
+        &self,
+        worker: &dyn NodeWorker,
+        record: &ExecutionRecord,
+    ) -> Result<Option<Artifacts>> {
         let id = &record.execution_id;
         match self.try_fetch(worker, id, record.attempt).await {
             Err(error) if matches!(error.code(), ErrorCode::Storage | ErrorCode::ResourceExhausted) => {
@@ -276,7 +277,12 @@ impl Sending {
         }
     }
 
-    async fn try_fetch(&self, worker: &Worker, id: &ExecutionId, attempt: u32) -> Result<Option<Artifacts>> {
+    async fn try_fetch(
+        &self,
+        worker: &dyn NodeWorker,
+        id: &ExecutionId,
+        attempt: u32,
+    ) -> Result<Option<Artifacts>> {
         // What came of it before a cut is not sent again. Another attempt's is another file.
         let part = self.artifacts.join(format!("{id}-{attempt}{PART_SUFFIX}"));
         let mut options = fs::OpenOptions::new();

@@ -25,7 +25,7 @@ use aegis_types::{
     execution::{
         limits::OUTPUT_MB_DEFAULT,
         manifest::NetworkMode,
-        order::{Attempt, Held, Order},
+        order::{Attempt, Held, Order, PREPARE_MS_MAX},
         usage::UsageMeter,
         view::EventView,
     },
@@ -258,7 +258,7 @@ impl Supervisor {
     async fn journal(&self, order: Order, _turn: Turn, place: Place) -> Result<Arc<Run>> {
         let accepted_at_ms = now_ms();
         // From its start on, its own timeout counts.
-        let deadline_ms = accepted_at_ms.saturating_add(run::PREPARE_MS_MAX);
+        let deadline_ms = accepted_at_ms.saturating_add(PREPARE_MS_MAX);
         let mut journaled = Journaled { deadline_ms, accepted_at_ms, gpus: place.gpus.clone(), order };
         let directory = self.0.journal.put(&mut journaled).await?;
         let run = match self.hold(journaled, directory.clone(), true) {
@@ -547,6 +547,7 @@ fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<Event
 }
 
 mod control;
+mod node_worker;
 mod travel;
 mod turns;
 

@@ -12,10 +12,10 @@ use aegis_types::{
         request::{ExecutionRequest, Submitter},
         view::{EventKind, EventView, ExecutionView, Stream},
     },
+    fail_point::{self, FailPoint},
     ids::{ExecutionId, NodeId},
 };
 
-use super::fail_point::{self, FailPoint};
 use crate::{access::TokenTable, core::Core};
 
 mod chains;

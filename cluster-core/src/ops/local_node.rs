@@ -1,5 +1,6 @@
 //! The controller's own node, in a hybrid: it reports and obeys with no network in between.
 
+use aegis_config::applied::AppliedConfig;
 use aegis_types::{error::Result, heartbeat::ConfigReport};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -7,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     capacity::Capacity,
     cluster::{
-        applied::AppliedConfig,
         controller::Controller,
         membership::{Registration, Report},
         nodes::Nodes,

@@ -41,6 +41,6 @@ pub use connection::{ConnectOptions, Connection, Leg, SshStream, Timeouts};
 pub use exec::{Held, ScriptOutput};
 pub use forward::HostEnd;
 pub use host_keys::{HostKey, HostKeyPolicy, HostKeyRules};
-pub use link::{Dialer, LinkHandle, LinkSettings, LinkState, LinkStream};
+pub use link::{Dialer, LinkHandle, LinkSettings, LinkState};
 pub use link_key::{FILE as LINK_KEY_FILE, LinkKey};
 pub use target::{Endpoint, HostAddress, SshTarget};

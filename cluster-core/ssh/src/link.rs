@@ -1,13 +1,12 @@
 //! The standing connection of a node: one supervisor task per link, owned by its [`LinkHandle`].
 //!
 //! It keeps the connection up (backoff with jitter, for ever), has the host listen at the controller's
-//! end and hands each of its connections over as a [`LinkStream`] that knows its node, and opens
+//! end and hands each of its connections over with the id of its node, and opens
 //! channels to the node's own end on demand. An end is a unix socket, or a port of the host's loopback
 //! where sshd forwards no sockets. After a cut, sshd may hold our old session and with it the end for as
 //! long as it does not notice: the session's process is noted on the host, with its start time, and
 //! ended when we come back.
 
-mod stream;
 pub mod take_over;
 
 use std::{
@@ -33,8 +32,6 @@ use super::{
     connection::{Connection, SshStream},
     forward::HostEnd,
 };
-
-pub use self::stream::{LinkPeer, LinkStream};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -100,7 +97,7 @@ impl LinkHandle {
         settings: LinkSettings,
         dialer: Dialer,
         adopted: Option<Connection>,
-        inbound: mpsc::Sender<LinkStream>,
+        inbound: mpsc::Sender<(NodeId, SshStream)>,
     ) -> Self {
         let (state_sender, state) = watch::channel(LinkState::Connecting);
         let (current, cancel) = (Arc::new(ArcSwapOption::empty()), CancellationToken::new());
@@ -160,7 +157,7 @@ impl Drop for LinkHandle {
 struct Supervisor {
     settings: LinkSettings,
     dialer: Dialer,
-    inbound: mpsc::Sender<LinkStream>,
+    inbound: mpsc::Sender<(NodeId, SshStream)>,
     state: watch::Sender<LinkState>,
     current: Arc<ArcSwapOption<Connection>>,
     cancel: CancellationToken,
@@ -254,8 +251,7 @@ impl Supervisor {
 
     /// Never waits: a full server must not keep the link from noticing its end.
     fn hand_over(&self, io: SshStream) {
-        let stream = LinkStream { node: self.settings.node.clone(), io };
-        if self.inbound.try_send(stream).is_err() {
+        if self.inbound.try_send((self.settings.node.clone(), io)).is_err() {
             tracing::warn!(node = %self.settings.node, "a connection over the link was refused: too many wait");
         }
     }

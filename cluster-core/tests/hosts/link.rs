@@ -8,7 +8,7 @@ use std::{
 
 use cluster_core::{
     deploy::link_settings,
-    ssh::{LinkHandle, LinkSettings, LinkState, LinkStream},
+    ssh::{LinkHandle, LinkSettings, LinkState, SshStream},
     types::{ids::NodeId, link::LinkPorts},
 };
 use tokio::{
@@ -38,7 +38,7 @@ pub fn settings(ports: Option<LinkPorts>) -> LinkSettings {
 
 pub struct Link {
     pub handle: LinkHandle,
-    pub streams: mpsc::Receiver<LinkStream>,
+    pub streams: mpsc::Receiver<(NodeId, SshStream)>,
     pub host: Host,
 }
 
@@ -74,11 +74,11 @@ impl Link {
     /// There and back.
     pub async fn carries(&mut self) {
         let mut out = self.handle.connect_node().await.unwrap();
-        let mut back = timeout(LIMIT, self.streams.recv()).await.unwrap().unwrap();
+        let (node, mut back) = timeout(LIMIT, self.streams.recv()).await.unwrap().unwrap();
         out.write_all(b"hello").await.unwrap();
         let mut five = [0; 5];
         timeout(LIMIT, back.read_exact(&mut five)).await.unwrap().unwrap();
-        assert_eq!((&five, back.node().as_str()), (b"hello", "edge-test"));
+        assert_eq!((&five, node.as_str()), (b"hello", "edge-test"));
     }
 
     pub async fn end(self) {

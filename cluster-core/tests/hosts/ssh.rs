@@ -195,8 +195,8 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
         let mut state = link.state();
         state.wait_for(up).await.unwrap();
         let mut out = link.connect_node().await.unwrap();
-        let mut inbound = streams.recv().await.unwrap();
-        assert_eq!(inbound.node().as_str(), "edge-test");
+        let (node, mut inbound) = streams.recv().await.unwrap();
+        assert_eq!(node.as_str(), "edge-test");
         out.write_all(b"hello").await.unwrap();
         let mut five = [0; 5];
         inbound.read_exact(&mut five).await.unwrap();

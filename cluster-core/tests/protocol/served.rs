@@ -6,8 +6,7 @@ use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::Nod
 use arc_swap::ArcSwapOption;
 use cluster_core::{
     api::worker::WorkerApi,
-    cluster::applied::AppliedConfig,
-    config::{self, Overrides, Settings, schema::Policy},
+    config::{self, Overrides, Settings, applied::AppliedConfig, schema::Policy},
     engine::Engine,
     execution::supervisor::Supervisor,
     fs::DataDirectory,

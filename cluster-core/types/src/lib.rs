@@ -18,6 +18,7 @@ pub mod caller;
 pub mod clock;
 pub mod error;
 pub mod execution;
+pub mod fail_point;
 pub mod gpu;
 pub mod heartbeat;
 pub mod ids;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use cluster_core::{
-    cluster::{applied::EffectiveConfig, controller::NodeConfigView},
+    cluster::controller::NodeConfigView,
+    config::applied::EffectiveConfig,
     config::{
         self, ConfigChoice, Settings, StartedBy,
         layers::{ConfigSnapshot, Scope},

@@ -3,7 +3,8 @@
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    cluster::{applied::EffectiveConfig, controller::NodeConfigView},
+    cluster::controller::NodeConfigView,
+    config::applied::EffectiveConfig,
     config::layers::{ConfigSnapshot, Scope},
     identity::TokenKeysView,
     types::ids::{NodeId, TenantSlug},

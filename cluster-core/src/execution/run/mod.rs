@@ -17,16 +17,15 @@ use aegis_engine::{ContainerSpec, Exit, Found, SIGNALLED, WORKSPACE, container_n
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Failure, Result},
-    execution::{request::ARGUMENT_BYTES_MAX, view::EventKind},
+    execution::{order::PREPARE_MS_MAX, request::ARGUMENT_BYTES_MAX, view::EventKind},
+    fail_point::{FailPoint, reached},
 };
 use bytes::{Bytes, BytesMut};
 use notes::{Starting, Stop, Stopping};
 use tokio::time::Instant;
 
 use super::{
-    artifacts,
-    fail_point::{FailPoint, reached},
-    journal,
+    artifacts, journal,
     log::IterationEnd,
     place,
     supervisor::{Run, Shared},
@@ -48,8 +47,6 @@ const ENGINE_LOST_BEFORE_MS: i64 = 30_000;
 const VANISHED_MAX: u32 = 5;
 const VANISHED_PAUSE: Duration = Duration::from_millis(200);
 const IMAGE_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// From the order to the start of the first container: pulling the image and filling the workspace.
-pub(super) const PREPARE_MS_MAX: i64 = 1_800_000;
 const RESULT_BYTES_MAX: usize = 64 * 1024;
 
 /// Why an iteration is over.

@@ -7,15 +7,17 @@ mod room;
 
 use std::process::Command;
 
-use aegis_types::execution::{
-    order::SecretEnv,
-    request::{ExecutionRequest, Submission},
-    view::{EventKind, Stream as OutputStream},
+use aegis_types::{
+    execution::{
+        order::SecretEnv,
+        request::{ExecutionRequest, Submission},
+        view::{EventKind, Stream as OutputStream},
+    },
+    fail_point::{self, FailPoint},
 };
 use futures::StreamExt as _;
 
 use super::*;
-use crate::execution::fail_point::{self, FailPoint};
 
 mod workspaces;
 

@@ -10,6 +10,9 @@ use crate::{
     registry::PullLogin,
 };
 
+/// Time from the order to the start of the first container, in milliseconds: pulling the image and filling the workspace.
+pub const PREPARE_MS_MAX: i64 = 1_800_000;
+
 /// One assignment of an execution to a node. The number fences: a higher one ends a lower one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Attempt {

@@ -5,17 +5,11 @@
 //! says why. One that was kept and no longer fits never stops a start: the file alone is used then.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use aegis_config::{
-    Settings,
-    layers::{MergedConfig, merge, version_of},
-    pushed::{self, missing_sections, redact},
-    settings::Local,
-};
 use aegis_types::error::{Error, ErrorCode, Result};
 use arc_swap::ArcSwap;
 use schemars::JsonSchema;
@@ -23,7 +17,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::{capacity::Capacity, execution::supervisor::Supervisor};
+use crate::{
+    Settings,
+    layers::{MergedConfig, merge, version_of},
+    pushed::{self, missing_sections, redact},
+    settings::Local,
+};
 
 const FILE: &str = "pushed-config.json";
 /// Travels in every heartbeat.
@@ -46,8 +45,16 @@ struct Shared {
     state: ArcSwap<State>,
     /// One at a time; held for the write of one small file.
     applying: Mutex<()>,
-    capacity: std::sync::OnceLock<Capacity>,
-    supervisor: std::sync::OnceLock<Supervisor>,
+    listener: OnceLock<Listener>,
+}
+
+/// Applies changed settings to the running parts of the node.
+struct Listener(Box<dyn Fn(&Settings) + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
+    }
 }
 
 /// A cheap handle on the configuration of this node.
@@ -99,18 +106,15 @@ impl AppliedConfig {
             settings: watch::channel(Arc::new(settings.clone())).0,
             state: ArcSwap::from_pointee(state),
             applying: Mutex::default(),
-            capacity: std::sync::OnceLock::new(),
-            supervisor: std::sync::OnceLock::new(),
+            listener: OnceLock::new(),
         };
         (settings, Self(Arc::new(shared)))
     }
 
-    /// Registers the parts that take changes while they run. Called once, at the start.
-    pub fn govern(&self, capacity: &Capacity, supervisor: Option<&Supervisor>) {
-        let _ = self.0.capacity.set(capacity.clone());
-        if let Some(supervisor) = supervisor {
-            let _ = self.0.supervisor.set(supervisor.clone());
-        }
+    /// Registers the function that applies changed settings to the running parts of the node. Called once, at the
+    /// start. It runs after the settings are stored and before [`AppliedConfig::apply`] returns.
+    pub fn listen(&self, listener: impl Fn(&Settings) + Send + Sync + 'static) {
+        let _ = self.0.listener.set(Listener(Box::new(listener)));
     }
 
     /// Applies what the controller pushed, once: the same version again changes nothing. A refusal is
@@ -156,11 +160,8 @@ impl AppliedConfig {
         let merged = MergedConfig { json, version: version.to_owned() };
         let settings = pushed::settings(&self.0.local, &merged)?;
         keep(&self.0.path, &merged)?;
-        if let Some(capacity) = self.0.capacity.get() {
-            capacity.state(&settings);
-        }
-        if let Some(supervisor) = self.0.supervisor.get() {
-            supervisor.set_policy(settings.policy.clone());
+        if let Some(Listener(listener)) = self.0.listener.get() {
+            listener(&settings);
         }
         self.0.settings.send_replace(Arc::new(settings));
         Ok(merged)
@@ -248,8 +249,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use aegis_config::{Overrides, parse};
-    use aegis_engine::nvidia_smi::FoundGpus;
+    use crate::{Overrides, parse};
 
     fn settings(file: &str, data: &Path) -> Settings {
         let overrides = Overrides { data_dir: Some(data.to_owned()), ..Default::default() };
@@ -261,21 +261,22 @@ mod tests {
         applied.apply(&merged.version, merged.json.to_string().as_bytes()).map(|()| merged.version)
     }
 
-    #[tokio::test]
-    async fn a_push_is_applied_while_the_node_runs_and_again_at_its_start() {
+    #[test]
+    fn push_applies_to_the_running_node_and_after_restart() {
         let data = tempfile::tempdir().unwrap();
         let file = "spec: {node: {region: own}}";
         let (start, applied) = AppliedConfig::restore(settings(file, data.path()), data.path());
-        let capacity = Capacity::new(&start, None, FoundGpus::none());
-        applied.govern(&capacity, None);
+        assert!(start.tags.is_empty());
+        let (seen, heard) = std::sync::mpsc::channel();
+        applied.listen(move |settings| seen.send(settings.clone()).unwrap());
         let layer = json!({"spec": {
             "node": {"tags": ["gpu"], "region": "pushed", "resources": {"cpu_cores": 3}},
             "cluster": {"heartbeat_interval_secs": 7},
             "runtime": {"docker_socket_path": "/other.sock"},
         }});
         let version = push(&applied, layer.clone()).unwrap();
-        let measured = capacity.measure().await;
-        assert_eq!((measured.tags[0].as_str(), measured.total.cpu_millicores), ("gpu", 3000));
+        let told = heard.try_recv().unwrap();
+        assert_eq!((told.tags[0].as_str(), told.resources.cpu_cores), ("gpu", Some(3)));
         assert_eq!(applied.settings().heartbeat_interval.as_secs(), 7);
         assert_eq!(applied.settings().region.as_deref(), Some("own"), "the file wins");
         assert_eq!(applied.view().waits_for_restart, ["spec.runtime.docker_socket_path"]);

@@ -1,9 +1,10 @@
-//! Places between two steps that leave something behind, at which a test can stop a process for ever.
-//! Outside of tests they are nothing.
+//! Points between two steps with an effect, at which a test can stop a process.
+//!
+//! Without the feature `fail-points`, which only tests enable, a point does nothing.
 
-/// Named by what is done already.
+/// Point named by the step before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FailPoint {
+pub enum FailPoint {
     // On the worker.
     Journaled,
     TakingTold,
@@ -21,13 +22,13 @@ pub(super) enum FailPoint {
     EndStored,
 }
 
-#[cfg(not(test))]
-pub(super) async fn reached(_: FailPoint) {}
+#[cfg(not(feature = "fail-points"))]
+pub async fn reached(_: FailPoint) {}
 
-#[cfg(test)]
-pub(super) use armed::{arm, arm_here, reached};
+#[cfg(feature = "fail-points")]
+pub use armed::{arm, arm_here, reached};
 
-#[cfg(test)]
+#[cfg(feature = "fail-points")]
 mod armed {
     use std::{
         cell::RefCell,
