@@ -21,6 +21,15 @@ use std::{
 };
 
 use aegis_config::{Settings, applied::AppliedConfig, schema::NodeType};
+use aegis_controller::{
+    access::{AccessTokens, TokenTable},
+    agents::Agents,
+    audit::Audit,
+    executions::Executions,
+    handle::Controller,
+    nodes::Nodes,
+    secrets::Secrets,
+};
 use aegis_deploy::{ApprovedHost, Deployments, Hosts, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts};
 use aegis_fs::DataDirectory;
@@ -39,24 +48,13 @@ use aegis_types::{
     ids::{ClusterId, ExecutionId, NodeId},
     node::Role,
 };
+use aegis_worker::membership::{JoinState, Member};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    access::{AccessTokens, TokenTable},
-    agents::Agents,
-    audit::Audit,
-    cluster::{
-        controller::Controller,
-        nodes::Nodes,
-        worker::{JoinState, Member},
-    },
-    execution::dispatch::Executions,
-    ops::trial,
-    secrets::Secrets,
-};
+use crate::smoke_test;
 
 /// Time that a shutdown gives to deregistration and open connections.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
@@ -334,7 +332,7 @@ impl Core {
             Error::new(ErrorCode::FailedPrecondition, "this node runs no containers")
                 .remedy("deploy a machine that does: aegis deploy HOST")
         })?;
-        trial::run_here(engine, &part.executions, &self.0.node_id).await
+        smoke_test::run_here(engine, &part.executions, &self.0.node_id).await
     }
 
     fn controller(&self) -> Result<&ControllerPart> {

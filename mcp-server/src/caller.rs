@@ -5,8 +5,10 @@
 //! for which nobody made one is refused.
 
 use cluster_core::{
-    access::Bearer,
-    audit::{Arguments, Call, Client, Pending},
+    controller::{
+        access::Bearer,
+        audit::{Arguments, Call, Client, Pending},
+    },
     core::Core,
     types::{
         caller::{Actor, Door, Identity},

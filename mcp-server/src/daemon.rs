@@ -18,8 +18,8 @@ use axum::{
     response::Response,
 };
 use cluster_core::{
-    access::TokenTable,
     config::{self, ConfigChoice, NodeConfig, Overrides, Settings, StartedBy, settings::REST_PORT},
+    controller::access::TokenTable,
     core::Core,
     default_port::{DefaultPort, bind_tcp},
     fs::DataDirectory,

@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use cluster_core::{
-    access::TokenTable,
     config::{self, Overrides, Settings},
+    controller::access::TokenTable,
     core::Core,
     fs::DataDirectory,
     types::caller::Door,

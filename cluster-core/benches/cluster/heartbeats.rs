@@ -7,15 +7,14 @@ use std::{
 
 use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_server::NodeClusterService as _};
 use cluster_core::{
-    api::{
-        controller::{ControllerApi, ControllerApiSettings},
-        operator::Operators,
-    },
-    cluster::{
-        controller::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
-        direct::DirectAccess,
+    controller::{
+        api::{
+            nodes::{ControllerApi, ControllerApiSettings},
+            operator::Operators,
+        },
+        handle::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
         membership::{Registration, Staleness},
-        nodes::Nodes,
+        nodes::{Nodes, direct::DirectAccess},
     },
     fs::DataDirectory,
     identity::{Attestation, EnrolmentToken, NodeKey, statement},

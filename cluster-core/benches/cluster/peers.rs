@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cluster_core::{
-    cluster::membership::{Change, Membership, PeerFilter},
+    controller::membership::{Change, Membership, PeerFilter},
     types::{
         ids::NodeId,
         node::{LinkKind, NodeRecord, Observed, Role},

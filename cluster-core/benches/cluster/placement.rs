@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cluster_core::{
-    cluster::membership::{Change, Membership},
+    controller::membership::{Change, Membership},
     types::{
         execution::manifest::Demand,
         ids::{ExecutionId, NodeId, Tag},

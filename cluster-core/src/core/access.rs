@@ -1,12 +1,12 @@
 //! The core's verbs on access tokens and the audit log.
 
-use aegis_types::{audit::AuditQuery, error::Result, ids::AccessTokenName};
-
-use super::{Core, Part};
-use crate::{
+use aegis_controller::{
     access::{AccessTokenGrant, AccessTokenOrder, AccessTokenView, TokenTable},
     audit::{Audit, AuditView},
 };
+use aegis_types::{audit::AuditQuery, error::Result, ids::AccessTokenName};
+
+use super::{Core, Part};
 
 impl Core {
     /// Returns the access tokens, which every door checks. A worker has the data directory's token alone.

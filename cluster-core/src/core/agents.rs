@@ -1,9 +1,9 @@
 //! Agents: the verbs of the handle.
 
+use aegis_controller::agents::{AgentDetail, AgentView, Applied, Deleted};
 use aegis_types::{agent::AgentReference, error::Result};
 
 use super::Core;
-use crate::agents::{AgentDetail, AgentView, Applied, Deleted};
 
 impl Core {
     /// Registers a manifest, YAML or JSON.

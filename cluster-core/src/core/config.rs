@@ -7,6 +7,7 @@ use aegis_config::{
     applied::EffectiveConfig,
     layers::{ConfigSnapshot, Scope},
 };
+use aegis_controller::handle::NodeConfigView;
 use aegis_identity::TokenKeysView;
 use aegis_types::{
     error::Result,
@@ -16,7 +17,6 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::Core;
-use crate::cluster::controller::NodeConfigView;
 
 impl Core {
     /// The settings of this moment: they change with a configuration that is pushed.

@@ -2,23 +2,23 @@
 
 use std::time::Duration;
 
+use aegis_controller::{
+    events::{Batch, EventId},
+    handle::TokenView,
+    membership::PeerPage,
+};
 use aegis_types::{
     clock::rfc3339,
     error::{Error, ErrorCode, Result},
     ids::{EnrolmentTokenId, NodeId},
     node::{DrainState, DrainView, OnDeadline, PeerView, Role},
 };
+use aegis_worker::membership::Member;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{Core, Part};
-use crate::cluster::{
-    controller::TokenView,
-    events::{Batch, EventId},
-    membership::PeerPage,
-    worker::Member,
-};
 
 #[derive(Debug, Clone, Copy)]
 pub struct DrainOrder {
@@ -35,10 +35,10 @@ pub struct RemovalOrder {
 }
 
 /// Nodes that are asked for.
-pub use crate::cluster::membership::PeerFilter;
+pub use aegis_controller::membership::PeerFilter;
 
 /// Nodes that an enrolment token admits.
-pub use crate::cluster::controller::TokenOrder as EnrolmentOrder;
+pub use aegis_controller::handle::TokenOrder as EnrolmentOrder;
 
 /// An enrolment token for its bearer: shown once.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -1,12 +1,12 @@
 //! Verbs on the operator's secrets. No verb returns a value.
 
+use aegis_controller::secrets::SecretView;
 use aegis_types::{
     error::Result,
     secret::{Secret, SecretName},
 };
 
 use super::Core;
-use crate::secrets::SecretView;
 
 impl Core {
     /// Sets a secret, new or not.

@@ -4,6 +4,24 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use aegis_config::{Settings, applied::AppliedConfig, cluster_port::Listen, settings::GRPC_PORT};
+use aegis_controller::{
+    access::{AccessTokens, TokenTable},
+    agents::Agents,
+    api::{
+        nodes::{ControllerApi, ControllerApiSettings},
+        operator::Operators,
+        runtime::RuntimeApi,
+    },
+    audit::Audit,
+    executions::{Executions, open::ExecutionContext, transfer::SendingSettings},
+    handle::{Controller, HealthSettings},
+    membership::Staleness,
+    nodes::{
+        Nodes,
+        direct::{DirectAccess, Plain},
+    },
+    secrets::Secrets,
+};
 use aegis_deploy::{Deployments, Hosts, Journal, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts, nvidia_smi::FoundGpus};
 use aegis_fs::DataDirectory;
@@ -23,6 +41,7 @@ use aegis_types::{
     ids::NodeId,
     node::Role,
 };
+use aegis_worker::{api::WorkerApi, capacity::Capacity, membership::WorkerTask, supervisor::Supervisor};
 use base64::Engine as _;
 use futures::FutureExt as _;
 use tokio::sync::Notify;
@@ -30,32 +49,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ControllerPart, WorkerPart, certificates};
 use crate::{
-    access::{AccessTokens, TokenTable},
-    agents::Agents,
-    api::{
-        controller::{ControllerApi, ControllerApiSettings},
-        operator::Operators,
-        runtime::RuntimeApi,
-        worker::WorkerApi,
-    },
-    audit::Audit,
-    capacity::Capacity,
-    cluster::{
-        controller::{Controller, HealthSettings},
-        direct::{DirectAccess, Plain},
-        membership::Staleness,
-        nodes::Nodes,
-        worker::WorkerTask,
-    },
+    adapters::{deploy_settings, journal::StoreJournal, membership::ClusterMembership},
     default_port::DefaultPort,
-    execution::{
-        dispatch::Executions, live::ExecutionContext, sending::SendingSettings, supervisor::Supervisor,
-    },
-    ops::{
-        departures, deploy_settings, journal::StoreJournal, local_node::LocalNode,
-        membership::ClusterMembership,
-    },
-    secrets::Secrets,
+    local_node::LocalNode,
+    node_events,
 };
 
 /// File of the node's id, for nodes whose configuration has no name.
@@ -152,7 +149,7 @@ pub(super) async fn start_controller(
         authority: tls.authority.clone(),
     };
     let served = ControllerApi::new(controller.clone(), nodes.clone(), metrics.clone(), api);
-    departures::spawn(
+    node_events::spawn(
         controller.clone(),
         nodes.clone(),
         tls.credentials.clone(),

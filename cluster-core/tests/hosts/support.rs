@@ -263,7 +263,7 @@ impl Journal for MemoryJournal {
     }
     fn use_secret<'a>(&'a self, name: &'a SecretName, _: &'a str) -> BoxFuture<'a, Result<Secret>> {
         let found = self.secrets.lock().unwrap().get(name).cloned();
-        Box::pin(async move { found.ok_or_else(|| cluster_core::secrets::unknown(name)) })
+        Box::pin(async move { found.ok_or_else(|| cluster_core::controller::secrets::unknown(name)) })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::{
-    cluster::controller::TokenState,
+    controller::handle::TokenState,
     identity::KeyFile,
     rpc::controller_client::OwnAddress,
     types::{

@@ -7,7 +7,7 @@ use aegis_proto::published::aegis::runtime::{
     v1::{aegis_runtime_client::AegisRuntimeClient, execution_event::Event},
 };
 use cluster_core::{
-    access::AccessTokenOrder,
+    controller::access::AccessTokenOrder,
     types::{
         execution::filter::ExecutionFilter,
         ids::{AccessTokenName, ExecutionId},

@@ -5,10 +5,8 @@ use std::{os::unix::net::UnixListener, path::Path, sync::Arc};
 use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient};
 use arc_swap::ArcSwapOption;
 use cluster_core::{
-    api::worker::WorkerApi,
     config::{self, Overrides, Settings, applied::AppliedConfig, schema::Policy},
     engine::Engine,
-    execution::supervisor::Supervisor,
     fs::DataDirectory,
     identity::{Claims, NodeKey, TOKEN_LIFETIME_SECS, TokenSigner},
     metrics::Metrics,
@@ -21,6 +19,7 @@ use cluster_core::{
         ids::{ClusterId, NodeId, SessionId},
         node::Role,
     },
+    worker::{api::WorkerApi, supervisor::Supervisor},
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;

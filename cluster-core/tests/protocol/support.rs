@@ -5,9 +5,11 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use aegis_proto::aegis::cluster::{v1 as pb, v1::node_cluster_service_client::NodeClusterServiceClient};
 use cluster_core::{
     Core,
-    access::TokenTable,
-    cluster::events::{EventId, NodeEvent},
     config::{self, Overrides, Settings, endpoint::Endpoint},
+    controller::{
+        access::TokenTable,
+        events::{EventId, NodeEvent},
+    },
     core::{EnrolmentGrant, EnrolmentOrder, PeerFilter},
     fs::DataDirectory,
     identity::KeyFile,

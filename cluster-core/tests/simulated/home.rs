@@ -3,15 +3,17 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use cluster_core::{
-    api::{
-        controller::{ControllerApi, ControllerApiSettings},
-        operator::Operators,
-    },
-    cluster::{
-        controller::{Controller, HealthSettings},
-        direct::{DirectAccess, Plain},
+    controller::{
+        api::{
+            nodes::{ControllerApi, ControllerApiSettings},
+            operator::Operators,
+        },
+        handle::{Controller, HealthSettings},
         membership::Staleness,
-        nodes::Nodes,
+        nodes::{
+            Nodes,
+            direct::{DirectAccess, Plain},
+        },
     },
     fs::DataDirectory,
     identity::KeyFile,

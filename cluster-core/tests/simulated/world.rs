@@ -8,7 +8,7 @@ use std::{
 };
 
 use cluster_core::{
-    cluster::{controller::TokenOrder, events::EventId},
+    controller::{events::EventId, handle::TokenOrder},
     identity::KeyFile,
     rpc::{
         controller_client::{Applicant, OwnAddress},

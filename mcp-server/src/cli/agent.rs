@@ -4,7 +4,7 @@ use std::{io::Read, path::PathBuf};
 
 use clap::Subcommand;
 use cluster_core::{
-    agents::{AgentDetail, AgentView, Applied, Deleted, MANIFEST_BYTES_MAX, Outcome},
+    controller::agents::{AgentDetail, AgentView, Applied, Deleted, MANIFEST_BYTES_MAX, Outcome},
     types::{
         agent::AgentReference,
         error::{Error, Result},

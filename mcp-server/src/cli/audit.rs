@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use cluster_core::{
-    audit::AuditView,
+    controller::audit::AuditView,
     types::error::{Error, Result},
 };
 use serde::Deserialize;

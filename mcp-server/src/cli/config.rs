@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use cluster_core::{
-    cluster::controller::NodeConfigView,
-    config::applied::EffectiveConfig,
     config::{
         self, ConfigChoice, Settings, StartedBy,
+        applied::EffectiveConfig,
         layers::{ConfigSnapshot, Scope},
         settings::REST_PORT,
     },
+    controller::handle::NodeConfigView,
     types::error::{Error, ErrorCode, Result},
 };
 use serde::{Deserialize, Serialize};

@@ -10,7 +10,7 @@ use std::{
 
 use clap::Subcommand;
 use cluster_core::{
-    secrets::{SecretView, VALUE_BYTES_MAX},
+    controller::secrets::{SecretView, VALUE_BYTES_MAX},
     types::{
         error::{Error, ErrorCode, Result},
         secret::{Secret, SecretName},

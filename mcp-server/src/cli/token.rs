@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use cluster_core::{
-    access::{AccessTokenGrant, AccessTokenView},
+    controller::access::{AccessTokenGrant, AccessTokenView},
     types::error::{Error, Result},
 };
 use serde::Deserialize;

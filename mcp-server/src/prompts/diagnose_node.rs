@@ -1,7 +1,7 @@
 //! `diagnose_node`: what is known of a node, and what to look at next.
 
 use cluster_core::{
-    cluster::events::{EventId, NodeEvent},
+    controller::events::{EventId, NodeEvent},
     core::Core,
     deploy::DeploymentView,
     types::{

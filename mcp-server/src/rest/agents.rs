@@ -2,7 +2,7 @@
 
 use axum::{Json, body::Bytes, extract::State};
 use cluster_core::{
-    agents::{AgentDetail, AgentView, Applied, Deleted, Outcome},
+    controller::agents::{AgentDetail, AgentView, Applied, Deleted, Outcome},
     types::{agent::AgentReference, error::Error, ids::AgentName},
 };
 use http::StatusCode;

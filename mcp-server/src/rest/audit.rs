@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    audit::AuditView,
+    controller::audit::AuditView,
     types::{audit::AuditQuery, clock::now_ms},
 };
 use serde::{Deserialize, Serialize};

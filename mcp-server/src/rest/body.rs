@@ -5,7 +5,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     response::{IntoResponse as _, Response},
 };
-use cluster_core::{audit::Arguments, types::error::Error};
+use cluster_core::{controller::audit::Arguments, types::error::Error};
 use http::{StatusCode, request::Parts};
 use serde::de::DeserializeOwned;
 use serde_json::Value;

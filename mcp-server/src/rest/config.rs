@@ -3,9 +3,11 @@
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    cluster::controller::NodeConfigView,
-    config::applied::EffectiveConfig,
-    config::layers::{ConfigSnapshot, Scope},
+    config::{
+        applied::EffectiveConfig,
+        layers::{ConfigSnapshot, Scope},
+    },
+    controller::handle::NodeConfigView,
     identity::TokenKeysView,
     types::ids::{NodeId, TenantSlug},
 };

@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use cluster_core::{
-    audit::Arguments,
+    controller::audit::Arguments,
     types::error::{Error, ErrorCode, Result},
 };
 use futures::{FutureExt as _, future::BoxFuture};

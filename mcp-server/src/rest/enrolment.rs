@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    cluster::controller::TokenView,
+    controller::handle::TokenView,
     core::{EnrolmentGrant, EnrolmentOrder},
     types::{
         ids::{EnrolmentTokenId, NodeId, Tag},

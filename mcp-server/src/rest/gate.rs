@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use cluster_core::{
-    audit::Arguments,
+    controller::audit::Arguments,
     types::{
         error::{Error, ErrorCode},
         principal::Origin,

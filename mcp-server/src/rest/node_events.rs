@@ -7,7 +7,7 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
 };
 use cluster_core::{
-    cluster::events::{EventId, NodeEvent},
+    controller::events::{EventId, NodeEvent},
     core::Core,
     types::error::Result,
 };

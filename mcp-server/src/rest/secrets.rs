@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    secrets::SecretView,
+    controller::secrets::SecretView,
     types::{
         error::Error,
         secret::{Secret, SecretName},

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use cluster_core::{
-    access::{AccessTokenGrant, AccessTokenOrder, AccessTokenView, LIFETIME_MAX},
+    controller::access::{AccessTokenGrant, AccessTokenOrder, AccessTokenView, LIFETIME_MAX},
     types::{error::Error, ids::AccessTokenName, scope::Scope},
 };
 use http::StatusCode;

@@ -1,7 +1,7 @@
 //! `list_peers`: who is in the cluster and how they are.
 
 use cluster_core::{
-    cluster::membership::PeerPage,
+    controller::membership::PeerPage,
     core::{Core, PeerFilter},
     types::{
         error::{Failure, Result},

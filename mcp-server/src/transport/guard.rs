@@ -12,11 +12,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use cluster_core::{
-    access::{TokenTable, Validity},
     config::{
         schema::Auth,
         settings::{McpSettings, Settings},
     },
+    controller::access::{TokenTable, Validity},
     types::error::{Error, ErrorCode, Result},
 };
 use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};

@@ -326,7 +326,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use axum::body::Body;
-    use cluster_core::{access::TokenTable, types::principal::Origin};
+    use cluster_core::{controller::access::TokenTable, types::principal::Origin};
     use futures::StreamExt as _;
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use cluster_core::{
-    access::Validity,
+    controller::access::Validity,
     types::error::{Error, ErrorCode, Result},
 };
 use futures::StreamExt as _;

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use axum::middleware;
 use cluster_core::{
-    access::TokenTable,
     config::{self, Overrides, Settings},
+    controller::access::TokenTable,
 };
 use mcp_server::transport::{
     guard::{Guard, guard},

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use cluster_core::{
-    cluster::controller::TokenView,
+    controller::handle::TokenView,
     core::EnrolmentGrant,
     identity::TokenKeysView,
     types::error::{Error, Result},
