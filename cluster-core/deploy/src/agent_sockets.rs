@@ -26,15 +26,15 @@ impl AgentSockets {
         sockets.truncate(SOCKETS_MAX);
     }
 
-    /// Returns the newest socket at which an agent answers; the newest of all when none does, so that an error
-    /// names it.
+    /// Returns the newest socket at which an agent answers. If no agent answers, returns the newest socket, so that the
+    /// error names its path.
     pub fn usable(&self) -> Option<PathBuf> {
         let sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         sockets.iter().find(|path| answers(path)).or_else(|| sockets.first()).cloned()
     }
 }
 
-/// A listener of this machine takes a connection, or refuses it, at once.
+/// Connects to the socket. A local listener accepts or refuses a connection at once.
 fn answers(path: &Path) -> bool {
     UnixStream::connect(path).is_ok()
 }

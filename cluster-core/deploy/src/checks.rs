@@ -1,5 +1,5 @@
-//! What is known about a host before anything is changed on it: one script, one round trip, and what the
-//! link needs, really forwarded there and back: a socket, or else a port.
+//! Facts about a host, gathered before anything is changed on it. One script collects them in one round trip. The
+//! link's forwarding is tested in both directions, by a socket or else by a port.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,13 +25,13 @@ use super::{
 };
 
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
-/// Files that travel have 64 MiB in all.
+/// Size limit of all files that are sent with a stack: 64 MiB.
 const HASHED_BYTES_MAX: &str = "67108864";
 const DIGESTS_LIMIT: Duration = Duration::from_secs(60);
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 
 impl HostFacts {
-    /// Those that containers can have: without Docker's nvidia runtime there are none.
+    /// Returns the GPUs that containers can use: an empty list without Docker's nvidia runtime.
     pub fn usable_gpus(&self) -> &[GpuDevice] {
         if self.nvidia_runtime { &self.gpus } else { &[] }
     }
@@ -50,7 +50,7 @@ impl HostFacts {
     }
 }
 
-/// What the script found, typed; what it could not find is empty or zero.
+/// Typed output of the script. Facts that it could not determine are empty or zero.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostFacts {
     pub os: String,
@@ -58,20 +58,20 @@ pub struct HostFacts {
     pub uid: u32,
     pub gid: u32,
     pub user: String,
-    /// The login may not do it by itself, and works as root by `sudo -n`.
+    /// The login lacks the rights itself, and works as root by `sudo -n`.
     pub sudo: bool,
-    /// Sudo keeps a log of what it reads.
+    /// Sudo logs what it reads.
     pub sudo_logs_input: bool,
-    /// Why it does not, where it would have to.
+    /// Reason why sudo does not work, where it is needed.
     pub sudo_error: Option<String>,
-    /// The host's clock minus ours.
+    /// The host's clock minus the local clock.
     pub clock_skew_seconds: i64,
     pub cpus: u32,
     pub memory_total_mb: u64,
     pub memory_free_mb: u64,
     pub disk_total_mb: u64,
     pub disk_free_mb: u64,
-    /// Directory of Docker's data, whose file system has that space.
+    /// Docker's data directory, on the file system with that space.
     pub disk_path: String,
     pub has_flock: bool,
     pub docker_cli: bool,
@@ -84,43 +84,43 @@ pub struct HostFacts {
     pub gpus: Vec<GpuDevice>,
     pub base_exists: bool,
     pub base_writable: bool,
-    /// The file system it is on, or would be.
+    /// The base directory's file system is read-only.
     pub base_read_only: bool,
-    /// That file system lies in memory.
+    /// That file system is in memory.
     pub base_volatile: bool,
     pub base_free_mb: u64,
     pub has_tar: bool,
-    /// The login may write the directory of the link's sockets.
+    /// The login may write to the directory of the link's sockets.
     pub link_directory: bool,
     pub docker_selinux: bool,
     pub docker_rootless: bool,
     pub docker_snap: bool,
-    /// Installed, though Docker may not know of it.
+    /// The nvidia toolkit is installed, though Docker may not be configured for it.
     pub nvidia_toolkit: bool,
-    /// TCP ports that something listens on, at any address.
+    /// TCP ports with a listener, at any address.
     pub listening: BTreeSet<u16>,
-    /// Sockets that are taken, of TCP and UDP.
+    /// Bound sockets, of TCP and UDP.
     pub bound: BTreeSet<BoundSocket>,
     /// The containers of the project, of any origin.
     pub look: Look,
-    /// SHA-256 of the files that the current release names, as they are now.
+    /// Current SHA-256 of the files that the current release names.
     pub files: BTreeMap<String, String>,
-    /// Names at the top of the base directory that are not links into the release, as they should be.
+    /// Names at the top of the base directory that should be links into the release but are not.
     pub replaced: BTreeSet<String>,
     pub images: BTreeSet<String>,
     pub release: Option<ReleaseNote>,
-    /// Of the current release, once it was good.
+    /// Mark of the current release, once it was good.
     pub ready: Option<ReadyMark>,
     pub releases: Vec<String>,
-    /// How the node that is deployed there is linked, where it is not by sockets.
+    /// Link of the deployed node, unless it uses sockets.
     pub link: Option<NodeLink>,
-    /// Why sshd forwards no sockets; `None` when it does.
+    /// Reason why sshd forwards no sockets; `None` if it forwards them.
     pub sockets_error: Option<String>,
-    /// Why it forwards nothing that a link could use, neither sockets nor ports.
+    /// Reason why sshd forwards neither sockets nor ports, so that no link is possible.
     pub forwarding_error: Option<String>,
 }
 
-/// Gathers everything; an error means that the host could not be asked at all.
+/// Gathers all facts. An error means that the host could not be asked at all.
 pub async fn gather(
     connection: &Connection,
     base_dir: &str,
@@ -144,8 +144,8 @@ pub async fn gather(
     Ok(facts)
 }
 
-/// Digests of the files that the current release names, and of no others: containers may keep any amount of
-/// data in the same directories.
+/// Returns the digests of the files that the current release names. Other files are ignored, since containers may keep
+/// any amount of data in the same directories.
 async fn file_digests(
     connection: &Connection,
     base_dir: &str,
@@ -170,10 +170,11 @@ async fn file_digests(
     Ok(output.stdout.lines().filter_map(file).collect())
 }
 
-/// A socket on the host that leads here, opened from there: both directions of the link at once.
+/// Forwards a socket on the host to this controller and connects to it from the host: both directions of the link at
+/// once.
 ///
-/// The link's directory is tried where it exists: what keeps sshd from it (labels, a network file
-/// system) would keep the link from it. Nothing is made on a host without it.
+/// Uses the link's directory if it exists, since labels or a network file system may prevent sshd from using it. The
+/// directory is never created here.
 async fn socket_forwarding(connection: &Connection, facts: &HostFacts, base_dir: &str) -> Result<()> {
     let directory = if facts.link_directory { format!("{base_dir}/run") } else { "/tmp".to_owned() };
     let path = format!("{directory}/aegis-check-{}.sock", uuid::Uuid::new_v4().simple());
@@ -186,7 +187,7 @@ async fn socket_forwarding(connection: &Connection, facts: &HostFacts, base_dir:
     tried
 }
 
-/// The same by a port of the host's loopback.
+/// Does the same with a port of the host's loopback.
 async fn port_forwarding(connection: &Connection) -> Result<()> {
     let (sender, streams) = mpsc::channel(1);
     let end = connection.listen_somewhere(sender).await?;
@@ -207,10 +208,10 @@ async fn there_and_back(
     }
 }
 
-/// Reads what the script printed.
+/// Parses the script's output.
 ///
 /// # Errors
-/// A release note that is there and cannot be read: the host would count as one without a release.
+/// Fails if a release note exists but cannot be read: the host would count as a host without a release.
 pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
     let mut facts = HostFacts { clock_skew_seconds: 0, ..HostFacts::default() };
     let (mut containers, mut now) = (String::new(), String::new());

@@ -1,4 +1,4 @@
-//! The handle on all deployments: begins them, follows them, cancels them.
+//! Handle on all deployments: starts, follows and cancels them.
 
 use std::{
     collections::HashMap,
@@ -38,10 +38,10 @@ use super::{
 
 const LIST_LIMIT_DEFAULT: usize = 20;
 const LIST_LIMIT_MAX: usize = 200;
-/// Newest deployments among which a stack without a node is found.
+/// Newest deployments that are searched for a stack without a node.
 const STACKS_LOOKED_AT: usize = 1000;
 
-/// Until a deployment has noted that it is cancelled.
+/// Limit for a deployment to record its cancellation.
 const CANCEL_NOTED_LIMIT: Duration = Duration::from_secs(5);
 
 /// A cheap handle.
@@ -55,24 +55,24 @@ struct Inner {
     slots: Arc<Semaphore>,
     counter: AtomicU64,
     live: Mutex<Live>,
-    /// Serialises idempotency: looking a key up and recording it is one act.
+    /// Serialises the lookup and the recording of an idempotency key.
     starting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct Live {
     running: HashMap<DeploymentId, Running>,
-    /// By host and port: one deployment at a time.
+    /// Running deployments by host and port: one at a time for each host.
     hosts: HashMap<String, DeploymentId>,
 }
 
-/// What is known from outside of a deployment that runs.
+/// Public handles of a running deployment.
 struct Running {
     views: watch::Receiver<DeploymentView>,
     cancel: CancellationToken,
 }
 
-/// What every operation on a node that was deployed is asked with.
+/// Arguments that all operations on a deployed node share.
 #[derive(Debug, Clone)]
 pub struct NodeOrder {
     pub node: NodeId,
@@ -106,7 +106,7 @@ impl Deployments {
         &self.inner.context.hosts
     }
 
-    /// A dry run: connects, reads, decides, changes nothing.
+    /// Runs a dry run: connects, reads and plans, without changes.
     pub async fn plan(&self, request: &DeploymentRequest, origin: Origin) -> Result<PlanView> {
         let context = &self.inner.context;
         let Validated { spec, tunnel_token } = request.validate(origin, context.hosts.settings())?;
@@ -138,7 +138,7 @@ impl Deployments {
         })
     }
 
-    /// Validates, approves, records, and returns while the deployment goes on.
+    /// Validates, approves and records a deployment. Returns while it runs.
     pub async fn start(&self, request: &DeploymentRequest, origin: Origin) -> Result<DeploymentView> {
         let context = &self.inner.context;
         let Validated { spec, tunnel_token } = request.validate(origin, context.hosts.settings())?;
@@ -153,8 +153,8 @@ impl Deployments {
         self.begin(self.mint_id(now_ms()), Action::Deploy, spec, digest, key, tunnel_token).await
     }
 
-    /// Whether this may be deployed: the host is approved, the identity is no other host's, and no node
-    /// loses its stack by it.
+    /// Checks that a deployment is allowed: the host is approved, the identity belongs to no other host, and no node
+    /// loses its stack.
     pub(super) async fn admit(&self, spec: &DeploymentSpec, origin: Origin) -> Result<()> {
         let context = &self.inner.context;
         context.hosts.require_approval(&spec.target, origin).await?;
@@ -172,8 +172,8 @@ impl Deployments {
         Ok(())
     }
 
-    /// Begins what was validated and admitted before, under the id that was recorded then. Done once:
-    /// what is known under that id stays as it is.
+    /// Starts a deployment that was validated and admitted before, under its recorded id. Idempotent: does nothing if a
+    /// deployment with this id exists.
     pub(super) async fn begin_as(
         &self,
         id: DeploymentId,
@@ -196,7 +196,7 @@ impl Deployments {
         self.inner.counter.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// A secret that does not exist is an error before anything is done.
+    /// Opens the tunnel token. A secret that does not exist is an error before anything is changed.
     pub(super) async fn tunnel_token(
         &self,
         spec: &DeploymentSpec,
@@ -206,7 +206,7 @@ impl Deployments {
         tunnel::open(spec, given, context.hosts.settings(), context.journal.as_ref()).await
     }
 
-    /// Goes back to an earlier good release that the host keeps; without a name to the newest.
+    /// Rolls back to an earlier good release that the host keeps; to the newest one if no release is named.
     pub async fn roll_back(
         &self,
         order: NodeOrder,
@@ -216,8 +216,8 @@ impl Deployments {
         self.operate(order, Action::Rollback { to }, origin).await
     }
 
-    /// Drains the node, takes its stack down, and forgets it. Volumes hold what cannot be had again, so
-    /// only a person may have them removed.
+    /// Drains the node, removes its stack, and removes the node from the cluster. Volumes hold data that cannot be
+    /// recovered, so only a person may remove them.
     pub async fn remove(&self, order: NodeOrder, removal: Removal, origin: Origin) -> Result<DeploymentView> {
         if removal.volumes && origin == Origin::Assistant {
             return Err(Error::new(
@@ -229,7 +229,7 @@ impl Deployments {
         self.operate(order, Action::Remove(removal), origin).await
     }
 
-    /// Refuses a node that nothing can be done with here: an unknown one, or one that joined by hand.
+    /// Rejects a node that cannot be operated on: an unknown node, or one that joined by hand.
     pub async fn check_deployed(&self, node: &NodeId) -> Result<()> {
         let target = self.deployed(node).await?.target;
         self.refuse_busy_host(&target)
@@ -264,13 +264,13 @@ impl Deployments {
         self.begin(self.mint_id(now_ms()), action, spec, digest, idempotency_key, None).await
     }
 
-    /// Whether something was begun with this key: then nothing more is begun with it.
+    /// Returns whether a deployment was started with this key; such a key starts nothing more.
     pub async fn knows_key(&self, key: &str) -> Result<bool> {
         grammar::idempotency_key(key)?;
         Ok(!key.is_empty() && self.inner.context.journal.by_idempotency_key(key).await?.is_some())
     }
 
-    /// The deployment that was begun with this key and the same arguments.
+    /// Returns the deployment that was started with this key and the same arguments.
     async fn known(&self, key: Option<&str>, digest: &str) -> Result<Option<DeploymentView>> {
         let Some(key) = key.filter(|key| !key.is_empty()) else { return Ok(None) };
         grammar::idempotency_key(key)?;
@@ -286,7 +286,7 @@ impl Deployments {
         }
     }
 
-    /// Recorded first; then its task goes on by itself.
+    /// Records the deployment, then spawns its task.
     async fn begin(
         &self,
         id: DeploymentId,
@@ -314,29 +314,29 @@ impl Deployments {
         Ok(view)
     }
 
-    /// Calls a deployment off: what is under way ends, and the host is put back. Answers when that is
-    /// recorded; an ended deployment is left as it is.
+    /// Cancels a deployment: the current step is cancelled and the host restored. Returns once the cancellation is
+    /// recorded. Does nothing to a deployment that has ended.
     pub async fn cancel(&self, id: &DeploymentId) -> Result<DeploymentView> {
         let running = self.live()?.running.get(id).map(|one| (one.views.clone(), one.cancel.clone()));
         let Some((mut views, cancel)) = running else { return self.get(id).await };
         cancel.cancel();
         let noted = views.wait_for(|view| view.cancel_requested || view.state.is_final());
-        // A step that cannot be given up ends first.
+        // A step that cannot be cancelled ends first.
         let _ = tokio::time::timeout(CANCEL_NOTED_LIMIT, noted).await;
         self.get(id).await
     }
 
-    /// The releases that the node's host keeps.
+    /// Returns the releases that the node's host keeps.
     pub async fn releases(&self, node: &NodeId, origin: Origin) -> Result<Vec<KeptRelease>> {
         self.on_host(node, origin, async |remote| remote.kept().await).await
     }
 
-    /// The last lines of what the services of a node's stack wrote.
+    /// Returns the last log lines of the services of a node's stack.
     pub async fn logs(&self, node: &NodeId, asked: &LogsAsked, origin: Origin) -> Result<String> {
         self.on_host(node, origin, async |remote| remote.logs_of(asked).await).await
     }
 
-    /// Over a connection of its own: the link's may be allowed to forward and nothing else.
+    /// Runs work over a separate connection: the link's connection may be restricted to forwarding.
     async fn on_host<T>(
         &self,
         node: &NodeId,
@@ -364,7 +364,7 @@ impl Deployments {
         record.map(|record| record.view).ok_or_else(|| Error::not_found("deployment", id.as_str()))
     }
 
-    /// Follows a deployment; of an ended one there is only the last view.
+    /// Follows a deployment. For an ended deployment there is only the last view.
     pub async fn watch(&self, id: &DeploymentId) -> Result<watch::Receiver<DeploymentView>> {
         if let Some(running) = self.live()?.running.get(id) {
             return Ok(running.views.clone());
@@ -372,7 +372,7 @@ impl Deployments {
         Ok(watch::channel(self.get(id).await?).1)
     }
 
-    /// Newest first, and how many there are in all.
+    /// Returns a page of deployments, newest first, and the total number.
     pub async fn list(&self, mut filter: DeploymentFilter) -> Result<(Vec<DeploymentView>, usize)> {
         filter.limit = match filter.limit {
             0 => LIST_LIMIT_DEFAULT,
@@ -382,8 +382,8 @@ impl Deployments {
         Ok((records.into_iter().map(|record| record.view).collect(), total))
     }
 
-    /// At a controller's start: what was in progress is taken up again. Each step looks at the host
-    /// first, so what was done is not done twice.
+    /// Resumes unfinished deployments when the controller starts. Each step checks the host first, so that no change is
+    /// made twice.
     pub async fn resume_unfinished(&self) -> Result<usize> {
         let records = self.inner.context.journal.unfinished().await?;
         let count = records.len();
@@ -398,7 +398,7 @@ impl Deployments {
         Ok(count)
     }
 
-    /// Two unfinished ones for one host cannot both be right.
+    /// Ends a deployment as interrupted: only one of two unfinished deployments of one host can be valid.
     async fn end_interrupted(&self, mut record: DeploymentRecord) -> Result<()> {
         record.view.state = record.view.state.to(DeploymentState::Interrupted)?;
         record.view.failure = Some(Failure {
@@ -455,8 +455,8 @@ fn host_key(target: &SshTarget) -> String {
     format!("{}:{}", target.host, target.port)
 }
 
-/// The stack without a node that was deployed under this name last, if it was not removed since. Records
-/// come newest first.
+/// Returns the stack without a node that was last deployed under this name, unless it was removed since. Records come
+/// newest first.
 fn stack_of(node: &NodeId, records: &[DeploymentRecord]) -> Option<Deployed> {
     let mut of_node = records.iter().filter(|record| record.spec.node == *node);
     let last = of_node.find(|record| match (&record.action, record.view.state) {

@@ -1,8 +1,8 @@
-//! A deployed node on the direct link: it dials the controller, and the controller dials it.
+//! Direct link of a deployed node: the node dials the controller, and the controller dials the node.
 //!
-//! The node gets no secret for that. Its key is pinned over SSH, as with the other links, and it knows its
-//! controller by the fingerprint of the built-in CA and by the controller's key, both in its configuration:
-//! an enrolment token would only be one more thing to keep safe on the host.
+//! The node gets no secret for this link. Its key is pinned over SSH, as with the other links. It identifies its
+//! controller by the fingerprint of the built-in CA and by the controller's key, both in its configuration. An
+//! enrolment token would only be one more secret on the host.
 
 use std::time::Duration;
 
@@ -23,13 +23,13 @@ use super::{
 
 const REACH_LIMIT: Duration = Duration::from_secs(15);
 
-/// What this controller has for nodes that dial it.
+/// Address and certificates that this controller offers to nodes that dial it.
 #[derive(Debug, Clone, Default)]
 pub enum DirectOffer {
     /// No address beyond this machine.
     #[default]
     Nothing,
-    /// The operator's certificates: one for another node is the operator's to issue.
+    /// The operator's certificates; only the operator can issue one for another node.
     OperatorCertificates,
     BuiltIn {
         endpoint: Url,
@@ -38,7 +38,7 @@ pub enum DirectOffer {
 }
 
 impl DirectOffer {
-    /// Refused before anything is done, with what to change.
+    /// Rejects a direct link before anything is changed, with a remedy.
     pub fn check(&self) -> Result<(&Url, &Fingerprint)> {
         let refuse = |why: &str| Error::new(ErrorCode::FailedPrecondition, format!("link \"direct\": {why}"));
         match self {
@@ -54,7 +54,7 @@ impl DirectOffer {
         }
     }
 
-    /// The link of a node on this host, which is reached as the controller reaches it by SSH.
+    /// Returns the link of a node on this host, at the address that the controller uses for SSH.
     pub fn link(&self, connection: &Connection) -> Result<NodeLink> {
         let (endpoint, ca) = self.check()?;
         let address = connection.route().last().map(|host| host.address.as_str().to_owned());
@@ -68,7 +68,7 @@ impl DirectOffer {
     }
 }
 
-/// Whether both can dial each other, as far as can be known before anything runs there.
+/// Checks whether both sides can dial each other, as far as that can be known before anything runs on the host.
 pub(super) async fn findings(
     connection: &Connection,
     facts: &HostFacts,

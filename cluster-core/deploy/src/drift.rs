@@ -1,33 +1,33 @@
-//! What is on a host against what its release says: what somebody changed by hand. Shown, and left to
-//! whoever deploys: a file that is sent anew is as it was, a container that went away is started again.
+//! Drift: differences between a host and its release, caused by manual changes. Drift is reported and not repaired by
+//! itself. The next deployment sends changed files again and starts missing containers.
 
 use std::{collections::BTreeSet, fmt};
 
 use super::{checks::HostFacts, release::ReleaseNote};
 
-/// More say nothing new.
+/// Limit of reported differences; more add no information.
 const SHOWN_MAX: usize = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DriftKind {
-    /// Its content is not what was sent.
+    /// The content differs from the content that was sent.
     FileChanged,
     FileMissing,
-    /// Another file stands in the place of the link to it, and Compose reads that one.
+    /// Another file replaced the link to the release's file, and Compose reads that file.
     FileReplaced,
-    /// It belongs to the release and does not run.
+    /// A service of the release does not run.
     ServiceDown,
-    /// It runs another image than the one that was good.
+    /// The service runs another image than the image that was good.
     ImageChanged,
-    /// It is of the project and not of the release.
+    /// A service of the project that is not part of the release.
     ServiceUnknown,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Drift {
     pub kind: DriftKind,
-    /// The file or the service.
+    /// Name of the file or of the service.
     pub name: String,
     pub detail: String,
 }
@@ -70,7 +70,7 @@ impl Drift {
     }
 }
 
-/// Empty where nothing was deployed, or all is as it was.
+/// Returns the drift of a host. Empty if nothing was deployed or nothing differs.
 pub fn drift(facts: &HostFacts) -> Vec<Drift> {
     let Some(release) = &facts.release else { return Vec::new() };
     let replaced = facts.replaced.iter().map(|name| Drift {
@@ -79,7 +79,7 @@ pub fn drift(facts: &HostFacts) -> Vec<Drift> {
         detail: "was replaced on the host by another file".to_owned(),
     });
     let files = replaced.chain(files(release, facts));
-    // An engine that does not answer says nothing of its containers.
+    // An engine that does not answer gives no information about its containers.
     if facts.docker_version.is_none() {
         return files.take(SHOWN_MAX).collect();
     }
@@ -87,7 +87,7 @@ pub fn drift(facts: &HostFacts) -> Vec<Drift> {
 }
 
 fn files<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator<Item = Drift> + 'a {
-    // A host that was not asked for its files has none that differ.
+    // Without digests from the host, no file counts as changed.
     let asked = release.files.iter().filter(|_| !facts.files.is_empty());
     asked.filter_map(|(name, digest)| {
         let (kind, detail) = match facts.files.get(name) {
@@ -112,7 +112,7 @@ fn services<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator
     }))
 }
 
-/// Only a release that was good says which images it ran.
+/// Compares the images of running services. Only a good release records the images that it ran.
 fn images(facts: &HostFacts) -> impl Iterator<Item = Drift> + '_ {
     let good: Option<BTreeSet<&String>> = facts.ready.as_ref().map(|ready| ready.images.values().collect());
     let release = facts.release.as_ref();

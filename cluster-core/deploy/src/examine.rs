@@ -1,5 +1,5 @@
-//! Facts of a host and the plan that follows from them: all that a dry run does, and what a deployment
-//! does before it changes anything.
+//! Gathers the facts of a host and derives the plan. A dry run does nothing else, and a deployment does so before it
+//! changes anything.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::link::choose_link;
 
-/// What every deployment shares.
+/// Dependencies that all deployments share.
 pub(super) struct Context {
     pub hosts: Hosts,
     pub journal: Arc<dyn Journal>,
@@ -35,17 +35,17 @@ pub(super) struct Context {
     pub images: NodeImages,
 }
 
-/// The facts of a host and the plan that follows from them.
+/// Facts of a host and the plan that follows from them.
 pub(super) struct Examined {
     pub facts: HostFacts,
     pub prepared: Prepared,
     pub findings: Vec<findings::Finding>,
     pub source: Option<ImageSource>,
-    /// Images of this machine's engine, as it was when the plan was made.
+    /// Images of the local engine when the plan was made.
     pub local: LocalImages,
 }
 
-/// Reads only. A host without an image for its architecture gets a finding and a plan all the same.
+/// Examines a host without changes. A host without an image for its architecture gets a finding and still a plan.
 pub(super) async fn examine(
     context: &Context,
     connection: &Connection,
@@ -53,7 +53,7 @@ pub(super) async fn examine(
     token: Option<&Secret>,
 ) -> Result<Examined> {
     let operator = read_operator(connection, spec, token).await?;
-    // Unknown, or joined by hand: the checks of its identity say so.
+    // Unknown nodes and nodes that joined by hand are reported by the identity check.
     let recorded = context.membership.deployed(&spec.node).await.ok();
     let stack::Stack { images: mut wanted, mut always_pulled, .. } =
         stack::build(spec, operator.as_ref(), false)?;
@@ -84,7 +84,7 @@ pub(super) async fn examine(
     let link = match spec.link {
         LinkChoice::Ssh => link_of(&facts)?,
         LinkChoice::Direct => {
-            // It needs no forwarding.
+            // A direct link needs no forwarding.
             facts.forwarding_error = None;
             offer.link(connection)?
         }
@@ -120,7 +120,7 @@ pub(super) async fn examine(
     Ok(Examined { facts, prepared, findings, source, local })
 }
 
-/// What the host has under their names.
+/// Reads the contents that the host has under the names of the local images.
 async fn on_host(
     connection: &Connection,
     spec: &DeploymentSpec,
@@ -135,7 +135,7 @@ async fn on_host(
     Ok(local.with_host(contents))
 }
 
-/// Reads an operator's stack: its files from this machine, and what they mean from Compose on the host.
+/// Reads an operator's stack: its files from this machine, and their interpretation from Compose on the host.
 async fn read_operator(
     connection: &Connection,
     spec: &DeploymentSpec,
@@ -151,14 +151,14 @@ async fn read_operator(
     blocking(move || OperatorStack::new(project, &output, &asked, token.as_ref())).await.map(Some)
 }
 
-/// Reads files on a thread of its own: as many megabytes as travel may be read.
+/// Reads files on a blocking thread, since up to 64 MiB may be read.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::internal("the task that reads the compose file died").source(error))?
 }
 
-/// Of a host that carries nothing there is a finding, and a plan all the same.
+/// Chooses the link. A host that forwards nothing gets a finding, and still a plan with the default link.
 fn link_of(facts: &HostFacts) -> Result<NodeLink> {
     match &facts.forwarding_error {
         None => choose_link(facts),

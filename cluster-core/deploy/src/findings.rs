@@ -1,5 +1,5 @@
-//! What stands in the way of a deployment: a pure judgement of the facts, all of it at once, each
-//! with what to do.
+//! Findings that stand in the way of a deployment. A pure function of the facts reports all of them at once, each with
+//! a remedy.
 
 use aegis_types::{
     error::{Error, ErrorCode},
@@ -17,14 +17,14 @@ const DOCKER_MINIMUM: (u32, u32) = (20, 10);
 const COMPOSE_MINIMUM: u32 = 2;
 const MEMORY_MINIMUM_MB: u64 = 256;
 const MEMORY_FOR_OLLAMA_MB: u64 = 4096;
-/// Releases are small; files that travel with a stack have 64 MB at most.
+/// Free space for releases, which are small, and for files sent with a stack: 64 MB at most.
 const BASE_FREE_MINIMUM_MB: u64 = 200;
 const CLOCK_SKEW_MAX_SECONDS: i64 = 30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// The deployment stops.
+    /// Stops the deployment.
     Error,
     Warning,
 }
@@ -47,17 +47,17 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// What the judgement needs to know of the stack that is to run.
+/// Facts about the stack to run that the findings depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
     pub stack: &'a Stack,
-    /// The controller can make a node image for the host's architecture.
+    /// The controller can build a node image for the host's architecture.
     pub has_node_binary: bool,
-    /// Ours, as release notes name it.
+    /// Name of this cluster in release notes.
     pub cluster: &'a str,
     /// The stack has files that are sent with it.
     pub has_files: bool,
-    /// Base directory of the node in the store; `None` for a node that was not deployed.
+    /// Recorded base directory of the node; `None` for a node that was not deployed.
     pub recorded_base: Option<&'a str>,
 }
 
@@ -168,13 +168,13 @@ pub fn findings(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>) ->
     found.0
 }
 
-/// Formats megabytes as gigabytes with one decimal, which tells 9.9 from 10.
+/// Formats megabytes as gigabytes with one decimal, so that 9.9 and 10 differ.
 fn gigabytes(megabytes: u64) -> String {
     format!("{}.{}", megabytes / 1024, megabytes % 1024 * 10 / 1024)
 }
 
-/// Containers of the project that no release of ours accounts for, and a base directory that is not the one
-/// where the node was deployed. Both would be replaced by a first deployment, and removed by its failure.
+/// Reports containers of the project that belong to no known release, and a base directory other than the recorded one.
+/// A first deployment would replace such containers, and its failure would remove them.
 fn foreign_stack(facts: &HostFacts, spec: &DeploymentSpec, wanted: Wanted<'_>, found: &mut Findings) {
     let base = &spec.base_dir;
     if let Some(recorded) = wanted.recorded_base.filter(|recorded| recorded != base) {
@@ -255,7 +255,7 @@ fn base(facts: &HostFacts, spec: &DeploymentSpec, user: &str, found: &mut Findin
     }
 }
 
-/// Kinds of Docker whose containers do not see the host's files or network as the stack needs them.
+/// Reports Docker variants whose containers do not see the host's files or network as the stack needs them.
 fn docker_kind(facts: &HostFacts, base_dir: &str, found: &mut Findings) {
     if facts.docker_rootless {
         found.error(
@@ -333,8 +333,8 @@ fn docker(facts: &HostFacts, user: &str, found: &mut Findings) {
     }
 }
 
-/// Judges a port of the stack. A service that runs already holds its own. While the engine does not answer it cannot be
-/// told who listens: the node that runs there would be taken for a stranger.
+/// Judges a port of the stack. A running service already holds its own port. If the engine does not answer, listeners
+/// cannot be identified, and the running node would be taken for a foreign process.
 fn port(facts: &HostFacts, published: &Published, found: &mut Findings) {
     let Published { service, ports } = published;
     if facts.docker_version.is_none() {
@@ -351,7 +351,7 @@ fn port(facts: &HostFacts, published: &Published, found: &mut Findings) {
     }
 }
 
-/// Variables of the compose file that are replaced by nothing, and images that this makes incomplete.
+/// Reports variables of the compose file without a value, and images that are incomplete for that reason.
 fn variables(stack: &Stack, found: &mut Findings) {
     let names: Vec<&str> = stack.unset.iter().map(String::as_str).collect();
     for (service, image) in &stack.incomplete_images {
@@ -385,7 +385,7 @@ fn version_of(text: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// The errors among them as the one error of the step; `None` when nothing stands in the way.
+/// Combines the errors among the findings into one error; `None` if there are no errors.
 pub fn refusal(host: &str, found: &[Finding]) -> Option<Error> {
     let errors: Vec<&Finding> = found.iter().filter(|finding| finding.severity == Severity::Error).collect();
     if errors.is_empty() {

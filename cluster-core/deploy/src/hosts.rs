@@ -1,4 +1,4 @@
-//! The door to hosts: who may be connected to, with which keys, and what is pinned then.
+//! Opens SSH connections to approved hosts and pins their keys.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -47,7 +47,7 @@ impl Hosts {
         Self { settings, journal, agents, jump_hosts: JumpHosts::default() }
     }
 
-    /// Takes the socket of an ssh agent of this machine's user, for connections from now on.
+    /// Adds the socket of an ssh agent of this machine's user, for later connections.
     pub fn offer_agent(&self, socket: PathBuf) {
         self.agents.offer(socket);
     }
@@ -56,8 +56,8 @@ impl Hosts {
         &self.settings
     }
 
-    /// A host is approved by its record, or by a pattern of the configuration; what a person asks for
-    /// is approved by that.
+    /// Checks that a host is approved: by its record, or by a pattern of the configuration. A request by a person is
+    /// itself an approval.
     pub async fn require_approval(&self, target: &SshTarget, origin: Origin) -> Result<()> {
         let approved = origin == Origin::Person
             || self.settings.approves(&target.host)
@@ -74,8 +74,8 @@ impl Hosts {
         .remedy(format!("ask the person to run: aegis host approve {argument}")))
     }
 
-    /// A pattern may also name the address behind an alias, when we reach it ourselves: behind a jump
-    /// host the same address may be another machine.
+    /// Returns whether a pattern matches the address behind an alias. This applies only to hosts that are reached
+    /// directly: behind a jump host the same address may be another machine.
     fn approves_address(&self, target: &SshTarget) -> Result<bool> {
         let asked = Asked {
             host: &target.host,
@@ -87,13 +87,13 @@ impl Hosts {
         Ok(matches!(route.as_slice(), [only] if self.settings.approves(&only.endpoint.address)))
     }
 
-    /// Connects to an approved host, by the way that the ssh configuration names now, and pins its key
-    /// where that was not done before.
+    /// Connects to an approved host by the route in the current ssh configuration, and pins its key if it is not pinned
+    /// yet.
     pub async fn connect(&self, target: &SshTarget, origin: Origin) -> Result<Connection> {
         self.connect_by(target, origin, Purpose::Work, None).await
     }
 
-    /// With a link's own key nothing else is tried on the host; hosts on the way are the login's.
+    /// Connects with the link's key only, if given. Jump hosts always use the login's keys.
     async fn connect_by(
         &self,
         target: &SshTarget,
@@ -122,8 +122,8 @@ impl Hosts {
         Ok(connection)
     }
 
-    /// Connects to each host on the way, over the one before it, or takes the connection that stands. Their keys are
-    /// held to the same rules; a key that only the policy took is pinned, which admits no deployment to that host.
+    /// Connects to each jump host over the one before it, or reuses an open connection. Their keys follow the same
+    /// rules. A key that only the policy accepted is pinned, which does not permit deployments to that jump host.
     async fn jump(&self, legs: Vec<Leg>, purpose: Purpose) -> Result<Option<Connection>> {
         let mut through = None;
         let mut way = Way { purpose, hops: Vec::new() };
@@ -143,7 +143,7 @@ impl Hosts {
         Ok(through)
     }
 
-    /// The hosts on the way, and the host itself.
+    /// Returns the jump hosts, and the host itself.
     async fn legs(&self, target: &SshTarget) -> Result<(Vec<Leg>, Leg)> {
         let asked = Asked {
             host: &target.host,
@@ -165,7 +165,7 @@ impl Hosts {
         Ok((legs, last))
     }
 
-    /// For the standing link: the rules are read anew each time.
+    /// Returns a dialer for the standing link. It reads the rules again for each connection.
     pub fn dialer(&self, target: SshTarget, origin: Origin) -> Dialer {
         let hosts = self.clone();
         Arc::new(move || {
@@ -174,7 +174,7 @@ impl Hosts {
         })
     }
 
-    /// By the link's own key where there is one, and only where the host refuses that as the login.
+    /// Connects with the link's own key if there is one, and with the login's keys only if the host rejects that key.
     async fn connect_standing(&self, target: &SshTarget, origin: Origin) -> Result<Connection> {
         let link_key = self.settings.link_key.as_ref();
         match self.connect_by(target, origin, Purpose::Links, link_key).await {
@@ -186,14 +186,14 @@ impl Hosts {
         }
     }
 
-    /// The port of a host as a person means it who names none.
+    /// Returns the port of a host that was named without a port.
     pub fn port(&self, host: &HostAddress, port: Option<u16>) -> Result<u16> {
         let asked = Asked { host, user: None, port, user_default: SSH_USER_DEFAULT };
         let route = self.settings.client_config()?.route(asked, self.settings.allow_loopback)?;
         Ok(route.last().map_or(SSH_PORT_DEFAULT, |hop| hop.endpoint.port))
     }
 
-    /// The key that a host shows now, for a person to compare.
+    /// Returns the key that a host presents now, for a person to compare.
     pub async fn probe(&self, host: &HostAddress, port: u16) -> Result<HostKey> {
         let user = UserName::parse(SSH_USER_DEFAULT)?;
         let target = SshTarget { host: host.clone(), port, user, key_path: None };
@@ -202,8 +202,8 @@ impl Hosts {
         probe::host_key(&leg.endpoint, through.as_ref(), &leg.options).await
     }
 
-    /// Pins the key that the host shows. With a fingerprint, only that key; a host that is pinned to
-    /// another one must be forgotten first.
+    /// Pins the key that the host presents. With a fingerprint, pins only that key. A host that is pinned to another
+    /// key must be forgotten first.
     pub async fn approve(
         &self,
         host: &HostAddress,
@@ -237,8 +237,7 @@ impl Hosts {
         self.record(host, port, key, "host approve").await
     }
 
-    /// Whether both addresses are pinned to one host key: a machine that has another address now, or a copy
-    /// of it.
+    /// Returns whether both addresses are pinned to the same host key: a machine with a new address, or a copy of it.
     pub async fn have_one_key(&self, one: (&HostAddress, u16), other: (&HostAddress, u16)) -> Result<bool> {
         let one = self.journal.host(one.0, one.1).await?;
         let other = self.journal.host(other.0, other.1).await?;
@@ -325,8 +324,8 @@ impl Hosts {
     }
 }
 
-/// The ssh configuration may be stricter than ours, never laxer. `StrictHostKeyChecking no`, which would
-/// take a changed key as well, counts as `accept-new` at most.
+/// Returns the effective policy. The ssh configuration can only make it stricter. `StrictHostKeyChecking no`, which
+/// would also accept a changed key, counts as `accept-new` at most.
 fn policy(ours: HostKeyPolicy, host: &HostSettings) -> HostKeyPolicy {
     match host.strict_host_keys {
         Some((StrictHostKeys::Yes, _)) => HostKeyPolicy::Strict,
@@ -334,7 +333,7 @@ fn policy(ours: HostKeyPolicy, host: &HostSettings) -> HostKeyPolicy {
     }
 }
 
-/// What stands in the ssh configuration and would admit a key that our own policy does not.
+/// Describes a setting of the ssh configuration that is laxer than the policy and therefore ignored.
 fn unheeded(ours: HostKeyPolicy, host: &HostSettings) -> Option<String> {
     let (strict, place) = host.strict_host_keys.as_ref()?;
     let written = match strict {

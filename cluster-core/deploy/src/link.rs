@@ -1,6 +1,5 @@
-//! How a deployed node and its controller reach each other: decided from the specification and the
-//! facts, written into the node's configuration, and kept beside it, so that a redeployment finds the
-//! same ports again.
+//! Link between a deployed node and its controller. The choice depends on the specification and the facts. It is
+//! written to the node's configuration and stored next to it, so that a redeployment finds the same ports.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -13,13 +12,13 @@ use aegis_types::{
 
 use super::{checks::HostFacts, remote::Remote, scripts};
 
-/// In a release, where the link is not the usual one.
+/// File of a release that names the link, unless it is the default.
 pub const FILE: &str = "link.json";
-/// Below what Linux gives to outgoing connections, and nobody's by IANA.
+/// Ports below Linux's range for outgoing connections, and not assigned by IANA.
 const PORTS_FIRST: u16 = 29_050;
 const PAIRS: u16 = 100;
 
-/// What the host carries inside SSH; sockets where both go, since nobody else on the host reaches them.
+/// Chooses the link inside SSH. Sockets are preferred, since no other user of the host can reach them.
 pub fn choose_link(facts: &HostFacts) -> Result<NodeLink> {
     if facts.sockets_error.is_none() {
         return Ok(NodeLink::Sockets);
@@ -28,7 +27,7 @@ pub fn choose_link(facts: &HostFacts) -> Result<NodeLink> {
         Some(NodeLink::Ports(ports)) => Some(ports),
         Some(NodeLink::Sockets | NodeLink::Direct { .. }) | None => None,
     };
-    // What listens on the controller's may be our own link; on the node's only the node may.
+    // A listener on the controller's port may be the current link; one on the node's port may be only the node.
     let ours = |ports: &LinkPorts| facts.look.any_runs() || !facts.listening.contains(&ports.node);
     match known.filter(ours).or_else(|| free_pair(&facts.listening)) {
         Some(ports) => Ok(NodeLink::Ports(ports)),
@@ -40,7 +39,7 @@ pub fn choose_link(facts: &HostFacts) -> Result<NodeLink> {
     }
 }
 
-/// The content of [`FILE`]; `None` for the usual link, of which nothing needs to be known.
+/// Content of [`FILE`]; `None` for the default link, which needs no file.
 pub fn link_note(link: &NodeLink) -> Result<Option<Vec<u8>>> {
     match link {
         NodeLink::Sockets => Ok(None),
@@ -51,7 +50,7 @@ pub fn link_note(link: &NodeLink) -> Result<Option<Vec<u8>>> {
 }
 
 impl Remote<'_> {
-    /// Of the release that is current now.
+    /// Returns the link of the current release.
     pub(super) async fn current_link(&self) -> Result<NodeLink> {
         let output = self.connection.script(scripts::READ_LINK, &[self.base, FILE], READ_LIMIT).await?;
         match output.stdout.trim() {
@@ -72,7 +71,7 @@ fn free_pair(listening: &BTreeSet<u16>) -> Option<LinkPorts> {
         .find(|ports| !listening.contains(&ports.controller) && !listening.contains(&ports.node))
 }
 
-/// The ends of a node's SSH link, seen from the host. `owner` names this controller.
+/// Returns the ends of a node's SSH link, seen from the host. `owner` names this controller.
 pub fn link_settings(node: &NodeId, base_dir: &str, owner: &str, ports: Option<LinkPorts>) -> LinkSettings {
     let run = format!("{base_dir}/run");
     let (controller_end, node_end) = match ports {
@@ -129,7 +128,7 @@ mod tests {
             facts.look = Look::parse(RUNNING);
         };
         assert_eq!(without_sockets(running), NodeLink::Ports(SECOND));
-        // The stack is down, and somebody else has the node's port.
+        // The stack is down, and another process has the node's port.
         assert_eq!(without_sockets(deployed), NodeLink::Ports(FIRST));
         let down = |facts: &mut HostFacts| {
             facts.link = Some(NodeLink::Ports(SECOND));

@@ -1,12 +1,11 @@
-//! The link's own key on a host: a line in the login's `authorized_keys` that lets the controller's
-//! standing connection forward, and run one script (see [`take_over`]).
+//! The link's own key on a host: a line in the login's `authorized_keys`. The line lets the controller's standing
+//! connection forward, and run one script (see [`take_over`]).
 //!
-//! Each node has a line and a script of its own, since hosts may share a home directory. All lines hold the
-//! same key, and sshd heeds the first of them.
+//! Each node has its own line and script, since hosts may share a home directory. All lines hold the same key, and sshd
+//! obeys the first of them.
 //!
-//! sshd bounds forwarded sockets by nothing but the login's rights: with the key any socket that the login
-//! may open can be opened, Docker's too. Where the link uses ports, the line names them, and no others are
-//! forwarded.
+//! sshd restricts forwarded sockets only by the login's rights. With this key, any socket that the login may open can
+//! be opened, including Docker's. If the link uses ports, the line names them, and no other ports are forwarded.
 
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ pub async fn install(connection: &Connection, key: &LinkKey, settings: &LinkSett
     edit(connection, &[&settings.owner, node, &options(settings), &key.public()?, &file]).await
 }
 
-/// Removes the key of a node. Writes nothing where there is none.
+/// Removes the key of a node. Writes nothing if there is no key.
 pub async fn uninstall(connection: &Connection, owner: &str, node: &NodeId) -> Result<()> {
     edit(connection, &[owner, node.as_str(), "", "", ""]).await
 }
@@ -37,7 +36,7 @@ fn options(settings: &LinkSettings) -> String {
         (HostEnd::Port(controller), HostEnd::Port(node)) => {
             format!(",permitlisten=\"127.0.0.1:{controller}\",permitopen=\"127.0.0.1:{node}\"")
         }
-        // Those options shut sockets out as well.
+        // Those options would disable sockets as well.
         _ => String::new(),
     };
     format!("restrict,port-forwarding{bounds}")

@@ -1,5 +1,5 @@
-//! HTTP to services on the host's loopback, through the SSH connection. In HTTP/1.0, where an answer
-//! ends with its connection: there are no chunks to put together.
+//! HTTP to services on the host's loopback, through the SSH connection. Uses HTTP/1.0, where a response ends with its
+//! connection and is never chunked.
 
 use std::time::Duration;
 
@@ -12,27 +12,27 @@ use tokio::{
 
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
-/// No line of an answer, and none of its head.
+/// Longest line of a response, head and body.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 const HEAD_LINES_MAX: usize = 100;
 
-/// Services on loopback refuse what names no host of theirs, as ours does.
+/// Services on loopback reject requests without a matching `Host`, and so does the node.
 const HOST: &str = "Host: 127.0.0.1\r\n";
 
-/// What became of a request.
+/// Result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     Answer {
         status: u16,
         body: Vec<u8>,
     },
-    /// Nobody listens there, or nothing came in time.
+    /// Nothing listens there, or the response did not arrive in time.
     Nothing,
-    /// sshd carries no TCP channels.
+    /// sshd forwards no TCP channels.
     Forbidden,
 }
 
-/// The whole of a small answer.
+/// Sends a GET request and reads the whole response, at most 1 MiB.
 pub async fn get(connection: &Connection, port: u16, path: &str) -> Result<Reply> {
     let asking = async {
         let mut lines =
@@ -51,7 +51,7 @@ pub async fn get(connection: &Connection, port: u16, path: &str) -> Result<Reply
     timeout(REQUEST_LIMIT, asking).await.unwrap_or(Ok(Reply::Nothing))
 }
 
-/// A request whose answer comes line by line, for as long as it takes.
+/// Sends a POST request whose response is read line by line, without a time limit.
 pub async fn post(connection: &Connection, port: u16, path: &str, body: &str) -> Result<Asked> {
     let length = body.len();
     let request = format!(
@@ -67,7 +67,7 @@ pub enum Asked {
     Forbidden,
 }
 
-/// An answer whose head was read.
+/// Response whose head was read.
 pub struct Lines {
     pub status: u16,
     stream: BufReader<SshStream>,
@@ -103,7 +103,7 @@ impl Lines {
         Ok(Asked::Nothing)
     }
 
-    /// The next line without its end; `None` at the end of the answer.
+    /// Returns the next line without its line end; `None` at the end of the response.
     pub async fn next(&mut self) -> Result<Option<String>> {
         let mut line = Vec::new();
         let read = (&mut self.stream).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await;

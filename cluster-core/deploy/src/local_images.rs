@@ -1,12 +1,12 @@
-//! Images of the controller's own engine, which reach a host over the connection: no registry is needed.
+//! Images of the controller's own engine, sent to a host over the connection without a registry.
 //!
-//! One that was built here, or that the request itself names, is the one that is meant: the host gets it
-//! when it lacks it, or has another one under that name. One that a registry knows is the host's to pull,
-//! and is sent only when it cannot. An engine with the containerd store does not tell which of both an image
-//! is: one of those is sent where the host has another content under its name. What is named by digest is its registry's: a loaded image has none.
+//! An image that was built here, or that the request names, is pushed if the host lacks it or has other content under
+//! its name. An image from a registry is pulled by the host, and pushed only if the pull fails. An engine with the
+//! containerd store does not reveal an image's origin. Such an image is pushed if the host has other content under its
+//! name. An image named by digest is always pulled, since a loaded image has no registry digest.
 //!
-//! Deliberately absent: leaving out layers that the host has. A stream is passed on as it comes, and who
-//! wants to leave layers out must take it apart.
+//! Not done on purpose: skipping layers that the host has. The stream is forwarded as it comes, and skipping layers
+//! would require parsing it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,13 +18,13 @@ use super::{
     plan::ImageAction,
 };
 
-/// Those of a deployment's images that lie here, each with what the host has under its name.
+/// Local images of a deployment, each with the content that the host has under its name.
 #[derive(Debug, Clone, Default)]
 pub struct LocalImages {
     images: BTreeMap<String, Candidate>,
-    /// What the request names.
+    /// Image that the request names.
     named: Option<String>,
-    /// Those that the host pulls although it has one of that name.
+    /// Images that the host pulls even if it has an image of that name.
     always_pulled: BTreeSet<String>,
 }
 
@@ -35,7 +35,7 @@ struct Candidate {
 }
 
 impl LocalImages {
-    /// An engine that is absent or does not answer has none.
+    /// Finds the local images. An engine that is absent or does not answer yields an empty set.
     pub async fn find(engine: Option<&Engine>, references: &[String], named: Option<&str>) -> Self {
         let mut images = BTreeMap::new();
         let Some(engine) = engine else { return Self::default() };
@@ -59,7 +59,7 @@ impl LocalImages {
         Self { always_pulled, ..self }
     }
 
-    /// Leaves out images of unknown origin that the host cannot run: the host's of another platform differ.
+    /// Removes images of unknown origin that the host cannot run: the host's own image of another platform differs.
     #[must_use]
     pub fn without_unfit(mut self, facts: &HostFacts) -> Self {
         let named = self.named.clone();
@@ -85,7 +85,7 @@ impl LocalImages {
         self
     }
 
-    /// `present`: the host has something under this name.
+    /// Returns how the image gets to the host. `present`: the host has an image under this name.
     pub fn action(&self, reference: &str, present: bool) -> ImageAction {
         let is_pulled = !present || self.always_pulled.contains(reference);
         let otherwise = if is_pulled { ImageAction::Pull } else { ImageAction::Present };
@@ -100,7 +100,7 @@ impl LocalImages {
         }
     }
 
-    /// Of those that are to be sent.
+    /// Returns the findings about images that are to be pushed.
     pub fn findings(&self, facts: &HostFacts) -> Vec<Finding> {
         let pushed = self.images.iter().filter(|(reference, _)| {
             self.action(reference, facts.images.contains(*reference)) == ImageAction::Push
@@ -113,7 +113,7 @@ impl LocalImages {
         misfits.chain(differing).collect()
     }
 
-    /// Returns a warning when the host has other content under the name and no source was named.
+    /// Returns a warning if the host has other content under the name and the request names no source.
     fn difference(&self, reference: &str, candidate: &Candidate, action: ImageAction) -> Option<Finding> {
         let Candidate { local, on_host } = candidate;
         let differs = on_host.as_ref().is_some_and(|content| *content != local.content);
@@ -141,7 +141,7 @@ impl LocalImages {
     }
 }
 
-/// Whether the host can run it.
+/// Returns whether the host can run the image.
 pub fn fits(local: &LocalImage, facts: &HostFacts) -> bool {
     local.os == facts.os.to_ascii_lowercase() && local.architecture == architecture(&facts.arch)
 }
@@ -165,7 +165,7 @@ fn misfit(reference: &str, local: &LocalImage, facts: &HostFacts) -> Option<Find
     })
 }
 
-/// Docker's name of what `uname -m` says.
+/// Translates `uname -m` to Docker's name of the architecture.
 fn architecture(machine: &str) -> &str {
     match machine {
         "x86_64" => "amd64",
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_for_another_machine_is_a_finding_where_it_would_be_sent() {
+    fn pushed_image_of_another_platform_is_a_finding() {
         let host = |arch: &str| HostFacts { os: "Linux".into(), arch: arch.into(), ..HostFacts::default() };
         let found = images(Built, None, None).findings(&host("x86_64"));
         assert_eq!(found[0].code, "image_platform");

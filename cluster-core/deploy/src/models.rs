@@ -1,9 +1,8 @@
-//! Models for the stack's Ollama, over its HTTP API through the connection, or by its command in the
-//! container where sshd carries no TCP channels or the stack does not publish the API.
+//! Models for the stack's Ollama. They are pulled over its HTTP API through the connection. If sshd forwards no TCP
+//! channels or the stack does not publish the API, Ollama's command in the container is used.
 //!
-//! What is there already is not pulled. How much disk a model takes is known only to its registry: what
-//! the pull says of it is told as it is. A pull that is cut goes on where it stopped when it is asked
-//! for again.
+//! Models that are present are not pulled. Only the registry knows the size of a model, so progress is reported as the
+//! pull states it. A pull that was cut resumes where it stopped when it is requested again.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -19,12 +18,12 @@ use super::{
     stack::OllamaService,
 };
 
-/// Ollama says something several times a second; a registry may think for a while.
+/// Longest silence of a pull. Ollama reports several times a second, but a registry may be slow.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// Of one model.
+/// Time limit of one model.
 pub(super) const PULL_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
-/// One line of the stream that `/api/pull` answers with.
+/// One line of the response stream of `/api/pull`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Line {
@@ -51,7 +50,7 @@ struct Tag {
     name: String,
 }
 
-/// Pulls what is missing; the answer is the evidence.
+/// Pulls missing models and returns the evidence.
 pub async fn ensure(
     remote: Remote<'_>,
     ollama: &OllamaService,
@@ -81,7 +80,7 @@ pub async fn ensure(
     Ok(done.join(", "))
 }
 
-/// The models that are there, and the port over which Ollama can be asked.
+/// Returns the present models, and the port of Ollama's API.
 async fn present(remote: Remote<'_>, ollama: &OllamaService) -> Result<(BTreeSet<String>, Option<u16>)> {
     if let Some(port) = ollama.port {
         match local_http::get(remote.connection, port, "/api/tags").await? {
@@ -104,12 +103,12 @@ async fn present(remote: Remote<'_>, ollama: &OllamaService) -> Result<(BTreeSet
     Ok((listed(&remote.exec_models(&ollama.service).await?), None))
 }
 
-/// `ollama list`: a head, then a line a model that begins with its name.
+/// Parses `ollama list`: a head line, then one line a model that begins with its name.
 fn listed(text: &str) -> BTreeSet<String> {
     text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// Megabytes of its largest layer.
+/// Pulls a model. Returns the megabytes of its largest layer.
 async fn pull(
     remote: Remote<'_>,
     port: u16,
@@ -151,7 +150,7 @@ async fn pull(
     Err(failed("it takes more than six hours"))
 }
 
-/// An error of Ollama's own, before or within the stream, has the same form.
+/// Parses a line. Ollama's errors have the same form before and within the stream.
 fn event(model: &ModelName, line: &str) -> Option<Event> {
     let line: Line = serde_json::from_str(line).ok()?;
     if let Some(error) = line.error {

@@ -1,5 +1,5 @@
-//! Names that a deployment is told: services and profiles of a compose file, models of Ollama. Each is
-//! made by parsing only, so it can stand in a file, in a script's arguments and in a message as it is.
+//! Names in deployments: services and profiles of a compose file, and models of Ollama. Each is made only by parsing,
+//! so that it can be used in files, script arguments and messages without escaping.
 
 use std::fmt;
 
@@ -46,15 +46,15 @@ macro_rules! name {
 }
 
 name!(
-    /// A service of a compose file: 1 to 63 of letters, digits, `.`, `_` and `-`, not first `-` or `.`.
+    /// Service of a compose file: 1 to 63 letters, digits, `.`, `_` and `-`, not starting with `-` or `.`.
     ServiceName
 );
 name!(
-    /// A profile of a compose file, in the grammar of its services.
+    /// Profile of a compose file, with the grammar of service names.
     ProfileName
 );
 name!(
-    /// A model of Ollama: `[[host/]namespace/]model[:tag]`.
+    /// Model of Ollama: `[[host/]namespace/]model[:tag]`.
     ModelName
 );
 
@@ -63,7 +63,7 @@ impl ServiceName {
         compose_name("service", text).map(Self)
     }
 
-    /// Of the embedded stack.
+    /// Makes the name of a service of the embedded stack.
     pub(super) fn known(name: &'static str) -> Self {
         Self(name.to_owned())
     }
@@ -99,7 +99,7 @@ impl ModelName {
         Ok(Self(text.to_owned()))
     }
 
-    /// As Ollama lists it: a name without a tag means `latest`.
+    /// Returns the name as Ollama lists it: a name without a tag means `latest`.
     pub fn with_tag(&self) -> String {
         match self.0.rsplit_once(':') {
             Some((_, tag)) if !tag.contains('/') => self.0.clone(),

@@ -1,4 +1,4 @@
-//! `aegis-config.yaml` of a deployed node. It holds no secret: the node makes its own key.
+//! Renders `aegis-config.yaml` of a deployed node. The file holds no secret: the node makes its own key.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ struct Resources<'a> {
     gpu_count: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vram_gb: Option<u32>,
-    /// The node runs in a container, where it finds no GPU itself.
+    /// GPUs of the host, which the node cannot find from inside its container.
     #[serde(skip_serializing_if = "<[GpuDevice]>::is_empty")]
     gpu_devices: &'a [GpuDevice],
 }
@@ -88,21 +88,21 @@ struct Controller {
     ca_fingerprint: Option<String>,
 }
 
-/// Inside the node's container the link's sockets lie here.
+/// Location of the link's sockets inside the node's container.
 const CONTROLLER_ENDPOINT: &str = "unix:///run/aegis/controller.sock";
 const NODE_ENDPOINT: &str = "unix:///run/aegis/node.sock";
-/// Where the deployment reads the node's key; beside its socket where it has one.
+/// Location of the node's public key, which the deployment reads. The node's socket is in the same directory.
 const PUBLIC_KEY_PATH: &str = "/run/aegis/node.pub";
-/// Free disk is reported in steps, so that a redeploy that changes nothing writes the same file.
+/// Free disk is rounded to steps, so that a redeployment without changes writes the same file.
 const DISK_STEP_GB: u64 = 100;
 
 /// Facts about the cluster that a node joins.
 pub struct Joining<'a> {
     pub controller_key: &'a [u8; 32],
-    /// Thumbprints of the node's keys that were revoked.
+    /// Thumbprints of the node's revoked keys.
     pub revoked_keys: &'a [String],
     pub link: &'a NodeLink,
-    /// Interval at which the controller expects the node to beat.
+    /// Interval at which the controller expects heartbeats of the node.
     pub heartbeat_interval: Duration,
 }
 
@@ -119,7 +119,7 @@ pub fn render(spec: &DeploymentSpec, facts: &HostFacts, port: u16, joining: &Joi
         NodeLink::Direct { ca, .. } => Some(ca.clone()),
         NodeLink::Sockets | NodeLink::Ports(_) => None,
     };
-    // What it states, executions are given: GPUs that Docker cannot hand out do not count.
+    // Executions get the GPUs stated here: GPUs that Docker cannot hand out do not count.
     let gpus = facts.usable_gpus();
     let has_gpu = !gpus.is_empty();
     let file = File {
@@ -138,7 +138,7 @@ pub fn render(spec: &DeploymentSpec, facts: &HostFacts, port: u16, joining: &Joi
                     gpu: has_gpu.then_some(true),
                     gpu_count: has_gpu.then(|| u32::try_from(gpus.len()).unwrap_or(u32::MAX)),
                     vram_gb: has_gpu.then(|| gpu::memory_gb(gpus.iter())),
-                    // More than a node takes: their number and their memory together stand for them.
+                    // Above the limit, only the number and the total memory of the GPUs are stated.
                     gpu_devices: if gpus.len() > gpu::DEVICES_MAX { &[] } else { gpus },
                 },
             },
@@ -154,7 +154,7 @@ pub fn render(spec: &DeploymentSpec, facts: &HostFacts, port: u16, joining: &Joi
                 advertise_address: own,
                 public_key_path,
                 prove_key: matches!(link, NodeLink::Ports(_)).then_some(true),
-                // A node that beats less often than its controller expects counts as silent in between.
+                // A node that beats less often than its controller expects would count as silent in between.
                 heartbeat_interval_secs: (heartbeat_interval != HEARTBEAT_INTERVAL_DEFAULT)
                     .then_some(heartbeat_interval.as_secs()),
                 revoked_keys,

@@ -1,4 +1,4 @@
-//! What can be done with a host, and the steps that each of these consists of.
+//! Operations on a host, and the steps of each.
 
 use std::{fmt, time::Duration};
 
@@ -12,21 +12,21 @@ use super::{
     view::{DeploymentState, StepName},
 };
 
-/// Longest time that a removal lets running work go on.
+/// Longest time that a removal lets running work continue.
 pub const DRAIN_LIMIT_MAX: Duration = Duration::from_secs(86_400);
 
-/// What a deployment's record stands for.
+/// Operation that a deployment's record stands for.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
-    /// A machine becomes a node, or gets a new release.
+    /// Makes a machine a node, or gives it a new release.
     #[default]
     Deploy,
-    /// An earlier release takes the place of the current one.
+    /// Makes an earlier release current.
     Rollback,
-    /// The node is drained, its stack taken down, its key revoked.
+    /// Drains the node, removes its stack and revokes its key.
     Remove,
 }
 
@@ -46,16 +46,16 @@ impl fmt::Display for Operation {
     }
 }
 
-/// How a node is to be removed.
+/// Parameters of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Removal {
-    /// The volumes go as well, and with them the models and the node's key.
+    /// Also removes the volumes, and with them the models and the node's key.
     pub volumes: bool,
-    /// How long running work may go on; then it is cancelled.
+    /// Seconds that running work may continue before it is cancelled.
     pub drain_seconds: u64,
-    /// The host does not exist any more: nothing is done there.
+    /// The host no longer exists, so nothing is done there.
     pub host_gone: bool,
-    /// It was out of service before, and stays so when the removal is cancelled.
+    /// The node was drained before, and stays drained if the removal is cancelled.
     #[serde(default)]
     pub was_drained: bool,
 }
@@ -72,14 +72,14 @@ impl Removal {
     }
 }
 
-/// An operation with its own arguments, as it is recorded.
+/// Operation with its arguments, as recorded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     #[default]
     Deploy,
     Rollback {
-        /// None: the newest release before the current one that was good.
+        /// Release to make current; `None` selects the newest good release before the current one.
         to: Option<DeploymentId>,
     },
     Remove(Removal),
@@ -94,7 +94,7 @@ impl Action {
         }
     }
 
-    /// In their order.
+    /// Returns the steps in order.
     pub fn steps(&self, spec: &DeploymentSpec) -> Vec<StepName> {
         use StepName::{
             Check, Connect, Drain, Forget, Health, Images, Join, Models, Plan, Proof, Settle, Start, Stop,
@@ -118,7 +118,7 @@ impl Action {
                 steps.push(Settle);
                 steps
             }
-            // A stack without a node: there is nothing to drain and no key to revoke.
+            // A stack without a node has no work to drain and no key to revoke.
             Action::Remove(Removal { host_gone: false, .. }) if !spec.join => vec![Plan, Connect, Stop],
             Action::Remove(Removal { host_gone: true, .. }) if !spec.join => vec![Plan],
             Action::Remove(Removal { host_gone: false, .. }) => vec![Plan, Connect, Drain, Stop, Forget],
@@ -126,7 +126,7 @@ impl Action {
         }
     }
 
-    /// What it is when all steps are done.
+    /// Returns the state after all steps succeeded.
     pub fn outcome(&self, spec: &DeploymentSpec) -> DeploymentState {
         match self {
             Action::Deploy | Action::Rollback { .. } if !spec.join => DeploymentState::Started,
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_is_bounded_and_takes_no_volumes_of_a_host_that_is_gone() {
+    fn removal_limits_drain_and_rejects_volumes_of_a_gone_host() {
         assert!(Removal::new(true, DRAIN_LIMIT_MAX, false).is_ok());
         assert!(Removal::new(false, DRAIN_LIMIT_MAX + Duration::from_secs(1), false).is_err());
         assert!(Removal::new(true, Duration::ZERO, true).is_err());

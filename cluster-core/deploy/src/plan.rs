@@ -1,5 +1,5 @@
-//! What will be done, decided before it is done: a pure function of specification and facts, a value
-//! that can be printed, bound by its digest.
+//! Plan of a deployment: a pure function of specification and facts. A plan can be printed, and its digest identifies
+//! it.
 
 use std::{fmt, time::Duration};
 
@@ -42,7 +42,7 @@ pub struct FileChange {
 #[serde(rename_all = "snake_case")]
 pub enum ImageAction {
     Present,
-    /// Made here and sent over the connection.
+    /// Built by the controller and sent over the connection.
     Load,
     /// Sent over the connection from the controller's own engine.
     Push,
@@ -53,7 +53,7 @@ pub enum ImageAction {
 pub struct ImagePlan {
     pub reference: String,
     pub action: ImageAction,
-    /// Of what is sent from the controller's own engine: a digest of layers and configuration.
+    /// Digest of layers and configuration, for an image from the controller's own engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }
@@ -71,7 +71,7 @@ pub struct Plan {
     pub node_id: NodeId,
     pub base_dir: String,
     pub first_deployment: bool,
-    /// Those that are started.
+    /// Services to start.
     pub services: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
@@ -81,29 +81,29 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
     pub files: Vec<FileChange>,
-    /// The node's own image, which is made here; none where no node of ours runs.
+    /// The node's own image, built by the controller; `None` if the stack runs no node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_image: Option<String>,
     pub images: Vec<ImagePlan>,
     pub steps: Vec<PlannedStep>,
-    /// What executions on the node may have.
+    /// GPUs that executions on the node may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<GpuDevice>,
-    /// What is not on the host as its release left it.
+    /// Differences between the host and its current release.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drift: Vec<Drift>,
-    /// Of everything above and of the files' contents.
+    /// Digest of all fields above and of the files' contents.
     pub digest: String,
 }
 
-/// A plan with what carrying it out needs. The files may hold a secret.
+/// Plan with the data to carry it out. The files may hold a secret.
 #[derive(Debug)]
 pub struct Prepared {
     pub plan: Plan,
     pub goal: Goal,
     pub stack: Stack,
     pub files: ReleaseFiles,
-    /// What the host's services may print and nobody may read.
+    /// Secrets that the host's services may print, to be redacted.
     pub secrets: Vec<Secret>,
 }
 
@@ -113,7 +113,7 @@ impl Prepared {
     }
 }
 
-/// Everything the plan follows from.
+/// Inputs that determine the plan.
 #[derive(Debug)]
 pub struct Inputs<'a> {
     pub spec: &'a DeploymentSpec,
@@ -123,10 +123,10 @@ pub struct Inputs<'a> {
     pub node_image: &'a str,
     pub local_images: &'a LocalImages,
     pub controller_key: &'a [u8; 32],
-    /// Thumbprints of the node's keys that were revoked.
+    /// Thumbprints of the node's revoked keys.
     pub revoked_keys: &'a [String],
     pub link: &'a NodeLink,
-    /// Interval at which the controller expects the node to beat.
+    /// Interval at which the controller expects heartbeats of the node.
     pub heartbeat_interval: Duration,
 }
 
@@ -193,12 +193,12 @@ fn environment(inputs: &Inputs<'_>, stack: &Stack, config: Option<&str>) -> Resu
         env.set("AEGIS_CONFIG_DIGEST", hex_digest(config.as_bytes()))?;
     }
     env.set("AEGIS_BASE_DIR", spec.base_dir.as_str())?;
-    // Read by the script that starts them.
+    // Read by the script that starts the services.
     env.set("AEGIS_SERVICES", stack.services.join(" "))?;
     env.steer_compose(&release::compose_files(stack), &stack.profiles)?;
     env.set("AEGIS_REMOTE_LLM_URL", remote.as_str())?;
     env.set("AEGIS_LOCAL_LLM_URL", local)?;
-    // The names that an operator's own stack is likely to know.
+    // Names that an operator's own stack probably uses.
     env.set("REMOTE_LLM_URL", remote)?;
     if let Some(token) = inputs.tunnel_token {
         env.set("CLOUDFLARE_TUNNEL_TOKEN", token.reveal())?;
@@ -228,7 +228,7 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
             name: name.clone(),
             change: match before.and_then(|before| before.get(name)) {
                 None => Change::Create,
-                // Changed or gone by hand: it is sent again.
+                // A file that was changed or removed by hand is sent again.
                 Some(old) if old == digest => match has_drifted(facts, name, digest) {
                     true => Change::Update,
                     false => Change::Unchanged,
@@ -237,7 +237,7 @@ fn decide(inputs: &Inputs<'_>, stack: &Stack, files: &ReleaseFiles) -> Plan {
             },
         })
         .collect();
-    // An older release counted files that belong to the containers among its own.
+    // An older release listed files that belong to the containers as its own.
     let is_gone = |name: &&String| !digests.contains_key(*name) && !files.is_of_containers(name);
     let gone = before.into_iter().flatten().map(|(name, _)| name).filter(is_gone);
     changes.extend(gone.map(|name| FileChange { name: name.clone(), change: Change::Remove }));
@@ -339,7 +339,7 @@ fn steps(
     steps.into_iter().map(|(name, action)| PlannedStep { name, action }).collect()
 }
 
-/// As many names as a line holds.
+/// Joins as many names as fit on a line.
 fn few(names: &[&str]) -> String {
     match names.len().checked_sub(NAMES_SHOWN) {
         None | Some(0) => names.join(", "),
@@ -348,7 +348,7 @@ fn few(names: &[&str]) -> String {
 }
 
 impl Plan {
-    /// Made here and sent, not pulled; none in a stack that does not join.
+    /// Returns the node's image, which is built by the controller and not pulled; `None` if the stack runs no node.
     pub fn node_image(&self) -> Option<&str> {
         self.node_image.as_deref()
     }

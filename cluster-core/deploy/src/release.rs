@@ -1,7 +1,7 @@
-//! A release: the files of one deployment in one directory on the host, and the note that says whose
-//! they are. Equal digests mean that nothing has to be sent or switched.
+//! Release: the files of one deployment in one directory on the host, with a note that names their owner. If the
+//! digests are equal, nothing is sent or switched.
 //!
-//! Files that an operator's compose file names are links in it: see `stack::Bundle`.
+//! Files that an operator's compose file names are links in the release: see `stack::Bundle`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use super::{
 };
 
 pub const NOTE_FILE: &str = "release.json";
-/// Names of the files whose values no log may show, one a line. Not among the release's digests.
+/// Names of the files whose values must not be logged, one a line. Not among the release's digests.
 pub const PRIVATE_FILE: &str = "private.list";
 pub const READY_FILE: &str = "ready.json";
 pub const COMPOSE_FILE: &str = "docker-compose.yml";
@@ -27,23 +27,23 @@ pub const OVERRIDE_FILE: &str = "docker-compose.override.yml";
 pub const ENV_FILE: &str = ".env";
 pub const CONFIG_FILE: &str = "aegis-config.yaml";
 
-/// Our node in a stack.
+/// The node's service in a stack.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NodeService {
     pub service: String,
-    /// Of its `/health`, on the host's loopback.
+    /// Port of the node's `/health` on the host's loopback.
     pub port: u16,
     pub image: String,
 }
 
-/// What a release runs.
+/// Services and images that a release runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Goal {
     pub services: Vec<String>,
     pub node: Option<NodeService>,
     /// References of all images.
     pub images: Vec<String>,
-    /// The embedded one, whose readiness is asked for.
+    /// The embedded cloudflared, whose readiness is probed.
     #[serde(default)]
     pub cloudflared: bool,
 }
@@ -56,22 +56,22 @@ pub struct ReleaseNote {
     /// SHA-256 of each file.
     pub files: BTreeMap<String, String>,
     pub services: Vec<String>,
-    /// Whose it is; releases of earlier versions do not say, nor what they run.
+    /// Owner of the release. Releases of earlier versions do not record it, nor their goal.
     #[serde(default)]
     pub cluster: Option<String>,
     #[serde(default)]
     pub goal: Option<Goal>,
 }
 
-/// `ready.json` of a release that was good: the node was Active and had run a container.
+/// `ready.json` of a good release: the node was Active and had run a container.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReadyMark {
     pub at_ms: i64,
-    /// Ids of the images by reference: a tag may mean another image later.
+    /// Image ids by reference: a tag may mean another image later.
     pub images: BTreeMap<String, String>,
 }
 
-/// A release as it lies on a host.
+/// Release on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptRelease {
     pub note: ReleaseNote,
@@ -79,10 +79,10 @@ pub struct KeptRelease {
     pub current: bool,
 }
 
-/// Selects the release of a rollback: the one that was named, or the newest good one that was made before
-/// the current. So a second rollback goes one release further back, and never to the one just left.
+/// Selects the target of a rollback: the named release, or the newest good release made before the current one. A
+/// second rollback therefore goes one release further back, and never to the release just left.
 ///
-/// `joins` says whether the release has to run a node of ours, or must not.
+/// `joins` states whether the release has to run a node, or must not.
 pub fn choose<'a>(
     releases: &'a [KeptRelease],
     to: Option<&DeploymentId>,
@@ -134,7 +134,7 @@ pub fn choose<'a>(
     }
 }
 
-/// The files of a release before they are sent; `.env` may hold a secret, so `Debug` shows names only.
+/// Files of a release before they are sent. `.env` may hold a secret, so `Debug` shows names only.
 #[derive(Clone)]
 pub struct ReleaseFiles {
     files: BTreeMap<&'static str, Vec<u8>>,
@@ -149,7 +149,7 @@ impl std::fmt::Debug for ReleaseFiles {
     }
 }
 
-/// The compose files of a stack in the order in which Compose is to read them: ours comes last.
+/// Returns the compose files of a stack in the order in which Compose reads them. The generated override comes last.
 pub fn compose_files(stack: &Stack) -> Vec<&'static str> {
     let mut files = vec![COMPOSE_FILE];
     files.extend(stack.operator_override.is_some().then_some(OPERATOR_FILE));
@@ -158,7 +158,7 @@ pub fn compose_files(stack: &Stack) -> Vec<&'static str> {
 }
 
 impl ReleaseFiles {
-    /// A stack without a node has no configuration of one.
+    /// Collects the files. `config` is `None` for a stack without a node.
     pub fn new(stack: &Stack, env: &EnvFile, config: Option<&str>, bundle: Bundle) -> Self {
         let mut files = BTreeMap::from([(ENV_FILE, env.render().into_bytes())]);
         let mut put = |name, text: Option<&str>| {
@@ -173,7 +173,7 @@ impl ReleaseFiles {
         Self { files, bundle, changed_by_hand: BTreeSet::new() }
     }
 
-    /// Files that are not on the host as they were sent: what holds them is sent again.
+    /// Marks the bundle roots that contain `files` for re-upload, since the host has other content.
     #[must_use]
     pub fn repairing(mut self, files: &BTreeSet<&str>) -> Self {
         let roots = self.bundle.read_only().filter(|root| root.holds_any(files));
@@ -181,7 +181,7 @@ impl ReleaseFiles {
         self
     }
 
-    /// Whether a file lies in a directory that a container may write to.
+    /// Returns whether a file lies in a directory that a container may write to.
     pub fn is_of_containers(&self, name: &str) -> bool {
         self.bundle.writable().any(|root| root.holds(name))
     }
@@ -197,7 +197,7 @@ impl ReleaseFiles {
         self
     }
 
-    /// The content of [`PRIVATE_FILE`]; `None` where there is none.
+    /// Returns the content of [`PRIVATE_FILE`]; `None` if the stack has no private files.
     pub fn private_list(&self) -> Option<Vec<u8>> {
         let names = self.bundle.private();
         (!names.is_empty()).then(|| names.join("\n").into_bytes()).map(|mut text| {
@@ -206,12 +206,12 @@ impl ReleaseFiles {
         })
     }
 
-    /// The files that are written into the release itself.
+    /// Returns the files that are written into the release directory itself.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
         self.files.iter().map(|(name, content)| (*name, content.as_slice()))
     }
 
-    /// Those that the release links to.
+    /// Returns the files that the release links to.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
     }
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_good_release_before_the_current_one_or_the_one_that_was_named() {
+    fn rollback_chooses_named_or_newest_good_earlier_release() {
         let kept = [
             release(1, Some(10), false),
             release(2, Some(20), false),

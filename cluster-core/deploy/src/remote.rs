@@ -1,5 +1,5 @@
-//! The host as one deployment works on it. Each action is one constant script (see [`super::scripts`]):
-//! idempotent, so that a cut connection is answered by running it again.
+//! Host of a deployment. Each action is one constant script (see [`super::scripts`]). Scripts are idempotent, so that
+//! they can run again after a cut connection.
 
 mod compose;
 mod images;
@@ -20,21 +20,21 @@ use super::{
     stack::{Bundle, COMPLETE, PROJECT, Root},
 };
 
-/// A holder that is our own needs a moment to end.
+/// Time for an earlier lock process of this deployment to end.
 const LOCK_WAIT_MIN_SECS: u64 = 3;
-/// Age of a beat from which its holder counts as dead: its connection was cut without a word. A beat may wait
-/// behind data on a slow line, which SSH's own keepalive bounds to seconds.
+/// Age of the last beat after which the lock holder counts as dead, since its connection was cut silently. A beat may
+/// wait behind data on a slow line, which SSH's own keepalive limits to seconds.
 const LOCK_LEASE_SECS: &str = "120";
 const SHORT: Duration = Duration::from_secs(30);
-/// Compose's own work, without what it waits for: health checks and stops.
+/// Time for Compose's own work, without waiting for health checks and stops.
 const UP_TIMEOUT: Duration = Duration::from_secs(180);
-/// Removing old releases and images may take its time; a failure of it fails nothing.
+/// Time to remove old releases and images, which may be slow. A failure is not an error of the deployment.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(180);
-/// 64 MB over a slow line.
+/// Time for 64 MB over a slow line.
 const FILES_LIMIT: Duration = Duration::from_secs(600);
 pub const LOG_LINES: usize = 20;
 
-/// The host as one deployment works on it.
+/// Host of a deployment, with its base directory.
 #[derive(Debug, Clone, Copy)]
 pub struct Remote<'a> {
     pub connection: &'a Connection,
@@ -45,13 +45,13 @@ pub use self::{
     compose::LogsAsked,
     releases::{LastLook, Standing},
 };
-/// Keeps every other deployment off the host while it lives, and no longer than the connection.
+/// Lock that keeps all other deployments off the host. It is released when dropped or when the connection ends.
 pub use aegis_ssh::Held as HostLock;
 
 impl Remote<'_> {
-    /// Takes the lock of the host: `flock` held by a process of this session, waited for up to `wait`; a busy
-    /// host says who holds it. A holder that is this same deployment is left from a connection that was cut,
-    /// and is ended, as is what such a connection left running. So is any holder whose beats stopped.
+    /// Takes the lock of the host: `flock` held by a process of this session. Waits up to `wait`; the error for a busy
+    /// host names the holder. A holder left by a cut connection of this deployment is ended, as are its scripts. A
+    /// holder without recent beats is ended too.
     pub async fn lock(&self, deployment: &DeploymentId, owner: &str, wait: Duration) -> Result<HostLock> {
         let who = format!("{deployment} of {owner}");
         let seconds = wait.as_secs().max(LOCK_WAIT_MIN_SECS).to_string();
@@ -84,11 +84,11 @@ impl Remote<'_> {
         let arguments = [self.base, deployment.as_str(), PROJECT];
         self.run("make the release directory", scripts::PREPARE, &arguments, SHORT).await?;
         self.send_bundle(files, deployment).await?;
-        // The note comes last: a release without one is incomplete.
+        // The note is sent last: a release without a note is incomplete.
         let private = files.private_list();
         let private = private.iter().map(|names| (PRIVATE_FILE, names.as_slice()));
         let all = files.iter().chain(private).chain([(NOTE_FILE, note)]);
-        // SFTP runs as the login's user, and not every host has it.
+        // SFTP runs as the login's user, and not every host has SFTP.
         let sftp = match self.connection.is_elevated() {
             true => None,
             false => match self.connection.sftp().await {
@@ -104,12 +104,12 @@ impl Remote<'_> {
                 None => self.write_over_stdin(&path, content).await?,
             }
         }
-        // Its session may be the only one that the host allows.
+        // The SFTP session may be the only one that the host allows.
         drop(sftp);
         self.switch_to(deployment).await
     }
 
-    /// Sends what the host lacks of the files that travel, in one stream, and links the release to it.
+    /// Sends the bundle files that the host lacks in one stream, and links the release to them.
     async fn send_bundle(&self, files: &ReleaseFiles, deployment: &DeploymentId) -> Result<()> {
         let bundle = files.bundle();
         if bundle.is_empty() {
@@ -136,8 +136,8 @@ impl Remote<'_> {
         self.run("link the stack's files", scripts::LINK, &arguments, SHORT).await.map(drop)
     }
 
-    /// Gives each writable root its first content, where the host has none: that of the current release, whose layout
-    /// may be an older one, else the controller's.
+    /// Fills each writable root that is absent on the host. The current release's content is used first, since its
+    /// layout may be older, and otherwise the controller's content.
     async fn send_writable(&self, bundle: &Bundle, deployment: &DeploymentId) -> Result<()> {
         let paths: Vec<&str> = bundle.writable().map(|root| root.path.as_str()).collect();
         if paths.is_empty() {
@@ -166,7 +166,7 @@ impl Remote<'_> {
             .map(drop)
     }
 
-    /// Whether this login works on the host by `sudo -n`, for whoever has not examined the host.
+    /// Returns whether this login works on the host by `sudo -n`, for operations that do not examine the host.
     pub async fn needs_sudo(&self) -> Result<bool> {
         Ok(self.connection.script(scripts::NEEDS_SUDO, &[self.base], SHORT).await?.success())
     }
@@ -176,7 +176,7 @@ impl Remote<'_> {
         self.run("switch to the release", scripts::SWITCH, &arguments, SHORT).await.map(drop)
     }
 
-    /// Whether the whole release of this deployment lies on the host.
+    /// Returns whether the complete release of this deployment is on the host.
     pub async fn has_release(&self, deployment: &DeploymentId) -> Result<bool> {
         let output =
             self.connection.script(scripts::HAS_RELEASE, &[self.base, deployment.as_str()], SHORT).await?;
@@ -199,7 +199,7 @@ impl Remote<'_> {
         checked(output.map_err(|error| named(error, what))?, what)
     }
 
-    /// The same for a script with an input of its own.
+    /// Runs a script with an input of its own.
     async fn run_with(
         &self,
         what: &str,
@@ -213,7 +213,7 @@ impl Remote<'_> {
     }
 }
 
-/// A limit that was reached, with what reached it.
+/// Names the operation in a timeout error.
 fn named(error: Error, what: &str) -> Error {
     match error.code() {
         ErrorCode::Timeout => Error::new(ErrorCode::Timeout, format!("{what}: {}", error.message())),

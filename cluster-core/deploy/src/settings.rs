@@ -1,4 +1,4 @@
-//! What the configuration says about deployments (`spec.deploy`), resolved.
+//! Settings of deployments, resolved from the configuration (`spec.deploy`).
 
 use std::{
     collections::BTreeMap,
@@ -20,34 +20,34 @@ use super::direct::DirectOffer;
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
 pub const HEALTH_TIMEOUT_SECONDS_DEFAULT: u32 = 180;
-/// Interval of a node whose configuration names none.
+/// Default heartbeat interval of a node.
 pub const HEARTBEAT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
-/// 3 GB at 1.2 Mbit/s.
+/// Time for 3 GB at 1.2 Mbit/s.
 pub const IMAGE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6 * 3600);
 pub const MAX_PARALLEL_DEFAULT: usize = 8;
-/// Counts beside whatever the ssh configuration names.
+/// Read in addition to the files that the ssh configuration names.
 pub(super) const SYSTEM_KNOWN_HOSTS: &str = "/etc/ssh/ssh_known_hosts";
-/// Where the operator's own edge stack lies in a project.
+/// Location of the operator's own edge stack in a project.
 const PROJECT_COMPOSE_FILE: &str = ".DEPLOYMENT/compose/docker-compose.edge.yml";
 
 #[derive(Debug, Clone)]
 pub struct DeploySettings {
-    /// A stack instead of the embedded one.
+    /// Compose file to use instead of the embedded stack.
     pub compose_file: Option<PathBuf>,
-    /// The one directory whose compose file and `.env` count.
+    /// The only directory whose compose file and `.env` are used.
     pub project_root: Option<PathBuf>,
-    /// The operator's own, whoever asks; never one that lies in a working directory.
+    /// The operator's ssh configuration, for every caller. Never a file in a working directory.
     pub ssh_config: ConfigFile,
-    /// Where the ssh configuration names none for a host.
+    /// Default for hosts whose ssh configuration names no files.
     pub known_hosts: Vec<PathBuf>,
-    /// How hosts log in at private registries.
+    /// Logins of hosts at private registries.
     pub registries: Logins,
-    /// Of this machine: its images can be sent to hosts.
+    /// Engine of this machine, whose images can be sent to hosts.
     pub engine: Option<Engine>,
-    /// Opens encrypted keys.
+    /// Passphrase of encrypted keys.
     pub key_passphrase: Option<KeyPassphrase>,
     pub host_key_policy: HostKeyPolicy,
-    /// Where an assistant may name keys.
+    /// Directories in which an assistant may name keys.
     pub key_dirs: Vec<PathBuf>,
     /// Patterns (`*`, `?`, `!`) of hosts that need no approval by a person.
     pub approved_hosts: Vec<String>,
@@ -55,18 +55,18 @@ pub struct DeploySettings {
     /// Static `aegis` executables for other machines, by `uname -m`.
     pub node_binaries: BTreeMap<String, PathBuf>,
     pub max_parallel: usize,
-    /// On the host.
+    /// Base directory on the host.
     pub base_dir: String,
     pub minimum_disk_gb: u64,
-    /// Where a request does not say it.
+    /// Default for requests without a health timeout.
     pub health_timeout_seconds: u32,
     /// Time limit of one image that a host pulls or is sent.
     pub image_timeout: Duration,
-    /// A host pulls its images at every deployment.
+    /// Hosts pull their images at every deployment.
     pub always_pull: bool,
-    /// Interval at which this controller expects its workers to beat.
+    /// Interval at which this controller expects heartbeats of its workers.
     pub heartbeat_interval: Duration,
-    /// Of the user the controller runs as: default identities and known_hosts.
+    /// Home of the user that the controller runs as, for default identities and known_hosts.
     pub home: Option<PathBuf>,
     /// `SSH_AUTH_SOCK` of the controller.
     pub agent_socket: Option<PathBuf>,
@@ -74,19 +74,19 @@ pub struct DeploySettings {
     pub environment_tunnel_token: Option<aegis_types::secret::Secret>,
     /// `AITHER_EDGE_IMAGE` of the controller's environment.
     pub environment_image: Option<String>,
-    /// The controller's own key for standing connections; the login's way where there is none.
+    /// The controller's own key for standing connections; `None` uses the login's keys.
     pub link_key: Option<LinkKey>,
-    /// For `link: direct`.
+    /// Address and certificates for `link: direct`.
     pub direct: DirectOffer,
-    /// Names this controller on hosts (locks, sessions): the cluster's id.
+    /// Name of this controller on hosts, for locks and sessions: the cluster's id.
     pub owner: String,
 }
 
-/// What opens encrypted SSH keys.
+/// Passphrase for encrypted SSH keys.
 #[derive(Debug, Clone)]
 pub enum KeyPassphrase {
     Given(Passphrase),
-    /// One of the operator's own secrets, opened for each connection.
+    /// Name of an operator's secret, opened for each connection.
     Named(SecretName),
 }
 
@@ -124,7 +124,7 @@ impl Default for DeploySettings {
 }
 
 impl DeploySettings {
-    /// With everything that lies below a home directory in its usual place.
+    /// Returns defaults with the usual paths below a home directory.
     pub fn for_home(home: &Path) -> Self {
         let ssh = home.join(".ssh");
         Self {
@@ -136,7 +136,7 @@ impl DeploySettings {
         }
     }
 
-    /// Takes what the controller's own environment says.
+    /// Adds settings from the controller's own environment.
     #[must_use]
     pub fn with_environment(mut self) -> Self {
         let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -147,7 +147,7 @@ impl DeploySettings {
         self
     }
 
-    /// The ssh configuration as it is at this moment.
+    /// Reads the ssh configuration as it is now.
     pub fn client_config(&self) -> Result<ClientConfig> {
         let home = self.home.clone().unwrap_or_else(|| PathBuf::from("/"));
         ClientConfig::read(&self.ssh_config, LocalUser::of(&home))
@@ -157,7 +157,7 @@ impl DeploySettings {
         matches_any(self.approved_hosts.iter().map(String::as_str), host.as_str())
     }
 
-    /// The foreign stack, when the configuration names one or the project has one.
+    /// Returns the operator's own stack, if the configuration names one or the project has one.
     pub fn foreign_compose_file(&self) -> Option<PathBuf> {
         self.compose_file.clone().or_else(|| {
             let file = self.project_root.as_ref()?.join(PROJECT_COMPOSE_FILE);

@@ -1,4 +1,4 @@
-//! What is asked for, and what is to be done: only validation makes the second out of the first.
+//! Requests and specifications of deployments. Only validation turns a request into a specification.
 
 use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
@@ -22,7 +22,7 @@ use super::{
 
 pub(super) const SSH_USER_DEFAULT: &str = "root";
 
-/// The arguments of `deploy_edge_node`, as they came.
+/// Arguments of `deploy_edge_node`, before validation.
 #[derive(Debug, Clone, Default)]
 pub struct DeploymentRequest {
     pub host: String,
@@ -31,25 +31,25 @@ pub struct DeploymentRequest {
     pub ssh_key_path: Option<String>,
     pub identity: Option<String>,
     pub tags: Vec<String>,
-    /// Comma-separated: parts of the embedded stack, or services of the operator's own.
+    /// Comma-separated parts of the embedded stack, or services of the operator's own.
     pub services: Option<String>,
     /// Profiles of the operator's stack.
     pub profiles: Vec<String>,
-    /// Whether the machine becomes a node; without, its stack alone is started. Default: true.
+    /// Whether the machine becomes a node. If false, only its stack is started. Default: true.
     pub join: Option<bool>,
-    /// How long the stack may take to become healthy. Default: the configuration's.
+    /// Time for the stack to become healthy. Default: the configuration's.
     pub health_timeout_seconds: Option<u32>,
-    /// What Ollama is to have: `name[:tag]`.
+    /// Models for Ollama: `name[:tag]`.
     pub models: Vec<String>,
     pub tunnel_token: Option<Secret>,
     pub remote_llm_url: Option<String>,
     pub image: Option<String>,
     pub link: Option<String>,
-    /// Digest of the plan that a dry run showed, whole or its first 12 digits at least.
+    /// Digest of the plan that a dry run showed, in full or at least its first 12 digits.
     pub plan_digest: Option<String>,
-    /// How long to wait for another deployment of the host to end, 0 to 600.
+    /// Seconds to wait for another deployment of the host to end, 0 to 600.
     pub lock_wait_seconds: Option<u64>,
-    /// Replace a release that another cluster's controller put there.
+    /// Replace a release of another cluster's controller.
     pub take_over: bool,
     pub idempotency_key: Option<String>,
 }
@@ -90,18 +90,18 @@ impl fmt::Display for Service {
     }
 }
 
-/// A deployment as it is recorded: validated, and without any secret.
+/// Validated deployment as it is recorded, without any secret.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DeploymentSpec {
     pub target: SshTarget,
     pub node: NodeId,
     pub tags: Vec<Tag>,
-    /// Of the embedded stack, its parts. Of an operator's stack, what was named; nothing named means
-    /// all that have no profile.
+    /// Parts of the embedded stack, or named services of the operator's stack. For the latter, an empty set means all
+    /// services without a profile.
     pub services: BTreeSet<ServiceName>,
     #[serde(default)]
     pub profiles: BTreeSet<ProfileName>,
-    /// Without, no node of ours runs on the host.
+    /// Whether a node runs on the host.
     #[serde(default = "yes")]
     pub join: bool,
     #[serde(default = "health_timeout_default")]
@@ -110,17 +110,17 @@ pub struct DeploymentSpec {
     pub models: Vec<ModelName>,
     pub tunnel: TunnelSource,
     pub remote_llm_url: Option<String>,
-    /// Replaces what a foreign stack would build, or joins the embedded stack as `aithernode`.
+    /// Replaces the image that a foreign stack would build, or joins the embedded stack as `aithernode`.
     pub image: Option<String>,
-    /// A stack of the operator's instead of the embedded one.
+    /// Compose file of the operator's stack, used instead of the embedded one.
     pub compose_file: Option<PathBuf>,
     pub base_dir: String,
     pub minimum_disk_gb: u64,
-    /// Left out where it is the usual one, so that requests recorded before still count as the same.
+    /// Omitted for the default link, so that requests recorded before still count as the same.
     #[serde(default, skip_serializing_if = "LinkChoice::is_usual")]
     pub link: LinkChoice,
     pub origin: Origin,
-    /// What is done is this plan, or nothing.
+    /// Digest of the only plan that may be carried out.
     #[serde(default)]
     pub plan_digest: Option<String>,
     #[serde(default)]
@@ -129,7 +129,7 @@ pub struct DeploymentSpec {
     pub take_over: bool,
 }
 
-/// Records of earlier versions do not say it.
+/// Default for records of earlier versions.
 const fn yes() -> bool {
     true
 }
@@ -138,8 +138,7 @@ const fn health_timeout_default() -> u32 {
     HEALTH_TIMEOUT_SECONDS_DEFAULT
 }
 
-/// A validated deployment and the one secret that goes with it; a named one is opened later, by its name
-/// in the specification.
+/// Validated deployment with its secret value. A named secret is opened later, by its name in the specification.
 #[derive(Debug, Clone)]
 pub struct Validated {
     pub spec: DeploymentSpec,
@@ -147,8 +146,8 @@ pub struct Validated {
 }
 
 impl DeploymentRequest {
-    /// Checks every argument by grammar; no socket, no file of the caller's choosing is touched.
-    /// An explicit argument wins over the operator's ssh configuration, and that over the default.
+    /// Validates every argument without opening a socket or a file named by the caller. An explicit argument wins over
+    /// the operator's ssh configuration, which wins over the default.
     pub fn validate(&self, origin: Origin, settings: &DeploySettings) -> Result<Validated> {
         if self.host.is_empty() {
             return Err(
@@ -243,8 +242,8 @@ impl DeploymentRequest {
     }
 }
 
-/// Port and user as they are recorded. The rest of what the ssh configuration says is read at each
-/// connection, so that a host that moves behind another one is found again.
+/// Returns the port and user to record. Other ssh settings are read at each connection, so that a host that moved
+/// behind another host is found again.
 fn login(
     host: &HostAddress,
     port: Option<u16>,
@@ -258,7 +257,7 @@ fn login(
 }
 
 impl DeploymentSpec {
-    /// Of the embedded stack.
+    /// Returns whether the embedded stack runs this service; `false` for an operator's stack.
     pub fn runs(&self, service: Service) -> bool {
         self.compose_file.is_none() && self.services.iter().any(|name| name.as_str() == service.name())
     }
@@ -267,7 +266,7 @@ impl DeploymentSpec {
         Duration::from_secs(self.health_timeout_seconds.into())
     }
 
-    /// For what is done with a node that was deployed already.
+    /// Makes the specification of an operation on a deployed node.
     pub fn of_deployed(node: NodeId, deployed: Deployed, lock_wait_seconds: u64, origin: Origin) -> Self {
         Self {
             link: LinkChoice::default(),
@@ -292,8 +291,8 @@ impl DeploymentSpec {
         }
     }
 
-    /// What makes two requests the same one; the secret takes part by its digest only. Which plan it is to
-    /// carry out does not: a retry may come without the confirmation that named it.
+    /// Returns the digest by which two requests count as the same. The secret contributes by its digest only. The plan
+    /// digest is excluded: a retry may lack the confirmation that named it.
     pub fn digest(&self, tunnel_token: Option<&Secret>) -> String {
         let asked = Self { plan_digest: None, ..self.clone() };
         let json = serde_json::to_string(&asked).unwrap_or_default();
@@ -302,7 +301,7 @@ impl DeploymentSpec {
     }
 }
 
-/// Clients send empty strings for what was left out.
+/// Returns a given value. Clients send empty strings for omitted arguments.
 fn given(value: &Option<String>) -> Option<&str> {
     value.as_deref().map(str::trim).filter(|value| !value.is_empty())
 }
@@ -318,8 +317,8 @@ fn link(asked: Option<&str>, settings: &DeploySettings) -> Result<LinkChoice> {
     }
 }
 
-/// From an assistant a secret is a literal value, a name the operator declared, or empty; references to files and variables of this
-/// machine are a person's.
+/// Parses a secret argument. From an assistant it is a literal value, the name of an operator's secret, or empty. Only
+/// a person may refer to files and variables of this machine.
 fn secret_argument(secret: &Secret, origin: Origin) -> Result<Option<Argument>> {
     let text = secret.reveal();
     let refuse = |why: &str| Err(Error::invalid(format!("tunnel_token {why}")));
@@ -382,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_is_the_same_request_with_a_confirmed_plan_and_without() {
+    fn request_digest_ignores_confirmed_plan() {
         let digest = |request: &DeploymentRequest| validate(request).unwrap().spec.digest(None);
         let asked = request("192.168.1.50");
         let confirmed = DeploymentRequest { plan_digest: Some("a".repeat(64)), ..asked.clone() };
@@ -391,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_win_over_the_ssh_configuration_and_that_over_the_defaults() {
+    fn arguments_override_ssh_configuration_and_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config");
         let config = "Host atlas\n HostName 10.0.0.5\n User ops\n Port 2200\nHost evil\n ProxyCommand sh\n";
@@ -458,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_given_token_brings_cloudflared_and_is_neither_stored_nor_shown() {
+    fn given_token_adds_cloudflared_and_is_not_stored_or_shown() {
         let request = DeploymentRequest { tunnel_token: Some(Secret::new("ey-hunter2")), ..request("edge1") };
         let validated = validate(&request).unwrap();
         assert!(validated.spec.runs(Service::Cloudflared));

@@ -1,8 +1,8 @@
-//! Where the Cloudflare tunnel token comes from. The plan tells the source, never the value.
+//! Sources of the Cloudflare tunnel token. The plan shows the source, never the value.
 //!
-//! The source is decided when the request is checked, and recorded; the value of a named secret is opened
-//! only when the host is known to be approved. So is every host that a token goes to, one that was found
-//! rather than given too: see [`super::Hosts::require_approval`].
+//! The source is chosen when the request is validated, and recorded. The value of a named secret is opened only after
+//! the host's approval is verified. A token that was found rather than given also needs that approval: see
+//! [`super::Hosts::require_approval`].
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ const NAME: &str = "CLOUDFLARE_TUNNEL_TOKEN";
 const TOKEN_LENGTH_MAX: usize = 8192;
 const ENV_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// What the request says.
+/// Token argument of the request.
 #[derive(Debug, Clone)]
 pub enum Argument {
     Value(Secret),
@@ -27,17 +27,17 @@ pub enum Argument {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TunnelSource {
-    /// No token: no tunnel.
+    /// No token, and therefore no tunnel.
     None,
     Argument,
-    /// One of the operator's own, by its name.
+    /// Name of an operator's secret.
     Secret(SecretName),
     ControllerEnvironment,
     ProjectEnvFile,
 }
 
-/// The argument, else the controller's environment, else that line of `.env` under `project_root`. A
-/// named secret has no value yet.
+/// Resolves the token from the argument, else from the controller's environment, else from `.env` under `project_root`.
+/// A named secret has no value yet.
 pub fn resolve(
     argument: Option<Argument>,
     settings: &DeploySettings,
@@ -49,7 +49,7 @@ pub fn resolve(
     }
 }
 
-/// A token nobody gave: it goes only to hosts that a person or the configuration named.
+/// Finds a token that the request did not give. It is sent only to hosts that a person or the configuration named.
 fn found(settings: &DeploySettings) -> Result<(TunnelSource, Option<Secret>)> {
     if let Some(token) = &settings.environment_tunnel_token {
         return Ok((TunnelSource::ControllerEnvironment, Some(token.clone())));
@@ -61,7 +61,7 @@ fn found(settings: &DeploySettings) -> Result<(TunnelSource, Option<Secret>)> {
     })
 }
 
-/// The value of a recorded source. One that was given and is not at hand any more is on the host only.
+/// Returns the value of a recorded source. A given value that is no longer in memory exists on the host only.
 pub(super) async fn open(
     spec: &DeploymentSpec,
     given: Option<Secret>,
@@ -80,7 +80,7 @@ pub(super) async fn open(
     }
 }
 
-/// A token is one line.
+/// Checks that a token is one line.
 pub(super) fn check(token: &str) -> Result<(), &'static str> {
     match token.len() > TOKEN_LENGTH_MAX || token.chars().any(char::is_control) {
         true => Err("is too long for a tunnel token, or holds control characters"),

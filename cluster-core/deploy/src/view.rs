@@ -1,4 +1,4 @@
-//! What a deployment looks like to whoever follows it, and the states it moves through.
+//! Public view of a deployment, and its state machine.
 
 use std::fmt;
 
@@ -17,22 +17,22 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeploymentState {
-    /// Recorded; nothing was done yet.
+    /// Recorded; nothing has been done yet.
     Planned,
     Running,
     /// The node is Active in the cluster and has run a container.
     Ready,
-    /// The stack runs; no node of ours was to join with it.
+    /// The stack runs, without a node.
     Started,
     /// The node is removed from its host and from the cluster.
     Removed,
-    /// It failed. A first deployment has left the host as it was; otherwise the message says more.
+    /// The deployment failed. A failed first deployment restores the host; otherwise the message has details.
     Failed,
-    /// It failed, and the previous release runs again.
+    /// The deployment failed, and the previous release runs again.
     RolledBack,
-    /// It was cancelled, and the host is as it was before.
+    /// The deployment was cancelled, and the host was restored.
     Cancelled,
-    /// The controller stopped in between and what became of it could not be settled.
+    /// The controller stopped during the deployment, and its outcome could not be determined.
     Interrupted,
 }
 
@@ -54,7 +54,7 @@ impl DeploymentState {
         matches!(self, DeploymentState::Ready | DeploymentState::Started | DeploymentState::Removed)
     }
 
-    /// Every transition there is.
+    /// Checks a transition. Returns the next state, or an error if the transition does not exist.
     pub fn to(self, next: DeploymentState) -> Result<DeploymentState> {
         let possible = match self {
             DeploymentState::Planned => matches!(
@@ -118,24 +118,24 @@ pub enum StepName {
     Connect,
     Check,
     Upload,
-    /// The release that is gone back to takes the place of the current one.
+    /// Makes the target release of a rollback current.
     Switch,
     Images,
     Start,
     Health,
-    /// Ollama gets the models that were asked for.
+    /// Pulls the requested models into Ollama.
     Models,
     Join,
     Proof,
-    /// A last look: nothing restarted meanwhile. The release is marked as good, old ones are dropped.
+    /// Checks that nothing restarted, marks the release as good, and removes old releases.
     Settle,
-    /// The node gets no new work, and what runs there ends.
+    /// Stops new work on the node, and waits for running work.
     Drain,
-    /// The stack is taken down and its files go.
+    /// Removes the stack and its files.
     Stop,
-    /// The node's key is revoked: it is no member any more.
+    /// Revokes the node's key and removes the node from the cluster.
     Forget,
-    /// Only after a failure: the previous release is put back, or the host cleaned.
+    /// Restores the previous release, or cleans the host. Only after a failure.
     Rollback,
 }
 
@@ -163,7 +163,7 @@ impl StepName {
 }
 
 impl StepName {
-    /// Being put back and being forgotten are done to their end.
+    /// Returns whether the step can be cancelled. Restoring the host and removing the node always run to completion.
     pub const fn can_be_cancelled(self) -> bool {
         !matches!(self, StepName::Settle | StepName::Stop | StepName::Forget | StepName::Rollback)
     }
@@ -180,7 +180,7 @@ impl fmt::Display for StepName {
 pub enum StepState {
     Pending,
     Running,
-    /// The connection was cut: what became of it is being looked at.
+    /// The connection was cut, and the outcome of the step is being checked.
     Rechecking,
     Done,
     Failed,
@@ -210,10 +210,10 @@ pub struct StepView {
     pub started_at_ms: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
-    /// What shows that it was done.
+    /// Evidence that the step was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
-    /// What it is doing, or why it failed.
+    /// Current activity, or the reason of a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -226,21 +226,21 @@ pub struct DeploymentView {
     pub host: String,
     pub node_id: NodeId,
     pub state: DeploymentState,
-    /// Grows with every change: ask again with it to hear only of later ones.
+    /// Event number that grows with every change; pass it to get later changes only.
     pub event: u64,
-    /// Of the plan that is carried out, once the host was looked at.
+    /// Digest of the plan that is carried out, once the host was examined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_digest: Option<String>,
-    /// The earlier release that is gone back to.
+    /// Target release of a rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<DeploymentId>,
-    /// It was cancelled.
+    /// Cancellation was requested.
     #[serde(default)]
     pub cancel_requested: bool,
     pub steps: Vec<StepView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// The last lines of the service that failed.
+    /// Last log lines of the service that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_tail: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -303,7 +303,7 @@ impl DeploymentView {
         self.steps.iter().any(|step| step.name == name && step.started_at_ms.is_some())
     }
 
-    /// After every change.
+    /// Updates event number and next step after every change.
     pub fn touch(&mut self, now_ms: i64) {
         self.event += 1;
         self.updated_at_ms = now_ms;
@@ -341,12 +341,12 @@ impl DeploymentView {
     }
 }
 
-/// The answer to a dry run.
+/// Result of a dry run.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct PlanView {
     pub plan: Plan,
     pub findings: Vec<Finding>,
-    /// Whether it would get past the checks.
+    /// Whether the deployment would pass the checks.
     pub can_deploy: bool,
     pub next_step: String,
 }

@@ -1,4 +1,4 @@
-//! What a deployment needs of the rest of the program: the cluster it joins, and a place to record.
+//! Interfaces that a deployment needs from the rest of the program: the cluster and a journal.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use super::{operation::Action, spec::DeploymentSpec, view::DeploymentView};
 
 /// The cluster, as a deployment sees it.
 pub trait Membership: Send + Sync {
-    /// An identity that is pinned to another host is a `Conflict` that names both.
+    /// Checks that the identity is free. An identity pinned to another host is a `Conflict` that names both.
     fn check_identity<'a>(&'a self, node: &'a NodeId, target: &'a SshTarget) -> BoxFuture<'a, Result<()>>;
 
-    /// Pins the key that was read from the host over the verified connection. Idempotent. The node may claim
-    /// `size` at most; without one, an earlier bound stays.
+    /// Pins the key that was read from the host over the verified connection. Idempotent. The node may claim at most
+    /// `size`; `None` keeps an earlier bound.
     fn admit<'a>(
         &'a self,
         node: &'a NodeId,
@@ -30,10 +30,10 @@ pub trait Membership: Send + Sync {
         size: Option<Amounts>,
     ) -> BoxFuture<'a, Result<()>>;
 
-    /// Returns the thumbprints of the node's keys that were revoked when it was removed.
+    /// Returns the thumbprints of keys that were revoked when the node was removed.
     fn revoked_keys<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Vec<String>>>;
 
-    /// Starts (or replaces) the standing link of the node, over this connection. Idempotent.
+    /// Starts or replaces the standing link of the node over this connection. Idempotent.
     fn attach_link<'a>(
         &'a self,
         node: &'a NodeId,
@@ -42,80 +42,80 @@ pub trait Membership: Send + Sync {
         connection: Connection,
     ) -> BoxFuture<'a, Result<()>>;
 
-    /// Returns once the node is Active, or with a `Timeout` that says what it is instead.
+    /// Returns once the node is Active, or a `Timeout` that names its current state.
     fn await_active<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<()>>;
 
-    /// Has the node run a container of this image, which lies on it; the answer is the evidence.
+    /// Runs a container of this image, which is on the node, and returns the evidence.
     fn prove<'a>(&'a self, node: &'a NodeId, image: &'a str) -> BoxFuture<'a, Result<String>>;
 
-    /// Removes the link's own key from the host, where the node's record says that it may be there.
-    /// Idempotent; called while that record exists.
+    /// Removes the link's own key from the host, if the node's record says that it may be there. Idempotent. Called
+    /// while that record exists.
     fn remove_link_key<'a>(
         &'a self,
         node: &'a NodeId,
         connection: &'a Connection,
     ) -> BoxFuture<'a, Result<()>>;
 
-    /// A first deployment failed and the host is being cleaned: undo `admit` and `attach_link`.
+    /// Undoes `admit` and `attach_link` after a first deployment failed and while the host is cleaned.
     fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
 
-    /// Where the node was deployed; an error when it is unknown or joined by hand.
+    /// Returns the place of a deployed node. Returns an error if the node is unknown or joined by hand.
     fn deployed<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Deployed>>;
 
-    /// Gives the node no new work and waits for the rest, which is cancelled after `limit`. Idempotent.
+    /// Stops new work on the node and waits for running work, which is cancelled after `limit`. Idempotent.
     fn drain<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<String>>;
 
-    /// Takes a drained node back into service.
+    /// Returns a drained node to service.
     fn resume<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
 
-    /// Revokes the node's key and ends its link: it is no member any more. Idempotent.
+    /// Revokes the node's key and ends its link, so that it is no longer a member. Idempotent.
     fn forget<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
 
     fn controller_public_key(&self) -> [u8; 32];
 }
 
-/// A deployment as it is stored: without secrets, and enough to resume it.
+/// Deployment as it is stored: without secrets, and sufficient to resume it.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct DeploymentRecord {
     pub view: DeploymentView,
     #[serde(default)]
     pub action: Action,
     pub spec: DeploymentSpec,
-    /// What ran there before; none until the host was looked at, and then something may be changed.
+    /// Previous content of the host; `None` until the host was examined. Changes are allowed once it is set.
     #[serde(default)]
     pub before: Option<Before>,
-    /// The node was a member before: a failure does not take that away.
+    /// The node was a member before, and stays one after a failure.
     #[serde(default)]
     pub was_member: bool,
-    /// Images that the host did not have and got for this deployment.
+    /// Images that the host lacked and that were fetched for this deployment.
     #[serde(default)]
     pub fetched: Vec<String>,
     pub idempotency_key: Option<String>,
     pub request_digest: String,
 }
 
-/// What a deployment found on its host.
+/// Content that a deployment found on its host.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Before {
     Nothing,
-    /// Containers of the project, and no release that accounts for them.
+    /// Containers of the project, without a release that accounts for them.
     Stack,
     Release(DeploymentId),
 }
 
-/// Where a node lies that was deployed.
+/// Place of a deployed node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deployed {
     pub target: SshTarget,
     pub base_dir: String,
-    /// It is out of service already.
+    /// The node is drained already.
     pub drained: bool,
-    /// Whether a node of ours runs there; otherwise it is a stack alone.
+    /// Whether a node runs there; `false` for a stack alone.
     pub join: bool,
 }
 
-/// A host that a person (or the configuration) admitted, with the key that is pinned.
+/// Approved host with its pinned key. The approval comes from a person or from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct ApprovedHost {
     pub host: HostAddress,
@@ -126,11 +126,11 @@ pub struct ApprovedHost {
     pub approved_at_ms: i64,
 }
 
-/// Pinned on the way to another host.
+/// Approval of hosts that were pinned on the way to another host.
 pub(super) const JUMP_HOST: &str = "jump host";
 
 impl ApprovedHost {
-    /// Whether it may be deployed to, or only passed through.
+    /// Returns whether the host may be deployed to, or only used as a jump host.
     pub fn is_target(&self) -> bool {
         self.approved_by != JUMP_HOST
     }
@@ -144,25 +144,25 @@ pub struct DeploymentFilter {
     pub offset: usize,
 }
 
-/// The store, as a deployment sees it. What returned `Ok` is durable.
+/// The store, as a deployment sees it. A change that returned `Ok` is durable.
 pub trait Journal: Send + Sync {
     fn put<'a>(&'a self, record: &'a DeploymentRecord) -> BoxFuture<'a, Result<()>>;
     fn get<'a>(&'a self, id: &'a DeploymentId) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
     fn by_idempotency_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
-    /// Newest first, and how many there are in all.
+    /// Returns a page of deployments, newest first, and the total number.
     fn list<'a>(
         &'a self,
         filter: &'a DeploymentFilter,
     ) -> BoxFuture<'a, Result<(Vec<DeploymentRecord>, usize)>>;
-    /// Those whose state is not final.
+    /// Returns the deployments whose state is not final.
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DeploymentRecord>>>;
 
     fn put_host<'a>(&'a self, host: &'a ApprovedHost) -> BoxFuture<'a, Result<()>>;
     fn host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<Option<ApprovedHost>>>;
     fn hosts(&self) -> BoxFuture<'_, Result<Vec<ApprovedHost>>>;
-    /// Whether there was one.
+    /// Forgets a host. Returns whether it was known.
     fn forget_host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<bool>>;
 
-    /// Opens one of the operator's own secrets, and notes what it was used for; `NotFound` names no other.
+    /// Opens an operator's secret and records its purpose. Returns `NotFound`, without naming other secrets, if absent.
     fn use_secret<'a>(&'a self, name: &'a SecretName, purpose: &'a str) -> BoxFuture<'a, Result<Secret>>;
 }

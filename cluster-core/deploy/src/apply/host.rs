@@ -1,4 +1,4 @@
-//! The host of a deployment: its connection, made anew after a cut, and the lock on it.
+//! Connection to the host of a deployment, reconnected after a cut, and the lock on the host.
 
 use std::time::Duration;
 
@@ -22,22 +22,22 @@ use super::{
     Run,
 };
 
-/// Cuts that a deployment survives which has changed nothing yet.
+/// Maximum number of cuts that a deployment survives before it has changed anything.
 const RECONNECTS_MAX: u32 = 5;
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(500);
-/// Tries after a cut, while nothing was changed on the host. About a minute.
+/// Attempts to reconnect while nothing was changed on the host: about a minute in all.
 const RECONNECT_TRIES: usize = 8;
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(15);
-/// Longest pause between two tries once the host was changed: it is tried until it answers or the
-/// deployment is cancelled, since only the host knows what became of the change.
+/// Longest pause between two attempts after the host was changed. Attempts continue until the host answers or the
+/// deployment is cancelled, since only the host knows the outcome of the change.
 const RECHECK_DELAY_MAX: Duration = Duration::from_secs(30);
-/// Cuts after which the pause no longer grows.
+/// Number of cuts after which the pause no longer grows.
 const LOSSES_COUNTED: usize = RECONNECT_TRIES;
-/// Tries of a first connection: a jump host drops some of many that come at once.
+/// Attempts for a first connection. A jump host drops some of many simultaneous connections.
 const CONNECT_TRIES: usize = 3;
 const CONNECT_DELAY_MIN: Duration = Duration::from_secs(1);
 
-/// The lock on the host; it goes first, then the connection that was made for it.
+/// Host lock and the connection that holds it. Field order matters: the lock is dropped first.
 pub(super) struct Lock {
     held: HostLock,
     _own: Option<Connection>,
@@ -50,7 +50,7 @@ impl Lock {
 }
 
 impl Run {
-    /// The step: a host that cannot be reached is tried a few times, since nothing was changed there yet.
+    /// Runs the connect step. An unreachable host is retried a few times, since nothing was changed there yet.
     pub(super) async fn connect(&mut self) -> Result<String> {
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(CONNECT_DELAY_MIN)
@@ -69,7 +69,7 @@ impl Run {
         }
     }
 
-    /// Whether something on the host may have been changed by this deployment.
+    /// Returns whether this deployment may have changed something on the host.
     pub(super) fn is_touched(&self) -> bool {
         self.record.before.is_some()
     }
@@ -95,13 +95,13 @@ impl Run {
         if !lost || error.code() == ErrorCode::Cancelled {
             return OnLostHost::Fail;
         }
-        // A cancelled deployment does not wait for a host that is lost again and again.
+        // A cancelled deployment does not wait for a host that is lost repeatedly.
         let gives_up = self.cancel.is_cancelled() && self.losses > CONNECT_TRIES;
         on_lost_host(name, self.is_touched() && !gives_up, self.reconnects)
     }
 
-    /// Connects again after a cut. Without `forever` the last error is the outcome after a number of tries.
-    /// While it waits without end, the place in the queue of deployments goes to another.
+    /// Reconnects after a cut. Without `forever`, returns the last error after a bounded number of attempts. With
+    /// `forever`, the deployment gives up its slot in the queue while it waits.
     ///
     /// # Cancel safety
     /// Safe: the connection is lost already.
@@ -109,13 +109,13 @@ impl Run {
         self.reconnects += 1;
         (self.connection, self.elevated, self.lock) = (None, None, None);
         let backoff = ExponentialBuilder::default().with_min_delay(RECONNECT_DELAY_MIN).with_jitter();
-        // A person who cancels does not wait for long.
+        // Cancellation shortens the wait.
         let tries_max = if self.cancel.is_cancelled() { CONNECT_TRIES } else { RECONNECT_TRIES };
         let mut delays = match forever {
             true => backoff.with_max_delay(RECHECK_DELAY_MAX).without_max_times().build(),
             false => backoff.with_max_delay(RECONNECT_DELAY_MAX).with_max_times(tries_max).build(),
         };
-        // A step that is lost each time it is done again waits longer each time.
+        // The delay grows each time that the connection is lost during the same step.
         for _ in 1..self.losses.min(LOSSES_COUNTED) {
             delays.next();
         }
@@ -146,7 +146,7 @@ impl Run {
         Err(last)
     }
 
-    /// Replaces a connection that is gone, by one try.
+    /// Replaces a lost connection, in one attempt.
     pub(super) async fn connect_again(&mut self) -> Result<()> {
         (self.connection, self.elevated, self.lock) = (None, None, None);
         self.connect_once().await.map(drop)
@@ -158,8 +158,8 @@ impl Run {
         }
     }
 
-    /// Takes the lock, or verifies that it is still held. Another deployment may have held it meanwhile and
-    /// switched the host to a release of its own; that is an error.
+    /// Takes the lock, or verifies that it is still held. Returns an error if another deployment held the lock in the
+    /// meantime and switched the host to its own release.
     pub(super) async fn ensure_lock(&mut self) -> Result<()> {
         let Some(standing) = self.take_lock().await? else { return Ok(()) };
         let Some(before) = &self.record.before else { return Ok(()) };
@@ -173,7 +173,7 @@ impl Run {
         }
     }
 
-    /// Takes the lock unless it is held. The answer is how the releases stand since then.
+    /// Takes the lock unless it is held. Returns the state of the releases since the lock was taken.
     pub(super) async fn take_lock(&mut self) -> Result<Option<Standing>> {
         if self.lock.as_ref().is_some_and(|lock| !lock.has_ended()) {
             return Ok(None);
@@ -191,7 +191,7 @@ impl Run {
         Ok(Some(standing))
     }
 
-    /// The release that this operation makes the current one.
+    /// Returns the release that this operation makes current.
     pub(super) fn own_release(&self) -> DeploymentId {
         match (&self.record.action, &self.chosen, &self.record.view.release) {
             (Action::Rollback { .. }, Some(chosen), _) => chosen.note.deployment_id.clone(),
@@ -200,15 +200,15 @@ impl Run {
         }
     }
 
-    /// How long `docker compose up` may wait: for health checks as long as was asked, and for what runs to
-    /// stop.
+    /// Returns how long `docker compose up` may wait: the requested time for health checks, plus the time for running
+    /// containers to stop.
     pub(super) async fn start_waits(&self) -> Result<Duration> {
         let stops = Look::parse(&self.remote()?.containers().await?).stop_time();
         Ok(self.record.spec.health_limit() + stops)
     }
 
-    /// Where the server allows but one session a connection, the lock would keep every script out: it
-    /// is held over a connection of its own, by the same way and rules.
+    /// Opens a separate connection for the lock if the server allows only one session per connection. Otherwise the
+    /// lock would block every script. The connection uses the same route and rules.
     async fn lock_connection(&self) -> Result<Option<Connection>> {
         if self.connection()?.allows_several_sessions().await? {
             return Ok(None);
@@ -225,8 +225,8 @@ impl Run {
         }
     }
 
-    /// The last lines of a service, without the secrets that it was given: those that the host's release
-    /// holds, and those that this deployment knows. A log that cannot be redacted is not kept.
+    /// Returns the last log lines of a service with its secrets redacted. Covers the secrets of the host's release and
+    /// those known to this deployment. A log that cannot be redacted is discarded.
     async fn redacted_log(&self, service: &str) -> Result<String> {
         let remote = self.remote()?;
         let text = remote.logs(service, LOG_LINES).await?;
@@ -255,27 +255,27 @@ impl Run {
     }
 }
 
-/// Answer to a step that has lost its host.
+/// Reaction to a connection that was lost during a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnLostHost {
     Fail,
-    /// A number of tries; nothing was changed on the host.
+    /// Retry a bounded number of times; nothing was changed on the host.
     Reconnect,
-    /// Tries without end: the outcome is unknown, not failed.
+    /// Retry without limit: the outcome is unknown, not failed.
     Recheck,
 }
 
 fn on_lost_host(name: StepName, touched: bool, reconnects: u32) -> OnLostHost {
     match (touched, name) {
         (true, _) => OnLostHost::Recheck,
-        // Its own tries are over.
+        // These steps have used up their own retries.
         (false, StepName::Connect | StepName::Rollback) => OnLostHost::Fail,
         (false, _) if reconnects < RECONNECTS_MAX => OnLostHost::Reconnect,
         (false, _) => OnLostHost::Fail,
     }
 }
 
-/// The current release, if neither this operation nor what it found is behind it.
+/// Returns the current release, unless it belongs to this operation or was found before it.
 pub(super) fn superseded_by(
     own: &DeploymentId,
     before: &Before,

@@ -1,4 +1,4 @@
-//! The step that gives the host its images: made here, sent from here, or pulled there.
+//! The step that provides the host's images: built here, pushed from here, or pulled by the host.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -31,7 +31,7 @@ impl Run {
         let node_image = goal.node.as_ref().map(|node| node.image.clone());
         let remote = self.remote()?;
         let missing = remote.missing_images(&references).await?;
-        // As it is at this moment: the step is done again after a cut.
+        // Copied again on every run of the step, since it is repeated after a cut.
         let local = self.examined()?.local.clone();
         let contents = remote.image_contents(&local.references()).await?;
         let local = local.with_host(contents);
@@ -78,7 +78,7 @@ impl Run {
         self.context.images.build(source).await
     }
 
-    /// By the host; an image that lies here too is sent where that fails.
+    /// Pulls an image on the host. If the pull fails and the image exists locally, pushes the local image.
     async fn pull(&mut self, reference: &str, local: Option<&LocalImage>) -> Result<String> {
         self.progress(StepName::Images, format!("pulling {reference}"));
         let settings = self.context.hosts.settings();
@@ -101,7 +101,7 @@ impl Run {
         }
     }
 
-    /// Records the image before it comes: a deployment that fails removes it again, also after a restart.
+    /// Records the image before it is fetched, so that a failed deployment removes it again, also after a restart.
     async fn note_fetched(&mut self, reference: &str) -> Result<()> {
         if !self.record.fetched.iter().any(|known| known == reference) {
             self.record.fetched.push(reference.to_owned());
@@ -110,7 +110,7 @@ impl Run {
         Ok(())
     }
 
-    /// From this machine's engine into the host's, a piece at a time.
+    /// Streams an image from the local engine into the engine of the host.
     async fn push(&mut self, reference: &str, local: &LocalImage) -> Result<String> {
         let engine = self.context.hosts.settings().engine.as_ref();
         let engine = engine.ok_or_else(|| Error::internal("an image of an engine that is not there"))?;

@@ -1,8 +1,8 @@
-//! Carrying out one operation on a host: its steps in their order, each recorded before and after, visible
-//! while it happens; a cut connection is looked into and the step done again; a failure puts the
-//! host back, and so does cancelling it.
+//! Runs one operation on a host. Its steps run in order, and each is recorded before and after. Progress is visible
+//! while a step runs. After a cut connection the state is checked and the step repeated. Failure and cancellation
+//! restore the host.
 //!
-//! One task a deployment, owned by [`super::Deployments`]; it ends with the deployment.
+//! Each deployment is one task, owned by [`super::Deployments`]. The task ends with the deployment.
 
 mod earlier;
 mod host;
@@ -35,7 +35,7 @@ use super::{
     world::{Before, DeploymentRecord},
 };
 
-/// Until a node that was started is Active.
+/// Limit for a started node to become Active.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(90);
 
 /// One deployment in progress.
@@ -44,28 +44,28 @@ pub(super) struct Run {
     record: DeploymentRecord,
     token: Option<Secret>,
     views: watch::Sender<DeploymentView>,
-    /// Started again after the controller stopped in between.
+    /// Resumed after a restart of the controller.
     resumed: bool,
     connection: Option<Connection>,
-    /// The login works by sudo: the same connection, as root.
+    /// The login uses sudo: the same connection, as root.
     sudo: bool,
     elevated: Option<Connection>,
     lock: Option<host::Lock>,
     examined: Option<Examined>,
-    /// What is to run, and where our node answers.
+    /// Services to run, and the address at which the node answers.
     goal: Option<Goal>,
-    /// How it was when it became well.
+    /// State of the stack when it became healthy.
     well: Option<Well>,
-    /// The release that is gone back to.
+    /// Target release of a rollback.
     chosen: Option<KeptRelease>,
     cancel: CancellationToken,
     reconnects: u32,
-    /// Cuts during the step that runs.
+    /// Cuts during the current step.
     losses: usize,
-    /// How the host was put back after a failure.
+    /// Result of the rollback after a failure.
     outcome: Option<rollback::RollbackOutcome>,
     slots: Arc<Semaphore>,
-    /// Place among the deployments that may run at once; given up while a host is away.
+    /// Permit to run in parallel with other deployments; released while the host is unreachable.
     slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -105,8 +105,8 @@ impl Run {
         }
     }
 
-    /// Waits for its turn, then to its end, whatever it is. An error here means that the journal failed:
-    /// nothing more is done then, and the next start of the controller resumes.
+    /// Waits for a permit, then runs the deployment to its end, whatever the outcome. Returns an error only if the
+    /// journal failed. Nothing more is done then, and the next start of the controller resumes the deployment.
     pub async fn run(mut self) -> Result<()> {
         self.slot = tokio::select! {
             biased;
@@ -194,8 +194,8 @@ impl Run {
         outcome.map(drop)
     }
 
-    /// A deployment that is cancelled while its host is away cannot put the host back: after the tries that
-    /// any cut gets, its outcome stays unknown.
+    /// Reconnects. A deployment that is cancelled while its host is unreachable cannot restore the host: after the
+    /// usual attempts its outcome stays unknown.
     async fn reconnect_unless_cancelled(&mut self, name: StepName, forever: bool) -> Result<()> {
         if self.cancel.is_cancelled() {
             return self.reconnect(name, false).await;
@@ -213,7 +213,7 @@ impl Run {
         }
     }
 
-    /// Every step is idempotent; its answer is the evidence.
+    /// Runs a step and returns its evidence. Every step is idempotent.
     async fn perform(&mut self, name: StepName) -> Result<String> {
         match name {
             StepName::Plan => self.plan().await,
@@ -243,7 +243,7 @@ impl Run {
         self.goal.as_ref().ok_or_else(|| Error::internal("a step before the checks"))
     }
 
-    /// Records what the host and the cluster had before: from here on something may be changed.
+    /// Records the previous state of the host and the cluster. Changes are allowed from here on.
     async fn note_before(&mut self, standing: &Standing) -> Result<()> {
         if self.record.before.is_none() {
             self.record.was_member = self.context.membership.deployed(&self.record.spec.node).await.is_ok();
@@ -262,7 +262,7 @@ impl Run {
         self.change(|view| view.state = next).await
     }
 
-    /// Recorded first, then shown.
+    /// Records a change of the view, then publishes it.
     async fn change(&mut self, change: impl FnOnce(&mut DeploymentView)) -> Result<()> {
         change(&mut self.record.view);
         self.record.view.event = self.record.view.event.max(self.views.borrow().event);
@@ -272,7 +272,7 @@ impl Run {
         Ok(())
     }
 
-    /// Shown, not recorded: it is gone with the step.
+    /// Publishes progress without recording it. The text is lost when the step ends.
     fn progress(&mut self, name: StepName, text: String) {
         publish_progress(&self.views, &mut self.record.view, name, text);
     }

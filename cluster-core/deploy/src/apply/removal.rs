@@ -1,4 +1,5 @@
-//! Removing a node: out of service, off its host, out of the cluster. Every step can be done again.
+//! Removes a node: drains it, removes its stack from the host, and removes it from the cluster. Every step is
+//! idempotent.
 
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ impl Run {
         Ok(format!("the stack was taken off {}, {volumes}", self.record.spec.target.host))
     }
 
-    /// The cluster whose release is current on the host, if it is not this one.
+    /// Returns the cluster that owns the current release on the host, if it is another cluster.
     pub(super) async fn other_owner(&self) -> Result<Option<String>> {
         let kept = self.remote()?.kept().await?;
         let owner = kept.into_iter().find(|release| release.current).and_then(|release| release.note.cluster);
@@ -57,7 +58,7 @@ impl Run {
         Ok(format!("the key of {node} is revoked"))
     }
 
-    /// A machine that does not answer may not exist any more, which only its owner knows.
+    /// Adds a remedy: a machine that does not answer may no longer exist, which only its owner knows.
     pub(super) fn explain_removal(&self, error: Error) -> Error {
         let node = &self.record.spec.node;
         match error.code() {
@@ -73,7 +74,7 @@ impl Run {
         }
     }
 
-    /// What a removal that did not come to its end leaves behind.
+    /// Describes the state that an incomplete removal leaves behind, and resumes the node if the removal was cancelled.
     pub(super) async fn leave_removal(&mut self, called_off: bool, host_away: bool) -> String {
         let node = self.record.spec.node.clone();
         if !self.record.spec.join {

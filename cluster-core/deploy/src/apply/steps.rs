@@ -1,4 +1,4 @@
-//! The steps of a deployment, each idempotent; the answer is the evidence.
+//! The steps of a deployment. Each is idempotent and returns its evidence.
 
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ impl Run {
         }
         if !examined.prepared.changes_files() {
             let current = examined.facts.release.as_ref().map(|release| release.deployment_id.clone());
-            // Links that were replaced by files lead into the release again.
+            // Restores links into the release that were replaced by files.
             if let (Some(current), false) = (&current, examined.facts.replaced.is_empty()) {
                 remote.switch_to(current).await?;
             }
@@ -119,7 +119,7 @@ impl Run {
         Ok(format!("{count} files in releases/{id} (plan {digest})"))
     }
 
-    /// Another controller may have deployed between the checks and the lock.
+    /// Examines the host again if another controller deployed between the checks and the lock.
     async fn look_again_if_it_changed(&mut self) -> Result<()> {
         let seen = self.examined()?.facts.release.as_ref().map(|release| release.deployment_id.clone());
         let (before, has_containers) = match &self.record.before {
@@ -187,9 +187,9 @@ impl Run {
         let spec = self.record.spec.clone();
         let public_key = self.read_public_key().await?;
         let membership = self.context.membership.clone();
-        // As the release says that runs now, whichever it is.
+        // Uses the link of the current release, whichever release that is.
         let link = self.remote()?.current_link().await?;
-        // A rollback examines nothing, and an earlier bound stays.
+        // A rollback does not examine the host, so the earlier bound is kept.
         let size = self.examined.as_ref().map(|examined| examined.facts.size());
         membership.admit(&spec.node, public_key, &spec, &link, size).await?;
         membership.attach_link(&spec.node, &spec, &link, self.connection()?.clone()).await?;
@@ -214,7 +214,7 @@ impl Run {
             if let Some(key) = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()) {
                 return Ok(key);
             }
-            // A file that is just being written is read once more, one that stays wrong is told.
+            // A file that is just being written is read again; a file that stays invalid is an error.
             if Instant::now() >= deadline {
                 return Err(match text {
                     None => Error::new(ErrorCode::Timeout, "the node wrote no public key within 60 s"),
@@ -235,7 +235,7 @@ impl Run {
         self.context.membership.prove(&self.record.spec.node, &image).await
     }
 
-    /// One last look, then the release counts as good.
+    /// Takes a last look at the stack, then marks the release as good.
     pub(super) async fn settle(&mut self) -> Result<String> {
         self.ensure_lock().await?;
         let goal = self.goal()?.clone();
@@ -254,7 +254,7 @@ impl Run {
         let brought: Vec<&str> = brought.map(String::as_str).collect();
         self.remote()?.mark(&release, &mark, &brought).await?;
         let evidence = format!("release {release} is good, with {} images", mark.images.len());
-        // A leftover harms nothing that runs.
+        // Leftover files do no harm to what runs.
         match self.remote()?.clean_up().await {
             Ok(()) => Ok(evidence),
             Err(error) => {
@@ -265,7 +265,7 @@ impl Run {
     }
 }
 
-/// What is done is the plan that was shown, or nothing.
+/// Checks that the plan still has the digest that was confirmed.
 fn expected(plan: &Plan, digest: Option<&str>) -> Result<()> {
     match digest {
         Some(digest) if !plan.digest.starts_with(digest) => Err(Error::new(

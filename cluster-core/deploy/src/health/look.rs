@@ -1,5 +1,5 @@
-//! One look at the containers of a stack, and what it says: a plain function, so that a crash loop, a
-//! slow start and a one-shot are told apart without a host.
+//! Judges one snapshot of a stack's containers. This is a plain function, so that tests distinguish a crash loop, a
+//! slow start and a one-shot service without a host.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,43 +7,43 @@ use serde::Deserialize;
 
 use super::super::release::Goal;
 
-/// Without a health check there is only that it keeps running.
+/// Uptime that counts as healthy for a service without a health check.
 const STEADY_SECONDS: i64 = 5;
-/// Restarts since the first look. Docker waits twice as long after each, so they take 6 s and more: a
-/// service that waits for another by exiting comes up before.
+/// Restarts since the first snapshot. Docker doubles the pause after each, so six restarts take 6 s and more. A service
+/// that waits for another by exiting comes up before the limit.
 const RESTARTS_MAX: u64 = 6;
 
-/// Docker's own.
+/// Docker's default stop timeout.
 const STOP_TIMEOUT_DEFAULT_SECS: u64 = 10;
-/// A longer one is waited for no longer.
+/// Longest stop timeout that is waited for.
 const STOP_TIMEOUT_MAX_SECS: u64 = 3600;
 
-/// A container of the stack as the engine tells of it, one line each.
+/// A container of the stack as the engine reports it, one per line.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Container {
     pub id: String,
     pub service: String,
     pub status: String,
-    /// Empty where there is no health check.
+    /// Health status; empty without a health check.
     pub health: String,
     pub exit_code: i64,
     pub oom_killed: bool,
     pub restarts: u64,
     started_at: String,
-    /// `no`, `always`, `unless-stopped`, `on-failure`.
+    /// Restart policy: `no`, `always`, `unless-stopped` or `on-failure`.
     policy: String,
-    /// Of the image, not of its name.
+    /// Id of the image, not its name.
     pub image: String,
-    /// Seconds that it has to stop; Docker's default where it is not set.
+    /// Seconds that the container has to stop; `None` for Docker's default.
     #[serde(default)]
     stop_timeout: Option<u64>,
-    /// Directory of its compose file.
+    /// Directory of the compose file.
     #[serde(default)]
     pub directory: Option<String>,
 }
 
-/// For `docker inspect`: a line that is a [`Container`]. The names are those of the engine's structure, not
-/// of its JSON, where an absent field is an error.
+/// Format for `docker inspect` that prints a [`Container`] as one line. The names are those of the engine's Go
+/// structure. In its JSON, an absent field is an error.
 pub const CONTAINER_FORMAT: &str = concat!(
     r#"{"id":{{json .ID}},"service":{{json (index .Config.Labels "com.docker.compose.service")}},"#,
     r#""status":{{json .State.Status}},"health":{{if .State.Health}}{{json .State.Health.Status}}{{else}}""{{end}},"#,
@@ -59,27 +59,27 @@ pub struct Look {
     pub containers: Vec<Container>,
 }
 
-/// What a service answers that is asked for itself.
+/// Result of a readiness probe of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// As the evidence shows it.
+    /// Healthy, with the evidence to show.
     Yes(String),
     No,
-    /// sshd carries no TCP channels: the container's state has to do.
+    /// sshd forwards no TCP channels, so only the container's state counts.
     CannotAsk,
 }
 
-/// By service; one that is not in it is not asked.
+/// Probe results by service; a service that is not in the map was not probed.
 pub type Answers = BTreeMap<String, Answer>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Well,
-    /// For this service.
+    /// Waiting for this service.
     Waiting {
         service: String,
     },
-    /// It will not come up by waiting.
+    /// The service will not come up by waiting.
     Failed {
         service: String,
         why: String,
@@ -94,12 +94,12 @@ enum Condition {
 }
 
 impl Look {
-    /// Whether any container runs.
+    /// Returns whether any container runs.
     pub fn any_runs(&self) -> bool {
         self.containers.iter().any(|container| container.status == "running")
     }
 
-    /// The first line is the host's clock, the others are containers.
+    /// Parses a snapshot. The first line is the host's clock, and each other line is a container.
     pub fn parse(text: &str) -> Self {
         let mut look = Self::default();
         for line in text.lines() {
@@ -113,7 +113,7 @@ impl Look {
         look
     }
 
-    /// How long stopping all of it may take, one after another.
+    /// Returns how long it may take to stop all containers one after another.
     pub fn stop_time(&self) -> Duration {
         let seconds = self
             .containers
@@ -126,7 +126,7 @@ impl Look {
         self.containers.iter().map(|container| (container.id.clone(), container.restarts)).collect()
     }
 
-    /// The service whose log is worth keeping when a start failed.
+    /// Returns the service whose log is worth keeping after a failed start.
     pub fn failed_service(&self) -> Option<&str> {
         let failed = |one: &&Container| one.condition(self.now_seconds) == Condition::Failed;
         let restarting = |one: &&Container| one.status == "restarting";
@@ -138,7 +138,7 @@ impl Look {
         self.containers.iter().any(|one| one.service == service && one.status == "running")
     }
 
-    /// Why a service does not run as it should; `None` when it does, or ended well.
+    /// Returns why a service does not run; `None` if it runs or exited successfully.
     pub fn down(&self, service: &str) -> Option<String> {
         let mut containers = self.containers.iter().filter(|one| one.service == service).peekable();
         if containers.peek().is_none() {
@@ -151,7 +151,7 @@ impl Look {
         down.map(|one| format!("does not run: {}", one.describe(self.now_seconds)))
     }
 
-    /// `first` holds the restarts of each container when it was first seen.
+    /// Judges the snapshot. `first` holds the restarts of each container when it was first seen.
     pub fn verdict(&self, goal: &Goal, answers: &Answers, first: &BTreeMap<String, u64>) -> Verdict {
         let failed = |container: &Container, why| Verdict::Failed { service: container.service.clone(), why };
         for container in &self.containers {
@@ -173,7 +173,7 @@ impl Look {
         Verdict::Well
     }
 
-    /// Who answers need not wait for the next round of its container's own check.
+    /// A successful probe counts as healthy before the container's own health check runs again.
     fn is_well(&self, container: &Container, answer: Option<&Answer>) -> bool {
         match answer {
             Some(Answer::Yes(_)) => container.status == "running",
@@ -182,7 +182,7 @@ impl Look {
         }
     }
 
-    /// A line a person reads: each service with its state, and what it answered.
+    /// Formats each service with its state and probe result as one line for a person.
     pub fn describe(&self, goal: &Goal, answers: &Answers) -> String {
         let mut parts = Vec::new();
         for service in &goal.services {
@@ -202,7 +202,7 @@ impl Look {
         parts.join(", ")
     }
 
-    /// What has not stayed as it was since it was well.
+    /// Returns the first container that restarted or failed since it was healthy.
     pub fn changed_since(&self, before: &BTreeMap<String, u64>) -> Option<(String, String)> {
         let restarted = self.containers.iter().find(|container| {
             let restarts = before.get(&container.id);
@@ -223,7 +223,7 @@ impl Container {
             ("running", "healthy") => Condition::Well,
             ("running", "unhealthy") => Condition::Failed,
             ("running", "" | "none") if self.age(now_seconds) >= STEADY_SECONDS => Condition::Well,
-            // One-shot services end; that they ended well is all there is to ask.
+            // One-shot services exit; a successful exit is all that they have to show.
             ("exited", _) if self.exit_code == 0 && !self.is_kept_up() => Condition::Well,
             ("exited", _) if self.exit_code == 0 => Condition::Waiting,
             ("exited" | "dead" | "removing", _) => Condition::Failed,
@@ -235,7 +235,7 @@ impl Container {
         matches!(self.policy.as_str(), "always" | "unless-stopped")
     }
 
-    /// Seconds since its last start. A clock that was set back makes nobody wait forever.
+    /// Returns the seconds since the last start. The absolute value guards against a clock that was set back.
     fn age(&self, now_seconds: i64) -> i64 {
         let format = &time::format_description::well_known::Rfc3339;
         let Ok(started) = time::OffsetDateTime::parse(&self.started_at, format) else { return 0 };
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_is_well_before_its_containers_check_and_who_does_not_is_not() {
+    fn probe_success_overrides_starting_health_check() {
         let look = Look { now_seconds: NOW, containers: vec![container("web", "running", "starting")] };
         let with =
             |answer| look.verdict(&stack(&["web"]), &[("web".to_owned(), answer)].into(), &BTreeMap::new());

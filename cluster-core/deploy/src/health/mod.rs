@@ -1,5 +1,5 @@
-//! Whether the stack is well: what the engine says of each container, and what the services answer that
-//! can be asked. What a look says is decided in `look`; here is the looking, the asking and the waiting.
+//! Health of the stack: container states from the engine, and probes of the services that can be asked. Module `look`
+//! judges a snapshot. This module takes snapshots, probes and waits.
 
 mod look;
 
@@ -20,14 +20,14 @@ use super::{
 
 pub use self::look::{Answer, Answers, CONTAINER_FORMAT, Look, Verdict};
 
-/// Docker tells of changes only by being asked: often at first, since most services are up at once.
+/// First poll interval. Docker reports changes only when polled, and most services are up quickly.
 const POLL_INTERVAL_FIRST: Duration = Duration::from_millis(50);
 const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
 const TOKEN_REMEDY: &str = "the tunnel token may be wrong, or the host cannot reach Cloudflare; the end of its log \
                             is in untrusted_log_tail of get_deployment_status, and `aegis deployments ID` prints it";
 const LOG_REMEDY: &str = "the end of its log is in untrusted_log_tail of get_deployment_status, and `aegis deployments ID` prints it";
 
-/// Which service failed, and why.
+/// Failed service and the reason.
 #[derive(Debug)]
 pub struct Unwell {
     pub error: Error,
@@ -40,7 +40,7 @@ impl From<Error> for Unwell {
     }
 }
 
-/// A stack that was well at one moment.
+/// A stack that was healthy at one moment.
 #[derive(Debug, Clone)]
 pub struct Well {
     pub evidence: String,
@@ -48,7 +48,7 @@ pub struct Well {
     restarts: BTreeMap<String, u64>,
 }
 
-/// Waits until every started service is well; tells `progress` what it waits for.
+/// Waits until every started service is healthy, and reports to `progress` what it waits for.
 pub async fn await_well(
     remote: Remote<'_>,
     goal: &Goal,
@@ -83,7 +83,7 @@ pub async fn await_well(
     }
 }
 
-/// One more look at a stack that was well: nothing restarted since.
+/// Takes another look at a healthy stack and checks that nothing restarted since.
 pub fn confirm(look: &Look, goal: &Goal, well: &Well) -> Result<(), Unwell> {
     match look.changed_since(&well.restarts) {
         None => Ok(()),
@@ -106,7 +106,7 @@ fn unwell(code: ErrorCode, message: String, service: String, goal: &Goal) -> Unw
     Unwell { error: Error::new(code, message).remedy(remedy), service: Some(service) }
 }
 
-/// Asks from the host itself, through the connection, whoever runs and can be asked.
+/// Probes running services from the host itself, through the SSH connection.
 async fn ask(connection: &Connection, goal: &Goal, look: &Look) -> Result<Answers> {
     let mut answers = Answers::new();
     if let Some(node) = goal.node.as_ref().filter(|node| look.runs(&node.service)) {

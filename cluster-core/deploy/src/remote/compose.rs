@@ -1,4 +1,4 @@
-//! The stack on the host, by Docker Compose.
+//! Runs the stack on the host with Docker Compose.
 
 use std::{io::Cursor, time::Duration};
 
@@ -27,13 +27,13 @@ use super::{
 const LOG_LINES_MAX: u32 = 1000;
 const LOG_LINES_DEFAULT: u32 = 200;
 const LOG_SECONDS_MAX: u64 = 30 * 86_400;
-/// Of one answer; the end is what is kept.
+/// Size limit of one response; the end is kept.
 const LOG_BYTES_MAX: &str = "262144";
 const SERVICES_MAX: usize = 32;
-/// Env files and compose files over a slow line, and Compose's start.
+/// Time for env files and compose files over a slow line, and for Compose to start.
 const CONFIG_LIMIT: Duration = Duration::from_secs(120);
 
-/// Which log lines of a node's services are wanted.
+/// Selects log lines of a node's services.
 #[derive(Debug, Clone)]
 pub struct LogsAsked {
     services: Vec<String>,
@@ -42,7 +42,8 @@ pub struct LogsAsked {
 }
 
 impl LogsAsked {
-    /// No services: all of them. `lines` of each, 1 to 1000, 200 by default; `since_seconds` back from now.
+    /// Validates the selection. An empty `services` selects all. `lines` per service: 1 to 1000, default 200.
+    /// `since_seconds` counts back from now.
     pub fn new(services: Vec<String>, lines: Option<u32>, since_seconds: Option<u64>) -> Result<Self> {
         if services.len() > SERVICES_MAX {
             return Err(Error::invalid("more than 32 services are named"));
@@ -64,7 +65,7 @@ impl LogsAsked {
     }
 }
 
-/// Compose's words when its engine does not answer; then no service is to blame.
+/// Messages of Compose when the engine does not answer; then no service is to blame.
 const ENGINE_AWAY: [&str; 3] =
     ["Cannot connect to the Docker daemon", "error during connect", "permission denied"];
 
@@ -79,8 +80,8 @@ fn logs_unreadable(why: &str) -> Error {
 }
 
 impl Remote<'_> {
-    /// Asks the host's Compose what a project means. Nothing of the files that Compose opens stays on the host.
-    /// `None` where the host has no Compose.
+    /// Asks the host's Compose for the meaning of a project. No file that Compose opens stays on the host. Returns
+    /// `None` if the host has no Compose.
     pub async fn compose_config(
         &self,
         project: &OperatorProject,
@@ -104,7 +105,7 @@ impl Remote<'_> {
         })
     }
 
-    /// The last lines that the services wrote, each with its service and time. Untrusted text without
+    /// Returns the last log lines of the services, each with its service and time. The text is untrusted, but free of
     /// control characters.
     pub async fn logs_of(&self, asked: &LogsAsked) -> Result<String> {
         let lines = asked.lines.to_string();
@@ -112,7 +113,7 @@ impl Remote<'_> {
         let mut arguments = vec![self.base, PROJECT, &lines, &since, LOG_BYTES_MAX];
         arguments.extend(asked.services.iter().map(String::as_str));
         let output = self.connection.script(scripts::LOGS_OF, &arguments, SHORT).await?;
-        // The last line is the exit status of Compose, which a pipe would swallow.
+        // The last line is the exit status of Compose, which a pipe would hide.
         let (text, status) = output.stdout.rsplit_once('\n').unwrap_or((&output.stdout, ""));
         let text = redact(text, &self.secrets().await?);
         let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
@@ -122,8 +123,8 @@ impl Remote<'_> {
         }
     }
 
-    /// Starts the stack; the answer has what Compose did, a line a container. A start that the host's
-    /// runtime broke off is made again. `waits` is how long health checks and stops may take.
+    /// Starts the stack. Returns the actions of Compose, one line per container. A start that the host's runtime
+    /// aborted is retried. `waits` is the time for health checks and stops.
     pub async fn up(&self, waits: Duration) -> Result<Vec<String>> {
         let limit = UP_TIMEOUT + waits;
         let mut starts = 1;
@@ -141,7 +142,7 @@ impl Remote<'_> {
             let words: Vec<&str> = line.split_whitespace().collect();
             let [.., "Container", name, verb] = words.as_slice() else { continue };
             match containers.iter_mut().find(|(known, _)| known == name) {
-                // "Recreated" says more than the "Started" that follows it.
+                // "Recreated" says more than the "Started" that follows.
                 Some((_, last)) if last != "Recreated" => *last = (*verb).to_owned(),
                 Some(_) => {}
                 None => containers.push(((*name).to_owned(), (*verb).to_owned())),
@@ -153,7 +154,7 @@ impl Remote<'_> {
         Ok(did.chain(again).collect())
     }
 
-    /// The containers of the stack, for `health::Look` to read.
+    /// Returns the containers of the stack, in the format of `health::Look`.
     pub async fn containers(&self) -> Result<String> {
         Ok(self
             .run("look at the containers", scripts::CONTAINERS, &[PROJECT, CONTAINER_FORMAT], SHORT)
@@ -161,7 +162,7 @@ impl Remote<'_> {
             .stdout)
     }
 
-    /// The models of the Ollama in this service, as its own command lists them.
+    /// Returns the models of the Ollama in this service, as its own command lists them.
     pub async fn exec_models(&self, service: &str) -> Result<String> {
         Ok(self
             .run("list the models", scripts::EXEC_MODELS, &[self.base, PROJECT, service], SHORT)
@@ -185,8 +186,8 @@ impl Remote<'_> {
         Ok(tail(&output.stdout, lines))
     }
 
-    /// Values that a service was given and may print: those of `.env`, of env files and of secret files,
-    /// as the current release has them.
+    /// Returns the values that a service was given and may print: those of `.env`, of env files and of secret files of
+    /// the current release.
     pub async fn secrets(&self) -> Result<Vec<Secret>> {
         let marker = marker();
         let arguments = [self.base, marker.as_str(), PRIVATE_FILE];
@@ -195,8 +196,8 @@ impl Remote<'_> {
         Ok(text.split(&separator).flat_map(env_file::secrets).collect())
     }
 
-    /// Removes the stack, every file of ours, and the images of the node. Volumes stay, unless they are to
-    /// go. What stood there before the first deployment comes back.
+    /// Removes the stack, all files of the deployment and the images of the node. Removes volumes only on request. A
+    /// stack that stood there before the first deployment is restored.
     pub async fn remove(&self, volumes: bool) -> Result<()> {
         let waits = Look::parse(&self.containers().await?).stop_time();
         let volumes = if volumes { "volumes" } else { "" };
@@ -204,19 +205,19 @@ impl Remote<'_> {
         self.run("clean the host", scripts::REMOVE, &arguments, UP_TIMEOUT + waits).await.map(drop)
     }
 
-    /// Removes our files alone: the project's containers are not ours.
+    /// Removes the deployment's files only, since the project's containers belong to another stack.
     pub async fn remove_files(&self) -> Result<()> {
         let arguments = [self.base, PROJECT, "", "files"];
         self.run("clean the host", scripts::REMOVE, &arguments, UP_TIMEOUT).await.map(drop)
     }
 
-    /// Ends what a script that was given up left running, and waits for its end.
+    /// Ends processes left by an abandoned script, and waits for their end.
     pub async fn end_work(&self) -> Result<()> {
         self.run("end what was under way", scripts::END_WORK, &[self.base], SHORT).await.map(drop)
     }
 }
 
-/// Reads what the script printed; `None` when a part is missing.
+/// Parses the script's output; `None` if a part is missing.
 fn parse_config(text: &str, marker: &str) -> Option<ComposeOutput> {
     let separator = format!("{marker}\n");
     let parts: Vec<&str> = text.split(separator.as_str()).collect();

@@ -1,4 +1,4 @@
-//! Images on the host: which are there, loaded over the connection, pulled by the host itself.
+//! Images on the host: listed, loaded over the connection, or pulled by the host.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ impl Remote<'_> {
         Ok(output.stdout.lines().map(str::to_owned).collect())
     }
 
-    /// What a container uses stays, and so do the layers that another image has.
+    /// Removes images. Keeps images that a container uses, and layers that another image shares.
     pub async fn drop_images(&self, references: &[String]) -> Result<()> {
         let arguments: Vec<&str> = references.iter().map(String::as_str).collect();
         self.run("remove images", scripts::DROP_IMAGES, &arguments, SHORT).await.map(drop)
@@ -32,7 +32,7 @@ impl Remote<'_> {
         self.receive(&image.reference, image.reader(), limit).await
     }
 
-    /// Of those that are there. No round trip where nothing is asked.
+    /// Returns the contents of the images that exist. An empty request needs no round trip.
     pub async fn image_contents(&self, references: &[String]) -> Result<BTreeMap<String, ImageContent>> {
         if references.is_empty() {
             return Ok(BTreeMap::new());
@@ -48,7 +48,7 @@ impl Remote<'_> {
         Ok(output.stdout.lines().filter_map(content).collect())
     }
 
-    /// An image in the form of `docker save`.
+    /// Loads an image in the format of `docker save`.
     pub async fn receive(
         &self,
         reference: &str,
@@ -59,7 +59,7 @@ impl Remote<'_> {
         self.run_with(&what, scripts::LOAD, &[self.base], image, limit).await.map(drop)
     }
 
-    /// `login` is the content of Docker's `config.json` for this one pull.
+    /// Pulls an image. `login` is the content of Docker's `config.json` for this one pull.
     pub async fn pull(&self, reference: &str, login: Option<&Secret>, limit: Duration) -> Result<()> {
         let output = match login {
             None => self.connection.script(scripts::PULL, &[self.base, reference], limit).await,
@@ -79,7 +79,7 @@ impl Remote<'_> {
     }
 }
 
-/// Never ends: standard input that lasts as long as the connection tells the host when it is cut.
+/// Standard input without an end. It lasts as long as the connection, so the host notices a cut.
 struct StaysOpen;
 
 impl AsyncRead for StaysOpen {
@@ -88,10 +88,10 @@ impl AsyncRead for StaysOpen {
         _: &mut Context<'_>,
         _: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        // Nobody wakes it: who reads it waits for other things as well.
+        // Never woken: the reader also waits for other events.
         Poll::Pending
     }
 }
 
-/// What [`ImageContent::of_inspection`] reads.
+/// Format that [`ImageContent::of_inspection`] parses.
 const CONTENT_FORMAT: &str = r#"{"RootFS":{"Layers":{{json .RootFS.Layers}}},"Config":{{json .Config}}}"#;

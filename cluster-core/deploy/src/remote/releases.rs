@@ -1,4 +1,4 @@
-//! The releases that a host keeps: which there are, which one is current, which were good.
+//! Releases that a host keeps: which exist, which is current, and which were good.
 
 use std::collections::BTreeMap;
 
@@ -17,32 +17,32 @@ use super::{
     CLEAN_UP_TIMEOUT, Remote, SHORT, checked,
 };
 
-/// Larger notes are read one by one: a script's output is bounded.
+/// Notes above this size are read one by one, since the output of a script is bounded.
 const NOTE_BYTES_TOGETHER: &str = "65536";
-/// Good ones and others, newest first; the current one always stays.
+/// Number of releases to keep, newest first, whether good or not. The current release always stays.
 const RELEASES_KEPT: &str = "5";
 
-/// How a release stands on the host.
+/// State of a release on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     pub current: Option<DeploymentId>,
-    /// All of its files are there.
+    /// All files of the release are present.
     pub complete: bool,
-    /// Containers of the project. Looked for only where there is no current release.
+    /// The project has containers. Checked only if there is no current release.
     pub has_containers: bool,
 }
 
-/// A stack before it counts as good.
+/// Snapshot of a stack before it counts as good.
 #[derive(Debug)]
 pub struct LastLook {
     pub look: Look,
     pub current: Option<DeploymentId>,
-    /// By reference; what is not there is left out.
+    /// Image ids by reference; absent images are left out.
     pub images: BTreeMap<String, String>,
 }
 
 impl Remote<'_> {
-    /// All of it in one round trip.
+    /// Reads the snapshot in one round trip.
     pub async fn last_look(&self, references: &[String]) -> Result<LastLook> {
         let mut arguments = vec![PROJECT, CONTAINER_FORMAT, self.base];
         arguments.extend(references.iter().map(String::as_str));
@@ -67,7 +67,7 @@ impl Remote<'_> {
         })
     }
 
-    /// The releases that have a note; an incomplete one has none.
+    /// Returns the releases that have a note; an incomplete release has no note.
     pub async fn kept(&self) -> Result<Vec<KeptRelease>> {
         let arguments = [self.base, NOTE_FILE, READY_FILE, NOTE_BYTES_TOGETHER];
         let output = self.run("look at the releases", scripts::KEPT, &arguments, SHORT).await?;
@@ -85,8 +85,8 @@ impl Remote<'_> {
         Ok(read_kept(&text))
     }
 
-    /// Marks a release as good. `brought` are ids of images that came with it: a later clean-up removes
-    /// them once no kept release needs them.
+    /// Marks a release as good. `brought` are ids of images that were fetched for it. A later clean-up removes them
+    /// once no kept release needs them.
     pub async fn mark(&self, release: &DeploymentId, mark: &ReadyMark, brought: &[&str]) -> Result<()> {
         let mark = serde_json::to_string(mark)
             .map_err(|error| Error::internal("a mark cannot be written").source(error))?;
@@ -95,13 +95,13 @@ impl Remote<'_> {
         self.run("mark the release as good", scripts::MARK, &arguments, SHORT).await.map(drop)
     }
 
-    /// Drops releases older than the last five, with the content and the images that only they need.
+    /// Removes releases older than the last five, with the content and images that only they need.
     pub async fn clean_up(&self) -> Result<()> {
         let arguments = [self.base, READY_FILE, RELEASES_KEPT];
         self.run("clean up old releases", scripts::CLEAN_UP, &arguments, CLEAN_UP_TIMEOUT).await.map(drop)
     }
 
-    /// Has the owner of a link that lost its socket to ours connect again.
+    /// Makes the owner of a link reconnect after it lost its socket to this session.
     pub async fn free_session(&self) -> Result<()> {
         let note = format!("{}/run/link.session.other", self.base);
         self.run("give the socket back", scripts::FREE_SESSION, &[&note], SHORT).await.map(drop)
@@ -113,7 +113,7 @@ impl Remote<'_> {
         checked(output, "remove the failed release").map(drop)
     }
 
-    /// By reference; what is not there is left out.
+    /// Returns image ids by reference; absent images are left out.
     pub async fn image_ids(&self, references: &[String]) -> Result<BTreeMap<String, String>> {
         let arguments: Vec<&str> = references.iter().map(String::as_str).collect();
         let output = self.run("look for images", scripts::IMAGE_IDS, &arguments, SHORT).await?;
@@ -121,7 +121,7 @@ impl Remote<'_> {
         Ok(pairs.map(|(id, reference)| (reference.to_owned(), id.to_owned())).collect())
     }
 
-    /// Has the reference mean this image again; false when the image is not there any more.
+    /// Restores the tag of an image. Returns `false` if the image no longer exists.
     pub async fn tag(&self, id: &str, reference: &str) -> Result<bool> {
         Ok(self.connection.script(scripts::TAG, &[id, reference], SHORT).await?.success())
     }

@@ -1,16 +1,15 @@
-//! Rollouts: the same deployment of many hosts, some at a time, ended early when too many fail.
+//! Rollouts: the same deployment on many hosts, some at a time, stopped early when too many fail.
 //!
-//! [`RolloutRequest`] → all hosts validated and approved, or one error that lists what is wrong with any
-//! → recorded with every spec → members begun as ordinary deployments, under ids that were recorded with
-//! the rollout. So nothing has to be noted between a beginning and a restart: what was begun is what the
-//! deployments' own record knows. What to begin next is decided in [`rule`], which is pure.
+//! A [`RolloutRequest`] is validated and approved for all hosts, or rejected with one error that lists every problem.
+//! The rollout is recorded with every specification. Its members are started as ordinary deployments, under ids
+//! recorded with the rollout. No further note is needed for a restart: the deployments' own records show which members
+//! were started. The pure function in [`rule`] decides which members to start next.
 //!
-//! Tasks: one per running rollout (`run`), owned by [`Rollouts`]; it ends with the rollout. Members are
-//! deployments like any other: they go on, resume and are cancelled by themselves.
+//! Each running rollout is one task (`run`), owned by [`Rollouts`]; the task ends with the rollout. Members are
+//! ordinary deployments: they run, resume and are cancelled by themselves.
 //!
-//! Deliberately absent: putting hosts that succeeded back when others fail (each host is a node of its
-//! own), and secrets in the record: members that wait are begun after a restart only if theirs can be
-//! found again.
+//! Not done on purpose: restoring hosts that succeeded when others fail, since each host is a node of its own. Secrets
+//! are not recorded either. After a restart, waiting members start only if their secrets can be found again.
 
 mod journal;
 mod request;
@@ -46,9 +45,9 @@ pub use self::{
 };
 
 const LIST_MAX: u32 = 100;
-/// For the plans of all hosts together; one that is not ready then is told as such.
+/// Time limit for the plans of all hosts together. A plan that is not ready by then is reported as such.
 const PLANS_LIMIT: Duration = Duration::from_secs(90);
-/// Until a rollout has noted that it is cancelled.
+/// Limit for a rollout to record its cancellation.
 const CANCEL_NOTED_LIMIT: Duration = Duration::from_secs(5);
 
 /// A cheap handle.
@@ -61,11 +60,11 @@ struct Inner {
     deployments: Deployments,
     journal: Arc<dyn RolloutJournal>,
     live: Mutex<HashMap<RolloutId, Running>>,
-    /// Looking an idempotency key up and recording it is one act.
+    /// Serialises the lookup and the recording of an idempotency key.
     starting: tokio::sync::Mutex<()>,
 }
 
-/// What is known from outside of a rollout that runs.
+/// Public handles of a running rollout.
 struct Running {
     views: watch::Receiver<RolloutView>,
     cancel: CancellationToken,
@@ -84,7 +83,7 @@ impl Rollouts {
         Self { inner: Arc::new(inner) }
     }
 
-    /// A dry run of every host, as many at a time as deployments may run.
+    /// Runs a dry run of every host, as many at a time as deployments may run.
     pub async fn plan(&self, request: &RolloutRequest, origin: Origin) -> Result<RolloutPlan> {
         let checked = request.check(origin, self.inner.deployments.hosts().settings())?;
         self.admit(&checked.members, origin).await?;
@@ -103,7 +102,7 @@ impl Rollouts {
         Ok(RolloutPlan::of(hosts))
     }
 
-    /// Validates and approves all hosts, records, and returns while the rollout goes on.
+    /// Validates and approves all hosts, and records the rollout. Returns while it runs.
     pub async fn start(&self, request: &RolloutRequest, origin: Origin) -> Result<RolloutView> {
         let Checked { members, limits } = request.check(origin, self.inner.deployments.hosts().settings())?;
         let digest = digest(&members, &limits);
@@ -140,7 +139,7 @@ impl Rollouts {
         self.admit(&checked.members, origin).await
     }
 
-    /// Every host must be admitted and every identity be free or its own; all that is wrong is told.
+    /// Checks that every host is admitted and every identity is free. The error lists all problems.
     async fn admit(&self, members: &[Validated], origin: Origin) -> Result<()> {
         let mut admitted = Vec::with_capacity(members.len());
         for member in members {
@@ -155,13 +154,13 @@ impl Rollouts {
         all_or_every_problem(admitted).map(drop)
     }
 
-    /// Whether a rollout was begun with this key: then nothing more is begun with it.
+    /// Returns whether a rollout was started with this key; such a key starts nothing more.
     pub async fn knows_key(&self, key: &str) -> Result<bool> {
         grammar::idempotency_key(key)?;
         Ok(!key.is_empty() && self.inner.journal.rollout_by_key(key).await?.is_some())
     }
 
-    /// The rollout that was begun with this key and the same arguments.
+    /// Returns the rollout that was started with this key and the same arguments.
     async fn known(&self, key: Option<&str>, digest: &str) -> Result<Option<RolloutView>> {
         let Some(key) = key else { return Ok(None) };
         grammar::idempotency_key(key)?;
@@ -185,7 +184,7 @@ impl Rollouts {
         record.map(|record| record.view).ok_or_else(|| Error::not_found("rollout", id.as_str()))
     }
 
-    /// Follows a rollout; of an ended one there is only the last view.
+    /// Follows a rollout. For an ended rollout there is only the last view.
     pub async fn watch(&self, id: &RolloutId) -> Result<watch::Receiver<RolloutView>> {
         if let Some(running) = self.live()?.get(id) {
             return Ok(running.views.clone());
@@ -193,7 +192,7 @@ impl Rollouts {
         Ok(watch::channel(self.get(id).await?).1)
     }
 
-    /// Newest first.
+    /// Returns rollouts, newest first.
     pub async fn list(&self, limit: u32) -> Result<Vec<RolloutView>> {
         let records = self.inner.journal.rollouts(limit.clamp(1, LIST_MAX)).await?;
         let live = self.live()?;
@@ -204,18 +203,18 @@ impl Rollouts {
         Ok(records.into_iter().map(|record| newest(record.view)).collect())
     }
 
-    /// Begins nothing more and cancels what runs. An ended rollout stays as it is.
+    /// Cancels a rollout: starts no further members and cancels running ones. Does nothing to an ended rollout.
     pub async fn cancel(&self, id: &RolloutId) -> Result<RolloutView> {
         let running = self.live()?.get(id).map(|one| (one.views.clone(), one.cancel.clone()));
         let Some((mut views, cancel)) = running else { return self.get(id).await };
         cancel.cancel();
         let noted = views.wait_for(|view| view.cancel_requested || view.state.is_final());
-        // Its task may be recording something; the order stands either way.
+        // The task may still be recording; the cancellation stands either way.
         let _ = tokio::time::timeout(CANCEL_NOTED_LIMIT, noted).await;
         self.get(id).await
     }
 
-    /// At a controller's start, after the deployments: what was in progress is taken up again.
+    /// Resumes unfinished rollouts when the controller starts, after the deployments.
     pub async fn resume_unfinished(&self) -> Result<usize> {
         let records = self.inner.journal.unfinished_rollouts().await?;
         let count = records.len();
@@ -254,7 +253,7 @@ impl Rollouts {
     }
 }
 
-/// What makes two requests the same one; secrets take part by their digest only.
+/// Returns the digest by which two requests count as the same. Secrets contribute by their digest only.
 fn digest(members: &[Validated], limits: &rule::Limits) -> String {
     let members = members.iter().map(|one| one.spec.digest(one.tunnel_token.as_ref()));
     let text = members.collect::<Vec<_>>().join(" ");

@@ -1,4 +1,4 @@
-//! What a rollout is asked with, and its validation: all hosts, or none and every reason.
+//! Request of a rollout and its validation: either all hosts are valid, or the error lists every problem.
 
 use std::collections::HashMap;
 
@@ -10,25 +10,24 @@ use aegis_types::{
 use super::rule::Limits;
 use crate::{DeploySettings, Validated, spec::DeploymentRequest};
 
-/// Hosts of one rollout: what one summary can still show.
+/// Maximum number of hosts in a rollout, so that a summary can show all of them.
 pub const HOSTS_MAX: usize = 100;
 pub const FAILURES_DEFAULT: usize = 1;
-/// Of each host's problem in an error that lists all.
+/// Length limit of each host's problem in an error that lists all.
 const PROBLEM_CHARS_MAX: usize = 300;
 
-/// Many deployments as they were asked for, each with all of its arguments.
+/// Request for many deployments, each with all of its arguments.
 #[derive(Debug, Clone, Default)]
 pub struct RolloutRequest {
     pub hosts: Vec<DeploymentRequest>,
-    /// Hosts at a time, 1 to 100; never more than the configuration's `max_parallel`, which is the
-    /// default.
+    /// Hosts at a time, 1 to 100. Never more than the configuration's `max_parallel`, which is the default.
     pub max_parallel: Option<u32>,
-    /// With so many failed no further host is begun: 0 (never) to 100, default 1.
+    /// Number of failures after which no further host is started: 0 (never stop) to 100, default 1.
     pub max_failures: Option<u32>,
     pub idempotency_key: Option<String>,
 }
 
-/// A rollout whose hosts are all valid and differ.
+/// Rollout whose hosts are all valid and different.
 #[derive(Debug)]
 pub(super) struct Checked {
     pub members: Vec<Validated>,
@@ -66,7 +65,7 @@ fn bounded(name: &str, asked: Option<u32>, default: usize, least: usize) -> Resu
     })
 }
 
-/// A host or an identity that stands twice would be deployed over itself.
+/// Detects a host or an identity that occurs twice, and would be deployed over itself.
 #[derive(Default)]
 struct Seen {
     targets: HashMap<(String, u16), usize>,
@@ -91,7 +90,7 @@ impl Seen {
     }
 }
 
-/// Everything, or one error with what is wrong with each host: nothing is begun while anything is.
+/// Returns all values, or one error that lists the problem of each host.
 pub fn all_or_every_problem<T>(hosts: impl IntoIterator<Item = (String, Result<T>)>) -> Result<Vec<T>> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for (host, outcome) in hosts {
@@ -122,7 +121,7 @@ pub fn all_or_every_problem<T>(hosts: impl IntoIterator<Item = (String, Result<T
     })
 }
 
-/// The one that all share; of several kinds, that the request cannot be carried out as it is.
+/// Returns the code that all errors share, and `InvalidArgument` for different codes.
 fn common_code(bad: &[(String, Error)]) -> ErrorCode {
     let first = bad[0].1.code();
     match bad.iter().all(|(_, error)| error.code() == first) {

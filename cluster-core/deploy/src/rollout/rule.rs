@@ -1,21 +1,21 @@
-//! What a rollout does next and how it ends, from the states of its members alone.
+//! Decides the next action and the end of a rollout, from the states of its members alone.
 
 use std::fmt;
 
-/// How one host of a rollout stands.
+/// State of one host of a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberState {
-    /// Not begun yet.
+    /// Not started yet.
     Waiting,
-    /// Its deployment was begun; it may wait for a turn among others of the controller.
+    /// The deployment was started; it may wait for a slot among other deployments.
     Running,
     Succeeded,
-    /// Its deployment failed or could not be begun.
+    /// The deployment failed or could not be started.
     Failed,
-    /// Its deployment was cancelled.
+    /// The deployment was cancelled.
     Cancelled,
-    /// Never begun: too many others failed, or the rollout was cancelled.
+    /// Never started: too many members failed, or the rollout was cancelled.
     Skipped,
 }
 
@@ -55,7 +55,7 @@ pub enum RolloutState {
     Succeeded,
     /// At least one host failed.
     Failed,
-    /// It, or one of its deployments, was cancelled, and none failed.
+    /// The rollout or one of its deployments was cancelled, and no host failed.
     Cancelled,
 }
 
@@ -82,19 +82,19 @@ impl fmt::Display for RolloutState {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Members that run at a time, 1 at least.
+    /// Maximum number of members that run at a time, at least 1.
     pub parallel: usize,
-    /// With so many failed, no further one is begun; 0 never stops.
+    /// Number of failures after which no further member is started; 0 never stops.
     pub failures: usize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// These, by their places in the list.
+    /// Start these members, by index.
     Begin(Vec<usize>),
-    /// No more is begun: these are left out.
+    /// Skip these members; no more are started.
     Skip(Vec<usize>),
-    /// Until a member that runs has changed.
+    /// Wait until a running member has changed.
     Await,
     End(RolloutState),
 }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn after_enough_failures_the_rest_is_skipped_and_what_runs_goes_on() {
+    fn failure_limit_skips_waiting_members_only() {
         let members = [Failed, Running, Waiting, Waiting];
         assert_eq!(next(&members, TWO_AT_A_TIME, false), Next::Skip(vec![2, 3]));
         assert_eq!(next(&[Failed, Running, Skipped, Skipped], TWO_AT_A_TIME, false), Next::Await);
@@ -163,8 +163,8 @@ mod tests {
         assert_eq!(end(&[Succeeded, Cancelled]), Next::End(RolloutState::Cancelled));
     }
 
-    /// Whatever ends in whichever order: never too many at a time, no failure after the limit begins
-    /// another, and it always comes to an end.
+    /// Ends members in any order. There are never too many at a time, no member starts after the failure limit, and the
+    /// rollout always ends.
     #[test]
     fn every_course_ends_within_its_limits() {
         for seed in 0..2_000_u64 {

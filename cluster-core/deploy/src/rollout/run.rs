@@ -1,4 +1,4 @@
-//! The task of one rollout: asks the rule, does what it says, and waits for its members.
+//! Task of one rollout: asks the rule, acts on the decision, and waits for its members.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ use super::{
 };
 use crate::{DeploymentView, Deployments, TunnelSource};
 
-/// A member by its place, as it stands now; none when its deployment stopped without an end.
+/// Index of a member and its view; `None` if its deployment stopped without an end.
 type Change = (usize, Option<DeploymentView>);
 
 pub(super) struct Run {
     deployments: Deployments,
     journal: Arc<dyn RolloutJournal>,
     record: RolloutRecord,
-    /// By the members' places; gone after a restart.
+    /// Tunnel tokens by member index; lost after a restart.
     tokens: Vec<Option<Secret>>,
     views: watch::Sender<RolloutView>,
     cancel: CancellationToken,
@@ -47,8 +47,8 @@ impl Run {
         Self { deployments, journal, record, tokens, views, cancel, changes: SelectAll::new() }
     }
 
-    /// To its end. An error means that something cannot be recorded: nothing more is done then, and the
-    /// next start of the controller goes on.
+    /// Runs the rollout to its end. Returns an error only if recording failed. Nothing more is done then, and the next
+    /// start of the controller resumes the rollout.
     pub async fn run(mut self) -> Result<()> {
         self.take_up_begun().await?;
         if self.cancel.is_cancelled() {
@@ -74,7 +74,7 @@ impl Run {
         }
     }
 
-    /// After a restart: members whose deployments are known were begun before.
+    /// Follows the members that were started before a restart: their deployments are known.
     async fn take_up_begun(&mut self) -> Result<()> {
         for at in 0..self.record.members.len() {
             if self.record.view.members[at].state.is_final() {
@@ -136,7 +136,7 @@ impl Run {
         let change = |view: &mut RolloutView| view.members[at] = member;
         match ended {
             true => self.record(change).await,
-            // Told, not recorded: the deployment's own record has it.
+            // Published, not recorded: the deployment has its own record.
             false => {
                 self.show(change);
                 Ok(())
@@ -144,7 +144,7 @@ impl Run {
         }
     }
 
-    /// Recorded first: after a restart it is still cancelled.
+    /// Cancels the rollout. The cancellation is recorded first, so that it holds after a restart.
     async fn call_off(&mut self) -> Result<()> {
         self.record(|view| view.cancel_requested = true).await?;
         let running = self.record.view.members.iter().filter(|one| one.state == MemberState::Running);
@@ -175,11 +175,11 @@ impl Run {
     }
 }
 
-/// A deployment's views from the next on; the last is the one with its end.
+/// Streams a deployment's views from the next one on; the last view contains its end.
 fn changes(at: usize, views: watch::Receiver<DeploymentView>) -> BoxStream<'static, Change> {
     stream::unfold(Some(views), move |views| async move {
         let mut views = views?;
-        // It may have ended since it was looked at.
+        // The deployment may have ended before the stream was polled.
         if !views.borrow().state.is_final() && views.changed().await.is_err() {
             return Some(((at, None), None));
         }

@@ -1,4 +1,4 @@
-//! What a rollout looks like to whoever follows it.
+//! Public view of a rollout.
 
 use aegis_types::{
     error::{Error, Failure, Result},
@@ -17,19 +17,19 @@ pub struct MemberView {
     pub ssh_port: u16,
     pub node_id: NodeId,
     pub state: MemberState,
-    /// Once it was begun.
+    /// Deployment of the host, once it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment_id: Option<DeploymentId>,
-    /// How the deployment ended: more than succeeded or failed.
+    /// Final state of the deployment, in more detail than succeeded or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment_state: Option<DeploymentState>,
-    /// The step that it is at, or at which it failed.
+    /// Current step, or the step that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<StepName>,
-    /// What that step is doing.
+    /// Activity of that step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Of its steps together, once it ended.
+    /// Duration of all steps, once the deployment ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,7 +52,7 @@ impl MemberView {
         }
     }
 
-    /// As its deployment stands now.
+    /// Updates the member from its deployment's view.
     pub(super) fn take(&mut self, view: &DeploymentView) {
         self.deployment_id = Some(view.deployment_id.clone());
         self.state = match view.state {
@@ -76,7 +76,7 @@ impl MemberView {
         self.failure = view.failure.clone().filter(|_| ended);
     }
 
-    /// It could not be begun.
+    /// Marks a member that could not be started as failed.
     pub(super) fn refuse(&mut self, error: &Error) {
         self.state = MemberState::Failed;
         self.failure = Some(Failure::from(error));
@@ -87,15 +87,15 @@ impl MemberView {
 pub struct RolloutView {
     pub rollout_id: RolloutId,
     pub state: RolloutState,
-    /// Grows with every change of any host: ask again with it to hear only of later ones.
+    /// Event number that grows with every change of any host; pass it to get later changes only.
     pub event: u64,
     /// `3 hosts: 1 succeeded, 1 failed, 1 skipped`.
     pub summary: String,
     pub cancel_requested: bool,
     pub max_parallel: usize,
-    /// With so many failed no further host is begun; 0 never stops.
+    /// Number of failures after which no further host is started; 0 never stops.
     pub max_failures: usize,
-    /// In the order in which they were given.
+    /// Members in the order of the request.
     pub members: Vec<MemberView>,
     pub next_step: String,
     pub created_at_ms: i64,
@@ -129,7 +129,7 @@ impl RolloutView {
         self.members.iter().map(|member| member.state).collect()
     }
 
-    /// After every change.
+    /// Updates event number and summary after every change.
     pub(super) fn touch(&mut self, now_ms: i64) {
         self.event += 1;
         self.updated_at_ms = now_ms;
@@ -164,13 +164,13 @@ fn summary(members: &[MemberState]) -> String {
     format!("{} {hosts}: {}", members.len(), counts.join(", "))
 }
 
-/// The plan of one host, or why there is none.
+/// Plan of one host, or the failure that prevented it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct PlannedHost {
     pub host: String,
     pub ssh_port: u16,
     pub node_id: NodeId,
-    /// Whether it would get past the checks.
+    /// Whether the host would pass the checks.
     pub can_deploy: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
@@ -190,11 +190,11 @@ impl PlannedHost {
     }
 }
 
-/// The answer to a dry run of many hosts.
+/// Result of a dry run of many hosts.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct RolloutPlan {
     pub hosts: Vec<PlannedHost>,
-    /// Whether every host would get past its checks.
+    /// Whether every host would pass its checks.
     pub can_deploy: bool,
     pub next_step: String,
 }

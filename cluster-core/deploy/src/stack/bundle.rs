@@ -1,13 +1,13 @@
-//! The files that a compose file names and that travel with it: read from below its own directory only, bounded,
-//! with their modes.
+//! Files that a compose file names and that are sent with it. They are read only from below its own directory, with
+//! limits, and with their modes.
 //!
 //! Each named file or directory is a root. Releases hold links to the roots on the host.
 //!
-//! - A root that containers only read lies under the digest of its content. Unchanged content is neither sent nor
-//!   replaced, and a container that is not recreated keeps the directory that it has mounted.
-//! - A root that a container may write to lies under its own path, outside the releases. It is sent once, when the
-//!   host has none; from then on its content belongs to the containers, and no deployment, rollback or clean-up
-//!   reads, repairs or removes it.
+//! - A root that containers only read is stored under the digest of its content. Unchanged content is neither sent nor
+//!   replaced, and a container that is not recreated keeps its mounted directory.
+//! - A root that a container may write to is stored under its own path, outside the releases. It is sent once, if the
+//!   host lacks it. From then on its content belongs to the containers. No deployment, rollback or clean-up reads,
+//!   repairs or removes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +30,7 @@ const BYTES_MAX: u64 = 64 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
 /// Mode of a file secret, which any user of a container may read. The directory above it is 0700.
 const SECRET_MODE: u32 = 0o444;
-/// Bits of a mode that travel: those of owner, group and others.
+/// Bits of a mode that are kept: those of owner, group and others.
 const MODE_BITS: u32 = 0o777;
 /// Mode of a directory that digests leave out.
 const DIRECTORY_MODE: u32 = 0o755;
@@ -40,40 +40,40 @@ const END_MODE: u32 = 0o600;
 const PROJECT_MODE: u32 = 0o600;
 /// Directory of an archive that Compose reads.
 pub const PROJECT_DIRECTORY: &str = "project";
-/// Of the tar stream, after all else: a stream without it was cut.
+/// Last entry of the tar stream. A stream without it was cut.
 pub const COMPLETE: &str = "complete";
 
 #[derive(Clone, PartialEq, Eq)]
 struct File {
     mode: u32,
-    /// Holds a secret.
+    /// The file holds a secret.
     is_secret: bool,
     content: Vec<u8>,
     digest: String,
 }
 
-/// A file or directory that is named, with all that lies in it.
+/// A named file or directory, with all its content.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Root {
-    /// Beneath the directory of the compose file; `/` between the parts.
+    /// Path relative to the directory of the compose file, with `/` between the parts.
     pub path: String,
-    /// By path beneath the root; a root that is a file has the one with the empty path.
+    /// Files by path relative to the root. A root that is a file has one entry with the empty path.
     files: BTreeMap<String, File>,
-    /// Modes by path below the root; a root that is a directory has at least itself, as the empty path.
+    /// Modes by path relative to the root. A root that is a directory has at least an entry with the empty path.
     directories: BTreeMap<String, u32>,
-    /// A container may write to it.
+    /// A container may write to the root.
     is_writable: bool,
 }
 
-/// All roots of a stack, none within another.
+/// All roots of a stack, which do not overlap.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Bundle {
     roots: Vec<Root>,
-    /// Env files and secret files: a service may print what they hold.
+    /// Env files and secret files, whose content a service may print.
     private: Vec<String>,
 }
 
-/// Names only: among the contents are secrets.
+/// Shows names only, since the contents include secrets.
 impl fmt::Debug for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({} files)", self.path, self.files.len())
@@ -87,7 +87,7 @@ impl fmt::Debug for Bundle {
 }
 
 impl Root {
-    /// Of names, modes and contents.
+    /// Returns the digest of names, modes and contents.
     pub fn digest(&self) -> String {
         self.digest_under("")
     }
@@ -106,17 +106,17 @@ impl Root {
         hex_digest(text.as_bytes())
     }
 
-    /// Whether a path is the root or lies in it.
+    /// Returns whether a path is the root or lies in it.
     pub fn holds(&self, path: &str) -> bool {
         is_within(path, &self.path)
     }
 
-    /// Whether one of these paths is in it.
+    /// Returns whether any of these paths lies in the root.
     pub fn holds_any(&self, paths: &BTreeSet<&str>) -> bool {
         self.files.keys().any(|name| paths.contains(joined(&self.path, name).as_str()))
     }
 
-    /// Where a release links to, seen from the link.
+    /// Returns the target of the release's link, relative to the link.
     pub fn link_target(&self) -> String {
         let up = "../".repeat(self.path.matches('/').count());
         match self.is_writable {
@@ -125,7 +125,7 @@ impl Root {
         }
     }
 
-    /// Name of the root in an archive: the digest of its content, or its path.
+    /// Returns the root's name in an archive: the digest of its content, or its path.
     fn name(&self) -> String {
         if self.is_writable { self.path.clone() } else { self.digest() }
     }
@@ -136,7 +136,7 @@ impl Bundle {
         &self.roots
     }
 
-    /// Paths of env files and secret files.
+    /// Returns the paths of env files and secret files.
     pub fn private(&self) -> &[String] {
         &self.private
     }
@@ -145,17 +145,17 @@ impl Bundle {
         self.roots.is_empty()
     }
 
-    /// Roots that containers only read.
+    /// Returns the roots that containers only read.
     pub fn read_only(&self) -> impl Iterator<Item = &Root> {
         self.roots.iter().filter(|root| !root.is_writable)
     }
 
-    /// Roots that a container may write to.
+    /// Returns the roots that a container may write to.
     pub fn writable(&self) -> impl Iterator<Item = &Root> {
         self.roots.iter().filter(|root| root.is_writable)
     }
 
-    /// SHA-256 of each file that containers only read, by its path below the compose file's directory.
+    /// Returns the SHA-256 of each read-only file, by its path below the compose file's directory.
     pub fn digests(&self) -> BTreeMap<String, String> {
         let files = self.read_only().flat_map(|root| {
             root.files.iter().map(|(name, file)| (joined(&root.path, name), file.digest.clone()))
@@ -163,30 +163,30 @@ impl Bundle {
         files.collect()
     }
 
-    /// Digest of what one source names; `None` when it does not travel, or belongs to the containers.
+    /// Returns the digest of a source; `None` if it is not sent, or belongs to the containers.
     pub fn digest_of(&self, path: &str) -> Option<String> {
         let root = self.read_only().find(|root| is_within(path, &root.path))?;
         let beneath = path[root.path.len()..].trim_start_matches('/');
         Some(root.digest_under(beneath))
     }
 
-    /// Contents that must not be shown.
+    /// Returns contents that must not be shown.
     pub fn secrets(&self) -> impl Iterator<Item = &[u8]> {
         let files = self.roots.iter().flat_map(|root| root.files.values());
         files.filter(|file| file.is_secret).map(|file| file.content.as_slice())
     }
 
-    /// The read-only roots of these digests as one tar stream, each under its digest.
+    /// Packs the read-only roots with these digests as one tar stream, each under its digest.
     pub fn archive(&self, digests: &[String]) -> Result<Vec<u8>> {
         Self::pack(self.read_only().filter(|root| digests.contains(&root.digest())))
     }
 
-    /// The writable roots of these paths as one tar stream, each under its path.
+    /// Packs the writable roots with these paths as one tar stream, each under its path.
     pub fn archive_writable(&self, paths: &[String]) -> Result<Vec<u8>> {
         Self::pack(self.writable().filter(|root| paths.contains(&root.path)))
     }
 
-    /// All roots under their paths and other files, each below [`PROJECT_DIRECTORY`], as one tar stream.
+    /// Packs all roots under their paths and other files, each below [`PROJECT_DIRECTORY`], as one tar stream.
     pub(super) fn archive_project(&self, others: &[(&str, &str)]) -> Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
         let mut add = |name: &str, content: &[u8]| {
@@ -209,7 +209,7 @@ impl Bundle {
         let mut done = Vec::new();
         for root in roots {
             let top = root.name();
-            // Two paths of equal content are one.
+            // Two paths with equal content share one entry.
             if done.contains(&top) {
                 continue;
             }
@@ -233,7 +233,7 @@ fn failed(error: std::io::Error) -> Error {
     Error::internal("the archive of files cannot be made").source(error)
 }
 
-/// Ends an archive with the entry that says that it is whole.
+/// Ends an archive with the entry that proves that it is complete.
 fn finish(mut archive: tar::Builder<Vec<u8>>) -> Result<Vec<u8>> {
     let mut end = header(tar::EntryType::Regular, END_MODE, 0);
     archive.append_data(&mut end, COMPLETE, std::io::empty()).map_err(failed)?;
@@ -248,10 +248,10 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     header
 }
 
-/// What is to be read: by path, who names it and why.
+/// Sources to read: by path, the user and the kind.
 pub(super) type Named = BTreeMap<String, (String, Source)>;
 
-/// Reads every root; a file that is not required may be missing.
+/// Reads every root. A file that is not required may be missing.
 pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
     let directory =
         fs::canonicalize(directory).map_err(|error| refuse("its directory cannot be read").source(error))?;
@@ -262,14 +262,14 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
         .collect();
     let mut reader = Reader { directory: &directory, secrets: &secrets, files: 0, bytes: 0 };
     let mut roots: Vec<Root> = Vec::new();
-    // A directory comes before what lies in it only if it is a prefix part by part.
+    // A directory sorts before its content only if paths are compared part by part.
     let mut paths: Vec<&String> = named.keys().collect();
     paths.sort_by_key(|path| path.split('/').collect::<Vec<_>>());
     for path in paths {
         let (user, source) = &named[path];
         let at = At { user, key: &source.key };
         if roots.iter().any(|root| is_within(path, &root.path)) {
-            // It is sent with its directory; that it is there is all there is to ask.
+            // The file is sent with its directory; only its existence is checked.
             if source.required && !directory.join(path).exists() {
                 return Err(at.wrong(path, "is not there"));
             }
@@ -279,7 +279,7 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
         if full.symlink_metadata().is_err() && !source.required {
             continue;
         }
-        // A directory belongs to the containers where one of them may write anywhere in it.
+        // A directory belongs to the containers if one of them may write anywhere in it.
         let is_writable =
             named.iter().any(|(name, (_, source))| source.kind == Kind::Bind && is_within(name, path));
         let mut root =
@@ -293,7 +293,7 @@ pub(super) fn read(directory: &Path, named: &Named) -> Result<Bundle> {
     Ok(Bundle { roots, private })
 }
 
-/// Who names what is being read.
+/// User of the source that is being read, for errors.
 #[derive(Clone, Copy)]
 struct At<'a> {
     user: &'a str,
@@ -315,7 +315,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Links are followed as long as they stay beneath the directory.
+    /// Adds a path to a root. Follows links as long as they stay inside the directory.
     fn add(&mut self, root: &mut Root, at: At<'_>, full: PathBuf, name: &str, depth: usize) -> Result<()> {
         let path = joined(&root.path, name);
         let real = fs::canonicalize(&full).map_err(|error| at.wrong(&path, "is not there").source(error))?;
@@ -342,7 +342,7 @@ impl Reader<'_> {
         if !metadata.is_dir() {
             return Err(at.wrong(&path, "is neither a file nor a directory"));
         }
-        // Its owner must be able to fill it.
+        // The owner must be able to fill the directory.
         root.directories.insert(name.to_owned(), metadata.permissions().mode() & MODE_BITS | 0o700);
         let unreadable = |error: std::io::Error| at.wrong(&path, "cannot be read").source(error);
         let mut entries = Vec::new();

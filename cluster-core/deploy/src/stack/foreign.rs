@@ -1,5 +1,5 @@
-//! The operator's stack with what is ours added by an override: the node, an image in place of a build,
-//! and a label that recreates a service when its files have changed.
+//! Operator's stack with additions in an override. They are the node, an image instead of a build, and a label that
+//! recreates a service when its files have changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{hex_digest, ports::HostPorts, release, spec::DeploymentSpec};
 
-/// Where a foreign stack has the usual port for itself.
+/// Port of the node if a foreign stack uses the default port.
 const NODE_PORT_BESIDE: u16 = 8091;
 const HEAD: &str = "# Added by aegis to the operator's stack.\n";
 
@@ -45,7 +45,7 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     started.retain(|name| !services[name].is_scaled_to_zero());
     let node = spec.join.then(|| NodeService {
         service: if operator.config.known.contains("node") { "aegis-node" } else { "node" }.to_owned(),
-        // Also one that is taken by a service on the host's network.
+        // Also detects a port that a service on the host's network uses.
         port: match operator.project.compose.contains(&NODE_PORT_DEFAULT.to_string()) {
             true => NODE_PORT_BESIDE,
             false => NODE_PORT_DEFAULT,
@@ -93,8 +93,8 @@ pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<S
     })
 }
 
-/// Returns the service that runs the image of the request instead of its build. A service with `build` and
-/// `image` runs its image, which is pulled or sent; one image cannot stand for several builds.
+/// Returns the service that runs the image of the request instead of its build. A service with both `build` and `image`
+/// runs its image, which is pulled or sent. One image cannot replace several builds.
 fn replaced<'a>(
     spec: &DeploymentSpec,
     started: impl Iterator<Item = (&'a String, &'a Service)>,
@@ -133,12 +133,12 @@ fn replaced<'a>(
     }
 }
 
-/// Whether `.env` on the host may have a variable that is not known here.
+/// Returns whether `.env` on the host may define a variable that is unknown here.
 fn is_set_on_the_host(name: &str) -> bool {
     name.starts_with("AEGIS_") || matches!(name, "TUNNEL_TOKEN" | "CLOUDFLARE_TUNNEL_TOKEN")
 }
 
-/// Whether a part of a reference is empty, which a variable without a value leaves so.
+/// Returns whether a part of a reference is empty because a variable has no value.
 fn is_incomplete(image: &str) -> bool {
     image.is_empty()
         || image.ends_with([':', '@', '/'])
@@ -151,8 +151,8 @@ fn addition(operator: &OperatorStack, name: &str, service: &Service, is_replaced
     if is_replaced {
         text.push_str("    image: ${AITHER_EDGE_IMAGE}\n");
     }
-    // The images are on the host before the stack is started: pulled with the logins and the time that pulls
-    // have, which Compose knows nothing of.
+    // The images are on the host before the stack starts. They were pulled with the configured logins and time limits,
+    // which Compose does not know.
     if service.is_built || service.is_always_pulled() {
         text.push_str("    pull_policy: missing\n");
     }
@@ -164,7 +164,7 @@ fn addition(operator: &OperatorStack, name: &str, service: &Service, is_replaced
     let digests: Vec<String> =
         paths.filter_map(|path| Some(format!("{path} {}", digest_of(path)?))).collect();
     if !digests.is_empty() {
-        // Compose looks at names of files only.
+        // Compose itself compares only the names of files.
         let digest = hex_digest(digests.join("\n").as_bytes());
         let _ = write!(text, "    labels:\n      aegis.files_digest: \"{digest}\"\n");
     }
@@ -198,7 +198,7 @@ mod tests {
         fs::write(dir.join(name), text).unwrap();
     }
 
-    /// A project in a directory, with these services as Compose reads them.
+    /// Reads a project in a directory, with these services as Compose reads them.
     fn read(
         dir: &Path,
         services: Value,

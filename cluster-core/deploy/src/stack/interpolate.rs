@@ -1,7 +1,7 @@
-//! `$NAME` and `${NAME…}` in `.env` and in the paths of files that Compose opens, by Compose's rules
+//! Expands `$NAME` and `${NAME…}` in `.env` and in paths of files that Compose opens. Follows Compose's rules
 //! (compose-spec, interpolation).
 
-/// Replaces every variable; the error says what cannot be replaced.
+/// Replaces every variable. The error names the variable that cannot be replaced.
 pub fn interpolate(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -17,7 +17,7 @@ pub fn interpolate(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Resul
         } else {
             let length = name_length(after);
             match length {
-                // Compose leaves it as it is.
+                // Compose leaves a lone `$` unchanged.
                 0 => out.push('$'),
                 _ => out.push_str(&lookup(&after[..length]).unwrap_or_default()),
             }
@@ -28,7 +28,7 @@ pub fn interpolate(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Resul
     Ok(out)
 }
 
-/// Where the brace that was opened before this text is closed; variables may stand in defaults.
+/// Returns the position of the brace that closes the variable. Defaults may contain variables.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     for (at, c) in text.char_indices() {

@@ -1,17 +1,14 @@
-//! The stack of a deployment: what Compose is given, and what must be known of it to start it, to
-//! wait for it and to judge the host.
+//! Stack of a deployment: the input of Compose, and the facts needed to start it, to wait for it and to judge the host.
 //!
-//! The embedded stack is made from fragments in the binary (`embedded`). An operator's own stack is read in three
-//! steps:
+//! The embedded stack is made from fragments in the binary (`embedded`). An operator's own stack is read in three steps:
 //!
 //! 1. `project` reads the compose files and the files that Compose opens with them (`references`) from this machine.
-//! 2. Compose on the host reads them, by `docker compose config`: what a compose file means is Compose's to say
-//!    (`config`).
-//! 3. `operator` reads the files that the services use (`bundle`), and `foreign` adds our node by an override.
+//! 2. Compose on the host interprets them with `docker compose config` (`config`).
+//! 3. `operator` reads the files that the services use (`bundle`), and `foreign` adds the node in an override.
 //!
-//! Reading touches this machine's disk and the host; [`build`] decides and touches neither.
+//! Reading accesses this machine's disk and the host; [`build`] decides and accesses neither.
 //!
-//! Absent on purpose: compose files that the host would fetch from a URL.
+//! Not supported on purpose: compose files that the host would fetch from a URL.
 
 mod bundle;
 mod config;
@@ -43,33 +40,33 @@ use super::spec::DeploymentSpec;
 pub const PROJECT: &str = "aitheros-edge";
 pub const NODE_PORT_DEFAULT: u16 = 8090;
 pub const OLLAMA_PORT: u16 = 11434;
-/// Where the embedded cloudflared tells how it is, on the host's loopback.
+/// Loopback port at which the embedded cloudflared reports its readiness.
 pub const CLOUDFLARED_METRICS_PORT: u16 = 20241;
 
 const NODE_FRAGMENT: &str = include_str!("node.yml");
 
-/// What is written to the host, and what must be there to run it.
+/// Files to write to the host, and the requirements to run them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stack {
     pub compose: String,
-    /// The operator's own, which lay beside their compose file.
+    /// The operator's own override, from the directory of their compose file.
     pub operator_override: Option<String>,
-    /// Ours; it comes last.
+    /// The generated override, which comes last.
     pub override_file: Option<String>,
     /// Images other than the node's own.
     pub images: Vec<String>,
-    /// Those of the images that are pulled although the host has one of that name.
+    /// Images that are pulled even if the host has an image of that name.
     pub always_pulled: BTreeSet<String>,
     /// Variables of the compose file that have no value and no default.
     pub unset: BTreeSet<String>,
-    /// Services that are started, with images that a variable without a value leaves incomplete.
+    /// Started services with images that a variable without a value leaves incomplete.
     pub incomplete_images: BTreeMap<String, String>,
-    /// The service that is our node; none in a stack that does not join.
+    /// The service that runs the node; `None` for a stack without a node.
     pub node: Option<NodeService>,
     pub ollama: Option<OllamaService>,
-    /// The embedded one, whose readiness is asked for.
+    /// The embedded cloudflared, whose readiness is probed.
     pub cloudflared: bool,
-    /// What is started: what was asked for, and all that this needs.
+    /// Services to start: the requested ones and their dependencies.
     pub services: Vec<String>,
     pub profiles: Vec<String>,
     /// Ports of the host that the started services take.
@@ -85,7 +82,7 @@ pub struct NodeService {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OllamaService {
     pub service: String,
-    /// Where its API is on the host; a stack need not publish it.
+    /// API port on the host; `None` if the stack does not publish it.
     pub port: Option<u16>,
 }
 
@@ -105,12 +102,12 @@ pub(super) mod testing {
     use crate::{DeploySettings, DeploymentRequest, DeploymentSpec};
     use aegis_types::principal::Origin;
 
-    /// For the embedded stack.
+    /// Makes a specification of the embedded stack.
     pub fn spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {
         of(change, DeploySettings::default())
     }
 
-    /// For an operator's compose file, which need not exist.
+    /// Makes a specification of an operator's compose file, which need not exist.
     pub fn foreign_spec(change: impl FnOnce(&mut DeploymentRequest)) -> DeploymentSpec {
         let settings =
             DeploySettings { compose_file: Some("/project/docker-compose.yml".into()), ..Default::default() };

@@ -1,4 +1,4 @@
-//! The operator's stack: the project of this machine, as Compose on the host reads it, with the files that travel.
+//! The operator's stack: the project of this machine as Compose on the host reads it, with the files that are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{hex_digest, release, spec::DeploymentSpec};
 
-/// A shorter value is as likely a word of the log as it is a secret.
+/// Length below which a value is as likely a common word of the log as a secret.
 const SECRET_BYTES_MIN: usize = 8;
 const SECRET_BYTES_MAX: usize = 16 * 1024;
 
-/// The stack with all that was read. Decisions from here on touch neither disk nor host.
+/// The stack with all data read. Later decisions access neither disk nor host.
 #[derive(Debug, Clone)]
 pub struct OperatorStack {
     pub(super) project: OperatorProject,
@@ -42,7 +42,7 @@ impl OperatorStack {
         Ok(Self { project, config, named_by, bundle, is_unread: false })
     }
 
-    /// A stack without services, for a host that has no Compose. The findings of the host say so.
+    /// Makes a stack without services, for a host without Compose. The findings of the host report that.
     pub fn unread(project: OperatorProject) -> Self {
         Self {
             project,
@@ -53,7 +53,7 @@ impl OperatorStack {
         }
     }
 
-    /// Whether no Compose has read it.
+    /// Returns whether Compose has not read the stack.
     pub fn is_unread(&self) -> bool {
         self.is_unread
     }
@@ -66,19 +66,19 @@ impl OperatorStack {
         self.project.environment.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Digest of `.env`, for the services that mount it.
+    /// Returns the digest of `.env`, for the services that mount it.
     pub(super) fn environment_digest(&self) -> String {
         let entries: Vec<(&str, &str)> =
             self.environment().map(|(key, value)| (key, value.reveal())).collect();
         hex_digest(format!("{entries:?}").as_bytes())
     }
 
-    /// Keys of `.env` that Compose on the host is not to obey.
+    /// Returns keys of `.env` that Compose on the host must ignore.
     pub fn left_out(&self) -> &[String] {
         &self.project.left_out
     }
 
-    /// What a service may print and nobody may read: any value of `.env` can be one.
+    /// Returns secrets that a service may print, to be redacted. Any value of `.env` can be a secret.
     pub fn secrets(&self) -> Vec<Secret> {
         let files = self.bundle.secrets().filter(|content| content.len() <= SECRET_BYTES_MAX);
         let files = files.filter_map(|content| std::str::from_utf8(content).ok());

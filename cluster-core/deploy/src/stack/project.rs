@@ -1,5 +1,5 @@
-//! The operator's project as it lies on this machine: the compose file, the override and the `.env` in the same
-//! directory, and the files that Compose itself opens. The configuration names it; a caller cannot.
+//! The operator's project on this machine: the compose file, the override and `.env` in the same directory, and the
+//! files that Compose itself opens. Only the configuration names a project; a caller cannot.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,19 +32,19 @@ const PROJECT_NAME_KEY: &str = "COMPOSE_PROJECT_NAME";
 const DIRECTORY_KEY: &str = "PWD";
 /// Variables that Compose on the host knows, whatever `.env` says.
 const KNOWN_TO_COMPOSE: [&str; 3] = [PROJECT_NAME_KEY, PROFILES_KEY, DIRECTORY_KEY];
-/// File of the variables that interpolation uses. A project that has no `.env` has none on the host either, until it
-/// is deployed.
+/// File of the variables for interpolation. A project without `.env` has no such file on the host either, until it is
+/// deployed.
 pub const VARIABLES_FILE: &str = ".aegis-variables";
-/// Lines of Compose's answer that are shown.
+/// Number of lines of Compose's message that are shown.
 const LINES_SHOWN: usize = 3;
 
-/// The project as it was read from this machine, before Compose reads it on the host.
+/// The project as read from this machine, before Compose reads it on the host.
 #[derive(Debug, Clone)]
 pub struct OperatorProject {
     pub(super) directory: PathBuf,
     pub(super) compose: String,
     pub(super) override_file: Option<String>,
-    /// Variables of `.env`, without those that steer Compose or Docker themselves.
+    /// Variables of `.env`, without those that control Compose or Docker themselves.
     pub(super) environment: BTreeMap<String, Secret>,
     pub(super) left_out: Vec<String>,
     /// `COMPOSE_PROFILES` of `.env`, and the profiles of the request.
@@ -56,7 +56,7 @@ pub struct OperatorProject {
 }
 
 impl OperatorProject {
-    /// `None` for the embedded stack.
+    /// Reads the project of a specification; `None` for the embedded stack.
     pub fn read(spec: &DeploymentSpec) -> Result<Option<Self>> {
         let Some(path) = spec.compose_file.as_deref() else { return Ok(None) };
         let compose = read_text(path)?
@@ -191,7 +191,7 @@ impl OperatorProject {
     }
 
     /// # Errors
-    /// A service names `.env`, and there is none.
+    /// Fails if a service names `.env` and the file does not exist.
     pub(super) fn require_dotenv(&self, service: &str) -> Result<()> {
         match self.has_dotenv {
             true => Ok(()),
@@ -200,7 +200,7 @@ impl OperatorProject {
         }
     }
 
-    /// Reads the files that travel: those that Compose opens, and those that the services use.
+    /// Reads the files that are sent: those that Compose opens, and those that the services use.
     pub(super) fn bundle(&self, used: &Named) -> Result<Bundle> {
         let mut named = self.references.clone();
         for (path, (user, source)) in used {
@@ -212,8 +212,8 @@ impl OperatorProject {
     }
 }
 
-/// Returns the kind of a path that is named twice. A secret is never shown, and what some container may write to is
-/// left to the containers.
+/// Returns the stricter kind of a path that is named twice. A secret is never shown, and a path that some container may
+/// write to belongs to the containers.
 pub(super) fn strictest_of(one: Kind, other: Kind) -> Kind {
     match (one, other) {
         (Kind::Secret, _) | (_, Kind::Secret) => Kind::Secret,
@@ -222,7 +222,7 @@ pub(super) fn strictest_of(one: Kind, other: Kind) -> Kind {
     }
 }
 
-/// Returns `, line 7` where a message of Compose tells a line.
+/// Returns `, line 7` if a message of Compose names a line.
 fn line_in(said: &str) -> String {
     let number = said.split("line ").nth(1).unwrap_or_default();
     let number: String = number.chars().take_while(char::is_ascii_digit).collect();
@@ -259,7 +259,7 @@ impl Dotenv {
     }
 }
 
-/// Variables of `.env` on the host that the operator's own `.env` does not change.
+/// Returns variables of `.env` on the host that the operator's own `.env` cannot change.
 fn known(spec: &DeploymentSpec) -> Vec<(&'static str, String)> {
     let remote = spec.remote_llm_url.clone().unwrap_or_default();
     let mut known = vec![
@@ -287,13 +287,13 @@ fn refuse_unknown<'a>(
         .remedy(format!("those there are: {there}")))
 }
 
-/// Whether `COMPOSE_FILE` names just the compose file that is sent.
+/// Returns whether `COMPOSE_FILE` names only the compose file that is sent.
 fn is_that_file(value: &str, path: &Path) -> bool {
     Path::new(value.trim()).components().next_back() == path.components().next_back()
         && Path::new(value.trim()).components().filter(|part| *part != Component::CurDir).count() == 1
 }
 
-/// Compose's own rule: `x.yml` is overridden by `x.override.yml`.
+/// Returns the path of the override by Compose's own rule: `x.override.yml` overrides `x.yml`.
 fn override_path(path: &Path) -> Option<PathBuf> {
     let stem = path.file_stem()?.to_str()?;
     let candidates = ["yml", "yaml"].map(|end| path.with_file_name(format!("{stem}.override.{end}")));
