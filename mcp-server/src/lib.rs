@@ -4,18 +4,19 @@
 //! the daemon does in between is told in [`daemon`]. Modules: [`cli`] the verbs; [`daemon`] the process
 //! behind them; [`transport`] how callers reach it; [`caller`] who they are and how much they may;
 //! [`server`], [`tools`], [`resources`] and [`prompts`] what an assistant sees, with [`confirm`] before what
-//! disrupts, [`fence`] around what others wrote and [`log_level`] for those who want to hear of it; [`rest`] the HTTP API; [`codes`] and [`protocol_error`]
+//! disrupts, [`text`] around what others wrote and [`log_level`] for those who want to hear of it; [`rest`] the HTTP API; [`codes`] and [`protocol_error`]
 //! how an error looks on each surface.
 //!
 //! A library only so that the conformance tests serve their fixtures with our [`transport`]: nothing else
 //! is meant for others.
 
 mod caller;
+mod candidates;
 mod cli;
 mod codes;
+mod completion;
 mod confirm;
 mod daemon;
-mod fence;
 #[cfg(test)]
 #[path = "../../tests/hostile/mod.rs"]
 mod hostile;
@@ -27,6 +28,7 @@ mod rest;
 mod server;
 #[cfg(test)]
 mod testing;
+mod text;
 mod tools;
 pub mod transport;
 

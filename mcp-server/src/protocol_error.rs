@@ -4,10 +4,7 @@ use cluster_core::types::error::{Error, ErrorCode};
 use rmcp::{ErrorData, model::ErrorCode as ProtocolCode};
 use serde_json::{Value, json};
 
-use crate::tools::{
-    clean,
-    text::{head, indented},
-};
+use crate::text::{clean, head, indented};
 
 /// Of an error's message; what it quotes of a host is far shorter.
 const MESSAGE_BYTES_MAX: usize = 8 * 1024;

@@ -25,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     caller::{Caller, Entrance},
+    completion,
     log_level::LogLevel,
     prompts, protocol_error,
     resources::{
-        FIXED_TTL_MS, LIVE_TTL_MS, complete, list, read,
+        FIXED_TTL_MS, LIVE_TTL_MS, list, read,
         subscriptions::{self, Budget, Subscriptions},
         uri::ResourceUri,
     },
@@ -323,7 +324,7 @@ impl ServerHandler for AegisServer {
         request: CompleteRequestParams,
         _context: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        complete::complete(&self.core, &request).await
+        completion::complete(&self.core, &request).await
     }
 
     async fn list_prompts(

@@ -21,8 +21,8 @@ use cluster_core::{
     metrics::Metrics,
     rpc::{
         ClusterClock, Sealer,
-        listener::{Entered, Via},
         places::Proven,
+        via::{Entered, Via},
     },
     store::Store,
     types::{clock::Clock, ids::NodeId, node::Role},

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aegis_fs::private_directory;
+use aegis_fs::{private_directory, write_error};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::ExecutionId,
@@ -58,11 +58,11 @@ impl Drop for Draft {
 impl Kept {
     /// Drafts of an earlier process go.
     pub fn open(directory: PathBuf) -> Result<Self> {
-        private_directory(&directory).map_err(|e| unwritable(&directory, e))?;
+        private_directory(&directory).map_err(|e| write_error(&directory, e))?;
         let kept = Self(Arc::new(Inner { directory, users: Mutex::default() }));
         for (path, _) in kept.files()? {
             if path.extension().is_some_and(|suffix| suffix == DRAFT_SUFFIX) {
-                fs::remove_file(&path).map_err(|e| unwritable(&path, e))?;
+                fs::remove_file(&path).map_err(|e| write_error(&path, e))?;
             }
         }
         Ok(kept)
@@ -86,7 +86,7 @@ impl Kept {
         }
         let path = directory.join(format!("{}.{DRAFT_SUFFIX}", uuid::Uuid::new_v4()));
         let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let draft = Draft { file: opened.map_err(|e| unwritable(&path, e))?, path };
+        let draft = Draft { file: opened.map_err(|e| write_error(&path, e))?, path };
         ensure_room(&draft.file, directory, bytes)?;
         Ok(draft)
     }
@@ -97,7 +97,7 @@ impl Kept {
         let mut users = self.users();
         fs::rename(&draft.path, &path)
             .and_then(|()| File::open(&self.0.directory)?.sync_all())
-            .map_err(|e| unwritable(&path, e))?;
+            .map_err(|e| write_error(&path, e))?;
         if let Some(user) = user {
             users.entry(digest.to_owned()).or_default().insert(user.clone());
         }
@@ -153,7 +153,7 @@ impl Kept {
 
     fn files(&self) -> Result<Vec<(PathBuf, fs::Metadata)>> {
         let directory = &self.0.directory;
-        let entries = fs::read_dir(directory).map_err(|e| unwritable(directory, e))?;
+        let entries = fs::read_dir(directory).map_err(|e| write_error(directory, e))?;
         Ok(entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
@@ -175,7 +175,7 @@ impl Kept {
 
 /// The disk keeps something free for others.
 pub fn ensure_room(file: &File, directory: &Path, bytes: u64) -> Result<()> {
-    let found = fstatvfs(file).map_err(|e| unwritable(directory, e.into()))?;
+    let found = fstatvfs(file).map_err(|e| write_error(directory, e.into()))?;
     let free = found.blocks_available() as u64 * found.fragment_size() as u64;
     if free < bytes.saturating_add(FREE_BYTES_MIN) {
         return Err(Error::new(
@@ -213,12 +213,6 @@ fn remove(path: &Path) {
     {
         tracing::warn!(path = %path.display(), %error, "content could not be removed");
     }
-}
-
-fn unwritable(path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
-        .remedy("free some disk space, or give the user of aegis this directory")
-        .source(error)
 }
 
 #[cfg(test)]

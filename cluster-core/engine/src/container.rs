@@ -24,13 +24,7 @@ use super::{
     ImageConfig, home,
     volume::{self, HOME, WORKSPACE},
 };
-
-pub const LABEL_EXECUTION: &str = "aegis.execution_id";
-pub const LABEL_ATTEMPT: &str = "aegis.attempt";
-pub const LABEL_NODE: &str = "aegis.node_id";
-/// Which worker's data directory its journal is in: two nodes may share an engine.
-pub const LABEL_OWNER: &str = "aegis.owner";
-pub const LABEL_ITERATION: &str = "aegis.iteration";
+use crate::{LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, labels::LABEL_ITERATION};
 
 const MIB: i64 = 1024 * 1024;
 const TMP: &str = "/tmp";

@@ -12,6 +12,7 @@ mod guard;
 mod home;
 mod image;
 mod image_removal;
+mod labels;
 pub mod network_guard;
 pub mod node_image;
 pub mod nvidia_smi;
@@ -57,13 +58,12 @@ use tokio::{
 use tokio_util::io::ReaderStream;
 
 pub use broken_start::{STARTS_MAX, is_broken_start};
-pub use container::{
-    ContainerSpec, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, container_name, log_file_mb,
-};
+pub use container::{ContainerSpec, container_name, log_file_mb};
 pub use events::{Change, EngineEvent};
 pub use guard::{GuardSpec, guard_name};
 pub use image::{Export, ImageContent, ImageOrigin, LocalImage};
 pub use image_removal::ImageId;
+pub use labels::{LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_ITERATION, LABEL_NODE, LABEL_OWNER};
 pub use output::{OutputPiece, OutputTime};
 pub use usage::DiskUsage;
 pub use volume::{HOME, VolumeOf, WORKSPACE, home_volume, workspace_volume};

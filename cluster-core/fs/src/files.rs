@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aegis_types::error::{Error, ErrorCode};
+
 /// Mode of files that their owner alone may read.
 pub const PRIVATE_FILE: u32 = 0o600;
 /// Mode of directories that their owner alone may enter.
@@ -23,6 +25,13 @@ pub fn private_directory(path: &Path) -> std::io::Result<()> {
 pub async fn write_synced_elsewhere(path: PathBuf, bytes: Vec<u8>) -> std::io::Result<()> {
     let written = tokio::task::spawn_blocking(move || write_synced(&path, &bytes)).await;
     written.map_err(std::io::Error::other)?
+}
+
+/// Returns the error for a file that cannot be written.
+pub fn write_error(path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
+        .remedy("free some disk space, and give the file to the user that runs aegis")
+        .source(error)
 }
 
 /// Whole or not at all, and on disk before it returns.

@@ -17,7 +17,8 @@ use http_body_util::Limited;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{listener::Entered, places::Proven, status::to_status, wire::MESSAGE_BYTES_MAX};
+use super::{places::Proven, status::to_status, wire::MESSAGE_BYTES_MAX};
+use crate::via::Entered;
 
 /// An attestation with its certificate request has a few kilobytes.
 const UNPROVEN_BYTES_MAX: usize = 64 * 1024;

@@ -39,6 +39,7 @@ use super::{
     tls::{Credentials, TlsConnection, server::Handshakes},
     wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
 };
+use crate::via::{Entered, Via};
 
 /// Accepted and not yet taken up by the server.
 const PENDING_MAX: usize = 64;
@@ -55,28 +56,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// streams of executions above all, runs to its end. There is no period of grace after it on purpose:
 /// tonic would cut those streams.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
-
-/// How a connection came in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Via {
-    /// In plaintext: on loopback, or where somebody allowed it.
-    Plain(SocketAddr),
-    /// The direct link. The DNS names of the caller's certificate, as verified; None where it showed none.
-    Tls {
-        from: SocketAddr,
-        names: Option<Arc<[String]>>,
-    },
-    Unix,
-    /// Inside the SSH connection of this node, which alone may speak on it.
-    Link(NodeId),
-}
-
-/// What is known of a connection, for the calls on it.
-#[derive(Debug, Clone)]
-pub struct Entered {
-    pub via: Via,
-    pub proven: Proven,
-}
 
 /// A connection, however it came in.
 #[derive(Debug)]

@@ -1,7 +1,10 @@
 //! Who may speak on a connection, judged by how it came in. What a call says of itself is judged
 //! by its envelope.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -9,10 +12,7 @@ use aegis_types::{
 };
 use tonic::Request;
 
-use super::{
-    listener::{Entered, Via},
-    places::Proven,
-};
+use super::places::Proven;
 
 /// How far the caller has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,28 @@ pub fn check(via: &Via, node_id: &NodeId, stage: Stage) -> Result<()> {
         }
         Via::Tls { .. } | Via::Link(_) | Via::Plain(_) | Via::Unix => Ok(()),
     }
+}
+
+/// How a connection came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Via {
+    /// In plaintext: on loopback, or where somebody allowed it.
+    Plain(SocketAddr),
+    /// The direct link. The DNS names of the caller's certificate, as verified; None where it showed none.
+    Tls {
+        from: SocketAddr,
+        names: Option<Arc<[String]>>,
+    },
+    Unix,
+    /// Inside the SSH connection of this node, which alone may speak on it.
+    Link(NodeId),
+}
+
+/// What is known of a connection, for the calls on it.
+#[derive(Debug, Clone)]
+pub struct Entered {
+    pub via: Via,
+    pub proven: Proven,
 }
 
 #[cfg(test)]

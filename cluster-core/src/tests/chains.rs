@@ -6,7 +6,7 @@ use aegis_types::{
     caller::Identity,
     error::ErrorCode,
     execution::{
-        dependencies::AfterCondition,
+        after::AfterCondition,
         filter::ExecutionFilter,
         lifecycle::State,
         request::{ExecutionRequest, Submitter},

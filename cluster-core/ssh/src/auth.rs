@@ -6,7 +6,6 @@
 use std::{
     fs::File,
     io::Read,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,66 +17,27 @@ use aegis_types::{
 use russh::{
     client::{AuthResult, Handle},
     keys::{
-        Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey,
+        HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey,
         agent::{AgentIdentity, client::AgentClient},
-        decode_secret_key,
         ssh_key::public::KeyData,
     },
 };
 use tokio::net::UnixStream;
-use zeroize::Zeroizing;
 
 use super::{
     certificate::{self, KeySigner},
     handler::ClientHandler,
-    link_key::LinkKey,
     target::SshTarget,
 };
+use crate::{
+    Credentials,
+    key_file::{KEY_BYTES_MAX, load_key},
+};
 
-/// The largest private key file (RSA 16384) has 13 KiB.
-const KEY_BYTES_MAX: u64 = 64 * 1024;
 /// sshd disconnects after six tries by default (MaxAuthTries); one is left for its own counting.
 const ATTEMPTS_MAX: usize = 5;
 /// Default identities, in OpenSSH's order.
 pub const DEFAULT_IDENTITIES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
-
-/// Opens encrypted keys. Never shown.
-#[derive(Clone)]
-pub struct Passphrase(Arc<Zeroizing<String>>);
-
-impl Passphrase {
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(Arc::new(Zeroizing::new(text.into())))
-    }
-}
-
-impl std::fmt::Debug for Passphrase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Passphrase")
-    }
-}
-
-/// What may be tried on a host, in this order.
-#[derive(Debug, Clone, Default)]
-pub struct Credentials {
-    /// The controller's own, for a standing connection: then nothing else is tried.
-    pub link_key: Option<LinkKey>,
-    /// Named by the caller: then nothing else is tried.
-    pub key_path: Option<PathBuf>,
-    /// When set, `key_path` must lie in one of these (the caller is an assistant).
-    pub confined_to: Option<Vec<PathBuf>>,
-    pub agent_socket: Option<PathBuf>,
-    /// Named by the ssh configuration, and then instead of the default ones. Public halves choose
-    /// among the agent's keys.
-    pub identity_files: Option<Vec<PathBuf>>,
-    /// Of the agent's keys only those that `identity_files` name.
-    pub identities_only: bool,
-    /// Beside the `-cert.pub` that may lie beside each key.
-    pub certificate_files: Vec<PathBuf>,
-    /// Usually `~/.ssh`.
-    pub identities_dir: Option<PathBuf>,
-    pub passphrase: Option<Passphrase>,
-}
 
 /// What was tried and what became of it: the evidence in an authentication error.
 #[derive(Debug, Default)]
@@ -343,166 +303,4 @@ fn refused(target: &SshTarget, tried: &Tried) -> Error {
         "put a public key into ~{}/.ssh/authorized_keys on the host, or name another key or user",
         target.user
     ))
-}
-
-/// Reads a private key after checking where it lies and what it is.
-pub fn load_key(
-    path: &Path,
-    confined_to: Option<&[PathBuf]>,
-    passphrase: Option<&Passphrase>,
-) -> Result<PrivateKey> {
-    let refuse = |why: &str| {
-        Error::invalid(format!("ssh key {}: {why}", aegis_types::text::shown(&path.to_string_lossy())))
-    };
-    let real = path.canonicalize().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            refuse("there is no such file").remedy("name an existing private key")
-        }
-        _ => refuse("it cannot be reached").source(error),
-    })?;
-    if let Some(dirs) = confined_to {
-        // Compared after links are followed on both sides: a link inside leads nowhere else.
-        let inside = dirs.iter().filter_map(|dir| dir.canonicalize().ok()).any(|dir| real.starts_with(dir));
-        if !inside {
-            return Err(refuse("it lies outside of the key directories").remedy(
-                "use a key below spec.deploy.key_dirs (default ~/.ssh), or let a person run aegis deploy",
-            ));
-        }
-    }
-    let flags =
-        (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC).bits();
-    let file = File::options()
-        .read(true)
-        .custom_flags(flags)
-        .open(&real)
-        .map_err(|error| refuse("it cannot be opened").source(error))?;
-    let metadata = file.metadata().map_err(|error| refuse("it cannot be examined").source(error))?;
-    if !metadata.is_file() {
-        return Err(refuse("it is not a regular file"));
-    }
-    if metadata.len() > KEY_BYTES_MAX {
-        return Err(refuse("it is too large for a private key"));
-    }
-    if metadata.mode() & 0o077 != 0 {
-        return Err(refuse("others may read it").remedy(format!("chmod 600 {}", real.display())));
-    }
-    let us = nix::unistd::geteuid().as_raw();
-    if metadata.uid() != us && metadata.uid() != 0 {
-        return Err(refuse("it belongs to another user"));
-    }
-    let mut text = Zeroizing::new(String::new());
-    file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(|_| refuse("it is not a private key"))?;
-    open_key(&text, passphrase).map_err(refuse_by(&refuse))
-}
-
-/// Why a key file's text is not a key in our hands.
-enum Closed {
-    NoPassphrase,
-    WrongPassphrase,
-    NoKey,
-}
-
-/// The decoder's own errors may quote what they read: they are not kept.
-fn open_key(text: &str, passphrase: Option<&Passphrase>) -> Result<PrivateKey, Closed> {
-    let encrypted = match decode_secret_key(text, None) {
-        Ok(key) => return Ok(key),
-        Err(KeyError::KeyIsEncrypted) => true,
-        Err(_) => text.contains("ENCRYPTED"),
-    };
-    match passphrase {
-        _ if !encrypted => Err(Closed::NoKey),
-        None => Err(Closed::NoPassphrase),
-        Some(passphrase) => decode_secret_key(text, Some(&passphrase.0)).map_err(|_| Closed::WrongPassphrase),
-    }
-}
-
-fn refuse_by(refuse: &impl Fn(&str) -> Error) -> impl Fn(Closed) -> Error {
-    const OPEN_IT: &str = "add it to an ssh agent (ssh-add), or name its passphrase in \
-                           spec.deploy.key_passphrase (secret:NAME, env:NAME or file:PATH)";
-    move |closed| match closed {
-        Closed::NoPassphrase => refuse("it is encrypted").remedy(OPEN_IT),
-        Closed::WrongPassphrase => {
-            refuse("it is encrypted, and not with the passphrase that is configured").remedy(OPEN_IT)
-        }
-        Closed::NoKey => refuse("it is not a private key that can be read")
-            .remedy("name the private key, not the .pub file"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    /// A fresh key and the same one encrypted, as ssh-keygen writes them.
-    fn keys() -> (String, String) {
-        use russh::keys::{Algorithm, key::safe_rng, ssh_key::LineEnding};
-        let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap();
-        let encrypted = key.encrypt(&mut safe_rng(), "test").unwrap();
-        let text = |key: &PrivateKey| key.to_openssh(LineEnding::LF).unwrap().to_string();
-        (text(&key), text(&encrypted))
-    }
-
-    fn write(dir: &Path, name: &str, text: &str, mode: u32) -> PathBuf {
-        let path = dir.join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        path
-    }
-
-    #[test]
-    fn a_private_key_of_ours_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = write(dir.path(), "key", &keys().0, 0o600);
-        assert!(load_key(&path, Some(&[dir.path().to_owned()]), None).is_ok());
-        assert!(load_key(&path, None, None).is_ok());
-    }
-
-    #[test]
-    fn keys_that_are_not_fit_are_refused_without_their_content() {
-        let dir = tempfile::tempdir().unwrap();
-        let (plain, locked) = keys();
-        let open = write(dir.path(), "open", &plain, 0o644);
-        let encrypted = write(dir.path(), "encrypted", &locked, 0o600);
-        let text = write(dir.path(), "text", "root:x:0:0:hunter2", 0o600);
-        let fifo = dir.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        for (path, why) in [
-            (&open, "others may read it"),
-            (&encrypted, "encrypted"),
-            (&text, "not a private key"),
-            (&fifo, "not a regular file"),
-            (&dir.path().to_owned(), "not a regular file"),
-            (&dir.path().join("none"), "no such file"),
-        ] {
-            let error = load_key(path, None, None).unwrap_err();
-            assert!(error.message().contains(why), "{}: {error}", path.display());
-            assert!(!error.chain().contains("hunter2"));
-        }
-    }
-
-    #[test]
-    fn a_passphrase_opens_an_encrypted_key_and_is_never_shown() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = write(dir.path(), "encrypted", &keys().1, 0o600);
-        let (right, wrong) = (Passphrase::new("test"), Passphrase::new("hunter2"));
-        assert!(load_key(&path, None, Some(&right)).is_ok());
-        let error = load_key(&path, None, Some(&wrong)).unwrap_err();
-        assert!(error.message().contains("not with the passphrase"), "{error}");
-        assert!(!format!("{error:?} {wrong:?} {}", error.chain()).contains("hunter2"));
-    }
-
-    #[test]
-    fn a_confined_key_may_not_be_led_outside() {
-        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let key = write(outside.path(), "key", &keys().0, 0o600);
-        let link = inside.path().join("link");
-        symlink(&key, &link).unwrap();
-        let climb = inside.path().join("..").join(outside.path().file_name().unwrap()).join("key");
-        for path in [&key, &link, &climb] {
-            let error = load_key(path, Some(&[inside.path().to_owned()]), None).unwrap_err();
-            assert!(error.message().contains("outside"), "{error}");
-        }
-    }
 }

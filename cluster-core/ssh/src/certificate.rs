@@ -11,7 +11,7 @@ use russh::{
     keys::{Certificate, HashAlg, PrivateKey, agent::AgentIdentity, ssh_key::encoding::Encode},
 };
 
-use super::auth::Credentials;
+use crate::credentials::Credentials;
 
 /// A certificate with hundreds of principals has some 20 KiB.
 const FILE_BYTES_MAX: u64 = 128 * 1024;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    fmt,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -16,46 +16,23 @@ use russh::{
 use tokio::{io::AsyncRead, sync::watch, time::timeout};
 
 use super::{
-    auth::{self, Credentials},
+    auth,
     dial::dial,
     exec::{self, Held, Input, ScriptOutput},
     handler::{ClientHandler, Forwards, KeyCheck, Seen},
-    host_keys::{Accepted, HostKey, HostKeyRules},
+    host_keys::{Accepted, HostKey},
     script,
-    sessions::Sessions,
     sftp::Sftp,
     target::{Endpoint, SshTarget},
 };
+use crate::{ConnectOptions, dial::silent, session_slots::Sessions};
 
-pub use super::handler::SshStream;
+pub use crate::endpoint::SshStream;
 
 /// 5 s and two unanswered ones: a dead connection is noticed within 15 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_UNANSWERED_MAX: usize = 2;
 const CHANNEL_OPEN_LIMIT: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
-    /// Resolving, and each address's TCP connection.
-    pub connect: Duration,
-    /// Key exchange, and login.
-    pub login: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { connect: Duration::from_secs(10), login: Duration::from_secs(20) }
-    }
-}
-
-/// Everything but the target that opening a connection needs.
-#[derive(Debug, Clone, Default)]
-pub struct ConnectOptions {
-    pub rules: Arc<HostKeyRules>,
-    pub credentials: Credentials,
-    pub allow_loopback: bool,
-    pub timeouts: Timeouts,
-}
 
 /// One host of a route, and all that is needed to log in there.
 #[derive(Debug, Clone)]
@@ -417,21 +394,6 @@ fn config(first: Vec<russh::keys::Algorithm>, certified: bool) -> Config {
         nodelay: true,
         ..Config::default()
     }
-}
-
-pub(super) fn unreachable(host: &Endpoint, error: &io::Error) -> Error {
-    let (what, remedy) = match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            ("refuses the connection", "check that sshd runs there and listens on this port (ssh_port)")
-        }
-        _ => ("cannot be reached", "check the address, the route and the firewall between here and there"),
-    };
-    Error::new(ErrorCode::HostUnreachable, format!("{host} {what}")).remedy(remedy)
-}
-
-pub(super) fn silent(host: &Endpoint, when: &str) -> Error {
-    Error::new(ErrorCode::HostUnreachable, format!("{host} is silent {when}"))
-        .remedy("check the address, the route and the firewall between here and there")
 }
 
 fn not_ssh(host: &Endpoint, error: Option<russh::Error>) -> Error {

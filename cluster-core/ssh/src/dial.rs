@@ -1,6 +1,6 @@
 //! The TCP connection to a host: which addresses of a name may be dialled, and which one answers first.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use aegis_types::error::{Error, ErrorCode, Result};
 use futures::{StreamExt as _, stream::FuturesUnordered};
@@ -9,10 +9,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    connection::{ConnectOptions, silent, unreachable},
-    target::{AddressKind, Endpoint, address_kind},
-};
+use super::target::{AddressKind, Endpoint, address_kind};
+use crate::{Credentials, HostKeyRules};
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -90,6 +88,44 @@ fn unresolved(host: &Endpoint) -> Error {
 fn misled(host: &Endpoint, address: &SocketAddr, why: &str) -> Error {
     Error::invalid(format!("host {} resolves to {}, which is {why}", host.address, address.ip()))
         .remedy("give the address of another machine; spec.deploy.allow_loopback permits loopback targets")
+}
+
+/// Everything but the target that opening a connection needs.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    pub rules: Arc<HostKeyRules>,
+    pub credentials: Credentials,
+    pub allow_loopback: bool,
+    pub timeouts: Timeouts,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Resolving, and each address's TCP connection.
+    pub connect: Duration,
+    /// Key exchange, and login.
+    pub login: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(10), login: Duration::from_secs(20) }
+    }
+}
+
+pub(super) fn silent(host: &Endpoint, when: &str) -> Error {
+    Error::new(ErrorCode::HostUnreachable, format!("{host} is silent {when}"))
+        .remedy("check the address, the route and the firewall between here and there")
+}
+
+pub(super) fn unreachable(host: &Endpoint, error: &io::Error) -> Error {
+    let (what, remedy) = match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            ("refuses the connection", "check that sshd runs there and listens on this port (ssh_port)")
+        }
+        _ => ("cannot be reached", "check the address, the route and the firewall between here and there"),
+    };
+    Error::new(ErrorCode::HostUnreachable, format!("{host} {what}")).remedy(remedy)
 }
 
 #[cfg(test)]

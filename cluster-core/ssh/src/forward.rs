@@ -1,43 +1,15 @@
 //! Places on the host that lead here, and channels to places on the host.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use aegis_types::error::{Error, ErrorCode, Result};
 use russh::Channel;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::connection::{Connection, SshStream, lock};
+use crate::{HostEnd, endpoint::LOOPBACK};
 
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-/// As OpenSSH is asked for it, and as it names it in each connection.
-pub(super) const LOOPBACK: &str = "127.0.0.1";
-
-/// A place on the host where connections come in.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum HostEnd {
-    /// A unix socket, by its path.
-    Socket(String),
-    /// Of the host's loopback: whoever is on the host reaches it.
-    Port(u16),
-}
-
-impl HostEnd {
-    pub fn socket(&self) -> Option<&str> {
-        match self {
-            HostEnd::Socket(path) => Some(path),
-            HostEnd::Port(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for HostEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            HostEnd::Socket(path) => write!(f, "socket {path}"),
-            HostEnd::Port(port) => write!(f, "port {port} of its loopback"),
-        }
-    }
-}
 
 impl Connection {
     /// A channel to a place on the host.

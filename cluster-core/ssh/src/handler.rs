@@ -8,20 +8,20 @@ use std::{
 
 use aegis_types::error::Error;
 use russh::{
-    Channel, ChannelOpenFailure, ChannelStream,
+    Channel, ChannelOpenFailure,
     client::{ChannelOpenHandle, DisconnectReason, Handler, Msg, Session},
     keys::{PublicKey, PublicKeyOrCertificate},
 };
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    forward::{HostEnd, LOOPBACK},
     host_keys::{Accepted, HostKeyRules},
     target::Endpoint,
 };
-
-/// A channel to or from the host, as a stream; it closes when dropped.
-pub type SshStream = ChannelStream<Msg>;
+use crate::{
+    SshStream,
+    endpoint::{HostEnd, LOOPBACK},
+};
 
 /// Where the host listens for us, and who takes the connections.
 pub(super) type Forwards = Arc<Mutex<HashMap<HostEnd, mpsc::Sender<SshStream>>>>;

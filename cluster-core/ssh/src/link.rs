@@ -28,10 +28,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    connection::{Connection, SshStream},
-    forward::HostEnd,
-};
+use super::connection::{Connection, SshStream};
+use crate::endpoint::HostEnd;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);

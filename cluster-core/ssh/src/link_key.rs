@@ -7,7 +7,7 @@ use aegis_fs::write_new;
 use aegis_types::error::{Error, ErrorCode, Result};
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 
-use super::auth::load_key;
+use crate::key_file::load_key;
 
 pub const FILE: &str = "link-key.pem";
 

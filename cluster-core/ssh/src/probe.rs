@@ -3,11 +3,12 @@
 use aegis_types::error::{Error, ErrorCode, Result};
 
 use super::{
-    connection::{ConnectOptions, Connection, handshake, lock},
+    connection::{Connection, handshake, lock},
     handler::KeyCheck,
     host_keys::HostKey,
     target::Endpoint,
 };
+use crate::dial::ConnectOptions;
 
 /// Connects, reads the key the host proves to own, and hangs up. The rules in `options` are not
 /// asked, but the key type by which the host is known already is preferred. `through` is a connection

@@ -1,30 +1,18 @@
 //! The sessions of one connection: commands, commands that stay, and SFTP. Servers bound how many there
 //! are at a time (`MaxSessions`, 10 by default), so they take turns.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use aegis_types::error::{Error, ErrorCode, Result};
 use russh::{Channel, client::Msg};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Connection;
+use crate::session_slots::SESSIONS_MAX;
 
-/// sshd allows 10; two are left for slots still being freed.
-const SESSIONS_MAX: u32 = 8;
 /// sshd frees a session's slot a moment after the session ended; nothing tells when.
 const RETRY_PAUSES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
-
-pub(super) struct Sessions {
-    slots: Arc<Semaphore>,
-    several: OnceCell<bool>,
-}
-
-impl Default for Sessions {
-    fn default() -> Self {
-        Self { slots: Arc::new(Semaphore::new(SESSIONS_MAX as usize)), several: OnceCell::new() }
-    }
-}
 
 impl Connection {
     /// Whether a session can be open beside one that stays. It is tried once, before any stays; where

@@ -3,7 +3,8 @@
 use aegis_types::{error::Result, ids::AccessTokenName, scope::Scope, text::to_name};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
-use super::{Store, from_name, read_failed, unreadable, write::done};
+use super::{Store, from_name, read_failed, unreadable};
+use crate::changed::done;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessTokenRow {

@@ -3,7 +3,8 @@
 use aegis_types::{error::Result, ids::AgentName};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
-use super::{Store, read_failed, unreadable, write::done};
+use super::{Store, read_failed, unreadable};
+use crate::changed::done;
 
 /// One version of one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,12 +5,8 @@ use std::sync::LazyLock;
 use aegis_types::{audit::AuditQuery, caller::Door, error::Result, text::to_name};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
-use super::{
-    Store, from_name,
-    insertion::Insertion,
-    read_failed,
-    write::{Changed, Query, done},
-};
+use super::{Store, from_name, insertion::Insertion, read_failed};
+use crate::changed::{Changed, Query, done};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditRow {

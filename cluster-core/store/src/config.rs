@@ -7,7 +7,8 @@ use aegis_types::{
 };
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
-use super::{Store, from_json, read_failed, to_json, write::done};
+use super::{Store, from_json, read_failed, to_json};
+use crate::changed::done;
 
 /// Which configuration a node should run.
 #[derive(Debug, Clone, PartialEq, Eq)]

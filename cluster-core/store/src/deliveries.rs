@@ -7,10 +7,8 @@ use aegis_types::{
 };
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
-use super::{
-    Store, read_failed,
-    write::{Changed, done},
-};
+use super::{Store, read_failed};
+use crate::changed::{Changed, done};
 
 /// Read at a time.
 const DUE_MAX: i64 = 64;

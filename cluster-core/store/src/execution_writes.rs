@@ -12,12 +12,8 @@ use aegis_types::{
 };
 use sqlx::{Any, Transaction};
 
-use super::{
-    Delivery, deliveries,
-    insertion::Insertion,
-    to_json,
-    write::{Changed, Query, done, signed},
-};
+use super::{Delivery, deliveries, insertion::Insertion, to_json};
+use crate::changed::{Changed, Query, done, signed};
 
 static EVENTS: LazyLock<Insertion> = LazyLock::new(|| {
     Insertion::new("execution_events", &["execution_id", "sequence", "event"], 32, "ON CONFLICT DO NOTHING")

@@ -2,7 +2,7 @@
 
 use sqlx::{Any, AssertSqlSafe, Transaction};
 
-use super::write::{Changed, Query, done};
+use crate::changed::{Changed, Query, done};
 
 /// Rows of one statement. There are few lengths, so that each statement is prepared once.
 const LENGTHS: [usize; 4] = [64, 32, 8, 1];

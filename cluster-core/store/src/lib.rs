@@ -10,6 +10,7 @@
 mod access;
 mod agents;
 mod audit;
+mod changed;
 mod config;
 mod deliveries;
 mod deployments;

@@ -3,7 +3,8 @@
 use aegis_types::{error::Result, secret::SecretName};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 
-use super::{Store, read_failed, unreadable, write::done};
+use super::{Store, read_failed, unreadable};
+use crate::changed::done;
 
 /// All of a secret but its value.
 #[derive(Debug, Clone, PartialEq, Eq)]

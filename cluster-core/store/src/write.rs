@@ -13,8 +13,7 @@ use super::{
     AccessWrite, AgentWrite, AuditWrite, ConfigWrite, DeploymentRow, ExecutionWrite, HostRow, RolloutRow,
     SecretWrite, TokenRecord, to_json,
 };
-
-pub(super) type Changed = Result<u64, sqlx::Error>;
+use crate::changed::{Changed, done};
 
 /// A typed write.
 #[derive(Debug, Clone)]
@@ -200,12 +199,6 @@ impl Write {
     }
 }
 
-pub(super) type Query<'q> = sqlx::query::Query<'q, Any, sqlx::any::AnyArguments>;
-
-pub(super) async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Changed {
-    query.execute(&mut **to).await.map(|result| result.rows_affected())
-}
-
 async fn put_node(node: &NodeRecord, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "INSERT INTO nodes (node_id, role, public_key, desired, observed, capabilities, address, link,
              site, version, sealed, registered_at_ms, last_heartbeat_ms, drain_deadline_ms, drain_on_deadline,
@@ -291,9 +284,4 @@ async fn put_deployment(row: &DeploymentRow, to: &mut Transaction<'_, Any>) -> C
         .bind(row.created_at_ms)
         .bind(row.idempotency_key.clone());
     done(query, to).await
-}
-
-/// The database knows signed numbers only; no counter of ours comes near the limit.
-pub(super) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -16,51 +16,20 @@ use aegis_types::{
     clock::now_ms,
     execution::limits::{IMAGE_DISK_PERCENT_DEFAULT, WORKSPACE_MB_DEFAULT},
 };
-use nix::sys::statvfs::statvfs;
 use tokio::time::Instant;
 
-use super::{
-    images::ImageBounds,
-    supervisor::{DISK_BYTES_MIN, Run, Shared},
+use crate::{
+    space::Disk,
+    state::{Run, Shared},
 };
 
 /// Between looks. A disk that takes 200 MB/s fills by 1 GB meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// The engine measures for a tenth of the time at most.
 const USAGE_PAUSE_FACTOR: u32 = 10;
-/// Free space below which unused images go, whatever their share: well above what stops new work.
-const IMAGES_FREE_MIN: u64 = 8 * DISK_BYTES_MIN;
-/// Free space below which running executions are ended: twice what stops new work.
-const RUNNING_FREE_MIN: u64 = 2 * DISK_BYTES_MIN;
 /// The space of an ended execution is waited for, before another one is ended.
 const FREED_WITHIN: Duration = Duration::from_secs(30);
 const MIB: u64 = 1024 * 1024;
-
-/// Size and free space of a file system, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Disk {
-    pub total: u64,
-    pub free: u64,
-}
-
-impl Disk {
-    /// Measures the file system of a path.
-    pub fn of(path: &Path) -> Option<Self> {
-        let found = statvfs(path).ok()?;
-        let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
-        Some(Self { total: bytes(found.blocks()), free: bytes(found.blocks_available()) })
-    }
-
-    /// A small disk restores a tenth of its size rather than a fixed amount.
-    fn image_bounds(self, percent: u32) -> ImageBounds {
-        let part = |percent: u64| self.total / 100 * percent;
-        ImageBounds { bytes_max: part(u64::from(percent)), free_min: IMAGES_FREE_MIN.min(part(10)) }
-    }
-
-    fn is_nearly_full(self) -> bool {
-        self.free < RUNNING_FREE_MIN.min(self.total / 20)
-    }
-}
 
 /// Space that a running execution takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,6 +196,7 @@ fn usage_of(shared: &Shared, run: Arc<Run>, usage: &DiskUsage) -> Usage<Arc<Run>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::space::{DISK_BYTES_MIN, ImageBounds};
 
     const GIB: u64 = 1024 * MIB;
 

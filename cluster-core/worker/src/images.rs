@@ -20,7 +20,7 @@ use aegis_types::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::disk::Disk;
+use crate::space::{Disk, ImageBounds};
 
 const IMAGES_FILE: &str = "images.json";
 /// An image that was used more recently stays: an order that was just found to have its image begins within this time.
@@ -39,15 +39,6 @@ pub(super) struct Brought {
     pub id: String,
     pub bytes: u64,
     pub used_ms: i64,
-}
-
-/// Bounds of what images may take of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ImageBounds {
-    /// All brought images together.
-    pub bytes_max: u64,
-    /// Free space that is restored by removing images.
-    pub free_min: u64,
 }
 
 /// Chooses the image to remove next, if any.
@@ -88,7 +79,7 @@ impl Images {
                 Vec::new()
             }),
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(unwritable(&path, error)),
+            Err(error) => return Err(unreadable(&path, error)),
         };
         // A clock that was ahead must not make an image the newest for years.
         let now = now_ms();
@@ -171,7 +162,7 @@ impl Images {
     }
 }
 
-fn unwritable(path: &Path, error: std::io::Error) -> Error {
+fn unreadable(path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorCode::Storage, format!("{} cannot be read", path.display()))
         .remedy("give the file to the user that runs the node")
         .source(error)

@@ -15,9 +15,9 @@ use std::{
     thread::JoinHandle,
 };
 
-use aegis_fs::private_directory;
+use aegis_fs::{private_directory, write_error};
 use aegis_types::{
-    error::{Error, ErrorCode, Result},
+    error::Result,
     execution::order::SecretEnv,
     registry::{PullLogin, Registry},
     secret::Secret,
@@ -73,17 +73,17 @@ pub(super) struct Entry {
 impl Journal {
     /// Opens the journal in `directory` and removes what an earlier process left half-written or half-removed.
     pub fn open(directory: PathBuf) -> Result<Self> {
-        private_directory(&directory).map_err(|e| unwritable(&directory, e))?;
+        private_directory(&directory).map_err(|e| write_error(&directory, e))?;
         let (requests, waiting) = mpsc::channel(WAITING_MAX);
         let parent = directory.clone();
         let thread = std::thread::Builder::new()
             .name("journal".into())
             .spawn(move || serve(&parent, waiting))
-            .map_err(|e| unwritable(&directory, e))?;
+            .map_err(|e| write_error(&directory, e))?;
         let journal = Self { directory, requests: Some(requests), thread: Some(thread) };
         for path in journal.folders()? {
             if path.extension().is_some_and(|suffix| suffix == NEW || suffix == GONE) {
-                fs::remove_dir_all(&path).map_err(|e| unwritable(&path, e))?;
+                fs::remove_dir_all(&path).map_err(|e| write_error(&path, e))?;
             }
         }
         Ok(journal)
@@ -94,7 +94,7 @@ impl Journal {
     }
 
     fn folders(&self) -> Result<Vec<PathBuf>> {
-        let failed = |e| unwritable(&self.directory, e);
+        let failed = |e| write_error(&self.directory, e);
         let entries = fs::read_dir(&self.directory).map_err(failed)?;
         entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
     }
@@ -123,16 +123,16 @@ impl Journal {
     /// The order may be written though the caller has gone.
     pub async fn put(&self, journaled: &mut Journaled) -> Result<PathBuf> {
         let folder = self.directory.join(journaled.order.execution_id.as_str());
-        let files = files(journaled).map_err(|e| unwritable(&folder, e))?;
+        let files = files(journaled).map_err(|e| write_error(&folder, e))?;
         let change = Change::Put { folder: folder.clone(), files };
-        self.ask(change).await.map_err(|e| unwritable(&folder, e))?;
+        self.ask(change).await.map_err(|e| write_error(&folder, e))?;
         Ok(folder)
     }
 
     /// Removes an order with its log.
     pub async fn remove(&self, folder: &Path) -> Result<()> {
         let change = Change::Remove { folder: folder.to_owned() };
-        self.ask(change).await.map_err(|e| unwritable(folder, e))
+        self.ask(change).await.map_err(|e| write_error(folder, e))
     }
 
     async fn ask(&self, change: Change) -> io::Result<()> {
@@ -176,7 +176,7 @@ pub(super) fn drop_login(folder: &Path) -> Result<()> {
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unwritable(path, e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(write_error(path, e)),
         _ => Ok(()),
     }
 }
@@ -218,12 +218,6 @@ fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
-}
-
-fn unwritable(path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
-        .remedy("free some disk space on the node, and give the folder to the user that runs the node")
-        .source(error)
 }
 
 #[cfg(test)]

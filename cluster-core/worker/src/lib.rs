@@ -13,6 +13,7 @@
 pub mod api;
 pub mod artifacts;
 pub mod capacity;
+pub mod control;
 mod disk;
 pub mod event_log;
 mod gpus;
@@ -24,5 +25,8 @@ pub mod membership;
 mod position;
 mod reaper;
 mod run;
+mod space;
+mod state;
 pub mod supervisor;
+mod turns;
 mod volume;

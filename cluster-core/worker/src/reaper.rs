@@ -16,7 +16,7 @@ use aegis_engine::{Change, Engine};
 use aegis_types::clock::now_ms;
 use futures::StreamExt as _;
 
-use super::supervisor::Shared;
+use crate::state::Shared;
 
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);

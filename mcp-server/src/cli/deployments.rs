@@ -97,7 +97,7 @@ fn detail(view: &DeploymentView) -> String {
                 step.name.name().to_owned(),
                 step.state.name().to_owned(),
                 step.duration_ms.map(|ms| format!("{ms} ms")).unwrap_or_default(),
-                crate::tools::clean(step.evidence.as_deref().or(step.message.as_deref()).unwrap_or_default())
+                crate::text::clean(step.evidence.as_deref().or(step.message.as_deref()).unwrap_or_default())
                     .into_owned(),
             ]
         })
@@ -107,10 +107,10 @@ fn detail(view: &DeploymentView) -> String {
         text.push_str(&format!("\n{}: {}", failure.code, failure.message));
     }
     for finding in &view.findings {
-        text.push_str(&format!("\n{}", crate::tools::clean(&finding.to_string())));
+        text.push_str(&format!("\n{}", crate::text::clean(&finding.to_string())));
     }
     for line in view.log_tail.iter().flat_map(|log| log.lines()) {
-        text.push_str(&format!("\n  {}", crate::tools::clean(line)));
+        text.push_str(&format!("\n  {}", crate::text::clean(line)));
     }
     text.push_str(&format!("\n{}", view.next_step));
     text

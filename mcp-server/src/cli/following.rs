@@ -9,7 +9,7 @@ use cluster_core::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Context, client::Client, segment};
-use crate::tools::clean;
+use crate::text::clean;
 
 const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 

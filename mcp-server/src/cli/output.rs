@@ -1,7 +1,7 @@
 //! The only place that writes to the terminal: data to stdout, talk to stderr.
 //!
 //! A terminal obeys what it is shown, so what goes to one is written as it is seen
-//! ([`clean`](crate::tools::clean)), whoever wrote it. A pipe or a file gets the bytes as they are: programs
+//! ([`clean`](crate::text::clean)), whoever wrote it. A pipe or a file gets the bytes as they are: programs
 //! read there, and `aegis run` has to give what the container gave.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -15,7 +15,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::tools::text::indented;
+use crate::text::indented;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -53,7 +53,7 @@ impl Reader {
             Self::Other => Cow::Borrowed(bytes),
             Self::Terminal => {
                 let text = String::from_utf8_lossy(bytes);
-                Cow::Owned(crate::tools::clean(&text).into_owned().into_bytes())
+                Cow::Owned(crate::text::clean(&text).into_owned().into_bytes())
             }
         }
     }

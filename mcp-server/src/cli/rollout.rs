@@ -11,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use super::{Context, client::Client, output::table, segment};
-use crate::tools::clean;
+use crate::text::clean;
 
 const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 

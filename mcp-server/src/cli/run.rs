@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use cluster_core::types::{
     error::{Error, ErrorCode, Result},
     execution::{
-        dependencies::AfterCondition,
+        after::AfterCondition,
         lifecycle::State,
         manifest::{NetworkMode, Relaxations},
         request::{INPUT_BYTES_MAX, ResourceRequest},

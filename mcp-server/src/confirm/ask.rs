@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Plan;
-use crate::tools::{clean, text::indented};
+use crate::text::{clean, indented};
 
 /// Names our one question in a result that asks for input.
 pub const INPUT_KEY: &str = "confirmation";

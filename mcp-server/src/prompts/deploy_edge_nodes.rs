@@ -12,8 +12,8 @@ use serde_json::json;
 
 use super::{About, Argument, facts, given::Given};
 use crate::{
-    resources::complete::Candidates,
-    tools::time::{Age, Moment},
+    candidates::Candidates,
+    text::time::{Age, Moment},
 };
 
 /// As the tool takes them.

@@ -12,11 +12,11 @@ use super::{
     given::Given,
 };
 use crate::{
-    fence::Fence,
-    resources::complete::Candidates,
-    tools::{
-        text,
+    candidates::Candidates,
+    text::{
+        self,
         time::{Age, Moment},
+        untrusted::Fence,
     },
 };
 

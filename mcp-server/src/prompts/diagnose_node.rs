@@ -18,9 +18,9 @@ use super::{
     facts::{self, UNTRUSTED},
     given::Given,
 };
-use crate::{
-    fence::Fence,
-    tools::time::{Age, Moment},
+use crate::text::{
+    time::{Age, Moment},
+    untrusted::Fence,
 };
 
 const EVENTS_SHOWN_MAX: usize = 10;

@@ -12,7 +12,7 @@ use cluster_core::{
 };
 
 use super::{About, NODE, facts, given::Given};
-use crate::tools::time::Moment;
+use crate::text::time::Moment;
 
 pub const ABOUT: About = About {
     name: "drain_for_maintenance",

@@ -12,12 +12,10 @@ use cluster_core::{
     },
 };
 
-use crate::{
-    fence::Fence,
-    tools::{
-        text,
-        time::{Age, Length},
-    },
+use crate::text::{
+    self,
+    time::{Age, Length},
+    untrusted::Fence,
 };
 
 /// Looked through for what concerns one node.

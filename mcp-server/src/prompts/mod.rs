@@ -3,7 +3,7 @@
 //!
 //! One file a prompt: what it is called and takes ([`About`]), the facts that it gathers from the core, and
 //! the text made of them, a plain function. [`facts`] has the lines that several of them share. What was
-//! written by containers and hosts stands in a [`crate::fence`]. Filling a prompt changes nothing and
+//! written by containers and hosts stands in a [`crate::text::untrusted`]. Filling a prompt changes nothing and
 //! connects to no host. A prompt is offered where the tools are that it tells to call.
 
 mod deploy_edge_nodes;
@@ -27,7 +27,7 @@ use rmcp::{
 };
 
 use self::given::Given;
-use crate::{protocol_error, resources::complete::Candidates};
+use crate::{candidates::Candidates, protocol_error};
 
 /// What a menu shows of a prompt.
 #[derive(Debug)]

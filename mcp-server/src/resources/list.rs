@@ -12,7 +12,7 @@ use cluster_core::{
 use rmcp::model::{Annotations, Resource, ResourceTemplate, Role};
 
 use super::uri::{DEPLOYMENT_TEMPLATE, EXECUTION_TEMPLATE, OUTPUT_TEMPLATE, ResourceUri};
-use crate::tools::clean;
+use crate::text::clean;
 
 /// The newest of each kind; older ones are reached by their id.
 const NEWEST_MAX: u32 = 20;

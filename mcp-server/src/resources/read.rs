@@ -22,12 +22,9 @@ use super::{
     uri::{Range, ResourceUri},
 };
 use crate::{
-    fence::Fence,
     protocol_error,
-    tools::{
-        PAGE_LIMIT_MAX, ResponseFormat, get_deployment_status, get_execution, list_peers, output, sanitize,
-        text,
-    },
+    text::{self, sanitize, untrusted::Fence},
+    tools::{PAGE_LIMIT_MAX, ResponseFormat, get_deployment_status, get_execution, list_peers, output},
 };
 
 const TEXT_BYTES_MAX: usize = 18 * 1024;

@@ -51,7 +51,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let query = Query::<T>::try_from_uri(&parts.uri)
-            .map_err(|e| Error::invalid(format!("query: {}", crate::tools::clean(&e.body_text()))))?;
+            .map_err(|e| Error::invalid(format!("query: {}", crate::text::clean(&e.body_text()))))?;
         Ok(Self(query.0))
     }
 }
@@ -65,7 +65,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let path = Path::<T>::from_request_parts(parts, state)
             .await
-            .map_err(|e| Error::invalid(format!("path: {}", crate::tools::clean(&e.body_text()))))?;
+            .map_err(|e| Error::invalid(format!("path: {}", crate::text::clean(&e.body_text()))))?;
         Ok(Self(path.0))
     }
 }
+
+/// One request: larger ones are refused with 413.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;

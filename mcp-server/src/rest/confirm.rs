@@ -28,11 +28,11 @@ use super::{
 use crate::{
     caller::Caller,
     confirm::{ARGUMENT, Claim, Plan, Verdict, Weight},
+    rest::body::BODY_BYTES_MAX,
     tools::{
         Call, Progress, Tool, deploy_edge_node::DeployEdgeNode, deploy_edge_nodes::DeployEdgeNodes,
         drain_node::DrainNode, parse, remove_edge_node::RemoveEdgeNode, rollback_edge_node::RollbackEdgeNode,
     },
-    transport::http::BODY_BYTES_MAX,
 };
 
 /// Time for the body of a request to arrive.

@@ -33,7 +33,10 @@ use super::{
     events::last_event_id,
     parts,
 };
-use crate::tools::{check_range, check_secret, clean, deploy_edge_node::Arguments, drain_order, whole};
+use crate::{
+    text::clean,
+    tools::{check_range, check_secret, deploy_edge_node::Arguments, drain_order, whole},
+};
 
 const DEPLOYMENTS_MAX: u32 = 200;
 const DEPLOYMENTS_DEFAULT: u32 = 100;

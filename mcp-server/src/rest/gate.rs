@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use url::form_urlencoded;
 
 use super::{Api, confirm::confirm, error::Problem};
-use crate::{caller::Caller, transport::guard::is_open};
+use crate::{caller::Caller, rest::health::is_open};
 
 /// Below these, looking is for administrators as well.
 const ADMIN: [&str; 6] =

@@ -8,7 +8,7 @@
 
 mod agents;
 mod audit;
-mod body;
+pub mod body;
 mod cluster;
 mod config;
 pub mod confirm;
@@ -18,7 +18,7 @@ pub mod error;
 mod events;
 mod executions;
 mod gate;
-mod health;
+pub mod health;
 mod hosts;
 mod member;
 mod node_events;
@@ -46,10 +46,7 @@ use cluster_core::{
 use error::Problem;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    confirm::Confirmations,
-    transport::http::{BODY_BYTES_MAX, BUSY},
-};
+use crate::{confirm::Confirmations, rest::body::BODY_BYTES_MAX};
 
 /// Above the longest wait that a caller can ask for, with room for the host checks of a dry run.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
@@ -143,7 +140,7 @@ fn health_routes() -> Router<Api> {
         .route("/health", get(health::full))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
-        .route(BUSY, any(health::busy))
+        .route(health::BUSY, any(health::busy))
         .route("/metrics", get(health::metrics))
 }
 

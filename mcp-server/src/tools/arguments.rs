@@ -43,7 +43,7 @@ pub fn parse<T: DeserializeOwned>(mut arguments: Value) -> Result<T> {
 /// serde repeats names and values of the caller; a hostile one may be long or speak to a terminal.
 fn bounded(text: &str) -> String {
     const ERROR_BYTES_MAX: usize = 400;
-    match super::text::head(text, ERROR_BYTES_MAX) {
+    match crate::text::head(text, ERROR_BYTES_MAX) {
         (head, true) => format!("{head}…"),
         (head, false) => head,
     }
@@ -107,6 +107,9 @@ pub fn cursor(text: &str) -> Result<String> {
     let text = String::from_utf8(bytes).map_err(|_| wrong())?;
     text.strip_prefix("after:").map(str::to_owned).ok_or_else(wrong)
 }
+
+/// Of every tool that begins something on a host.
+pub const WAIT_SECONDS_DEFAULT: u64 = 20;
 
 #[cfg(test)]
 mod tests {

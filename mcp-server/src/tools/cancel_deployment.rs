@@ -1,25 +1,15 @@
 //! `cancel_deployment`: cancels a deployment.
 
-use std::time::Duration;
-
-use cluster_core::{
-    deploy::{DeploymentState, DeploymentView, Operation},
-    types::{
-        error::{Failure, Result},
-        ids::{DeploymentId, NodeId},
-    },
-};
+use cluster_core::types::{error::Result, ids::DeploymentId};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{
-    arguments::wait,
-    catalogue::{Call, Hints, Tool},
+    arguments::{WAIT_SECONDS_DEFAULT, wait},
+    deployment::{Outcome, followed},
     progress::whole,
 };
-
-/// Of every tool that begins something on a host.
-pub const WAIT_SECONDS_DEFAULT: u64 = 20;
+use crate::tools::tool::{Call, Hints, Tool};
 
 pub struct CancelDeployment;
 
@@ -31,43 +21,6 @@ pub struct Arguments {
     /// Seconds to wait for the end, 0-45 (default 20).
     #[serde(default)]
     wait_seconds: Option<u64>,
-}
-
-/// A deployment in short: get_deployment_status has its steps.
-#[derive(Serialize, JsonSchema)]
-pub struct Outcome {
-    deployment_id: DeploymentId,
-    operation: Operation,
-    state: DeploymentState,
-    host: String,
-    node_id: NodeId,
-    /// For since_event of get_deployment_status.
-    event: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failure: Option<Failure>,
-    next_step: String,
-}
-
-impl From<DeploymentView> for Outcome {
-    fn from(view: DeploymentView) -> Self {
-        Self {
-            deployment_id: view.deployment_id,
-            operation: view.operation,
-            state: view.state,
-            host: view.host,
-            node_id: view.node_id,
-            event: view.event,
-            failure: view.failure,
-            next_step: view.next_step,
-        }
-    }
-}
-
-/// Waits for the end of a deployment that was just started or cancelled.
-pub(super) async fn followed(call: &mut Call, view: DeploymentView, wait: Duration) -> Result<Outcome> {
-    let core = call.core.clone();
-    let view = call.progress.follow(&core, view, wait, |view| view.state.is_final()).await?;
-    Ok(view.into())
 }
 
 impl Tool for CancelDeployment {

@@ -12,10 +12,8 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    catalogue::{Call, Hints, Tool},
-    progress::whole,
-};
+use super::progress::whole;
+use crate::tools::tool::{Call, Hints, Tool};
 
 pub const REASON_LENGTH_MAX: usize = 500;
 pub const REASON_DEFAULT: &str = "cancelled by its caller";
@@ -82,7 +80,7 @@ pub fn reason(given: Option<String>) -> Result<String> {
     if reason.is_empty() || reason.chars().count() > REASON_LENGTH_MAX {
         return Err(Error::invalid(format!("reason: it must have 1 to {REASON_LENGTH_MAX} characters")));
     }
-    Ok(super::text::clean(&reason).into_owned())
+    Ok(crate::text::clean(&reason).into_owned())
 }
 
 impl Tool for CancelExecution {

@@ -6,10 +6,12 @@ use serde::Deserialize;
 
 use super::{
     arguments::wait,
-    cancel_deployment::WAIT_SECONDS_DEFAULT,
-    catalogue::{Call, Hints, Tool},
     progress::whole,
     rollout::{Outcome, followed},
+};
+use crate::tools::{
+    arguments::WAIT_SECONDS_DEFAULT,
+    tool::{Call, Hints, Tool},
 };
 
 pub struct CancelRollout;

@@ -17,12 +17,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arguments::{ResponseFormat, check_range, check_secret, secret, wait},
-    catalogue::{Call, Hints, Tool},
     disruption::{on_host, running},
     progress::{Followed, whole},
     steps::{Step, steps},
 };
-use crate::confirm::{self, Weight};
+use crate::{
+    confirm::{self, Weight},
+    tools::tool::{Call, Hints, Tool},
+};
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
 /// Stands for a plan that its person was not asked about.

@@ -18,15 +18,19 @@ use serde_json::{Map, Value};
 
 use super::{
     arguments::{check_secret, parse, wait},
-    cancel_deployment::WAIT_SECONDS_DEFAULT,
-    catalogue::{Call, Hints, Tool},
     deploy_edge_node,
     disruption::on_host,
     progress::whole,
     rollout::{Line, Outcome, followed},
     schema,
 };
-use crate::confirm::{Plan, Weight};
+use crate::{
+    confirm::{Plan, Weight},
+    tools::{
+        arguments::WAIT_SECONDS_DEFAULT,
+        tool::{Call, Hints, Tool},
+    },
+};
 
 /// Arguments of one host's deployment that are not shared: each host's own, or the call's.
 const NOT_SHARED: [&str; 6] =
@@ -146,7 +150,7 @@ fn plan_line(planned: PlannedHost) -> Line {
     for finding in &planned.findings {
         detail.push_str(&format!("\n{finding}"));
     }
-    Line::planned(planned.host, planned.node_id, super::clean(&detail).into_owned())
+    Line::planned(planned.host, planned.node_id, crate::text::clean(&detail).into_owned())
 }
 
 impl From<RolloutPlan> for Outcome {

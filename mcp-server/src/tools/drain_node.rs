@@ -15,12 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arguments::{check_range, wait},
-    catalogue::{Call, Hints, Tool},
     disruption::running,
     progress::{Followed, whole},
-    time::Length,
 };
-use crate::confirm::{Plan, Weight};
+use crate::{
+    confirm::{Plan, Weight},
+    text::time::Length,
+    tools::tool::{Call, Hints, Tool},
+};
 
 pub const DEADLINE_SECONDS_DEFAULT: u64 = 300;
 pub const DEADLINE_SECONDS_MAX: u64 = 86_400;

@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arguments::{ResponseFormat, wait},
-    catalogue::{Call, Hints, Tool},
     steps::{Step, steps},
+};
+use crate::{
     text,
+    tools::tool::{Call, Hints, Tool},
 };
 
 const LOG_BYTES_MAX: usize = 6 * 1024;

@@ -11,10 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arguments::{ResponseFormat, check_range, wait},
-    catalogue::{Call, Hints, Tool},
     output::{self, Event, Output},
     submit_execution::next_step,
-    time::Moment,
+};
+use crate::{
+    text::time::Moment,
+    tools::tool::{Call, Hints, Tool},
 };
 
 pub const EVENTS_DEFAULT: u32 = 200;

@@ -7,9 +7,9 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    catalogue::{Call, Hints, Tool},
+use crate::{
     text,
+    tools::tool::{Call, Hints, Tool},
 };
 
 /// With the rest of a result below its 20 KB.

@@ -7,11 +7,8 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{
-    arguments::wait,
-    catalogue::{Call, Hints, Tool},
-    rollout::Outcome,
-};
+use super::{arguments::wait, rollout::Outcome};
+use crate::tools::tool::{Call, Hints, Tool};
 
 pub struct GetRollout;
 

@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arguments::{cursor, cursor_of, page_limit},
-    catalogue::{Call, Hints, Tool},
     paging::fit,
-    time::Moment,
+};
+use crate::{
+    text::time::Moment,
+    tools::tool::{Call, Hints, Tool},
 };
 
 /// Deployments that are read at a time while the cursor's place is looked up.

@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arguments::{ResponseFormat, cursor, cursor_of, page_limit},
-    catalogue::{Call, Hints, Tool},
     paging::fit,
-    text,
-    time::Age,
+};
+use crate::{
+    text::{self, time::Age},
+    tools::tool::{Call, Hints, Tool},
 };
 
 /// What a node says of one key; with a page of nodes it stays within a result.

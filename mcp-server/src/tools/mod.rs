@@ -2,15 +2,15 @@
 //!
 //! A tool is a type that implements [`Tool`]; [`Catalogue`] holds them in their fixed order with
 //! their schemas, made once. The name stands once, in the tool's own file. Whatever leaves here has
-//! gone through [`text`]: nothing that hides, no secret of the call.
+//! gone through [`crate::text`]: nothing that hides, no secret of the call.
 
 mod arguments;
 mod cancel_deployment;
 mod cancel_execution;
 mod cancel_rollout;
-mod catalogue;
 pub mod deploy_edge_node;
 pub mod deploy_edge_nodes;
+mod deployment;
 mod disruption;
 pub mod drain_node;
 pub mod get_deployment_status;
@@ -22,6 +22,7 @@ pub mod list_peers;
 pub mod output;
 mod paging;
 mod progress;
+mod registry;
 pub mod remove_edge_node;
 mod resume_node;
 pub mod rollback_edge_node;
@@ -31,13 +32,12 @@ mod steps;
 mod submit_execution;
 #[cfg(test)]
 mod tests;
-pub mod text;
-pub mod time;
+pub mod tool;
 
 pub use arguments::{PAGE_LIMIT_MAX, ResponseFormat, check_range, check_secret, parse, secret};
 pub use cancel_execution::reason as cancel_reason;
-pub use catalogue::{Call, Catalogue, Tool};
 pub use drain_node::order as drain_order;
 pub use get_execution::{EVENTS_DEFAULT, EVENTS_MAX};
 pub use progress::{Progress, whole};
-pub use text::{clean, sanitize};
+pub use registry::Catalogue;
+pub use tool::{Call, Tool};

@@ -10,7 +10,7 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{text, time::Moment};
+use crate::text::{self, time::Moment};
 
 /// Of the 20 KB that a whole result may have; the rest is left for its other fields.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;

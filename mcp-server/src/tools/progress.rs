@@ -169,7 +169,7 @@ impl Progress {
             return;
         }
         let Some(peer) = &self.peer else { return };
-        let words = super::text::indented(&self.last);
+        let words = crate::text::indented(&self.last);
         // A client that has gone needs neither; its call is cancelled separately.
         if let Some(logger) = self.logger.as_ref().filter(|_| self.unsent) {
             #[expect(deprecated, reason = "older clients are served")]

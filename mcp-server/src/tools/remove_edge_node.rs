@@ -9,13 +9,18 @@ use serde::Deserialize;
 
 use super::{
     arguments::wait,
-    cancel_deployment::{Outcome, WAIT_SECONDS_DEFAULT, followed},
-    catalogue::{Call, Hints, Tool},
     disruption::{on_node, running},
     drain_node::order as drain_order,
     progress::whole,
 };
-use crate::confirm::{Plan, Weight};
+use crate::{
+    confirm::{Plan, Weight},
+    tools::{
+        arguments::WAIT_SECONDS_DEFAULT,
+        deployment::{Outcome, followed},
+        tool::{Call, Hints, Tool},
+    },
+};
 
 pub struct RemoveEdgeNode;
 

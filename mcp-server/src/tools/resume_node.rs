@@ -4,10 +4,8 @@ use cluster_core::types::{error::Result, ids::NodeId, node::PeerStatus};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    catalogue::{Call, Hints, Tool},
-    progress::whole,
-};
+use super::progress::whole;
+use crate::tools::tool::{Call, Hints, Tool};
 
 pub struct ResumeNode;
 

@@ -13,12 +13,17 @@ use serde::Deserialize;
 
 use super::{
     arguments::wait,
-    cancel_deployment::{Outcome, WAIT_SECONDS_DEFAULT, followed},
-    catalogue::{Call, Hints, Tool},
     disruption::{on_node, running},
     progress::whole,
 };
-use crate::confirm::{Plan, Weight};
+use crate::{
+    confirm::{Plan, Weight},
+    tools::{
+        arguments::WAIT_SECONDS_DEFAULT,
+        deployment::{Outcome, followed},
+        tool::{Call, Hints, Tool},
+    },
+};
 
 pub struct RollbackEdgeNode;
 

@@ -13,7 +13,8 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{catalogue::Call, paging::fit, progress::Followed};
+use super::{paging::fit, progress::Followed};
+use crate::tools::tool::Call;
 
 /// One host in short.
 #[derive(Serialize, JsonSchema)]
@@ -92,7 +93,7 @@ impl From<MemberView> for Line {
             node_id: member.node_id,
             state: member.state,
             deployment_id: member.deployment_id,
-            detail: detail.map(|text| super::clean(&text).into_owned()),
+            detail: detail.map(|text| crate::text::clean(&text).into_owned()),
         }
     }
 }

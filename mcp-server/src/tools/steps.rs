@@ -4,9 +4,9 @@ use cluster_core::deploy::{StepName, StepState, StepView};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{
-    arguments::ResponseFormat,
-    text,
+use super::arguments::ResponseFormat;
+use crate::text::{
+    self,
     time::{Length, Moment},
 };
 

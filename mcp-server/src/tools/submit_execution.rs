@@ -8,8 +8,8 @@ use cluster_core::{
         agent::AgentReference,
         error::{Failure, Result},
         execution::{
+            after::AfterCondition,
             artifacts::Artifacts,
-            dependencies::AfterCondition,
             lifecycle::State,
             manifest::{NetworkMode, Relaxations},
             request::{ExecutionRequest, ResourceRequest, Submitter},
@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arguments::wait,
-    catalogue::{Call, Hints, Tool},
     output::{self, Output},
     progress::{Followed, whole},
 };
+use crate::tools::tool::{Call, Hints, Tool};
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
 
@@ -174,7 +174,7 @@ impl Followed for ExecutionView {
     fn describe(&self) -> String {
         let place = self.node_id.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
         match &self.waiting {
-            Some(why) => format!("{}: {}", self.state.name(), super::text::head(why, 200).0),
+            Some(why) => format!("{}: {}", self.state.name(), crate::text::head(why, 200).0),
             None => format!("{}{place} (event {})", self.state.name(), self.last_sequence),
         }
     }

@@ -13,11 +13,14 @@ use rmcp::model::CallToolResult;
 use serde_json::{Value, json};
 
 use super::{
-    ResponseFormat, catalogue, get_deployment_status, get_execution,
+    ResponseFormat, get_deployment_status, get_execution,
     output::{self, Event},
     steps,
 };
-use crate::hostile::{self, CANARY, assert_marked, assert_seen};
+use crate::{
+    hostile::{self, CANARY, assert_marked, assert_seen},
+    tools::registry,
+};
 
 /// What a whole result may have.
 const RESULT_BYTES_MAX: usize = 20 * 1024;
@@ -35,7 +38,7 @@ fn failure(message: &str) -> Failure {
 
 /// As an assistant gets it: both forms say the same.
 fn answered(value: Value) -> Value {
-    let result: CallToolResult = catalogue::succeeded(value, &[]);
+    let result: CallToolResult = registry::succeeded(value, &[]);
     let content = serde_json::to_value(&result.content).unwrap();
     let twin: Value = serde_json::from_str(content[0]["text"].as_str().unwrap()).unwrap();
     assert_eq!(Some(&twin), result.structured_content.as_ref());
@@ -128,7 +131,7 @@ fn an_error_that_repeats_it_has_one_remedy_and_it_is_ours() {
     for (name, _, text) in texts() {
         let error =
             Error::new(ErrorCode::HostUnreachable, format!("sh said: {text}")).remedy("look at the host");
-        let result = serde_json::to_value(catalogue::failed(&error, &[])).unwrap();
+        let result = serde_json::to_value(registry::failed(&error, &[])).unwrap();
         let words = result["content"][0]["text"].as_str().unwrap();
         assert_seen(name, words);
         assert!(words.len() <= RESULT_BYTES_MAX, "{name}: {}", words.len());

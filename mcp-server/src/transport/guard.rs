@@ -22,11 +22,13 @@ use cluster_core::{
 use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
 
 use super::{
-    http::BUSY,
     places::Mark,
     streams::{Requests, until_invalid},
 };
-use crate::{caller::Caller, rest::error::Problem};
+use crate::{
+    caller::Caller,
+    rest::{error::Problem, health::is_open},
+};
 
 const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
@@ -167,11 +169,6 @@ fn challenge(headers: &HeaderMap) -> HeaderValue {
         true => "Bearer realm=\"aegis\", error=\"invalid_token\"",
         false => "Bearer realm=\"aegis\"",
     })
-}
-
-/// Health is for probes, which have no token; well-known paths say 404 since there is no OAuth here.
-pub fn is_open(path: &str) -> bool {
-    matches!(path, "/health" | "/health/live" | "/health/ready" | BUSY) || path.starts_with("/.well-known/")
 }
 
 /// The middleware around every route.

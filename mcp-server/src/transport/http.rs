@@ -38,7 +38,6 @@ use tower::ServiceExt as _;
 
 use super::{
     first_bytes::FirstBytes,
-    guard::is_open,
     http_sessions::HttpSessions,
     message,
     places::{Place, Places},
@@ -46,11 +45,13 @@ use super::{
 };
 use crate::{
     caller::Caller,
-    rest::error::{Problem, body_too_large},
+    rest::{
+        body::BODY_BYTES_MAX,
+        error::{Problem, body_too_large},
+        health::{BUSY, is_open},
+    },
 };
 
-/// One request: larger ones are refused with 413.
-pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Of a request to `/mcp`; REST bounds its requests as a whole.
 const BODY_READ_TIME_MAX: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -71,8 +72,6 @@ const MCP_SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 const MCP_SESSIONS_MAX: usize = 512;
 /// Header that names a session of the older protocol versions.
 const SESSION: &str = "mcp-session-id";
-/// Path of the answer to a request that comes while every place is taken.
-pub const BUSY: &str = "/health/busy";
 /// After a failed accept (no descriptors left): trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

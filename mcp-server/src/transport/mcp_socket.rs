@@ -7,8 +7,8 @@ use rmcp::{service::serve_server_with_ct, transport::async_rw::AsyncRwTransport}
 use tokio::{net::UnixStream, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{end_of_input::EndOfInput, handshake, http::BODY_BYTES_MAX, unix::Socket};
-use crate::{caller::Caller, server::AegisServer};
+use super::{end_of_input::EndOfInput, handshake, unix::Socket};
+use crate::{caller::Caller, rest::body::BODY_BYTES_MAX, server::AegisServer};
 
 /// Assistants of one user on one machine.
 const CONNECTIONS_MAX: usize = 64;

@@ -26,11 +26,10 @@ use tokio_util::{bytes::BytesMut, sync::CancellationToken};
 
 use super::{
     handshake,
-    http::BODY_BYTES_MAX,
     lines::{Line, Lines},
     session::{Effect, Session},
 };
-use crate::{caller::Narrowing, protocol_error};
+use crate::{caller::Narrowing, protocol_error, rest::body::BODY_BYTES_MAX};
 
 pub use super::session::Want;
 

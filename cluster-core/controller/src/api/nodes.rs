@@ -28,11 +28,11 @@ use aegis_rpc::{
     call_limits::{Known, bearer},
     envelope::{Expected, Sealed, begin},
     limits::Limits,
-    listener::{Entered, Intake, Via, server},
+    listener::{Intake, server},
     places::Proven,
     refusal_log::RefusalLog,
     status::to_status,
-    via::{self, Stage},
+    via::{self, Entered, Stage, Via},
     wire::MESSAGE_BYTES_MAX,
 };
 use aegis_types::{

@@ -1,6 +1,6 @@
 //! Calls that are an operator's and no node's: who makes them, whether they may, and the note of it.
 
-use aegis_rpc::listener::Via;
+use aegis_rpc::via::Via;
 use aegis_types::{
     caller::{Actor, Door},
     error::{Error, ErrorCode, Result},

@@ -23,7 +23,11 @@ use aegis_proto::aegis::runtime::{
     v1 as pb,
     v1::aegis_runtime_server::{AegisRuntime, AegisRuntimeServer},
 };
-use aegis_rpc::{listener::Via, status::to_status, via, wire::MESSAGE_BYTES_MAX};
+use aegis_rpc::{
+    status::to_status,
+    via::{self, Via},
+    wire::MESSAGE_BYTES_MAX,
+};
 use aegis_types::{
     agent::AgentReference,
     error::{Error, ErrorCode, Result},

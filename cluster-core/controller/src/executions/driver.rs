@@ -24,7 +24,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     event_budget::{Admission, EventBudget},
-    exclusion,
+    exclusion, feedback,
     patience::{Due, Patience},
     projection::{Continuation, apply, continuation},
 };
@@ -435,8 +435,8 @@ async fn store(
         if event.attempt != record.attempt || event.sequence <= record.last_sequence {
             continue;
         }
-        exclusion::rate_node(shared, record, &event.kind).await?;
-        if let Some(failure) = exclusion::declined(shared, record, live, &mut event).await? {
+        feedback::rate_node(shared, record, &event.kind).await?;
+        if let Some(failure) = feedback::declined(shared, record, live, &mut event).await? {
             told = Told::PassedOn(failure);
             break;
         }

@@ -9,6 +9,7 @@ mod callers;
 mod driver;
 mod event_budget;
 mod exclusion;
+mod feedback;
 pub mod hooks;
 pub mod open;
 mod order_cache;

@@ -22,7 +22,7 @@ use aegis_content::{
     roots,
 };
 use aegis_engine::Engine;
-use aegis_fs::private_directory;
+use aegis_fs::{private_directory, write_error};
 use aegis_rpc::node_worker::NodeWorker;
 use aegis_store::Store;
 use aegis_types::{
@@ -102,7 +102,7 @@ impl Sending {
         }
         workspaces.sweep(None)?;
         let artifacts = settings.data.join("artifacts");
-        private_directory(&artifacts).map_err(|e| unwritable(&artifacts, e))?;
+        private_directory(&artifacts).map_err(|e| write_error(&artifacts, e))?;
         sweep(&artifacts, store).await?;
         Ok(Self {
             settings,
@@ -287,8 +287,8 @@ impl Sending {
         let part = self.artifacts.join(format!("{id}-{attempt}{PART_SUFFIX}"));
         let mut options = fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(options.read(true).append(true).create(true), 0o600);
-        let file = options.open(&part).map_err(|e| unwritable(&part, e))?;
-        let offset = file.metadata().map_err(|e| unwritable(&part, e))?.len();
+        let file = options.open(&part).map_err(|e| write_error(&part, e))?;
+        let offset = file.metadata().map_err(|e| write_error(&part, e))?.len();
         let Some((collected, pieces)) = worker.artifacts(id, attempt, offset).await? else {
             let _ = fs::remove_file(&part);
             return Ok(None);
@@ -298,7 +298,7 @@ impl Sending {
             ensure_room(&file, &self.artifacts, artifacts.bytes.saturating_sub(offset))?;
             let complete = write(file, pieces, artifacts.bytes.saturating_sub(offset), &digest).await;
             let complete = complete.map_err(|failed| match failed {
-                Broken::Disk(error) => unwritable(&part, error),
+                Broken::Disk(error) => write_error(&part, error),
                 Broken::Node(error) => error,
             })?;
             if !complete {
@@ -311,7 +311,7 @@ impl Sending {
             let whole = self.path(id);
             fs::rename(&part, &whole)
                 .and_then(|()| File::open(&self.artifacts)?.sync_all())
-                .map_err(|e| unwritable(&whole, e))?;
+                .map_err(|e| write_error(&whole, e))?;
         } else {
             let _ = fs::remove_file(&part);
         }
@@ -390,8 +390,8 @@ fn within_bounds(collected: Collected) -> Collected {
 
 /// Files of executions that the store does not know, or knows to have kept nothing.
 async fn sweep(directory: &Path, store: &Store) -> Result<()> {
-    for entry in fs::read_dir(directory).map_err(|e| unwritable(directory, e))? {
-        let entry = entry.map_err(|e| unwritable(directory, e))?;
+    for entry in fs::read_dir(directory).map_err(|e| write_error(directory, e))? {
+        let entry = entry.map_err(|e| write_error(directory, e))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let wanted = match name.strip_suffix(ARCHIVE_SUFFIX).map(ExecutionId::parse) {
             Some(Ok(id)) => match store.execution(&id).await? {
@@ -411,16 +411,10 @@ async fn sweep(directory: &Path, store: &Store) -> Result<()> {
             },
         };
         if !wanted {
-            fs::remove_file(entry.path()).map_err(|e| unwritable(&entry.path(), e))?;
+            fs::remove_file(entry.path()).map_err(|e| write_error(&entry.path(), e))?;
         }
     }
     Ok(())
-}
-
-fn unwritable(path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
-        .remedy("free some disk space on the controller")
-        .source(error)
 }
 
 #[cfg(test)]

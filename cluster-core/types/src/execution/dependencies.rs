@@ -1,26 +1,15 @@
 //! Executions that another one runs after. Pure.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{lifecycle::State, request::ExecutionRequest};
+use super::lifecycle::State;
 use crate::{
     error::{Error, ErrorCode, Failure, Result},
+    execution::after::AfterCondition,
     ids::ExecutionId,
 };
 
 pub const AFTER_MAX: usize = 32;
-
-/// Condition on an execution that others run after.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AfterCondition {
-    /// It succeeded.
-    #[default]
-    Succeeded,
-    /// It ended, with whatever outcome.
-    Ended,
-}
 
 /// Executions that must end before another one is placed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,15 +33,18 @@ pub enum Readiness {
 }
 
 impl Dependencies {
-    /// Takes the dependencies out of a request. Returns `None` for a request without dependencies.
+    /// Checks the dependencies of a request. Returns `None` for a request without dependencies.
     ///
     /// # Errors
     ///
     /// `InvalidArgument` where there are too many, or two sources for `/workspace`.
-    pub fn of(request: &mut ExecutionRequest) -> Result<Option<Self>> {
-        let mut after = std::mem::take(&mut request.after);
-        let workspace_from = request.workspace_from.take();
-        if workspace_from.is_some() && request.workspace.is_some() {
+    pub fn new(
+        mut after: Vec<ExecutionId>,
+        condition: Option<AfterCondition>,
+        workspace_from: Option<ExecutionId>,
+        has_workspace: bool,
+    ) -> Result<Option<Self>> {
+        if workspace_from.is_some() && has_workspace {
             return Err(
                 Error::invalid("workspace and workspace_from are both given").remedy("keep one of them")
             );
@@ -66,14 +58,13 @@ impl Dependencies {
             return Err(Error::invalid(format!("after: at most {AFTER_MAX} executions are taken")));
         }
         if after.is_empty() {
-            return match request.after_condition {
+            return match condition {
                 None => Ok(None),
                 Some(_) => Err(Error::invalid("after_condition is given without after")
                     .remedy("name the executions in after")),
             };
         }
-        let condition = request.after_condition.take().unwrap_or_default();
-        Ok(Some(Self { after, condition, workspace_from }))
+        Ok(Some(Self { after, condition: condition.unwrap_or_default(), workspace_from }))
     }
 
     /// Decides from the states of the dependencies, in the order of `after`. `None` stands for an execution that is not
@@ -121,28 +112,18 @@ mod tests {
     }
 
     #[test]
-    fn the_source_of_the_workspace_is_a_dependency() {
+    fn source_of_the_workspace_is_a_dependency() {
         let (a, b) = (id('a'), id('b'));
-        let mut request = ExecutionRequest {
-            after: vec![a.clone()],
-            workspace_from: Some(b.clone()),
-            ..Default::default()
+        let found = Dependencies::new(vec![a.clone()], None, Some(b.clone()), false).unwrap().unwrap();
+        assert_eq!(found.after, [a.clone(), b.clone()]);
+        assert_eq!(found.workspace_from, Some(b.clone()));
+        assert_eq!(Dependencies::new(Vec::new(), None, None, true).unwrap(), None);
+        let refused = |after, condition, from, has| {
+            Dependencies::new(after, condition, from, has).unwrap_err().message().to_owned()
         };
-        let dependencies = Dependencies::of(&mut request).unwrap().unwrap();
-        assert_eq!(dependencies.after, [a, b.clone()]);
-        assert_eq!(dependencies.workspace_from, Some(b.clone()));
-        assert_eq!(Dependencies::of(&mut request).unwrap(), None);
-        let mut twice = ExecutionRequest {
-            workspace: Some("/src".into()),
-            workspace_from: Some(b),
-            ..Default::default()
-        };
-        assert!(Dependencies::of(&mut twice).unwrap_err().message().contains("both"));
-        let mut many = ExecutionRequest { after: vec![id('a'); 33], ..Default::default() };
-        assert!(Dependencies::of(&mut many).unwrap_err().message().contains("at most 32"));
-        let condition = Some(AfterCondition::Ended);
-        let mut alone = ExecutionRequest { after_condition: condition, ..Default::default() };
-        assert!(Dependencies::of(&mut alone).is_err());
+        assert!(refused(Vec::new(), None, Some(b), true).contains("both"));
+        assert!(refused(vec![a; 33], None, None, false).contains("at most 32"));
+        assert!(refused(Vec::new(), Some(AfterCondition::Ended), None, false).contains("without after"));
     }
 
     #[test]

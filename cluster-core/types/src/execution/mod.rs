@@ -1,5 +1,6 @@
 //! An execution: its request, its order, its states and events, and its record.
 
+pub mod after;
 pub mod artifacts;
 pub mod content;
 pub mod dependencies;

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    dependencies::{AfterCondition, Dependencies},
+    dependencies::Dependencies,
     image_reference::check_image,
     manifest::{Demand, Iterations, Manifest, NetworkMode, Relaxations},
     retry::RetryPolicy,
@@ -15,6 +15,7 @@ use crate::{
     agent::AgentReference,
     caller::Identity,
     error::{Error, Result},
+    execution::after::AfterCondition,
     gpu::is_reserved_variable,
     ids::{ExecutionId, HookName, NodeId, Tag},
     principal::Origin,
@@ -207,7 +208,12 @@ pub struct Submission {
 
 impl Submission {
     pub fn check(mut request: ExecutionRequest) -> Result<Self> {
-        let dependencies = Dependencies::of(&mut request)?;
+        let dependencies = Dependencies::new(
+            std::mem::take(&mut request.after),
+            request.after_condition.take(),
+            request.workspace_from.take(),
+            request.workspace.is_some(),
+        )?;
         let Some(image) = request.image else {
             return Err(Error::invalid("image: it is missing").remedy(
                 "name an image that the node has or can pull, like busybox:1.36, or a registered agent",

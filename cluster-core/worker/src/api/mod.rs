@@ -26,10 +26,10 @@ use aegis_rpc::{
     controller_client::Session,
     envelope::{Expected, Sealed, begin},
     event_encoding,
-    listener::{Entered, Intake, server},
+    listener::{Intake, server},
     refusal_log::RefusalLog,
     status::{from_status, to_status},
-    via::{self, Stage},
+    via::{self, Entered, Stage},
     wire::MESSAGE_BYTES_MAX,
 };
 use aegis_types::{

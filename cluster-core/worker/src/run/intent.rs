@@ -6,7 +6,7 @@ use std::{fs, io};
 use aegis_fs::write_synced_elsewhere;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::supervisor::Run;
+use crate::state::Run;
 
 const STARTING_FILE: &str = "starting.json";
 const STOPPING_FILE: &str = "stopping.json";

@@ -24,11 +24,12 @@ use bytes::{Bytes, BytesMut};
 use intent::{Starting, Stop, Stopping};
 use tokio::time::Instant;
 
-use super::{
-    artifacts, journal,
-    supervisor::{Run, Shared},
+use super::{artifacts, journal};
+use crate::{
+    event_log::IterationEnd,
+    state::{Run, Shared},
+    volume,
 };
-use crate::{event_log::IterationEnd, volume};
 
 /// Between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(5);

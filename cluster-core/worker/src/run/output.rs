@@ -20,7 +20,7 @@ use super::{ENGINE_RETRY, patiently_written};
 use crate::{
     event_log::EventLog,
     position::{Position, Seeker, Track},
-    supervisor::{Run, Shared},
+    state::{Run, Shared},
 };
 
 /// Tries to write the rest of an ended container's output.

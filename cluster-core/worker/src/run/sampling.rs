@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::PoisonError, time::Duration};
 
 use aegis_types::execution::view::EventKind;
 
-use crate::supervisor::{Run, Shared};
+use crate::state::{Run, Shared};
 
 /// Most containers that do real work run for longer.
 const FIRST_AFTER: Duration = Duration::from_secs(1);

@@ -6,47 +6,44 @@
 //! container is created, and an event log for each order.
 
 use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicI64},
     },
-    time::Duration,
 };
 
 use aegis_config::{policy, schema::Policy};
 use aegis_content::blob_store::Kept;
-use aegis_engine::{Engine, VolumeOf, container_name, guard_name};
+use aegis_engine::{Engine, container_name, guard_name};
 use aegis_fs::DataDirectory;
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
     execution::{
-        limits::OUTPUT_MB_DEFAULT,
         manifest::NetworkMode,
         order::{Attempt, Held, Order, PREPARE_MS_MAX},
-        usage::UsageMeter,
         view::EventView,
     },
     gpu::GpuId,
-    ids::{ExecutionId, GpuUuid, NodeId},
+    ids::{ExecutionId, NodeId},
     resources::Amounts,
 };
 use arc_swap::ArcSwap;
 use futures::Stream;
-use state::Control;
 use tokio::{
     sync::{Notify, watch::Sender},
     time::Instant,
 };
-use turns::{Place, Turn, Turns};
 
 use super::{
+    control::Control,
     disk, gpus,
     images::Images,
     journal::{Entry, Journal, drop_secrets},
     run,
+    state::{MIB, Place, Shared},
+    turns::{Turn, Turns},
 };
 use crate::{
     capacity::{Capacity, NodeGpus},
@@ -54,6 +51,8 @@ use crate::{
     incoming::Incoming,
     journaled::Journaled,
     reaper,
+    space::DISK_BYTES_MIN,
+    state::{GIVEN_UP_GRACE, Run},
 };
 
 /// Executions that a worker holds, running and ended but not released.
@@ -61,58 +60,6 @@ const RUNS_MAX: usize = 4096;
 const EVENTS_FILE: &str = "events";
 /// Event logs of all executions that are held, those that still run counted as full.
 const LOGS_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
-/// On the disk of the data directory; below it no new work is taken.
-pub(super) const DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
-/// Grace period for a container whose execution has already ended: none.
-const GIVEN_UP_GRACE: Duration = Duration::ZERO;
-const MIB: u64 = 1024 * 1024;
-
-#[derive(Debug)]
-pub(super) struct Run {
-    pub journaled: Journaled,
-    /// When its preparation has taken too long, whatever is done to the wall clock meanwhile.
-    pub deadline: Instant,
-    /// It began in this process: no container of its can be there before it is created.
-    pub is_new: bool,
-    pub directory: PathBuf,
-    pub log: Arc<EventLog>,
-    pub cancel: Sender<Option<String>>,
-    /// Why it is ended for room on the disk.
-    pub no_room: Sender<Option<String>>,
-    /// Its container and workspace were removed for room.
-    pub is_freed: AtomicBool,
-    /// The engine told something of its container.
-    pub changed: Notify,
-    pub out_of_memory: AtomicBool,
-    pub usage: Mutex<UsageMeter>,
-}
-
-/// State shared by all runs of a worker.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub node_id: NodeId,
-    pub owner: String,
-    pub engine: Engine,
-    /// When the engine was last seen to stop, in Unix milliseconds.
-    pub engine_lost_ms: AtomicI64,
-    pub policy: ArcSwap<Policy>,
-    pub incoming: Incoming,
-    pub images: Arc<Images>,
-    pub data_path: PathBuf,
-    /// Capacity of the node, which knows its GPUs. Set once it is measured.
-    capacity: OnceLock<Capacity>,
-    pub network: String,
-    /// Image of this program, once the engine has it: guards of networks run it.
-    pub guard_image: tokio::sync::OnceCell<String>,
-    /// Variables that every container of this node gets.
-    pub env: Vec<(String, String)>,
-    journal: Journal,
-    control: Control,
-    turns: Turns,
-    /// Orders that are being journaled, with their GPUs: they count as if they ran.
-    beginning: Mutex<HashMap<ExecutionId, Vec<GpuId>>>,
-    runs: Mutex<HashMap<ExecutionId, Arc<Run>>>,
-}
 
 /// A cheap handle on the executions of this worker.
 #[derive(Debug, Clone)]
@@ -446,75 +393,6 @@ impl Supervisor {
     }
 }
 
-impl Shared {
-    pub(super) fn runs(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Run>>> {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn beginning(&self) -> MutexGuard<'_, HashMap<ExecutionId, Vec<GpuId>>> {
-        self.beginning.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run(&self, execution_id: &ExecutionId) -> Option<Arc<Run>> {
-        self.runs().get(execution_id).cloned()
-    }
-
-    /// Returns the name of the latest iteration's container.
-    pub(super) fn container_of(&self, run: &Run) -> String {
-        let iteration = run.log.progress().borrow().iteration.max(1);
-        container_name(&self.node_id, &run.journaled.order.attempt(), iteration)
-    }
-
-    /// Returns the key of an attempt's workspace volume.
-    pub(super) fn volume<'a>(&'a self, attempt: &'a Attempt) -> VolumeOf<'a> {
-        VolumeOf { node_id: &self.node_id, owner: &self.owner, attempt }
-    }
-
-    /// Output kept of one execution.
-    pub(super) fn output_mb(&self) -> u32 {
-        self.policy.load().max_output_mb.unwrap_or(OUTPUT_MB_DEFAULT)
-    }
-}
-
-impl Run {
-    fn held_gpus(&self) -> gpus::Held {
-        let has_ended = self.log.progress().borrow().ended;
-        gpus::Held { gpus: self.journaled.gpus.clone(), has_ended }
-    }
-
-    /// Returns the devices that it has, until it has ended.
-    fn gpus_in_use(&self) -> Vec<GpuUuid> {
-        let uuid = |gpu: &GpuId| match gpu {
-            GpuId::Uuid(uuid) => Some(uuid.clone()),
-            GpuId::Index(_) => None,
-        };
-        match self.log.progress().borrow().ended {
-            true => Vec::new(),
-            false => self.journaled.gpus.iter().filter_map(uuid).collect(),
-        }
-    }
-
-    /// Asks for the end for room on the disk. The first reason counts.
-    pub(super) fn end_for_room(&self, reason: String) {
-        self.no_room.send_modify(|asked| {
-            asked.get_or_insert(reason);
-        });
-    }
-
-    /// The first reason counts.
-    fn ask_for_the_end(&self, reason: &str) {
-        self.cancel.send_modify(|asked| {
-            asked.get_or_insert_with(|| reason.to_owned());
-        });
-    }
-}
-
-fn unwritable(path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorCode::Storage, format!("{} cannot be written", path.display()))
-        .remedy("free some disk space on the node")
-        .source(error)
-}
-
 /// Returns events after a number, once they are on disk.
 async fn read_synced(log: &EventLog, after_sequence: u64) -> Result<Vec<EventView>> {
     let events = log.read_after(after_sequence)?;
@@ -549,8 +427,6 @@ fn follow(run: Arc<Run>, after_sequence: u64) -> impl Stream<Item = Result<Event
 
 mod content;
 mod node_worker;
-mod state;
-mod turns;
 
 #[cfg(test)]
 mod tests;

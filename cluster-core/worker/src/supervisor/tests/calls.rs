@@ -1,6 +1,7 @@
 //! Calls of the engine that an execution takes.
 
 use aegis_engine::SOCKET_DEFAULT;
+use std::path::Path;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{UnixListener, UnixStream},

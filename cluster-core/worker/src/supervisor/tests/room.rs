@@ -8,8 +8,8 @@ use futures::StreamExt as _;
 
 use super::*;
 use crate::{
-    disk::{Disk, Room, images_waited_for},
-    images::ImageBounds,
+    disk::{Room, images_waited_for},
+    space::{Disk, ImageBounds},
 };
 
 /// Images of one label each, removed with the value.

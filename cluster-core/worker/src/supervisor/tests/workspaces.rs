@@ -1,6 +1,6 @@
 //! Workspaces and artifacts in real containers.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use aegis_content::{BOUNDS, pack::pack, roots, unpack::unpack};
 use aegis_types::{

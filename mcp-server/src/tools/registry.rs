@@ -5,9 +5,7 @@ use std::sync::Arc;
 use cluster_core::{
     config::{schema::Confirm, settings::McpSettings},
     core::Core,
-    fs::SecretReference,
     types::{
-        caller::Identity,
         error::{Error, ErrorCode, Result},
         secret::Secret,
     },
@@ -21,90 +19,35 @@ use rmcp::{
     },
     service::RequestContext,
 };
-use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
-    arguments, cancel_deployment::CancelDeployment, cancel_execution::CancelExecution,
-    cancel_rollout::CancelRollout, deploy_edge_node::DeployEdgeNode, deploy_edge_nodes::DeployEdgeNodes,
-    drain_node::DrainNode, get_deployment_status::GetDeploymentStatus, get_execution::GetExecution,
-    get_node_logs::GetNodeLogs, get_rollout::GetRollout, list_deployments::ListDeployments,
-    list_peers::ListPeers, progress::Progress, remove_edge_node::RemoveEdgeNode, resume_node::ResumeNode,
-    rollback_edge_node::RollbackEdgeNode, schema, submit_execution::SubmitExecution, text,
+    arguments,
+    cancel_deployment::CancelDeployment,
+    cancel_execution::CancelExecution,
+    cancel_rollout::CancelRollout,
+    deploy_edge_node::DeployEdgeNode,
+    deploy_edge_nodes::DeployEdgeNodes,
+    drain_node::DrainNode,
+    get_deployment_status::GetDeploymentStatus,
+    get_execution::GetExecution,
+    get_node_logs::GetNodeLogs,
+    get_rollout::GetRollout,
+    list_deployments::ListDeployments,
+    list_peers::ListPeers,
+    progress::Progress,
+    remove_edge_node::RemoveEdgeNode,
+    resume_node::ResumeNode,
+    rollback_edge_node::RollbackEdgeNode,
+    schema,
+    submit_execution::SubmitExecution,
+    tool::{Call, Tool},
 };
 use crate::{
     caller::Caller,
     confirm::{Claim, Confirmations, Plan, Verdict},
-    protocol_error,
+    protocol_error, text,
 };
-
-/// The four hints; none has a default that a client could get wrong.
-#[derive(Debug, Clone, Copy)]
-pub struct Hints {
-    pub read_only: bool,
-    pub destructive: bool,
-    pub idempotent: bool,
-    pub open_world: bool,
-}
-
-/// One tool.
-pub trait Tool {
-    const NAME: &'static str;
-    const TITLE: &'static str;
-    const DESCRIPTION: &'static str;
-    const HINTS: Hints;
-    /// Shown to the model from the start by clients that load tools on demand.
-    const ALWAYS_LOADED: bool = false;
-    /// Whether some calls need a confirmation.
-    const MAY_DISRUPT: bool = false;
-    type Arguments: DeserializeOwned + JsonSchema + Send;
-    type Outcome: Serialize + JsonSchema;
-
-    /// Returns what a call would do as things are now, for the person who confirms it.
-    ///
-    /// A tool without a plan of its own changes nothing that needs a look at the cluster first.
-    fn plan(arguments: Self::Arguments, _call: &mut Call) -> impl Future<Output = Result<Plan>> + Send {
-        std::future::ready(Ok(Plan {
-            summary: Self::TITLE.to_lowercase(),
-            command: Self::command(&arguments),
-            ..Plan::default()
-        }))
-    }
-
-    /// Returns the command with which a person does the same; empty for a tool that only reads.
-    fn command(_arguments: &Self::Arguments) -> String {
-        String::new()
-    }
-
-    fn call(
-        arguments: Self::Arguments,
-        call: &mut Call,
-    ) -> impl Future<Output = Result<Self::Outcome>> + Send;
-}
-
-/// What a call works with.
-#[derive(Debug)]
-pub struct Call {
-    pub core: Core,
-    pub identity: Identity,
-    pub progress: Progress,
-    /// What the plan that was confirmed carries.
-    pub confirmed: Option<String>,
-    secrets: Vec<Secret>,
-}
-
-impl Call {
-    pub fn new(core: Core, identity: Identity, progress: Progress) -> Self {
-        Self { core, identity, progress, confirmed: None, secrets: Vec::new() }
-    }
-
-    /// From now on this value is taken out of everything the call returns. A reference to one is no secret.
-    pub fn hide(&mut self, given: Option<&Secret>) {
-        let is_value = |given: &&Secret| SecretReference::parse("", given.reveal()).is_err();
-        self.secrets.extend(given.filter(is_value).cloned());
-    }
-}
 
 type Handler = for<'a> fn(Value, &'a mut Call) -> BoxFuture<'a, Result<Value>>;
 type Planner = for<'a> fn(Value, &'a mut Call) -> BoxFuture<'a, Result<Plan>>;

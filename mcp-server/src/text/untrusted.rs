@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use crate::tools::clean;
+use crate::text::clean;
 
 /// Enough of a random number that nobody guesses it.
 const MARK_LENGTH: usize = 12;

@@ -6,6 +6,9 @@
 //! what. A backslash of the text itself stays as it is, so an escape tells what may have been there, and is
 //! no encoding that could be undone.
 
+pub mod time;
+pub mod untrusted;
+
 use std::{borrow::Cow, iter::repeat_n};
 
 use cluster_core::types::secret::Secret;

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use aegis_fs::{DataDirectory, write_synced};
+use aegis_fs::{DataDirectory, write_error, write_synced};
 use aegis_identity::PublicKey;
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -18,8 +18,6 @@ use aegis_types::{
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-
-use super::unwritable;
 
 const CONTROL_FILE: &str = "worker.json";
 
@@ -152,7 +150,7 @@ impl Control {
         let kept = Kept { draining, epoch, owner: self.owner.clone(), epoch_of };
         let bytes = serde_json::to_vec(&kept)
             .map_err(|error| Error::internal("the worker's state cannot be written").source(error))?;
-        write_synced(&self.path, &bytes).map_err(|error| unwritable(&self.path, error))
+        write_synced(&self.path, &bytes).map_err(|error| write_error(&self.path, error))
     }
 }
 

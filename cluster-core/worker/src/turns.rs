@@ -6,10 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use aegis_types::{gpu::GpuId, ids::ExecutionId};
+use aegis_types::ids::ExecutionId;
 use tokio::sync::{Mutex, OwnedMutexGuard};
-
-use super::Shared;
 
 /// More than orders that are journaled together, so that two of them rarely share a lock.
 const LOCKS: usize = 256;
@@ -35,19 +33,5 @@ impl Turns {
         let hash = self.hasher.hash_one(execution_id);
         let place = usize::try_from(hash % LOCKS as u64).unwrap_or(0);
         Arc::clone(&self.locks[place]).lock_owned().await
-    }
-}
-
-/// Room and GPUs that an order takes while it is journaled. Dropping this releases them; the run counts by then.
-#[derive(Debug)]
-pub(super) struct Place {
-    pub shared: Arc<Shared>,
-    pub execution_id: ExecutionId,
-    pub gpus: Vec<GpuId>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.beginning().remove(&self.execution_id);
     }
 }

@@ -13,26 +13,16 @@ use rmcp::{
     model::{CompleteRequestParams, CompleteResult, CompletionInfo, Reference},
 };
 
-use super::uri::{DEPLOYMENT_TEMPLATE, EXECUTION_TEMPLATE, OUTPUT_TEMPLATE};
-use crate::{prompts::PromptName, protocol_error};
+use crate::{
+    candidates::Candidates,
+    prompts::PromptName,
+    protocol_error,
+    resources::uri::{DEPLOYMENT_TEMPLATE, EXECUTION_TEMPLATE, OUTPUT_TEMPLATE},
+};
 
 /// Looked through for each answer; older ones have to be named in full.
 const DEPLOYMENTS_MAX: usize = 200;
 const EXECUTIONS_MAX: u32 = 1000;
-
-/// What an argument may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Candidates {
-    Deployments,
-    Executions,
-    Nodes,
-    /// Approved hosts, several of them: the last one is completed.
-    Hosts,
-    /// Tags that nodes have, several of them: the last one is completed.
-    Tags,
-    /// Nothing that could be listed, such as a number.
-    Nothing,
-}
 
 pub async fn complete(
     core: &Core,
