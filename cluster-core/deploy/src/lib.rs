@@ -1,71 +1,61 @@
 //! Deployments: a machine that can be reached by SSH becomes a node of the cluster.
 //!
-//! [`DeploymentRequest`] → validated [`DeploymentSpec`] → facts of the host and [`plan::Plan`] (pure;
-//! both from `examine`) → the steps of `apply`, each recorded before and after. [`Deployments`] is the handle that
-//! everything above uses.
+//! [`DeploymentRequest`] → validated [`DeploymentSpec`] → facts of the host and its plan → the steps of the pipeline, each
+//! recorded before and after. [`Deployments`] is the handle on all of it.
 //!
-//! What is done with a host is an [`operation`]: deploy, roll back, remove. All are recorded, followed and
-//! cancelled in one way.
+//! - [`model`]: types of a deployment, with their pure functions.
+//! - [`request`]: validation of requests. [`settings`]: the operator's settings.
+//! - [`stack`], `release`: compose projects, and the files of a release. [`env_file`]: the format of `.env`.
+//! - [`host`]: SSH connections to approved hosts, and the scripts that run there.
+//! - [`preflight`]: facts of a host, and findings about them. [`plan`]: what a deployment would change.
+//! - `pipeline`: the steps, their resumption after a cut, and rollback. `health`: whether a stack is healthy.
+//! - [`rollout`]: many hosts in one call; its members are deployments like any other.
+//! - `ports`: what a deployment needs from the cluster and the store.
 //!
-//! Many hosts in one call are a [`rollout`], whose members are deployments like any other.
+//! Tasks: one for each running deployment, owned by [`Deployments`], bounded by `max_parallel`, and one for each host at a
+//! time. The standing connection of a node is handed over to [`Membership::attach_link`].
 //!
-//! Tasks: one per running deployment, owned by [`Deployments`], bounded by `max_parallel`, one a host;
-//! it ends with the deployment. The standing connection of a node is not ours: it is handed over to
-//! [`Membership::attach_link`].
-//!
-//! Port and user are recorded; all else that `~/.ssh/config` says of a host is read at each connection
-//! (`hosts`). A login that needs sudo runs the scripts of `remote` by it, and nothing else.
+//! Port and user of a host are recorded. Everything else that `~/.ssh/config` says is read at each connection. A login that
+//! needs sudo runs the scripts of [`host`] with sudo, and nothing else.
 
-mod agent_sockets;
-mod apply;
-pub mod checks;
-mod deployments;
-mod direct;
-mod drift;
 pub mod env_file;
-mod examine;
-pub mod findings;
-pub mod grammar;
 mod health;
-pub mod hosts;
+pub mod host;
 mod images;
 pub mod link;
-pub mod link_key;
-mod local_http;
-mod local_images;
+pub mod model;
 mod models;
-pub mod names;
-mod node_config;
-pub mod operation;
+mod pipeline;
 pub mod plan;
 mod ports;
+pub mod preflight;
 mod release;
-pub mod remote;
+pub mod request;
 pub mod rollout;
-mod scripts;
+mod service;
 pub mod settings;
-pub mod spec;
 pub mod stack;
-mod tunnel;
-pub mod view;
-pub mod world;
 
 pub use self::{
-    deployments::{Deployments, NodeOrder},
-    direct::DirectOffer,
-    drift::{Drift, DriftKind},
-    findings::{Finding, Severity},
-    hosts::Hosts,
+    host::{LogsAsked, access::Hosts},
     link::link_settings,
-    operation::{Operation, Removal},
-    release::KeptRelease,
-    remote::LogsAsked,
+    model::{
+        direct_offer::DirectOffer,
+        drift::{Drift, DriftKind},
+        finding::{Finding, Severity},
+        operation::{Operation, Removal},
+        record::{ApprovedHost, DeploymentFilter},
+        release::KeptRelease,
+        spec::{DeploymentRequest, DeploymentSpec, Service, Validated},
+        state::{DeploymentState, StepName, StepState},
+        tunnel::TunnelSource,
+        view::{DeploymentView, PlanView, StepView},
+    },
+    ports::{Journal, Membership},
     rollout::{MemberState, MemberView, RolloutPlan, RolloutRequest, RolloutState, RolloutView, Rollouts},
+    service::{Deployments, NodeOrder},
     settings::DeploySettings,
-    spec::{DeploymentRequest, DeploymentSpec, Service, Validated},
-    tunnel::TunnelSource,
-    view::{DeploymentState, DeploymentView, PlanView, StepName, StepState, StepView},
-    world::{ApprovedHost, Deployed, DeploymentFilter, Journal, Membership},
 };
+pub use crate::model::spec::Deployed;
 
 use aegis_identity::hex_digest;

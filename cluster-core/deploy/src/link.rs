@@ -10,7 +10,10 @@ use aegis_types::{
     link::{LinkPorts, NodeLink},
 };
 
-use super::{checks::HostFacts, remote::Remote, scripts};
+use crate::{
+    host::{Remote, scripts},
+    model::facts::HostFacts,
+};
 
 /// File of a release that names the link, unless it is the default.
 pub const FILE: &str = "link.json";

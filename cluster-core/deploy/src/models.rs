@@ -11,17 +11,18 @@ use aegis_types::error::{Error, ErrorCode, Result};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
-use super::{
-    local_http::{self, Asked, Reply},
-    names::ModelName,
-    remote::Remote,
-    stack::OllamaService,
+use super::stack::OllamaService;
+use crate::{
+    host::{
+        Remote,
+        compose::{PULL_LIMIT, pull_failed},
+        http::{self, Asked, Reply},
+    },
+    model::names::ModelName,
 };
 
 /// Longest silence of a pull. Ollama reports several times a second, but a registry may be slow.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// Time limit of one model.
-pub(super) const PULL_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// One line of the response stream of `/api/pull`.
 #[derive(Debug, Default, Deserialize)]
@@ -83,7 +84,7 @@ pub async fn ensure(
 /// Returns the present models, and the port of Ollama's API.
 async fn present(remote: Remote<'_>, ollama: &OllamaService) -> Result<(BTreeSet<String>, Option<u16>)> {
     if let Some(port) = ollama.port {
-        match local_http::get(remote.connection, port, "/api/tags").await? {
+        match http::get(remote.connection, port, "/api/tags").await? {
             Reply::Answer { status: 200, body } => {
                 let tags: Tags = serde_json::from_slice(&body).map_err(|error| {
                     Error::new(ErrorCode::DeploymentFailed, "Ollama's list of models cannot be read")
@@ -117,8 +118,8 @@ async fn pull(
 ) -> Result<u64> {
     let deadline = Instant::now() + PULL_LIMIT;
     let body = serde_json::json!({ "model": model.as_str() }).to_string();
-    let failed = |why: &str| failed(model, why);
-    let asking = local_http::post(remote.connection, port, "/api/pull", &body);
+    let failed = |why: &str| pull_failed(model, why);
+    let asking = http::post(remote.connection, port, "/api/pull", &body);
     let mut lines = match timeout(SILENCE_MAX, asking).await {
         Ok(asked) => match asked? {
             Asked::Lines(lines) => lines,
@@ -168,11 +169,6 @@ fn event(model: &ModelName, line: &str) -> Option<Event> {
         }
     };
     Some(Event::Progress { text, total })
-}
-
-pub(super) fn failed(model: &ModelName, why: &str) -> Error {
-    Error::new(ErrorCode::DeploymentFailed, format!("Ollama cannot pull model {model}: {why}"))
-        .remedy("check the model's name, the host's free disk, and that the host reaches Ollama's registry")
 }
 
 #[cfg(test)]

@@ -1,133 +1,101 @@
-//! Ports of a host: those that a service publishes, those that something has taken, and when they conflict.
+//! Interfaces that a deployment needs from the rest of the program: the cluster and a journal.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+use std::time::Duration;
+
+use aegis_ssh::{Connection, HostAddress, SshTarget};
+use aegis_types::{
+    error::Result,
+    ids::{DeploymentId, NodeId},
+    link::NodeLink,
+    resources::Amounts,
+    secret::{Secret, SecretName},
+};
+use futures::future::BoxFuture;
+
+use crate::{
+    ApprovedHost, Deployed, DeploymentFilter,
+    model::{record::DeploymentRecord, spec::DeploymentSpec},
 };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    Tcp,
-    Udp,
+/// The cluster, as a deployment sees it.
+pub trait Membership: Send + Sync {
+    /// Checks that the identity is free. An identity pinned to another host is a `Conflict` that names both.
+    fn check_identity<'a>(&'a self, node: &'a NodeId, target: &'a SshTarget) -> BoxFuture<'a, Result<()>>;
+
+    /// Pins the key that was read from the host over the verified connection. Idempotent. The node may claim at most
+    /// `size`; `None` keeps an earlier bound.
+    fn admit<'a>(
+        &'a self,
+        node: &'a NodeId,
+        public_key: [u8; 32],
+        spec: &'a DeploymentSpec,
+        link: &'a NodeLink,
+        size: Option<Amounts>,
+    ) -> BoxFuture<'a, Result<()>>;
+
+    /// Returns the thumbprints of keys that were revoked when the node was removed.
+    fn revoked_keys<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Vec<String>>>;
+
+    /// Starts or replaces the standing link of the node over this connection. Idempotent.
+    fn attach_link<'a>(
+        &'a self,
+        node: &'a NodeId,
+        spec: &'a DeploymentSpec,
+        link: &'a NodeLink,
+        connection: Connection,
+    ) -> BoxFuture<'a, Result<()>>;
+
+    /// Returns once the node is Active, or a `Timeout` that names its current state.
+    fn await_active<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<()>>;
+
+    /// Runs a container of this image, which is on the node, and returns the evidence.
+    fn prove<'a>(&'a self, node: &'a NodeId, image: &'a str) -> BoxFuture<'a, Result<String>>;
+
+    /// Removes the link's own key from the host, if the node's record says that it may be there. Idempotent. Called
+    /// while that record exists.
+    fn remove_link_key<'a>(
+        &'a self,
+        node: &'a NodeId,
+        connection: &'a Connection,
+    ) -> BoxFuture<'a, Result<()>>;
+
+    /// Undoes `admit` and `attach_link` after a first deployment failed and while the host is cleaned.
+    fn withdraw<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
+
+    /// Returns the place of a deployed node. Returns an error if the node is unknown or joined by hand.
+    fn deployed<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<Deployed>>;
+
+    /// Stops new work on the node and waits for running work, which is cancelled after `limit`. Idempotent.
+    fn drain<'a>(&'a self, node: &'a NodeId, limit: Duration) -> BoxFuture<'a, Result<String>>;
+
+    /// Returns a drained node to service.
+    fn resume<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
+
+    /// Revokes the node's key and ends its link, so that it is no longer a member. Idempotent.
+    fn forget<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Result<()>>;
+
+    fn controller_public_key(&self) -> [u8; 32];
 }
 
-impl Protocol {
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "tcp" => Some(Self::Tcp),
-            "udp" => Some(Self::Udp),
-            _ => None,
-        }
-    }
-}
+/// The store, as a deployment sees it. A change that returned `Ok` is durable.
+pub trait Journal: Send + Sync {
+    fn put<'a>(&'a self, record: &'a DeploymentRecord) -> BoxFuture<'a, Result<()>>;
+    fn get<'a>(&'a self, id: &'a DeploymentId) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
+    fn by_idempotency_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<DeploymentRecord>>>;
+    /// Returns a page of deployments, newest first, and the total number.
+    fn list<'a>(
+        &'a self,
+        filter: &'a DeploymentFilter,
+    ) -> BoxFuture<'a, Result<(Vec<DeploymentRecord>, usize)>>;
+    /// Returns the deployments whose state is not final.
+    fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DeploymentRecord>>>;
 
-/// Socket of the host that is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BoundSocket {
-    pub protocol: Protocol,
-    pub address: IpAddr,
-    pub port: u16,
-}
+    fn put_host<'a>(&'a self, host: &'a ApprovedHost) -> BoxFuture<'a, Result<()>>;
+    fn host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<Option<ApprovedHost>>>;
+    fn hosts(&self) -> BoxFuture<'_, Result<Vec<ApprovedHost>>>;
+    /// Forgets a host. Returns whether it was known.
+    fn forget_host<'a>(&'a self, host: &'a HostAddress, port: u16) -> BoxFuture<'a, Result<bool>>;
 
-impl fmt::Display for BoundSocket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        write!(f, "{protocol} {}", SocketAddr::new(self.address, self.port))
-    }
-}
-
-impl BoundSocket {
-    /// Reads `tcp 0100007F:1F9A`: words of the address in the order of a little-endian machine, as
-    /// `/proc/net/tcp` has them.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (protocol, socket) = text.split_once(' ')?;
-        let (address, port) = socket.split_once(':')?;
-        let words =
-            (0..address.len()).step_by(8).map(|at| u32::from_str_radix(address.get(at..at + 8)?, 16).ok());
-        let words: Vec<[u8; 4]> = words.map(|word| word.map(u32::to_le_bytes)).collect::<Option<_>>()?;
-        let address = match words.as_slice() {
-            [word] => IpAddr::from(*word),
-            [a, b, c, d] => {
-                let bytes: [u8; 16] = [*a, *b, *c, *d].concat().try_into().ok()?;
-                IpAddr::from(bytes).to_canonical()
-            }
-            _ => return None,
-        };
-        let port = u16::from_str_radix(port, 16).ok()?;
-        Some(Self { protocol: Protocol::parse(protocol)?, address, port })
-    }
-}
-
-/// Ports of the host that a service publishes: one, or a range of which Docker takes a free one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostPorts {
-    pub first: u16,
-    pub last: u16,
-    pub protocol: Protocol,
-    /// `None` for all addresses.
-    pub address: Option<IpAddr>,
-}
-
-impl HostPorts {
-    /// One TCP port at all addresses.
-    pub const fn tcp(port: u16) -> Self {
-        Self { first: port, last: port, protocol: Protocol::Tcp, address: None }
-    }
-
-    /// Whether no port of these can be bound besides the sockets that are taken.
-    pub fn are_taken(&self, bound: impl Iterator<Item = BoundSocket> + Clone) -> bool {
-        (self.first..=self.last).all(|port| {
-            bound.clone().any(|socket| {
-                socket.port == port && socket.protocol == self.protocol && self.meets(socket.address)
-            })
-        })
-    }
-
-    fn meets(&self, taken: IpAddr) -> bool {
-        let is_any = |address: IpAddr| {
-            address == IpAddr::from(Ipv4Addr::UNSPECIFIED) || address == IpAddr::from(Ipv6Addr::UNSPECIFIED)
-        };
-        match self.address {
-            None => true,
-            Some(own) => is_any(own) || is_any(taken) || own.to_canonical() == taken,
-        }
-    }
-}
-
-impl fmt::Display for HostPorts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.first == self.last {
-            true => write!(f, "port {}", self.first)?,
-            false => write!(f, "ports {} to {}", self.first, self.last)?,
-        }
-        match self.protocol {
-            Protocol::Tcp => Ok(()),
-            Protocol::Udp => f.write_str(" (udp)"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conflicts_are_judged_by_address_protocol_and_range() {
-        let bound = ["tcp 3500007F:0035", "udp 00000000:0044", "tcp 0000000000000000FFFF00000100007F:0050"];
-        let bound = bound.map(|text| BoundSocket::parse(text).unwrap());
-        let taken = |ports: HostPorts| ports.are_taken(bound.iter().copied());
-        let at = |port, address: &str| HostPorts { address: address.parse().ok(), ..HostPorts::tcp(port) };
-        assert!(taken(HostPorts::tcp(0x35)) && taken(at(0x35, "127.0.0.53")) && taken(at(0x35, "0.0.0.0")));
-        assert!(!taken(at(0x35, "10.0.0.1")), "another address");
-        assert!(taken(at(0x50, "127.0.0.1")), "mapped into IPv6");
-        let udp = HostPorts { protocol: Protocol::Udp, ..at(0x44, "10.0.0.1") };
-        assert!(taken(udp) && !taken(HostPorts::tcp(0x44)), "another protocol");
-        assert!(!taken(HostPorts { last: 0x36, ..HostPorts::tcp(0x35) }), "one of the range is free");
-        for bad in ["", "tcp", "tcp 1:1", "sctp 00000000:0035", "tcp 0000000g:0035", "tcp é000000:0035"] {
-            assert_eq!(BoundSocket::parse(bad), None, "{bad}");
-        }
-    }
+    /// Opens an operator's secret and records its purpose. Returns `NotFound`, without naming other secrets, if absent.
+    fn use_secret<'a>(&'a self, name: &'a SecretName, purpose: &'a str) -> BoxFuture<'a, Result<Secret>>;
 }

@@ -15,69 +15,10 @@ use super::{
     hex_digest,
     stack::{Bundle, Root, Stack},
 };
-
-pub const NOTE_FILE: &str = "release.json";
-/// Names of the files whose values must not be logged, one a line. Not among the release's digests.
-pub const PRIVATE_FILE: &str = "private.list";
-pub const READY_FILE: &str = "ready.json";
-pub const COMPOSE_FILE: &str = "docker-compose.yml";
-/// The operator's own override.
-pub const OPERATOR_FILE: &str = "docker-compose.operator.yml";
-pub const OVERRIDE_FILE: &str = "docker-compose.override.yml";
-pub const ENV_FILE: &str = ".env";
-pub const CONFIG_FILE: &str = "aegis-config.yaml";
-
-/// The node's service in a stack.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct NodeService {
-    pub service: String,
-    /// Port of the node's `/health` on the host's loopback.
-    pub port: u16,
-    pub image: String,
-}
-
-/// Services and images that a release runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Goal {
-    pub services: Vec<String>,
-    pub node: Option<NodeService>,
-    /// References of all images.
-    pub images: Vec<String>,
-    /// The embedded cloudflared, whose readiness is probed.
-    #[serde(default)]
-    pub cloudflared: bool,
-}
-
-/// `release.json` of a release directory.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ReleaseNote {
-    pub deployment_id: DeploymentId,
-    pub node_id: NodeId,
-    /// SHA-256 of each file.
-    pub files: BTreeMap<String, String>,
-    pub services: Vec<String>,
-    /// Owner of the release. Releases of earlier versions do not record it, nor their goal.
-    #[serde(default)]
-    pub cluster: Option<String>,
-    #[serde(default)]
-    pub goal: Option<Goal>,
-}
-
-/// `ready.json` of a good release: the node was Active and had run a container.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ReadyMark {
-    pub at_ms: i64,
-    /// Image ids by reference: a tag may mean another image later.
-    pub images: BTreeMap<String, String>,
-}
-
-/// Release on a host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptRelease {
-    pub note: ReleaseNote,
-    pub ready: Option<ReadyMark>,
-    pub current: bool,
-}
+use crate::{
+    KeptRelease,
+    model::release::{COMPOSE_FILE, CONFIG_FILE, ENV_FILE, Goal, OPERATOR_FILE, OVERRIDE_FILE, ReleaseNote},
+};
 
 /// Selects the target of a rollback: the named release, or the newest good release made before the current one. A
 /// second rollback therefore goes one release further back, and never to the release just left.
@@ -244,6 +185,8 @@ impl ReleaseFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::release::NodeService;
+    use crate::model::release::ReadyMark;
 
     fn release(number: u64, ready_at_ms: Option<i64>, current: bool) -> KeptRelease {
         let node = NodeService { service: "node".into(), port: 8090, image: "n:1".into() };

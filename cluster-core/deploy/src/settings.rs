@@ -15,11 +15,10 @@ use aegis_ssh::{
 };
 use aegis_types::{error::Result, secret::SecretName};
 
-use super::direct::DirectOffer;
+use crate::model::{direct_offer::DirectOffer, spec::HEALTH_TIMEOUT_SECONDS_DEFAULT};
 
 pub const BASE_DIR_DEFAULT: &str = "/opt/aitheros-edge";
 pub const MINIMUM_DISK_GB_DEFAULT: u64 = 10;
-pub const HEALTH_TIMEOUT_SECONDS_DEFAULT: u32 = 180;
 /// Default heartbeat interval of a node.
 pub const HEARTBEAT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
 /// Time for 3 GB at 1.2 Mbit/s.

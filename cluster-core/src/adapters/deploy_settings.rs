@@ -6,7 +6,7 @@ use aegis_config::{
     registries::{Logins, RegistryLogin},
     schema::{self, Deploy, HostKeyChoice, LinkKeyChoice, PullChoice},
 };
-use aegis_deploy::{DeploySettings, grammar, settings::KeyPassphrase};
+use aegis_deploy::{DeploySettings, request::grammar, settings::KeyPassphrase};
 use aegis_fs::SecretReference;
 use aegis_ssh::{HostKeyPolicy, LINK_KEY_FILE, LinkKey, Passphrase, client_config::ConfigFile};
 use aegis_types::{

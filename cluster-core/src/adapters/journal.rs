@@ -3,8 +3,8 @@
 use aegis_controller::secrets::Secrets;
 use aegis_deploy::{
     ApprovedHost, DeploymentFilter, DeploymentState, Journal, RolloutState,
+    model::record::DeploymentRecord,
     rollout::{RolloutJournal, RolloutRecord},
-    world::DeploymentRecord,
 };
 use aegis_ssh::HostAddress;
 use aegis_store::{DeploymentRow, HostRow, RolloutRow, Store, Write};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aegis_controller::{executions::Executions, handle::Controller, membership::Given, nodes::Nodes};
 use aegis_deploy as deploy;
-use aegis_deploy::{DeploymentSpec, Hosts, link_key};
+use aegis_deploy::{DeploymentSpec, Hosts, host::link_key};
 use aegis_identity::PublicKey;
 use aegis_ssh::{Connection, HostAddress, LinkSettings, SshTarget};
 use aegis_types::{

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use cluster_core::{
-    deploy::{DeploySettings, DeploymentRequest, DeploymentView, Deployments, Hosts, remote::Remote},
+    deploy::{DeploySettings, DeploymentRequest, DeploymentView, Deployments, Hosts, host::Remote},
     types::{ids::DeploymentId, principal::Origin},
 };
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cluster_core::{
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, StepName, StepState, TunnelSource, checks,
-        env_file::EnvFile, plan::Change, remote::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, StepName, StepState, TunnelSource,
+        env_file::EnvFile, host::Remote, model::plan::Change, preflight::gather,
     },
     engine::node_image::{ImageSource, NodeImage},
     ssh::{LinkState, client_config::ConfigFile},
@@ -23,7 +23,7 @@ async fn a_good_host_passes_its_checks_and_nothing_is_left() {
     let connection = host(0).connect().await;
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
     let started = std::time::Instant::now();
-    let facts = checks::gather(&connection, BASE, &["none:none".to_owned()], now).await.unwrap();
+    let facts = gather::gather(&connection, BASE, &["none:none".to_owned()], now).await.unwrap();
     println!("facts in {:?}: {facts:?}", started.elapsed());
     assert_eq!((facts.os.as_str(), facts.arch.as_str()), ("Linux", std::env::consts::ARCH));
     assert!(facts.docker_version.is_some() && facts.compose_version.is_some() && facts.has_flock);

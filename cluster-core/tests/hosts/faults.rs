@@ -13,7 +13,7 @@ use std::{
 use cluster_core::{
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Journal as _, StepName,
-        StepState, remote::Remote,
+        StepState, host::Remote,
     },
     ssh::HostKeyPolicy,
     types::{ids::DeploymentId, principal::Origin},

@@ -10,8 +10,8 @@ use std::{
 use cluster_core::{
     config::registries::RegistryLogin,
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, TunnelSource, plan::ImageAction,
-        remote::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, TunnelSource, host::Remote,
+        model::plan::ImageAction,
     },
     engine::Engine,
     fs::SecretReference,

@@ -3,7 +3,7 @@
 use std::{process::Command, sync::Arc};
 
 use cluster_core::{
-    deploy::{DeploySettings, Hosts, link_key},
+    deploy::{DeploySettings, Hosts, host::link_key},
     ssh::{ConnectOptions, Connection, Credentials, HostEnd, LinkHandle, LinkKey, LinkState, SshTarget},
     types::principal::Origin,
 };

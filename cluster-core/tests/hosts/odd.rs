@@ -2,7 +2,10 @@
 //! contexts, other image stores.
 
 use cluster_core::{
-    deploy::{DeploymentState, StepName, link_key, remote::Remote},
+    deploy::{
+        DeploymentState, StepName,
+        host::{Remote, link_key},
+    },
     ssh::LinkKey,
     types::{ids::NodeId, principal::Origin},
 };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cluster_core::{
-    deploy::{DeploymentRequest, DeploymentState, LogsAsked, NodeOrder, Removal, StepName, remote::Remote},
+    deploy::{DeploymentRequest, DeploymentState, LogsAsked, NodeOrder, Removal, StepName, host::Remote},
     types::{
         error::ErrorCode,
         ids::{DeploymentId, NodeId},

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 use cluster_core::{
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, LogsAsked,
-        NodeOrder, PlanView, Removal, StepName, StepView, remote::Remote,
+        NodeOrder, PlanView, Removal, StepName, StepView, host::Remote,
     },
     ssh::Connection,
     types::{error::ErrorCode, ids::NodeId, principal::Origin},

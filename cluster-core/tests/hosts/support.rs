@@ -12,8 +12,8 @@ use cluster_core::{
     deploy::{
         ApprovedHost, Deployed, DeploymentFilter, DeploymentSpec, Journal, Membership, RolloutState,
         link_settings,
+        model::record::DeploymentRecord,
         rollout::{RolloutJournal, RolloutRecord},
-        world::DeploymentRecord,
     },
     ssh::{
         ConnectOptions, Connection, Dialer, HostAddress, HostKeyPolicy, HostKeyRules, LinkHandle, SshTarget,

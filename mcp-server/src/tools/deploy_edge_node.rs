@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use cluster_core::{
     core::Core,
-    deploy::{DeploymentRequest, DeploymentState, DeploymentView, Finding, PlanView, StepState, plan::Plan},
+    deploy::{
+        DeploymentRequest, DeploymentState, DeploymentView, Finding, PlanView, StepState, model::plan::Plan,
+    },
     types::{
         error::{Error, Failure, Result},
         ids::{DeploymentId, NodeId},

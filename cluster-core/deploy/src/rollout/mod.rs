@@ -35,7 +35,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::{request::Checked, run::Run};
-use super::{Deployments, Validated, grammar, hex_digest};
+use super::{Deployments, Validated, hex_digest};
+use crate::request::grammar;
 
 pub use self::{
     journal::{RolloutJournal, RolloutRecord},

@@ -8,7 +8,7 @@ use aegis_types::{
 };
 
 use super::rule::Limits;
-use crate::{DeploySettings, Validated, spec::DeploymentRequest};
+use crate::{DeploySettings, Validated, model::spec::DeploymentRequest};
 
 /// Maximum number of hosts in a rollout, so that a summary can show all of them.
 pub const HOSTS_MAX: usize = 100;

@@ -7,7 +7,8 @@ use aegis_types::{
 
 use super::rule::{Limits, MemberState, RolloutState};
 use crate::{
-    DeploymentSpec, DeploymentState, DeploymentView, Finding, PlanView, StepName, StepState, plan::Plan,
+    DeploymentSpec, DeploymentState, DeploymentView, Finding, PlanView, StepName, StepState,
+    model::plan::Plan,
 };
 
 /// One host of a rollout.

@@ -10,7 +10,7 @@ use aegis_types::{error::Result, text::shown};
 use serde::Deserialize;
 
 use super::source::{Kind, Source, refuse};
-use crate::{
+use crate::model::{
     names::ServiceName,
     ports::{HostPorts, Protocol},
 };

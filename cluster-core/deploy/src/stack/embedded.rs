@@ -1,11 +1,9 @@
 //! The stack in the binary: its parts as they were asked for.
 
-use super::{
-    CLOUDFLARED_METRICS_PORT, NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack,
-    node_fragment,
-};
-use crate::{
+use super::{NodeService, OllamaService, Published, Stack, node_fragment};
+use crate::model::{
     ports::HostPorts,
+    project::{CLOUDFLARED_METRICS_PORT, NODE_PORT_DEFAULT, OLLAMA_PORT},
     spec::{DeploymentSpec, Service},
 };
 

@@ -9,10 +9,18 @@ use std::{
 use aegis_types::error::{Error, Result};
 
 use super::{
-    NODE_PORT_DEFAULT, NodeService, OLLAMA_PORT, OllamaService, Published, Stack, config::Service,
-    node_fragment, operator::OperatorStack, source::refuse,
+    NodeService, OllamaService, Published, Stack, config::Service, node_fragment, operator::OperatorStack,
+    source::refuse,
 };
-use crate::{hex_digest, ports::HostPorts, release, spec::DeploymentSpec};
+use crate::{
+    hex_digest,
+    model::{
+        ports::HostPorts,
+        project::{NODE_PORT_DEFAULT, OLLAMA_PORT},
+        release,
+        spec::DeploymentSpec,
+    },
+};
 
 /// Port of the node if a foreign stack uses the default port.
 const NODE_PORT_BESIDE: u16 = 8091;

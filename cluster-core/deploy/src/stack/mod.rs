@@ -14,7 +14,6 @@ mod bundle;
 mod config;
 mod embedded;
 mod foreign;
-mod interpolate;
 mod operator;
 mod project;
 mod references;
@@ -28,20 +27,13 @@ pub use self::{
 pub(super) use self::{
     bundle::{COMPLETE, PROJECT_DIRECTORY},
     config::ComposeOutput,
-    interpolate::interpolate,
     project::{OperatorProject, VARIABLES_FILE},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
 use aegis_types::error::Result;
 
-use super::spec::DeploymentSpec;
-
-pub const PROJECT: &str = "aitheros-edge";
-pub const NODE_PORT_DEFAULT: u16 = 8090;
-pub const OLLAMA_PORT: u16 = 11434;
-/// Loopback port at which the embedded cloudflared reports its readiness.
-pub const CLOUDFLARED_METRICS_PORT: u16 = 20241;
+use crate::model::spec::DeploymentSpec;
 
 const NODE_FRAGMENT: &str = include_str!("node.yml");
 

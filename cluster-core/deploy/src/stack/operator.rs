@@ -10,7 +10,10 @@ use super::{
     project::{OperatorProject, strictest_of},
     source::{is_dotenv, local_path},
 };
-use crate::{hex_digest, release, spec::DeploymentSpec};
+use crate::{
+    hex_digest,
+    model::{release, spec::DeploymentSpec},
+};
 
 /// Length below which a value is as likely a common word of the log as a secret.
 const SECRET_BYTES_MIN: usize = 8;

@@ -13,7 +13,6 @@ use aegis_types::{
 };
 
 use super::{
-    PROJECT,
     bundle::{self, Bundle, Named},
     config::ComposeOutput,
     references::{Finder, Problem, References},
@@ -21,9 +20,12 @@ use super::{
 };
 use crate::{
     env_file::{self, EnvFile},
-    names::{ProfileName, ServiceName},
-    release,
-    spec::DeploymentSpec,
+    model::{
+        names::{ProfileName, ServiceName},
+        project::PROJECT,
+        release,
+        spec::DeploymentSpec,
+    },
 };
 
 const TEXT_BYTES_MAX: u64 = 1024 * 1024;

@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use super::{
     bundle::Named,
-    interpolate::interpolate,
     source::{Kind, Source, is_dotenv, joined, local_path, refuse},
 };
+use crate::env_file::interpolate::interpolate;
 
 /// An included file that includes another one, and so on.
 const DEPTH_MAX: usize = 16;
