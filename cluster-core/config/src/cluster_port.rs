@@ -1,6 +1,6 @@
-//! What the cluster port listens on, and how it is secured: one closed decision out of several keys.
+//! Listening address of the cluster port and its security, combined from several configuration keys.
 //!
-//! Off loopback there is TLS, or somebody has said in the file that there shall be none.
+//! Off loopback the port uses TLS, unless the file allows plaintext explicitly.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -18,18 +18,18 @@ use super::{
     schema::{Cluster, Network, Tls},
 };
 
-/// What the cluster port listens on.
+/// Listening address of the cluster port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     Unix(PathBuf),
     Tcp {
         address: SocketAddr,
-        /// The port is a default on loopback: another free port serves as well.
+        /// The port is a default on loopback, so another free port may be used.
         any_port: bool,
     },
 }
 
-/// The operator's own certificates, as PEM files that are watched.
+/// The operator's own certificates, as PEM files that are watched for changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificatePaths {
     pub cert: PathBuf,
@@ -38,12 +38,12 @@ pub struct CertificatePaths {
     pub ca: PathBuf,
 }
 
-/// How connections of the cluster are secured.
+/// Security of the cluster's connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterTls {
     Off,
     Operator(CertificatePaths),
-    /// By the CA that the controller made.
+    /// TLS with certificates of the CA that the controller made.
     BuiltIn,
 }
 
@@ -51,11 +51,11 @@ pub enum ClusterTls {
 pub struct ClusterPort {
     pub listen: Listen,
     pub tls: ClusterTls,
-    /// As others reach it; None where that is what it listens on.
+    /// Address for other nodes; `None` if the port is reached at its listening address.
     pub advertise: Option<Url>,
-    /// The advertised address names no port, or any.
+    /// The advertised address names no port or port 0, so the bound port is used.
     takes_bound_port: bool,
-    /// Somebody wants plaintext off loopback.
+    /// The file allows plaintext off loopback.
     pub allow_insecure: bool,
 }
 
@@ -63,7 +63,7 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorCode::ConfigInvalid, message)
 }
 
-/// How the advertised address says that the port is to be secured.
+/// Security that the advertised address implies.
 enum Advertised {
     Nothing,
     Unix(PathBuf),
@@ -91,7 +91,7 @@ impl ClusterPort {
         let ip = match (&host, bind) {
             (_, Some(bind)) if !bind.is_loopback() => bind,
             (Some(host), _) if !is_loopback(host) => unspecified(host),
-            // A worker that says no address of its own is reached where it dials from.
+            // A worker without an advertised address is reached at the address from which it dials.
             (None, _) if tls != ClusterTls::Off && endpoint.is_some_and(Endpoint::is_remote) => {
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED)
             }
@@ -117,8 +117,8 @@ impl ClusterPort {
         Ok(Self { listen, tls, advertise, takes_bound_port, allow_insecure })
     }
 
-    /// The address that others are told, once it is known what was bound. None where a worker is
-    /// reached at the address from which it dials.
+    /// Returns the address for other nodes, given the bound address. Returns `None` if a worker is reached at the
+    /// address from which it dials.
     pub fn address(&self, bound: SocketAddr) -> Option<Url> {
         let mut url = match &self.advertise {
             Some(url) => url.clone(),
@@ -126,7 +126,7 @@ impl ClusterPort {
             None => at(self.scheme(), bound)?,
         };
         if self.takes_bound_port {
-            // Fails only for addresses that have no port at all.
+            // Fails only for addresses that cannot have a port.
             let _ = url.set_port(Some(bound.port()));
         }
         Some(url)
@@ -137,7 +137,7 @@ impl ClusterPort {
     }
 }
 
-/// The URL of a socket address.
+/// Returns the URL of a socket address.
 pub fn at(scheme: &str, address: SocketAddr) -> Option<Url> {
     Url::parse(&format!("{scheme}://{address}")).ok()
 }
@@ -156,7 +156,7 @@ fn advertised(given: Option<&str>) -> Result<Advertised> {
     }
 }
 
-/// The port as written. `Url` leaves out the one that its scheme has on the web.
+/// Returns the port as written. `Url` omits the default port of its scheme.
 fn explicit_port(given: Option<&str>) -> Option<u16> {
     let (_, rest) = given?.split_once("://")?;
     Url::parse(&format!("cluster://{rest}")).ok()?.port()

@@ -1,17 +1,17 @@
-//! What the documents that people write have in common: YAML or JSON, empty keys left out, bounded depth,
-//! and no key that nobody knows.
+//! Rules that all hand-written documents share: YAML or JSON, keys without a value are ignored, the depth is bounded,
+//! and unknown keys are errors.
 
 use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
-/// JSON is YAML, too. The error names line and column, on one line.
+/// Parses YAML, which includes JSON. The error names line and column, on one line.
 pub fn from_yaml(text: &str) -> Result<Value, String> {
     serde_saphyr::from_str(text)
-        // The parser adds a drawing of the place below its message.
+        // The parser appends a drawing of the position to its message.
         .map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
-/// A key without a value is a key left out.
+/// Removes keys without a value.
 pub fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -32,7 +32,7 @@ pub fn depth(value: &Value) -> usize {
     1 + inner.unwrap_or(0)
 }
 
-/// Every key that `T` does not know, with its path and the nearest that it does.
+/// Returns every key that `T` does not know, with its path and the most similar known key.
 pub fn unknown_keys<T: JsonSchema>(document: &Value) -> Vec<String> {
     let mut found = Vec::new();
     walk(document, schema_of::<T>().as_value(), "", &mut |path, known| {
@@ -43,7 +43,7 @@ pub fn unknown_keys<T: JsonSchema>(document: &Value) -> Vec<String> {
     found
 }
 
-/// The paths of the keys whose schema bears this mark.
+/// Returns the paths of the keys whose schema has this mark.
 pub fn marked_keys<T: JsonSchema>(document: &Value, mark: &str) -> Vec<String> {
     let mut found = Vec::new();
     walk(document, schema_of::<T>().as_value(), "", &mut |path, known| {
@@ -61,10 +61,10 @@ fn schema_of<T: JsonSchema>() -> schemars::Schema {
         .into_root_schema_for::<T>()
 }
 
-/// The schema of a key, or the key beside those that are known in its place.
+/// Schema of a known key, or an unknown key with the known keys of its object.
 type Known<'a> = Result<&'a Value, (&'a str, &'a Map<String, Value>)>;
 
-/// Every key of a document beside what its schema says of it.
+/// Visits every key of a document with its schema.
 fn walk<'a>(value: &'a Value, schema: &'a Value, path: &str, each: &mut impl FnMut(&str, Known<'a>)) {
     match value {
         Value::Object(map) => {
@@ -90,7 +90,7 @@ fn walk<'a>(value: &'a Value, schema: &'a Value, path: &str, each: &mut impl FnM
     }
 }
 
-/// A part of a schema; `Option` wraps it in `anyOf`. A mapping with free keys has no `properties`.
+/// Returns a part of a schema; `Option` wraps it in `anyOf`. A mapping with free keys has no `properties`.
 fn inside<'a>(schema: &'a Value, part: &str) -> Option<&'a Value> {
     schema.get(part).or_else(|| {
         let choices = schema.get("anyOf")?.as_array()?;

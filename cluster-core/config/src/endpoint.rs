@@ -1,4 +1,4 @@
-//! Where a controller is reached.
+//! Endpoint of a controller.
 
 use std::path::PathBuf;
 
@@ -7,33 +7,33 @@ use url::{Host, Url};
 
 pub const CLUSTER_PORT: u16 = 50056;
 
-/// Where the controller is reached.
+/// Endpoint of a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// The SSH link's socket.
     Unix(PathBuf),
-    /// Plaintext: on loopback, or where somebody allowed it.
+    /// Plaintext, on loopback or if the configuration allows it.
     Http(Url),
     /// The direct link.
     Https(Url),
 }
 
 impl Endpoint {
-    /// `key`: where it is written, for the error.
+    /// Parses an endpoint. `key` is the configuration key, for the error.
     pub fn parse(key: &str, text: &str) -> Result<Self> {
         let url = Url::parse(text).map_err(|e| {
             invalid(format!("{key}: {e}")).remedy("write http://127.0.0.1:50056 or unix:///path")
         })?;
         match url.scheme() {
             "unix" => Ok(Endpoint::Unix(PathBuf::from(url.path()))),
-            // Plaintext off loopback is refused by the worker's start, so that published examples load.
+            // Plaintext off loopback is rejected when the worker starts, so that published examples load.
             "http" if url.host().is_some() => Ok(Endpoint::Http(url)),
             "https" if url.host().is_some() => Ok(Endpoint::Https(url)),
             other => Err(invalid(format!("{key}: the scheme {other} is not http, https or unix"))),
         }
     }
 
-    /// Off this machine.
+    /// Returns whether the endpoint is on another machine.
     pub fn is_remote(&self) -> bool {
         match self {
             Endpoint::Unix(_) => false,

@@ -1,4 +1,4 @@
-//! What a controller's operator decides of executions.
+//! Settings of a controller for executions.
 
 use std::time::Duration;
 
@@ -14,23 +14,23 @@ const EVENTS_MB: u32 = 2048;
 const ARTIFACTS_MB: u32 = 20_480;
 /// A node keeps 10 MiB of output by default. Short pieces have headers of several times their size.
 const EXECUTION_EVENTS_MB: u32 = 256;
-/// Half of what may be open in all, so that one caller leaves room for others.
+/// Half of all executions that may be open, so that one caller leaves room for others.
 const PER_CALLER: u32 = 5_000;
 const PER_CALLER_MAX: u32 = 10_000;
 const MIB: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExecutionSettings {
-    /// How long a silent node is waited for, before its executions are told as lost.
+    /// Time without contact to a node after which its executions are reported as lost.
     pub lost_after: Duration,
-    /// Bytes of one execution's events that are stored, whatever its node sends.
+    /// Maximum number of stored bytes of one execution's events, whatever its node sends.
     pub event_bytes_max: u64,
-    /// Executions that one caller may have open.
+    /// Maximum number of open executions of one caller.
     pub executions_per_caller: u32,
     pub kept: Kept,
 }
 
-/// What is kept of executions that have ended.
+/// Retention of executions that have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kept {
     pub age_ms: i64,
@@ -40,7 +40,7 @@ pub struct Kept {
 }
 
 impl ExecutionSettings {
-    /// Errors name the key.
+    /// Validates the settings. Errors name the key.
     pub fn of(lost_after_secs: Option<u64>, runtime: &Runtime) -> Result<Self> {
         let retention = &runtime.retention;
         let lost_after = lost_after_secs.unwrap_or(LOST_AFTER_SECS);

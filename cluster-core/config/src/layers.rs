@@ -1,5 +1,5 @@
-//! Configuration layers: global, tenant and node are kept by the controller, local is the node's file.
-//! Merging is plain: mappings are merged, everything else is replaced by the higher layer.
+//! Configuration layers. The controller stores the global, tenant and node layers; the local layer is the node's file.
+//! Mappings are merged, and any other value is replaced by the higher layer.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Whom a layer is for, from the lowest to the highest. Written `global`, `tenant/SLUG`, `node/ID`.
+/// Scope of a layer, from the lowest to the highest. Written `global`, `tenant/SLUG`, `node/ID`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     Global,
@@ -68,17 +68,17 @@ impl JsonSchema for Scope {
     }
 }
 
-/// One layer as it is kept.
+/// One stored layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigSnapshot {
     pub scope: Scope,
-    /// With one spelling of each key.
+    /// Content, with one spelling of each key.
     pub json: Value,
-    /// Of the content: the same content has the same version.
+    /// Version of the content. Equal content has the same version.
     pub version: String,
 }
 
-/// What is pushed to a node: its layers in one.
+/// Configuration that is pushed to a node, merged from its layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MergedConfig {
     pub json: Value,
@@ -86,13 +86,13 @@ pub struct MergedConfig {
 }
 
 impl MergedConfig {
-    /// Of layers from the lowest to the highest.
+    /// Merges layers, ordered from the lowest to the highest.
     pub fn of<'a>(layers: impl IntoIterator<Item = &'a Value>) -> Self {
         let json = merge(layers);
         Self { version: version_of(&json), json }
     }
 
-    /// No layer at all.
+    /// Returns the configuration without any layer.
     pub fn none() -> Self {
         Self::of([])
     }
@@ -102,7 +102,7 @@ impl MergedConfig {
     }
 }
 
-/// Layers from the lowest to the highest.
+/// Merges layers, ordered from the lowest to the highest.
 pub fn merge<'a>(layers: impl IntoIterator<Item = &'a Value>) -> Value {
     let mut merged = Value::Object(Map::new());
     for layer in layers {
@@ -128,14 +128,14 @@ fn lay(below: &mut Value, above: &Value) {
     }
 }
 
-/// Twelve hexadecimal digits of the SHA-256 of the content, keys in order.
+/// Returns twelve hexadecimal digits of the SHA-256 of the content, with sorted keys.
 pub fn version_of(json: &Value) -> String {
     let mut canonical = String::new();
     write_canonical(json, &mut canonical);
     hex::encode(&sha256(canonical.as_bytes())[..6])
 }
 
-/// Whatever order the keys of a mapping are kept in.
+/// Writes JSON with sorted keys, independent of the order in the mapping.
 fn write_canonical(value: &Value, to: &mut String) {
     match value {
         Value::Object(map) => {

@@ -1,4 +1,4 @@
-//! The node's configuration: where it is found, how it is read, what a node runs with.
+//! Configuration of a node: its location, its parsing, and the resulting settings.
 //!
 //! - [`read`], [`schema`], [`settings`]: the file.
 //! - [`layers`]: what a controller keeps for its nodes, merged below the file.
@@ -28,22 +28,22 @@ use aegis_types::error::{Error, ErrorCode, Result};
 pub use schema::NodeConfig;
 pub use settings::{Overrides, Settings};
 
-/// A configuration with the place it came from.
+/// Configuration with its origin.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// None where no file was found: the defaults.
+    /// Path of the file; `None` for the defaults, if no file was found.
     pub path: Option<PathBuf>,
     pub config: NodeConfig,
 }
 
-/// Who starts us. An assistant may stand in a directory that somebody else filled.
+/// Starter of the process. An assistant may run in a directory that another party filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartedBy {
     Person,
     Assistant,
 }
 
-/// Configuration that a start asks for.
+/// Configuration that a start requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ConfigChoice {
     /// This file.

@@ -1,4 +1,4 @@
-//! What a node lets executions do: its operator's policy, before anything is started. Pure.
+//! Policy of a node's operator for executions, checked before anything is started. Pure functions.
 
 use aegis_types::execution::manifest::{Manifest, NetworkMode};
 
@@ -11,7 +11,7 @@ pub use aegis_types::{
     },
 };
 
-/// Refuses what the policy does not allow, naming the key that would.
+/// Rejects a manifest that the policy does not allow, and names the key that would allow it.
 pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
     let refused = |rule: &str, why: String| {
         Err(Error::new(ErrorCode::Forbidden, format!("this node's policy refuses it: {why}"))
@@ -64,7 +64,7 @@ pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
     if relaxed.processes.is_some_and(|processes| processes > processes_max) {
         return refused("max_processes", format!("more than {processes_max} processes are not permitted"));
     }
-    // Both count as the container's memory, so that its limit bounds them.
+    // Both count as the container's memory, so they are bounded by its limit.
     for (what, size_mb) in [("tmp_mb", relaxed.tmp_mb), ("shm_mb", relaxed.shm_mb)] {
         if size_mb.is_some_and(|size_mb| size_mb > manifest.resources.memory_mb.max(TMP_MB_DEFAULT)) {
             let message = format!("security.{what} is more than resources.memory_mb, which it counts as");
@@ -74,8 +74,9 @@ pub fn check(manifest: &Manifest, policy: &Policy) -> Result<()> {
     Ok(())
 }
 
-/// True for a registry that is an IP address in any spelling a resolver takes: the last label is a number. Its answer
-/// comes back in the failure, so that any address the node reaches could be probed.
+/// Returns whether the registry is an IP address in any spelling that a resolver accepts, that is, its last label is a
+/// number. The registry's response appears in the error, so such an image could probe any address that the node
+/// reaches.
 fn has_numeric_registry(image: &str) -> bool {
     let Some((registry, _)) = image.split_once('/') else { return false };
     if !registry.contains(['.', ':']) {
@@ -87,8 +88,8 @@ fn has_numeric_registry(image: &str) -> bool {
     is_hex || label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Returns the keys by which a pushed policy would allow more than the node's own file does. What the file
-/// states wins over the push anyway; for the rest its defaults are the bound.
+/// Returns the keys by which a pushed policy would allow more than the node's own file. Keys in the file override the
+/// push in any case; for all other keys the file's defaults are the bound.
 pub fn widened(own: &Policy, pushed: &Policy) -> Vec<&'static str> {
     let wider = |own: Option<u64>, pushed: Option<u64>, default: u64| {
         own.is_none() && pushed.is_some_and(|pushed| pushed > default)
@@ -166,7 +167,7 @@ mod tests {
         }
     }
 
-    /// What is refused by default is taken with the key that the refusal names.
+    /// Settings that are denied by default are accepted with the key that the error names.
     #[test]
     fn each_relaxation_needs_the_manifest_and_the_policy() {
         let capability = relaxed(Relaxations { capabilities: vec!["NET_RAW".into()], ..Default::default() });

@@ -1,5 +1,5 @@
-//! What a pushed layer may say. Checked when it is stored, so that a layer is kept whole or not at all,
-//! and once more by the node, which does not trust that its controller knows the same keys.
+//! Validation of pushed layers. A layer is checked when it is stored, and accepted or rejected as a whole. The node
+//! checks the layer again, since its controller may know other keys.
 
 use aegis_types::error::{Error, ErrorCode, Result};
 use serde_json::{Map, Value};
@@ -13,11 +13,11 @@ use super::{
 };
 use crate::policy;
 
-/// A layer has a few kilobytes, and travels in one message.
+/// Size limit of a layer. Layers have a few kilobytes, and are sent in one message.
 pub const LAYER_BYTES_MAX: usize = 256 * 1024;
 const DEPTH_MAX: usize = 32;
 
-/// What may be pushed; everything below a key goes with it.
+/// Keys that may be pushed, each with all keys below it.
 const PUSHABLE: [&str; 21] = [
     "metadata.labels",
     "spec.node.region",
@@ -42,7 +42,7 @@ const PUSHABLE: [&str; 21] = [
     "spec.smcp_gateway",
 ];
 
-/// Why other keys stay with the node's own file.
+/// Reasons why other keys may only be set in the node's own file.
 const OWN: [(&str, &str); 8] = [
     ("metadata", "it names the node"),
     ("spec.node", "it says who the node is"),
@@ -54,7 +54,7 @@ const OWN: [(&str, &str); 8] = [
     ("spec.mcp", "it says what an assistant may do there"),
 ];
 
-/// Words of a key's name that say that its value is a secret.
+/// Words in a key's name that mark its value as a secret.
 const SECRET_WORDS: [&str; 10] = [
     "password",
     "passwords",
@@ -67,16 +67,16 @@ const SECRET_WORDS: [&str; 10] = [
     "credential",
     "credentials",
 ];
-/// Kinds of `key` that are secret.
+/// Prefixes of `key` that mark a secret.
 const SECRET_KEYS: [&str; 4] = ["api", "private", "access", "secret"];
-/// A last word by which the value says something about the secret and is none: `token_url`.
+/// Last words of keys whose value describes a secret without being one: `token_url`.
 const ABOUT: [&str; 9] = ["url", "uri", "endpoint", "path", "file", "name", "type", "method", "header"];
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorCode::ConfigInvalid, message)
 }
 
-/// A layer with one spelling of each key, or everything that is wrong with it.
+/// Returns a layer with one spelling of each key, or an error that lists every problem.
 pub fn check_layer(layer: &Value) -> Result<Value> {
     if depth(layer) > DEPTH_MAX {
         return Err(invalid(format!("the layer is nested more than {DEPTH_MAX} deep")));
@@ -89,7 +89,7 @@ pub fn check_layer(layer: &Value) -> Result<Value> {
     read::normalise(&mut layer)?;
     let config = read::typed(layer.clone())?;
     if let Some(map) = layer.as_object_mut() {
-        // They say what kind of document it is, and are checked; a layer has no need of them.
+        // These keys name the kind of document and were checked; a layer does not need them.
         map.remove("apiVersion");
         map.remove("kind");
     }
@@ -101,17 +101,17 @@ pub fn check_layer(layer: &Value) -> Result<Value> {
             invalid(refused.join("; ")).remedy("correct or remove what is named; nothing was changed")
         );
     }
-    // Ranges, by the same reader as files. Every bound is one of a single key.
+    // Checks ranges with the reader of files. Every bound concerns a single key.
     Settings::of(&config, &neutral())?;
     Ok(layer)
 }
 
-/// Without the environment of whoever checks.
+/// Returns overrides that do not depend on the environment of the checking process.
 fn neutral() -> Overrides {
     Overrides { data_dir: Some("/".into()), ..Overrides::default() }
 }
 
-/// What a node runs with: pushed layers below its own file and environment.
+/// Returns a node's settings: pushed layers below its own file and environment.
 pub fn settings(local: &Local, pushed: &MergedConfig) -> Result<Settings> {
     let json = check_layer(&pushed.json)?;
     let merged = super::layers::merge([&json, &local.document]);
@@ -130,7 +130,7 @@ pub fn settings(local: &Local, pushed: &MergedConfig) -> Result<Settings> {
         ))
         .remedy("set it in the node's own configuration file"));
     }
-    // The file stays what the next layers are merged below.
+    // Keeps the file itself as the base for later layers.
     config.document = local.document.clone();
     Settings::of(&config, &local.overrides)
 }
@@ -139,7 +139,7 @@ fn serves_api(node_type: NodeType) -> bool {
     matches!(node_type, NodeType::Orchestrator | NodeType::Hybrid)
 }
 
-/// The sections that a node which serves an API needs besides: each by any of its keys.
+/// Sections that a node with an API needs in addition: each by any of its keys.
 const NEEDED: [(&str, &[&str]); 3] =
     [("runtime", &["runtime"]), ("storage", &["storage"]), ("llm", &["llm_providers", "llm_selection"])];
 
@@ -152,8 +152,8 @@ fn has(config: &Value, keys: &[&str]) -> bool {
     })
 }
 
-/// Sections that a node of this type should have and does not. Their defaults serve a small cluster,
-/// so that this is told and refuses nothing.
+/// Returns the sections that a node of this type should have and lacks. Their defaults suit a small cluster, so a
+/// missing section is reported and not an error.
 pub fn missing_sections(merged: &Value, node_type: NodeType) -> Vec<&'static str> {
     if !serves_api(node_type) {
         return Vec::new();
@@ -161,7 +161,7 @@ pub fn missing_sections(merged: &Value, node_type: NodeType) -> Vec<&'static str
     NEEDED.iter().filter(|(_, keys)| !has(merged, keys)).map(|(name, _)| *name).collect()
 }
 
-/// A higher layer that empties what a lower one had takes from an API what it worked with.
+/// Rejects a layer that clears a section of a lower layer, since an API would lose its settings.
 fn check_removed(merged: &Value, layers: &[&Value]) -> Result<()> {
     for (name, keys) in NEEDED {
         if !has(merged, keys) && layers.iter().any(|layer| has(layer, keys)) {
@@ -197,7 +197,7 @@ fn check_keys(value: &Value, path: &mut Vec<String>, refused: &mut Vec<String>) 
     }
 }
 
-/// Layers lie in the database and travel: a secret in one would lie open there.
+/// Rejects secrets in layers, since layers are stored and sent in clear text.
 fn check_secrets(value: &Value, secret: bool, path: &mut Vec<String>, refused: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
@@ -221,7 +221,7 @@ fn check_secrets(value: &Value, secret: bool, path: &mut Vec<String>, refused: &
     }
 }
 
-/// Whether a key of this name holds a secret: by whole words, in any spelling.
+/// Returns whether a key of this name holds a secret. Compares whole words, in any spelling.
 pub fn names_secret(key: &str) -> bool {
     let mut spaced = String::with_capacity(key.len() + 4);
     let mut after_small = false;
@@ -244,13 +244,13 @@ fn is_reference(text: &str) -> bool {
     ["env:", "file:", "secret:"].iter().any(|prefix| text.starts_with(prefix))
 }
 
-/// `scheme://user:password@host`, and private keys.
+/// Returns whether the text is `scheme://user:password@host`, or a private key.
 fn holds_credentials(text: &str) -> bool {
     let in_url = url::Url::parse(text).is_ok_and(|url| url.password().is_some());
     in_url || (text.contains("-----BEGIN") && text.contains("PRIVATE KEY"))
 }
 
-/// For showing: what is secret, and not a reference, is left out.
+/// Returns the value for display, without secrets. References to secrets are kept.
 pub fn redact(value: &Value) -> Value {
     redact_below(value, false)
 }
@@ -448,7 +448,7 @@ mod tests {
         for (kind, taken) in [("hybrid", true), ("orchestrator", true), ("edge", false)] {
             let file = parse(&format!("spec: {{node: {{type: {kind}}}}}")).unwrap();
             let local = Local { document: file.document, overrides: neutral() };
-            // What was never there is only told.
+            // A section that never existed is only reported.
             settings(&local, &empty).unwrap();
             let layer = json!({"spec": {"llm_providers": [{"name": "a"}], "llm_selection": {}}});
             settings(&local, &MergedConfig::of([&layer])).unwrap();

@@ -1,4 +1,4 @@
-//! Private registries: which one an image lies in, and the login of one pull there.
+//! Private registries: the registry of an image, and the login for one pull.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use aegis_types::{
     secret::{Secret, SecretName},
 };
 
-/// As the configuration has it.
+/// Login of a registry as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryLogin {
     pub username: String,
@@ -18,8 +18,8 @@ pub struct RegistryLogin {
 
 pub type Logins = BTreeMap<Registry, RegistryLogin>;
 
-/// Returns the login for an image; None where its registry is public, or nothing is configured for it. `use_secret`
-/// returns a named secret, given its purpose.
+/// Returns the login for an image; `None` if its registry is public or not configured. `use_secret` returns a named
+/// secret, given its purpose.
 pub async fn login_for(
     reference: &str,
     logins: &Logins,

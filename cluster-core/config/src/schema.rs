@@ -1,8 +1,7 @@
-//! The configuration file as it is written: `apiVersion: 100monkeys.ai/v1`, `kind: NodeConfig`.
+//! Schema of the configuration file: `apiVersion: 100monkeys.ai/v1`, `kind: NodeConfig`.
 //!
-//! These types are the one source of what is a key and what is not: unknown keys are found by walking
-//! a file along their JSON schema. Fields that this version reads but does not act on are kept so
-//! that a file made for the wider platform loads as it stands.
+//! These types define all known keys: unknown keys are found by walking a file along their JSON schema. Fields that
+//! this version reads but does not use are kept, so that a file for the wider platform loads unchanged.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -30,7 +29,7 @@ pub struct NodeConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Metadata>,
     pub spec: Spec,
-    /// The same as it was written: what pushed layers are merged below. Null for the defaults.
+    /// The document as written, onto which pushed layers are merged. Null for the defaults.
     #[serde(skip)]
     #[schemars(skip)]
     pub document: Value,
@@ -64,7 +63,7 @@ pub struct Spec {
     pub mcp: Mcp,
     pub observability: Observability,
 
-    // Sections of the wider platform: accepted, kept, not used by this node.
+    // Sections of the wider platform: accepted and kept, but not used by this node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub llm_providers: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +90,7 @@ pub struct Spec {
     pub smcp_gateway: Option<Value>,
 }
 
-/// What a node does for agents, apart from how it coordinates.
+/// Role of a node for agents, separate from its coordination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeType {
@@ -117,7 +116,7 @@ pub struct Node {
     pub resources: Resources,
 }
 
-/// A stated value wins over the detected one.
+/// Resources as stated; a stated value overrides the detected value.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Resources {
@@ -140,7 +139,7 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Returns how many GPUs are stated: one where only `gpu` is. `None` where nothing is stated.
+    /// Returns the number of stated GPUs: 1 if only `gpu` is stated. `None` if nothing is stated.
     pub fn gpus(&self) -> Option<u32> {
         self.gpu_count.or(self.gpu.map(u32::from))
     }
@@ -159,21 +158,19 @@ pub struct Cluster {
     pub controller: Controller,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_keypair_path: Option<PathBuf>,
-    /// Whoever connects to the cluster port is first shown that the node holds its key; for a port of
-    /// loopback that is the end of an SSH link.
+    /// Whether callers of the cluster port first receive proof that the node holds its key. Used for loopback ports at
+    /// the end of an SSH link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prove_key: Option<bool>,
-    /// Thumbprints of keys of this node that were revoked. A key of the data directory that is one of them is
-    /// replaced at the start.
+    /// Thumbprints of this node's revoked keys. A revoked key in the data directory is replaced at start.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub revoked_keys: Vec<String>,
-    /// Where the node writes its public key, for the deployment that pins it.
+    /// File to which the node writes its public key, for the deployment that pins it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key_path: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_grpc_port: Option<u16>,
-    /// Where others reach this node: `https://host:port` turns TLS on, and off loopback nothing else is
-    /// taken.
+    /// Address for other nodes. `https://host:port` enables TLS, and off loopback no other scheme is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_address: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,21 +179,22 @@ pub struct Cluster {
     pub stale_threshold_secs: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sweep_interval_secs: Option<u64>,
-    /// After so long without a word from its node, an execution is told as lost, or begun again elsewhere
-    /// where its caller allowed that.
+    /// Seconds without contact to the node after which an execution is reported as lost. It is restarted on another
+    /// node if its caller allowed that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_after_secs: Option<u64>,
-    /// A worker refreshes its token at half of its life, and at the latest so long before its end; default 120.
+    /// A worker refreshes its token at half of its life, and at the latest this many seconds before its end; default
+    /// 120.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_refresh_margin_secs: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_unsealed_context: Option<bool>,
-    /// A worker signs the bare challenge too, which a controller of the other implementation checks.
+    /// A worker also signs the bare challenge, which a controller of the other implementation checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sign_bare_challenge: Option<bool>,
-    /// Which of the nodes that fit comes first.
+    /// Order of the nodes that fit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementStrategy>,
 }
@@ -210,16 +208,16 @@ pub struct Controller {
     /// Enrolment token, for the first contact only: a value, `env:NAME` or `file:PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// Base64 of the controller's Ed25519 key; written by a deployment, so that the worker knows who
-    /// may speak to it from the first call on.
+    /// Base64 of the controller's Ed25519 key. Written by a deployment, so that the worker can authenticate its
+    /// controller from the first call on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
-    /// SHA-256 of the controller's CA, in hexadecimal: what an enrolment token says where there is none.
+    /// SHA-256 of the controller's CA, in hexadecimal. Replaces the fingerprint of an enrolment token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_fingerprint: Option<String>,
 }
 
-/// The operator's own certificates, all three or none: PEM files, taken up anew when they change.
+/// The operator's own certificates: either all three PEM files or no file. Changed files are reloaded.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Tls {
@@ -273,12 +271,12 @@ pub struct Runtime {
     pub max_executions_per_caller: Option<u32>,
     pub policy: Policy,
     pub retention: Retention,
-    /// Addresses and commands that are told when an execution has ended, by name.
+    /// Hooks by name: addresses and commands that are notified when an execution has ended.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hooks: BTreeMap<String, Hook>,
 }
 
-/// Told when an execution has ended: an address gets a POST, a command gets the event on its stdin.
+/// Hook for ended executions: an address gets a POST, a command gets the event on its stdin.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hook {
@@ -299,7 +297,7 @@ pub struct Hook {
     pub all: Option<bool>,
 }
 
-/// How long a controller keeps what has ended; whichever bound is reached first.
+/// Retention of ended executions. The bound that is reached first applies.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Retention {
@@ -312,15 +310,15 @@ pub struct Retention {
     /// Size of all their artifacts together, in MiB; default 20480. The oldest lose their artifacts first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifacts_mb: Option<u32>,
-    /// Of all their events together, in MiB; default 2048. The oldest lose their events first.
+    /// Size of all their events together, in MiB; default 2048. The oldest lose their events first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events_mb: Option<u32>,
-    /// Size of the events of one execution, in MiB; default 256. Events beyond it are left out, but for the end.
+    /// Size of the events of one execution, in MiB; default 256. Events beyond it are dropped, except the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub execution_events_mb: Option<u32>,
 }
 
-/// What this node lets executions do.
+/// Policy of this node for executions.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Policy {
@@ -329,12 +327,12 @@ pub struct Policy {
     pub allowed_images: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_root_filesystem_writes: Option<bool>,
-    /// Default true. Network mode `allow` reaches the internet; the node's own addresses, private networks and
+    /// Default true. Network mode `allow` reaches the internet. The node's own addresses, private networks and
     /// 169.254.0.0/16 are closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_network: Option<bool>,
-    /// Networks of the node's surroundings that containers with a network reach all the same, like `10.1.0.0/16`;
-    /// default: none. With `0.0.0.0/0` nothing is closed.
+    /// Local networks that containers with a network may still reach, like `10.1.0.0/16`; default: empty. `0.0.0.0/0`
+    /// opens everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_networks: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -345,21 +343,21 @@ pub struct Policy {
     pub max_timeout_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_digests: Option<bool>,
-    /// Linux capabilities that a manifest may keep, without `CAP_`; default: none.
+    /// Linux capabilities that a manifest may keep, without `CAP_`; default: empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_capabilities: Option<Vec<String>>,
-    /// Processes of one container; default 512.
+    /// Maximum number of processes of one container; default 512.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_processes: Option<u32>,
-    /// Output kept of one execution, in MiB; default 10.
+    /// Maximum output kept of one execution, in MiB; default 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_output_mb: Option<u32>,
-    /// Size of one workspace, in MiB; default 10240. It is measured every few seconds, and an execution whose workspace
-    /// is larger is ended.
+    /// Size of one workspace, in MiB; default 10240. It is measured every few seconds, and an execution with a larger
+    /// workspace is ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_workspace_mb: Option<u32>,
-    /// Share of the engine's disk for images that executions brought, in percent: 1 to 95, default 50. Beyond it the
-    /// least recently used ones are removed; an image that the engine had before is never removed.
+    /// Share of the engine's disk for images pulled for executions, in percent: 1 to 95, default 50. Above it, the
+    /// least recently used ones are removed. Images that the engine had before are never removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_image_disk_percent: Option<u32>,
 }
@@ -371,7 +369,7 @@ pub struct Database {
     pub url: Option<String>,
 }
 
-/// Where secrets are kept that are not this node's own.
+/// Location of secrets that are not this node's own.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Secrets {
@@ -394,10 +392,10 @@ pub struct SecretsBackend {
     pub token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// Of the Transit engine: `transit`.
+    /// Mount path of the Transit engine: `transit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mount: Option<String>,
-    /// Of the signing key: `aegis-node-tokens`.
+    /// Name of the signing key: `aegis-node-tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -421,18 +419,18 @@ pub struct AppRole {
     pub secret_id: Option<String>,
 }
 
-/// By which key a deployed node's standing connection is made.
+/// Key for the standing connection of a deployed node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkKeyChoice {
-    /// As the deployment logs in.
+    /// Use the keys of the deployment's login.
     #[default]
     Login,
-    /// By the controller's own, which a deployment installs and which may only forward.
+    /// Use the controller's own key, which a deployment installs and which may only forward.
     Own,
 }
 
-/// What happens with a host key that nobody has approved.
+/// Treatment of a host key that is not approved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HostKeyChoice {
@@ -441,7 +439,7 @@ pub enum HostKeyChoice {
     AcceptNew,
 }
 
-/// With what hosts pull from a private registry.
+/// Login of hosts at a private registry.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryLogin {
@@ -461,7 +459,7 @@ pub struct Deploy {
     pub ssh_config: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known_hosts: Option<PathBuf>,
-    /// Opens encrypted SSH keys: `secret:NAME`, `env:NAME` or `file:PATH`.
+    /// Passphrase of encrypted SSH keys: `secret:NAME`, `env:NAME` or `file:PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_passphrase: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -478,24 +476,24 @@ pub struct Deploy {
     pub allow_loopback: Option<bool>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub node_binaries: BTreeMap<String, PathBuf>,
-    /// By `HOST[:PORT]`, of private registries.
+    /// Logins of private registries, by `HOST[:PORT]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub registries: BTreeMap<String, RegistryLogin>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_parallel: Option<u32>,
-    /// Where a stack lives on its host.
+    /// Directory of a stack on its host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_dir: Option<PathBuf>,
     /// Free disk that a host must have, in GB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_free_disk_gb: Option<u32>,
-    /// How long a stack may take to become healthy, in seconds: 10 to 3600.
+    /// Time for a stack to become healthy, in seconds: 10 to 3600.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_timeout_secs: Option<u32>,
-    /// How long one image may take to be pulled by a host or sent to it, in seconds: 60 to 86400.
+    /// Time limit to pull one image on a host or send it there, in seconds: 60 to 86400.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_timeout_secs: Option<u32>,
-    /// When a host pulls an image that it has already.
+    /// When a host pulls an image that it already has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullChoice>,
 }
@@ -504,10 +502,10 @@ pub struct Deploy {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PullChoice {
-    /// When the host has no image of this name, or its service has a `pull_policy` that asks for it.
+    /// If the host has no image of this name, or its service has a `pull_policy` that requires it.
     #[default]
     Missing,
-    /// At every deployment, so that a tag such as `latest` is that of today.
+    /// At every deployment, so that a tag such as `latest` is current.
     Always,
 }
 
@@ -520,7 +518,7 @@ pub enum Auth {
     None,
 }
 
-/// Which calls of assistants need a confirmation.
+/// Calls of assistants that need a confirmation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Confirm {
@@ -528,9 +526,9 @@ pub enum Confirm {
     /// Drains, removals, first deployments to a host, deployments to a host that runs work.
     #[default]
     Destructive,
-    /// Whatever changes something.
+    /// Every call that changes something.
     Always,
-    /// As `destructive`, and only a person's own answer counts.
+    /// The same calls as `destructive`, but only a person's own answer counts.
     HumanOnly,
 }
 
@@ -549,27 +547,27 @@ pub struct Mcp {
     pub read_only: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
-    /// Where HTTP listens, if not on `spec.network.bind_address`; off loopback with `tls` only.
+    /// Listening address of HTTP, if not `spec.network.bind_address`; off loopback with `tls` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind_address: Option<String>,
-    /// HTTPS in place of HTTP.
+    /// HTTPS instead of HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<HttpTls>,
-    /// Of the audit log.
+    /// Retention of the audit log.
     pub audit: AuditRetention,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirm: Option<Confirm>,
 }
 
-/// PEM files, looked at once a minute.
+/// PEM files, checked for changes once a minute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpTls {
-    /// The chain, our own certificate first.
+    /// Certificate chain, starting with the server's own certificate.
     pub cert: PathBuf,
     pub key: PathBuf,
 }
 
-/// How long a controller keeps who did what; whichever bound is reached first.
+/// Retention of the audit log. The bound that is reached first applies.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AuditRetention {

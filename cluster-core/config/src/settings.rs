@@ -1,4 +1,4 @@
-//! What a node runs with: the file, the environment and the defaults, checked and complete.
+//! Settings of a node, checked and complete: from the file, the environment and the defaults.
 
 use std::{
     collections::BTreeMap,
@@ -29,21 +29,21 @@ use super::{
 use crate::{audit::AuditSettings, executions::ExecutionSettings, hooks::Hooks};
 
 pub const REST_PORT: u16 = 8088;
-/// Where the published documents call ForwardExecution, beside the cluster port.
+/// Port of ForwardExecution in the published documents, in addition to the cluster port.
 pub const GRPC_PORT: u16 = 50051;
 const HEARTBEAT_SECS: u64 = 30;
 const TOKEN_REFRESH_MARGIN_SECS: u64 = 120;
 /// Missed intervals before a node counts as unhealthy, as published.
 const MISSED_HEARTBEATS: u64 = 3;
 
-/// An interval of `spec.cluster`, in seconds, with a bound that keeps the cluster working.
+/// Interval of `spec.cluster` in seconds, with bounds that keep the cluster working.
 struct Interval {
     key: &'static str,
     seconds_max: u64,
     why: &'static str,
 }
 
-/// A node that speaks less often could not be told from one that is gone.
+/// Bounded above, since a node with rarer heartbeats could not be told from a lost node.
 const HEARTBEAT: Interval = Interval {
     key: "heartbeat_interval_secs",
     seconds_max: 300,
@@ -59,7 +59,7 @@ const SWEEP: Interval = Interval {
     seconds_max: 300,
     why: "a node that is gone would look active for longer",
 };
-/// With more, a token would be due as soon as it came.
+/// Bounded above, since a token with a larger margin would be due at once.
 const REFRESH_MARGIN: Interval = Interval {
     key: "token_refresh_margin_secs",
     seconds_max: TOKEN_LIFETIME_SECS.unsigned_abs() / 2,
@@ -80,7 +80,7 @@ impl Interval {
 #[derive(Debug, Clone)]
 pub struct ControllerSettings {
     pub endpoint: Endpoint,
-    /// As written: `env:` and `file:` are read when it is needed.
+    /// Token as written; `env:` and `file:` references are read when the token is needed.
     pub token: Option<String>,
     pub public_key: Option<PublicKey>,
     pub ca: Option<Fingerprint>,
@@ -89,7 +89,7 @@ pub struct ControllerSettings {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub data_dir: PathBuf,
-    /// As configured; the data directory keeps the generated one.
+    /// Id as configured; a generated id is kept in the data directory.
     pub node_id: Option<NodeId>,
     pub node_type: NodeType,
     pub role: Role,
@@ -98,33 +98,33 @@ pub struct Settings {
     pub resources: Resources,
     pub controller: Option<ControllerSettings>,
     pub node_keypair_path: Option<PathBuf>,
-    /// Callers of the cluster port are first shown that this node holds its key.
+    /// Callers of the cluster port first receive proof that this node holds its key.
     pub prove_key: bool,
-    /// Thumbprints of this node's keys that were revoked.
+    /// Thumbprints of this node's revoked keys.
     pub revoked_keys: Vec<String>,
-    /// Beside the socket where the node listens on one, unless named.
+    /// File for the public key. By default in the directory of the node's socket, if it listens on one.
     pub public_key_path: Option<PathBuf>,
     pub cluster_port: ClusterPort,
     pub heartbeat_interval: Duration,
     pub stale_threshold: Duration,
-    /// The file says so: it is the least for every node, also for one that tells a short interval.
+    /// Whether the file sets the threshold. If so, it is a minimum for every node, also one with a short interval.
     pub is_stale_threshold_set: bool,
     pub sweep_interval: Duration,
-    /// Nodes of the other implementation are admitted, over loopback alone.
+    /// Nodes of the other implementation are admitted, over loopback only.
     pub allow_unsealed_context: bool,
-    /// A worker signs the bare challenge, too, for a controller of the other implementation.
+    /// A worker also signs the bare challenge, for a controller of the other implementation.
     pub sign_bare_challenge: bool,
     pub token_refresh_margin: Duration,
-    /// Where HTTP listens.
+    /// Listening address of HTTP.
     pub bind_address: IpAddr,
     pub http_tls: Option<HttpTls>,
-    /// The configured port. With `None`, [`REST_PORT`] is used, or a free port on loopback when it is taken.
+    /// Configured port. With `None`, [`REST_PORT`] is used, or a free port on loopback if it is taken.
     pub rest_port: Option<u16>,
-    /// The published second port of the cluster protocol; None is the usual one, where it is free.
+    /// The published second port of the cluster protocol. `None` means the default port, if it is free.
     pub grpc_port: Option<u16>,
     pub docker_socket: Option<PathBuf>,
     pub container_network: String,
-    /// Of agents that name a language: by `LANGUAGE:VERSION`, or by `LANGUAGE` for every version.
+    /// Images of agents that name a language: by `LANGUAGE:VERSION`, or by `LANGUAGE` for every version.
     pub images: BTreeMap<String, String>,
     pub placement: PlacementStrategy,
     pub policy: Policy,
@@ -134,18 +134,18 @@ pub struct Settings {
     pub mcp: McpSettings,
     pub audit: AuditSettings,
     pub log_level: Option<String>,
-    /// OpenBao's key for node security tokens; a key in the data directory where there is none.
+    /// OpenBao's key for node security tokens. With `None`, the key in the data directory is used.
     pub transit: Option<TransitSettings>,
-    /// The file and the environment that these were made of, for layers that come later.
+    /// The file and the environment that these settings came from, for later layers.
     pub local: Arc<Local>,
-    /// Sections that are kept and not used.
+    /// Sections that are kept but not used.
     pub unused: Vec<&'static str>,
 }
 
-/// What wins over every pushed layer.
+/// Sources that override every pushed layer.
 #[derive(Debug, Clone, Default)]
 pub struct Local {
-    /// The file, with one spelling of each key. Null where there is none.
+    /// The file, with one spelling of each key. Null without a file.
     pub document: serde_json::Value,
     pub overrides: Overrides,
 }
@@ -161,7 +161,7 @@ pub struct McpSettings {
     pub confirm: Confirm,
 }
 
-/// The environment's say, read once at start.
+/// Overrides from the environment, read once at start.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     pub data_dir: Option<PathBuf>,
@@ -321,8 +321,8 @@ fn controller(given: &super::schema::Controller) -> Result<Option<ControllerSett
     Ok(Some(ControllerSettings { endpoint, token: given.token.clone(), public_key, ca }))
 }
 
-/// Checks what a node states of itself. Its controller refuses more than this, so that a layer with more
-/// would keep nodes out of the cluster.
+/// Checks the node's own statements. Its controller rejects larger values, so a layer with such values would keep nodes
+/// out of the cluster.
 fn check_stated(node: &super::schema::Node) -> Result<()> {
     let resources = &node.resources;
     let max = Amounts::MAX;
@@ -371,8 +371,8 @@ fn images(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> 
     Ok(given.clone())
 }
 
-/// Off loopback HTTP is under TLS, or somebody has said in the file that it shall not be. With a direct link
-/// `spec.network.bind_address` is the cluster port's alone.
+/// Returns the address of HTTP. Off loopback it uses TLS, unless the file allows plaintext explicitly. With a direct
+/// link, `spec.network.bind_address` applies to the cluster port only.
 fn http_address(spec: &super::schema::Spec, overrides: &Overrides, shares_address: bool) -> Result<IpAddr> {
     let given = [
         ("AEGIS_HOST", overrides.bind_address.as_ref()),

@@ -1,8 +1,8 @@
-//! Packed files on disk, named by the digest of their bytes, for as long as an execution needs them: on
-//! the controller from submission to the end, on a worker from its arrival to the release.
+//! Packed files on disk, named by the digest of their bytes, as long as an execution needs them. On the controller that
+//! is from submission to the end, and on a worker from arrival to release.
 //!
-//! Who needs what is in memory only: the executions of the store, or of the journal, say it again at
-//! start-up, and then whatever nobody needs goes.
+//! Users of a blob are in memory only. At start the executions of the store or the journal claim their blobs again.
+//! Then unclaimed blobs are removed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,16 +22,16 @@ use aegis_types::{
 use nix::sys::statvfs::fstatvfs;
 use sha2::{Digest as _, Sha256};
 
-/// Of all content together.
+/// Size limit of all content together.
 pub const KEPT_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
-/// Left free for whatever else the machine does: journals, the database.
+/// Disk space left free for other uses: journals, the database.
 pub const FREE_BYTES_MIN: u64 = 512 * 1024 * 1024;
-/// What was sent and never asked for goes after this.
+/// Age at which content that was sent but never claimed is removed.
 const UNCLAIMED_FOR: Duration = Duration::from_secs(3600);
 const DIGEST_LENGTH: usize = 64;
 const DRAFT_SUFFIX: &str = "part";
 
-/// A cheap handle on one directory of content.
+/// Handle on one directory of content, cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Kept(Arc<Inner>);
 
@@ -41,7 +41,7 @@ struct Inner {
     users: Mutex<HashMap<String, HashSet<ExecutionId>>>,
 }
 
-/// A file that is being written. Dropped, it is gone.
+/// File that is being written. Removed when dropped.
 #[derive(Debug)]
 pub struct Draft {
     pub file: File,
@@ -50,13 +50,13 @@ pub struct Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // After it was kept there is nothing under this name.
+        // After `keep`, no file has this name.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl Kept {
-    /// Drafts of an earlier process go.
+    /// Opens the directory. Removes partial files left by a previous process.
     pub fn open(directory: PathBuf) -> Result<Self> {
         private_directory(&directory).map_err(|e| write_error(&directory, e))?;
         let kept = Self(Arc::new(Inner { directory, users: Mutex::default() }));
@@ -72,7 +72,7 @@ impl Kept {
         self.0.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for `bytes`, or a refusal.
+    /// Reserves space for `bytes`, or fails.
     pub fn draft(&self, bytes: u64) -> Result<Draft> {
         self.sweep(Some(UNCLAIMED_FOR))?;
         let directory = &self.0.directory;
@@ -91,7 +91,7 @@ impl Kept {
         Ok(draft)
     }
 
-    /// A synced draft becomes the content of this digest. With a user, it is claimed at once.
+    /// Turns a synced draft into the content of this digest. With a user, the content is claimed at once.
     pub fn keep(&self, draft: Draft, digest: &str, user: Option<&ExecutionId>) -> Result<()> {
         let path = self.path(digest)?;
         let mut users = self.users();
@@ -104,7 +104,7 @@ impl Kept {
         Ok(())
     }
 
-    /// From now on it stays until this execution lets go. `ContentMissing` where it is not here.
+    /// Claims content for an execution until it is released. Fails with `ContentMissing` if the content is absent.
     pub fn claim(&self, digest: &str, user: &ExecutionId) -> Result<()> {
         let path = self.path(digest)?;
         let mut users = self.users();
@@ -115,7 +115,7 @@ impl Kept {
         Ok(())
     }
 
-    /// It goes with its last user.
+    /// Releases a claim. The content is removed with its last user.
     pub fn unclaim(&self, digest: &str, user: &ExecutionId) {
         let Ok(path) = self.path(digest) else { return };
         let mut users = self.users();
@@ -135,7 +135,7 @@ impl Kept {
         })
     }
 
-    /// What nobody claims goes; with an age, only what is older.
+    /// Removes unclaimed content; with an age, only older content.
     pub fn sweep(&self, older_than: Option<Duration>) -> Result<()> {
         let users = self.users();
         for (path, found) in self.files()? {
@@ -157,13 +157,13 @@ impl Kept {
         Ok(entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
-                // One that went meanwhile is none.
+                // Skip blobs removed since the directory was listed.
                 Some((entry.path(), entry.metadata().ok()?))
             })
             .collect())
     }
 
-    /// Checked: it comes from the other side, and names a file here.
+    /// Returns the path of a digest. The digest is checked, since it comes from the other side and names a local file.
     fn path(&self, digest: &str) -> Result<PathBuf> {
         let good = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
         match digest.len() == DIGEST_LENGTH && digest.chars().all(good) {
@@ -173,7 +173,7 @@ impl Kept {
     }
 }
 
-/// The disk keeps something free for others.
+/// Checks that the disk has space for `bytes` and the reserve.
 pub fn ensure_room(file: &File, directory: &Path, bytes: u64) -> Result<()> {
     let found = fstatvfs(file).map_err(|e| write_error(directory, e.into()))?;
     let free = found.blocks_available() as u64 * found.fragment_size() as u64;
@@ -187,7 +187,7 @@ pub fn ensure_room(file: &File, directory: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// SHA-256 of all of a file, in hex.
+/// Returns the SHA-256 of a complete file, in hexadecimal.
 pub fn digest_of(file: &mut File) -> io::Result<String> {
     const PIECE_BYTES: usize = 64 * 1024;
     file.rewind()?;

@@ -19,22 +19,22 @@ pub mod written;
 
 use std::path::{Component, Path, PathBuf};
 
-/// What one archive may hold.
+/// Limits of one archive.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     pub packed_bytes: u64,
-    /// Of all files together, unpacked.
+    /// Unpacked size of all files together.
     pub content_bytes: u64,
     /// Files, directories and links.
     pub entries: u64,
 }
 
-/// Of workspaces and of artifacts alike.
+/// Limits of workspaces and of artifacts.
 pub const BOUNDS: Bounds =
     Bounds { packed_bytes: 512 * 1024 * 1024, content_bytes: 4 * 1024 * 1024 * 1024, entries: 100_000 };
 
-/// Where a link leads, if it stays beneath the directory that holds everything. By its words alone: what
-/// other links do to it is for the kernel to say.
+/// Returns the target of a link if it stays inside the base directory. Only the text is examined; the kernel decides
+/// about other links on the path.
 fn lexical_target(link: &Path, target: &Path) -> Option<PathBuf> {
     let mut place = link.parent()?.to_path_buf();
     for part in target.components() {

@@ -1,12 +1,11 @@
-//! A directory becomes one `tar.gz`: sorted, owned by nobody in particular, and the same bytes for the
-//! same content.
+//! Packs a directory as one `tar.gz`: sorted, without owners, and byte-identical for identical content.
 //!
-//! What git leaves out by `.gitignore`, and what `.ignore` and `.aegisignore` name, stays here; so does
-//! `.git`. Hidden files go along. Files are opened beneath the open directory without following links, so
-//! that one which is swapped for a link in between leads nowhere outside.
+//! Files that git ignores by `.gitignore`, files that `.ignore` and `.aegisignore` name, and `.git` are left out.
+//! Hidden files are included. Files are opened relative to the open directory without following links, so that a file
+//! swapped for a link leads nowhere outside.
 //!
-//! Deliberately absent: rules from above the directory or of the user (the same directory packs the same
-//! for everybody), extended attributes, hard links (each name gets the content).
+//! Not supported on purpose: rules from parent directories or of the user, so that a directory packs identically for
+//! every user. Extended attributes and hard links are not supported either; each name gets the content.
 
 use std::{
     fs::File,
@@ -33,7 +32,7 @@ use super::{
 pub const IGNORE_FILE: &str = ".aegisignore";
 const GIT_DIRECTORY: &str = ".git";
 
-/// What came of it.
+/// Result of packing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
     /// SHA-256 of the packed bytes, in hex.
@@ -43,9 +42,9 @@ pub struct Packed {
     pub entries: u64,
 }
 
-/// Writes everything, synced, to `out`.
+/// Packs everything into `out`, and syncs the file.
 pub fn pack(source: &Source, out: &File, bounds: &Bounds) -> Result<Packed> {
-    // No time and no name in the head: they would make equal content differ.
+    // No time and no name in the gzip header: they would make equal content differ.
     let out = out.try_clone().map_err(|e| told(Path::new("."), e))?;
     let packed = GzBuilder::new().write(Written::new(out, bounds.packed_bytes), Compression::fast());
     let mut packer = Packer { tar: Builder::new(packed), root: &source.directory, entries: 0, content: 0 };
@@ -115,7 +114,7 @@ impl<W: Write> Packer<'_, W> {
 
     fn file(&mut self, name: &Path, bounds: &Bounds) -> Result<()> {
         let mut options = OpenOptions::new();
-        // Without NONBLOCK, a FIFO that took the file's place would hold us up for ever.
+        // Without NONBLOCK, a FIFO in the file's place would block without end.
         options.read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK);
         let file = self.root.open_with(name, &options).map_err(|e| told(name, e))?.into_std();
         let before = file.metadata().map_err(|e| told(name, e))?;
@@ -140,8 +139,8 @@ impl<W: Write> Packer<'_, W> {
 
     fn link(&mut self, name: &Path) -> Result<()> {
         let target = self.root.read_link_contents(name).map_err(|e| told(name, e))?;
-        // By the kernel too, since links along the way may lead elsewhere than words say. What leads
-        // nowhere is kept as it is.
+        // Also resolved by the kernel, since links on the path may lead elsewhere than the text says. A dangling link
+        // is kept unchanged.
         let led = self.root.canonicalize(name);
         let leaves = |e: &io::Error| !matches!(e.kind(), io::ErrorKind::NotFound);
         if lexical_target(name, &target).is_none() || led.as_ref().is_err_and(leaves) {
@@ -181,7 +180,7 @@ impl From<Trouble> for io::Error {
     }
 }
 
-/// A file of exactly the length that its header told.
+/// File with exactly the length in its header.
 struct Steady<'a> {
     file: &'a File,
     left: u64,

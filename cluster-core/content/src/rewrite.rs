@@ -1,5 +1,5 @@
-//! An archive on its way from one place to another, entry by entry: other names, another owner, and
-//! nothing that a container has no business to make.
+//! Rewrites an archive entry by entry: with other names and another owner, and without entries that a container may not
+//! make.
 
 use std::{
     io::{self, Read, Write},
@@ -10,7 +10,7 @@ use tar::{Archive, Builder, EntryType};
 
 use super::Bounds;
 
-/// Who a file belongs to, inside a container.
+/// Owner of a file inside a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     pub uid: u64,
@@ -19,17 +19,17 @@ pub struct Owner {
 
 pub const ROOT: Owner = Owner { uid: 0, gid: 0 };
 
-/// What went through.
+/// Counts of the rewritten entries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub entries: u64,
-    /// Of the files' content.
+    /// Bytes of the files' content.
     pub bytes: u64,
-    /// Neither file, directory nor link: left out.
+    /// Entries that are neither file, directory nor link, which are left out.
     pub skipped: u64,
 }
 
-/// The content passed what is taken.
+/// The content exceeds the limit.
 #[derive(Debug, thiserror::Error)]
 #[error("it holds more than {entries} files or {content_bytes} bytes")]
 pub struct TooMuch {
@@ -39,7 +39,7 @@ pub struct TooMuch {
 
 /// Writes the entries of `from` to `to` under the names that `rename` gives, and adds them to `counts`.
 ///
-/// Names and targets of hard links are relative to the archive; one that is not is an error.
+/// Names and targets of hard links are relative to the archive. Any other name is an error.
 pub fn rewrite<W: Write>(
     from: impl Read,
     to: &mut Builder<W>,
@@ -65,7 +65,7 @@ pub fn rewrite<W: Write>(
         }
         let name = rename(&inner_name(&entry.path()?)?);
         if name.as_os_str().is_empty() {
-            // The directory that everything is unpacked into.
+            // The directory into which everything is unpacked.
             continue;
         }
         counts.entries += 1;
@@ -74,7 +74,7 @@ pub fn rewrite<W: Write>(
             let Bounds { entries, content_bytes, .. } = *bounds;
             return Err(io::Error::other(TooMuch { entries, content_bytes }));
         }
-        // A new head: what else the old one said (devices, names of users, set-user-id) is nobody's here.
+        // A new header: devices, user names and set-user-id bits are dropped.
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(entry.header().mode()? & 0o777);
@@ -99,7 +99,7 @@ pub fn rewrite<W: Write>(
     Ok(())
 }
 
-/// Without what leads to the root or above.
+/// Returns the name without parts that lead to the root or above.
 pub(super) fn inner_name(name: &Path) -> io::Result<PathBuf> {
     let refused = || {
         let name = aegis_types::text::shown(&name.to_string_lossy());

@@ -1,8 +1,8 @@
-//! Which directories may be sent to a node, and at whose word.
+//! Directories that may be sent to a node, depending on the requester.
 //!
-//! A person may name any directory that the controller's user can read. An assistant may name what lies
-//! beneath one of the operator's roots, links resolved, and learns nothing about other paths. Nobody may
-//! send the directory that holds the controller's own keys.
+//! A person may name any directory that the controller's user can read. An assistant may name directories inside the
+//! operator's roots, with links resolved, and learns nothing about other paths. The directory with the controller's own
+//! keys is always rejected.
 
 use std::{
     io,
@@ -16,15 +16,15 @@ use aegis_types::{
 };
 use cap_std::{ambient_authority, fs::Dir};
 
-/// An opened directory: what is read is beneath it, whatever becomes of the path.
+/// Opened directory. All reads are relative to it, whatever happens to the path.
 #[derive(Debug)]
 pub struct Source {
     pub directory: Dir,
-    /// For looking around and for messages, links resolved.
+    /// Path for lookups and messages, with links resolved.
     pub path: PathBuf,
 }
 
-/// `own` is the controller's data directory.
+/// Opens a directory. `own` is the controller's data directory.
 pub fn open(path: &Path, origin: Origin, roots: &[PathBuf], own: &Path) -> Result<Source> {
     if !path.is_absolute() {
         return Err(Error::invalid(format!("workspace: \"{}\" is not absolute", name(path)))
@@ -51,7 +51,7 @@ fn open_any(path: &Path) -> Result<Source> {
     Ok(Source { directory, path: resolved })
 }
 
-/// The same refusal whether the path exists or not.
+/// Opens a directory inside the roots. The error is the same whether the path exists or not.
 fn open_beneath(path: &Path, roots: &[PathBuf]) -> Result<Source> {
     let outside = || {
         let remedy = match roots.is_empty() {
@@ -68,7 +68,7 @@ fn open_beneath(path: &Path, roots: &[PathBuf]) -> Result<Source> {
     for root in roots {
         let Ok(root) = root.canonicalize() else { continue };
         let Ok(inner) = resolved.strip_prefix(&root) else { continue };
-        // From the root on, so that nothing leads out of it between the look and the reading.
+        // Opened from the root on, so that nothing leads outside between the check and the read.
         let opened = Dir::open_ambient_dir(&root, ambient_authority()).and_then(|opened| {
             if inner.as_os_str().is_empty() { Ok(opened) } else { opened.open_dir(inner) }
         });
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_assistant_stays_beneath_the_roots_and_a_person_goes_anywhere() {
+    fn assistant_is_confined_to_roots_and_person_is_not() {
         let world = tempfile::tempdir().unwrap();
         let at = |name: &str| world.path().join(name);
         for directory in ["root/project", "other", "root-not"] {

@@ -1,10 +1,9 @@
-//! An archive that a container filled becomes files beneath a directory of a person's.
+//! Unpacks an archive that a container filled into a person's directory.
 //!
-//! It is read twice: the first time nothing is written, and everything that is wrong with it, or in its
-//! way, is a refusal. Writing goes beneath the open directory only, links come last, and nothing is
-//! written through one that the archive brought.
+//! The archive is read twice. The first pass writes nothing and rejects any problem or conflict. Writes are relative to
+//! the open directory, links are written last, and nothing is written through a link of the archive.
 //!
-//! Deliberately absent: owners, set-user-id, devices.
+//! Not supported on purpose: owners, set-user-id, devices.
 
 use std::{
     collections::HashSet,
@@ -29,8 +28,7 @@ use super::{
     rewrite::{Counts, inner_name},
 };
 
-/// Unpacks a `tar.gz`. Files that are there already are a refusal unless they may be replaced; then a
-/// directory is still never replaced by a file.
+/// Unpacks a `tar.gz`. Existing files are an error unless `replace` is set. A directory is never replaced by a file.
 pub fn unpack(mut archive: impl Read + Seek, into: &Path, replace: bool, bounds: &Bounds) -> Result<Counts> {
     std::fs::create_dir_all(into).map_err(|e| unwritable(into, e))?;
     let directory = Dir::open_ambient_dir(into, ambient_authority()).map_err(|e| unwritable(into, e))?;
@@ -134,7 +132,7 @@ impl Checked<'_> {
     }
 }
 
-/// Writes what was checked; symbolic links are only noted.
+/// Writes the checked files; symbolic links are only recorded.
 fn write<R: Read>(
     directory: &Dir,
     entry: &mut tar::Entry<'_, R>,
@@ -167,7 +165,7 @@ fn write<R: Read>(
             io::copy(entry, &mut file).map_err(|e| unwritable(&name, e))?;
             let modified = entry.header().mtime().map_err(damaged)?;
             if let Some(modified) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(modified)) {
-                // A time that this file system cannot keep is worth no failure.
+                // A time that this file system cannot store is not an error.
                 let _ = file.set_modified(modified);
             }
         }
@@ -175,7 +173,7 @@ fn write<R: Read>(
     Ok(())
 }
 
-/// Makes room for a file or link, where one may be replaced.
+/// Removes an existing file or link that may be replaced.
 fn clear(directory: &Dir, name: &Path, replace: bool) -> Result<()> {
     if !replace {
         return Ok(());

@@ -1,6 +1,6 @@
-//! Files in and out of containers that exist, running or not, in the engine's own form: a tar.
+//! Copies files into and out of existing containers, running or not, in the engine's tar format.
 //!
-//! Nothing of the host is named here: with the engine behind a socket, its paths are another machine's.
+//! No path of the host is used: if the engine is behind a socket, its paths belong to another machine.
 
 use std::io::{self, Read as _};
 
@@ -19,20 +19,20 @@ use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{Engine, refused, status};
 
-/// What a tar says beside one file's content: its header, a long name, the end.
+/// Tar overhead of one file: its header, a long name, and the end.
 const TAR_OVERHEAD_BYTES: usize = 16 * 1024;
 
 impl Engine {
-    /// The content of a regular file; None where there is nothing under this path.
+    /// Returns the content of a regular file; `None` if the path does not exist.
     ///
-    /// Anything else there is `ContainerFailed`, a file above `bytes_max` is `ResourceExhausted`: both
-    /// are what the container left behind, and no fault of the engine.
+    /// A path of another type is `ContainerFailed`, and a file above `bytes_max` is `ResourceExhausted`. Both are
+    /// results of the container, not faults of the engine.
     pub async fn read_file(&self, container: &str, path: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
         let Some(mut pieces) = self.archive_of(container, path).await? else { return Ok(None) };
         let mut tar = Vec::new();
         while let Some(piece) = pieces.next().await {
             tar.extend_from_slice(&piece.map_err(|e| broken_off(path, e))?);
-            // The header has come, and says how much is too much.
+            // The header has arrived, and bounds the size.
             if tar.len() > bytes_max + TAR_OVERHEAD_BYTES {
                 break;
             }
@@ -40,8 +40,8 @@ impl Engine {
         only_file(path, &tar, bytes_max).map(Some)
     }
 
-    /// What is under a path, as a tar whose names begin with the path's last part; None where there is
-    /// nothing. A symbolic link is told as one, not followed.
+    /// Returns a path as a tar whose names begin with the path's last part; `None` if the path does not exist. A
+    /// symbolic link is archived as a link, not followed.
     pub async fn get_archive(
         &self,
         container: &str,
@@ -50,7 +50,7 @@ impl Engine {
         Ok(self.archive_of(container, path).await?.map(StreamReader::new))
     }
 
-    /// Unpacks a tar, packed by gzip or not, into a directory that exists. Owners are those of the tar.
+    /// Unpacks a tar, with or without gzip, into an existing directory. Owners are those of the tar.
     pub async fn put_archive(
         &self,
         container: &str,
@@ -65,7 +65,7 @@ impl Engine {
             .map_err(|e| refused("take files for a container", e))
     }
 
-    /// Its first piece has come: what the engine refuses, it refuses there.
+    /// Requests an archive and waits for its first piece, which reveals a rejection by the engine.
     async fn archive_of(
         &self,
         container: &str,

@@ -1,8 +1,8 @@
-//! What a container of an execution gets, and what it never gets.
+//! Restrictions of an execution's container.
 //!
-//! Never the engine's socket, a new privilege or a bind of the host; no capability and no writable root
-//! unless its manifest asks and the node's policy allows; always limits on processes, cpu, memory and log
-//! size. Where the engine maps users into a namespace of their own, containers are in it: none is taken out.
+//! A container never gets the engine's socket, new privileges or a bind mount of the host. It gets capabilities or a
+//! writable root only if its manifest asks and the node's policy allows. Processes, cpu, memory and log size are always
+//! limited. If the engine uses user namespaces, every container is in one.
 
 use std::collections::HashMap;
 
@@ -28,23 +28,23 @@ use crate::{LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_NODE, LABEL_OWNER, labels::LAB
 
 const MIB: i64 = 1024 * 1024;
 const TMP: &str = "/tmp";
-/// Writable by any user, as `/tmp` is: the image may run as one of its own.
+/// Writable by any user, as `/tmp` is: the image may run as its own user.
 const TMPFS_MODE: i64 = 0o1777;
 /// Size of one file of the engine's own log, as a multiple of the output that is kept.
 ///
-/// The beginning of the output is read from the first file alone, and an open file stays whole when it is
-/// rotated: no reader is too slow for it. The engine's frames take 26 to 30 bytes a line, so that lines of 4
-/// bytes fill a file and the output budget together; shorter lines end the beginning earlier, with a mark.
+/// The beginning of the output is read from the first file alone. An open file stays complete when it is rotated, so no
+/// reader is too slow. The engine's frames take 26 to 30 bytes a line. Lines of 4 bytes fill a file and the output
+/// budget together; shorter lines end the beginning earlier, with a mark.
 const LOG_TO_OUTPUT: u32 = 8;
-/// Files of the engine's own log: with one, all is dropped at once when it is full.
+/// Files of the engine's own log: with one file, all output would be dropped when it is full.
 const LOG_FILES: &str = "2";
 
-/// Size of one file of the engine's own log of a container, in MiB.
+/// Returns the size of one file of the engine's own log of a container, in MiB.
 pub fn log_file_mb(output_mb: u32) -> u32 {
     output_mb.max(OUTPUT_MB_DEFAULT).saturating_mul(LOG_TO_OUTPUT)
 }
 
-/// By node, execution, attempt and iteration, so that creating it twice is a conflict and not a duplicate.
+/// Returns the name by node, execution, attempt and iteration. Creating a container twice is therefore a conflict.
 pub fn container_name(node_id: &NodeId, attempt: &Attempt, iteration: u32) -> String {
     let Attempt { execution_id, number } = attempt;
     match iteration {
@@ -61,32 +61,32 @@ pub struct ContainerSpec<'a> {
     pub attempt: &'a Attempt,
     pub iteration: u32,
     pub manifest: &'a Manifest,
-    /// The manifest's and the node's variables, `NAME=value`.
+    /// Variables of the manifest and the node, `NAME=value`.
     pub env: Vec<String>,
-    /// The network of executions that may use one.
+    /// Network of executions that may use one.
     pub network: &'a str,
-    /// GPUs of the node that it gets; as many as its manifest asks for.
+    /// GPUs granted to the container: the number that its manifest requests.
     pub gpus: &'a [GpuId],
-    /// Output kept of it, in MiB.
+    /// Limit of the kept output, in MiB.
     pub output_mb: u32,
     pub image: ImageConfig,
-    /// It gets something to read on stdin; without, there is nothing to attach to.
+    /// The container reads input on stdin; otherwise nothing is attached.
     pub has_input: bool,
 }
 
 impl ContainerSpec<'_> {
-    /// With `has_init` signals reach a program that does not handle them, and processes that nothing waits for are
-    /// reaped.
+    /// Builds the request. With `has_init`, signals reach a program that does not handle them, and orphaned processes
+    /// are reaped.
     pub(super) fn to_body(&self, has_init: bool) -> ContainerCreateBody {
         let manifest = self.manifest;
         let words = |words: &[String]| (!words.is_empty()).then(|| words.to_vec());
         ContainerCreateBody {
             image: Some(manifest.image.clone()),
             entrypoint: words(&manifest.command),
-            // An entrypoint of the caller's takes no default arguments of the image's.
+            // A custom entrypoint does not get the image's default arguments.
             cmd: words(&manifest.args).or_else(|| (!manifest.command.is_empty()).then(Vec::new)),
             env: Some(self.env()),
-            // The image's own check would run for as long as the container does.
+            // The image's own health check would run for as long as the container does.
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() }),
             open_stdin: Some(self.has_input),
             stdin_once: Some(self.has_input),
@@ -104,8 +104,8 @@ impl ContainerSpec<'_> {
         }
     }
 
-    /// Returns the variables. The granted GPUs are named, or that there is none: where the NVIDIA runtime is the
-    /// engine's default, it gives a container what this variable says, and most CUDA images say `all`.
+    /// Returns the variables. They name the granted GPUs, or state that there are no GPUs. If the NVIDIA runtime is the
+    /// engine's default, it obeys this variable, and most CUDA images set it to `all`.
     fn env(&self) -> Vec<String> {
         let granted = match self.gpus.is_empty() {
             true => "void".to_owned(),
@@ -123,8 +123,8 @@ impl ContainerSpec<'_> {
         self.gpus.iter().map(GpuId::to_string).collect()
     }
 
-    /// Returns the volumes of the workspace, and memory of bounded size for each volume that the image declares: the engine would
-    /// make a volume on disk without a bound, in spite of a read-only root.
+    /// Returns the volumes of the workspace, and bounded memory for each volume that the image declares. The engine
+    /// would make an unbounded volume on disk for it, in spite of a read-only root.
     fn mounts(&self, tmp_mb: u32) -> Vec<Mount> {
         let has_workspace = self.manifest.has_workspace();
         let volumes = match has_workspace {
@@ -152,12 +152,12 @@ impl ContainerSpec<'_> {
         let memory = i64::from(resources.memory_mb) * MIB;
         let tmp_mb = relaxed.tmp_mb.unwrap_or(TMP_MB_DEFAULT);
         let log_mb = log_file_mb(self.output_mb);
-        // Builds run what they have just made, like the tests of Go. A workspace is no less executable.
+        // Builds run programs that they have just made, like the tests of Go. A workspace is executable too.
         let exec = if relaxed.tmp_exec || self.manifest.has_workspace() { "exec" } else { "noexec" };
         HostConfig {
             nano_cpus: Some(i64::from(resources.cpu_millicores) * 1_000_000),
             memory: Some(memory),
-            // As much as memory: no swap on top.
+            // Equal to the memory limit, so that there is no swap.
             memory_swap: Some(memory),
             pids_limit: Some(i64::from(relaxed.processes.unwrap_or(PROCESSES_DEFAULT))),
             cap_drop: Some(vec!["ALL".into()]),
@@ -167,7 +167,7 @@ impl ContainerSpec<'_> {
             tmpfs: (!self.image.volumes.iter().any(|path| path.trim_end_matches('/') == TMP))
                 .then(|| HashMap::from([(TMP.to_owned(), format!("rw,{exec},nosuid,nodev,size={tmp_mb}m"))])),
             shm_size: relaxed.shm_mb.map(|shm_mb| i64::from(shm_mb) * MIB),
-            // A crash would run the host's core handler, as root, and may fill its disk.
+            // A crash would run the host's core handler as root, and could fill its disk.
             ulimits: Some(vec![ResourcesUlimits { name: Some("core".into()), soft: Some(0), hard: Some(0) }]),
             network_mode: Some(match self.manifest.network {
                 NetworkMode::None => "none".to_owned(),
@@ -185,7 +185,7 @@ impl ContainerSpec<'_> {
             }),
             device_requests: (!self.gpus.is_empty()).then(|| {
                 vec![DeviceRequest {
-                    // A count alone would be the first devices, whoever has them.
+                    // A count alone would always select the first devices.
                     device_ids: Some(self.gpu_names()),
                     capabilities: Some(vec![vec!["gpu".into()]]),
                     ..Default::default()

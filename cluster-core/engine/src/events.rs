@@ -1,4 +1,4 @@
-//! The engine's own word on what becomes of containers, as it happens.
+//! Events of the engine about containers.
 
 use std::collections::HashMap;
 
@@ -10,11 +10,11 @@ use super::{Engine, LABEL_ATTEMPT, LABEL_EXECUTION, LABEL_OWNER, refused};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It ended, whatever with.
+    /// The container ended, with any result.
     Died,
-    /// A process in it was killed at the memory limit.
+    /// A process in the container was killed at the memory limit.
     OutOfMemory,
-    /// It is gone.
+    /// The container was removed.
     Removed,
 }
 
@@ -27,8 +27,8 @@ pub struct EngineEvent {
 }
 
 impl Engine {
-    /// What becomes of an owner's containers, from a time on (as far as the engine still knows), for as
-    /// long as the engine runs.
+    /// Streams the events of an owner's containers from a time on, as far back as the engine remembers. Ends when the
+    /// engine stops.
     pub fn events(
         &self,
         owner: &str,
@@ -48,7 +48,7 @@ impl Engine {
     }
 }
 
-/// None for what is not of an execution.
+/// Converts an event; `None` if the event concerns no execution.
 fn read(message: EventMessage) -> Option<EngineEvent> {
     let attributes = message.actor?.attributes?;
     let attempt = Attempt {

@@ -1,10 +1,10 @@
-//! Places that programs write to by habit: home directory, temporary files, caches. The root file system is read-only,
-//! and build tools fail without them.
+//! Conventional writable paths of programs: home directory, temporary files, caches. The root file system is read-only,
+//! and build tools fail without these paths.
 
 use super::volume::HOME;
 
-/// A caller's directories in the volume at [`HOME`], by the variables that programs look for. Tools whose caches
-/// follow `HOME` or `XDG_CACHE_HOME` need none of their own, unless images commonly set it to a read-only place.
+/// Directories in the volume at [`HOME`], by the variables that programs read. Caches that follow `HOME` or
+/// `XDG_CACHE_HOME` need no entry, unless images commonly set them to a read-only path.
 const DIRECTORIES: [(&str, &str); 6] = [
     ("HOME", ""),
     ("TMPDIR", "/tmp"),
@@ -13,11 +13,11 @@ const DIRECTORIES: [(&str, &str); 6] = [
     ("GOMODCACHE", "/.cache/go-mod"),
     ("npm_config_cache", "/.npm"),
 ];
-/// Without a volume there is memory alone.
+/// Without a volume, only memory is available.
 const TMP: &str = "/tmp";
 
-/// Returns the variables that a container with a read-only root is given, `NAME=value`. Those that the caller has set
-/// stay, and so does a home directory that the image names itself: it may hold what the image needs.
+/// Returns the variables of a container with a read-only root, `NAME=value`. Variables set by the caller are kept. So
+/// is a home directory named by the image, since it may hold required files.
 pub fn variables(has_volume: bool, given: &[String], image: &[String]) -> Vec<String> {
     let has = |list: &[String], name: &str| {
         list.iter().any(|variable| variable.split_once('=').is_some_and(|(known, _)| known == name))

@@ -1,4 +1,4 @@
-//! Images of this machine's engine, as far as a deployment needs them: what they are, and their bytes.
+//! Images of the local engine: their content and their bytes, for deployments.
 
 use std::{
     io,
@@ -17,10 +17,10 @@ use tokio_util::io::StreamReader;
 
 use super::{Engine, cause, refused, status};
 
-/// The engine answers at once or is not there.
+/// The engine responds quickly or is absent.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
-/// Of an image's configuration, what a container of it runs with. The rest is the engine's own notes, and
-/// differs from version to version.
+/// Keys of an image's configuration that affect its containers. Other keys are the engine's own notes, and differ
+/// between versions.
 const CONFIG_KEYS: [&str; 12] = [
     "User",
     "ExposedPorts",
@@ -36,7 +36,7 @@ const CONFIG_KEYS: [&str; 12] = [
     "OnBuild",
 ];
 
-/// What makes two images the same on any engine. Their ids do not: these differ by how an engine stores
+/// Content of an image, which is equal on every engine. Image ids are not, since they depend on how an engine stores
 /// images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageContent {
@@ -46,7 +46,7 @@ pub struct ImageContent {
 }
 
 impl ImageContent {
-    /// From the `RootFS` and `Config` of what `docker image inspect` says.
+    /// Reads `RootFS` and `Config` from the output of `docker image inspect`.
     pub fn of_inspection(inspection: &Value) -> Option<Self> {
         let layers = inspection["RootFS"]["Layers"].as_array()?;
         let layers = layers.iter().map(|layer| layer.as_str().map(str::to_owned)).collect::<Option<_>>()?;
@@ -56,14 +56,14 @@ impl ImageContent {
         Some(Self { layers, config })
     }
 
-    /// SHA-256, in hexadecimal.
+    /// Returns the SHA-256 in hexadecimal.
     pub fn digest(&self) -> String {
         let text = serde_json::to_vec(&(&self.layers, &self.config)).unwrap_or_default();
         hex::encode(aegis_identity::sha256(&text))
     }
 }
 
-/// An empty value is no value, and a set is a set however it is written.
+/// Normalises a value: empty values are omitted, and sets are equal in every notation.
 fn normal(value: &Value) -> Option<Value> {
     match value {
         Value::Null => None,
@@ -80,20 +80,20 @@ fn normal(value: &Value) -> Option<Value> {
     }
 }
 
-/// Origin of an image, as far as its engine tells.
+/// Origin of an image, as far as its engine knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageOrigin {
-    /// No registry knows it.
+    /// Built locally; not in a registry.
     Built,
-    /// A registry knows it.
+    /// From a registry.
     Registry,
-    /// Every image of the containerd store has a digest in its repository, also one that was built there.
+    /// Unknown: every image of the containerd store has a repository digest, also a local build.
     Unknown,
 }
 
 impl ImageOrigin {
-    /// In the older store the id of an image is the digest of its configuration, and never that of its
-    /// manifest, which a registry knows it by.
+    /// Derives the origin. In the older store, the id of an image is the digest of its configuration. A registry knows
+    /// the image by the digest of its manifest instead.
     fn new(id: &str, repo_digests: &[String]) -> Self {
         let is_own = |digest: &String| digest.rsplit_once('@').is_some_and(|(_, digest)| digest == id);
         match repo_digests {
@@ -104,22 +104,22 @@ impl ImageOrigin {
     }
 }
 
-/// An image that lies in this machine's engine.
+/// Image of the local engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalImage {
     pub content: ImageContent,
-    /// As Docker names them: `linux`, `amd64`.
+    /// Operating system in Docker's notation, such as `linux`; the architecture likewise, such as `amd64`.
     pub os: String,
     pub architecture: String,
     pub origin: ImageOrigin,
     pub bytes: u64,
 }
 
-/// An image on its way out of the engine.
+/// Export of an image from the engine.
 pub struct Export {
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
     pub sent: Arc<AtomicU64>,
-    /// Why it broke off: whoever reads sees but an end.
+    /// Reason of a failure: readers only see the end of the stream.
     pub failure: Arc<OnceLock<String>>,
 }
 
@@ -130,7 +130,7 @@ impl std::fmt::Debug for Export {
 }
 
 impl Engine {
-    /// None where it does not have it.
+    /// Returns an image; `None` if the engine does not have it.
     pub async fn local_image(&self, reference: &str) -> Result<Option<LocalImage>> {
         let inspect = async {
             self.agree().await?;
@@ -155,7 +155,7 @@ impl Engine {
         Ok(content.map(|content| LocalImage { content, os, architecture, origin, bytes }))
     }
 
-    /// In the form of `docker save`, a piece at a time.
+    /// Streams an image in the format of `docker save`.
     pub fn export(&self, reference: &str) -> Export {
         let (sent, failure) = (Arc::new(AtomicU64::new(0)), Arc::new(OnceLock::new()));
         let (count, note) = (sent.clone(), failure.clone());
@@ -166,7 +166,7 @@ impl Engine {
                 count.fetch_add(piece.len() as u64, Ordering::Relaxed);
             })
             .map_err(move |error| {
-                // Only the first one counts; there is no second.
+                // Only the first failure is recorded; there is no second.
                 let _ = note.set(cause(&error));
                 io::Error::other(error)
             });

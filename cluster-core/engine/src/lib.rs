@@ -1,7 +1,7 @@
-//! The container engine of a worker: Docker, through its socket.
+//! Container engine of a worker: Docker, through its socket.
 //!
-//! Everything an execution's container may and may not do is decided in [`container`]; this file asks
-//! the engine and translates its refusals.
+//! Module [`container`] decides what an execution's container may do. This module sends requests to the engine and
+//! translates its errors.
 
 mod archive;
 mod broken_start;
@@ -69,18 +69,18 @@ pub use usage::DiskUsage;
 pub use volume::{HOME, VolumeOf, WORKSPACE, home_volume, workspace_volume};
 
 pub const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
-/// Well within what a connection holds while nobody reads it.
+/// Well below the buffer of a connection that is not read.
 const INPUT_BEFORE_START: usize = 64 * 1024;
-/// For calls that answer at once; streams have none.
+/// Time limit of calls that respond at once; streams have no limit.
 const CALL_TIMEOUT_SECS: u64 = 120;
-/// An image of which nothing more comes for so long is not waited for.
+/// Silence after which a pull is abandoned.
 const PULL_SILENCE_MAX: Duration = Duration::from_secs(180);
 
-/// Volumes that an image may declare. Each becomes a mount.
+/// Maximum number of volumes that an image may declare. Each becomes a mount.
 const IMAGE_VOLUMES_MAX: usize = 32;
 const VOLUME_PATH_BYTES_MAX: usize = 255;
 
-/// What the engine says of itself and the machine.
+/// Description of the engine and its machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineInfo {
     pub version: String,
@@ -92,25 +92,25 @@ pub struct EngineInfo {
 }
 
 impl EngineInfo {
-    /// Returns whether the engine can give containers NVIDIA's GPUs, as deployments judge it: by the runtime's name.
+    /// Returns whether the engine can give containers NVIDIA GPUs. Judged by the runtime's name, as in deployments.
     pub fn has_nvidia_runtime(&self) -> bool {
         self.runtimes.iter().any(|name| name == "nvidia")
     }
 }
 
-/// Exit codes above it are signals.
+/// Exit codes above this value are signals.
 pub const SIGNALLED: i32 = 128;
 
-/// How a container ended.
+/// Result of an ended container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
     pub code: i32,
     pub out_of_memory: bool,
-    /// A signal ended it, and its engine was started anew since.
+    /// A signal ended the container, and its engine was restarted since.
     pub with_engine: bool,
 }
 
-/// What became of a container that may exist.
+/// State of a container that may exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     Missing,
@@ -124,13 +124,13 @@ pub enum Found {
 pub struct ImageConfig {
     /// `USER[:GROUP]`; empty is root.
     pub user: String,
-    /// Paths that it declares as volumes, sorted.
+    /// Paths that the image declares as volumes, sorted.
     pub volumes: Vec<String>,
     /// `NAME=value`.
     pub env: Vec<String>,
 }
 
-/// A container or a volume of an execution.
+/// Container or volume of an execution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OurPart {
     pub name: String,
@@ -145,20 +145,20 @@ impl OurPart {
     }
 }
 
-/// A cheap handle on the engine.
+/// Handle on the engine, cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Engine {
     docker: Docker,
     socket: Arc<Path>,
     /// Client and engine have agreed on an API version.
     negotiated: Arc<AtomicBool>,
-    /// Whether the engine has an init for containers, once it was asked.
+    /// Whether the engine has an init program for containers; set after the first query.
     has_init: Arc<OnceCell<bool>>,
     pull_silence_max: Duration,
 }
 
 impl Engine {
-    /// Makes the client only; whether the engine answers shows with the first call.
+    /// Creates the client without connecting: the first call shows whether the engine responds.
     pub fn new(socket: Option<&Path>) -> Result<Self> {
         let socket = socket.unwrap_or(Path::new(SOCKET_DEFAULT));
         let path = socket.to_string_lossy();
@@ -183,7 +183,7 @@ impl Engine {
         Self { pull_silence_max, ..self }
     }
 
-    /// On an API version that both speak, with the first answer.
+    /// Agrees on a common API version, with the first response.
     async fn agree(&self) -> Result<()> {
         if !self.negotiated.load(Ordering::Acquire) {
             // The version is shared by all clones of the client.
@@ -208,8 +208,8 @@ impl Engine {
         })
     }
 
-    /// Returns whether the engine can give a container an init as its first process. An engine without the program
-    /// names no commit of it, and could not start such a container.
+    /// Returns whether the engine can run an init program as a container's first process. An engine without the program
+    /// reports no commit of it, and could not start such a container.
     async fn has_init(&self) -> Result<bool> {
         let ask = async || {
             self.agree().await?;
@@ -227,10 +227,10 @@ impl Engine {
         }
     }
 
-    /// Returns the settings of an image for its containers, or none where the image is not here.
+    /// Returns the settings of an image for its containers; `None` if the engine does not have the image.
     ///
     /// # Errors
-    /// `ContainerFailed` when it declares too many volumes, or one that is no absolute path.
+    /// `ContainerFailed` if the image declares too many volumes, or a volume path that is not absolute.
     pub async fn image_config(&self, image: &str) -> Result<Option<ImageConfig>> {
         let found = match self.docker.inspect_image(image).await {
             Ok(found) => found,
@@ -246,7 +246,7 @@ impl Engine {
         }))
     }
 
-    /// Loads an image in the form of `docker save`.
+    /// Loads an image in the format of `docker save`.
     pub async fn load_image(&self, tar: impl AsyncRead + Send + 'static) -> Result<()> {
         let loading =
             self.docker.import_image_stream(ImportImageOptions::default(), ReaderStream::new(tar), None);
@@ -257,14 +257,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Pulls an image that is not here. `progress` hears each new status line.
+    /// Pulls a missing image. `progress` receives each new status line.
     pub async fn pull(
         &self,
         image: &str,
         login: Option<&PullLogin>,
         mut progress: impl FnMut(String) + Send,
     ) -> Result<()> {
-        // A reference without tag or digest would pull every tag there is.
+        // A reference without tag or digest would pull all tags.
         let named = image.contains('@') || image.rsplit('/').next().is_some_and(|last| last.contains(':'));
         let reference = if named { image.to_owned() } else { format!("{image}:latest") };
         let options = CreateImageOptionsBuilder::new().from_image(&reference).build();
@@ -294,14 +294,14 @@ impl Engine {
         Err(Error::new(ErrorCode::ImageNotFound, format!("the image {image} was pulled and is not there")))
     }
 
-    /// Creates the container, or finds the one of this name: creating twice is once.
+    /// Creates the container, unless a container of this name exists. Idempotent.
     pub async fn ensure_created(&self, spec: &ContainerSpec<'_>) -> Result<()> {
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
         let body = spec.to_body(self.has_init().await?);
         match self.docker.create_container(Some(options), body).await {
             Ok(_) => Ok(()),
             Err(e) => match status(&e) {
-                // Also for a name that is taken: then there is a container.
+                // The code is also used for a taken name: then there is a container.
                 Some(409) if self.find(&spec.name).await? != Found::Missing => Ok(()),
                 Some(400 | 409) => Err(Error::new(
                     ErrorCode::ContainerFailed,
@@ -314,8 +314,8 @@ impl Engine {
         }
     }
 
-    /// Starts a created container with its input on stdin; without one, nothing is attached to it. `Lost`: it is not
-    /// there, and was not started.
+    /// Starts a created container with its input on stdin; without input, nothing is attached. Returns `Lost` if the
+    /// container does not exist and was not started.
     pub async fn start(&self, name: &str, input: Option<Bytes>) -> Result<()> {
         let mut starts = 1;
         loop {
@@ -337,14 +337,14 @@ impl Engine {
             .attach_container(name, Some(options))
             .await
             .map_err(|e| gone_or_refused("attach to the container", e))?;
-        // What the connection holds reaches the container even when this process dies right after the start.
+        // Buffered input reaches the container even if this process dies right after the start.
         let mut rest = input;
         let first = rest.split_to(rest.len().min(INPUT_BEFORE_START));
         if let Err(error) = attached.input.write_all(&first).await {
             tracing::debug!(%error, "the engine took no input before the start");
         }
         self.start_attached(name).await?;
-        // A container that never reads blocks this writer alone.
+        // A container that never reads blocks only this writer.
         tokio::spawn(async move {
             if let Err(error) = attached.input.write_all(&rest).await {
                 tracing::debug!(%error, "the container did not read all of its input");
@@ -358,7 +358,7 @@ impl Engine {
 
     async fn start_attached(&self, name: &str) -> Result<()> {
         self.docker.start_container(name, None).await.map_err(|e| {
-            // 400: the command cannot be executed; a fault of the manifest, told as such.
+            // 400: the command cannot be executed, which is an error of the manifest.
             match status(&e) {
                 Some(400) => Error::new(
                     ErrorCode::ContainerFailed,
@@ -386,7 +386,7 @@ impl Engine {
         }
     }
 
-    /// SIGTERM, then after `grace` SIGKILL. A container that is gone or ended is fine.
+    /// Sends SIGTERM, and SIGKILL after `grace`. Succeeds if the container is gone or has ended.
     pub async fn stop(&self, name: &str, grace: Duration) -> Result<()> {
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::new().t(seconds).build();
@@ -401,13 +401,13 @@ impl Engine {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match self.docker.remove_container(name, Some(options)).await {
             Ok(()) => Ok(()),
-            // 409: its removal is under way.
+            // 409: the removal is in progress.
             Err(e) if matches!(status(&e), Some(404 | 409)) => Ok(()),
             Err(e) => Err(refused("remove the container", e)),
         }
     }
 
-    /// All containers of executions that bear an owner's label.
+    /// Returns all containers of executions with an owner's label.
     pub async fn ours(&self, owner: &str) -> Result<Vec<OurPart>> {
         let label = format!("{LABEL_OWNER}={owner}");
         let filters = HashMap::from([("label", vec![label.as_str()])]);
@@ -426,7 +426,7 @@ impl Engine {
             .collect())
     }
 
-    /// The network of executions that may use one. Its containers do not see each other.
+    /// Creates the network of executions that may use one. Its containers cannot reach each other.
     pub async fn ensure_network(&self, name: &str) -> Result<()> {
         match self.docker.inspect_network(name, None).await {
             Ok(_) => return Ok(()),
@@ -444,7 +444,7 @@ impl Engine {
     }
 }
 
-/// Sorts the paths and refuses those that cannot be mounted over.
+/// Sorts the paths and rejects those that cannot be mounted over.
 fn check_volumes(mut volumes: Vec<String>) -> Result<Vec<String>> {
     let is_bad = |path: &String| !path.starts_with('/') || path == "/" || path.len() > VOLUME_PATH_BYTES_MAX;
     if volumes.len() > IMAGE_VOLUMES_MAX || volumes.iter().any(is_bad) {
@@ -480,7 +480,7 @@ fn status(error: &DockerError) -> Option<u16> {
     }
 }
 
-/// The engine's own words, bounded: they come from another machine's software and may hold anything.
+/// Returns the engine's own message, bounded: it comes from other software and may contain anything.
 fn cause(error: &DockerError) -> String {
     match error {
         DockerError::DockerResponseServerError { message, .. } => shown_long(message),

@@ -1,9 +1,9 @@
-//! The node's image, made from this very executable and the libraries it has loaded: no registry, no
-//! base image, no version skew, and the controller's machine needs no Docker.
+//! The node's image, made from this executable and its loaded libraries. It needs no registry and no base image, avoids
+//! version skew, and works without Docker on the controller's machine.
 //!
-//! One tar serves every engine: an OCI layout with `manifest.json`, layers uncompressed. Libraries
-//! and a few files of a system lie in the lower layer, the executable alone in the upper one.
-//! Everything has modification time 0, so the same input gives the same image.
+//! One tar serves every engine: an OCI layout with `manifest.json` and uncompressed layers. The lower layer has
+//! libraries and a few system files, and the upper layer has only the executable. All modification times are 0, so
+//! equal input gives an equal image.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,24 +20,24 @@ use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
 const REPOSITORY: &str = "aegis-node";
-/// Of the content digest, in the tag.
+/// Number of digits of the content digest in the tag.
 const TAG_HEX_DIGITS: usize = 12;
 const TAR_BLOCK: usize = 512;
-/// Executables beyond this are not ours.
+/// Size above which a file cannot be this executable.
 const EXECUTABLE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 const CA_BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// Where the executable comes from.
+/// Source of the executable.
 #[derive(Debug, Clone)]
 pub enum ImageSource {
     /// This process.
     Own,
-    /// A static executable for another machine (`uname -m`).
+    /// Static executable for another machine (`uname -m`).
     Static { path: PathBuf, arch: String },
 }
 
-/// A finished image, ready for `docker load`.
+/// Complete image, ready for `docker load`.
 #[derive(Debug, Clone)]
 pub struct NodeImage {
     pub reference: String,
@@ -45,7 +45,7 @@ pub struct NodeImage {
 }
 
 impl NodeImage {
-    /// Reads executable and libraries and packs them; blocking, some 100 ms.
+    /// Reads executable and libraries and packs them. Blocks for some 100 ms.
     pub fn build(source: &ImageSource) -> Result<Self> {
         match source {
             ImageSource::Own => {
@@ -140,7 +140,7 @@ fn outer(lower: Bytes, upper: Bytes, config: Bytes, tag: &str) -> Result<NodeIma
         ("oci-layout".to_owned(), json!({ "imageLayoutVersion": "1.0.0" }).to_string().into()),
         ("index.json".to_owned(), index.to_string().into()),
     ] {
-        // Headers apart from contents, so that a layer is held in memory once.
+        // Headers are separate from contents, so that a layer is in memory only once.
         let header = header(content.len() as u64, 0o644, tar::EntryType::Regular, &name, None)?;
         segments.push(Bytes::copy_from_slice(header.as_bytes()));
         let padding = content.len().next_multiple_of(TAR_BLOCK) - content.len();
@@ -151,7 +151,7 @@ fn outer(lower: Bytes, upper: Bytes, config: Bytes, tag: &str) -> Result<NodeIma
     Ok(NodeImage { reference, segments })
 }
 
-/// A file or a link of the lower layer.
+/// File or link of the lower layer.
 enum Entry {
     File(Vec<u8>),
     Link(String),
@@ -160,7 +160,7 @@ enum Entry {
 fn system_layer(libraries: BTreeMap<PathBuf, Entry>) -> Result<Layer> {
     let mut layer = Layer::default();
     layer.directory("tmp", 0o1777)?;
-    // A named volume takes over this mode: the node runs as whoever the ssh user is.
+    // A named volume inherits this mode: the node runs as the ssh user.
     layer.directory("var/lib/aegis", 0o1777)?;
     layer.directory("run/aegis", 0o755)?;
     layer.file("etc/passwd", b"root:x:0:0:root:/:/\nnobody:x:65534:65534:nobody:/:/\n", 0o644)?;
@@ -181,7 +181,7 @@ fn system_layer(libraries: BTreeMap<PathBuf, Entry>) -> Result<Layer> {
     Ok(layer)
 }
 
-/// A layer's tar, with parent directories made as they are needed.
+/// Tar of a layer. Parent directories are created on demand.
 #[derive(Default)]
 struct Layer {
     tar: Vec<u8>,
@@ -267,8 +267,8 @@ fn read_executable(path: &Path) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The shared libraries this process has mapped, with the links by which the loader finds them, and
-/// the loader itself at the place that the executable names.
+/// Returns the shared libraries that this process has mapped, with the links that the loader follows. The loader itself
+/// is included at the path that the executable names.
 fn loaded_libraries(executable: &[u8]) -> Result<BTreeMap<PathBuf, Entry>> {
     let mut libraries = BTreeMap::new();
     let Some(loader) = interpreter(executable) else { return Ok(libraries) };
@@ -300,7 +300,7 @@ fn loaded_libraries(executable: &[u8]) -> Result<BTreeMap<PathBuf, Entry>> {
     Ok(libraries)
 }
 
-/// The loader an ELF executable names (PT_INTERP); `None` when it is static.
+/// Returns the loader that an ELF executable names (PT_INTERP); `None` for a static executable.
 fn interpreter(elf: &[u8]) -> Option<String> {
     const PT_INTERP: u32 = 3;
     let u16_at = |at: usize| elf.get(at..at + 2)?.try_into().ok().map(u16::from_le_bytes);

@@ -1,9 +1,9 @@
-//! What a container wrote, as the engine kept it.
+//! Output of a container, as kept by the engine.
 //!
-//! Engines keep a line of more than 16 KiB in parts. Docker's driver `local`, the one that keeps bytes as they
-//! are, loses the line's end then (seen with 20.10; later versions keep it), so that the next line would be
-//! joined to it: [`Parts`] puts the end back. What cannot be told is left: an end that the engine lost at the
-//! very end of the output, or of a line whose length is a multiple of a part.
+//! Engines split a line of more than 16 KiB into parts. Docker's driver `local`, the only driver that keeps bytes
+//! unchanged, then loses the line's end (seen with 20.10; later versions keep it). The next line would be joined to it,
+//! so [`Parts`] restores the end. An end lost at the very end of the output, or after a full last part, cannot be
+//! detected.
 
 use aegis_types::{error::Result, execution::view::Stream as OutputStream};
 use bollard::{
@@ -16,15 +16,15 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{Engine, refused};
 
-/// Of a line that the engine keeps in parts, all but the last have so many bytes.
+/// Size of every part of a split line except the last.
 const PART_BYTES: usize = 16 * 1024;
-/// Bytes that the driver `local` adds to a line (26 to 30 seen), and to a part of one.
+/// Bytes that the driver `local` adds to a line (26 to 30 seen), and to a part of a line.
 const FRAME_BYTES: u64 = 32;
 const PART_FRAME_BYTES: u64 = 160;
 /// Enough for the longest line that counts as a result, and one more.
 const LAST_PARTS: &str = "6";
 
-/// A piece of one stream, as the engine kept it.
+/// Piece of one stream, as kept by the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputPiece {
     pub stream: OutputStream,
@@ -38,7 +38,7 @@ pub struct OutputPiece {
 pub struct OutputTime(i32);
 
 impl OutputTime {
-    /// Returns the second of an engine's time stamp. `None` where it is not one.
+    /// Returns the second of an engine's time stamp; `None` if the text is not a time stamp.
     pub fn of_stamp(stamp: &str) -> Option<Self> {
         let time = OffsetDateTime::parse(stamp, &Rfc3339).ok()?;
         i32::try_from(time.unix_timestamp()).ok().map(Self)
@@ -46,12 +46,12 @@ impl OutputTime {
 }
 
 impl OutputPiece {
-    /// Whether the engine keeps the line of the piece in parts.
+    /// Returns whether the piece is a part of a split line.
     pub fn is_part(&self) -> bool {
         self.data.len() >= PART_BYTES
     }
 
-    /// An upper bound of what the piece takes in the engine's log, in bytes.
+    /// Returns an upper bound of the piece's size in the engine's log, in bytes.
     pub fn stored_bytes(&self) -> u64 {
         let frame = if self.is_part() { PART_FRAME_BYTES } else { FRAME_BYTES };
         self.data.len() as u64 + frame
@@ -59,15 +59,15 @@ impl OutputPiece {
 }
 
 impl Engine {
-    /// Follows the container's output from the beginning of what the engine has, until the container ends.
+    /// Follows the container's output from the engine's first piece until the container ends.
     ///
-    /// Engines end a followed stream early at times when the container ends (seen with 20.10): only
-    /// a read after the end is sure to be complete.
+    /// Engines sometimes end a followed stream early when the container ends (seen with 20.10). Only a read after the
+    /// end is surely complete.
     pub fn follow_output(&self, name: &str) -> impl Stream<Item = Result<OutputPiece>> + Send + use<> {
         self.pieces(name, LogsOptionsBuilder::new().follow(true))
     }
 
-    /// Reads what there is of the container's output, from the second of a piece on where one is given.
+    /// Reads the container's output, from the second of a piece on if one is given.
     pub fn output(
         &self,
         name: &str,
@@ -93,7 +93,7 @@ impl Engine {
         })
     }
 
-    /// The last line on the container's stdout, however much came before it.
+    /// Returns the last line of the container's stdout, regardless of earlier output.
     pub async fn last_line(&self, name: &str) -> Result<Bytes> {
         let options = LogsOptionsBuilder::new().stdout(true).tail(LAST_PARTS).build();
         let mut output = std::pin::pin!(self.read(name, options));
@@ -122,7 +122,7 @@ impl Engine {
     }
 }
 
-/// Separates the engine's time stamp from what the container wrote.
+/// Splits the engine's time stamp from the container's output.
 fn split_stamp(mut stamped: Bytes) -> (Bytes, Bytes) {
     match memchr::memchr(b' ', &stamped) {
         Some(at) => {
@@ -134,18 +134,18 @@ fn split_stamp(mut stamped: Bytes) -> (Bytes, Bytes) {
     }
 }
 
-/// Where one stream is within a line that was kept in parts.
+/// State of one stream within split lines.
 #[derive(Debug, Default)]
 struct Parts {
     /// The last piece was a full part.
     in_line: bool,
-    /// The last piece was the last part of a line, and had no end.
+    /// The last piece was the last part of a line, without a line end.
     lacks_end: bool,
 }
 
 impl Parts {
-    /// The next piece, after the end that the one before it should have had. The same pieces give the same
-    /// bytes each time they are read.
+    /// Returns the next piece, preceded by the missing line end if there is one. The same pieces always give the same
+    /// bytes.
     fn joined(&mut self, piece: Bytes) -> Bytes {
         let has_end = piece.ends_with(b"\n");
         let is_full = piece.len() == PART_BYTES && !has_end;
@@ -166,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_ends_before_the_next_one_whether_the_engine_kept_its_end_or_not() {
+    fn long_line_gets_its_lost_end_back() {
         let full = "x".repeat(PART_BYTES);
         let expected = format!("a\n{full}{full}yy\nb\n");
         assert_eq!(joined(&["a\n", &full, &full, "yy", "b\n"]), expected);
         assert_eq!(joined(&["a\n", &full, &full, "yy\n", "b\n"]), expected);
-        // The next one may be as long.
+        // The next line may be as long.
         assert_eq!(joined(&[&full, "yy", &full, "zz", "b\n"]), format!("{full}yy\n{full}zz\nb\n"));
     }
 

@@ -1,4 +1,4 @@
-//! Whether a container ended with its engine: a worker that is a container itself was down just then, and
+//! Detects whether a container ended with its engine. A worker in a container was down at that time as well, and
 //! engines forget their events when they stop.
 
 use bollard::models::ContainerState;
@@ -6,11 +6,11 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::Engine;
 
-/// The engine makes it anew as it starts, except where it left its containers running.
+/// Network that the engine recreates at start, unless it left its containers running.
 const MADE_AT_START: &str = "bridge";
 
 impl Engine {
-    /// The engine was started after the container was. False where it does not tell.
+    /// Returns whether the engine was started after the container. `false` if unknown.
     pub(super) async fn has_started_since(&self, state: &ContainerState) -> bool {
         let Ok(network) = self.docker.inspect_network(MADE_AT_START, None).await else { return false };
         is_before(state.started_at.as_deref(), network.created.as_deref())

@@ -1,9 +1,8 @@
-//! The volumes of an execution with a workspace, one for the workspace and one for its home directory: made and filled
-//! before its first container, gone with its last.
+//! Volumes of an execution with a workspace: one for the workspace and one for its home directory. They are created and
+//! filled before the first container, and removed after the last.
 //!
-//! They are filled by way of a holder: a container of the same image that is never started. The engine
-//! unpacks into containers only, and not into one whose root is read-only, where the volume's own
-//! directory could be given to nobody.
+//! They are filled through a holder: a container of the same image that is never started. The engine only unpacks into
+//! containers, and not into a container with a read-only root, where the volume's own directory would keep its owner.
 
 use std::collections::HashMap;
 
@@ -21,7 +20,7 @@ pub const WORKSPACE: &str = "/workspace";
 /// Home directory, temporary files and caches of a container that has a workspace.
 pub const HOME: &str = "/scratch";
 
-/// Whose it is.
+/// Owner of a workspace's volumes.
 #[derive(Debug, Clone, Copy)]
 pub struct VolumeOf<'a> {
     pub node_id: &'a NodeId,
@@ -30,7 +29,7 @@ pub struct VolumeOf<'a> {
 }
 
 impl VolumeOf<'_> {
-    /// Like the container's, so that making it twice is no second one.
+    /// Derived from the container's name, so that repeated creation makes no second volume.
     fn workspace(&self) -> String {
         workspace_volume(self.node_id, self.attempt)
     }
@@ -61,7 +60,7 @@ pub fn home_volume(node_id: &NodeId, attempt: &Attempt) -> String {
     format!("{}-home", super::container_name(node_id, attempt, 1))
 }
 
-/// Both volumes, without what an image may have in their places.
+/// Mounts both volumes, without the content that an image may have at their paths.
 pub(super) fn mounts(node_id: &NodeId, attempt: &Attempt) -> Vec<Mount> {
     let places = [(workspace_volume(node_id, attempt), WORKSPACE), (home_volume(node_id, attempt), HOME)];
     let mount = |(volume, target): (String, &str)| Mount {
@@ -75,7 +74,7 @@ pub(super) fn mounts(node_id: &NodeId, attempt: &Attempt) -> Vec<Mount> {
 }
 
 impl Engine {
-    /// Makes both volumes, empty, with their holder beside them.
+    /// Creates both volumes, empty, with their holder.
     pub async fn create_workspace(&self, of: VolumeOf<'_>, image: &str) -> Result<()> {
         self.remove_workspace(of).await?;
         for name in [of.workspace(), of.home()] {
@@ -86,7 +85,7 @@ impl Engine {
         let options = CreateContainerOptionsBuilder::new().name(&of.holder()).build();
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
-            // Never started; an image may have none of its own.
+            // Never started, but required: an image may have no entrypoint.
             entrypoint: Some(vec!["true".into()]),
             labels: Some(of.labels()),
             host_config: Some(HostConfig {
@@ -103,7 +102,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Fine where there is none.
+    /// Removes both volumes and the holder. Succeeds if they do not exist.
     pub async fn remove_workspace(&self, of: VolumeOf<'_>) -> Result<()> {
         self.remove(&of.holder()).await?;
         self.remove_volume(&of.workspace()).await?;
@@ -119,7 +118,7 @@ impl Engine {
         }
     }
 
-    /// All volumes of executions that bear an owner's label.
+    /// Returns all volumes of executions with an owner's label.
     pub async fn our_volumes(&self, owner: &str) -> Result<Vec<OurPart>> {
         let label = format!("{LABEL_OWNER}={owner}");
         let filters = HashMap::from([("label", vec![label.as_str()])]);

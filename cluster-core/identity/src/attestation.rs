@@ -1,6 +1,6 @@
-//! The challenge of an attestation, without memory: what the controller must know when the answer
-//! comes travels inside the challenge id, under a MAC, so that a flood of requests costs no memory.
-//! Only answered challenges are remembered, until they expire.
+//! Stateless challenges of attestations. The challenge id carries what the controller must know when the answer
+//! arrives, protected by a MAC. A flood of requests therefore costs no memory. Only answered challenges are remembered,
+//! until they expire.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -15,27 +15,27 @@ use serde::{Deserialize, Serialize};
 
 use super::{PublicKey, random, sha256};
 
-/// A challenge, and the nonce of a node's own, have exactly this length: nothing else is signed for it.
+/// Length of a challenge and of a node's nonce; input of any other length is not signed.
 pub const CHALLENGE_BYTES: usize = 32;
 pub const CHALLENGE_LIFETIME_MS: i64 = 60_000;
 /// "one already seen within 5 minutes is refused".
 const NONCE_MEMORY_MS: i64 = 300_000;
-/// Bound of both memories. Beyond it the oldest go first, which for 65,536 in 5 minutes is more than
-/// 200 attestations a second.
+/// Bound of both memories. Above it the oldest entries are evicted. 65,536 in 5 minutes is more than 200 attestations a
+/// second.
 const REMEMBERED_MAX: usize = 65_536;
 
-/// An enrolment token of this cluster, as a node has shown it.
+/// Enrolment token of this cluster, as presented by a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PresentedToken {
     pub id: EnrolmentTokenId,
-    /// Made for the very node that shows it, not for whoever comes.
+    /// Bound to the node that presents the token, rather than valid for any node.
     pub bound: bool,
-    /// Tags that it admits the node with; None for any.
+    /// Tags that the token admits; `None` admits any tags.
     #[serde(default)]
     pub tags: Option<Vec<Tag>>,
 }
 
-/// What a node that attests says of itself.
+/// Statements of an attesting node about itself.
 #[derive(Debug, Clone)]
 pub struct Attestation {
     pub node_id: NodeId,
@@ -48,14 +48,14 @@ pub struct Attestation {
     pub software_version: String,
 }
 
-/// What the node must sign.
+/// Challenge that the node must sign.
 #[derive(Debug, Clone)]
 pub struct Challenge {
     pub id: String,
     pub bytes: [u8; CHALLENGE_BYTES],
 }
 
-/// What the controller learns again when the answer comes.
+/// Data that the controller recovers when the answer arrives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChallengeTicket {
     pub node_id: NodeId,
@@ -83,7 +83,7 @@ mod key_text {
     }
 }
 
-/// Issues challenges and takes each answer once.
+/// Issues challenges and accepts each answer once.
 pub struct Challenger {
     mac: hmac::Key,
     nonces: Mutex<Remembered>,
@@ -97,7 +97,7 @@ impl std::fmt::Debug for Challenger {
 }
 
 impl Challenger {
-    /// With a fresh MAC key: challenges do not outlive the process.
+    /// Makes a challenger with a fresh MAC key: challenges do not outlive the process.
     pub fn new() -> Result<Self> {
         Ok(Self {
             mac: hmac::Key::new(hmac::HMAC_SHA256, &random::<32>()?),
@@ -130,7 +130,7 @@ impl Challenger {
         Ok(Challenge { bytes: challenge_bytes(&id), id })
     }
 
-    /// Opens a challenge id of ours, once.
+    /// Opens a challenge id of this controller, once.
     pub fn redeem(&self, challenge_id: &str, now_ms: i64) -> Result<(ChallengeTicket, [u8; 32])> {
         let unknown = || {
             Error::new(ErrorCode::ChallengeExpired, "this challenge is not one of ours, or is used up")
@@ -154,14 +154,14 @@ fn challenge_bytes(challenge_id: &str) -> [u8; 32] {
     sha256(challenge_id.as_bytes())
 }
 
-/// What was seen, with the time at which it may be forgotten.
+/// Remembered values, with the time at which each may be forgotten.
 #[derive(Debug, Default)]
 struct Remembered {
     until_ms: HashMap<Vec<u8>, i64>,
     order: std::collections::VecDeque<(i64, Vec<u8>)>,
 }
 
-/// Fails on what is remembered already.
+/// Remembers a value. Fails if the value is remembered already.
 fn remember(memory: &Mutex<Remembered>, what: Vec<u8>, now_ms: i64, for_ms: i64) -> Result<(), ()> {
     let mut memory = memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     while let Some((until_ms, _)) = memory.order.front() {
@@ -180,8 +180,8 @@ fn remember(memory: &Mutex<Remembered>, what: Vec<u8>, now_ms: i64, for_ms: i64)
     Ok(())
 }
 
-/// The statement that a node signs: every part preceded by its length, so that no two statements
-/// share their bytes.
+/// Returns the statement that a node signs. Every part is preceded by its length, so that different statements have
+/// different bytes.
 pub fn statement(
     cluster_id: &ClusterId,
     controller_id: &NodeId,
@@ -209,7 +209,7 @@ pub struct Admitted<'a> {
     pub controller_id: &'a NodeId,
     pub controller_key: &'a PublicKey,
     pub node_id: &'a NodeId,
-    /// Nonce of the node, fresh: an answer to an earlier attestation proves nothing.
+    /// Nonce of the node, fresh, so that an answer to an earlier attestation proves nothing.
     pub nonce: &'a [u8],
     pub session_id: &'a str,
     pub token: &'a str,
@@ -220,8 +220,8 @@ pub struct Admitted<'a> {
 }
 
 impl Admitted<'_> {
-    /// Returns the bytes by whose signature the controller proves that it holds its key, and that
-    /// its answer was not changed on the way.
+    /// Returns the bytes that the controller signs. The signature proves that the controller holds its key, and that
+    /// the answer was not changed.
     pub fn statement(&self) -> Vec<u8> {
         length_delimited(&[
             b"aegis-admit-v1",

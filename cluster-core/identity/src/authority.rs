@@ -1,8 +1,8 @@
-//! The built-in CA: made once in the controller's data directory, it signs the certificates of nodes on
-//! the direct link and the controller's own.
+//! Built-in CA, created once in the controller's data directory. It signs the certificates of nodes on the direct link
+//! and of the controller.
 //!
-//! What a certificate says comes from the controller. Of a node's request only the public key is taken,
-//! and the proof that the node has the private one.
+//! The controller decides the content of a certificate. Of a node's request, only the public key and the proof of the
+//! private key are used.
 
 use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
@@ -25,14 +25,14 @@ use super::{Fingerprint, random};
 const CERTIFICATE_FILE: &str = "ca-cert.pem";
 const KEY_FILE: &str = "ca-key.pem";
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(3653 * 86_400);
-/// Of the controller's own certificate and of the nodes'.
+/// Lifetime of the controller's own certificate and of the nodes' certificates.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
-/// A node whose clock is behind ours must be able to use what it gets.
+/// A node whose clock is behind must be able to use its certificate.
 const BACKDATED: Duration = Duration::from_secs(86_400);
 /// A request holds a key, a name and a signature.
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
 
-/// A private key with its certificate chain, as PEM.
+/// Private key with its certificate chain, as PEM.
 pub struct IssuedCertificate {
     pub chain_pem: String,
     pub key_pem: Zeroizing<String>,
@@ -44,7 +44,7 @@ impl fmt::Debug for IssuedCertificate {
     }
 }
 
-/// A node's request whose own signature holds: whoever sent it has the private key.
+/// Request of a node with a valid signature, so that the sender has the private key.
 #[derive(Debug)]
 pub struct CertificateRequest(CertificateSigningRequestParams);
 
@@ -62,7 +62,7 @@ impl CertificateRequest {
     }
 }
 
-/// A fresh TLS key of a node, and the request that asks for its certificate.
+/// Fresh TLS key of a node, and the request for its certificate.
 pub struct TlsKey {
     pub key_pem: Zeroizing<String>,
     pub request_der: Vec<u8>,
@@ -83,7 +83,7 @@ impl TlsKey {
     }
 }
 
-/// The CA with its key.
+/// CA with its key.
 pub struct Authority {
     /// The controller's id, and hosts and addresses under which it is dialled.
     own_names: Vec<String>,
@@ -99,9 +99,9 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Reads the CA, or makes one where there is none. One that cannot be read is an error, never
-    /// replaced: with a new one every node would have to be enrolled again. `own_names` are the
-    /// controller's id and the hosts and addresses under which it is dialled.
+    /// Reads the CA, or creates one if there is no CA. A CA that cannot be read is an error and never replaced: with a
+    /// new CA, every node would have to be enrolled again. `own_names` are the controller's id and the hosts and
+    /// addresses under which it is dialled.
     pub fn load_or_create(directory: &Path, own_names: Vec<String>) -> Result<Self> {
         let (certificate_path, key_path) = (directory.join(CERTIFICATE_FILE), directory.join(KEY_FILE));
         let unusable = |why: &str| {
@@ -120,7 +120,7 @@ impl Authority {
                 }
                 Self::read(&certificate, &key, own_names).map_err(|e| unusable("cannot be used").source(e))
             }
-            // A key alone is what a crash between the two writes leaves: nothing was signed with it yet.
+            // A crash between the two writes leaves a key alone, which has not signed anything yet.
             (Ok(None), Ok(_)) => {
                 let (certificate, key) = Self::create()?;
                 let written = write_new(&key_path, key.as_bytes())
@@ -136,7 +136,7 @@ impl Authority {
     fn create() -> Result<(String, Zeroizing<String>)> {
         let failed = |e: rcgen::Error| Error::internal("a CA cannot be made").source(e);
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        // A name of its own, so that the CAs of two clusters are told apart.
+        // A unique name, so that the CAs of two clusters differ.
         let mut params = named(&format!("aegis cluster CA {}", hex::encode(random::<4>()?)));
         valid_for(&mut params, AUTHORITY_LIFETIME);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -166,9 +166,8 @@ impl Authority {
         Fingerprint::of(&self.certificate)
     }
 
-    /// The certificate chain (PEM) of a node that has proven its identity: its id is all that the
-    /// certificate names. An id under which others dial the controller gets none: its bearer could answer
-    /// in the controller's place.
+    /// Issues a certificate chain (PEM) to a node that has proven its identity. The certificate names only the node's
+    /// id. An id under which the controller is dialled is rejected: the node could answer in the controller's place.
     pub fn certify(&self, node_id: &NodeId, request: &CertificateRequest) -> Result<String> {
         self.check_name(node_id)?;
         self.issue(node_id, &[], &request.0.public_key)
@@ -182,7 +181,7 @@ impl Authority {
             .remedy("choose another node id"))
     }
 
-    /// A fresh key and certificate for the controller itself, with its own names.
+    /// Issues a fresh key and certificate to the controller itself, with its own names.
     pub fn issue_own(&self, node_id: &NodeId) -> Result<IssuedCertificate> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
             .map_err(|e| Error::internal("a TLS key cannot be made").source(e))?;
@@ -204,12 +203,12 @@ impl Authority {
         params.serial_number = Some(SerialNumber::from_slice(&random::<16>()?));
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        // A node is dialled as well as it dials.
+        // A node is both server and client.
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(key, &self.issuer).map_err(failed)?;
-        // With the CA: a joining node knows only its fingerprint.
+        // Includes the CA: a joining node knows only its fingerprint.
         Ok(format!("{}{}", certificate.pem(), self.certificate_pem))
     }
 }
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_once_and_read_back_with_a_key_that_only_its_owner_reads() {
+    fn authority_is_created_once_with_a_private_key_file() {
         let directory = tempfile::tempdir().unwrap();
         let first = Authority::load_or_create(directory.path(), Vec::new()).unwrap();
         let again = Authority::load_or_create(directory.path(), Vec::new()).unwrap();
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_names_what_the_controller_says_and_not_what_the_request_does() {
+    fn certificate_names_the_admitted_id_not_the_requested_one() {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::load_or_create(directory.path(), Vec::new()).unwrap();
         let (asked, admitted) = (NodeId::parse("admin").unwrap(), NodeId::parse("edge-1").unwrap());
@@ -290,7 +289,7 @@ mod tests {
         let authority = Authority::load_or_create(directory.path(), names.into()).unwrap();
         let own = authority.issue_own(&NodeId::parse("home").unwrap()).unwrap();
         assert_eq!(leaf(&own.chain_pem).dns_names, ["home", "cluster"]);
-        // Nobody else gets a certificate that names them.
+        // No other node gets a certificate with these names.
         let taken = NodeId::parse("cluster").unwrap();
         let request = CertificateRequest::parse(&TlsKey::generate(&taken).unwrap().request_der).unwrap();
         assert_eq!(authority.certify(&taken, &request).unwrap_err().code(), ErrorCode::Conflict);

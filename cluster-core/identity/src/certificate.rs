@@ -1,4 +1,4 @@
-//! What is read out of an X.509 certificate, and the fingerprint by which a joining node knows its CA.
+//! Facts of an X.509 certificate, and the fingerprint by which a joining node verifies its CA.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ impl Fingerprint {
         Self(sha256(certificate))
     }
 
-    /// From 64 lower-case hexadecimal digits.
+    /// Parses 64 lower-case hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 32];
         hex::decode_to_slice(text, &mut bytes).ok()?;
@@ -37,20 +37,20 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// The parts of a certificate that decide what it is good for here.
+/// Fields of a certificate that decide its use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFacts {
-    /// DNS names of the subject alternative name, as they stand: nothing is folded or expanded.
+    /// DNS names of the subject alternative name, unchanged: nothing is folded or expanded.
     pub dns_names: Vec<String>,
     /// Seconds since 1970.
     pub not_before_secs: i64,
     pub not_after_secs: i64,
-    /// It may sign others.
+    /// The certificate may sign other certificates.
     pub is_ca: bool,
 }
 
 impl CertificateFacts {
-    /// Fails with `UntrustedCa` on what is no certificate.
+    /// Parses a certificate. Fails with `UntrustedCa` if the bytes are not a certificate.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self> {
         let unreadable = || Error::new(ErrorCode::UntrustedCa, "a certificate cannot be read");
         let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|_| unreadable())?;
@@ -73,7 +73,7 @@ impl CertificateFacts {
         })
     }
 
-    /// Half of the life is over: time for the next one.
+    /// Returns whether half of the lifetime is over, so that a renewal is due.
     pub fn is_past_half(&self, now_secs: i64) -> bool {
         now_secs.saturating_mul(2) >= self.not_before_secs.saturating_add(self.not_after_secs)
     }

@@ -1,4 +1,4 @@
-//! A node's Ed25519 key: made once, kept in a PKCS#8 file that only its owner reads.
+//! Ed25519 key of a node, created once and kept in a PKCS#8 file that only its owner can read.
 
 use std::{fmt, fs, io::ErrorKind, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -12,12 +12,12 @@ use ed25519_dalek::{
 
 use super::{random, sha256};
 
-/// A node's public key, as it is pinned.
+/// Public key of a node, as it is pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// Refuses what is no point of the curve, and the weak ones that verify anything.
+    /// Parses a key. Rejects bytes that are no point of the curve, and weak points that verify anything.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let refused = || {
             Error::invalid(format!("a public key of {} bytes is not a sound Ed25519 key", bytes.len()))
@@ -31,7 +31,7 @@ impl PublicKey {
         if key.is_weak() { Err(refused()) } else { Ok(Self(bytes)) }
     }
 
-    /// From the base64 that a worker writes beside its socket.
+    /// Parses the base64 that a worker writes to a file for its deployment.
     pub fn from_base64(text: &str) -> Result<Self> {
         let bytes = STANDARD
             .decode(text.trim())
@@ -47,7 +47,7 @@ impl PublicKey {
         &self.0
     }
 
-    /// Hexadecimal SHA-256: the `cnf` thumbprint, and what a person compares.
+    /// Returns the hexadecimal SHA-256: the `cnf` thumbprint, which people also compare.
     pub fn thumbprint(&self) -> String {
         hex::encode(sha256(&self.0))
     }
@@ -66,7 +66,7 @@ impl PublicKey {
     }
 }
 
-/// Whether y is below p = 2^255 - 19: each key has one encoding.
+/// Returns whether y is below p = 2^255 - 19: each key has one encoding.
 fn is_canonical(bytes: &[u8; 32]) -> bool {
     let mut y = *bytes;
     y[31] &= 0x7f;
@@ -79,7 +79,7 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// The private half. It is never shown.
+/// Private key. Never shown.
 pub struct NodeKey(SigningKey);
 
 impl fmt::Debug for NodeKey {
@@ -93,8 +93,8 @@ impl NodeKey {
         Ok(Self(SigningKey::from_bytes(&random()?)))
     }
 
-    /// Reads the key, or makes one where there is no file. A file that cannot be read is an error,
-    /// never replaced: a new key would be another node.
+    /// Reads the key, or creates one if there is no file. A file that cannot be read is an error and never replaced:
+    /// with a new key, this would be another node.
     pub fn load_or_create(path: &Path) -> Result<Self> {
         let unusable = |why: &str| {
             Error::new(ErrorCode::ConfigInvalid, format!("the node key {} {why}", path.display()))

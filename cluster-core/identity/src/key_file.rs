@@ -1,5 +1,5 @@
-//! A node's key where it is kept, and its change: the next key lies beside the one in use until the
-//! controller has pinned it, so that a crash in between loses neither.
+//! File of a node's key, and the key's rotation. The next key is kept next to the current key until the controller has
+//! pinned it, so that a crash loses neither.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use super::NodeKey;
 
 const NEXT_EXTENSION: &str = "next.pem";
-/// Beside the key: the id of the node that made it.
+/// Extension of the file, next to the key, with the id of the node that made it.
 const MARK_EXTENSION: &str = "owner";
 
 #[derive(Debug)]
@@ -29,15 +29,15 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
-    /// Reads the key, or makes one where there is no file: see [`NodeKey::load_or_create`].
+    /// Reads the key, or creates one if there is no file: see [`NodeKey::load_or_create`].
     pub fn open(path: &Path) -> Result<Self> {
         let current = ArcSwap::from_pointee(NodeKey::load_or_create(path)?);
         Ok(Self { path: path.to_owned(), current })
     }
 
-    /// Opens the key of one node. A key that is marked as another node's came with a copied machine or a
-    /// reused volume: it is replaced, since two nodes must not have one key. A key without a mark is marked. A key
-    /// whose thumbprint is among `revoked` is replaced too: no controller admits it.
+    /// Opens the key of one node. A key marked as another node's came with a copied machine or a reused volume. It is
+    /// replaced, since two nodes must not share a key. A key without a mark is marked. A key whose thumbprint is among
+    /// `revoked` is replaced too, since no controller admits it.
     ///
     /// # Errors
     /// Fails if the key cannot be read, or if key or mark cannot be written.
@@ -70,7 +70,7 @@ impl KeyFile {
         Ok(keys)
     }
 
-    /// The key in use.
+    /// Returns the current key.
     pub fn current(&self) -> Arc<NodeKey> {
         self.current.load_full()
     }
@@ -79,7 +79,7 @@ impl KeyFile {
         self.path.with_extension(NEXT_EXTENSION)
     }
 
-    /// The key that is to follow, if a change was begun and its outcome is not known.
+    /// Returns the next key, if a rotation was started and its outcome is unknown.
     pub fn next(&self) -> Result<Option<NodeKey>> {
         let path = self.next_path();
         match path.try_exists() {
@@ -89,12 +89,12 @@ impl KeyFile {
         }
     }
 
-    /// Begins a change: the same next key until it is adopted or dropped.
+    /// Starts a rotation. Returns the same next key until it is adopted or dropped.
     pub fn prepare_next(&self) -> Result<NodeKey> {
         NodeKey::load_or_create(&self.next_path())
     }
 
-    /// The next key is the key from now on.
+    /// Makes the next key the current key.
     pub fn adopt_next(&self) -> Result<()> {
         let next = NodeKey::load_or_create(&self.next_path())?;
         fs::rename(self.next_path(), &self.path).map_err(|error| self.failed(error))?;
@@ -102,7 +102,7 @@ impl KeyFile {
         Ok(())
     }
 
-    /// The change did not take place.
+    /// Drops the next key of an abandoned rotation.
     pub fn drop_next(&self) -> Result<()> {
         match fs::remove_file(self.next_path()) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed(error)),
@@ -116,7 +116,7 @@ impl KeyFile {
     }
 }
 
-/// Removes a key, and the next one of a change that was under way.
+/// Removes a key, and the next key of an unfinished rotation.
 fn remove_keys(path: &Path) -> std::io::Result<()> {
     for path in [path.to_owned(), path.with_extension(NEXT_EXTENSION)] {
         match fs::remove_file(path) {

@@ -1,6 +1,6 @@
-//! Who is who: a node's key, the tokens that admit it and name it, and the seal on every call.
+//! Identity: node keys, tokens that admit and name nodes, and the seal on every call.
 //!
-//! Nothing here knows of the wire's messages or of the network.
+//! This crate knows neither the wire's messages nor the network.
 
 mod attestation;
 mod authority;

@@ -1,22 +1,22 @@
-//! The seal on every call: what binds a signed payload to one call of one session.
+//! Seal of a call: binds a signed payload to one call of one session.
 //!
-//! Protobuf bytes carry no type, so a signature over them alone says nothing about where they were
-//! meant to go. The context inside the payload does; this file decides whether it is the right one.
+//! Protobuf bytes carry no type, so a signature over them alone does not name their destination. The context inside the
+//! payload does, and this module checks it.
 
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, SessionId},
 };
 
-/// How far the issue time may lie from ours, after correction by the measured offset.
+/// Tolerance of the issue time, after correction by the measured offset.
 const ISSUE_TIME_TOLERANCE_MS: u64 = 60_000;
-/// Calls of one session may overtake each other by this many.
+/// Number of calls by which calls of one session may overtake each other.
 const WINDOW: u64 = 1024;
 const WORDS: usize = 16;
-/// A sender counts by one; a jump beyond this is no counter of ours, and would shut the window.
+/// Senders count by one; a larger jump is no valid counter, and would close the window.
 const SEQUENCE_JUMP_MAX: u64 = 1 << 32;
 
-/// As it stands in the payload.
+/// Context in a payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealContext {
     /// Full gRPC path.
@@ -27,25 +27,25 @@ pub struct SealContext {
     pub session_id: SessionId,
     pub sequence: u64,
     pub issued_at_ms: i64,
-    /// The controller's.
+    /// The controller's epoch.
     pub epoch: u64,
     pub token_sha256: [u8; 32],
 }
 
-/// What the receiver of a call expects.
+/// Expectations of a call's receiver.
 #[derive(Debug, Clone)]
 pub struct SealExpectation<'a> {
     pub method: &'a str,
-    /// Every name by which this receiver may be addressed.
+    /// All names by which this receiver may be addressed.
     pub audiences: &'a [&'a str],
     pub token_sha256: [u8; 32],
-    /// Sender's clock minus ours, measured at attestation.
+    /// The sender's clock minus the local clock, measured at attestation.
     pub clock_offset_ms: i64,
     pub now_ms: i64,
 }
 
 impl SealContext {
-    /// Path, audience, token, time; the sequence comes last and is the session's to check.
+    /// Checks path, audience, token and time. The session checks the sequence afterwards.
     pub fn check(&self, expected: &SealExpectation<'_>) -> Result<()> {
         let refused = |why: String| {
             Error::new(
@@ -76,11 +76,11 @@ impl SealContext {
     }
 }
 
-/// Which sequence numbers of one session were seen: the highest, and a bitmap of those just below.
+/// Sequence numbers seen in one session: the highest, and a bitmap of the numbers just below.
 #[derive(Debug, Clone, Default)]
 pub struct SequenceWindow {
     highest: u64,
-    /// A ring: the bit of a number is at the number modulo the window.
+    /// Ring buffer: the bit of a number is at the number modulo the window.
     seen: [u64; WORDS],
 }
 
@@ -102,7 +102,7 @@ impl SequenceWindow {
             if step >= WINDOW {
                 self.seen = [0; WORDS];
             } else {
-                // Numbers that fall out of the window make room for those that were passed over.
+                // Numbers that leave the window free their bits for numbers that were skipped.
                 (self.highest + 1..sequence).for_each(|passed| self.set(passed, false));
             }
             self.set(sequence, true);
@@ -133,7 +133,7 @@ impl SequenceWindow {
     }
 }
 
-/// Index of the word of a number in the window, and its bit there.
+/// Returns the index of a number's word in the window, and its bit in the word.
 fn place(sequence: u64) -> (usize, u64) {
     let within = sequence % WINDOW;
     (usize::try_from(within / 64).unwrap_or(WORDS), 1 << (within % 64))
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn overtaken_numbers_within_the_window_are_taken_once() {
-        // Large calls are overtaken by many small ones.
+        // Large calls are overtaken by many small calls.
         let mut window = SequenceWindow::default();
         let (slow, fast): (Vec<u64>, Vec<u64>) = (1..=5000).partition(|number| number % 100 == 7);
         let mut waiting = slow.into_iter().peekable();

@@ -1,4 +1,4 @@
-//! The controller's calls that move content: to a worker before an execution, from it afterwards.
+//! The controller's calls that transfer content: to a worker before an execution, and from it afterwards.
 
 use std::{io, time::Duration};
 
@@ -24,15 +24,15 @@ use super::{
     worker_client::{WorkerClient, in_time},
 };
 
-/// From the first byte to the worker's word that it has everything. The worker itself gives up a sender
-/// that is silent for a minute.
+/// Time limit from the first byte to the worker's confirmation. The worker itself gives up on a sender that is silent
+/// for a minute.
 const SEND_LIMIT: Duration = Duration::from_secs(3 * 3600);
 
-/// Read before the connection takes them.
+/// Number of pieces read ahead of the connection.
 const PIECES_AHEAD: usize = 4;
 
 impl WorkerClient {
-    /// Done when the worker has all of it and found it to be what was said.
+    /// Sends content. Returns once the worker has received and verified all of it.
     pub async fn put_content(
         &self,
         sealer: &Sealer,
@@ -59,7 +59,7 @@ impl WorkerClient {
         if answer.is_err() {
             reading.abort();
         }
-        // Otherwise it has ended: whoever it fed is gone, or has everything.
+        // Otherwise the feed has ended: its receiver is gone, or has everything.
         match (answer, reading.await) {
             (_, Ok(Err(error))) => Err(Error::new(
                 ErrorCode::Storage,
@@ -74,8 +74,8 @@ impl WorkerClient {
         }
     }
 
-    /// What an ended execution left behind; its bytes follow, from an offset on. None where nothing was
-    /// collected.
+    /// Returns the artifacts of an ended execution, and a stream of their bytes from `offset` on. Returns `None` if
+    /// nothing was collected.
     pub async fn artifacts(
         &self,
         sealer: &Sealer,
@@ -113,8 +113,8 @@ impl WorkerClient {
     }
 }
 
-/// Ends early where nobody takes it any more. What cannot be read ends the stream too soon: the worker
-/// then keeps nothing.
+/// Feeds content to a call. Ends early if the receiver is gone. A read error ends the stream too soon, and the worker
+/// discards the content.
 async fn feed(
     to: mpsc::Sender<agent::PutContentRequest>,
     first: agent::PutContentRequest,

@@ -1,4 +1,4 @@
-//! A worker's calls to its controller.
+//! Calls of a worker to its controller.
 
 use std::{
     net::SocketAddr,
@@ -32,60 +32,60 @@ use super::{
 };
 use crate::known_controller::KnownController;
 
-/// What an attested worker knows of its controller.
+/// Session of an attested worker.
 #[derive(Debug)]
 pub struct Session {
     pub cluster_id: ClusterId,
-    /// Epoch of the controller's life in which this session was opened.
+    /// Epoch of the controller in which this session was opened.
     pub epoch: u64,
     pub controller_id: NodeId,
     pub controller_key: PublicKey,
     pub token_keys: TokenKeys,
     pub clock: ClusterClock,
     pub sealer: Sealer,
-    /// How long the token lasts from when it came.
+    /// Lifetime of the token, counted from its receipt.
     pub lifetime: Duration,
     pub since: Instant,
     window: Mutex<SequenceWindow>,
 }
 
 impl Session {
-    /// Whether the token still lasts, with room for one call.
+    /// Returns whether the token is still valid, with time for one call.
     pub fn is_valid(&self) -> bool {
         self.since.elapsed() + CALL_TIMEOUT < self.lifetime
     }
 
-    /// Takes a call of the controller once.
+    /// Accepts the sequence number of a call by the controller, once.
     pub fn accept(&self, sequence: u64) -> Result<()> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner).accept(sequence)
     }
 }
 
-/// Where the controller finds this node.
+/// Address at which the controller finds this node.
 #[derive(Debug, Clone)]
 pub enum OwnAddress {
     Fixed(String),
-    /// Wherever it dials from, on this port.
+    /// The address from which the node dials, with this port.
     AsSeen {
         scheme: &'static str,
         port: u16,
     },
 }
 
-/// Who attests.
+/// Identity of the node that attests.
 #[derive(Debug, Clone)]
 pub struct Applicant {
     pub node_id: NodeId,
     pub role: Role,
     pub keys: Arc<KeyFile>,
     pub address: OwnAddress,
-    /// The controller that this node obeys, remembered over restarts.
+    /// The controller that this node obeys, remembered across restarts.
     pub known: Arc<KnownController>,
-    /// The bare challenge is signed too, for a controller of the other implementation.
+    /// Whether the bare challenge is signed too, for a controller of the other implementation.
     pub signs_bare_challenge: bool,
 }
 
-/// What a heartbeat says.
+/// Content of a heartbeat.
 #[derive(Debug, Clone, Default)]
 pub struct Beat {
     pub capabilities: Capabilities,
@@ -95,7 +95,7 @@ pub struct Beat {
     pub draining: bool,
     pub config_version: String,
     pub config_error: Option<String>,
-    /// Until the next one.
+    /// Time until the next heartbeat.
     pub interval: Duration,
 }
 
@@ -117,8 +117,8 @@ fn check_protocol(version: u32) -> Result<()> {
     .remedy("update this node"))
 }
 
-/// The answer to a challenge. Nothing is signed but statements with a domain prefix of their own: a
-/// signature over bytes of the peer's choice could be used anywhere.
+/// Answers a challenge. Only statements with their own domain prefix are signed: a signature over bytes chosen by the
+/// peer could be used anywhere.
 fn answer(
     applicant: &Applicant,
     key: &NodeKey,
@@ -154,18 +154,18 @@ impl ControllerClient {
         Ok(Self { rpc: NodeClusterServiceClient::new(line.channel()), line })
     }
 
-    /// Over a connection that somebody else opens, to an address that only they know.
+    /// Connects over a stream that the caller opens, to an address that only the caller knows.
     pub async fn connect_over(dial: Dial) -> Result<Self> {
         let line = Line::over(dial).await?;
         Ok(Self { rpc: NodeClusterServiceClient::new(line.channel()), line })
     }
 
-    /// Resolves when the connection under this client is gone.
+    /// Resolves when the connection under this client is lost.
     pub async fn lost(&self) {
         self.line.lost().await;
     }
 
-    /// The connection is under TLS and shows no certificate of ours: it is good for attesting alone.
+    /// Returns whether the connection uses TLS without a client certificate, so that it can only attest.
     pub fn is_bare(&self) -> bool {
         self.line.facts().bare
     }
@@ -176,12 +176,12 @@ impl ControllerClient {
             (OwnAddress::AsSeen { scheme, port }, Some(ip)) => {
                 format!("{scheme}://{}", SocketAddr::new(ip, *port))
             }
-            // Through a socket of this machine.
+            // Connected through a socket of this machine.
             (OwnAddress::AsSeen { scheme, port }, None) => format!("{scheme}://127.0.0.1:{port}"),
         }
     }
 
-    /// Both steps of the attestation.
+    /// Performs both steps of the attestation.
     pub async fn attest(
         &mut self,
         applicant: &Applicant,
@@ -200,7 +200,7 @@ impl ControllerClient {
         let asked = Instant::now();
         let request = self.attestation(applicant, &key, capabilities, token);
         let challenge = self.rpc.attest_node(request).await.map_err(|e| from_status(&e))?.into_inner();
-        // Half of the way there and back: the best guess of when the controller looked at its clock.
+        // Half of the round trip is the best estimate of when the controller read its clock.
         let clock = ClusterClock::new(challenge.controller_time_ms, asked + asked.elapsed() / 2);
         let cluster_id = ClusterId::parse(challenge.cluster_id.clone())?;
         let controller_id = NodeId::parse(challenge.controller_id.clone())?;
@@ -213,7 +213,7 @@ impl ControllerClient {
         let controller_key = PublicKey::parse(&admitted.controller_public_key)?;
         applicant.known.check(&cluster_id, &controller_key, promised.as_deref())?;
         self.check_proof(&admitted, (&cluster_id, &controller_id, &controller_key), applicant, &nonce)?;
-        // A controller whose operator makes the certificates issues none.
+        // A controller with the operator's certificates issues no certificate.
         if let Some((kept, key)) = certificate.filter(|_| !admitted.certificate_chain.is_empty()) {
             kept.keep(&key, &admitted.certificate_chain, &admitted.ca_bundle)?;
         }
@@ -264,8 +264,8 @@ impl ControllerClient {
         }
     }
 
-    /// Checks that the controller holds the key that it names. In plaintext any process on the port could
-    /// name another's; under TLS and inside an SSH link the connection has proven it already.
+    /// Checks that the controller holds the key that it names. In plaintext, any process on the port could name another
+    /// controller's key. TLS and SSH links have proven it already.
     fn check_proof(
         &self,
         admitted: &pb::ChallengeNodeResponse,
@@ -351,7 +351,7 @@ impl ControllerClient {
         Ok(commands.into_iter().flatten().collect())
     }
 
-    /// This node's configuration where it is another than the one it has: version and body.
+    /// Returns this node's configuration if it differs from the current one: version and body.
     pub async fn sync_config(
         &mut self,
         session: &Session,
@@ -369,8 +369,8 @@ impl ControllerClient {
         Ok((!answer.up_to_date).then_some((answer.latest_version, answer.config_delta)))
     }
 
-    /// Changes this node's key to the next one, signed with both. The session goes on for a short overlap:
-    /// attest with the new key then.
+    /// Replaces this node's key with the next key, signed with both. The session remains valid for a short overlap.
+    /// Attest with the new key during the overlap.
     pub async fn rotate_key(&mut self, session: &Session, node_id: &NodeId, next: &NodeKey) -> Result<()> {
         let new_public_key = next.public().as_bytes().to_vec();
         let inner = pb::RotateEdgeKeyInner {
@@ -395,7 +395,7 @@ impl ControllerClient {
         self.deregister(session, node_id, reason, false).await.map(drop)
     }
 
-    /// Asks to be no member any more: true once that is done.
+    /// Asks to leave the cluster. Returns `true` once the controller has removed the node.
     pub async fn leave(&mut self, session: &Session, node_id: &NodeId, reason: &str) -> Result<bool> {
         self.deregister(session, node_id, reason, true).await
     }

@@ -1,4 +1,4 @@
-//! The connection under a worker's calls to its controller: a unix socket, TCP, or TLS.
+//! Connection for a worker's calls to its controller: a unix socket, TCP, or TLS.
 
 use std::{
     io,
@@ -29,10 +29,10 @@ use super::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How a worker's link to its controller is secured.
+/// Security of a worker's link to its controller.
 #[derive(Debug, Clone)]
 pub enum LinkTls {
-    /// Through a unix socket, or in plaintext.
+    /// A unix socket, or plaintext.
     Off,
     Operator(Credentials),
     BuiltIn(KeptCertificate),
@@ -48,15 +48,15 @@ impl LinkTls {
     }
 }
 
-/// What is known of the connection under a client.
+/// Facts about the connection under a client.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Facts {
     pub local: Option<IpAddr>,
-    /// Under TLS, and without a certificate of ours.
+    /// Uses TLS without a client certificate.
     pub bare: bool,
-    /// The certificate that we have was refused.
+    /// The node's certificate was rejected.
     pub refused: bool,
-    /// Over TCP without TLS, where any process on the port may answer.
+    /// Uses TCP without TLS, where any process on the port may answer.
     pub plaintext: bool,
 }
 
@@ -123,10 +123,10 @@ impl Line {
         *self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when the connection is gone.
+    /// Resolves when the connection is lost.
     pub async fn lost(&self) {
         let mut lost = self.lost.clone();
-        // Fails only with the sender, which goes with the connection.
+        // Fails only if the sender is gone, which is dropped with the connection.
         let _ = lost.wait_for(|lost| *lost).await;
     }
 }
@@ -179,7 +179,8 @@ async fn watched_tls(
     let first = dial(false).await;
     let (stream, shown, refused) = match first {
         Ok((stream, shown)) => (stream, shown, false),
-        // With a new CA over there, or our time up by its clock: our key still says who we are.
+        // The server has a new CA or our certificate has expired by its clock. The node's key still proves its
+        // identity.
         Err(error) if matches!(tls, LinkTls::BuiltIn(_)) && refusal::is_of_our_certificate(&error) => {
             tracing::warn!(%error, "the controller does not take this node's certificate; attesting by key");
             (dial(true).await?.0, false, true)
@@ -195,8 +196,8 @@ fn note(noted: &Mutex<Facts>, facts: Facts) {
     *noted.lock().unwrap_or_else(PoisonError::into_inner) = facts;
 }
 
-/// Tells when the connection is dropped: a worker that waited for its next heartbeat to notice would be
-/// away for half a minute after every restart of its controller.
+/// Reports when the connection is dropped. A worker that noticed only at its next heartbeat would be away for half a
+/// minute after every restart of its controller.
 struct Watched<S> {
     stream: S,
     lost: Arc<watch::Sender<bool>>,

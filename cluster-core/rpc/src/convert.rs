@@ -1,4 +1,4 @@
-//! Messages to domain types and back: the one place, beside events, where generated types are read.
+//! Conversion between messages and domain types. Only this module and the events module read generated types.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use aegis_types::{
     text::{shown, to_name},
 };
 
-/// Bounds of what a node says of itself: it is kept, and shown to people and assistants.
+/// Bounds of a node's statements, which are stored and shown to people and assistants.
 const MODELS_MAX: usize = 128;
 const RUNTIMES_MAX: usize = 32;
 const MODEL_BYTES_MAX: usize = 128;
@@ -61,15 +61,15 @@ pub fn capabilities_to_wire(own: &Capabilities) -> pb::NodeCapabilities {
     }
 }
 
-/// Fields of ours win; without them the published ones are all there is. Odd values are refused by name:
-/// they would draw work that the node cannot run, or be text that is no name.
+/// Converts capabilities. Extension fields override the published fields. Odd values are rejected by name: they would
+/// attract work that the node cannot run, or be arbitrary text.
 pub fn capabilities_from_wire(theirs: pb::NodeCapabilities) -> Result<Capabilities> {
     let memory_mb = match theirs.memory_mb {
         0 => theirs.available_memory_gb.saturating_mul(1024),
         own => own,
     };
     let gpus = gpus_from_wire(theirs.gpu_devices)?;
-    // Devices say it all; without them their number and the sum of their memory are what there is.
+    // Devices are complete; without them only their number and total memory are known.
     let (gpu_count, vram_gb) = match gpus.is_empty() {
         true => (theirs.gpu_count, theirs.vram_gb),
         false => (u32::try_from(gpus.len()).unwrap_or(u32::MAX), memory_gb(gpus.iter())),
@@ -124,7 +124,7 @@ fn few(field: &str, count: usize, max: usize) -> Result<()> {
     if count <= max { Ok(()) } else { Err(odd(field, &format!("{count} are named, at most {max} are kept"))) }
 }
 
-/// Checks a name of a model, runtime or system. It has no space, so that it is no sentence.
+/// Checks a name of a model, runtime or system. Spaces are rejected, so that a name cannot be a sentence.
 fn check_name(field: &str, name: &str, bytes_max: usize) -> Result<()> {
     let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
     if !name.is_empty() && name.len() <= bytes_max && name.bytes().all(is_sound) {
@@ -146,7 +146,7 @@ fn maybe_name(field: &str, name: String) -> Result<String> {
     Ok(name)
 }
 
-/// Like "docker 26.1.5": a name and a version. Empty where no engine answers.
+/// Parses a name and version like "docker 26.1.5". Empty if no engine answers.
 fn engine(text: String) -> Result<String> {
     let mut words = text.split(' ');
     if let Some(name) = words.next().filter(|_| !text.is_empty()) {
@@ -161,12 +161,12 @@ fn engine(text: String) -> Result<String> {
     Ok(text)
 }
 
-/// The software version of a node that attests; empty where it does not say.
+/// Checks the software version of a node that attests; empty if the node does not state it.
 pub fn software_version(text: String) -> Result<String> {
     maybe_name("software_version", text)
 }
 
-/// The address that a node registers. Whether it leads to the node is tried later.
+/// Checks the address that a node registers. Whether it leads to the node is verified later.
 pub fn address(text: String) -> Result<String> {
     if text.len() <= ADDRESS_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Ok(text);
@@ -189,7 +189,7 @@ pub fn command_to_wire(command_id: CommandId, command: Command) -> pb::NodeComma
     pb::NodeCommand { command_id: command_id.to_string(), command: Some(command) }
 }
 
-/// None for a command that this version does not know: it is left unacknowledged.
+/// Converts a command. Returns `None` for a command that this version does not know, which stays unacknowledged.
 pub fn command_from_wire(command: pb::NodeCommand) -> Result<Option<(CommandId, Command)>> {
     use pb::node_command::Command as Wire;
     let known = match command.command {
@@ -239,7 +239,7 @@ pub fn peer_to_wire(view: &PeerView, record: &NodeRecord) -> pb::NodeInfo {
     }
 }
 
-/// None for a node that says nothing of its configuration.
+/// Converts a configuration report. Returns `None` for a node that reports no configuration.
 pub fn config_from_wire(version: String, error: &str) -> Option<ConfigReport> {
     const ERROR_CHARS_MAX: usize = 500;
     let sound = (1..=64).contains(&version.len()) && version.bytes().all(|b| b.is_ascii_graphic());
@@ -248,7 +248,7 @@ pub fn config_from_wire(version: String, error: &str) -> Option<ConfigReport> {
     sound.then(|| ConfigReport { version, error: Some(error).filter(|error| !error.is_empty()) })
 }
 
-/// The interval of a node; `None` where it does not say.
+/// Returns the interval of a node; `None` if the node does not state it.
 pub fn interval_from_wire(seconds: u32) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }

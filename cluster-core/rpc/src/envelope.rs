@@ -1,8 +1,8 @@
-//! The sealed envelope: a node security token, the payload, and a signature over exactly its bytes.
+//! Sealed envelope: a node security token, the payload, and a signature over exactly its bytes.
 //!
-//! [`begin`], [`Unopened::read`] and [`Unproven::open`] check in the order that the protocol states, before
-//! anything acts: token; the node's record and session; that token, payload and metadata name one node;
-//! signature; path, audience and token hash; issue time. The sequence is checked by the session, last.
+//! [`begin`], [`Unopened::read`] and [`Unproven::open`] check in the order of the protocol, before anything acts. They
+//! check the token, the node's record and session, and that token, payload and metadata name the same node. Then follow
+//! the signature; path, audience and token hash; and the issue time. The session checks the sequence last.
 
 use std::sync::{
     Arc,
@@ -20,12 +20,12 @@ use tokio::time::Instant;
 use tonic::{Request, metadata::MetadataMap};
 use zeroize::Zeroizing;
 
-/// A message that travels sealed: its path, its context, and the node it speaks of.
+/// Message that is sent sealed, with its path, its context, and the node that it concerns.
 pub trait Sealed: Message + Default {
     const METHOD: &'static str;
     fn context(&self) -> Option<&pb::SealContext>;
     fn set_context(&mut self, context: pb::SealContext);
-    /// None where the message names no node but its sender.
+    /// Returns the node that the message names; `None` if it names only its sender.
     fn node_id(&self) -> Option<&str>;
 }
 
@@ -55,7 +55,7 @@ sealed! {
     pb::RouteExecutionInner, "/aegis.cluster.v1.NodeClusterService/RouteExecution", |_| None;
     pb::RotateEdgeKeyInner, "/aegis.cluster.v1.NodeClusterService/RotateEdgeKey", |m| Some(&m.node_id);
     pb::SyncConfigInner, "/aegis.cluster.v1.NodeClusterService/SyncConfig", |m| Some(&m.node_id);
-    // It names whom it is for, not who speaks.
+    // Names the receiver, not the sender.
     pb::PushConfigInner, "/aegis.cluster.v1.NodeClusterService/PushConfig", |_| None;
     pb::ForwardExecutionInner, "/aegis.cluster.v1.NodeClusterService/ForwardExecution", |_| None;
     agent::CancelExecutionInner, "/aegis.agent.v1.WorkerService/CancelExecution", |_| None;
@@ -65,8 +65,8 @@ sealed! {
     agent::ReleaseExecutionsInner, "/aegis.agent.v1.WorkerService/ReleaseExecutions", |_| None;
 }
 
-/// The controller's time as a node keeps it: measured once at attestation, carried on by the monotonic
-/// clock, so that a wrong or jumping wall clock does not matter.
+/// The controller's time on a node. It is measured once at attestation and advanced by the monotonic clock, so a wrong
+/// or jumping wall clock does not matter.
 #[derive(Debug, Clone, Copy)]
 pub struct ClusterClock {
     base_ms: i64,
@@ -122,7 +122,7 @@ impl Sealer {
         &self.session_id
     }
 
-    /// The request whose body is made around the sealed message.
+    /// Makes the request around the sealed message.
     pub fn seal<M: Sealed, R>(
         &self,
         mut message: M,
@@ -151,7 +151,7 @@ impl Sealer {
     }
 }
 
-/// What a receiver checks a call against.
+/// Values that a receiver checks a call against.
 #[derive(Debug, Clone)]
 pub struct Expected<'a> {
     pub keys: &'a TokenKeys,
@@ -160,31 +160,31 @@ pub struct Expected<'a> {
     pub now_ms: i64,
 }
 
-/// A call whose sender is proven, but for the sequence.
+/// Call with a proven sender. The sequence is not checked yet.
 #[derive(Debug)]
 pub struct Opened<M> {
     pub context: SealContext,
     pub message: M,
 }
 
-/// An envelope whose token is sound, and names a node whose record must be looked at next.
+/// Envelope with a valid token. The record of the named node must be checked next.
 #[derive(Debug)]
 pub struct Unopened {
     pub claims: Claims,
     envelope: pb::SealNodeEnvelope,
 }
 
-/// A message that is read and not yet believed: only good for finding the key to check it with.
+/// Decoded but unverified message, used only to find the key for its verification.
 #[derive(Debug)]
 pub struct Unproven<M> {
     pub claims: Claims,
-    /// None in a payload of the published protocol, which binds it to nothing.
+    /// Context of the payload; `None` in the published protocol, where the payload is not bound to a call.
     pub context: Option<SealContext>,
     message: M,
     envelope: pb::SealNodeEnvelope,
 }
 
-/// First: the token.
+/// Step 1: checks the token.
 pub fn begin(envelope: Option<pb::SealNodeEnvelope>, expected: &Expected<'_>) -> Result<Unopened> {
     let envelope =
         envelope.ok_or_else(|| Error::new(ErrorCode::Unauthenticated, "the call has no sealed envelope"))?;
@@ -193,7 +193,7 @@ pub fn begin(envelope: Option<pb::SealNodeEnvelope>, expected: &Expected<'_>) ->
 }
 
 impl Unopened {
-    /// Then, once the node's record allows it to speak at all, the payload.
+    /// Step 2: decodes the payload, once the node's record allows the node to call.
     pub fn read<M: Sealed>(self) -> Result<Unproven<M>> {
         let Self { claims, envelope } = self;
         let message = M::decode(envelope.payload.as_slice())
@@ -204,7 +204,7 @@ impl Unopened {
 }
 
 impl<M: Sealed> Unproven<M> {
-    /// Then everything else, with the key of the node's session.
+    /// Step 3: checks everything else with the key of the node's session.
     pub fn open(self, metadata: &MetadataMap, expected: &Expected<'_>, key: &PublicKey) -> Result<Opened<M>> {
         let context = self.context.clone().ok_or_else(unsealed)?;
         let token_sha256 = sha256(self.envelope.node_security_token.as_bytes());
@@ -216,25 +216,25 @@ impl<M: Sealed> Unproven<M> {
             method: M::METHOD,
             audiences: expected.audiences,
             token_sha256,
-            // Both ends count in the controller's time.
+            // Both sides use the controller's time.
             clock_offset_ms: 0,
             now_ms: expected.now_ms,
         })?;
         Ok(Opened { context, message })
     }
 
-    /// A payload of the published protocol: everything but what the context would bind. Only for a node
-    /// that was admitted so.
+    /// Opens a payload of the published protocol: checks everything except the context. Only for a node that was
+    /// admitted this way.
     pub fn open_unsealed(self, metadata: &MetadataMap, key: &PublicKey) -> Result<M> {
         let Self { message, .. } = self.proven(metadata, key)?;
         match message.node_id() {
             Some(_) => Ok(message),
-            // Nothing would tie it to its sender.
+            // Nothing would bind the message to its sender.
             None => Err(unsealed()),
         }
     }
 
-    /// That token, payload and metadata name one node, and that its key signed.
+    /// Checks that token, payload and metadata name the same node, and that its key signed the payload.
     fn proven(self, metadata: &MetadataMap, key: &PublicKey) -> Result<Self> {
         if self.claims.cnf != key.thumbprint() {
             return Err(Error::new(ErrorCode::KeyMismatch, "the token was issued for another key")
@@ -249,7 +249,7 @@ impl<M: Sealed> Unproven<M> {
             ));
         }
         let sender = self.context.as_ref().map(|context| context.sender.as_str());
-        // Without either there is no context, which its caller looks at.
+        // Without either there is no context, which the caller checks.
         let named = self.message.node_id().or(sender);
         if named.is_some_and(|named| named != self.claims.sub.as_str()) {
             return Err(not_itself(&self.claims));

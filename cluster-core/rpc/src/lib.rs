@@ -1,20 +1,20 @@
-//! The cluster's wire: listeners and clients over sockets that are ours, the sealed envelope, and the
-//! translation between messages and domain types. What a controller and a worker serve lies with them.
+//! Wire protocol of the cluster: listeners, clients, the sealed envelope, and the conversion between messages and
+//! domain types. The services of controllers and workers are elsewhere.
 //!
-//! - [`envelope`]: sealing and opening, in the stated order.
-//! - [`convert`]: messages to domain types and back.
-//! - [`status`]: [`aegis_types::error::ErrorCode`] to gRPC status and back.
-//! - [`listener`]: what is listened on, with every limit set on purpose.
-//! - [`limits`]: how much strangers may ask, and each member. [`places`]: connections before and after they
-//!   are proven. [`call_limits`]: size and number of calls before that. [`refusal_log`]: refusals in the log.
+//! - [`envelope`]: sealing and opening, in the order of the protocol.
+//! - [`convert`]: conversion between messages and domain types.
+//! - [`status`]: conversion between [`aegis_types::error::ErrorCode`] and gRPC status.
+//! - [`listener`]: listening sockets, with explicit limits.
+//! - [`limits`]: rate limits for unauthenticated callers and for members. [`places`]: connections before and after
+//!   authentication. [`call_limits`]: size and number of earlier calls. [`refusal_log`]: rejections in the log.
 //! - [`event_encoding`]: events of executions, on the wire and in both stores.
-//! - [`controller_client`], [`worker_client`]: what each side calls. [`controller_line`]: the connection
-//!   under a worker's calls. [`paced_channel`]: the connection under the controller's, whose windows follow the
-//!   link's rate ([`pace`]).
-//! - [`plain`]: connections in plaintext. [`node_proof`]: what a node at a port shows first.
-//! - [`wire`]: what both ends of a connection have in common.
-//! - [`known_controller`]: the one controller that a node obeys. [`descriptors`]: file descriptors of connections.
-//! - [`tls`]: the direct link's certificates and connections. [`via`]: who may speak on what.
+//! - [`controller_client`], [`worker_client`]: calls of each side. [`controller_line`]: the connection for a worker's
+//!   calls. [`paced_channel`]: the connection for the controller's calls, with windows that follow the link's rate
+//!   ([`pace`]).
+//! - [`plain`]: connections in plaintext. [`node_proof`]: proof of identity of a node at a port.
+//! - [`wire`]: definitions for both ends of a connection.
+//! - [`known_controller`]: the controller that a node obeys. [`descriptors`]: file descriptors of connections.
+//! - [`tls`]: certificates and connections of the direct link. [`via`]: permissions by kind of connection.
 
 pub mod call_limits;
 mod content_client;
@@ -42,6 +42,6 @@ pub mod worker_client;
 
 pub use envelope::{ClusterClock, Sealer};
 
-/// What both sides of this version speak.
+/// Protocol version of this release, for both sides.
 pub const PROTOCOL_VERSION: u32 = 1;
 pub const SOFTWARE_VERSION: &str = env!("CARGO_PKG_VERSION");

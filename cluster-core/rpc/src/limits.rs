@@ -1,7 +1,7 @@
-//! How much strangers may ask: the calls that need no token are limited by address.
+//! Rate limits for unauthenticated calls, per source address.
 //!
-//! Loopback and the SSH link are excepted: who comes in there is on this machine, or is one node. For
-//! them the bound is how many may be under way at once.
+//! Loopback and the SSH link are exempt, since their callers are on this machine or are a single node. They are limited
+//! by the number of concurrent calls.
 
 use std::{net::IpAddr, num::NonZeroU32};
 
@@ -14,31 +14,31 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::places::network_of;
 
-/// A rack of nodes behind one address comes back after a power cut: two calls each.
+/// Burst for a rack of nodes behind one address after a power cut: two calls each.
 const BURST: NonZeroU32 = NonZeroU32::new(200).unwrap();
 const CALLS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
-/// Each costs a signature check or two, and a signature.
+/// Maximum number of concurrent calls. Each costs one or two signature checks, and a signature.
 const UNDER_WAY_MAX: usize = 64;
-/// A node beats every 30 s; after a drain or a push a few calls more come at once.
+/// Burst of a member. A node beats every 30 s, with a few more calls after a drain or a push.
 const MEMBER_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
 const MEMBER_CALLS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
-/// Addresses that are remembered before those that have been quiet are forgotten.
+/// Addresses that are remembered before quiet addresses are forgotten.
 const ADDRESSES_MAX: usize = 10_000;
 
 #[derive(Debug)]
 pub struct Limits {
     by_address: DefaultKeyedRateLimiter<IpAddr>,
     by_member: DefaultKeyedRateLimiter<NodeId>,
-    /// Attestations, which need no signature of ours, do not wait for those that do.
+    /// Attestations need no signature by the controller, so they do not wait for calls that do.
     attesting: Semaphore,
     under_way: Semaphore,
 }
 
-/// A call that needs no token.
+/// Call that needs no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenCall {
     Attest,
-    /// Costs a signature, which an outside signer may take seconds for.
+    /// Costs a signature, which may take an external signer several seconds.
     Signed,
 }
 
@@ -56,7 +56,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Lets a call of a stranger in, or says to come back later. `from` is None for the unlimited ways.
+    /// Admits a call of an unauthenticated caller, or tells it to retry later. `from` is `None` for exempt connections.
     pub async fn admit(&self, call: OpenCall, from: Option<IpAddr>) -> Result<SemaphorePermit<'_>> {
         if let Some(address) = from {
             if self.by_address.len() > ADDRESSES_MAX {
@@ -74,7 +74,7 @@ impl Limits {
         places.acquire().await.map_err(|_| Error::internal("the limits are gone"))
     }
 
-    /// Lets a member's call in. Each member has a budget of its own.
+    /// Admits a member's call. Each member has its own budget.
     pub fn admit_member(&self, node_id: &NodeId) -> Result<()> {
         if self.by_member.len() > ADDRESSES_MAX {
             self.by_member.retain_recent();

@@ -1,7 +1,6 @@
-//! What the cluster port listens on: sockets that are ours, merged into one stream of connections, and
-//! a server with every limit set on purpose.
+//! Listening sockets of the cluster port, merged into one stream of connections, and a server with explicit limits.
 //!
-//! What goes over a network is wrapped in TLS between accept and hand-over (see [`super::tls`]).
+//! Network connections are wrapped in TLS between accept and hand-over (see [`super::tls`]).
 
 use std::{
     io,
@@ -41,20 +40,19 @@ use super::{
 };
 use crate::via::{Entered, Via};
 
-/// Accepted and not yet taken up by the server.
+/// Connections that are accepted and not yet handled by the server.
 const PENDING_MAX: usize = 64;
-/// One node opens one connection and a few calls; an execution holds one stream.
+/// A node opens one connection and a few calls; an execution holds one stream.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 const HEADER_BYTES_MAX: u32 = 32 * 1024;
-/// Resets that a peer may cause before it is cut off (CVE-2023-44487).
+/// Resets that a peer may cause before its connection is closed (CVE-2023-44487).
 const RESETS_MAX: usize = 64;
-/// After a failed accept, which is mostly a lack of file descriptors.
+/// Pause after a failed accept, which usually means a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections are made anew after this long, so that none outlives the certificate it was opened with
-/// by more. The server announces the end and takes no new calls on that connection; what runs on it,
-/// streams of executions above all, runs to its end. There is no period of grace after it on purpose:
-/// tonic would cut those streams.
+/// Age at which connections are replaced, so that no connection outlives its certificate for long. The server announces
+/// the end and takes no new calls on the connection. Running calls, such as streams of executions, run to their end.
+/// There is no grace period on purpose: tonic would cut those streams.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
 
 /// A connection, however it came in.
@@ -118,7 +116,7 @@ impl AsyncWrite for Inbound {
     }
 }
 
-/// Where accepted connections are collected for one server.
+/// Collects accepted connections for one server.
 #[derive(Debug)]
 pub struct Intake {
     sender: mpsc::Sender<Inbound>,
@@ -137,8 +135,8 @@ impl Intake {
         Self { sender, receiver, stop, metrics, places, turned_away }
     }
 
-    /// A port that others of this machine could have bound: whoever connects is first shown that the
-    /// node is there. In plaintext, on loopback.
+    /// Listens on a port that other users of this machine could have bound. The node first proves its identity to each
+    /// caller. Plaintext, on loopback.
     pub async fn listen_proving(
         &self,
         address: SocketAddr,
@@ -166,7 +164,7 @@ impl Intake {
                 let mut connection = PlainConnection::new(stream, from, proven.watch());
                 let (sender, node_id, key) = (sender.clone(), node_id.clone(), keys.current());
                 tokio::spawn(async move {
-                    // Fails with the caller, who then has no connection.
+                    // Fails with the caller, which then has no connection.
                     if node_proof::show(&mut connection, &node_id, &key).await.is_ok() {
                         hand_over(&sender, Inbound::Plain(Box::new(connection))).await;
                     }
@@ -176,7 +174,7 @@ impl Intake {
         Ok(bound)
     }
 
-    /// With credentials every connection is under TLS, without them none is.
+    /// Listens on TCP. With credentials every connection uses TLS; without credentials no connection does.
     pub async fn listen_tcp(
         &self,
         address: SocketAddr,
@@ -197,7 +195,7 @@ impl Intake {
                         continue;
                     }
                 };
-                // Small messages both ways: waiting for more to send costs 40 ms each.
+                // Small messages in both directions: Nagle's algorithm would cost 40 ms each.
                 let _ = stream.set_nodelay(true);
                 let proven = places.admit(from.ip());
                 let Some(handshakes) = &handshakes else {
@@ -225,7 +223,7 @@ impl Intake {
         Ok(bound)
     }
 
-    /// A socket that only its owner may use. A stale one is replaced; its directory is ours.
+    /// Listens on a socket that only its owner may use, in a private directory. A stale socket is replaced.
     pub fn listen_unix(&self, path: &Path) -> Result<()> {
         let failed = |e: io::Error| {
             Error::new(ErrorCode::Unavailable, format!("the socket {} cannot be bound", path.display()))
@@ -260,7 +258,7 @@ impl Intake {
         });
     }
 
-    /// Takes connections that came in elsewhere, each with the address that it came from.
+    /// Accepts connections that were opened elsewhere, each with its source address.
     pub fn take_others(&self, mut others: mpsc::Receiver<(Box<dyn Wire>, SocketAddr)>) {
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
         tokio::spawn(async move {
@@ -286,7 +284,7 @@ fn unbound(address: SocketAddr, error: io::Error) -> Error {
 }
 
 async fn hand_over(sender: &mpsc::Sender<Inbound>, inbound: Inbound) {
-    // Fails only when the server is gone, and then the connection may go too.
+    // Fails only if the server is gone; then the connection is dropped too.
     let _ = sender.send(inbound).await;
 }
 
@@ -301,7 +299,7 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// A server with all its limits. `known`: whether a request bears a sound token.
+/// Builds a server with all its limits. `known` returns whether a request has a valid token.
 pub fn server(known: Known) -> Server<Stack<CallLimits, Identity>> {
     Server::builder()
         .layer(CallLimits::new(known))

@@ -1,9 +1,9 @@
-//! Whoever binds a port of a host's loopback first has it. Before a call goes to a node's port, the one
-//! who listens there shows that it holds the node's key: it signs a nonce of the caller. A unix socket in
-//! a directory of the node's own needs none of this.
+//! Proof of identity of a node at a loopback port. The first process that binds such a port owns it. Before a call is
+//! sent to a node's port, the listener proves that it holds the node's key by signing a nonce of the caller. A unix
+//! socket in the node's own directory does not need this.
 //!
-//! The caller sends 32 bytes, the node 64; then the connection is the protocol's. Nobody in between gains
-//! by passing them on: the node that could sign listens at no other place.
+//! The caller sends 32 bytes and the node 64. Then the connection belongs to the protocol. A relay gains nothing: the
+//! node that could sign listens at no other address.
 
 use std::{io, time::Duration};
 
@@ -26,7 +26,7 @@ fn statement(node_id: &NodeId, nonce: &[u8; NONCE_BYTES]) -> Vec<u8> {
     text
 }
 
-/// The controller's side.
+/// Verifies the proof, on the controller's side.
 pub async fn demand(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     node_id: &NodeId,
@@ -50,7 +50,7 @@ fn not_the_node(node_id: &NodeId) -> io::Error {
     )
 }
 
-/// The node's side.
+/// Sends the proof, on the node's side.
 pub(super) async fn show(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     node_id: &NodeId,

@@ -1,10 +1,10 @@
-//! Places for the connections of one server, shared out before anything is known of a caller.
+//! Places for the connections of one server, assigned before anything is known about a caller.
 //!
-//! A connection is unproven until a call on it was authenticated. Unproven connections are counted by
-//! network, and make way: where a network has its share, its oldest one is closed, so that a caller that
-//! opens many and says nothing keeps others out for a moment at most. One on which a call was made is left a
-//! moment to go on: of a thousand nodes that come back at once behind one address, all would otherwise be closed in
-//! the middle of their attestation. Proven connections are counted by node.
+//! A connection is unproven until a call on it was authenticated. Unproven connections are counted by network and
+//! evicted. When a network has used its share, its oldest connection is closed. A caller that opens many silent
+//! connections therefore blocks others only briefly. A connection with a recent call is kept for a moment. Otherwise a
+//! thousand nodes that reconnect behind one address would be closed during their attestation. Proven connections are
+//! counted by node.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -27,24 +27,24 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::descriptors;
 
-/// A node needs one or two.
+/// Maximum number of connections. A node needs one or two.
 const CONNECTIONS_MAX: usize = 2048;
-/// Unproven connections may take one place in so many: the others are the members'.
+/// Unproven connections may use one place in this many; the other places are for members.
 const UNPROVEN_SHARE: usize = 4;
-/// Many nodes may stand behind one address and come back at once.
+/// Many nodes may be behind one address and reconnect at once.
 const PER_NETWORK_MAX: usize = 128;
-/// A node renews its connection before it closes the older one; a few calls may go on meanwhile.
+/// A node renews its connection before it closes the older one; a few calls may continue meanwhile.
 const PER_NODE_MAX: usize = 8;
-/// Time of an attestation and a first sealed call on a slow line.
+/// Time for an attestation and a first sealed call on a slow line.
 const ATTESTATION_TIME: Duration = Duration::from_secs(2);
 /// A node attests and makes its first sealed call within a second or two.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
-/// Calls at a time on a connection: an attestation is two, one after the other.
+/// Concurrent calls on an unproven connection; an attestation consists of two consecutive calls.
 const UNPROVEN_CALLS_MAX: usize = 8;
-/// Calls at a time of a caller with a sound token. Streams count until they begin.
+/// Concurrent calls of a caller with a valid token. Streams count until they begin.
 const KNOWN_CALLS_MAX: usize = 32;
 
-/// One customer of an IPv6 network has a /64 to choose addresses from.
+/// Returns the network of an address. One IPv6 customer has a /64 to choose addresses from.
 pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -61,10 +61,10 @@ pub(super) fn network_of(address: IpAddr) -> IpAddr {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    /// Ordered by age.
+    /// Unproven connections, ordered by age.
     unproven: BTreeMap<u64, Unproven>,
     networks: HashMap<IpAddr, BTreeSet<u64>>,
-    /// Proven connections; by node, where one has proven itself.
+    /// Proven connections, with the node that proved its identity, if any.
     proven: HashMap<u64, Option<NodeId>>,
     nodes: HashMap<NodeId, BTreeMap<u64, CancellationToken>>,
 }
@@ -78,7 +78,7 @@ struct Unproven {
 }
 
 impl Unproven {
-    /// Whether it must not make way yet.
+    /// Returns whether the connection is attesting and must not be evicted yet.
     fn attests(&self) -> bool {
         self.has_called.load(Ordering::Relaxed) && self.opened_at.elapsed() < ATTESTATION_TIME
     }
@@ -96,7 +96,7 @@ impl State {
         Some(cut)
     }
 
-    /// Closes the oldest unproven connection of a network, or of all, that may make way.
+    /// Closes the oldest evictable unproven connection of a network, or of all networks.
     fn make_way(&mut self, network: Option<IpAddr>) {
         let is_candidate =
             |open: &Unproven| network.is_none_or(|network| open.network == network) && !open.attests();
@@ -141,7 +141,7 @@ impl Places {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more connection. None where proven ones have them all, or those that attest just now.
+    /// Returns a place for one more connection. `None` if proven or attesting connections use all places.
     pub fn admit(&self, from: IpAddr) -> Option<Proven> {
         let network = network_of(from);
         let mut state = self.lock();
@@ -169,7 +169,7 @@ impl Places {
     }
 }
 
-/// One connection's place, until it is dropped.
+/// Place of one connection, until it is dropped.
 #[derive(Debug)]
 struct Place {
     number: u64,
@@ -181,7 +181,7 @@ struct Place {
 impl Place {
     fn prove(&self, node_id: Option<&NodeId>) {
         let mut state = self.places.lock();
-        // Closed meanwhile to make way.
+        // Evicted meanwhile.
         if state.forget_unproven(self.number).is_none() {
             return;
         }
@@ -212,7 +212,7 @@ struct Standing {
     place: Option<Place>,
 }
 
-/// Whether a call on the connection was proven. Every clone speaks of the same connection.
+/// Records whether a call on the connection was authenticated. All clones share the connection's state.
 #[derive(Debug, Clone)]
 pub struct Proven(Arc<Standing>);
 
@@ -232,7 +232,7 @@ impl Proven {
         }))
     }
 
-    /// A call was authenticated. `node_id`: by a node, not by an operator.
+    /// Records that a call was authenticated. `node_id` is set for a node, and `None` for an operator.
     pub fn set(&self, node_id: Option<&NodeId>) {
         if !self.0.is_proven.swap(true, Ordering::AcqRel)
             && let Some(place) = &self.0.place
@@ -245,7 +245,7 @@ impl Proven {
         self.0.is_proven.load(Ordering::Acquire)
     }
 
-    /// Calls that may be under way on the connection, on which one begins.
+    /// Returns the semaphore for concurrent calls on the connection.
     pub(super) fn calls(&self, is_known: bool) -> Arc<Semaphore> {
         if let Some(place) = &self.0.place {
             place.has_called.store(true, Ordering::Relaxed);
@@ -253,12 +253,12 @@ impl Proven {
         if is_known { self.0.known_calls.clone() } else { self.0.unproven_calls.clone() }
     }
 
-    /// Resolves when the connection must make way.
+    /// Resolves when the connection must be closed.
     pub(super) fn cut(&self) -> CancellationToken {
         self.0.place.as_ref().map(|place| place.cut.clone()).unwrap_or_default()
     }
 
-    /// Returns what ends the connection, and starts the time in which it must be proven.
+    /// Returns the watch that ends the connection, and starts its time limit for authentication.
     pub(super) fn watch(&self) -> ProofWatch {
         self.watch_for(PROOF_TIMEOUT)
     }
@@ -272,7 +272,7 @@ impl Proven {
     }
 }
 
-/// Ends a connection that must make way, or on which nothing was proven in time.
+/// Ends a connection that is evicted, or on which nothing was authenticated in time.
 pub(super) struct ProofWatch {
     proven: Proven,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -284,7 +284,7 @@ impl ProofWatch {
         &self.proven
     }
 
-    /// Ready when the connection is to end.
+    /// Ready when the connection has to end.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());

@@ -1,5 +1,5 @@
-//! Errors on the wire: a gRPC status that any client understands, with our code as its machine-readable
-//! reason (`google.rpc.ErrorInfo`).
+//! Errors on the wire: a gRPC status that any client understands. The error code is its machine-readable reason
+//! (`google.rpc.ErrorInfo`).
 
 use std::collections::HashMap;
 
@@ -54,24 +54,24 @@ const fn grpc_code(code: ErrorCode) -> Code {
     }
 }
 
-/// Marks the error of a call for which no connection could be opened: the node has not heard of it.
+/// Marks the error of a call for which no connection could be opened: the node never received it.
 #[derive(Debug, thiserror::Error)]
 #[error("no connection could be opened")]
 pub struct NotSent;
 
-/// Whether the call that failed with this error may have reached the other side.
+/// Returns whether the call that failed with this error may have reached the other side.
 pub fn may_have_arrived(error: &Error) -> bool {
     !std::error::Error::source(error).is_some_and(|source| source.is::<NotSent>())
 }
 
-/// Whether a status was made on this side because no connection could be opened.
+/// Returns whether a status was made on this side because no connection could be opened.
 fn is_not_sent(status: &Status) -> bool {
     let first = std::error::Error::source(status);
     std::iter::successors(first, |cause| cause.source())
         .any(|cause| cause.is::<tonic::ConnectError>() || cause.is::<NotSent>())
 }
 
-/// The source stays here: it is logged, never sent.
+/// Converts an error to a status. The error's source is logged here and never sent.
 pub fn to_status(error: &Error) -> Status {
     let mut metadata = HashMap::new();
     if let Some(remedy) = error.remedy_text() {
@@ -97,7 +97,7 @@ pub fn from_status(status: &Status) -> Error {
         Code::FailedPrecondition | Code::Aborted => ErrorCode::FailedPrecondition,
         Code::DeadlineExceeded => ErrorCode::Timeout,
         Code::Unimplemented => ErrorCode::NotOffered,
-        // A connection that breaks shows as Unknown, Cancelled or Internal, too.
+        // A broken connection also shows as Unknown, Cancelled or Internal.
         Code::Ok | Code::Cancelled | Code::Unknown | Code::Unavailable | Code::Internal | Code::DataLoss => {
             ErrorCode::Unavailable
         }
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_crosses_the_wire_with_its_remedy_and_without_its_source() {
+    fn every_code_keeps_its_remedy_and_loses_its_source() {
         for code in ErrorCode::ALL {
             let error = Error::new(*code, "what").remedy("do").source(std::io::Error::other("inner"));
             let status = to_status(&error);

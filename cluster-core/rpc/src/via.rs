@@ -1,5 +1,5 @@
-//! Who may speak on a connection, judged by how it came in. What a call says of itself is judged
-//! by its envelope.
+//! Checks which node may call on a connection, by the kind of the connection. The envelope checks the claims of a call
+//! itself.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -14,18 +14,18 @@ use tonic::Request;
 
 use super::places::Proven;
 
-/// How far the caller has come.
+/// Progress of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Proving who it is: it may have no certificate yet.
+    /// Proving its identity; it may not have a certificate yet.
     Attesting,
-    /// A member, which has one.
+    /// A member, which has a certificate.
     Admitted,
 }
 
 pub fn entered<T>(request: &Request<T>) -> Entered {
-    // The server sets it on every connection; without it nothing is known: a caller under TLS that has
-    // shown nothing may do the least.
+    // The server sets it on every connection. Otherwise nothing is known, and the least privilege applies: a TLS caller
+    // without a certificate.
     let unknown = || Entered {
         via: Via::Tls { from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), names: None },
         proven: Proven::default(),
@@ -33,7 +33,7 @@ pub fn entered<T>(request: &Request<T>) -> Entered {
     request.extensions().get::<Entered>().cloned().unwrap_or_else(unknown)
 }
 
-/// Whether this node may speak here.
+/// Checks that this node may call on the connection.
 pub fn check(via: &Via, node_id: &NodeId, stage: Stage) -> Result<()> {
     match via {
         Via::Link(owner) if owner != node_id => Err(Error::new(
@@ -45,7 +45,7 @@ pub fn check(via: &Via, node_id: &NodeId, stage: Stage) -> Result<()> {
                 "attest with a certificate request, then connect with the certificate that comes back",
             ))
         }
-        // Byte by byte: a wildcard is a name like any other.
+        // Compared byte by byte: a wildcard is an ordinary name.
         Via::Tls { names: Some(names), .. } if !names.iter().any(|name| name == node_id.as_str()) => {
             Err(Error::new(ErrorCode::NotYours, format!("the certificate shown is not {node_id}'s"))
                 .remedy("a node's certificate holds its id as a DNS name in the subject alternative name"))

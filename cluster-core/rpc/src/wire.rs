@@ -1,17 +1,17 @@
-//! What both ends of a connection have in common: how a byte stream is had, and its bounds.
+//! Definitions for both ends of a connection: opening a byte stream, and its limits.
 
 use std::{io, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Input, manifest and envelope of the largest order fit.
+/// Size limit of a message. Input, manifest and envelope of the largest order fit.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Both ends: a connection that is gone without a word is noticed within 15 s.
+/// Interval for both ends. A silently lost connection is noticed within 15 s.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A byte stream to a peer, whatever it runs over.
+/// Byte stream to a peer, over any transport.
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
@@ -21,5 +21,5 @@ impl std::fmt::Debug for dyn Wire {
     }
 }
 
-/// Opens a byte stream, to one peer.
+/// Opens a byte stream to one peer.
 pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Wire>>> + Send + Sync>;

@@ -42,12 +42,12 @@ impl WorkerClient {
         Self { controller_id, channel: PacedChannel::new(dial) }
     }
 
-    /// Returns the connection under the calls.
+    /// Returns the connection of the calls.
     pub fn channel(&self) -> PacedChannel {
         self.channel.clone()
     }
 
-    /// Starts an order or attaches to it; events follow, from a number on.
+    /// Starts an order or attaches to it. Returns its events from a number on.
     pub async fn forward(
         &self,
         sealer: &Sealer,
@@ -105,7 +105,7 @@ impl WorkerClient {
         Ok(answer.cancelling)
     }
 
-    /// Asks for a heartbeat now.
+    /// Requests a heartbeat now.
     pub async fn nudge(&self, sealer: &Sealer) -> Result<()> {
         let inner = agent::NudgeInner { seal: None };
         let request = sealer.seal(inner, |e| agent::NudgeRequest { envelope: Some(e) })?;
@@ -113,7 +113,7 @@ impl WorkerClient {
         Ok(())
     }
 
-    /// False where the node keeps the configuration that it has.
+    /// Pushes a configuration. Returns `false` if the node keeps its current configuration.
     pub async fn push_config(
         &self,
         sealer: &Sealer,
@@ -157,12 +157,12 @@ pub(super) async fn in_time<T>(
     }
 }
 
-/// Bytes of an order beside its manifest, input and secrets: token, seal, signature, image offer.
+/// Bytes of an order apart from its manifest, input and secrets: token, seal, signature, image offer.
 const ORDER_EXTRA_BYTES: usize = 16 * 1024;
-/// Bytes of a variable beside its name and value.
+/// Bytes of a variable apart from its name and value.
 const VARIABLE_EXTRA_BYTES: usize = 16;
 
-/// Refuses a submission whose order no message carries. `secret_bytes` counts the values of its secrets.
+/// Rejects a submission whose order fits into no message. `secret_bytes` counts the values of its secrets.
 pub fn check_order_fits(manifest: &Manifest, input: &str, secret_bytes: usize) -> Result<()> {
     let json = serde_json::to_string(manifest)
         .map_err(|e| Error::internal("a manifest cannot be written").source(e))?;
@@ -177,7 +177,7 @@ pub fn check_order_fits(manifest: &Manifest, input: &str, secret_bytes: usize) -
     .remedy("send large data as a workspace, or fewer variables"))
 }
 
-/// Refuses an order that no connection carries, before it looks like a node that is away.
+/// Rejects an order that is too large to send; otherwise the node would seem unreachable.
 fn check_order_size(request: &pb::ForwardExecutionRequest) -> Result<()> {
     let bytes = request.encoded_len();
     if bytes <= MESSAGE_BYTES_MAX {
@@ -200,7 +200,7 @@ mod tests {
         check_order_fits(&manifest, "", 100 * 1024).unwrap();
         let error = check_order_fits(&manifest, "", 100 * 60 * 1024).unwrap_err();
         assert_eq!(error.code(), aegis_types::error::ErrorCode::InvalidArgument);
-        // The largest input and arguments of plain text fit; their escapes may not.
+        // The largest plain-text input and arguments fit; their escapes may not.
         let largest = |byte: &str| {
             let words = vec![byte.repeat(100 * 1024); 10];
             let request =

@@ -1,7 +1,7 @@
-//! Who we are to a host: one key file, or the agent and the default identities.
+//! Authenticates to a host: with one key file, or with the agent and the default identities.
 //!
-//! A private key is read through one file descriptor after its place, kind, owner and mode were
-//! checked; its content never stands in an error.
+//! A private key is read through one file descriptor after its path, type, owner and mode were checked. Its content
+//! never appears in an error.
 
 use std::{
     fs::File,
@@ -43,7 +43,7 @@ pub const DEFAULT_IDENTITIES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
 #[derive(Debug, Default)]
 struct Tried {
     notes: Vec<String>,
-    /// Keys that were offered to the host: hosts bound these, not the other notes.
+    /// Number of keys offered to the host. Hosts limit this number, not the other notes.
     attempts: usize,
 }
 
@@ -58,7 +58,7 @@ impl Tried {
     }
 }
 
-/// One attempt's outcome; a broken connection is not a refusal.
+/// Outcome of one attempt. A broken connection is not a rejection.
 enum Attempt {
     In,
     Refused(String),
@@ -89,7 +89,7 @@ pub(super) async fn authenticate(
         None => None,
     };
     let named = credentials.identity_files.as_deref().map(public_halves);
-    // Of the agent's keys those that are named come first: hosts bound the attempts.
+    // Named keys of the agent come first, since hosts limit the attempts.
     if let Some(agent) = &mut agent {
         let first = agent.take(|key| named.as_ref().is_none_or(|named| named.contains(key.key_data())));
         if with_agent(handle, target, agent, first, &mut tried).await? {
@@ -130,7 +130,7 @@ fn identity_files(credentials: &Credentials) -> Vec<PathBuf> {
     }
 }
 
-/// Of each named file the `.pub` beside it, or itself when it is one: a key may live in an agent only.
+/// Reads the `.pub` file of each named file, or the file itself if it is one: a key may exist only in an agent.
 fn public_halves(files: &[PathBuf]) -> Vec<KeyData> {
     let public = |path: &PathBuf| {
         let mut name = path.clone().into_os_string();
@@ -144,7 +144,7 @@ fn public_halves(files: &[PathBuf]) -> Vec<KeyData> {
     files.iter().filter_map(public).collect()
 }
 
-/// With a key file: first its certificates, then the key alone.
+/// Authenticates with a key file: first with its certificates, then with the key alone.
 async fn with_file(
     handle: &mut Handle<ClientHandler>,
     target: &SshTarget,
@@ -192,7 +192,7 @@ async fn with_key(
     }
 }
 
-/// An agent and what of it was not tried yet.
+/// An agent and its keys that were not tried yet.
 struct AgentKeys {
     client: AgentClient<UnixStream>,
     left: Vec<AgentIdentity>,
@@ -225,7 +225,7 @@ impl AgentKeys {
     }
 }
 
-/// Whether one of these keys of the agent let us in.
+/// Returns whether one of these keys of the agent was accepted.
 async fn with_agent(
     handle: &mut Handle<ClientHandler>,
     target: &SshTarget,
@@ -262,7 +262,7 @@ async fn with_agent(
     Ok(false)
 }
 
-/// Without a hash the signature is SHA-1, which today's sshd refuses.
+/// Returns the hash for RSA. Without a hash the signature is SHA-1, which current sshd rejects.
 async fn rsa_hash(
     handle: &Handle<ClientHandler>,
     target: &SshTarget,

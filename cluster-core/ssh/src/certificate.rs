@@ -1,4 +1,4 @@
-//! User certificates: the files that may lie beside a key, and the signature that goes with one.
+//! User certificates: the files next to a key, and the signature for a certificate.
 
 use std::{
     fs::File,
@@ -16,15 +16,15 @@ use crate::credentials::Credentials;
 /// A certificate with hundreds of principals has some 20 KiB.
 const FILE_BYTES_MAX: u64 = 128 * 1024;
 
-/// The certificates for a key: the one beside it, then those that the ssh configuration names. What
-/// cannot be read as one is passed over, as ssh does.
+/// Returns the certificates of a key: the file next to the key, then those named by the ssh configuration. Files that
+/// are not certificates are skipped, as in ssh.
 pub(super) fn for_key(path: &Path, key: &PrivateKey, credentials: &Credentials) -> Vec<Certificate> {
     let beside = beside(path).filter(|path| path.exists());
     let read = beside.iter().chain(&credentials.certificate_files).filter_map(|path| read(path));
     read.filter(|certificate| certificate.public_key() == key.public_key().key_data()).collect()
 }
 
-/// `id_ed25519` has `id_ed25519-cert.pub`.
+/// Returns the certificate's path: `id_ed25519-cert.pub` for `id_ed25519`.
 fn beside(key: &Path) -> Option<PathBuf> {
     let mut name = key.file_name()?.to_owned();
     name.push("-cert.pub");
@@ -37,7 +37,7 @@ fn read(path: &Path) -> Option<Certificate> {
     Certificate::from_openssh(text.trim()).ok()
 }
 
-/// Signs with a key in our hands; RSA as rsa-sha2-512, which russh's own way does not.
+/// Signs with a private key in memory. RSA uses rsa-sha2-512, unlike russh's own signer.
 pub(super) struct KeySigner<'a>(pub &'a PrivateKey);
 
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
-//! Running one command on a channel. A task of its own always reads the channel to its end, because
-//! one unread channel stops the whole connection; it ends with the command, its time limit, or its
-//! caller, and closes the channel, because a merely dropped one stays open on the host.
+//! Runs one command on a channel. A separate task always reads the channel to its end, because one unread channel
+//! blocks the whole connection. The task ends with the command, its time limit, or its caller. It closes the channel
+//! explicitly, because a dropped channel stays open on the host.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// What is kept of each output stream of a script; the rest is read and dropped.
+/// Limit of each output stream of a script; further output is read and dropped.
 pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
 /// SSH_EXTENDED_DATA_STDERR (RFC 4254, section 5.2).
 const EXTENDED_STDERR: u32 = 1;
 
-/// What a script did: its own output, without banners.
+/// Output of a script, without banners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScriptOutput {
     pub status: i32,
@@ -33,7 +33,7 @@ impl ScriptOutput {
     }
 }
 
-/// What goes to a command's standard input before it is closed.
+/// Standard input of a command, closed at its end.
 pub(super) enum Input {
     Bytes(Bytes),
     Reader(Box<dyn AsyncRead + Send + Unpin>),
@@ -74,7 +74,7 @@ async fn pump(
     writer.exec(true, command).await.map_err(lost)?;
     let feed = async {
         let mut stdin = writer.make_writer();
-        // A command may end without reading all of its input: its exit status tells, not this.
+        // A command may end without reading all of its input; only its exit status matters.
         let _ = match input {
             Input::Bytes(bytes) => stdin.write_all(&bytes).await,
             Input::Reader(mut source) => tokio::io::copy(&mut source, &mut stdin).await.map(|_| ()),
@@ -126,12 +126,12 @@ fn lost(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         .source(error)
 }
 
-/// How often a held command gets a line on its standard input. It shows the command that its connection
-/// lives: one that is cut without a word brings none.
+/// Interval of lines on a held command's standard input. They show the command that its connection is alive: a silently
+/// lost connection delivers no lines.
 const BEAT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A command that stays while this lives (it holds a lock, say). Its standard input is kept open, brings an
-/// empty line every [`BEAT_INTERVAL`], and closes with the channel, so it ends with the connection as well.
+/// Command that runs while this value lives, for example to hold a lock. Its standard input stays open and receives an
+/// empty line every [`BEAT_INTERVAL`]. The input closes with the channel, so the command also ends with the connection.
 #[derive(Debug)]
 pub struct Held {
     _ends_it: DropGuard,
@@ -139,14 +139,14 @@ pub struct Held {
 }
 
 impl Held {
-    /// Whether the command is over, be it by itself or with the connection.
+    /// Returns whether the command has ended, by itself or with the connection.
     pub fn has_ended(&self) -> bool {
         self.ended.is_cancelled()
     }
 }
 
-/// Starts a command and returns with what it printed up to and including the line `until` (or to its
-/// end, if it ended instead).
+/// Starts a command and returns its output up to and including the line `until`, or all output if the command ended
+/// first.
 pub(super) async fn hold(
     channel: Channel<Msg>,
     slot: OwnedSemaphorePermit,
@@ -191,7 +191,7 @@ async fn watch_held(
         let message = tokio::select! {
             message = reader.wait() => message,
             _ = beat.tick(), if tell.is_none() => {
-                // A full window must not keep the channel from being read.
+                // A full window must not prevent reads of the channel.
                 let _ = tokio::time::timeout(BEAT_INTERVAL, writer.data(&b"\n"[..])).await;
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Places on the host that lead here, and channels to places on the host.
+//! Listening ends on the host, and channels to ends on the host.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{HostEnd, endpoint::LOOPBACK};
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 impl Connection {
-    /// A channel to a place on the host.
+    /// Opens a channel to an end on the host.
     pub async fn open_channel(&self, end: &HostEnd) -> Result<SshStream> {
         match end {
             HostEnd::Socket(path) => {
@@ -23,8 +23,8 @@ impl Connection {
         }
     }
 
-    /// Has the host listen there and hands every connection to `taker`; when it is full, new
-    /// connections are refused. A stale socket file must be gone before.
+    /// Makes the host listen at an end, and sends every connection to `taker`. If `taker` is full, new connections are
+    /// rejected. A stale socket file must be removed before.
     pub async fn listen(&self, end: &HostEnd, taker: mpsc::Sender<SshStream>) -> Result<()> {
         lock(self.forwards())?.insert(end.clone(), taker);
         let asked = async {
@@ -45,7 +45,7 @@ impl Connection {
         Err(error)
     }
 
-    /// The same at a port that the host chooses.
+    /// Listens at a port that the host chooses.
     pub async fn listen_somewhere(&self, taker: mpsc::Sender<SshStream>) -> Result<HostEnd> {
         let port = match timeout(REQUEST_LIMIT, self.handle().tcpip_forward(LOOPBACK, 0)).await {
             Ok(Ok(port)) => u16::try_from(port).map_err(|_| Error::internal("a port above 65535"))?,
@@ -73,7 +73,7 @@ impl Connection {
         }
     }
 
-    /// sshd does not say whether it may not, or cannot.
+    /// Returns the error of a rejected request. sshd does not say whether forwarding is forbidden or impossible.
     fn denied(&self, end: &HostEnd) -> Error {
         let host = &self.target().host;
         let refused = |why: String| Error::new(ErrorCode::HostCheckFailed, why);

@@ -1,5 +1,5 @@
-//! What a host may ask of us on a connection: to be recognised, to open channels where we asked it to
-//! listen for us, and nothing else.
+//! Handler of a host's requests on a connection. It checks the host key, accepts channels of requested forwards, and
+//! rejects everything else.
 
 use std::{
     collections::HashMap,
@@ -23,17 +23,17 @@ use crate::{
     endpoint::{HostEnd, LOOPBACK},
 };
 
-/// Where the host listens for us, and who takes the connections.
+/// Listening ends on the host, with the receivers of their connections.
 pub(super) type Forwards = Arc<Mutex<HashMap<HostEnd, mpsc::Sender<SshStream>>>>;
 
-/// How the key is judged: by rules, or only looked at (for `aegis host approve`).
+/// Check of the host key: by the rules, or only recorded (for `aegis host approve`).
 #[derive(Debug, Clone)]
 pub(super) enum KeyCheck {
     Rules(Arc<HostKeyRules>),
     LookOnly,
 }
 
-/// What the key exchange found, read by whoever opened the connection.
+/// Result of the key exchange, read by the opener of the connection.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub key: Option<PublicKey>,
@@ -46,12 +46,12 @@ pub(super) struct ClientHandler {
     pub check: KeyCheck,
     pub seen: Arc<Mutex<Seen>>,
     pub forwards: Forwards,
-    /// Dropped with the session's task, so that its end is noticed however it comes.
+    /// Dropped with the session's task, so that its end is always noticed.
     pub closed: watch::Sender<Option<String>>,
 }
 
 impl ClientHandler {
-    /// Never waits: this runs on the session's own loop.
+    /// Never blocks: this runs on the session's own loop.
     async fn forwarded(
         &self,
         end: HostEnd,

@@ -1,5 +1,5 @@
-//! Is this the host? Decided from the pin in our store, the known_hosts files and the policy, in
-//! that order; a revoked key is refused whoever vouches for it.
+//! Verifies host keys by the stored pin, the known_hosts files and the policy, in that order. A revoked key is always
+//! rejected.
 
 use std::time::SystemTime;
 
@@ -12,18 +12,18 @@ use super::{
     target::{Endpoint, HostAddress},
 };
 
-/// What to do with a host nobody vouches for.
+/// Policy for a host whose key is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HostKeyPolicy {
-    /// A person approves it first.
+    /// A person must approve the host first.
     #[default]
     Strict,
-    /// Take it, and pin it from then on.
+    /// Accept the key, and pin it from then on.
     AcceptNew,
 }
 
-/// A host's public key as it is pinned, shown and compared.
+/// Host key in the form in which it is pinned, shown and compared.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct HostKey {
     /// `ssh-ed25519 AAAA…`
@@ -52,17 +52,17 @@ pub fn fingerprint(key: &PublicKey) -> String {
     key.fingerprint(HashAlg::Sha256).to_string()
 }
 
-/// Everything the decision needs.
+/// Inputs of the decision.
 #[derive(Debug, Clone, Default)]
 pub struct HostKeyRules {
     pub pinned: Option<HostKey>,
     pub known: KnownHosts,
     pub policy: HostKeyPolicy,
-    /// Said with the refusal of an unknown key: what would have admitted it, and does not.
+    /// Setting that would have accepted the key but is ignored; mentioned in the rejection of an unknown key.
     pub unheeded: Option<String>,
 }
 
-/// The key is the host's; `New` means that the policy took it and that it must be pinned now.
+/// Accepted key. `New` means that the policy accepted the key and that it must be pinned now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
     Pinned,
@@ -94,8 +94,8 @@ impl HostKeyRules {
         }
     }
 
-    /// A certificate counts where nothing is pinned and an authority of known_hosts vouches for it;
-    /// else its key is judged like any other. A revoked authority vouches for nobody.
+    /// Decides on a host certificate. It counts if no key is pinned and an authority of known_hosts signed it.
+    /// Otherwise its key is judged as a plain key. A revoked authority does not count.
     pub fn decide_certificate(&self, host: &Endpoint, offered: &Certificate) -> Result<Accepted> {
         let key = PublicKey::from(offered.public_key().clone());
         let verdict = |key: &PublicKey| self.known.verdict(host.address.as_str(), host.port, key);
@@ -108,7 +108,7 @@ impl HostKeyRules {
         }
     }
 
-    /// Empty where a certificate would not count: then none is asked for.
+    /// Returns the authorities for a host. Empty if a certificate would not count, so that no certificate is requested.
     pub fn authorities(&self, host: &Endpoint) -> Vec<&PublicKey> {
         match self.pinned {
             Some(_) => Vec::new(),
@@ -116,7 +116,7 @@ impl HostKeyRules {
         }
     }
 
-    /// Key types to ask for first: those by which the host is known.
+    /// Returns the key types to request first: those of the known keys.
     pub fn preferred(&self, host: &Endpoint) -> Vec<Algorithm> {
         match self.pinned.as_ref().and_then(|pinned| pinned.parsed().ok()) {
             Some(pinned) => vec![pinned.algorithm()],
@@ -125,7 +125,7 @@ impl HostKeyRules {
     }
 }
 
-/// How a person names this host to `aegis host`.
+/// Returns the name of this host as an argument of `aegis host`.
 pub fn host_argument(host: &HostAddress, port: u16) -> String {
     if port == super::target::SSH_PORT_DEFAULT { host.to_string() } else { format!("{host} --port {port}") }
 }

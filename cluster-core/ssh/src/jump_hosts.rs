@@ -1,5 +1,5 @@
-//! Connections to jump hosts, shared by all that goes through them. A server bounds how many may log in at a time
-//! (`MaxStartups`), and after a start of the controller every link of a fleet comes at once.
+//! Connections to jump hosts, shared by all connections through them. A server limits concurrent logins
+//! (`MaxStartups`), and all links of a fleet connect at once when the controller starts.
 
 use std::{
     collections::HashMap,
@@ -75,11 +75,11 @@ impl Failed {
 }
 
 impl JumpHosts {
-    /// Returns the connection at the end of a way, opened by `open` where none stands. Callers that come at once share
-    /// one attempt and its failure.
+    /// Returns the connection at the end of a way, opened by `open` if there is no usable connection. Concurrent
+    /// callers share one attempt and its failure.
     ///
-    /// `pinned` returns the key that is pinned to the host now. A connection that stands is not used where it has
-    /// another key, or where its key was accepted by a pin that is gone.
+    /// `pinned` returns the key that is pinned to the host now. An existing connection is not reused if it has another
+    /// key, or if its key was accepted by a removed pin.
     pub async fn connect(
         &self,
         way: Way,

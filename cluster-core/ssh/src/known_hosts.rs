@@ -1,7 +1,7 @@
-//! What known_hosts files say about a host's key, with OpenSSH's meaning: hashed names, patterns,
-//! negation, `[host]:port`, `@revoked`, tabs. Lines that cannot be read are skipped, as OpenSSH does.
+//! Parses known_hosts files with OpenSSH's semantics: hashed names, patterns, negation, `[host]:port`, `@revoked`,
+//! tabs. Lines that cannot be read are skipped, as in OpenSSH.
 //!
-//! The line's format is ssh-key's; matching names is ours, since no library does it.
+//! The line format is parsed by ssh-key; name matching is implemented here, since no library provides it.
 
 use std::{io::Read, path::Path};
 
@@ -14,15 +14,15 @@ use russh::keys::{
 
 use super::target::SSH_PORT_DEFAULT;
 
-/// A known_hosts file of 4 MiB names some 20,000 hosts; a larger one is something else.
+/// A known_hosts file of 4 MiB names some 20,000 hosts; a larger file is something else.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// What the files say about one key of one host.
+/// Verdict of the files on one key of one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Known,
     Unknown,
-    /// The host is known by another key, be it of the same type or not.
+    /// The host is known with another key, of any type.
     Changed {
         known: Vec<PublicKey>,
     },
@@ -40,8 +40,8 @@ impl KnownHosts {
         Self { entries: text.lines().filter_map(parse_line).collect() }
     }
 
-    /// A missing file holds nothing; one that cannot be read is an error, since a revocation might
-    /// stand in it.
+    /// Reads the files. A missing file is empty. A file that cannot be read is an error, since it might contain a
+    /// revocation.
     pub fn read(paths: &[impl AsRef<Path>]) -> Result<Self> {
         let mut all = Self::default();
         for path in paths {
@@ -66,8 +66,8 @@ impl KnownHosts {
         if by_port != Verdict::Unknown || port == SSH_PORT_DEFAULT {
             return by_port;
         }
-        // OpenSSH accepts the key noted without a port for any port, but another key noted without
-        // one says nothing about this port.
+        // OpenSSH accepts a key recorded without a port for any port. Another key recorded without a port says nothing
+        // about this port.
         match self.verdict_for_name(&lookup_name(host, SSH_PORT_DEFAULT), key) {
             Verdict::Known => Verdict::Known,
             Verdict::Revoked => Verdict::Revoked,
@@ -75,8 +75,8 @@ impl KnownHosts {
         }
     }
 
-    /// The key types known for a host: asked for first, so that a host with several keys offers the
-    /// one that is known.
+    /// Returns the known key types of a host. They are requested first, so that a host with several keys offers the
+    /// known key.
     pub fn key_types(&self, host: &str, port: u16) -> Vec<Algorithm> {
         let names = [lookup_name(host, port), lookup_name(host, SSH_PORT_DEFAULT)];
         let mut types = Vec::new();
@@ -90,7 +90,7 @@ impl KnownHosts {
         types
     }
 
-    /// The keys that may sign certificates for a host.
+    /// Returns the keys that may sign certificates for a host.
     pub fn authorities(&self, host: &str, port: u16) -> Vec<&PublicKey> {
         let names = [lookup_name(host, port), lookup_name(host, SSH_PORT_DEFAULT)];
         let named = |entry: &&Entry| names.iter().any(|name| matches(entry.host_patterns(), name));
@@ -105,7 +105,7 @@ impl KnownHosts {
             let same = entry.public_key().key_data() == key.key_data();
             match entry.marker() {
                 Some(Marker::Revoked) if same => return Verdict::Revoked,
-                // A CA's key vouches for certificates; offered as a host key it proves nothing.
+                // A CA's key signs certificates; offered as a host key it proves nothing.
                 Some(Marker::Revoked | Marker::CertAuthority) => {}
                 None if same => found = true,
                 None => known.push(entry.public_key().clone()),
@@ -124,8 +124,8 @@ fn unreadable(path: &Path, why: &str) -> Error {
         .remedy("make it readable, or name another one in spec.deploy.known_hosts")
 }
 
-/// ssh-key's parser wants single spaces; OpenSSH takes any run of blanks, and only a line's
-/// beginning makes it a comment.
+/// Parses a line. ssh-key's parser needs single spaces, while OpenSSH accepts any run of blanks. Only `#` at the start
+/// of a line makes it a comment.
 fn parse_line(line: &str) -> Option<Entry> {
     let fields: Vec<&str> = line.split([' ', '\t', '\r']).filter(|field| !field.is_empty()).collect();
     let first = fields.first()?;
@@ -151,7 +151,7 @@ fn matches(patterns: &HostPatterns, name: &str) -> bool {
     }
 }
 
-/// A list matches if one of its patterns does and no negated one does.
+/// Returns whether a pattern matches and no negated pattern does.
 pub fn matches_any<'a>(patterns: impl Iterator<Item = &'a str>, name: &str) -> bool {
     let mut matched = false;
     for pattern in patterns {
@@ -164,7 +164,7 @@ pub fn matches_any<'a>(patterns: impl Iterator<Item = &'a str>, name: &str) -> b
     matched
 }
 
-/// `*` and `?`; linear in the product of both lengths, whatever the pattern.
+/// Matches `*` and `?`. Linear in the product of both lengths, for any pattern.
 pub(super) fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn another_type_for_a_known_host_is_a_change_and_its_known_type_is_preferred() {
+    fn key_of_another_type_is_a_change_and_known_type_preferred() {
         let file = format!("edge1 {P256}\n");
         assert!(matches!(verdict(&file, "edge1", 22, A), Verdict::Changed { known } if known.len() == 1));
         assert_eq!(KnownHosts::parse(&file).key_types("edge1", 22), vec![key(P256).algorithm()]);

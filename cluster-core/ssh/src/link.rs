@@ -1,4 +1,4 @@
-//! The standing connection of a node: one supervisor task per link, owned by its [`LinkHandle`].
+//! Standing connection of a node: one supervisor task per link, owned by its [`LinkHandle`].
 //!
 //! It keeps the connection up (backoff with jitter, for ever), has the host listen at the controller's
 //! end and hands each of its connections over with the id of its node, and opens
@@ -33,25 +33,25 @@ use crate::endpoint::HostEnd;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// A connection that lived this long starts the backoff anew.
+/// Age at which a connection resets the backoff.
 const STEADY_AFTER: Duration = Duration::from_secs(60);
-/// A worker opens one connection, and one more while it replaces it.
+/// A worker opens one connection, and a second one while it replaces the first.
 const FORWARDED_PENDING_MAX: usize = 4;
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// Opens a connection to the link's host, with the host key rules of that moment.
+/// Opens a connection to the link's host, with the current host key rules.
 pub type Dialer = Arc<dyn Fn() -> BoxFuture<'static, Result<Connection>> + Send + Sync>;
 
 #[derive(Debug, Clone)]
 pub struct LinkSettings {
     pub node: NodeId,
-    /// Forwarded to us.
+    /// End that is forwarded to the controller.
     pub controller_end: HostEnd,
-    /// Where the node listens.
+    /// End at which the node listens.
     pub node_end: HostEnd,
-    /// On the host: process and owner of the session that holds the forward.
+    /// File on the host with process and owner of the session that holds the forward.
     pub session_note: String,
-    /// Only a session noted by this owner is ended (the cluster's id, say).
+    /// Owner of sessions that may be ended, for example the cluster's id.
     pub owner: String,
 }
 
@@ -64,7 +64,7 @@ pub enum LinkState {
 }
 
 impl LinkState {
-    /// Returns why the link is down.
+    /// Returns the reason why the link is down.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Connecting | Self::Up { .. } => None,
@@ -89,8 +89,8 @@ impl fmt::Debug for LinkHandle {
 }
 
 impl LinkHandle {
-    /// Starts the supervisor, with an open connection if there is one. Inbound connections go to
-    /// `inbound`; while it is full the host's side is refused rather than queued.
+    /// Starts the supervisor, with an open connection if there is one. Inbound connections are sent to `inbound`. While
+    /// it is full, connections are rejected rather than queued.
     pub fn start(
         settings: LinkSettings,
         dialer: Dialer,
@@ -111,7 +111,7 @@ impl LinkHandle {
         Self { settings, current, state, cancel, task }
     }
 
-    /// A fresh channel to the node.
+    /// Opens a channel to the node.
     pub async fn connect_node(&self) -> io::Result<SshStream> {
         let Some(connection) = self.current.load_full() else {
             let state = self.state.borrow();
@@ -122,7 +122,7 @@ impl LinkHandle {
         connection.open_channel(&self.settings.node_end).await.map_err(io::Error::other)
     }
 
-    /// Whether anybody on the host may listen where the node should.
+    /// Returns whether other users of the host could listen in the node's place.
     pub fn is_open_to_others(&self) -> bool {
         self.settings.node_end.socket().is_none()
     }
@@ -131,8 +131,8 @@ impl LinkHandle {
         self.state.clone()
     }
 
-    /// The connection of this moment, for whoever wants to run something on the host; none where the
-    /// link has a key of its own, which may not.
+    /// Returns the current connection, to run commands on the host. Returns `None` if the link uses its own key, which
+    /// only permits forwarding.
     pub fn connection(&self) -> Option<Connection> {
         let current = self.current.load_full().map(|connection| (*connection).clone());
         current.filter(|connection| !connection.is_confined())
@@ -161,7 +161,7 @@ struct Supervisor {
     cancel: CancellationToken,
 }
 
-/// Why a connection's time was over.
+/// Reason why a connection ended.
 enum End {
     Stopped,
     Lost(Failure),
@@ -203,7 +203,7 @@ impl Supervisor {
         }
     }
 
-    /// A connection with its forward; `Err(None)` when stopped meanwhile.
+    /// Opens a connection with its forward. Returns `Err(None)` if stopped meanwhile.
     async fn establish(
         &self,
         adopted: Option<Connection>,
@@ -247,7 +247,7 @@ impl Supervisor {
         end
     }
 
-    /// Never waits: a full server must not keep the link from noticing its end.
+    /// Never blocks: a full server must not keep the link from noticing its end.
     fn hand_over(&self, io: SshStream) {
         if self.inbound.try_send((self.settings.node.clone(), io)).is_err() {
             tracing::warn!(node = %self.settings.node, "a connection over the link was refused: too many wait");

@@ -1,5 +1,5 @@
-//! How a constant script and its arguments become what one remote `sh` reads, and how its output is
-//! told from what banners and rc files print: everything before a random marker is not ours.
+//! Turns a constant script and its arguments into the input of one remote `sh`, and separates its output from banners
+//! and rc files. Output before a random marker is discarded.
 
 use std::borrow::Cow;
 
@@ -8,18 +8,18 @@ use aegis_types::error::{Error, ErrorCode, Result};
 /// Paths that non-interactive logins often lack.
 const PATH_SUFFIX: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The one place where a value is made safe for a remote shell.
+/// Quotes a value for a remote shell. The only place that does so.
 pub fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
 }
 
-/// 128 random bits: output cannot guess it.
+/// Returns a marker of 128 random bits, which output cannot guess.
 pub fn marker() -> String {
     format!("aegis-{}", uuid::Uuid::new_v4().simple())
 }
 
-/// Text for the standard input of `sh -s`. The script stands in a function, so it is parsed whole
-/// before it runs, and its own standard input is empty: no command in it can eat the rest.
+/// Returns the standard input of `sh -s`. The script is a function, so it is parsed completely before it runs. Its own
+/// standard input is empty, so no command can consume the rest of the text.
 pub fn on_stdin(script: &'static str, args: &[&str], marker: &str) -> Result<String> {
     let set = set_arguments(args)?;
     Ok(format!(
@@ -29,8 +29,8 @@ pub fn on_stdin(script: &'static str, args: &[&str], marker: &str) -> Result<Str
     ))
 }
 
-/// A command line for exec whose standard input belongs to the script (bulk data, or held open).
-/// Its arguments are visible in the host's process list: nothing secret may be among them.
+/// Returns a command line for exec whose standard input belongs to the script (bulk data, or held open). Its arguments
+/// are visible in the host's process list, so they must not contain secrets.
 pub fn on_command_line(
     shell: &'static str,
     script: &'static str,
@@ -58,7 +58,7 @@ fn set_arguments(args: &[&str]) -> Result<String> {
     Ok(format!("set -- {}", quoted.join(" ")))
 }
 
-/// Undoes the line ends of a terminal, which sudo puts between where it logs output (`log_output`).
+/// Undoes terminal line ends, which sudo inserts if it logs output (`log_output`).
 fn unix_lines<'a>(raw: &'a [u8], marker: &str) -> Cow<'a, str> {
     let text = String::from_utf8_lossy(raw);
     match text.contains(&format!("{marker}\r\n")) {
@@ -74,7 +74,7 @@ pub struct Marked {
     pub status: Option<i32>,
 }
 
-/// Cuts the script's part out of what came on standard output.
+/// Extracts the script's part of standard output.
 pub fn cut_stdout(raw: &[u8], marker: &str) -> Result<Marked> {
     let text = unix_lines(raw, marker);
     let begin = format!("\n{marker}\n");
@@ -93,7 +93,7 @@ pub fn cut_stdout(raw: &[u8], marker: &str) -> Result<Marked> {
     }
 }
 
-/// Standard error from the marker on, or all of it when the marker was cut off.
+/// Returns standard error from the marker on, or all of it if the marker was cut off.
 pub fn cut_stderr(raw: &[u8], marker: &str) -> String {
     let text = unix_lines(raw, marker);
     let begin = format!("\n{marker}\n");
@@ -103,7 +103,7 @@ pub fn cut_stderr(raw: &[u8], marker: &str) -> String {
     }
 }
 
-/// The end of a remote text as it may be shown: without control characters, bounded in lines and size.
+/// Returns the end of a remote text for display: without control characters, bounded in lines and size.
 pub fn tail(text: &str, lines_max: usize) -> String {
     const BYTES_MAX: usize = 4096;
     let clean: String =
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_reads_its_input_eats_nothing_and_exit_is_a_status() {
+    fn script_commands_read_no_script_text_and_exit_is_a_status() {
         let marker = marker();
         let input = on_stdin("cat\necho out; echo err >&2; exit 7", &[], &marker).unwrap();
         let (stdout, stderr) = run(&input);

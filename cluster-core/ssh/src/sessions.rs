@@ -1,5 +1,5 @@
-//! The sessions of one connection: commands, commands that stay, and SFTP. Servers bound how many there
-//! are at a time (`MaxSessions`, 10 by default), so they take turns.
+//! Sessions of one connection: commands, held commands, and SFTP. Servers limit concurrent sessions (`MaxSessions`, 10
+//! by default), so sessions wait for a slot.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ const RETRY_PAUSES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
 
 impl Connection {
-    /// Whether a session can be open beside one that stays. It is tried once, before any stays; where
-    /// the server allows but one, everything on this connection takes turns from then on.
+    /// Returns whether the server allows a second session next to a held session. This is tried once, before the first
+    /// held session. If only one session is allowed, all sessions of this connection run one after another.
     pub async fn allows_several_sessions(&self) -> Result<bool> {
         self.sessions().several.get_or_try_init(|| self.try_two_sessions()).await.copied()
     }
@@ -26,7 +26,7 @@ impl Connection {
         let mut all = slots.acquire_many_owned(SESSIONS_MAX).await.map_err(|_| self.lost())?;
         let first = self.session_channel().await?;
         let second = self.session_channel().await;
-        // A channel that is merely dropped stays open on the host.
+        // A dropped channel stays open on the host.
         let _ = first.close().await;
         match second {
             Ok(channel) => {
@@ -42,7 +42,7 @@ impl Connection {
         }
     }
 
-    /// A fresh session, when one may be open; its slot is held with the permit.
+    /// Opens a session once a slot is free. The permit holds the slot.
     pub(super) async fn open_session(&self) -> Result<(Channel<Msg>, OwnedSemaphorePermit)> {
         let slot = self.sessions().slots.clone().acquire_owned().await.map_err(|_| self.lost())?;
         Ok((self.session_channel().await?, slot))

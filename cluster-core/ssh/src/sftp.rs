@@ -1,5 +1,5 @@
-//! Files on the host: written under a new name with their mode from the first byte on, synced, then
-//! renamed over the old ones.
+//! Files on the host. A file is written under a new name with its mode from the first byte on, synced, then renamed
+//! over the old file.
 
 use aegis_types::error::{Error, ErrorCode, Result};
 use russh::{Channel, client::Msg};
@@ -16,7 +16,7 @@ const WRITE_BYTES: usize = 32 * 1024;
 const READ_BYTES: u32 = 32 * 1024;
 const REQUEST_TIMEOUT_SECONDS: u64 = 20;
 
-/// An SFTP session; ends with the value.
+/// SFTP session, which ends when dropped.
 pub struct Sftp {
     session: RawSftpSession,
     host: HostAddress,
@@ -47,7 +47,7 @@ impl Sftp {
         Ok(Self { session, host: host.clone(), _slot: slot })
     }
 
-    /// Replaces a file whole: whoever reads it sees the old content or the new.
+    /// Replaces a file atomically: readers see the old content or the new.
     pub async fn write_file(&self, path: &str, content: &[u8], mode: u32) -> Result<()> {
         let fresh = format!("{path}.new-{}", uuid::Uuid::new_v4().simple());
         let outcome = self.write_fresh(&fresh, content, mode).await;
@@ -80,7 +80,7 @@ impl Sftp {
         Ok(())
     }
 
-    /// Plain SFTP rename fails when the target exists.
+    /// Renames over an existing file, which a plain SFTP rename refuses.
     async fn rename_over(&self, from: &str, to: &str) -> Result<(), SftpError> {
         let mut data = Vec::new();
         for path in [from, to] {
@@ -95,7 +95,7 @@ impl Sftp {
         }
     }
 
-    /// The content, or `None` when there is no such file. Larger files are an error.
+    /// Reads a file; `None` if the file does not exist. A file above `bytes_max` is an error.
     pub async fn read_file(&self, path: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
         let handle = match self.session.open(path, OpenFlags::READ, FileAttributes::empty()).await {
             Ok(handle) => handle.handle,

@@ -1,5 +1,5 @@
-//! Where a connection goes: a host that is one, written in its usual form, and never this machine
-//! unless the configuration says so.
+//! Target of an SSH connection: a valid host in canonical form. This machine is rejected unless the configuration
+//! allows it.
 
 use std::{
     fmt,
@@ -17,23 +17,23 @@ pub const SSH_PORT_DEFAULT: u16 = 22;
 /// Longest DNS name (RFC 1035, section 2.3.4).
 const HOST_LENGTH_MAX: usize = 253;
 const LABEL_LENGTH_MAX: usize = 63;
-/// Names that mean this machine wherever they are resolved.
+/// Names that always resolve to this machine.
 const LOOPBACK_NAMES: [&str; 5] =
     ["localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost"];
 /// Names of cloud metadata services.
 const METADATA_NAMES: [&str; 3] = ["metadata", "metadata.google.internal", "instance-data"];
 
-/// What an address may be used for.
+/// Permitted use of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressKind {
     Usable,
-    /// This machine itself: only where the configuration allows it.
+    /// This machine itself, allowed only by the configuration.
     Loopback,
-    /// Never: link-local (and with it metadata services), unspecified, multicast.
+    /// Never allowed: link-local (including metadata services), unspecified, multicast.
     Forbidden(&'static str),
 }
 
-/// Judges an address in whatever spelling it came: mapped and translated IPv4 is looked into.
+/// Classifies an address in any spelling, including mapped and translated IPv4.
 pub fn address_kind(address: IpAddr) -> AddressKind {
     match address {
         IpAddr::V4(v4) => ipv4_kind(v4),
@@ -80,7 +80,7 @@ fn ipv6_kind(address: Ipv6Addr) -> AddressKind {
     }
 }
 
-/// `::ffff:a.b.c.d`, `::a.b.c.d`, `64:ff9b::a.b.c.d` and `2002:ab:cd::` all reach an IPv4 host.
+/// Returns the IPv4 host that `::ffff:a.b.c.d`, `::a.b.c.d`, `64:ff9b::a.b.c.d` or `2002:ab:cd::` reaches.
 fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let segments = address.segments();
     let v4 = |high: u16, low: u16| {
@@ -95,13 +95,13 @@ fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// A host name or address whose grammar was checked.
+/// Host name or address with a valid grammar.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostAddress(String);
 
 impl HostAddress {
-    /// Names are kept in lower case, addresses in their canonical form, so that one host has one
-    /// spelling in pins and records.
+    /// Parses a host. Names are stored in lower case and addresses in canonical form, so that one host has one spelling
+    /// in pins and records.
     pub fn parse(text: &str, allow_loopback: bool) -> Result<Self> {
         let refuse = |why: &str| {
             Error::invalid(format!("host \"{}\" is not valid: {why}", shown(text)))
@@ -145,8 +145,8 @@ impl HostAddress {
                 return Err(refuse("a part begins or ends with '-'"));
             }
         }
-        // "127.1", "2130706433", "0x7f.1": resolvers read these as addresses (RFC 1123 top-level
-        // domains are never numeric), so a name that ends in a number is an address in disguise.
+        // Resolvers read "127.1", "2130706433" and "0x7f.1" as addresses. RFC 1123 top-level domains are never numeric,
+        // so a name that ends in a number is an address.
         let last = name.rsplit('.').next().unwrap_or_default();
         let numeric = last.bytes().all(|byte| byte.is_ascii_digit())
             || last.strip_prefix("0x").is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -189,8 +189,8 @@ impl serde::Serialize for HostAddress {
     }
 }
 
-/// Read back from a record: whether loopback was allowed was decided when it was written, and is
-/// decided again when it is connected to.
+/// Reads a host back from a record. Loopback was checked when the record was written, and is checked again when
+/// connecting.
 impl<'de> serde::Deserialize<'de> for HostAddress {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
         let text = <String as serde::Deserialize>::deserialize(from)?;
@@ -210,7 +210,7 @@ impl schemars::JsonSchema for HostAddress {
     }
 }
 
-/// A direct SSH target: never looked up as a cluster label, never replaced by another machine.
+/// Direct SSH target, never resolved as a cluster label and never replaced by another machine.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct SshTarget {
     pub host: HostAddress,
@@ -226,12 +226,12 @@ impl fmt::Display for SshTarget {
     }
 }
 
-/// One host as it is connected to: the name people gave it, and where that is.
+/// Host to connect to: the name that people gave, and its address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// What people see, and what is pinned.
+    /// Name that people see, and that is pinned.
     pub name: HostAddress,
-    /// What is connected to, and looked up in known_hosts.
+    /// Address to connect to, which is also looked up in known_hosts.
     pub address: HostAddress,
     pub port: u16,
 }
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_metadata_services_are_refused_whatever_the_configuration_says() {
+    fn numbers_and_metadata_services_are_always_refused() {
         for bad in [
             "0",
             "127.1",

@@ -1,4 +1,4 @@
-//! Registered agents as they are stored.
+//! Stored agents.
 
 use aegis_types::{error::Result, ids::AgentName};
 use sqlx::{Any, Row as _, Transaction, any::AnyRow};
@@ -11,17 +11,17 @@ use crate::changed::done;
 pub struct AgentRow {
     pub name: AgentName,
     pub version: u32,
-    /// Of the manifest.
+    /// Digest of the manifest.
     pub digest: String,
     /// JSON.
     pub manifest: String,
     pub created_at_ms: i64,
 }
 
-/// Writes of this file.
+/// Writes of this module.
 #[derive(Debug, Clone)]
 pub enum AgentWrite {
-    /// A version more, unless the newest has this digest or a bound is reached.
+    /// Adds a version, unless the newest has this digest or a limit is reached.
     Apply {
         name: AgentName,
         digest: String,
@@ -30,7 +30,7 @@ pub enum AgentWrite {
         agents_max: u32,
         versions_max: u32,
     },
-    /// One version, or all.
+    /// Deletes one version, or all.
     Delete { name: AgentName, version: Option<u32> },
 }
 
@@ -70,7 +70,7 @@ impl AgentWrite {
 }
 
 impl Store {
-    /// The newest version of each, by name.
+    /// Returns the newest version of each agent, by name.
     pub async fn agents(&self) -> Result<Vec<AgentRow>> {
         let sql = "SELECT * FROM agent_versions one WHERE version =
              (SELECT MAX(version) FROM agent_versions WHERE name = one.name) ORDER BY name";
@@ -78,7 +78,7 @@ impl Store {
         rows.iter().map(row).collect()
     }
 
-    /// One version; the newest where none is named.
+    /// Returns a version of an agent, or the newest if `version` is `None`.
     pub async fn agent(&self, name: &AgentName, version: Option<u32>) -> Result<Option<AgentRow>> {
         let sql = "SELECT * FROM agent_versions WHERE name = $1 AND version = COALESCE($2, version)
              ORDER BY version DESC LIMIT 1";
@@ -91,7 +91,7 @@ impl Store {
         found.as_ref().map(row).transpose()
     }
 
-    /// By name.
+    /// Returns agent names in alphabetical order.
     pub async fn agent_names(&self, limit: u32) -> Result<Vec<AgentName>> {
         let sql = "SELECT DISTINCT name FROM agent_versions ORDER BY name LIMIT $1";
         let rows =

@@ -1,4 +1,4 @@
-//! Configuration layers and what each node is assigned, as they are stored.
+//! Stored configuration layers and the assignments of nodes.
 
 use aegis_config::layers::{ConfigSnapshot, Scope};
 use aegis_types::{
@@ -10,17 +10,17 @@ use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 use super::{Store, from_json, read_failed, to_json};
 use crate::changed::done;
 
-/// Which configuration a node should run.
+/// Configuration that a node should run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfigAssignment {
     pub node_id: NodeId,
-    /// Whose layer lies between the global one and the node's own.
+    /// Tenant whose layer is between the global layer and the node's own.
     pub tenant: Option<TenantSlug>,
     pub config_version: String,
     pub assigned_at_ms: i64,
 }
 
-/// Which runtimes a node should offer, as it registered.
+/// Runtimes that a node should offer, as it registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeRegistryAssignment {
     pub node_id: NodeId,
@@ -28,10 +28,10 @@ pub struct RuntimeRegistryAssignment {
     pub assigned_at_ms: i64,
 }
 
-/// Writes of this file.
+/// Writes of this module.
 #[derive(Debug, Clone)]
 pub enum ConfigWrite {
-    /// Only over the version that is expected, where one is.
+    /// Replaces a layer, only if the expected version matches.
     PutLayer {
         layer: ConfigSnapshot,
         if_version: Option<String>,
@@ -41,7 +41,7 @@ pub enum ConfigWrite {
         scope: Scope,
         if_version: Option<String>,
     },
-    /// At registration: both assignments are made; of known ones only the runtimes change.
+    /// Creates both assignments at registration. For a known node only the runtimes change.
     Register {
         node_id: NodeId,
         config_version: String,
@@ -119,7 +119,7 @@ impl ConfigWrite {
 }
 
 impl Store {
-    /// All layers, by scope.
+    /// Returns all layers, by scope.
     pub async fn config_layers(&self) -> Result<Vec<ConfigSnapshot>> {
         let rows = sqlx::query("SELECT scope, json, version FROM config_layers ORDER BY scope")
             .fetch_all(&self.read)
@@ -137,7 +137,7 @@ impl Store {
         row.as_ref().map(layer).transpose()
     }
 
-    /// What a node should run; None for one that has never registered.
+    /// Returns the assignments of a node; `None` for a node that has never registered.
     pub async fn assignment(
         &self,
         node_id: &NodeId,

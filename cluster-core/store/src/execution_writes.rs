@@ -1,4 +1,4 @@
-//! What changes executions.
+//! Writes of executions.
 
 use std::sync::LazyLock;
 
@@ -21,15 +21,15 @@ static EVENTS: LazyLock<Insertion> = LazyLock::new(|| {
 
 #[derive(Debug, Clone)]
 pub enum ExecutionWrite {
-    /// Nothing where the id or the idempotency key is known.
+    /// Creates an execution, unless its id or idempotency key is known.
     Create(Box<NewExecution>),
-    /// Only what waits, or was assigned to a node that did not take it, and nothing that is cancelled.
+    /// Assigns a waiting execution, or one whose node did not accept it. Cancelled executions are not assigned.
     Assign {
         execution_id: ExecutionId,
         node_id: NodeId,
         attempt: u32,
     },
-    /// Stores that an execution that ran after others may be placed.
+    /// Stores that an execution with finished dependencies may be placed.
     Unblock {
         execution_id: ExecutionId,
         unblocked: Unblocked,
@@ -38,13 +38,13 @@ pub enum ExecutionWrite {
         execution_id: ExecutionId,
         reason: String,
     },
-    /// Stores events and what they show of the execution, in one step. What another attempt than the
-    /// current one shows changes nothing.
+    /// Stores events and their effects on the execution, in one step. Events of another attempt than the current one
+    /// change nothing.
     Record {
         record: Box<ExecutionRecord>,
         events: Vec<(u64, Vec<u8>)>,
     },
-    /// A hook was told, or is told again at a later time.
+    /// Stores that a hook was notified, or when it is retried.
     SettleDelivery {
         delivery: Delivery,
         due_ms: Option<i64>,
@@ -52,14 +52,14 @@ pub enum ExecutionWrite {
     PruneDeliveries {
         before_ms: i64,
     },
-    /// Of what has ended, the events go.
+    /// Deletes the events of ended executions.
     DropEvents(Vec<ExecutionId>),
-    /// The artifacts of what has ended are not kept any more, and why.
+    /// Stores that artifacts of ended executions are no longer kept, with the reason.
     DropArtifacts {
         execution_ids: Vec<ExecutionId>,
         artifacts: Artifacts,
     },
-    /// What has ended goes as a whole.
+    /// Deletes ended executions completely.
     Forget(Vec<ExecutionId>),
 }
 
@@ -150,7 +150,7 @@ async fn create(new: &NewExecution, to: &mut Transaction<'_, Any>) -> Changed {
     done(query, to).await
 }
 
-/// The workspace stands in the manifest as well. json_set is SQLite's.
+/// Stores the workspace in the manifest too. `json_set` is specific to SQLite.
 async fn unblock(id: &ExecutionId, unblocked: &Unblocked, to: &mut Transaction<'_, Any>) -> Changed {
     let sql = "UPDATE executions SET dependencies = NULL, queued_at_ms = $1 WHERE execution_id = $2";
     let changed = done(sqlx::query(sql).bind(unblocked.queued_at_ms).bind(id.as_str()), to).await?;

@@ -1,4 +1,4 @@
-//! Executions and their events, as they are stored.
+//! Stored executions and their events.
 
 use aegis_types::{
     error::Result,
@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Row as _, any::AnyRow};
 
 use super::{Store, from_json, read_failed, unreadable};
 
-/// All columns but the manifest and the input, which may have megabytes.
+/// All columns except the manifest and the input, which may have megabytes.
 const RECORD: &str = "execution_id, agent, state, image, workspace, has_artifacts, order_bytes, timeout_seconds, demand, dependencies, node_id, attempt,
      retry, retries, queued_at_ms, max_attempts, lost_attempts, sequence_base, iteration, result, exit_code, failure, artifacts, cancel_reason,
      created_at_ms, started_at_ms, ended_at_ms, last_sequence, idempotency_key, request_digest, labels, caller, usage,
@@ -41,7 +41,7 @@ impl Store {
         row.as_ref().map(execution).transpose()
     }
 
-    /// Returns what an execution runs. The input of an ended one is not kept.
+    /// Returns the order of an execution. The input of an ended execution is not kept.
     pub async fn order_content(&self, execution_id: &ExecutionId) -> Result<Option<OrderContent>> {
         let sql = "SELECT manifest, input FROM executions WHERE execution_id = $1";
         let row = sqlx::query(sql).bind(execution_id.as_str()).fetch_optional(&self.read).await;
@@ -50,7 +50,7 @@ impl Store {
         Ok(Some(OrderContent { manifest: from_json("manifest", &text("manifest")?)?, input: text("input")? }))
     }
 
-    /// Executions that have not ended, oldest first. A lost one is among them: its node may return.
+    /// Returns executions that have not ended, oldest first. Lost executions are included, since their node may return.
     pub async fn open_executions(&self) -> Result<Vec<ExecutionRecord>> {
         let sql = format!(
             "SELECT {RECORD} FROM executions WHERE state IN ('pending', 'assigned', 'starting', 'running', 'lost')
@@ -60,7 +60,7 @@ impl Store {
         rows.iter().map(execution).collect()
     }
 
-    /// Returns what open executions occupy on the nodes that they are assigned to.
+    /// Returns the resources that open executions occupy on their assigned nodes.
     pub async fn assignments(&self) -> Result<Vec<(ExecutionId, NodeId, Amounts)>> {
         let sql = "SELECT execution_id, node_id, demand FROM executions
              WHERE state IN ('assigned', 'starting', 'running', 'lost') AND node_id IS NOT NULL";
@@ -73,7 +73,7 @@ impl Store {
         rows.iter().map(assigned).collect()
     }
 
-    /// What has ended, newest first.
+    /// Returns ended executions, newest first.
     pub async fn ended_executions(&self) -> Result<Vec<Ended>> {
         let sql = "SELECT execution_id, ended_at_ms, events_bytes, artifacts FROM executions
              WHERE ended_at_ms IS NOT NULL AND state IN ('succeeded', 'failed', 'cancelled')
@@ -93,7 +93,7 @@ impl Store {
         rows.iter().map(ended).collect()
     }
 
-    /// Returns the bytes of an execution's events that were stored.
+    /// Returns the stored bytes of an execution's events.
     pub async fn event_bytes(&self, execution_id: &ExecutionId) -> Result<u64> {
         let sql = "SELECT events_bytes FROM executions WHERE execution_id = $1";
         let row = sqlx::query(sql).bind(execution_id.as_str()).fetch_optional(&self.read).await;
@@ -102,7 +102,7 @@ impl Store {
         Ok(u64::try_from(bytes).unwrap_or(0))
     }
 
-    /// The newest executions that a filter lets through, newest first.
+    /// Returns the newest executions that match a filter, newest first.
     pub async fn recent_executions(
         &self,
         filter: &ExecutionFilter,
@@ -120,7 +120,7 @@ impl Store {
         rows.iter().map(execution).collect()
     }
 
-    /// Encoded events after a sequence number, in order.
+    /// Returns encoded events after a sequence number, in order.
     pub async fn execution_events(
         &self,
         execution_id: &ExecutionId,
@@ -140,7 +140,7 @@ impl Store {
     }
 }
 
-/// Returns a filter's WHERE clause, and the values of its parameters from `$2` on. `json_each` is SQLite's.
+/// Returns a filter's WHERE clause, and its parameters from `$2` on. `json_each` is specific to SQLite.
 fn conditions(filter: &ExecutionFilter) -> (String, Vec<String>) {
     let (mut conditions, mut texts) = (Vec::new(), Vec::new());
     let mut parameter = |text: &str| {
@@ -148,7 +148,7 @@ fn conditions(filter: &ExecutionFilter) -> (String, Vec<String>) {
         format!("${}", texts.len() + 1)
     };
     if !filter.states.is_empty() {
-        // Names of a closed set.
+        // Names of a closed set, so no escaping is needed.
         let names: Vec<_> = filter.states.iter().map(|state| format!("'{}'", state.name())).collect();
         conditions.push(format!("state IN ({})", names.join(", ")));
     }

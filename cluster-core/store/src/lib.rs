@@ -1,11 +1,11 @@
-//! The database: one schema, every write a typed command, one writer.
+//! Database with one schema, typed write commands, and a single writer.
 //!
-//! Tasks: one writer task owns all writes. It takes what has queued up, runs it in one transaction
-//! and answers after the commit, so that what is acknowledged is durable and a burst costs one
-//! `fsync`. Readers use a small pool beside it. SQL lives in this folder and nowhere else.
+//! Tasks: one writer task owns all writes. It runs all queued commands in one transaction and answers after the commit.
+//! Acknowledged writes are therefore durable, and a burst costs one `fsync`. Reads use a separate small pool. SQL is
+//! used only in this crate.
 //!
-//! Deliberately absent: PostgreSQL (`postgres://` is refused by name; schema and SQL already keep to
-//! what both databases take) and the replicated log that the typed commands leave room for.
+//! Not supported on purpose: PostgreSQL (`postgres://` is rejected by name; schema and SQL already keep to the common
+//! subset). A replicated log is not supported either, though typed commands would permit it.
 
 mod access;
 mod agents;
@@ -45,22 +45,21 @@ pub use rollouts::RolloutRow;
 pub use secrets::{SecretRow, SecretWrite};
 pub use write::Write;
 
-/// Readers at a time. SQLite reads a few thousand rows a second on one connection; more connections
-/// only cost memory.
+/// Concurrent readers. SQLite reads a few thousand rows a second on one connection; more connections only cost memory.
 const READ_CONNECTIONS_MAX: u32 = 4;
-/// Writes waiting for the writer. A full queue makes callers wait, which is the back-pressure.
+/// Queued writes. A full queue makes callers wait, which is the back-pressure.
 const WRITE_QUEUE_MAX: usize = 1024;
 /// Writes that share one transaction.
 const WRITE_BATCH_MAX: usize = 256;
 
 type Answer = oneshot::Sender<Result<u64>>;
 
-/// A cheap handle on the database.
+/// Handle on the database, cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     read: AnyPool,
     writes: mpsc::Sender<(Write, Answer)>,
-    // Held so that the data directory stays ours as long as any handle lives.
+    // Held so that the data directory stays locked as long as any handle lives.
     _owner: Arc<DataDirectory>,
 }
 
@@ -74,7 +73,7 @@ impl Store {
     /// Opens `aegis.db` in a data directory that the caller owns, and brings its schema up to date.
     pub async fn open(owner: Arc<DataDirectory>) -> Result<Self> {
         sqlx::any::install_default_drivers();
-        // Before SQLite makes it: what lies beside it gets the modes that it has.
+        // Created before SQLite does: SQLite gives its other files the same modes.
         let path = owner.private_file("aegis.db")?;
         let url = url::Url::from_file_path(&path)
             .map_err(|()| Error::new(ErrorCode::Storage, format!("{} is not absolute", path.display())))?;
@@ -88,7 +87,7 @@ impl Store {
                 .test_before_acquire(false)
                 .after_connect(|connection, _| Box::pin(set_up(connection)))
         };
-        // A pool tries a connection that cannot be set up for 30 seconds. One connection fails at once.
+        // A pool retries a connection that cannot be set up for 30 seconds. One connection fails at once.
         let mut first = AnyConnection::connect_with(&options).await.map_err(|e| open_failed(&path, e))?;
         set_up(&mut first).await.map_err(|e| open_failed(&path, e))?;
         first.close().await.map_err(|e| open_failed(&path, e))?;
@@ -108,8 +107,8 @@ impl Store {
         Ok(Self { read, writes, _owner: owner })
     }
 
-    /// Runs one command and returns the rows it changed, once that is durable. A command whose
-    /// condition does not hold changes none.
+    /// Runs one command and returns the number of changed rows, once the change is durable. Returns 0 if the command's
+    /// condition does not hold.
     pub async fn write(&self, write: Write) -> Result<u64> {
         let stopped = || Error::new(ErrorCode::Storage, "the database is closed");
         let (answer, answered) = oneshot::channel();
@@ -126,7 +125,7 @@ impl Store {
         row.map(|row| row.try_get("value").map_err(read_failed)).transpose()
     }
 
-    /// Whether the database answers.
+    /// Checks that the database answers.
     pub async fn ping(&self) -> Result<()> {
         sqlx::query("SELECT 1").execute(&self.read).await.map(drop).map_err(read_failed)
     }
@@ -160,14 +159,14 @@ fn migrations() -> Migrator {
     ])
 }
 
-/// Ends when the last handle is gone.
+/// Runs writes until the last handle is dropped.
 async fn write_loop(pool: AnyPool, mut queue: mpsc::Receiver<(Write, Answer)>) {
     let mut batch = Vec::with_capacity(WRITE_BATCH_MAX);
     while queue.recv_many(&mut batch, WRITE_BATCH_MAX).await > 0 {
         let (writes, answers): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
         let results = match commit(&pool, &writes).await {
             Ok(changed) => changed.into_iter().map(Ok).collect(),
-            // Each by itself, so that only what cannot be written fails.
+            // Retries each write by itself, so that only the bad write fails.
             Err(_) if writes.len() > 1 => {
                 let mut results = Vec::with_capacity(writes.len());
                 for write in &writes {
@@ -181,17 +180,17 @@ async fn write_loop(pool: AnyPool, mut queue: mpsc::Receiver<(Write, Answer)>) {
             if let Err(error) = &result {
                 tracing::error!(error = %error.chain(), "a write failed");
             }
-            // The asker may have gone; the write stands all the same.
+            // The caller may be gone; the write stands anyway.
             let _ = answer.send(result);
         }
     }
 }
 
-/// Runs writes in one transaction: all of them, or none.
+/// Runs writes in one transaction, which is atomic.
 ///
-/// After a failure nobody knows what the connection holds: a full disk ends SQLite's transaction in
-/// some places and leaves it open in others, and a later "commit" inside one left open would be
-/// acknowledged and lost. So that connection is never used again.
+/// After a failure the state of the connection is unknown. A full disk ends SQLite's transaction in some places and
+/// leaves it open in others. A later "commit" inside an open transaction would be acknowledged and lost. The connection
+/// is therefore never used again.
 async fn commit(pool: &AnyPool, writes: &[Write]) -> Result<Vec<u64>> {
     let failed = |e: sqlx::Error| {
         Error::new(ErrorCode::Storage, "the database did not take a write")
@@ -226,7 +225,7 @@ fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) ->
         .source(error)
 }
 
-/// Returns why the database cannot be opened.
+/// Returns the reason why the database cannot be opened.
 fn open_failed(path: &Path, error: sqlx::Error) -> Error {
     if !is_damaged(&error) {
         return failed(path, error);
@@ -237,7 +236,7 @@ fn open_failed(path: &Path, error: sqlx::Error) -> Error {
         .source(error)
 }
 
-/// True for SQLITE_CORRUPT and SQLITE_NOTADB (<https://www.sqlite.org/rescode.html>).
+/// Returns `true` for SQLITE_CORRUPT and SQLITE_NOTADB (<https://www.sqlite.org/rescode.html>).
 fn is_damaged(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "11" || code == "26")
 }
@@ -259,7 +258,7 @@ fn read_failed(error: sqlx::Error) -> Error {
     Error::new(ErrorCode::Storage, "the database did not answer a read").source(error)
 }
 
-/// A stored value that this version cannot read.
+/// Returns the error for a stored value that this version cannot read.
 fn unreadable(what: &str, error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Storage, format!("the database holds an unreadable {what}: {error}"))
 }

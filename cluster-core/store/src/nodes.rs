@@ -1,4 +1,4 @@
-//! Nodes, enrolment tokens and commands, as they are stored.
+//! Stored nodes, enrolment tokens and commands.
 
 use aegis_types::{
     error::Result,
@@ -9,16 +9,16 @@ use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, from_json, from_name, read_failed, unreadable};
 
-/// An enrolment token as it is stored: never the secret itself.
+/// Stored enrolment token, without the secret itself.
 #[derive(Debug, Clone)]
 pub struct TokenRecord {
     pub token_id: EnrolmentTokenId,
     /// SHA-256.
     pub secret_hash: [u8; 32],
     pub node_id: Option<NodeId>,
-    /// The role that it admits.
+    /// Role that the token admits.
     pub role: Role,
-    /// Tags that the node may claim; None where it may claim any.
+    /// Tags that the node may claim; `None` if it may claim any.
     pub tags: Option<Vec<Tag>>,
     pub created_at_ms: i64,
     pub expires_at_ms: i64,
@@ -26,7 +26,7 @@ pub struct TokenRecord {
     pub revoked: bool,
 }
 
-/// Who used a token, and when.
+/// User of a token, and the time of use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spent {
     pub by: NodeId,
@@ -42,7 +42,7 @@ impl Store {
         rows.iter().map(node).collect()
     }
 
-    /// Keys of removed nodes, each with the id of its node, oldest first.
+    /// Returns the keys of removed nodes, each with its node's id, oldest first.
     pub async fn revoked_keys(&self) -> Result<Vec<(NodeId, [u8; 32])>> {
         let sql = "SELECT node_id, public_key FROM revoked_keys ORDER BY revoked_at_ms, public_key";
         let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
@@ -64,7 +64,7 @@ impl Store {
         row.as_ref().map(token).transpose()
     }
 
-    /// Newest first; at most this many.
+    /// Returns at most `limit` tokens, newest first.
     pub async fn tokens(&self, limit: u32) -> Result<Vec<TokenRecord>> {
         let sql = "SELECT * FROM enrolment_tokens ORDER BY created_at_ms DESC, token_id LIMIT $1";
         let rows =
@@ -72,7 +72,7 @@ impl Store {
         rows.iter().map(token).collect()
     }
 
-    /// Commands that no heartbeat has acknowledged yet, oldest first, with their bodies.
+    /// Returns commands that no heartbeat has acknowledged yet, oldest first, with their bodies.
     pub async fn open_commands(&self) -> Result<Vec<(NodeId, CommandId, String)>> {
         let sql = "SELECT command_id, node_id, body FROM commands WHERE acknowledged_ms IS NULL
              ORDER BY created_at_ms, command_id";

@@ -84,7 +84,7 @@ async fn what_was_acknowledged_is_there_after_reopening() {
     };
     assert_eq!(first.write(deadline).await.unwrap(), 1);
     drop(first);
-    // The writer task ends after its last handle; the lock goes with the last reference to it.
+    // The writer task ends after its last handle; the lock is released with the last reference to it.
     let second = loop {
         match DataDirectory::own(directory.path()) {
             Ok(owner) => break Store::open(Arc::new(owner)).await.unwrap(),
@@ -192,7 +192,7 @@ async fn many_events_are_stored_in_order_and_once() {
     let (mut record, id) = (new.record.clone(), new.record.execution_id.clone());
     store.write(Write::Execution(ExecutionWrite::Create(Box::new(new)))).await.unwrap();
     let event = |sequence: u64, version: u8| (sequence, vec![sequence as u8, version]);
-    // The second time, some of them are known already.
+    // In the second batch, some events are known already.
     for (events, version) in [(1..=75_u64, 0), (60..=150, 1)] {
         record.last_sequence = *events.end();
         let events = events.map(|sequence| event(sequence, version)).collect();
@@ -228,7 +228,7 @@ async fn damaged_database_is_refused_and_stays_as_it_is() {
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 
-/// A limit on the pages of the file stands in for a full disk: SQLite answers both with SQLITE_FULL.
+/// A limit on the pages of the file simulates a full disk: SQLite reports SQLITE_FULL for both.
 #[tokio::test]
 async fn after_a_full_disk_nothing_is_acknowledged_that_is_not_stored() {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -313,7 +313,7 @@ async fn what_a_node_should_run_is_kept_apart_from_the_node() {
         write(assign_tenant).await.unwrap();
         assert_eq!(write(assign("v2")).await.unwrap(), 1);
         assert_eq!(write(assign("v2")).await.unwrap(), 0, "nothing new");
-        // It registers again, with another runtime: its configuration stays assigned.
+        // The node registers again with another runtime: its configuration stays assigned.
         write(register(&["docker", "wasm"])).await.unwrap();
     }
     let store = store(directory.path()).await;
@@ -323,7 +323,7 @@ async fn what_a_node_should_run_is_kept_apart_from_the_node() {
 }
 
 #[tokio::test]
-async fn entries_of_the_audit_log_are_kept_whole_however_many_come_together() {
+async fn audit_batches_of_any_size_are_stored_completely() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path()).await;
     let entry = |number: i64| AuditRow {
@@ -374,7 +374,7 @@ async fn open_executions_are_held_without_manifest_and_input() {
         (3, 3)
     );
     for record in &open {
-        // All text of a record is in its description.
+        // The debug text of a record includes all its strings.
         let retained = std::mem::size_of_val(record) + format!("{record:?}").len();
         assert!(retained < 4096, "{retained} bytes");
         assert!(record.order_bytes > 1_800_000 && record.has_artifacts);
@@ -456,7 +456,7 @@ async fn list_by_creation_uses_an_index() {
     assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
 }
 
-/// A database of the version before the columns keeps what its executions are shown by.
+/// A database from before the columns keeps the displayed data of its executions.
 #[tokio::test]
 async fn migration_fills_columns_of_known_executions() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,4 @@
-//! Every write there is. Each command is atomic, and says by the rows it changed whether its
-//! condition held.
+//! All write commands. Each is atomic, and the number of changed rows shows whether its condition held.
 
 use aegis_config::layers::Scope;
 use aegis_types::{
@@ -18,14 +17,14 @@ use crate::changed::{Changed, done};
 /// A typed write.
 #[derive(Debug, Clone)]
 pub enum Write {
-    /// All of them, or none: what one decision changes.
+    /// Runs several writes atomically: the changes of one decision.
     Together(Vec<Write>),
     SetMeta {
         name: &'static str,
         value: String,
     },
 
-    /// The whole record of a node, new or not.
+    /// Stores the complete record of a node, new or not.
     PutNode(Box<NodeRecord>),
     SetDesired {
         node_id: NodeId,
@@ -33,7 +32,7 @@ pub enum Write {
         deadline_ms: Option<i64>,
         on_deadline: OnDeadline,
     },
-    /// Unpins the key, and drops the node's open commands and the tokens bound to it.
+    /// Unpins the key, and deletes the node's open commands and its bound tokens.
     RemoveNode {
         node_id: NodeId,
         now_ms: i64,
@@ -52,12 +51,12 @@ pub enum Write {
         now_ms: i64,
     },
 
-    /// Tokens that expired before this time.
+    /// Deletes tokens that expired before this time.
     PruneTokens {
         before_ms: i64,
     },
 
-    /// An open token cannot be used any more.
+    /// Revokes an open token.
     RevokeToken {
         token_id: EnrolmentTokenId,
         now_ms: i64,
@@ -69,7 +68,7 @@ pub enum Write {
         body: String,
         now_ms: i64,
     },
-    /// Only the node's own commands. What was acknowledged is not kept.
+    /// Deletes acknowledged commands, only those of the node itself.
     AcknowledgeCommands {
         node_id: NodeId,
         command_ids: Vec<CommandId>,
@@ -244,7 +243,7 @@ async fn remove_node(node_id: &NodeId, now_ms: i64, to: &mut Transaction<'_, Any
         .bind(to_name(&Observed::Offline))
         .bind(node_id.as_str());
     let removed = done(query, to).await?;
-    // The next bearer of its name is another machine: it gets neither commands, nor tenant, nor layer.
+    // The next node of this name is another machine: it must not inherit commands, tenant or layer.
     for sql in ["DELETE FROM commands WHERE node_id = $1", "DELETE FROM node_assignments WHERE node_id = $1"]
     {
         done(sqlx::query(sql).bind(node_id.as_str()), to).await?;

@@ -23,7 +23,7 @@ const fn link<'a>(name: &'a str, kind: EntryType, content: &'a str) -> Made<'a> 
     Made { name, kind, content }
 }
 
-/// By hand: the builder would refuse most of these names.
+/// Builds an archive by hand, since the builder would reject most of these names.
 fn archive(entries: &[Made<'_>]) -> io::Cursor<Vec<u8>> {
     let mut bytes = Vec::new();
     for entry in entries {

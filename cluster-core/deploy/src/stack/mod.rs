@@ -1,6 +1,6 @@
 //! Stack of a deployment: the input of Compose, and the facts needed to start it, to wait for it and to judge the host.
 //!
-//! The embedded stack is made from fragments in the binary (`embedded`). An operator's own stack is read in three steps:
+//! The embedded stack is made from fragments in the binary (`embedded`). An operator's stack is read in three steps:
 //!
 //! 1. `project` reads the compose files and the files that Compose opens with them (`references`) from this machine.
 //! 2. Compose on the host interprets them with `docker compose config` (`config`).

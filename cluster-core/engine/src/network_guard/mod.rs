@@ -1,13 +1,13 @@
-//! What a container with a network may reach: the internet, and of the node's own surroundings what its operator opens.
+//! Network access of a container: the internet, and those local networks that the node's operator opens.
 //!
-//! Closed are the cloud's metadata address, the node's own addresses and private networks. The rules are policy
-//! routing rules in a network namespace that a container of ours, the guard, holds; the container of the execution
-//! joins that namespace (`network_mode: container:…`) and has no capability to change them. A connection to what is
-//! closed is refused at once with EACCES. Nothing on the host changes, and no program of the host is needed: the guard
-//! runs this executable. Port 53 stays open, since engines before Docker 26 ask the host's name servers from within the
-//! namespace, and these often lie in the LAN or at the metadata address itself.
+//! The cloud's metadata address, the node's own addresses and private networks are closed. The rules are policy routing
+//! rules in a network namespace held by a helper container, the guard. The execution's container joins that namespace
+//! (`network_mode: container:…`) and has no capability to change the rules. A connection to a closed address fails at
+//! once with EACCES. Nothing on the host changes, and no program of the host is needed: the guard runs this executable.
+//! Port 53 stays open. Engines before Docker 26 query the host's name servers from within the namespace. These are
+//! often in the LAN or at the metadata address itself.
 //!
-//! This module decides the rules; [`install`] puts them into the kernel.
+//! This module decides the rules; [`install`] applies them to the kernel.
 
 mod install;
 
@@ -36,23 +36,23 @@ const CLOSED: [&str; 13] = [
 ];
 const DNS_PORT: u16 = 53;
 
-/// What a rule is about.
+/// Subject of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// Name servers, wherever they are. `tcp`: the protocol is TCP, else UDP.
+    /// Name servers at any address. `tcp`: the protocol is TCP, otherwise UDP.
     Names {
         is_v6: bool,
         tcp: bool,
     },
-    /// One service, by TCP.
+    /// One TCP service.
     Service(SocketAddr),
     Open(IpNet),
     Closed(IpNet),
 }
 
 impl Rule {
-    /// Lower comes first: what is opened counts before what is closed. All come after the table of local addresses,
-    /// by which a container reaches itself.
+    /// Returns the priority; a lower value is evaluated first. Opening rules precede closing rules. All rules follow
+    /// the table of local addresses, by which a container reaches itself.
     fn priority(self) -> u32 {
         match self {
             Rule::Names { .. } => 100,
@@ -71,12 +71,12 @@ impl Rule {
     }
 }
 
-/// Whether everything is open, so that there is nothing to guard.
+/// Returns whether everything is open, so that no guard is needed.
 pub fn is_needless(open: &[IpNet]) -> bool {
     open.iter().any(|net| matches!(net, IpNet::V4(net) if net.prefix_len() == 0))
 }
 
-/// Returns the rules for a namespace: `services` and `open` are what the operator opens, `own` the node's addresses.
+/// Returns the rules of a namespace. The operator opens `services` and `open`; `own` are the node's addresses.
 pub fn rules(services: &[SocketAddr], open: &[IpNet], own: &[IpAddr]) -> Vec<Rule> {
     let names = [false, true].map(|is_v6| [false, true].map(|tcp| Rule::Names { is_v6, tcp }));
     let closed = CLOSED.iter().filter_map(|text| text.parse().ok()).map(Rule::Closed);
@@ -86,7 +86,7 @@ pub fn rules(services: &[SocketAddr], open: &[IpNet], own: &[IpAddr]) -> Vec<Rul
     names.into_iter().flatten().chain(services).chain(open).chain(closed).chain(own).collect()
 }
 
-/// Returns the addresses of this machine that no network of the fixed list holds: public ones.
+/// Returns the addresses of this machine outside the fixed list of networks: public addresses.
 pub fn own_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     let closed: Vec<IpNet> = CLOSED.iter().filter_map(|text| text.parse().ok()).collect();
@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// What the rules decide of a connection by TCP, as the kernel does: the first rule that matches.
+    /// Evaluates the rules for a TCP connection as the kernel does: the first match decides.
     fn is_open(rules: &[Rule], to: &str) -> bool {
         let to: SocketAddr = to.parse().unwrap();
         let mut rules = rules.to_vec();

@@ -1,11 +1,11 @@
-//! GPUs of this machine, as NVIDIA's own program tells them.
+//! GPUs of this machine, as reported by NVIDIA's own program.
 //!
-//! One task runs `nvidia-smi` at the start and every few minutes, so that a driver that hangs holds up no heartbeat;
-//! it ends with the node. A look that fails leaves what was found before. Where the program is missing, as in the
-//! container of a deployed node, no GPU is found: the configuration's numbers and devices stand.
+//! One task runs `nvidia-smi` at start and every few minutes, so that a hanging driver delays no heartbeat. The task
+//! ends with the node. A failed run keeps the earlier result. If the program is missing, as in the container of a
+//! deployed node, no GPU is found and the configured numbers and devices apply.
 //!
-//! `/proc/driver/nvidia/gpus/*/information` is not read in its place. It has names and, once a GPU was used, UUIDs,
-//! but neither memory nor MIG devices, and the container toolkit hides it from containers with GPUs.
+//! `/proc/driver/nvidia/gpus/*/information` is not used instead. It has names and, after the first use of a GPU, UUIDs,
+//! but neither memory nor MIG devices. The container toolkit also hides it from containers with GPUs.
 
 mod output;
 
@@ -21,25 +21,25 @@ use tokio_util::sync::CancellationToken;
 
 pub use output::{FoundGpu, parse};
 
-/// Without persistence mode each run starts the driver, for a second or two a GPU.
+/// Time limit of a run. Without persistence mode each run starts the driver, for one or two seconds a GPU.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
-/// MIG devices are made and removed by hand, and GPUs fail seldom.
+/// Interval of runs. MIG devices are changed by hand, and GPUs seldom fail.
 const LOOK_INTERVAL: Duration = Duration::from_secs(300);
-/// 64 devices take some 8 KiB.
+/// Output limit. 64 devices take some 8 KiB.
 const OUTPUT_BYTES_MAX: u64 = 256 * 1024;
 const PROGRAM: &str = "nvidia-smi";
 
-/// GPUs that were found last. A cheap handle.
+/// GPUs of the last run. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct FoundGpus(watch::Receiver<Option<Vec<FoundGpu>>>);
 
 impl FoundGpus {
-    /// Returns a handle for a node that looks for none.
+    /// Returns a handle for a node that does not look for GPUs.
     pub fn none() -> Self {
         Self(watch::channel(Some(Vec::new())).1)
     }
 
-    /// Looks for GPUs until `stop`, with the program that is in `PATH`.
+    /// Looks for GPUs until `stop`, with the program in `PATH`.
     pub fn spawn(stop: CancellationToken) -> Self {
         Self::spawn_with(PROGRAM.into(), stop)
     }
@@ -58,10 +58,10 @@ impl FoundGpus {
         Self(found)
     }
 
-    /// Returns what was found last. Waits for the first look, which takes 30 s at most.
+    /// Returns the GPUs of the last run. Waits for the first run, which takes at most 30 s.
     pub async fn get(&self) -> Vec<FoundGpu> {
         let mut found = self.0.clone();
-        // The task has ended with the node where nothing was found yet.
+        // The task ended with the node before its first result.
         found.wait_for(Option::is_some).await.ok().and_then(|found| found.clone()).unwrap_or_default()
     }
 }
@@ -89,12 +89,12 @@ fn note(found: &watch::Sender<Option<Vec<FoundGpu>>>, outcome: Result<Vec<FoundG
     }
 }
 
-/// Looks once for the GPUs of this machine, with the program that is in `PATH`.
+/// Looks once for the GPUs of this machine, with the program in `PATH`.
 pub async fn find() -> Result<Vec<FoundGpu>> {
     look(Path::new(PROGRAM)).await
 }
 
-/// Asks for the devices; finds none where the program is missing.
+/// Runs the program; no devices are found if the program is missing.
 async fn look(program: &Path) -> Result<Vec<FoundGpu>> {
     match tokio::time::timeout(LOOK_TIMEOUT, ask(program)).await {
         Ok(outcome) => outcome,
@@ -112,7 +112,7 @@ async fn ask(program: &Path) -> Result<Vec<FoundGpu>> {
         return Ok(Vec::new());
     };
     if !status.success() && parse(&rows, "").is_empty() {
-        // A driver that knows no MIG refuses the question; any other cause fails again.
+        // A driver without MIG rejects the query; any other cause fails again.
         let (status, before_mig) = run(program, &query(output::FIELDS_BEFORE_MIG))
             .await?
             .ok_or_else(|| Error::internal("nvidia-smi was removed while it ran"))?;
@@ -132,8 +132,8 @@ async fn ask(program: &Path) -> Result<Vec<FoundGpu>> {
     Ok(parse(&rows, &list))
 }
 
-/// Runs the program and returns how it ended and what it printed; `None` where there is no such program. It is
-/// killed when the caller gives up.
+/// Runs the program and returns its status and output; `None` if the program does not exist. The program is killed when
+/// the caller is cancelled.
 async fn run(program: &Path, arguments: &[String]) -> Result<Option<(ExitStatus, String)>> {
     let failed = |error| {
         Error::new(ErrorCode::Unavailable, format!("{} cannot be run", program.display())).source(error)
@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// Refuses what the real one would not take.
+    /// Rejects what the real program would not accept.
     const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/e2e/stand_ins/nvidia-smi");
 
     fn program(directory: &Path, text: &str) -> PathBuf {
@@ -216,7 +216,7 @@ mod tests {
             format!("echo $$ >'{0}.new'; mv '{0}.new' '{0}'; exec tail -f /dev/null", pid_file.display());
         let program = program(directory.path(), &text);
         let mut look = Box::pin(look(&program));
-        // The clock stands still until the program runs.
+        // The paused clock stands still until the program runs.
         while !pid_file.exists() {
             tokio::select! {
                 biased;
@@ -227,7 +227,7 @@ mod tests {
         let error = look.await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::Timeout);
         let process = PathBuf::from("/proc").join(fs::read_to_string(&pid_file).unwrap().trim());
-        // A killed child is there until it is reaped.
+        // A killed child exists until it is reaped.
         let is_running = || {
             let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
             stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))

@@ -7,22 +7,22 @@ pub const FIELDS: &str = "index,uuid,mig.mode.current,memory.total,name";
 /// Fields for drivers before 450, which refuse a query that names MIG.
 pub const FIELDS_BEFORE_MIG: &str = "index,uuid,memory.total,name";
 pub const FORMAT: &str = "--format=csv,noheader,nounits";
-/// The mode of a GPU of a driver that knows no MIG, as the driver itself calls what a device lacks.
+/// Mode of a GPU with a driver without MIG, in the driver's notation of a missing feature.
 const LACKING: &str = "[N/A]";
 
-/// A device, with the index of its GPU: a MIG device has that of the GPU it is part of.
+/// Device with the index of its GPU. A MIG device has the index of its parent GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundGpu {
     pub index: u32,
     pub device: GpuDevice,
 }
 
-/// Whether some GPU is divided, so that the list of `-L` is needed.
+/// Returns whether some GPU is divided, so that the list of `-L` is needed.
 pub fn has_mig(rows: &str) -> bool {
     rows.lines().filter_map(row).any(|row| row.is_divided)
 }
 
-/// Brings rows of [`FIELDS_BEFORE_MIG`] into the form of [`FIELDS`].
+/// Converts rows of [`FIELDS_BEFORE_MIG`] to the format of [`FIELDS`].
 pub fn with_mig_field(rows: &str) -> String {
     let mut text = String::new();
     for line in rows.lines() {
@@ -34,8 +34,8 @@ pub fn with_mig_field(rows: &str) -> String {
     text
 }
 
-/// Returns the devices that containers can be given: each GPU, or in its place the MIG devices that it is divided
-/// into. A row that is none is left out: a GPU that has failed prints an error instead.
+/// Returns the devices for containers: each GPU, or instead the MIG devices into which it is divided. Invalid rows are
+/// skipped: a failed GPU prints an error instead.
 pub fn parse(rows: &str, list: &str) -> Vec<FoundGpu> {
     let mut found = Vec::new();
     for row in rows.lines().filter_map(row) {
@@ -90,9 +90,9 @@ fn uuid(line: &str) -> Option<GpuUuid> {
 
 /// Returns memory that a MIG device of a profile like `1g.5gb`, `1g.10gb+me` or `1c.3g.20gb` surely has.
 ///
-/// The name is rounded, up or down: 1g.10gb of an H100 has 9.75 GiB, 1g.18gb of an H200 only 16 GiB, which is 95 %
-/// of 18 decimal GB. Nine tenths of the decimal number are less than each. A compute instance (`1c.3g.20gb`) shares
-/// the memory of its GPU instance, and counts for its part of it.
+/// The name is rounded, up or down. 1g.10gb of an H100 has 9.75 GiB; 1g.18gb of an H200 has only 16 GiB, 95 % of 18
+/// decimal GB. Nine tenths of the decimal number are less than each. A compute instance (`1c.3g.20gb`) shares the
+/// memory of its GPU instance, and counts for its part.
 fn profile_memory_mb(profile: &str) -> Option<u32> {
     const MIB: u64 = 1024 * 1024;
     let (slices, memory) = profile.rsplit_once('.')?;
@@ -110,7 +110,7 @@ fn count(text: &str, unit: char) -> Option<u64> {
     text.strip_suffix(unit)?.parse().ok()
 }
 
-/// Returns the first line of a refusal: the program prints its errors where it prints its answers.
+/// Returns the first line of an error, which the program prints to standard output.
 pub fn first_line(text: &str) -> String {
     shown(text.lines().next().unwrap_or_default().trim())
 }
@@ -150,12 +150,12 @@ GPU 3: Tesla T4 (UUID: GPU-0fe2c9ab-90d4-4a55-a4cf-3a2d1b0c9e8f)
             [
                 "0 MIG-c6d4 NVIDIA A100-SXM4-40GB MIG 3g.20gb 17166",
                 "0 MIG-cba6 NVIDIA A100-SXM4-40GB MIG 1g.5gb 4291",
-                // GPU 1 is divided, and no part of it is made yet.
+                // GPU 1 is divided, but has no MIG devices yet.
                 "2 GPU-8c1f NVIDIA H100 80GB HBM3 81559",
                 "3 GPU-0fe2 Tesla T4 15360",
             ]
         );
-        // Without a list nothing of a divided GPU can be handed out.
+        // Without a list, no part of a divided GPU can be used.
         assert_eq!(parse(MIXED, "").len(), 2);
         assert_eq!(parse(MIXED, LIST.trim_start_matches(|c| c != '\n').trim()).len(), 2);
     }
@@ -170,7 +170,7 @@ GPU 3: Tesla T4 (UUID: GPU-0fe2c9ab-90d4-4a55-a4cf-3a2d1b0c9e8f)
         let rows = with_mig_field(before_mig);
         assert!(!has_mig(&rows));
         assert_eq!(shown_devices(&parse(&rows, "")), ["0 GPU-4cf8 Tesla K80 11441"]);
-        // Its memory is the machine's own.
+        // The GPU shares the machine's memory.
         let shared = "0, GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c, [N/A], [N/A], NVIDIA GB10\n";
         assert_eq!(shown_devices(&parse(shared, "")), ["0 GPU-4cf8 NVIDIA GB10 0"]);
     }

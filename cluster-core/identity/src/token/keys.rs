@@ -1,4 +1,4 @@
-//! The public keys that tokens are checked with, and the check.
+//! Public keys that verify tokens, and the verification.
 
 use std::{
     collections::HashMap,
@@ -18,14 +18,14 @@ use serde::{Deserialize, Serialize};
 use super::{Claims, LEEWAY_SECS, TOKEN_LIFETIME_SECS};
 use crate::sha256;
 
-/// A token of ours has about 900 bytes.
+/// Size limit of a token; tokens have about 900 bytes.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
-/// Checks that are remembered. A node has one token at a time, and a new one each hour.
+/// Maximum number of remembered checks. A node has one token at a time, and a new token each hour.
 const VERIFIED_MAX: usize = 16_384;
-/// RS256 with a shorter key is not worth its name (RFC 7518, section 3.3).
+/// Minimum key length for RS256 (RFC 7518, section 3.3).
 const MODULUS_BYTES_MIN: usize = 256;
 
-/// An RSA public key as it is published (RFC 7517).
+/// Published RSA public key (RFC 7517).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Jwk {
     kty: String,
@@ -41,7 +41,7 @@ pub(super) struct JwkSet {
 }
 
 impl Jwk {
-    /// Its `kid` is derived from the key, so that two signers never give one name to two keys.
+    /// Derives `kid` from the key, so that two signers never give two keys the same name.
     pub fn of(key: &RsaPublicKey) -> Result<Self> {
         if key.modulus_len() < MODULUS_BYTES_MIN {
             return Err(Error::new(ErrorCode::ConfigInvalid, "the token key has less than 2048 bits"));
@@ -59,13 +59,12 @@ impl JwkSet {
     }
 }
 
-/// The keys that tokens of one cluster are checked with. A change of the keys makes a new value, and
-/// with it an empty memory of what was checked.
+/// Keys that verify the tokens of one cluster. A change of the keys makes a new value, with an empty cache of checks.
 pub struct TokenKeys {
     cluster_id: ClusterId,
     issuer: NodeId,
     keys: Vec<(String, DecodingKey)>,
-    /// By the token's hash, until it expires. A token is checked with every call of its node.
+    /// Verified claims by the token's hash, until the token expires. A token is checked with every call of its node.
     verified: Mutex<HashMap<[u8; 32], Claims>>,
 }
 
@@ -81,7 +80,7 @@ fn refused(why: &str) -> Error {
 }
 
 impl TokenKeys {
-    /// From a JSON Web Key Set.
+    /// Parses a JSON Web Key Set.
     pub fn parse(key_set: &str, cluster_id: ClusterId, issuer: NodeId) -> Result<Self> {
         let set = serde_json::from_str(key_set).map_err(|e| unusable().source(e))?;
         Self::of(&set, cluster_id, issuer)
@@ -100,7 +99,7 @@ impl TokenKeys {
         Ok(Self { cluster_id, issuer, keys, verified: Mutex::default() })
     }
 
-    /// Checks everything there is to a token but the record of the node that it names.
+    /// Verifies a token completely, except for the record of the node that it names.
     pub fn verify(&self, token: &str, now_secs: i64) -> Result<Claims> {
         if token.len() > TOKEN_BYTES_MAX || token.bytes().filter(|b| *b == b'.').count() != 2 {
             return Err(refused("it is not a JWT of ours"));
@@ -120,7 +119,7 @@ impl TokenKeys {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if verified.len() >= VERIFIED_MAX && !verified.contains_key(&hash) {
             verified.retain(|_, claims| claims.exp > now_secs);
-            // So many nodes at once: forgetting all costs each of them one signature check.
+            // With this many nodes, clearing the cache costs each node one signature check.
             if verified.len() >= VERIFIED_MAX {
                 verified.clear();
             }
@@ -133,7 +132,7 @@ impl TokenKeys {
         if header.alg != Algorithm::RS256 {
             return Err(refused("its algorithm is not RS256"));
         }
-        // `crit` names extensions that must be understood (RFC 7515, section 4.1.11): we know none.
+        // `crit` names extensions that must be understood (RFC 7515, section 4.1.11). No extension is supported.
         if header.crit.is_some() {
             return Err(refused("it has critical extensions"));
         }
@@ -143,7 +142,7 @@ impl TokenKeys {
             .iter()
             .find(|(known, _)| *known == kid)
             .ok_or_else(|| refused("it names a key that is not ours"))?;
-        // Times are checked apart, by the clock that the caller gives and with bounds of our own.
+        // Times are checked separately, by the caller's clock and with explicit bounds.
         let mut validation = Validation::new(Algorithm::RS256);
         validation.validate_exp = false;
         validation.validate_nbf = false;

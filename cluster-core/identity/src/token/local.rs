@@ -1,9 +1,9 @@
-//! Token keys of this controller: one that signs, and the public halves of those before it, until the
-//! last token that they signed has expired.
+//! Token keys of this controller: the signing key, and the public halves of earlier keys until their last token has
+//! expired.
 //!
-//! On disk: `token-key.pem` (the private key, mode 0600) and beside it `token-keys.json` (since when it
-//! signs, and the retired public keys). Of the two the second is written first, so that a controller
-//! killed in between knows one key too many, never one too few.
+//! On disk, `token-key.pem` is the private key (mode 0600). `token-keys.json` in the same directory has the start time
+//! of the signing key, and the retired public keys. It is written first, so that a controller killed in between knows
+//! one key too many, never one too few.
 
 use std::{
     fmt, fs,
@@ -29,13 +29,13 @@ use super::{
     keys::{Jwk, JwkSet},
 };
 
-/// After so long a key is replaced unasked.
+/// Age at which a key is rotated automatically.
 const KEY_AGE_MS_MAX: i64 = 30 * 24 * 3600 * 1000;
 const OVERLAP_MS: i64 = (TOKEN_LIFETIME_SECS + LEEWAY_SECS) * 1000;
-/// Rotations within one token's life. The oldest go first.
+/// Maximum number of rotations within one token's life. The oldest keys are removed first.
 const RETIRED_MAX: usize = 32;
 
-/// The key that signs.
+/// Signing key.
 struct Signing {
     key: EncodingKey,
     jwk: Jwk,
@@ -48,10 +48,10 @@ struct Retired {
     verifies_until_ms: i64,
 }
 
-/// What `token-keys.json` holds.
+/// Content of `token-keys.json`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Record {
-    /// The key that these lines are about.
+    /// Key that this record describes.
     kid: String,
     since_ms: i64,
     #[serde(default)]
@@ -63,7 +63,7 @@ struct State {
     record: Record,
 }
 
-/// The token keys of a controller that signs by itself.
+/// Token keys of a controller that signs by itself.
 pub struct LocalKeys {
     path: PathBuf,
     state: ArcSwap<State>,
@@ -76,8 +76,7 @@ impl fmt::Debug for LocalKeys {
 }
 
 impl LocalKeys {
-    /// Reads the keys, or makes one where there is no file. What cannot be read is an error, never
-    /// replaced.
+    /// Reads the keys, or creates one if there is no file. A file that cannot be read is an error and never replaced.
     pub fn load_or_create(path: &Path, now_ms: i64) -> Result<Self> {
         let signing = match fs::read_to_string(path) {
             Ok(pem) => {
@@ -95,7 +94,7 @@ impl LocalKeys {
         let kid = signing.jwk.kid.clone();
         let mut record = read_record(&record_path(path))?;
         if record.kid != kid {
-            // The first start of this version, or killed in the middle of a rotation.
+            // First start of this version, or the process was killed during a rotation.
             record = Record { kid: kid.clone(), since_ms: now_ms, ..record };
             write_record(path, &record)?;
         }
@@ -111,7 +110,7 @@ impl LocalKeys {
             .map_err(|e| Error::internal("a node security token cannot be signed").source(e))
     }
 
-    /// The key that signs first.
+    /// Returns the key set, starting with the signing key.
     pub(super) fn key_set(&self) -> JwkSet {
         let state = self.state.load();
         let retired = state.record.retired.iter().map(|retired| retired.jwk.clone());
@@ -126,7 +125,7 @@ impl LocalKeys {
         self.state.load().record.since_ms
     }
 
-    /// Makes a new key sign. Takes a moment: an RSA key is made. One at a time (the caller's lock).
+    /// Rotates the signing key. Slow, since an RSA key is generated. The caller's lock allows one call at a time.
     pub(super) fn rotate(&self, now_ms: i64) -> Result<()> {
         let before = self.state.load_full();
         let (signing, pem) = generate()?;
@@ -143,7 +142,7 @@ impl LocalKeys {
         Ok(())
     }
 
-    /// Forgets keys whose last token has expired. One at a time (the caller's lock).
+    /// Removes keys whose last token has expired. The caller's lock allows one call at a time.
     pub(super) fn forget_expired(&self, now_ms: i64) {
         let before = self.state.load_full();
         let expired = |retired: &Retired| retired.verifies_until_ms <= now_ms;
@@ -176,7 +175,7 @@ fn unusable(path: &Path, why: &str) -> Error {
     Error::new(ErrorCode::ConfigInvalid, format!("the token key {} {why}", path.display()))
 }
 
-/// `token-key.pem` gives `token-keys.json`.
+/// Returns the path of `token-keys.json` for `token-key.pem`.
 fn record_path(path: &Path) -> PathBuf {
     path.with_file_name("token-keys.json")
 }

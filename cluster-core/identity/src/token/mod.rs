@@ -1,9 +1,8 @@
 //! Node security tokens: RS256 JWTs that name a node for an hour (RFC 7519, RFC 7515).
 //!
-//! The only algorithm is RS256, and `kid` is looked up among our own keys: nothing in a token's
-//! header chooses how it is checked. [`TokenSigner`] signs, by a key of this controller or by one that
-//! OpenBao keeps; [`TokenKeys`] checks. Both kinds of key change over time: the newest signs, the older
-//! ones are kept for as long as a token that they signed can live.
+//! The only algorithm is RS256, and `kid` is looked up among the known keys: a token's header cannot choose its
+//! verification. [`TokenSigner`] signs with a key of this controller or of OpenBao; [`TokenKeys`] verifies. Both kinds
+//! of key rotate: the newest key signs, and older keys are kept as long as their tokens can live.
 
 mod keys;
 mod local;
@@ -23,17 +22,17 @@ pub use transit::{TransitAuth, TransitSettings};
 
 /// One hour, as published.
 pub const TOKEN_LIFETIME_SECS: i64 = 3600;
-/// Between two clocks of one machine and the second that `iat` is rounded to.
+/// Tolerance for two clocks of one machine, and for the rounding of `iat` to a second.
 const LEEWAY_SECS: i64 = 5;
 
-/// What a token says.
+/// Claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
-    /// The controller that issued it.
+    /// Controller that issued the token.
     pub iss: NodeId,
     /// The cluster.
     pub aud: ClusterId,
-    /// The node that it names.
+    /// Node that the token names.
     pub sub: NodeId,
     pub role: Role,
     /// SHA-256 of the capabilities at attestation, hexadecimal.

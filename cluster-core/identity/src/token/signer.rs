@@ -1,7 +1,7 @@
-//! Who signs tokens: this controller itself, or OpenBao.
+//! Signs tokens, with a key of this controller or of OpenBao.
 //!
-//! Task: one keeper a controller ([`TokenSigner::keep`]): it replaces a local key that has grown old,
-//! reads Transit's keys again, and forgets keys whose last token has expired.
+//! Task: one keeper per controller ([`TokenSigner::keep`]). It rotates an old local key, reloads Transit's keys, and
+//! removes keys whose last token has expired.
 
 use std::{
     path::Path,
@@ -26,7 +26,7 @@ use super::{
     transit::{Transit, TransitSettings},
 };
 
-/// Between looks of the keeper.
+/// Interval of the keeper.
 const KEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ enum Source {
     Transit(Box<Transit>),
 }
 
-/// The keys as others see them, in both forms.
+/// Published keys, in both forms.
 #[derive(Debug)]
 struct Published {
     set: JwkSet,
@@ -49,36 +49,36 @@ pub struct TokenSigner {
     cluster_id: ClusterId,
     issuer: NodeId,
     published: ArcSwap<Published>,
-    /// Keys change one after the other.
+    /// Serialises changes of the keys.
     changing: tokio::sync::Mutex<()>,
     publishing: Mutex<()>,
 }
 
-/// The keys that check tokens now.
+/// Keys that verify tokens now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenKeysView {
     /// `local` or `transit`.
     pub signer: String,
-    /// The key id that new tokens bear; absent while OpenBao has not answered yet.
+    /// Key id of new tokens; absent until OpenBao has answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signs: Option<String>,
-    /// Every key id that is accepted: the newest first.
+    /// All accepted key ids, newest first.
     pub verifies: Vec<String>,
-    /// RFC 3339: since when the local key signs.
+    /// RFC 3339 time since when the local key signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
 }
 
 impl TokenSigner {
-    /// With the key in the data directory, made where it is missing.
+    /// Signs with the key in the data directory, which is created if missing.
     pub fn local(path: &Path, cluster_id: ClusterId, issuer: NodeId) -> Result<Self> {
         let keys = LocalKeys::load_or_create(path, now_ms())?;
         let set = keys.key_set();
         Self::of(Source::Local(Arc::new(keys)), set, cluster_id, issuer)
     }
 
-    /// With a key that OpenBao keeps. Nothing is asked of it before the first token or
-    /// [`Self::refresh`]: a controller starts without it.
+    /// Signs with a key in OpenBao. OpenBao is not contacted before the first token or [`Self::refresh`], so that a
+    /// controller starts without it.
     pub fn transit(settings: TransitSettings, cluster_id: ClusterId, issuer: NodeId) -> Result<Self> {
         let transit = Box::new(Transit::new(settings)?);
         Self::of(Source::Transit(transit), JwkSet::default(), cluster_id, issuer)
@@ -91,8 +91,8 @@ impl TokenSigner {
         Ok(Self { source, cluster_id, issuer, published, changing, publishing })
     }
 
-    /// What the source knows now becomes what others see. The newest is read under the lock, so that
-    /// of two who publish at once neither undoes the other.
+    /// Publishes the current keys of the source. The keys are read under the lock, so that two concurrent publications
+    /// cannot undo each other.
     fn publish(&self) -> Result<()> {
         let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let set = match &self.source {
@@ -107,30 +107,30 @@ impl TokenSigner {
         Ok(())
     }
 
-    /// A token. [`ErrorCode::Unavailable`] while OpenBao cannot sign: trying again may help.
+    /// Signs a token. Returns [`ErrorCode::Unavailable`] while OpenBao cannot sign; a retry may help.
     pub async fn sign(&self, claims: &Claims) -> Result<String> {
         match &self.source {
             Source::Local(keys) => keys.sign(claims),
             Source::Transit(transit) => {
                 let token = transit.sign(claims).await?;
-                // Signing may have read newer keys; who gets the token must get them too.
+                // Signing may have read newer keys, which the receiver of the token needs as well.
                 self.publish()?;
                 Ok(token)
             }
         }
     }
 
-    /// The keys that tokens are checked with at this moment.
+    /// Returns the current verification keys.
     pub fn keys(&self) -> Arc<TokenKeys> {
         self.published.load().keys.clone()
     }
 
-    /// The same for who must check our tokens elsewhere: a JSON Web Key Set (RFC 7517).
+    /// Returns the verification keys for other parties: a JSON Web Key Set (RFC 7517).
     pub fn key_set(&self) -> Result<String> {
         self.published.load().set.to_json()
     }
 
-    /// Makes a new key sign at once; the one before it goes on verifying until its last token expires.
+    /// Rotates the key at once. The previous key verifies until its last token expires.
     pub async fn rotate(&self) -> Result<TokenKeysView> {
         let changing = self.changing.lock().await;
         match &self.source {
@@ -156,7 +156,7 @@ impl TokenSigner {
         Ok(self.view())
     }
 
-    /// Looks at the keys: replaces an old one, follows Transit, forgets what has run out.
+    /// Maintains the keys: rotates an old key, follows Transit, and removes expired keys.
     pub async fn refresh(&self, now_ms: i64) -> Result<()> {
         match &self.source {
             Source::Local(keys) => {
@@ -175,7 +175,7 @@ impl TokenSigner {
         }
     }
 
-    /// The keeper: runs until told to stop.
+    /// Runs the keeper until stopped.
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut interval = tokio::time::interval(KEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -191,7 +191,7 @@ impl TokenSigner {
                     tracing::info!("the token keys are kept again");
                 }
                 Some(Ok(())) => {}
-                // The first failure and then each sign that fails tell enough.
+                // The first failure, and then each failed signature, are enough in the log.
                 Some(Err(error)) if !failing => {
                     failing = true;
                     tracing::warn!(error = %error.chain(), "the token keys could not be kept: tokens that are out stay valid");

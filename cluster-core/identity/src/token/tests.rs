@@ -12,7 +12,7 @@ const NOW: i64 = 1_000;
 struct Setting {
     signer: TokenSigner,
     claims: Claims,
-    /// The private key itself, to sign what no signer of ours would.
+    /// The private key itself, to sign what no real signer would.
     key: EncodingKey,
     kid: String,
     directory: tempfile::TempDir,
@@ -61,7 +61,7 @@ async fn a_token_of_ours_verifies_until_it_expires() {
     let keys = signer.keys();
     assert_eq!(keys.verify(&token, NOW).unwrap(), claims);
     assert_eq!(keys.remembered(), 1);
-    // Remembered as sound, and expired all the same.
+    // Remembered as valid, but expired.
     assert_eq!(keys.verify(&token, 4_600).unwrap_err().code(), ErrorCode::TokenExpired);
     assert_eq!(keys.verify(&token, NOW - 60).unwrap_err().code(), ErrorCode::Unauthenticated);
 }
@@ -80,7 +80,7 @@ fn a_changed_copy_of_a_remembered_token_is_refused() {
 }
 
 #[test]
-fn tokens_with_claims_missing_wrong_or_out_of_bounds_are_refused() {
+fn tokens_with_missing_wrong_or_excessive_claims_are_refused() {
     let Setting { signer, claims, key, kid, .. } = setting();
     let base = serde_json::to_value(&claims).unwrap();
     let changed = |name: &str, value: serde_json::Value| {
@@ -172,7 +172,7 @@ fn headers_that_choose_the_check_are_refused() {
 }
 
 #[tokio::test]
-async fn a_new_key_signs_at_once_and_the_old_one_verifies_until_its_tokens_end() {
+async fn rotated_key_signs_and_old_key_verifies_until_tokens_expire() {
     let Setting { signer, mut claims, directory, .. } = setting();
     let path = directory.path().join("token-key.pem");
     let now = now_ms() / 1000;
@@ -184,7 +184,7 @@ async fn a_new_key_signs_at_once_and_the_old_one_verifies_until_its_tokens_end()
     assert_eq!(after.verifies, [after.signs.clone().unwrap(), before.signs.unwrap()]);
     let new = signer.sign(&claims).await.unwrap();
     assert_ne!(old, new);
-    // Here, after a restart, and for a worker that was told.
+    // Here, after a restart, and for a worker that received the key set.
     let (cluster, issuer) = names();
     let again = local(&path);
     assert_eq!(again.view().verifies, after.verifies);
@@ -197,7 +197,7 @@ async fn a_new_key_signs_at_once_and_the_old_one_verifies_until_its_tokens_end()
         let mode = fs::metadata(directory.path().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
-    // An hour later nobody can hold a token of the old key.
+    // An hour later no token of the old key can exist.
     signer.refresh(now_ms() + 3_500_000).await.unwrap();
     assert!(signer.keys().verify(&old, now).is_ok());
     signer.refresh(now_ms() + 3_606_000).await.unwrap();
@@ -216,19 +216,19 @@ async fn a_key_of_thirty_days_is_replaced_unasked() {
 }
 
 #[tokio::test]
-async fn a_controller_killed_within_a_rotation_comes_back_with_its_old_key() {
+async fn interrupted_rotation_keeps_the_old_key() {
     let Setting { signer, kid, directory, .. } = setting();
     let path = directory.path().join("token-key.pem");
     let private = fs::read(&path).unwrap();
     signer.rotate().await.unwrap();
-    // The record was written, the key was not.
+    // The record was written, but not the key.
     fs::write(&path, private).unwrap();
     let again = local(&path);
     assert_eq!(again.view().verifies, [kid]);
 }
 
 #[test]
-fn the_key_file_of_an_earlier_version_loads_and_a_damaged_record_is_an_error() {
+fn old_key_file_loads_and_damaged_record_is_an_error() {
     let Setting { kid, directory, .. } = setting();
     let record = directory.path().join("token-keys.json");
     fs::remove_file(&record).unwrap();

@@ -65,7 +65,7 @@ fn a_sealed_call_opens_and_nothing_else_does() {
     let opened = setting.open::<pb::NodeHeartbeatInner>(&metadata, envelope.clone()).unwrap();
     assert_eq!((opened.context.sequence, opened.context.sender.as_str()), (1, "edge-1"));
 
-    // The same bytes read as another message of the same shape.
+    // The same bytes decoded as another message of the same shape.
     let other = setting.open::<pb::DeregisterNodeInner>(&metadata, envelope.clone()).unwrap_err();
     assert_eq!(other.code(), ErrorCode::InvalidSignature, "{other}");
     assert!(other.to_string().contains("Heartbeat"));
@@ -88,7 +88,7 @@ fn a_node_speaks_only_for_itself() {
 }
 
 #[test]
-fn a_payload_without_context_and_one_with_another_token_are_refused() {
+fn payload_without_context_or_with_another_token_is_refused() {
     let setting = Setting::new();
     let sealer = setting.sealer();
     let (metadata, _, mut envelope) = sealer.seal(heartbeat("edge-1"), |e| e).unwrap().into_parts();
@@ -114,14 +114,14 @@ async fn a_rotated_token_key_leaves_an_open_session_as_it_is() {
     setting.signer.rotate().await.unwrap();
     let (metadata, _, envelope) = sealer.seal(heartbeat("edge-1"), |e| e).unwrap().into_parts();
     let now = setting.signer.keys();
-    // The controller with its new keys, and a worker that knows only those of its attestation.
+    // The controller with its new keys, and a worker that has only the keys of its attestation.
     for keys in [&*now, &*before] {
         let expected = Expected { keys, audiences: &["c1"], now_ms: NOW_MS };
         let unopened = begin(Some(envelope.clone()), &expected).unwrap();
         let unproven = unopened.read::<pb::NodeHeartbeatInner>().unwrap();
         unproven.open(&metadata, &expected, &setting.node.public()).unwrap();
     }
-    // What is signed from now on is for sessions to come: an older key set does not know its key.
+    // Later signatures are for later sessions: an older key set does not have their key.
     let claims = Claims { jti: "n".into(), ..claims(&setting.node.public()) };
     let fresh = setting.signer.sign(&claims).await.unwrap();
     assert!(now.verify(&fresh, NOW_MS / 1000).is_ok());

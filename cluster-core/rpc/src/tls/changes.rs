@@ -1,7 +1,7 @@
-//! When certificate files may hold something else: as the system tells of it, and once a minute.
+//! Waits for changes of certificate files: notifications of the system, and a timeout of one minute.
 //!
-//! The directories are watched and not the files: most tools put a new file in the place of the old one,
-//! and mounted secrets change a link beside it.
+//! The directories are watched rather than the files. Most tools replace a file by a new one, and mounted secrets
+//! change a link in the same directory.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 
 use super::credentials::REVIEW_INTERVAL;
 
-/// Certificate and key are two files: both are mostly there when this is over.
+/// Delay after a change, since certificate and key are two files that change one after the other.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Ends its watching when it is dropped.
+/// Watcher of files, which stops when dropped.
 #[derive(Debug)]
 pub struct Changes {
     changes: mpsc::Receiver<()>,
@@ -25,7 +25,7 @@ pub struct Changes {
 
 impl Changes {
     pub fn of(files: &[&Path]) -> Self {
-        // One is enough: whoever reads it looks at all files.
+        // A capacity of one suffices: the reader checks all files.
         let (changed, changes) = mpsc::channel(1);
         let watcher = watcher(files, changed);
         if let Err(error) = &watcher {
@@ -34,15 +34,15 @@ impl Changes {
         Self { changes, _watcher: watcher.ok() }
     }
 
-    /// Waits until it is worth a look.
+    /// Waits until the files may have changed.
     pub async fn next(&mut self) {
-        // The pause also finds changes on file systems that tell of none.
+        // The timeout also finds changes on file systems without notifications.
         match tokio::time::timeout(REVIEW_INTERVAL, self.changes.recv()).await {
             Ok(Some(())) => {
                 tokio::time::sleep(SETTLE).await;
                 let _ = self.changes.try_recv();
             }
-            // Without a watcher.
+            // There is no watcher.
             Ok(None) => tokio::time::sleep(REVIEW_INTERVAL).await,
             Err(_) => {}
         }
@@ -51,11 +51,11 @@ impl Changes {
 
 fn watcher(files: &[&Path], changed: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Being read is no change, and it is we who read.
+        // Reads are no changes, and this process reads the files itself.
         if event.is_ok_and(|event| event.kind.is_access()) {
             return;
         }
-        // Full: somebody is about to look anyway.
+        // Full: a check is pending anyway.
         let _ = changed.try_send(());
     })?;
     let mut directories: Vec<PathBuf> = files

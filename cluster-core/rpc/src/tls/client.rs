@@ -1,4 +1,4 @@
-//! Dialling under TLS.
+//! Dials with TLS.
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -11,10 +11,10 @@ use url::{Host, Url};
 use super::{Credentials, Expect, TlsConnection, open::PeerSide};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A server speaks as soon as it has accepted us.
+/// A server sends data as soon as it has accepted the client.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where to dial.
+/// Host and port to dial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostPort {
     host: Host,
@@ -41,7 +41,7 @@ impl HostPort {
             Host::Ipv4(address) => TcpStream::connect((*address, self.port)).await?,
             Host::Ipv6(address) => TcpStream::connect((*address, self.port)).await?,
         };
-        // Small messages both ways: waiting for more to send costs 40 ms each.
+        // Small messages in both directions: Nagle's algorithm would cost 40 ms each.
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -61,8 +61,8 @@ impl std::fmt::Display for HostPort {
     }
 }
 
-/// A connection that both ends have accepted, and whether we have shown a certificate on it. An error of
-/// the handshake is found in it by [`super::refusal::of`].
+/// Opens a connection that both ends have accepted. Also returns whether the client showed a certificate. A handshake
+/// error can be read with [`super::refusal::of`].
 pub async fn connect(
     credentials: &Credentials,
     to: &HostPort,

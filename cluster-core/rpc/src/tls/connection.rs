@@ -1,4 +1,4 @@
-//! A connection under TLS that ends when its peer is trusted no longer.
+//! TLS connection that ends when its peer is no longer trusted.
 
 use std::{
     io,
@@ -20,15 +20,15 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::open::Entry;
 use crate::places::{ProofWatch, Proven};
 
-/// The first words of an HTTP/2 server fit many times.
+/// Limit of the bytes read ahead. The first frames of an HTTP/2 server are much smaller.
 const FIRST_BYTES_MAX: usize = 1024;
 
 pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
-    /// Read ahead, before the connection was handed on.
+    /// Bytes read ahead, before the connection was handed on.
     first: Bytes,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Ends a connection that came in unless a call on it is proven in time.
+    /// Ends an inbound connection unless a call on it is authenticated in time.
     watch: Option<ProofWatch>,
     peer_names: Option<Arc<[String]>>,
     remote: SocketAddr,
@@ -60,9 +60,9 @@ impl TlsConnection {
         self.watch.as_ref().map(|watch| watch.proven().clone()).unwrap_or_default()
     }
 
-    /// Waits for the server's first bytes. In TLS 1.3 a client's handshake is over before the server has
-    /// looked at the client's certificate; a refusal comes here, where it can still be told as what it is.
-    /// A server that waits for the client to speak first is waited for no longer than this.
+    /// Waits for the server's first bytes. In TLS 1.3, a client's handshake ends before the server has checked the
+    /// client's certificate. A rejection arrives here, where it can still be reported as such. A server that waits for
+    /// the client to send first delays this by at most `limit`.
     pub(super) async fn confirm(mut self, limit: Duration) -> io::Result<Self> {
         let mut buffer = [0; FIRST_BYTES_MAX];
         match tokio::time::timeout(limit, self.stream.read(&mut buffer)).await {
@@ -76,7 +76,7 @@ impl TlsConnection {
         }
     }
 
-    /// DNS names of the peer's certificate; None where it showed none.
+    /// Returns the DNS names of the peer's certificate; `None` if the peer showed no certificate.
     pub fn peer_names(&self) -> Option<&Arc<[String]>> {
         self.peer_names.as_ref()
     }
@@ -107,7 +107,7 @@ impl AsyncRead for TlsConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // HTTP/2 always reads, so that this is where a cut wakes it.
+        // HTTP/2 always reads, so a cut wakes the task here.
         if let Some(error) = self.ended(cx) {
             return Poll::Ready(Err(error));
         }

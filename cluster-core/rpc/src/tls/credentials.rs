@@ -1,5 +1,5 @@
-//! Who this node is and whom it trusts, at this moment. One handle, shared by everything that dials or
-//! is dialled; identity and trust are swapped under it, and open connections are judged anew.
+//! Current identity and trust of this node, in one handle shared by all clients and servers. When identity or trust
+//! changes, open connections are checked again.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -30,10 +30,10 @@ use super::{
     verify::ServerVerifier,
 };
 
-/// Between looks at whether the certificates of open connections still hold: they expire, too.
+/// Interval of checks whether the certificates of open connections are still valid, since they expire.
 pub(super) const REVIEW_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A key with its certificate chain, checked to belong together.
+/// Key with its certificate chain, checked to belong together.
 #[derive(Debug, Clone)]
 pub struct Identity {
     key: Arc<CertifiedKey>,
@@ -41,7 +41,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Refuses what does not match, has expired, or cannot be read.
+    /// Parses an identity. Rejects PEM that cannot be read, a key that does not match, and an expired certificate.
     pub fn of_pem(chain: &[u8], key: &[u8]) -> Result<Self> {
         let refused = |why: &str| Error::new(ErrorCode::ConfigInvalid, format!("the certificate {why}"));
         let chain = CertificateDer::pem_slice_iter(chain)
@@ -73,12 +73,12 @@ impl Identity {
     }
 }
 
-/// What a server asks of its callers during the handshake.
+/// Client certificate that a server requires during the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerRule {
-    /// A certificate from a trusted CA, or no connection.
+    /// A certificate from a trusted CA is required.
     Required,
-    /// None is needed to attest; everything else is refused without one, call by call.
+    /// A certificate is optional. Without it a caller can only attest; all other calls are rejected.
     Optional,
 }
 
@@ -90,7 +90,7 @@ struct Shared {
     server: ArcSwapOption<ServerConfig>,
     problem: ArcSwapOption<String>,
     open: OpenConnections,
-    /// Rises with every change of the identity. Its lock makes swaps come one after the other.
+    /// Version that grows with every change of the identity. Its lock serialises the changes.
     version: Mutex<watch::Sender<u64>>,
     changes: watch::Receiver<u64>,
 }
@@ -99,7 +99,7 @@ struct Shared {
 pub struct Credentials(Arc<Shared>);
 
 impl Credentials {
-    /// Without an identity nobody is let in, and dialling shows no certificate.
+    /// Makes credentials. Without an identity, no client is accepted, and dialling shows no certificate.
     pub fn new(rule: PeerRule, identity: Option<Identity>, trust: Trust) -> Result<Self> {
         let (version, changes) = watch::channel(0);
         let credentials = Self(Arc::new(Shared {
@@ -116,7 +116,7 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// Takes effect for every handshake from now on; connections whose peer is trusted no longer are cut.
+    /// Replaces identity and trust for all later handshakes. Cuts connections whose peer is no longer trusted.
     pub fn replace(&self, identity: Option<Identity>, trust: Trust) -> Result<()> {
         let version = self.0.version.lock().unwrap_or_else(PoisonError::into_inner);
         let server = match &identity {
@@ -134,8 +134,8 @@ impl Credentials {
         Ok(())
     }
 
-    /// Changes whenever the identity did: connections that show the old one are to be made anew, before
-    /// the other end stops trusting it.
+    /// Returns a version that changes with the identity. Connections that show the old identity should be replaced
+    /// before the other end stops trusting it.
     pub fn version(&self) -> watch::Receiver<u64> {
         self.0.changes.clone()
     }
@@ -144,7 +144,7 @@ impl Credentials {
         self.replace(Some(identity), Trust::clone(&self.trust()))
     }
 
-    /// Judges every open connection by what is trusted now.
+    /// Checks every open connection against the current trust.
     pub fn review(&self) {
         let trust = self.trust();
         let now = UnixTime::now();
@@ -154,8 +154,8 @@ impl Credentials {
         }
     }
 
-    /// Cuts the connections of a node that is no member any more. Its certificate may still open others,
-    /// and no call on them is taken: the node's record says that it was removed.
+    /// Cuts the connections of a removed node. Its certificate may still open new connections, but their calls are
+    /// rejected: the node's record says that it was removed.
     pub fn cut(&self, node_id: &NodeId) {
         let names_it = |leaf: &CertificateDer<'static>| {
             let facts = CertificateFacts::of(leaf);
@@ -179,7 +179,7 @@ impl Credentials {
         self.0.server.load_full()
     }
 
-    /// How to dial; `bare` shows no certificate. Tells whether one will be shown.
+    /// Returns the client configuration, and whether a certificate will be shown. `bare` shows no certificate.
     pub(super) fn client(&self, expect: Expect, bare: bool) -> Result<(ClientConfig, bool)> {
         let failed = |e: rustls::Error| Error::internal("TLS cannot be set up").source(e);
         let verifier = ServerVerifier { trust: self.trust(), expect };
@@ -198,29 +198,29 @@ impl Credentials {
         };
         config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
         config.resumption = Resumption::disabled();
-        // The name is in the certificate, not in the clear.
+        // SNI would send the name in clear text; the certificate contains it anyway.
         config.enable_sni = false;
         Ok((config, shows))
     }
 
-    /// Takes a connection into the books; one whose peer was dropped meanwhile is cut at once.
+    /// Registers a connection. A connection whose peer was dropped in the meantime is cut at once.
     pub(super) fn enter(&self, side: PeerSide, chain: Vec<CertificateDer<'static>>) -> Entry {
         let entry = self.0.open.enter(side, chain.clone());
-        // After it is in the table: a change in between is seen by one of the two.
+        // Checked after registration, so that a concurrent change is seen by one of the two.
         if !chain.is_empty() && refuses(&self.trust(), side, &chain, UnixTime::now()) {
             entry.cut.cancel();
         }
         entry
     }
 
-    /// What is wrong with the certificates on disk, while older ones stay in use.
+    /// Returns the problem with the certificates on disk, while older certificates stay in use.
     pub fn problem(&self) -> Option<String> {
         let expired = self.identity().filter(|own| own.facts.is_expired(now_ms() / 1000));
         let noted = self.0.problem.load_full().map(|problem| problem.to_string());
         noted.or_else(|| expired.map(|_| "this node's certificate has expired".to_owned()))
     }
 
-    /// Keeps a problem until there is none, and logs it once.
+    /// Records a problem until it is cleared, and logs it once.
     pub(super) fn note(&self, problem: Option<&Error>) {
         let text = problem.map(Error::to_string);
         if self.0.problem.load_full().as_deref() == text.as_ref() {
@@ -253,7 +253,7 @@ fn server_config(rule: PeerRule, identity: &Identity, trust: &Trust) -> Result<O
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.key.clone())));
     config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
-    // A resumed session is not verified again: it would outlive the CA it was opened under.
+    // A resumed session is not verified again: it would outlive the CA of its first handshake.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Some(config))

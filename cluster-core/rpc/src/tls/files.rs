@@ -1,5 +1,5 @@
-//! The operator's certificate files: read at start, watched, swapped. A bad new file is told and the old
-//! ones stay in use.
+//! The operator's certificate files: read at start, watched, and replaced. A bad new file is reported, and the old
+//! files stay in use.
 
 use std::{fs, path::PathBuf};
 
@@ -16,13 +16,12 @@ use super::{Credentials, Identity, PeerRule, Trust, changes::Changes};
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// What the files hold, to tell whether they have changed.
+/// Digest of the files, to detect changes.
 type Digest = [u8; 32];
 
-/// Reads the files and keeps the credentials at what they hold until told to stop. What is wrong at the
-/// start is an error.
+/// Reads the files and updates the credentials until stopped. A problem at the start is an error.
 pub fn watch(paths: CertificatePaths, rule: PeerRule, stop: CancellationToken) -> Result<Credentials> {
-    // Before they are read: a change in between is found.
+    // Watches before reading, so that a change in between is found.
     let changes = Changes::of(&[&paths.cert, &paths.key, &paths.ca]);
     let (digest, identity, trust) = load(&paths)?;
     let credentials = Credentials::new(rule, Some(identity), trust)?;

@@ -1,7 +1,7 @@
-//! A worker's certificate from the built-in CA: asked for when it attests, kept in one file, renewed at
-//! half of its life.
+//! A worker's certificate from the built-in CA: requested at attestation, stored in one file, and renewed at half of
+//! its life.
 //!
-//! One file for key, chain and CAs: two that are written one after the other may be found apart.
+//! Key, chain and CAs are in one file, since separate files could be out of step after a crash.
 
 use std::{fs, io, path::PathBuf};
 
@@ -35,8 +35,8 @@ pub struct KeptCertificate {
 }
 
 impl KeptCertificate {
-    /// What is there is used; what cannot be used is told, and asked for anew: the node's key is enough
-    /// for that.
+    /// Loads the stored certificate. An unusable file is reported and a new certificate requested, for which the node's
+    /// key suffices.
     pub fn load(path: PathBuf, node_id: NodeId, pinned: Option<Fingerprint>) -> Result<Self> {
         let (identity, trust) = match read(&path, pinned) {
             Ok(found) => found,
@@ -53,8 +53,8 @@ impl KeptCertificate {
         &self.credentials
     }
 
-    /// A request, when a certificate is needed: there is none, half of its life is over, or the
-    /// controller does not take it any more.
+    /// Returns a request if a certificate is needed: it is missing, half of its life is over, or the controller rejects
+    /// it.
     pub fn request(&self, refused: bool) -> Result<Option<TlsKey>> {
         let now_secs = now_ms() / 1000;
         match self.credentials.identity() {
@@ -63,7 +63,7 @@ impl KeptCertificate {
         }
     }
 
-    /// Takes what the controller issued, once it is written.
+    /// Stores an issued certificate, then uses it.
     pub fn keep(&self, key: &TlsKey, certificate_chain: &[u8], ca_bundle: &[u8]) -> Result<()> {
         let unusable = |why: &str| {
             Error::new(ErrorCode::UntrustedCa, format!("the controller issued a certificate that {why}"))
@@ -108,7 +108,7 @@ fn read(path: &PathBuf, pinned: Option<Fingerprint>) -> Result<(Option<Identity>
         Err(e) => return Err(unusable().source(e)),
     };
     let record: Record = serde_json::from_slice(&bytes).map_err(|e| unusable().source(e))?;
-    // The CAs are trusted also when the certificate has run out.
+    // The CAs are trusted even if the certificate has expired.
     let trust = Trust::of_pem(record.ca_bundle.as_bytes(), pinned)?;
     match Identity::of_pem(record.certificate_chain.as_bytes(), record.key.as_bytes()) {
         Ok(identity) => Ok((Some(identity), trust)),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_asked_for_once_kept_and_asked_for_again_when_it_is_refused() {
+    fn certificate_is_requested_when_missing_or_refused() {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::load_or_create(directory.path(), Vec::new()).unwrap();
         let (path, node) = (directory.path().join(FILE), NodeId::parse("edge-1").unwrap());
@@ -144,7 +144,7 @@ mod tests {
             assert!(kept.request(false).unwrap().is_none());
             assert!(kept.request(true).unwrap().is_some());
         }
-        // Cut short by a full disk or a hand: it is asked for anew.
+        // Truncated by a full disk or by hand: a new certificate is requested.
         fs::write(&path, &fs::read(&path).unwrap()[..100]).unwrap();
         assert!(load().request(false).unwrap().is_some());
     }

@@ -1,5 +1,4 @@
-//! The connections that are open under TLS, with what their peers showed, so that they can be cut when
-//! that is trusted no longer.
+//! Open TLS connections with their peers' certificates, so that they can be cut when a peer is no longer trusted.
 
 use std::{
     collections::HashMap,
@@ -9,7 +8,7 @@ use std::{
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 
-/// Which end the peer is: different rules hold for its certificate.
+/// Role of the peer; its certificate is checked by the rules of that role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerSide {
     Client,
@@ -32,7 +31,7 @@ struct Table {
 #[derive(Debug, Clone, Default)]
 pub(super) struct OpenConnections(Arc<Mutex<Table>>);
 
-/// One connection's place in the table; it leaves with it.
+/// Entry of one connection in the table, removed when dropped.
 #[derive(Debug)]
 pub(super) struct Entry {
     number: u64,
@@ -51,7 +50,7 @@ impl OpenConnections {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The peer's chain is empty where it showed none.
+    /// Registers a connection. `chain` is empty if the peer showed no certificate.
     pub fn enter(&self, side: PeerSide, chain: Vec<CertificateDer<'static>>) -> Entry {
         let cut = CancellationToken::new();
         let mut table = self.lock();
@@ -61,7 +60,7 @@ impl OpenConnections {
         Entry { number, table: self.clone(), cut }
     }
 
-    /// Cuts those whose peer is refused by this judge; tells how many.
+    /// Cuts the connections whose peer `refused` rejects, and returns their number.
     pub fn cut_where(&self, refused: impl Fn(PeerSide, &[CertificateDer<'static>]) -> bool) -> usize {
         let table = self.lock();
         let doomed = table.open.values().filter(|open| {

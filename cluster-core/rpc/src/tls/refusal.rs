@@ -1,18 +1,18 @@
-//! Why a handshake failed, told as an error with cause and remedy.
+//! Explains a failed handshake as an error with cause and remedy.
 
 use std::{error::Error as StdError, io};
 
 use aegis_types::error::{Error, ErrorCode};
 use rustls::{AlertDescription, CertificateError};
 
-/// The TLS error in a chain of causes, if that is what it is.
+/// Finds the TLS error in a chain of causes.
 pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(found) = error.downcast_ref::<rustls::Error>() {
             return Some(found);
         }
-        // An I/O error passes over what it wraps when asked for its source.
+        // An I/O error skips its wrapped error when asked for its source.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         cause = match wrapped {
             Some(wrapped) => Some(wrapped),
@@ -22,7 +22,7 @@ pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error
     None
 }
 
-/// The server is not who it must be, or does not want us. None for what is no matter of TLS.
+/// Explains that the server is not the expected one or rejects the client. `None` for errors outside TLS.
 pub fn of(peer: &str, error: &(dyn StdError + 'static)) -> Option<Error> {
     let found = find(error)?;
     let untrusted = |what: String, remedy: &str| Error::new(ErrorCode::UntrustedCa, what).remedy(remedy);
@@ -64,7 +64,7 @@ pub fn of(peer: &str, error: &(dyn StdError + 'static)) -> Option<Error> {
     Some(told.source(found.clone()))
 }
 
-/// The other end has looked at our certificate and does not take it.
+/// Returns whether the other end rejected our certificate.
 pub fn is_of_our_certificate(error: &(dyn StdError + 'static)) -> bool {
     use AlertDescription as A;
     matches!(
@@ -82,7 +82,7 @@ pub fn is_of_our_certificate(error: &(dyn StdError + 'static)) -> bool {
     )
 }
 
-/// A caller that was not let in, for the log.
+/// Explains a rejected caller, for the log.
 pub(super) fn of_caller(error: &io::Error) -> Error {
     let told = match find(error) {
         Some(rustls::Error::InvalidCertificate(why)) => {
@@ -95,7 +95,7 @@ pub(super) fn of_caller(error: &io::Error) -> Error {
             Error::new(ErrorCode::UntrustedCa, "the caller shows no certificate")
                 .remedy("name one in its spec.cluster.tls")
         }
-        // The second where another CA of the same name is trusted.
+        // The second alert occurs if another CA of the same name is trusted.
         Some(rustls::Error::AlertReceived(AlertDescription::UnknownCA | AlertDescription::DecryptError)) => {
             Error::new(ErrorCode::UntrustedCa, "the caller does not trust this node's CA")
                 .remedy("give it this node's CA in spec.cluster.tls.ca_cert, or a new enrolment token")

@@ -1,5 +1,5 @@
-//! Accepting under TLS: every handshake has a time limit, and there are only so many of them, and of
-//! connections, at once.
+//! Accepts TLS connections. Every handshake has a time limit, and the numbers of handshakes and connections are
+//! bounded.
 
 use std::{
     collections::HashMap,
@@ -24,15 +24,15 @@ use super::{Credentials, TlsConnection, open::PeerSide, refusal};
 use crate::places::Proven;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Callers that say nothing hold a place until their time is up.
+/// Maximum number of handshakes. Silent callers occupy one until their time limit.
 const HANDSHAKES_MAX: usize = 256;
-/// How long a refused peer may take to read why.
+/// Time for a rejected peer to read the reason.
 const FAREWELL: Duration = Duration::from_secs(1);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
-/// One line per address in this time.
+/// Interval of log lines about one address.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 const LOGGED_MAX: usize = 1024;
-/// Under this name handshakes are counted, beside the calls.
+/// Name under which handshakes are counted among the calls.
 const HANDSHAKE: &str = "TlsHandshake";
 
 /// Performs handshakes for one listener.
@@ -54,14 +54,14 @@ impl Handshakes {
         }
     }
 
-    /// Says once a minute that an address was turned away.
+    /// Logs once a minute that an address was turned away.
     pub fn note_turned_away(&self, from: SocketAddr) {
         if self.may_log(from.ip()) {
             tracing::warn!(%from, "a connection was turned away: too many are open");
         }
     }
 
-    /// None when it failed, which is logged here.
+    /// Performs a handshake. Returns `None` on failure, which is logged here.
     pub async fn perform(
         &self,
         stream: TcpStream,
@@ -71,7 +71,7 @@ impl Handshakes {
         let at = Instant::now();
         let cut = proven.cut();
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, from, proven));
-        // It makes way before it is finished.
+        // An unfinished connection can be evicted.
         let performed = cut.run_until_cancelled(handshake).await?;
         let error = match performed {
             Ok(Ok(connection)) => {
@@ -95,9 +95,9 @@ impl Handshakes {
         from: SocketAddr,
         proven: Proven,
     ) -> Result<TlsConnection, Option<io::Error>> {
-        // Closed never; and then there is nobody to serve.
+        // The semaphore is never closed while there is a server.
         let _turn = self.handshakes.acquire().await.map_err(|_| None)?;
-        // Without a certificate of ours yet there is nothing to say.
+        // Without a certificate of our own, a handshake is not possible yet.
         let config = self.credentials.server().ok_or(None)?;
         let accepted = TlsAcceptor::from(config).accept(stream).into_fallible().await;
         let stream = match accepted {
@@ -130,7 +130,7 @@ impl Handshakes {
         if logged.len() >= LOGGED_MAX {
             logged.retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
         }
-        // Still full: a flood from many addresses is told by those that are in already.
+        // If the map is still full, a flood from many addresses is represented by those already in it.
         let room = logged.len() < LOGGED_MAX;
         if room {
             logged.insert(from, now);
@@ -139,14 +139,14 @@ impl Handshakes {
     }
 }
 
-/// Closing with bytes unread would reset the connection and take the alert with it, by which the other
-/// end learns why it was refused.
+/// Closes the connection after reading pending bytes. Closing with unread bytes would reset the connection and lose the
+/// alert that tells the other end the reason.
 async fn farewell(mut stream: TcpStream) {
     let drained = async {
         let _ = stream.shutdown().await;
         let mut unread = stream.take(FAREWELL_BYTES_MAX);
         tokio::io::copy(&mut unread, &mut tokio::io::sink()).await
     };
-    // Who does not go is left.
+    // A peer that does not close in time is dropped.
     let _ = tokio::time::timeout(FAREWELL, drained).await;
 }

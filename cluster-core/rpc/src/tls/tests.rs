@@ -28,7 +28,7 @@ fn operator(files: &Files, stop: &CancellationToken) -> Credentials {
 }
 
 #[tokio::test]
-async fn bad_client_certificates_are_refused_and_good_ones_still_served() {
+async fn bad_client_certificates_are_refused_and_good_ones_served() {
     let (pki, other) = (Pki::new("ours"), Pki::new("theirs"));
     for rule in [PeerRule::Required, PeerRule::Optional] {
         let server = Server::start(credentials(Some(&pki.good(SERVER)), &pki.pem, rule)).await;
@@ -86,7 +86,7 @@ async fn a_worker_is_told_why_as_untrusted_ca() {
         assert!(told.message().contains(expected), "{told}");
         assert!(told.remedy_text().is_some(), "{told}");
     }
-    // Through a channel, too.
+    // Also through a channel.
     let stranger = credentials(Some(&other.good(&[NODE])), &pki.pem, PeerRule::Required);
     let status = ping(&channel(&stranger, &server), 1).await.unwrap_err();
     assert_eq!(refusal::of("it", &status).map(|e| e.code()), Some(ErrorCode::UntrustedCa), "{status:?}");
@@ -96,7 +96,7 @@ async fn a_worker_is_told_why_as_untrusted_ca() {
 async fn a_node_is_known_by_its_id_and_not_by_where_it_is() {
     let pki = Pki::new("ours");
     let own = credentials(Some(&pki.good(&["controller"])), &pki.pem, PeerRule::Required);
-    // A name of digits alone is no host name, and yet an id.
+    // A name of digits alone is a valid id, though not a host name.
     for (names, node, answers) in [
         (&["edge-1"][..], "edge-1", true),
         (&["12345"], "12345", true),
@@ -112,7 +112,7 @@ async fn a_node_is_known_by_its_id_and_not_by_where_it_is() {
 }
 
 #[tokio::test]
-async fn a_joining_node_knows_its_controller_by_the_fingerprint_of_the_ca() {
+async fn joining_node_verifies_controller_by_ca_fingerprint() {
     let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let authority = Authority::load_or_create(directory.path(), vec!["localhost".to_owned()]).unwrap();
     let other = Authority::load_or_create(elsewhere.path(), Vec::new()).unwrap();
@@ -135,7 +135,7 @@ async fn a_joining_node_knows_its_controller_by_the_fingerprint_of_the_ca() {
     let wrong_host = reach(Some(authority.fingerprint()), "127.0.0.1").await;
     assert_eq!(wrong_host.unwrap_err(), Some(ErrorCode::UntrustedCa));
 
-    // Without a certificate it may attest, and nothing else.
+    // Without a certificate the node may attest, and make no other call.
     let bare = channel(&joining(Some(authority.fingerprint())), &server);
     assert_eq!(attest(&bare, 7).await.unwrap(), 7);
     let error = from_status(&ping(&bare, 7).await.unwrap_err());
@@ -143,7 +143,7 @@ async fn a_joining_node_knows_its_controller_by_the_fingerprint_of_the_ca() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_certificate_is_taken_up_under_load_and_nothing_is_dropped() {
+async fn new_certificate_under_load_drops_no_call() {
     const CONNECTIONS: usize = 10;
     const STREAMS_EACH: usize = 100;
     const LENGTH: u64 = 20;
@@ -186,7 +186,7 @@ async fn a_new_certificate_is_taken_up_under_load_and_nothing_is_dropped() {
             stream.get_ref().1.peer_certificates().unwrap()[0] == expected
         })
         .await;
-        // New connections by the caller whose own certificate was changed, too.
+        // Also for new connections of the caller whose own certificate changed.
         ping(&channel(&caller, &server), 1).await.unwrap();
     }
     pinging.cancel();
@@ -239,7 +239,7 @@ async fn bad_files_are_told_and_the_old_ones_stay() {
 }
 
 #[tokio::test]
-async fn a_rotation_of_the_ca_costs_no_call_and_cuts_who_holds_to_the_old_one() {
+async fn ca_rotation_loses_no_call_and_cuts_clients_of_the_old_ca() {
     let (old, new) = (Pki::new("old"), Pki::new("new"));
     let stop = CancellationToken::new();
     let serving = Files::new(&old.good(SERVER), &old.pem);
@@ -247,13 +247,13 @@ async fn a_rotation_of_the_ca_costs_no_call_and_cuts_who_holds_to_the_old_one() 
     let (server_side, caller) = (operator(&serving, &stop), operator(&calling, &stop));
     let server = Server::start(server_side).await;
     let both = format!("{}{}", old.pem, new.pem);
-    // One that holds to what it had, and even would resume.
+    // A client that keeps its old certificate, and would even resume sessions.
     let stays = Stranger::new(&both, Some(&old.good(&[NODE])));
     stays.ping(&server).await.unwrap();
     let holder = channel(&credentials(Some(&old.good(&[NODE])), &both, PeerRule::Required), &server);
     let mut held = count(&holder, 10_000).await.unwrap();
     assert_eq!(held.next().await.unwrap().unwrap(), 1);
-    // One that follows, and makes a new connection for a new certificate, as a worker does.
+    // A client that reconnects for a new certificate, as a worker does.
     let following = CancellationToken::new();
     let follows = tokio::spawn(follow(caller.clone(), server.dialled("localhost"), following.clone()));
 
@@ -292,7 +292,7 @@ async fn a_rotation_of_the_ca_costs_no_call_and_cuts_who_holds_to_the_old_one() 
     stop.cancel();
 }
 
-/// Calls without a pause until told to stop; tells how many, and what failed.
+/// Calls without a pause until stopped. Returns the number of calls, and the failures.
 async fn follow(caller: Credentials, to: HostPort, stop: CancellationToken) -> (u64, Vec<String>) {
     let mut version = caller.version();
     let mut channel = channel_to(&caller, &to);
@@ -317,7 +317,7 @@ async fn no_session_is_resumed() {
     let stranger = Stranger::new(&pki.pem, Some(&pki.good(&[NODE])));
     for _ in 0..3 {
         let mut stream = stranger.connect(&server).await.unwrap();
-        // A ticket would come with the first bytes.
+        // A ticket would arrive with the first bytes.
         stream.read_u8().await.unwrap();
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
         assert_eq!(stream.get_ref().1.tls13_tickets_received(), 0);
@@ -347,7 +347,7 @@ async fn many_silent_callers_from_one_address_do_not_keep_others_out() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_too_old_takes_no_new_calls_and_ends_none() {
+async fn expired_connection_takes_no_new_call_and_ends_no_stream() {
     const AGE: Duration = Duration::from_secs(1);
     const LENGTH: u64 = 14;
     let pki = Pki::new("ours");
@@ -360,7 +360,7 @@ async fn a_connection_that_is_too_old_takes_no_new_calls_and_ends_none() {
     while !stream.is_finished() {
         match ping(&channel, 1).await {
             Ok(_) => done += 1,
-            // It was queued when the end was announced, and never sent.
+            // The call was queued when the end was announced, and never sent.
             Err(status) => {
                 assert_eq!(from_status(&status).code(), ErrorCode::Unavailable, "{status}");
                 crossed += 1;

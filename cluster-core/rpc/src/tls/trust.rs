@@ -1,4 +1,4 @@
-//! Whom a node trusts: CA certificates, and the fingerprint of one for the first contact.
+//! Trust of a node: CA certificates, and the fingerprint of one for the first contact.
 
 use std::sync::Arc;
 
@@ -13,24 +13,24 @@ use rustls::{
 
 use super::{CHAIN_MAX, provider};
 
-/// Of one bundle. A rotation has two.
+/// Maximum number of CAs in one bundle. A rotation has two.
 const AUTHORITIES_MAX: usize = 32;
 
 #[derive(Debug, Clone)]
 pub struct Trust {
     roots: Arc<RootCertStore>,
-    /// What `roots` was made of, in order, to tell whether it has changed.
+    /// Certificates in `roots`, in order, to detect changes.
     authorities: Vec<CertificateDer<'static>>,
     pinned: Option<Fingerprint>,
 }
 
 impl Trust {
-    /// In nobody but who shows a CA with this fingerprint.
+    /// Trusts only a peer that shows a CA with this fingerprint; no peer if `pinned` is `None`.
     pub fn pinned(pinned: Option<Fingerprint>) -> Self {
         Self { roots: Arc::new(RootCertStore::empty()), authorities: Vec::new(), pinned }
     }
 
-    /// In the CAs of a PEM bundle, all of which must be readable.
+    /// Trusts the CAs of a PEM bundle, all of which must be readable.
     pub fn of_pem(bundle: &[u8], pinned: Option<Fingerprint>) -> Result<Self> {
         let refused = |why: String| {
             Error::new(ErrorCode::ConfigInvalid, format!("the CA bundle {why}"))
@@ -58,16 +58,16 @@ impl Trust {
         self.authorities == other.authorities && self.pinned == other.pinned
     }
 
-    /// None where no CA is known yet, and so nobody can be let in.
+    /// Returns the verifier of client certificates. `None` while no CA is known, so that no client is accepted.
     pub(super) fn client_verifier(&self, optional: bool) -> Option<Arc<dyn ClientCertVerifier>> {
         let builder = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider());
-        // Any certificate may be tried: names of CAs in every handshake would tell strangers whom we trust.
+        // No CA names are sent: they would tell unknown callers whom this node trusts.
         let builder = builder.clear_root_hint_subjects();
         let builder = if optional { builder.allow_unauthenticated() } else { builder };
         builder.build().ok()
     }
 
-    /// Whether a server's chain ends in what is trusted. Names are not looked at here.
+    /// Verifies that a server's chain ends in a trusted CA. Does not check names.
     pub(super) fn verify_server(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -95,7 +95,7 @@ impl Trust {
         }
     }
 
-    /// Whether a client's chain ends in what is trusted.
+    /// Verifies that a client's chain ends in a trusted CA.
     pub(super) fn verify_client(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! What a dialling node accepts of the server it reaches.
+//! Verifies the server that a node dials.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use rustls::{
 
 use super::{Trust, provider};
 
-/// Who must answer.
+/// Expected identity of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
-    /// Whoever owns the name or address that was dialled.
+    /// The owner of the name or address that was dialled.
     Host,
-    /// This node, wherever it is: its id, byte by byte, is among the DNS names.
+    /// This node at any address: its exact id is among the DNS names.
     Node(NodeId),
 }
 
@@ -44,7 +44,7 @@ impl ServerCertVerifier for ServerVerifier {
         self.trust.verify_server(end_entity, intermediates, now)?;
         match &self.expect {
             Expect::Host => verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?,
-            // Not by the rules for host names: these know wildcards, and an id may be all digits.
+            // Not by the rules of host names, which allow wildcards and reject ids that consist of digits.
             Expect::Node(node_id) => {
                 let facts = CertificateFacts::of(end_entity).map_err(|_| CertificateError::BadEncoding)?;
                 if !facts.dns_names.iter().any(|name| name == node_id.as_str()) {

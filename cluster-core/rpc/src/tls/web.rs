@@ -1,5 +1,5 @@
-//! TLS for programs and people that come over HTTPS: our certificate, and none of theirs. New files
-//! are used for the connections after them; a bad new one is told and the old one stays in use.
+//! TLS for HTTPS clients, with a server certificate and without client certificates. New files are used for later
+//! connections. A bad new file is reported, and the old certificate stays in use.
 
 use std::{fmt, fs, sync::Arc};
 
@@ -20,7 +20,7 @@ use super::{ALPN_HTTP2, Identity, changes::Changes, provider};
 
 const ALPN_HTTP1: &[u8] = b"http/1.1";
 
-/// The certificate of this moment.
+/// Current certificate.
 struct Current(ArcSwap<CertifiedKey>);
 
 impl fmt::Debug for Current {
@@ -35,10 +35,10 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// What a listener of HTTPS accepts with, from the files on: TLS 1.3, nothing resumed. Its one task ends
+/// Returns the configuration of an HTTPS listener, updated from the files: TLS 1.3, without resumption. Its task ends
 /// with `stop`.
 pub fn web_server(files: HttpTls, stop: CancellationToken) -> Result<Arc<ServerConfig>> {
-    // Before they are read: a change in between is found.
+    // Watches before reading, so that a change in between is found.
     let mut changes = Changes::of(&[&files.cert, &files.key]);
     let (identity, mut used) = read(&files)?;
     let current = Arc::new(Current(ArcSwap::new(identity.certified_key())));

@@ -1,11 +1,11 @@
-//! The conditions under which lines count: `Host` and `Match`.
+//! Conditions of configuration blocks: `Host` and `Match`.
 
 use crate::known_hosts::glob;
 
-/// What opens a block of lines.
+/// Head of a block of lines.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// Told apart by it: each block is judged once, where it begins.
+    /// Number of the block. Each block is judged once, where it begins.
     pub id: usize,
     pub condition: Condition,
 }
@@ -25,20 +25,20 @@ pub(super) struct Criterion {
 #[derive(Debug)]
 enum What {
     All,
-    /// Only in the second pass, which this criterion itself asks for.
+    /// Holds only in the second pass, which this criterion itself requests.
     Final,
     Host(Vec<String>),
     OriginalHost(Vec<String>),
     User(Vec<String>),
     LocalUser(Vec<String>),
-    /// Would run a program, or asks for something that we do not know.
+    /// Would run a program, or uses an unknown keyword.
     Undecided(String),
 }
 
-/// What a condition is judged by, as far as it is known where the block begins.
+/// Facts by which a condition is judged, as far as they are known where the block begins.
 #[derive(Debug)]
 pub(super) struct Subject<'a> {
-    /// As the person named it.
+    /// Name that the person gave.
     pub original: &'a str,
     pub host_name: &'a str,
     pub user: &'a str,
@@ -50,7 +50,7 @@ pub(super) struct Subject<'a> {
 pub(super) enum Judgement {
     Applies,
     Not,
-    /// Everything else matches; this criterion cannot be judged without running or knowing more.
+    /// All other criteria match, and this criterion cannot be judged without running a program or knowing more.
     Undecided(String),
 }
 
@@ -130,8 +130,8 @@ impl Criterion {
     }
 }
 
-/// A list matches if one of its patterns does and no negated one does. Host names are compared
-/// without regard to case, as they resolve.
+/// Returns whether a pattern matches and no negated pattern does. Host names are compared without case, as they are
+/// resolved.
 fn listed(patterns: &[String], name: &str, fold: bool) -> bool {
     let folded = |text: &str| if fold { text.to_ascii_lowercase() } else { text.to_owned() };
     let name = folded(name);

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-/// Where a line stands, for errors.
+/// Position of a line, for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     pub file: Arc<Path>,

@@ -1,4 +1,4 @@
-//! The hosts on the way to a host, nearest first, each with what the files say about it.
+//! Route to a host: its jump hosts, nearest first, each with its settings.
 
 use aegis_types::{
     error::{Error, Result},
@@ -9,16 +9,16 @@ use aegis_types::{
 use super::{ClientConfig, settings::HostSettings};
 use crate::target::{Endpoint, HostAddress, SSH_PORT_DEFAULT};
 
-/// The host itself among them.
+/// Maximum number of hops, including the host itself.
 const HOPS_MAX: usize = 8;
 
-/// What is asked for, of a host as the person named it.
+/// Requested login of a host that a person named.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
     pub host: &'a HostAddress,
     pub user: Option<&'a UserName>,
     pub port: Option<u16>,
-    /// Where neither the person nor the files name one.
+    /// User if neither the person nor the files name one.
     pub user_default: &'a str,
 }
 
@@ -31,12 +31,12 @@ pub struct Hop {
 }
 
 impl ClientConfig {
-    /// The last hop is the host itself. Every address is held to the rules for hosts, since a file
-    /// may lead anywhere.
+    /// Returns the route; the last hop is the host itself. Every address is checked by the rules for hosts, since a
+    /// file may name any address.
     pub fn route(&self, asked: Asked<'_>, allow_loopback: bool) -> Result<Vec<Hop>> {
         let mut route = Vec::new();
         let mut next = Some((Wanted::of(asked), None));
-        // From the host back to us.
+        // From the host back to the controller.
         while let Some((wanted, before)) = next.take() {
             if route.len() >= HOPS_MAX {
                 return Err(Error::invalid(format!(
@@ -46,7 +46,7 @@ impl ClientConfig {
                 .remedy("look for a loop in the ProxyJump lines of the ssh configuration"));
             }
             let hop = self.hop(&wanted, allow_loopback)?;
-            // Hops that were written before this one win over what this one's own lines say.
+            // Hops that were written before this one override the hop's own lines.
             let mut jumps: Vec<String> = before.unwrap_or_else(|| hop.settings.jumps.clone());
             if let Some(previous) = jumps.pop() {
                 let before = Some(jumps).filter(|rest| !rest.is_empty());
@@ -92,8 +92,8 @@ impl Wanted {
         }
     }
 
-    /// `[user@]host[:port]` or `ssh://[user@]host[:port]`; an IPv6 address with a port stands in
-    /// brackets. A jump host's default user is our own, as with ssh.
+    /// Parses `[user@]host[:port]` or `ssh://[user@]host[:port]`. An IPv6 address with a port needs brackets. A jump
+    /// host's default user is the local user, as in ssh.
     fn parse(text: &str, local_user: &str, allow_loopback: bool) -> Result<Self> {
         let bare = text.strip_prefix("ssh://").unwrap_or(text).trim_end_matches('/');
         let (user, place) = match bare.rsplit_once('@') {

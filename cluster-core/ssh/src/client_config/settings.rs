@@ -1,4 +1,4 @@
-//! What the files say about one host: for each keyword the first value that applies.
+//! Settings of one host from the files: the first applicable value of each keyword.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::target::SSH_PORT_DEFAULT;
 
-/// Keywords that count. All others are passed over, in blocks that cannot be judged as well.
+/// Supported keywords. All others are skipped, also in blocks that cannot be judged.
 const KEYWORDS: [&str; 11] = [
     "hostname",
     "user",
@@ -33,48 +33,48 @@ const KEYWORDS: [&str; 11] = [
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StrictHostKeys {
-    /// `yes` and `ask`: there is nobody to ask.
+    /// `yes` and `ask`, since there is no person to ask.
     Yes,
     AcceptNew,
-    /// `no` and `off`: counts as `accept-new` at most.
+    /// `no` and `off`, which count as `accept-new` at most.
     No,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum IdentityAgent {
-    /// That of the environment.
+    /// The agent of the environment.
     #[default]
     Environment,
     None,
     Socket(PathBuf),
 }
 
-/// Values with their tokens expanded.
+/// Settings of a host, with expanded tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostSettings {
     pub host_name: Option<String>,
     pub user: Option<String>,
     pub port: Option<u16>,
-    /// `None` when none is named: then the usual ones are tried.
+    /// Named identity files; `None` if the default identities are tried.
     pub identity_files: Option<Vec<PathBuf>>,
     pub certificate_files: Vec<PathBuf>,
     pub identities_only: bool,
     pub identity_agent: IdentityAgent,
-    /// Hops as they are written, nearest first.
+    /// Hops as written, nearest first.
     pub jumps: Vec<String>,
-    /// Instead of the usual file of the user; `Some` of nothing for `none`.
+    /// Used instead of the user's default file. An empty list stands for `none`.
     pub known_hosts: Option<Vec<PathBuf>>,
     pub strict_host_keys: Option<(StrictHostKeys, Place)>,
 }
 
-/// `ProxyJump` and `ProxyCommand` are one setting: whichever comes first counts.
+/// `ProxyJump` and `ProxyCommand` are one setting: the first of them applies.
 enum Proxy {
     None,
     Jump(String, Place),
     Command(Place),
 }
 
-/// First values, as they are written.
+/// First values, as written.
 #[derive(Default)]
 struct Found {
     host_name: Option<(String, Place)>,
@@ -90,8 +90,8 @@ struct Found {
 }
 
 impl ClientConfig {
-    /// What applies to a host as the person named it. An explicit user and port win, and are what
-    /// conditions and tokens see.
+    /// Returns the settings of a host, given the name that the person used. An explicit user and port override the
+    /// files, and are visible to conditions and tokens.
     pub fn for_host(
         &self,
         original: &str,
@@ -110,7 +110,7 @@ impl ClientConfig {
     }
 
     fn pass(&self, asked: &Question<'_>, found: &mut Found, final_pass: bool) -> Result<()> {
-        // A block is judged where it begins: what its own lines set does not end it.
+        // A block is judged where it begins: settings of its own lines do not end it.
         let mut judged = HashMap::new();
         for directive in &self.directives {
             for block in &directive.scope {
@@ -137,7 +137,7 @@ impl ClientConfig {
     }
 }
 
-/// Whether all of the blocks apply that a line stands in.
+/// Returns whether all enclosing blocks of a line apply.
 fn in_all<'a>(blocks: impl Iterator<Item = &'a Judgement>) -> Judgement {
     let mut all = Judgement::Applies;
     for block in blocks {
@@ -220,7 +220,7 @@ impl Found {
         Ok(())
     }
 
-    /// `%h` in it is the name that the person gave; no other token but `%%` has a meaning there.
+    /// Returns the host name. In its value `%h` is the name that the person gave; only `%%` is supported besides.
     fn host_name(&self, config: &ClientConfig, asked: &Question<'_>, port: Option<u16>) -> Result<String> {
         let Some((text, place)) = &self.host_name else { return Ok(asked.original.to_owned()) };
         let tokens = self.tokens(config, asked, port, asked.original);

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// What the tokens stand for.
+/// Values of the tokens.
 #[derive(Debug)]
 pub(super) struct Tokens<'a> {
     pub home: &'a Path,
     pub original: &'a str,
-    /// Empty while it is still to be found.
+    /// Empty until the host name is known.
     pub host_name: &'a str,
     pub port: u16,
     pub user: &'a str,
@@ -42,8 +42,8 @@ impl Tokens<'_> {
         Ok(expanded)
     }
 
-    /// Relative names are the caller's working directory in OpenSSH; a daemon has none that means
-    /// anything, so they are refused.
+    /// Expands a path. Relative paths are rejected: OpenSSH resolves them in the caller's working directory, which has
+    /// no meaning in a daemon.
     pub fn path(&self, text: &str) -> Result<PathBuf, String> {
         let expanded = self.expand(text)?;
         match expanded.strip_prefix("~/") {

@@ -1,4 +1,4 @@
-//! One call to OpenBao: bounded in time and size, no redirect, no proxy, no secret in an error.
+//! One call to OpenBao: bounded in time and size, without redirects or proxy, and without secrets in errors.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use super::{TransitSettings, waiting};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A key with hundreds of versions has less.
+/// Size limit of a response. A key with hundreds of versions is smaller.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Why a call brought nothing, as far as the caller can act on it.
+/// Failure of a call, as far as the caller can act on it.
 #[derive(Debug)]
 pub enum BaoError {
-    /// The client token is not valid any more, or its policy does not allow the call.
+    /// The client token is no longer valid, or its policy does not allow the call.
     Forbidden,
-    /// The request itself is refused: status and the server's words.
+    /// The request itself was rejected: status and the server's message.
     Refused(StatusCode, String),
-    /// No answer, a sealed or overloaded server, or an answer that is not understood.
+    /// No response, a sealed or overloaded server, or a response that is not understood.
     Broken(Error),
 }
 
@@ -75,7 +75,7 @@ impl Client {
         Ok(Self { http, address: settings.address.clone(), namespace })
     }
 
-    /// Calls `/v1/<path>`. Each part of the path is escaped by itself.
+    /// Calls `/v1/<path>`. Each part of the path is escaped separately.
     pub async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -117,7 +117,7 @@ impl Client {
         }
         match status {
             StatusCode::OK => serde_json::from_slice(&bytes).map_err(|e| {
-                // The parser's words could repeat a token.
+                // The parser's message could repeat a token.
                 let place = format!("line {}, column {}", e.line(), e.column());
                 BaoError::Broken(waiting("OpenBao's answer is not understood").source(place))
             }),
@@ -134,8 +134,8 @@ impl Client {
     }
 }
 
-/// What the server says is wrong, for the log: bounded, only from where it says so, and never an echo of
-/// a secret. A login sends nothing but secrets, so that its words are left out altogether.
+/// Returns the server's error messages for the log, bounded and without echoed secrets. A login sends only secrets, so
+/// its messages are omitted.
 fn words(body: &[u8], token: Option<&Zeroizing<String>>) -> String {
     #[derive(Deserialize)]
     struct Errors {

@@ -1,5 +1,5 @@
-//! The client token that OpenBao gives us: asked for when it is needed, renewed when two thirds of its
-//! lease are over, and asked for anew when it is refused.
+//! Client token of OpenBao: requested when needed, renewed after two thirds of its lease, and requested again after a
+//! rejection.
 
 use std::time::{Duration, Instant};
 
@@ -14,20 +14,20 @@ use super::{
     waiting,
 };
 
-/// Between tries of a renewal that fails while the lease still runs.
+/// Pause between attempts of a renewal that fails while the lease is valid.
 const RETRY: Duration = Duration::from_secs(5);
 
 struct Lease {
     token: Zeroizing<String>,
-    /// None: it does not run out.
+    /// Time of the renewal; `None` if the token does not expire.
     renew_at: Option<Instant>,
     expires_at: Option<Instant>,
     renewable: bool,
-    /// How long it lasted when it was granted.
+    /// Lease duration when the token was granted.
     granted: Option<Duration>,
 }
 
-/// One login at a time: all who need the token wait for the one who fetches it.
+/// Serialises logins: all callers wait for the login in progress.
 pub struct Login {
     auth: TransitAuth,
     lease: tokio::sync::Mutex<Option<Lease>>,
@@ -80,8 +80,8 @@ impl Lease {
         }
     }
 
-    /// As renewed. Near its longest life a token is renewed to little or nothing: then only a login
-    /// helps.
+    /// Returns the renewed lease. Near its maximum lifetime a token is renewed for little or no time; then only a login
+    /// helps, and `None` is returned.
     fn renewed(&self, seconds: u64, renewable: bool) -> Option<Self> {
         let enough = self.granted.is_none_or(|granted| Duration::from_secs(seconds) >= granted / 3);
         let renewed = Self::of(self.token.clone(), seconds, renewable);
@@ -98,16 +98,16 @@ impl Login {
         Self { auth, lease: tokio::sync::Mutex::default() }
     }
 
-    /// Whether a refused token can be replaced by a login.
+    /// Returns whether a rejected token can be replaced by a login.
     pub fn can_renew_itself(&self) -> bool {
-        // A token by reference may have been replaced where it is kept.
+        // A referenced token may have been replaced at its source.
         match &self.auth {
             TransitAuth::AppRole { .. } => true,
             TransitAuth::Token(text) => text.starts_with("env:") || text.starts_with("file:"),
         }
     }
 
-    /// A token that is good as far as we know.
+    /// Returns a token that is valid as far as known.
     pub async fn token(&self, client: &Client) -> Result<Zeroizing<String>, BaoError> {
         let mut slot = self.lease.lock().await;
         if let Some(lease) = slot.as_mut()
@@ -138,7 +138,7 @@ impl Login {
         Ok(token)
     }
 
-    /// This token was refused. Another that came meanwhile stays.
+    /// Discards a rejected token, unless it was replaced meanwhile.
     pub async fn forget(&self, refused: &Zeroizing<String>) {
         let mut slot = self.lease.lock().await;
         if slot.as_ref().is_some_and(|lease| lease.token == *refused) {
@@ -167,7 +167,7 @@ impl Login {
                         tracing::debug!(lease_seconds = auth.lease_duration, "logged in to OpenBao");
                         Ok(Lease::of(auth.client_token, auth.lease_duration, auth.renewable))
                     }
-                    // Its words could repeat what was sent.
+                    // The message could repeat what was sent.
                     Err(BaoError::Forbidden | BaoError::Refused(..)) => {
                         Err(refused("AppRole (role_id, secret_id)"))
                     }

@@ -1,9 +1,8 @@
-//! Tokens signed by a key that OpenBao's Transit engine keeps and never gives away.
+//! Signs tokens with a key of OpenBao's Transit engine, which never leaves the engine.
 //!
-//! Over its HTTP API with `reqwest`, which brings one crypto backend, bounds and a CA of ours; of the
-//! four calls that are needed a client library would add little but a second set of dependencies.
-//! `kid` is derived from the public key, so each signature names the version of the key that makes it,
-//! and an answer by another version is refused.
+//! Uses the HTTP API with `reqwest`, for one crypto backend, bounds and a custom CA. A client library would add a
+//! second set of dependencies for four calls. `kid` is derived from the public key, so each signature names the key
+//! version that made it. A response by another version is rejected.
 
 mod client;
 mod login;
@@ -29,13 +28,12 @@ use super::{
     keys::{Jwk, JwkSet},
 };
 
-/// A token is asked for by a node that waits: it tries again by itself.
+/// Time limit to sign. The waiting node retries by itself.
 const SIGN_TIME_MAX: Duration = Duration::from_secs(10);
-/// Versions of the key that are published to every worker.
+/// Maximum number of key versions that are published to every worker.
 const VERSIONS_MAX: usize = 64;
 
-/// How the controller proves itself to OpenBao. Secrets may be `env:` and `file:` references, which are
-/// read at each login.
+/// Login of the controller at OpenBao. Secrets may be `env:` and `file:` references, which are read at each login.
 #[derive(Clone)]
 pub enum TransitAuth {
     AppRole { role_id: String, secret_id: String },
@@ -51,36 +49,36 @@ impl fmt::Debug for TransitAuth {
     }
 }
 
-/// Where the key is and how it is reached.
+/// Location and access of the key.
 #[derive(Debug, Clone)]
 pub struct TransitSettings {
     /// `https://…`, or `http://` on loopback.
     pub address: url::Url,
     pub auth: TransitAuth,
     pub namespace: Option<String>,
-    /// Where the engine is mounted: `transit`.
+    /// Mount path of the engine: `transit`.
     pub mount: String,
     pub key_name: String,
-    /// The only certificates that are trusted, in PEM; the system's where there are none.
+    /// The only trusted certificates, in PEM; `None` trusts the system's.
     pub ca_cert: Option<PathBuf>,
 }
 
-/// The key's public halves as they were read last.
+/// Public halves of the key, as last read.
 #[derive(Debug, Default)]
 struct Keys {
-    /// The version that signs.
+    /// Version that signs.
     latest: u64,
     versions: BTreeMap<u64, Jwk>,
 }
 
-/// A key in Transit.
+/// Key in Transit.
 #[derive(Debug)]
 pub struct Transit {
     settings: TransitSettings,
     client: Client,
     login: Login,
     keys: ArcSwap<Keys>,
-    /// One reads at a time, so that an answer that comes late does not undo a newer one.
+    /// Serialises reads, so that a late response cannot undo a newer one.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -106,7 +104,7 @@ struct SignData {
 #[derive(Serialize)]
 struct Empty {}
 
-/// What every joining node is told while OpenBao cannot sign.
+/// Returns the error that joining nodes get while OpenBao cannot sign.
 fn waiting(why: impl fmt::Display) -> Error {
     Error::new(ErrorCode::Unavailable, format!("node security tokens cannot be signed now: {why}")).remedy(
         "joining goes on by itself once OpenBao signs again; check its address, login and key \
@@ -121,7 +119,7 @@ impl Transit {
         Ok(Self { settings, client, login, keys: ArcSwap::default(), reading: tokio::sync::Mutex::default() })
     }
 
-    /// The newest first.
+    /// Returns the key set, newest first.
     pub(super) fn key_set(&self) -> JwkSet {
         let keys = self.keys.load();
         JwkSet { keys: keys.versions.values().rev().take(VERSIONS_MAX).cloned().collect() }
@@ -140,7 +138,7 @@ impl Transit {
         }
         let asked = self.keys.load().latest;
         match self.sign_with(asked, claims).await {
-            // Rotated meanwhile, and the version that we know may not sign any more.
+            // The key was rotated meanwhile, and the known version may no longer sign.
             Err(BaoError::Refused(..)) => {
                 self.refresh().await?;
                 let latest = self.keys.load().latest;
@@ -165,7 +163,7 @@ impl Transit {
             URL_SAFE_NO_PAD.encode(serde_json::to_vec(&header).map_err(unwritable)?),
             URL_SAFE_NO_PAD.encode(serde_json::to_vec(claims).map_err(unwritable)?)
         );
-        // Without the last two Transit makes an RSA-PSS signature, which is not RS256.
+        // Without the last two fields Transit makes an RSA-PSS signature, which is not RS256.
         let body = json!({
             "input": STANDARD.encode(&input),
             "key_version": version,
@@ -183,7 +181,7 @@ impl Transit {
         Ok(format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// Reads the key's public halves again. What was read before stays when that fails.
+    /// Reads the key's public halves again. Keeps the earlier keys on failure.
     pub(super) async fn refresh(&self) -> Result<()> {
         let _reading = self.reading.lock().await;
         let path = ["keys", &self.settings.key_name];
@@ -213,7 +211,7 @@ impl Transit {
         Ok(())
     }
 
-    /// A call of the engine, logged in; once more after a fresh login where the first is refused.
+    /// Calls the engine with a login, and retries once after a fresh login if rejected.
     async fn call<T: serde::de::DeserializeOwned>(
         &self,
         method: Method,

@@ -1,4 +1,4 @@
-//! A CA of the test's own, and leaves as good or as bad as asked.
+//! Test CA that issues good or bad leaves on request.
 
 use std::{fs, path::Path};
 
@@ -14,14 +14,14 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A leaf with its key, as PEM.
+/// Leaf with its key, as PEM.
 #[derive(Clone)]
 pub struct Leaf {
     pub chain: String,
     pub key: String,
 }
 
-/// What a leaf says.
+/// Properties of a leaf.
 pub struct Say {
     pub names: &'static [&'static str],
     pub usages: Vec<ExtendedKeyUsagePurpose>,

@@ -1,4 +1,4 @@
-//! A real server behind the real listener, and clients that dial it as nodes do, or as strangers.
+//! A real server with the real listener, and clients that dial as nodes or as unknown callers.
 
 use std::{
     convert::Infallible,
@@ -37,11 +37,11 @@ use crate::{
     via::{self, Stage},
 };
 
-/// Between the numbers of a stream.
+/// Pause between the numbers of a stream.
 const TICK: Duration = Duration::from_millis(250);
 pub const NODE: &str = "edge-1";
 
-/// Answers `Ping` with what it was given and `Count` with the numbers up to it, to this one node.
+/// Service for one node: `Ping` echoes its number, and `Count` streams the numbers up to it.
 #[derive(Clone)]
 struct Echo(NodeId);
 
@@ -137,7 +137,7 @@ pub fn credentials(leaf: Option<&Leaf>, bundle: &str, rule: PeerRule) -> Credent
     Credentials::new(rule, leaf.map(identity), trust).unwrap()
 }
 
-/// As a node dials its controller: anew after every loss.
+/// Opens a channel as a node dials its controller, reconnecting after every loss.
 pub fn channel(credentials: &Credentials, server: &Server) -> Channel {
     channel_to(credentials, &server.dialled("localhost"))
 }
@@ -178,7 +178,7 @@ pub async fn count(channel: &Channel, up_to: u64) -> Result<Streaming<u64>, Stat
     Ok(grpc.server_streaming(Request::new(up_to), path, codec).await?.into_inner())
 }
 
-/// Every number in its order, and the end.
+/// Checks that a stream has every number in order, and its end.
 pub async fn whole(mut numbers: Streaming<u64>, up_to: u64) -> Result<(), String> {
     for expected in 1..=up_to {
         match numbers.next().await {
@@ -192,7 +192,7 @@ pub async fn whole(mut numbers: Streaming<u64>, up_to: u64) -> Result<(), String
     }
 }
 
-/// A client that keeps to no rule of ours: it shows whatever it is given, and would resume sessions.
+/// Client that follows no rules: it shows any certificate, and would resume sessions.
 pub struct Stranger(Arc<ClientConfig>);
 
 impl Stranger {
@@ -237,7 +237,7 @@ impl Stranger {
         tokio_rustls::TlsConnector::from(self.0.clone()).connect(name, stream).await
     }
 
-    /// A call over one connection.
+    /// Makes a call over one connection.
     pub async fn ping(&self, server: &Server) -> Result<u64, String> {
         let stream = self.connect(server).await.map_err(|e| e.to_string())?;
         let stream = std::sync::Mutex::new(Some(stream));
@@ -251,7 +251,7 @@ impl Stranger {
     }
 }
 
-/// Asks until it is so.
+/// Polls until the condition holds.
 pub async fn until(what: &str, mut ask: impl AsyncFnMut() -> bool) {
     let limit = Duration::from_secs(15);
     let asked = async {
