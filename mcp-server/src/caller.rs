@@ -1,8 +1,8 @@
-//! Who calls us, and how much they may: made at the door, asked wherever something is done.
+//! Callers and their permissions. A caller is determined at the entrance and checked wherever something is done.
 //!
-//! Over HTTP the guard makes a [`Caller`] of each request's token; it travels in the request's extensions,
-//! which rmcp hands on. On a socket of the data directory a connection has one caller, the owner. A request
-//! for which nobody made one is refused.
+//! Over HTTP the guard makes a [`Caller`] from each request's token. The caller travels in the request's extensions,
+//! which rmcp passes on. On a socket of the data directory a connection has one caller, the owner. A request without a
+//! caller is rejected.
 
 use cluster_core::{
     controller::{
@@ -24,17 +24,17 @@ use serde_json::Value;
 pub struct Caller {
     pub actor: Actor,
     pub scope: Scope,
-    /// As it names itself; known of MCP clients.
+    /// Name of the client as it states it; known for MCP clients only.
     pub client: Option<Client>,
     narrowing: Narrowing,
 }
 
-/// What a connection gives up of the tools that this node offers.
+/// Restriction of a connection to some of the tools that this node offers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Narrowing {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
-    /// None: all of them.
+    /// Allowed tools; `None` allows all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
 }
@@ -46,12 +46,12 @@ impl Narrowing {
     }
 }
 
-/// How the callers of a server come to be known.
+/// Source of a server's callers.
 #[derive(Debug, Clone)]
 pub enum Entrance {
-    /// Each request brings its own.
+    /// Each request has its own caller.
     PerRequest,
-    /// One for the whole connection.
+    /// The whole connection has one caller.
     Connection(Box<Caller>),
 }
 
@@ -60,7 +60,7 @@ impl Caller {
         Self { actor: Actor { door, identity }, scope, client: None, narrowing: Narrowing::default() }
     }
 
-    /// The owner of the data directory, over one of its sockets, which admit nobody else.
+    /// Makes the owner of the data directory, over one of its sockets, which admit no other user.
     pub fn local(door: Door) -> Self {
         Self::new(door, Identity::LocalUser(nix::unistd::geteuid().as_raw()), Scope::Admin)
     }
@@ -69,7 +69,7 @@ impl Caller {
         Self::new(Door::Http, bearer.identity, bearer.scope)
     }
 
-    /// Where HTTP asks for no token.
+    /// Makes the caller of HTTP without tokens.
     pub fn anybody() -> Self {
         Self::new(Door::Http, Identity::Anybody, Scope::Admin)
     }
@@ -79,7 +79,7 @@ impl Caller {
         Self { narrowing, ..self }
     }
 
-    /// Who makes this request, and with which client.
+    /// Returns the caller of this request, with its client.
     pub fn of(context: &RequestContext<RoleServer>, entrance: &Entrance) -> Result<Self> {
         let known = match entrance {
             Entrance::Connection(caller) => Some((**caller).clone()),
@@ -93,7 +93,7 @@ impl Caller {
         Ok(Self { client, ..caller })
     }
 
-    /// Whether this caller may call a tool; what it may not call, it is not shown.
+    /// Checks that this caller may call a tool. Tools that it may not call are hidden from it.
     pub fn admits(&self, tool: &str, read_only: bool) -> Result<()> {
         if !self.narrowing.admits(tool, read_only) {
             return Err(Error::new(
@@ -105,12 +105,12 @@ impl Caller {
         self.scope.admits(if read_only { Scope::Read } else { Scope::Operate })
     }
 
-    /// Notes that a call begins. None on a node that keeps no such notes.
+    /// Records the start of a call. Returns `None` on a node without an audit log.
     pub fn begin(&self, core: &Core, action: String, arguments: Arguments) -> Option<Pending> {
         self.note(core, action, arguments, false)
     }
 
-    /// Notes that a call of a tool begins.
+    /// Records the start of a tool call.
     pub fn begin_tool(&self, core: &Core, tool: &str, given: &Value, read_only: bool) -> Option<Pending> {
         let arguments = Arguments::default();
         arguments.note(given);
@@ -135,7 +135,7 @@ mod tests {
             read_only,
             tools: tools.map(|tools| tools.iter().map(|tool| (*tool).to_owned()).collect()),
         };
-        // Whether list_peers (reads) and drain_node (changes) are admitted.
+        // Columns: whether list_peers (reads) and drain_node (changes) are admitted.
         for (scope, narrowing, admitted) in [
             (Scope::Read, only(false, None), [true, false]),
             (Scope::Operate, only(false, None), [true, true]),

@@ -1,12 +1,12 @@
-//! The one place where an [`ErrorCode`] becomes an exit status and an HTTP status.
+//! Maps each [`ErrorCode`] to an exit status and an HTTP status. The only place that does so.
 
 use cluster_core::types::error::ErrorCode;
 use http::StatusCode;
 
-/// How a surface shows an error code.
+/// Exit status and HTTP status of an error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shown {
-    /// Of the command line. 2 is also what a wrong option gives; 1 is a defect of ours.
+    /// Exit status of the command line. 2 is also used for wrong options; 1 is an internal error.
     pub exit: u8,
     pub http: StatusCode,
 }
@@ -15,8 +15,8 @@ const fn shown(exit: u8, http: StatusCode) -> Shown {
     Shown { exit, http }
 }
 
-/// Exit codes come in classes, so that a script can decide without reading the text: 1-19 the call
-/// itself, 20-29 a host, 30-39 an execution, 40 a node's identity.
+/// Returns the statuses of a code. Exit codes have classes, so that a script can decide without reading the text. They
+/// are: 1-19 the call itself, 20-29 a host, 30-39 an execution, 40 a node's identity.
 pub const fn of(code: ErrorCode) -> Shown {
     use ErrorCode as E;
     use StatusCode as H;

@@ -1,4 +1,4 @@
-//! Ids and names that fit what a person has typed so far, newest first.
+//! Completes ids and names for the text typed so far, newest first.
 
 use cluster_core::{
     core::{Core, PeerFilter},
@@ -20,7 +20,7 @@ use crate::{
     resources::uri::{DEPLOYMENT_TEMPLATE, EXECUTION_TEMPLATE, OUTPUT_TEMPLATE},
 };
 
-/// Looked through for each answer; older ones have to be named in full.
+/// Number of deployments that are searched; older ones must be named in full.
 const DEPLOYMENTS_MAX: usize = 200;
 const EXECUTIONS_MAX: u32 = 1000;
 
@@ -71,7 +71,7 @@ fn candidates(reference: &Reference, argument: &str) -> Result<Candidates> {
     }
 }
 
-/// Newest first where that means something, and whether they are all there are.
+/// Returns candidates, newest first where that applies, and whether the list is complete.
 async fn gather(core: &Core, candidates: Candidates) -> Result<(Vec<String>, bool)> {
     Ok(match candidates {
         Candidates::Deployments => {
@@ -110,7 +110,7 @@ async fn gather(core: &Core, candidates: Candidates) -> Result<(Vec<String>, boo
     })
 }
 
-/// What stands before the last entry of a list, with its separator, and that entry.
+/// Splits a list into the text before its last entry, with the separator, and that entry.
 fn split_list(typed: &str) -> (&str, &str) {
     let start = typed.rfind([',', ' ']).map_or(0, |at| at + 1);
     typed.split_at(start)
@@ -151,7 +151,7 @@ mod tests {
     fn more_than_a_hundred_are_counted_and_not_shown() {
         let info = fitting(&numbered(150), true, "", "");
         assert_eq!((info.values.len(), info.total, info.has_more), (100, Some(150), Some(true)));
-        // Not all were looked at: how many there are is not known.
+        // Not all candidates were searched, so their number is unknown.
         let info = fitting(&numbered(3), false, "", "");
         assert_eq!((info.values.len(), info.total, info.has_more), (3, None, Some(true)));
     }

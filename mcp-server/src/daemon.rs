@@ -1,9 +1,9 @@
-//! `aegis serve`: the process that everything else talks to.
+//! `aegis serve`: the daemon process.
 //!
-//! It owns the data directory, the core, and one task a listener: `api.sock` (REST for the command
-//! line), `mcp.sock` (assistants over `aegis mcp`) and the HTTP port (REST and `/mcp`; on a plain
-//! worker health alone). The story: configuration, data directory, core, listeners, wait, then stop
-//! intake, let connections end, stop the core; each with a bound.
+//! It owns the data directory, the core, and one task per listener. `api.sock` serves REST for the command line,
+//! `mcp.sock` serves assistants over `aegis mcp`. The HTTP port serves REST and `/mcp` (on a plain worker only health).
+//! The order of a run is: configuration, data directory, core, listeners, wait. Then intake stops, connections end, and
+//! the core stops, each within a time limit.
 
 pub mod files;
 mod log;
@@ -53,9 +53,9 @@ use crate::{
 };
 pub use files::{HTTP_ADDRESS, HTTP_TOKEN};
 
-/// Connections get this long to end; then they are cut.
+/// Time for connections to end before they are cut.
 const LISTENERS_STOP_TIME_MAX: Duration = Duration::from_secs(5);
-/// The core says goodbye and closes its links; what it has not stored by then it finds at its next start.
+/// Time for the core to deregister and close its links. Unstored state is recovered at the next start.
 const CORE_STOP_TIME_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -65,9 +65,9 @@ pub struct Options {
     pub started_by: StartedBy,
 }
 
-/// Runs until told to stop by a signal or `aegis stop`.
+/// Runs until stopped by a signal or `aegis stop`.
 pub async fn run(options: Options) -> Result<()> {
-    // A configuration may name another data directory; the record of the last start lies in the one asked for.
+    // A configuration may name another data directory; the record of the last start is in the requested one.
     let asked_dir = Settings::of(&NodeConfig::default(), &options.overrides)?.data_dir;
     let recorded = files::config_path(&asked_dir);
     let loaded = config::load(&options.config, recorded.as_deref(), options.started_by)?;
@@ -86,7 +86,7 @@ pub async fn run(options: Options) -> Result<()> {
     if !settings.unused.is_empty() {
         tracing::info!(sections = ?settings.unused, "these sections of the configuration are not used by this node");
     }
-    // Before the core starts: a mistake in here must not leave it half-started.
+    // Before the core starts: an error here must not leave it half-started.
     let token = files::http_token(&data)?;
     let tokens = TokenTable::new(Some(&token));
     let guard = Guard::new(&settings, tokens.clone())?;
@@ -118,13 +118,12 @@ pub async fn run(options: Options) -> Result<()> {
         }
     };
     tracing::info!(%address, node_id = %core.node_id(), "listening");
-    // A controller is ready by now. A worker may have to wait for its controller: that is its work, and
-    // no reason to be started anew.
+    // A controller is ready by now. A worker may have to wait for its controller, which is no reason to restart it.
     supervisor::tell(&[NotifyState::Ready]);
 
     tokio::select! {
         () = stop.cancelled() => {}
-        // Shut down by its controller, or no member any more.
+        // Shut down by its controller, or no longer a member.
         () = core.end().cancelled() => stop.cancel(),
     }
     tracing::info!("stopping");
@@ -142,13 +141,13 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// What the listeners are made of.
+/// Inputs of the listeners.
 struct Listening {
     core: Core,
     settings: Settings,
     guard: Guard,
     catalogue: Arc<Catalogue>,
-    /// Of HTTP.
+    /// TLS configuration of HTTP.
     tls: Option<Arc<ServerConfig>>,
     stop: CancellationToken,
 }
@@ -189,7 +188,7 @@ impl Listening {
     }
 }
 
-/// Takes the ssh agent of a client of the daemon's own user.
+/// Uses the ssh agent of a client that runs as the daemon's user.
 async fn take_ssh_agent(State(core): State<Core>, request: Request, next: Next) -> Response {
     let named = request.headers().get(unix::SSH_AGENT).and_then(|path| path.to_str().ok());
     if let Some(socket) = named.map(PathBuf::from).filter(|path| path.is_absolute()) {
@@ -198,7 +197,7 @@ async fn take_ssh_agent(State(core): State<Core>, request: Request, next: Next) 
     next.run(request).await
 }
 
-/// A pushed configuration may set the level, from its start on and while it runs.
+/// Follows the log level of the pushed configuration.
 fn follow_log_level(core: &Core, set_level: log::SetLevel, stop: CancellationToken) {
     let mut settings = core.settings();
     // Ends with the daemon or its core.
@@ -216,7 +215,7 @@ fn follow_log_level(core: &Core, set_level: log::SetLevel, stop: CancellationTok
     });
 }
 
-/// Binds the HTTP port, or another port where the default port is taken and no port was configured.
+/// Binds the HTTP port. If no port is configured and the default port is taken, binds another port.
 async fn bind(settings: &Settings, data: &DataDirectory) -> Result<TcpListener> {
     let at = |port| SocketAddr::new(settings.bind_address, port);
     match settings.rest_port {
@@ -228,7 +227,7 @@ async fn bind(settings: &Settings, data: &DataDirectory) -> Result<TcpListener> 
     }
 }
 
-/// SIGTERM and SIGINT, for this process alone.
+/// Handles SIGTERM and SIGINT for this process.
 pub fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals =

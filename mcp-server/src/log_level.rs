@@ -1,8 +1,8 @@
-//! What a client hears of our work as log messages: the steps of its own calls, where it asked for them.
+//! Log messages for clients: the steps of a client's own calls, if the client asked for them.
 //!
-//! An older client asks for its connection (`logging/setLevel`), one of 2026-07-28 for a request (`logLevel`
-//! in its `_meta`). Whoever did not ask hears nothing. The protocol has deprecated it in favour of progress;
-//! clients that know only this are still served. Our own log is not for clients.
+//! An older client asks for its connection (`logging/setLevel`), a client of 2026-07-28 for a request (`logLevel` in
+//! its `_meta`). Without a request nothing is sent. The protocol has deprecated log messages in favour of progress;
+//! clients that only know log messages are still served. The daemon's own log is not sent to clients.
 #![expect(deprecated, reason = "older clients are served")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rmcp::model::{LoggingLevel, LoggingMessageNotificationParam, RequestMetaObject};
 use serde_json::json;
 
-/// Of all that is said here.
+/// Level of all messages.
 const LEVEL: LoggingLevel = LoggingLevel::Info;
 
 fn takes_in(level: LoggingLevel) -> bool {
     matches!(level, LoggingLevel::Debug | LEVEL)
 }
 
-/// What the client of a connection asked for.
+/// Level that the client of a connection requested.
 #[derive(Debug, Default)]
 pub struct LogLevel {
     heard: AtomicBool,
@@ -28,7 +28,7 @@ impl LogLevel {
         self.heard.store(takes_in(level), Ordering::Relaxed);
     }
 
-    /// Whether the steps of this request are told.
+    /// Returns whether the steps of this request are sent.
     pub fn hears(&self, request: &RequestMetaObject) -> bool {
         request.log_level().map_or_else(|| self.heard.load(Ordering::Relaxed), takes_in)
     }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_says_more_than_its_connection_and_silence_is_the_default() {
+    fn request_level_overrides_connection_and_default_is_silent() {
         let connection = LogLevel::default();
         let silent = RequestMetaObject::default();
         let asking = |level| {

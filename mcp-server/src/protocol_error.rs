@@ -1,4 +1,4 @@
-//! How an error looks to an assistant: its words, and on requests that are no tool calls a code of JSON-RPC.
+//! Errors for assistants: their text, and JSON-RPC codes for requests other than tool calls.
 
 use cluster_core::types::error::{Error, ErrorCode};
 use rmcp::{ErrorData, model::ErrorCode as ProtocolCode};
@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::text::{clean, head, indented};
 
-/// Of an error's message; what it quotes of a host is far shorter.
+/// Size limit of an error's message; quotations of a host are far shorter.
 const MESSAGE_BYTES_MAX: usize = 8 * 1024;
 
-/// What is so, which may repeat what a host or container said, and on a line of its own what to do.
+/// Returns the message, which may quote a host or container, and the remedy on a separate line.
 pub fn words(error: &Error) -> String {
     let mut words = indented(&head(error.message(), MESSAGE_BYTES_MAX).0);
     if let Some(remedy) = error.remedy_text() {
@@ -19,18 +19,18 @@ pub fn words(error: &Error) -> String {
     words
 }
 
-/// Of a request that names a resource.
+/// Returns the error of a request that names a resource.
 pub fn of_resource(error: &Error, uri: &str) -> ErrorData {
     let data = json!({ "code": error.code(), "uri": clean(&cluster_core::types::text::shown(uri)) });
     let code = match error.code() {
-        // rmcp writes it as invalid params for clients of 2026-07-28, as that version wants it.
+        // rmcp sends it as invalid params to clients of 2026-07-28, as that version requires.
         ErrorCode::NotFound => ProtocolCode::RESOURCE_NOT_FOUND,
         other => code(other),
     };
     say(code, error, data)
 }
 
-/// Of a request whose arguments are at fault, if anything of it is.
+/// Returns the error of a request, assuming that its arguments are at fault.
 pub fn of_arguments(error: &Error) -> ErrorData {
     say(code(error.code()), error, json!({ "code": error.code() }))
 }
@@ -45,7 +45,7 @@ fn code(code: ErrorCode) -> ProtocolCode {
 }
 
 fn say(code: ProtocolCode, error: &Error, data: Value) -> ErrorData {
-    // The caller reads message and remedy; the causes are for us.
+    // The caller gets message and remedy; the causes are logged.
     if matches!(error.code(), ErrorCode::Internal | ErrorCode::Storage) {
         tracing::error!(code = %error.code(), error = %error.chain(), "a request failed");
     }

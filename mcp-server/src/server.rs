@@ -1,8 +1,8 @@
-//! What an MCP client talks to: the front page, and each request handed to the part that serves it.
+//! MCP server: the instructions, and the dispatch of each request to its module.
 //!
-//! One value is made for each connection of an older client, and for each connection or, over HTTP, each
-//! request of a client of 2026-07-28 ([`AegisServer::for_connection`]). It holds handles, the log level of
-//! its connection and its subscriptions, which end when it is dropped.
+//! One value is made for each connection of an older client. For a client of 2026-07-28, one is made for each
+//! connection or, over HTTP, for each request ([`AegisServer::for_connection`]). It holds handles, the log level of its
+//! connection and its subscriptions, which end when it is dropped.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ use crate::{
 const ABOUT: &str = "\
 Aegis runs containers on a fleet of machines and turns machines into nodes of that fleet over SSH.";
 
-/// Typical work, each with the tool without which it cannot be done.
+/// Typical tasks, each with the tool that it requires.
 const WORK: [(&str, &str); 4] = [
     (
         "deploy_edge_node",
@@ -59,7 +59,7 @@ const WORK: [(&str, &str); 4] = [
     ),
 ];
 
-/// Rules, each with the tool that it is about; without one, a rule is always shown.
+/// Rules, each with its tool; a rule without a tool is always shown.
 const RULES: [(Option<&str>, &str); 6] = [
     (None, "Every answer has next_step: what to call next."),
     (
@@ -84,8 +84,8 @@ const RULES: [(Option<&str>, &str); 6] = [
     (None, "An error says what is wrong, what state things are in and what to do."),
 ];
 
-/// Returns the front page for a caller to whom `offers` has these tools. Clients that load tools on demand show
-/// only this text and the names of the tools, and cut it at 2 KB.
+/// Returns the instructions for a caller to whom `offers` has these tools. Clients that load tools on demand show only
+/// this text and the names of the tools, and cut it at 2 KB.
 fn instructions(offers: &dyn Fn(&str) -> bool) -> String {
     let mut text = format!("{ABOUT}\n\nTypical work:");
     for (number, (_, work)) in WORK.iter().filter(|(tool, _)| offers(tool)).enumerate() {
@@ -121,12 +121,12 @@ impl AegisServer {
         &self.core
     }
 
-    /// For one connection, which has one caller.
+    /// Returns a server for one connection with a fixed caller.
     pub fn entered_by(self, caller: Caller) -> Self {
         Self { entrance: Entrance::Connection(Box::new(caller)), ..self }
     }
 
-    /// For one more connection, with subscriptions and a log level of its own.
+    /// Returns a server for a further connection, with its own subscriptions and log level.
     pub fn for_connection(&self) -> Self {
         let subscriptions = Arc::new(Subscriptions::new(self.budget.clone()));
         Self { subscriptions, log_level: Arc::default(), ..self.clone() }
@@ -137,7 +137,7 @@ impl AegisServer {
             .map_err(|error| ErrorData::internal_error(error.to_string(), None))
     }
 
-    /// Whether this connection offers a tool. Over HTTP each request brings a caller of its own, whose scope admits
+    /// Returns whether this connection offers a tool. Over HTTP each request has its own caller, whose scope admits
     /// every tool that only reads.
     fn offers(&self, tool: &str) -> bool {
         match &self.entrance {
@@ -146,7 +146,7 @@ impl AegisServer {
         }
     }
 
-    /// Checks that a resource may be read here: a resource is what its tool shows.
+    /// Checks that a resource may be read here. A resource requires the tool that shows the same data.
     fn check_resource(&self, uri: &str) -> Result<(), ErrorData> {
         match uri.parse::<ResourceUri>() {
             Ok(resource) if !self.offers(resource.tool()) => {
@@ -160,12 +160,12 @@ impl AegisServer {
                 .remedy("the user can change --tools of `aegis mcp`, the operator spec.mcp.tools");
                 Err(protocol_error::of_resource(&error, uri))
             }
-            // A name that cannot be read is refused where it is read.
+            // A name that cannot be parsed is rejected when it is read.
             _ => Ok(()),
         }
     }
 
-    /// To be cancelled when this connection's client sends nothing more.
+    /// Returns the token to cancel when this connection's client sends no more input.
     pub fn end_of_input(&self) -> CancellationToken {
         self.subscriptions.end_of_input()
     }
@@ -176,7 +176,7 @@ impl AegisServer {
     }
 }
 
-/// Methods with parameters that every version of the protocol has, each with their shape. A version without
+/// Methods with parameters in every version of the protocol, each with their shape. A version without
 /// `resources/subscribe` answers it as an unknown method.
 const SHAPES: [(&str, &str); 4] = [
     ("tools/call", "name must be a string and arguments an object"),
@@ -185,7 +185,7 @@ const SHAPES: [(&str, &str); 4] = [
     ("completion/complete", "ref and argument must be objects"),
 ];
 
-/// Returns the error for a method that is unknown, or whose parameters are not of its shape.
+/// Returns the error for a method that is unknown, or whose parameters have the wrong shape.
 fn unreadable(method: &str) -> ErrorData {
     match SHAPES.iter().find(|(known, _)| *known == method) {
         Some((known, shape)) => ErrorData::invalid_params(format!("{known}: {shape}"), None),
@@ -300,7 +300,7 @@ impl ServerHandler for AegisServer {
         self.subscriptions.listen(&self.core, &context).await
     }
 
-    /// Answers a request that rmcp could not read as one of the protocol's own.
+    /// Answers a request that rmcp could not parse as a request of the protocol.
     async fn on_custom_request(
         &self,
         request: CustomRequest,
@@ -352,7 +352,7 @@ impl ServerHandler for AegisServer {
 
 #[cfg(test)]
 mod tests {
-    //! Over a byte stream, as `aegis mcp` carries it, in both eras of the protocol.
+    //! Tests over a byte stream, as `aegis mcp` carries it, in both eras of the protocol.
 
     use serde_json::{Value, json};
 
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_argument_is_a_tool_error_in_words_and_without_structure() {
+    async fn wrong_argument_is_a_tool_error_as_text_only() {
         let mut client = Client::of(server().await);
         client.initialize().await;
         for (tool, arguments, words) in [

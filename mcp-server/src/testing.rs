@@ -1,4 +1,4 @@
-//! What the tests of this crate share.
+//! Helpers that the tests of this crate share.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use tokio::io::{
 
 use crate::{caller::Caller, server::AegisServer, tools::Catalogue};
 
-/// Nothing that a test waits for takes as long.
+/// Longer than anything that a test waits for.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A controller that runs no containers, on a port of its own.
+/// Configuration of a controller that runs no containers, on its own port.
 const CONFIG: &str = "
 spec:
   node: { id: ctrl, type: orchestrator }
@@ -37,19 +37,19 @@ pub fn settings() -> Settings {
     settings_of(CONFIG)
 }
 
-/// A real one, in a directory that is gone once it is started: the open files are enough.
+/// Starts a real core, in a directory that is removed after the start: the open files suffice.
 pub async fn core() -> Core {
     let directory = tempfile::tempdir().unwrap();
     let data = Arc::new(DataDirectory::own(directory.path()).unwrap());
     Core::start(settings(), data, TokenTable::default()).await.unwrap()
 }
 
-/// A real one with one node, itself. Its engine is away, so that it is there and takes no work; its journal
-/// needs the directory.
+/// Starts a real core with itself as the only node. Its engine is away, so the node is a member but takes no work. Its
+/// journal needs the directory.
 pub async fn hybrid() -> (Core, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("docker.sock");
-    // The file stays when the listener is dropped, and nobody answers there.
+    // The file stays when the listener is dropped, and no server answers there.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let config = format!(
         "spec:\n  node: {{ id: home, type: hybrid, tags: [home] }}\n  cluster: {{ role: hybrid, \
@@ -64,7 +64,7 @@ pub fn server_of(core: Core) -> AegisServer {
     served_by(core, Catalogue::all())
 }
 
-/// As to the owner of the data directory.
+/// Returns a server whose caller is the owner of the data directory.
 pub fn served_by(core: Core, catalogue: Catalogue) -> AegisServer {
     AegisServer::new(core, Arc::new(catalogue)).entered_by(Caller::local(Door::McpSocket))
 }
@@ -73,7 +73,7 @@ pub async fn server() -> AegisServer {
     server_of(core().await)
 }
 
-/// A client over a byte stream, as `aegis mcp` carries it.
+/// Client over a byte stream, as `aegis mcp` carries it.
 pub struct Client {
     lines: Lines<BufReader<ReadHalf<DuplexStream>>>,
     write: WriteHalf<DuplexStream>,
@@ -100,7 +100,7 @@ impl Client {
         serde_json::from_str(&line.unwrap().unwrap()).unwrap()
     }
 
-    /// The answer to this request; notifications on the way are kept.
+    /// Returns the answer to this request; notifications in between are kept.
     pub async fn ask(&mut self, message: Value) -> Value {
         let id = message["id"].clone();
         self.send(message).await;
@@ -117,7 +117,7 @@ impl Client {
         }
     }
 
-    /// The next notification of this method.
+    /// Returns the next notification of this method.
     pub async fn note(&mut self, method: &str) -> Value {
         if let Some(place) = self.notes.iter().position(|note| note["method"] == method) {
             return self.notes.remove(place).unwrap();
@@ -131,12 +131,12 @@ impl Client {
         }
     }
 
-    /// Those of this method that came while something else was waited for.
+    /// Returns the number of kept notifications of this method.
     pub fn heard(&self, method: &str) -> usize {
         self.notes.iter().filter(|note| note["method"] == method).count()
     }
 
-    /// As Codex and Cursor open.
+    /// Initialises as Codex and Cursor do.
     pub async fn initialize(&mut self) -> Value {
         let answer = self
             .ask(json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
@@ -148,7 +148,7 @@ impl Client {
     }
 }
 
-/// What every request of 2026-07-28 carries.
+/// Returns the metadata that every request of 2026-07-28 carries.
 pub fn modern() -> Value {
     json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",

@@ -1,4 +1,4 @@
-//! What an execution left behind becomes files of the person's.
+//! Unpacks the artifacts of an execution into a person's directory.
 
 use std::{io::Seek as _, path::PathBuf};
 
@@ -13,7 +13,7 @@ use cluster_core::{
 
 use super::{Context, client::Client, segment};
 
-/// Where to, and what may be replaced.
+/// Destination of artifacts, and whether files there may be replaced.
 #[derive(Debug)]
 pub struct Unpack {
     pub into: PathBuf,
@@ -34,7 +34,7 @@ impl Unpack {
         if let Some(problem) = &artifacts.problem {
             return Err(Error::new(ErrorCode::NotFound, format!("no artifacts: {problem}")));
         }
-        // Without a name: gone with this process, however that ends.
+        // Unnamed file, which disappears with this process in any case.
         let unwritable = |e: std::io::Error| Error::new(ErrorCode::Storage, "no temporary file").source(e);
         let mut archive = tempfile::tempfile().map_err(unwritable)?;
         client.download(&format!("/v1/executions/{}/artifacts", segment(id.as_str())), &mut archive).await?;

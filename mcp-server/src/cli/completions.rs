@@ -1,5 +1,5 @@
-//! `aegis completions SHELL`: what a shell completes with, made of the command line itself, so that it is
-//! never older than the program and never kept in the tree.
+//! `aegis completions SHELL`: completions of a shell, generated from the command line itself. They are never older than
+//! the program and never kept in the repository.
 
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
@@ -8,7 +8,7 @@ use super::{Cli, Context};
 
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// For example: source <(aegis completions bash)
+    /// Shell to complete for, for example: source <(aegis completions bash)
     shell: Shell,
 }
 
@@ -48,7 +48,7 @@ mod tests {
         let file = directory.path().join("aegis.bash");
         std::fs::write(&file, script(Shell::Bash)).unwrap();
         let complete = |words: &[&str]| {
-            // As bash calls it: the program, the word that is typed, the one before it.
+            // As bash calls it: the program, the typed word, the word before it.
             let ask = "source \"$1\"; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
                        _aegis aegis \"${@: -1}\" \"${@: -2:1}\"; echo \"${COMPREPLY[*]}\"";
             let mut bash = Command::new("bash");

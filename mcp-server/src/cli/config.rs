@@ -1,5 +1,5 @@
-//! `aegis config`: whether a file can be used, what a node runs with, and the layers that a controller
-//! pushes to its nodes.
+//! `aegis config`: checks files, shows a node's configuration, and manages the layers that a controller pushes to its
+//! nodes.
 
 use std::path::{Path, PathBuf};
 
@@ -22,52 +22,52 @@ use crate::{daemon::files, tools::Catalogue};
 
 #[derive(Debug, Subcommand)]
 pub enum Config {
-    /// Read a file as `serve` would, and say what is wrong with it
+    /// Read a file as `serve` would, and report its problems
     Check {
-        /// [default: the file that `serve` would take]
+        /// [default: the file that `serve` would use]
         file: Option<PathBuf>,
     },
-    /// Show what this node's daemon runs with; secrets are left out
+    /// Show the configuration of this node's daemon; secrets are left out
     Show {
-        /// The file and what the controller pushed in one, not the file alone
+        /// Show the file merged with the controller's layers, not only the file
         #[arg(long, conflicts_with = "node")]
         effective: bool,
-        /// What the controller keeps for this node, and what the node says that it runs
+        /// Show the controller's configuration for this node, and the configuration that the node reports
         #[arg(long, value_name = "ID")]
         node: Option<String>,
     },
     /// List the layers that this controller pushes
     Layers,
-    /// Store a layer and push it to the nodes that it is for
+    /// Store a layer and push it to its nodes
     Push {
         #[command(flatten)]
         target: Target,
         /// YAML or JSON, with the keys of a configuration file
         file: PathBuf,
-        /// Only over this version of the layer
+        /// Replace only this version of the layer
         #[arg(long, value_name = "VERSION")]
         if_version: Option<String>,
     },
-    /// Remove a layer; the nodes go on without it
+    /// Remove a layer; the nodes continue without it
     Remove {
         #[command(flatten)]
         target: Target,
-        /// Only this version of the layer
+        /// Remove only this version of the layer
         #[arg(long, value_name = "VERSION")]
         if_version: Option<String>,
     },
-    /// Say which tenant's layer a node gets
+    /// Assign the layer of a tenant to a node
     Assign {
         id: String,
         #[arg(long, value_name = "SLUG", required_unless_present = "no_tenant")]
         tenant: Option<String>,
-        /// Of no tenant
+        /// Remove the node's tenant
         #[arg(long, conflicts_with = "tenant")]
         no_tenant: bool,
     },
 }
 
-/// Whom a layer is for.
+/// Scope of a layer.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct Target {
@@ -89,7 +89,7 @@ impl Target {
             (_, Some(id)) => format!("node/{id}"),
             _ => "global".to_owned(),
         };
-        // Parsed here, so that what goes into the path is sound.
+        // Parsed here, so that the path is valid.
         scope.parse::<Scope>().map(|scope| format!("/v1/config/layers/{scope}"))
     }
 }
@@ -149,7 +149,7 @@ fn read(file: &Path) -> Result<Value> {
 async fn show(context: &Context, effective: bool) -> Result<()> {
     let view: EffectiveConfig = context.client()?.get("/v1/config").await?;
     let shown = if effective { &view.effective } else { &view.local };
-    // The data of `--effective` is the whole: also the version, and what is wrong.
+    // The data of `--effective` is complete: it includes the version and the problems.
     let yaml = serde_saphyr::to_string(shown)
         .map_err(|e| Error::internal("the configuration cannot be written as YAML").source(e))?;
     match effective {

@@ -1,4 +1,4 @@
-//! `aegis deploy`: a person deploys a machine, or several, and watches.
+//! `aegis deploy`: deploys one or several machines, and follows the deployment.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use serde_json::{Map, Value, json};
 
 use super::{Context, following, rollout};
 
-/// Digits that name a plan on a command line.
+/// Number of digits that name a plan on a command line.
 const PLAN_DIGEST_SHOWN: usize = 12;
 
 #[derive(Debug, Args)]
 pub struct Deploy {
-    /// Address or name of the machine, or of several
+    /// Address or name of the machine, or of several machines
     #[arg(required = true, value_name = "HOST")]
     hosts: Vec<String>,
-    /// Of several hosts: so many at a time [default: spec.deploy.max_parallel]
+    /// Deploy this many hosts at a time [default: spec.deploy.max_parallel]
     #[arg(long, value_name = "N")]
     max_parallel: Option<u32>,
-    /// Of several hosts: after so many failures begin no further one; 0 never stops [default: 1]
+    /// Start no further host after this many failures; 0 never stops [default: 1]
     #[arg(long, value_name = "N")]
     max_failures: Option<u32>,
     #[arg(long)]
@@ -42,26 +42,26 @@ pub struct Deploy {
     /// file that have no profile]
     #[arg(long)]
     services: Option<String>,
-    /// Of the configured compose file; may be repeated
+    /// Profile of the configured compose file; may be repeated
     #[arg(long = "profile", value_name = "PROFILE")]
     profiles: Vec<String>,
-    /// Start the stack only: the machine becomes no node
+    /// Start the stack only; the machine does not become a node
     #[arg(long)]
     no_join: bool,
-    /// A model that Ollama is to have, like llama3.2; may be repeated
+    /// Model to pull into Ollama, like llama3.2; may be repeated
     #[arg(long = "model", value_name = "MODEL")]
     models: Vec<String>,
-    /// Seconds that the stack may take to become healthy [default: 180]
+    /// Seconds for the stack to become healthy [default: 180]
     #[arg(long, value_name = "SECONDS")]
     health_timeout: Option<u32>,
-    /// Where the tunnel token is: never on the command line, which others can read
+    /// Source of the tunnel token, which never appears on the command line
     #[arg(long, value_name = "secret:NAME|env:NAME|file:PATH")]
     tunnel_token_from: Option<String>,
     #[arg(long, value_name = "URL")]
     remote_llm_url: Option<String>,
     #[arg(long)]
     image: Option<String>,
-    /// How node and controller reach each other: ssh or direct [default: ssh]
+    /// Link between node and controller: ssh or direct [default: ssh]
     #[arg(long)]
     link: Option<String>,
     /// Check the host and print the plan; change nothing
@@ -70,13 +70,13 @@ pub struct Deploy {
     /// Carry out this plan, or nothing if the host has changed since it was printed
     #[arg(long, value_name = "DIGEST", conflicts_with = "plan")]
     plan_digest: Option<String>,
-    /// Wait so long for another deployment of the host to end, like 60s or 5m
+    /// Wait this long for another deployment of the host to end, like 60s or 5m
     #[arg(long, value_parser = super::node::duration, value_name = "TIME")]
     lock_wait: Option<Duration>,
     /// Replace a node that another cluster's controller deployed there
     #[arg(long)]
     take_over: bool,
-    /// Print the deployment's id and end; it goes on
+    /// Print the deployment's id and exit; the deployment continues
     #[arg(long)]
     no_wait: bool,
 }
@@ -102,7 +102,7 @@ impl Deploy {
         following::to_its_end(context, &client, view, no_wait).await
     }
 
-    /// What is said once counts for every host; what names one node cannot.
+    /// Returns the body of a rollout. Shared options apply to every host; options of a single node are errors.
     fn rollout_body(mut self) -> Result<Value> {
         for (option, given) in
             [("--identity", self.identity.is_some()), ("--plan-digest", self.plan_digest.is_some())]
@@ -128,7 +128,7 @@ impl Deploy {
             Some(place) if place.starts_with("env:") || place.starts_with("file:") => {
                 Some(cluster_core::fs::resolve_secret(place)?)
             }
-            // The controller's own, which it opens itself.
+            // A secret of the controller, which opens it itself.
             Some(name) if name.starts_with("secret:") => Some(name.clone().into()),
             Some(_) => {
                 return Err(Error::invalid("--tunnel-token-from takes secret:NAME, env:NAME or file:PATH")
@@ -170,7 +170,7 @@ impl Deploy {
     }
 }
 
-/// The daemon has another working directory.
+/// Makes a path absolute, since the daemon has another working directory.
 fn absolute(path: String) -> Result<String> {
     let absolute = std::path::absolute(&path)
         .map_err(|e| Error::invalid(format!("--ssh-key {path} is not a path")).source(e))?;

@@ -1,10 +1,10 @@
-//! `aegis doctor`: looks at this machine and says what to fix.
+//! `aegis doctor`: checks this machine and reports what to fix.
 //!
-//! One file a check, in two halves: `look` gathers facts, `judge` is a plain function from facts to
-//! findings. They run beside one another, each within [`CHECK_TIME_MAX`]. Nothing is changed and no lock is
-//! taken, so a daemon that starts meanwhile does not notice; of the files that are read, no content is
-//! shown. What is absent on purpose: Compose and free disk for stacks, which hosts need and their own checks
-//! look for; and the network, since what is reachable shows with the first deployment.
+//! Each check is one file in two halves: `look` gathers facts, and `judge` is a plain function from facts to findings.
+//! The checks run concurrently, each within [`CHECK_TIME_MAX`]. Nothing is changed and no lock is taken, so a daemon
+//! that starts in the meantime is not affected. No content of the checked files is shown. Not checked on purpose:
+//! Compose and disk space for stacks, which are needed on hosts and checked there. The network is not checked either,
+//! since the first deployment shows what is reachable.
 
 mod certificates;
 mod clients;
@@ -28,7 +28,7 @@ use serde::Serialize;
 
 use super::{Context, output::table, own_path};
 
-/// A file system or an engine that hangs is told, and not waited for.
+/// A file system or an engine that hangs is reported, and not waited for.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub struct Doctor {
     config: Option<PathBuf>,
 }
 
-/// What is looked at.
+/// Subject of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Check {
@@ -78,7 +78,7 @@ impl Check {
         Finding { check: self, result: Verdict::Ok, detail: detail.into(), remedy: None }
     }
 
-    /// Works, or works for some.
+    /// Works, or works partially.
     fn warn(self, detail: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding { check: self, result: Verdict::Warn, detail: detail.into(), remedy: Some(remedy.into()) }
     }
@@ -97,7 +97,7 @@ enum Verdict {
     Fail,
 }
 
-/// What is so, and what to do about it.
+/// Result of a check, with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Finding {
     check: Check,
@@ -109,13 +109,13 @@ struct Finding {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Nothing fails; there may be warnings.
+    /// No check fails; there may be warnings.
     healthy: bool,
     findings: Vec<Finding>,
 }
 
 impl Doctor {
-    /// 0 when nothing fails, else the status of a failed precondition.
+    /// Returns 0 if no check fails, and otherwise the status of a failed precondition.
     pub async fn run(self, context: &Context) -> Result<u8> {
         let findings = self.findings(context).await?;
         let healthy = findings.iter().all(|finding| finding.result != Verdict::Fail);
@@ -127,7 +127,7 @@ impl Doctor {
     async fn findings(self, context: &Context) -> Result<Vec<Finding>> {
         let data_dir = context.data_dir()?;
         let own = own_path()?;
-        // What the others are judged by.
+        // The other checks depend on these facts.
         let (named, overrides, dir) = (self.config, context.overrides.clone(), data_dir.clone());
         let configuration = blocking(move || configuration::look(named, &dir, &overrides));
         let (configuration, daemon) = tokio::join!(configuration, daemon::look(&data_dir));
@@ -165,7 +165,7 @@ impl Doctor {
     }
 }
 
-/// The checks that need to know how this node is configured.
+/// Runs the checks that depend on the configuration of this node.
 async fn by_settings(
     settings: &Settings,
     data_dir: &std::path::Path,
@@ -201,7 +201,7 @@ async fn within(limit: Duration, check: Check, look: impl Future<Output = Vec<Fi
     tokio::time::timeout(limit, look).await.unwrap_or_else(|_| vec![untold(check)])
 }
 
-/// Reads of files may hang; what hangs is left behind and ends with the process.
+/// Reads files on a thread, since reads may hang. A thread that hangs ends with the process.
 async fn blocking<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::time::timeout(CHECK_TIME_MAX, tokio::task::spawn_blocking(look)).await.ok()?.ok()
 }

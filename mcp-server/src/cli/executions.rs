@@ -1,4 +1,4 @@
-//! `aegis executions`: what ran, what it wrote, and how to end it.
+//! `aegis executions`: lists executions, shows their output, and cancels them.
 
 use std::path::PathBuf;
 
@@ -26,27 +26,27 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub enum Executions {
-    /// The latest ones
+    /// List the latest executions
     List(Filter),
-    /// One of them
+    /// Show one execution
     Get { id: String },
-    /// What it wrote so far
+    /// Print the output so far
     Logs {
         id: String,
-        /// Go on until it ends
+        /// Follow the output until the execution ends
         #[arg(long, short)]
         follow: bool,
     },
-    /// Unpack what it left behind
+    /// Unpack the artifacts
     Artifacts {
         id: String,
         #[arg(default_value = ".")]
         dir: PathBuf,
-        /// Replace files that are there
+        /// Replace existing files
         #[arg(long)]
         overwrite: bool,
     },
-    /// End it
+    /// Cancel the execution
     Cancel {
         id: String,
         #[arg(long)]
@@ -54,22 +54,22 @@ pub enum Executions {
     },
 }
 
-/// Filter of a list; all that is given must hold.
+/// Filter of a list. All given conditions must hold.
 #[derive(Debug, clap::Args)]
 pub struct Filter {
-    /// Only this state, like running or failed; may be repeated
+    /// List only this state, like running or failed; may be repeated
     #[arg(long = "state", value_name = "STATE")]
     states: Vec<String>,
-    /// Only those with this label; may be repeated
+    /// List only executions with this label; may be repeated
     #[arg(long = "label", value_name = "LABEL")]
     labels: Vec<String>,
-    /// Only those that are or were on this node
+    /// List only executions that are or were on this node
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
-    /// Only those of this agent, in one version or in any
+    /// List only executions of this agent, in one version or in any
     #[arg(long, value_name = "NAME[@VERSION]")]
     agent: Option<String>,
-    /// Only those older than this execution
+    /// List only executions older than this one
     #[arg(long, value_name = "ID")]
     before: Option<String>,
     #[arg(long, default_value_t = 50)]
@@ -152,7 +152,7 @@ impl Executions {
     }
 }
 
-/// Up to what is stored now.
+/// Prints the output that is stored now.
 async fn logs(context: &Context, id: &str) -> Result<()> {
     let client = context.client()?;
     let path = format!("/v1/executions/{}", segment(id));
@@ -190,7 +190,7 @@ fn executions_table(list: &[ExecutionView]) -> String {
     table(&["execution", "state", "node", "exit", "image", "created at"], rows)
 }
 
-/// Lines of what was asked for.
+/// Formats the request.
 fn request(spec: &SpecView) -> String {
     let mut lines = Vec::new();
     let program = [spec.command.as_slice(), spec.args.as_slice()].concat();
@@ -224,7 +224,7 @@ fn request(spec: &SpecView) -> String {
     lines.iter().map(|line| format!("\n{line}")).collect()
 }
 
-/// Line of what an execution used.
+/// Formats the resources that an execution used.
 fn used(usage: &Usage) -> String {
     let mut line = format!("wrote {} bytes", usage.output_bytes);
     if let (Some(cpu_ms), Some(memory)) = (usage.cpu_ms, usage.memory_peak_bytes) {

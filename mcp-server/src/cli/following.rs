@@ -1,4 +1,4 @@
-//! Following a deployment, rollback or removal to its end: live on a terminal, a line a step without one.
+//! Follows a deployment, rollback or removal to its end: live on a terminal, otherwise one line per step.
 
 use std::{io::IsTerminal as _, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::text::clean;
 
 const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The exit status of the whole; stdout has the deployment as it ended, or as it is when nobody waits.
+/// Follows to the end and returns the exit status. Prints the final deployment, or the current one with `no_wait`.
 pub async fn to_its_end(
     context: &Context,
     client: &Client,
@@ -75,7 +75,7 @@ pub async fn follow(context: &Context, client: &Client, begun: DeploymentView) -
     Ok(view)
 }
 
-/// What was said of the steps so far, and the line that changes.
+/// Steps printed so far, and the line that changes.
 struct Shown<'a> {
     context: &'a Context,
     line: ProgressBar,
@@ -99,7 +99,7 @@ impl<'a> Shown<'a> {
         match step.state {
             StepState::Pending => {}
             StepState::Running => self.line.set_message(format!("{:<8} {message}", step.name.name())),
-            // Said at once, and said again when it ends.
+            // Printed at once, and again when the step ends.
             StepState::Rechecking => self.say(&format!("{:<8} rechecking  {message}", step.name.name())),
             StepState::Done | StepState::Failed if self.said.contains(&step.name) => {}
             StepState::Done | StepState::Failed => {

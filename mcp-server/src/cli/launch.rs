@@ -1,7 +1,7 @@
-//! Starting the daemon in the background, for `aegis up` and `aegis mcp`.
+//! Starts the daemon in the background, for `aegis up` and `aegis mcp`.
 //!
-//! Two that start at once take turns by a lock in the data directory, so that one daemon comes of it;
-//! the daemon's own lock on the directory would refuse a second one anyway.
+//! Concurrent starts are serialised by a lock in the data directory, so that only one daemon is started. The daemon's
+//! own lock on the directory would reject a second one anyway.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -28,35 +28,35 @@ use super::{Context, client::Client, own_path};
 use crate::daemon::files;
 
 const LOG_FILE: &str = "aegis.log";
-/// A larger log is put aside at the next start; the one before is dropped then.
+/// A larger log is renamed at the next start, which replaces the previous old log.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const LOG_FILE_OLD: &str = "aegis.log.old";
 const LOCK_FILE: &str = "start.lock";
 /// Includes making keys and opening the database on a slow disk.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
-/// A daemon that answers but lacks a part (no Docker) is used as it is after this long.
+/// Time after which a daemon that answers but lacks a part (no Docker) is used as it is.
 const READY_TIME_MAX: Duration = Duration::from_secs(15);
-/// Of one call, where another daemon was in the way.
+/// Number of attempts in one call, if another daemon was in the way.
 const STARTS_MAX: u32 = 3;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const LOG_BYTES_SHOWN_MAX: u64 = 4096;
 const LOG_LINES_SHOWN_MAX: usize = 15;
 
-/// What a start found or made.
+/// Daemon that a start found or created.
 #[derive(Debug)]
 pub struct Launched {
     pub data_dir: PathBuf,
     pub client: Client,
     pub health: HealthView,
-    /// False when a daemon ran already.
+    /// False if a daemon was running already.
     pub started: bool,
 }
 
-/// Returns a daemon that answers: the one that runs, or a new one.
+/// Returns a daemon that answers: the running one, or a new one.
 ///
 /// # Errors
 ///
-/// Fails if a daemon runs with another configuration than the one asked for.
+/// Fails if the running daemon has another configuration than the requested one.
 pub async fn ensure(context: &Context, config: &ConfigChoice, started_by: StartedBy) -> Result<Launched> {
     let data_dir = context.data_dir()?;
     let client = Client::new(&data_dir);
@@ -71,7 +71,7 @@ pub async fn ensure(context: &Context, config: &ConfigChoice, started_by: Starte
     let turn = take_turn(&data_dir, deadline).await?;
     let start = || spawn(context, &data_dir, config, started_by);
     let log_start = std::fs::metadata(data_dir.join(LOG_FILE)).map_or(0, |log| log.len());
-    // Somebody else may have started it while we waited.
+    // Another process may have started the daemon during the wait.
     let child = if health(&client).await.is_ok() { None } else { Some(start()?) };
     let started = child.is_some();
     let log = Log { path: data_dir.join(LOG_FILE), start: log_start };
@@ -80,7 +80,7 @@ pub async fn ensure(context: &Context, config: &ConfigChoice, started_by: Starte
     Ok(Launched { data_dir, client, health, started })
 }
 
-/// Checks that the running daemon has the configuration that was asked for.
+/// Checks that the running daemon has the requested configuration.
 fn check_same(asked: &ConfigChoice, running: Option<&Path>) -> Result<()> {
     let runs_with = || running.map_or("the defaults".to_owned(), |path| path.display().to_string());
     let same = match asked {
@@ -103,7 +103,7 @@ fn check_same(asked: &ConfigChoice, running: Option<&Path>) -> Result<()> {
     }
 }
 
-/// The health of a daemon, ready or not.
+/// Returns the health of a daemon, ready or not.
 async fn health(client: &Client) -> Result<HealthView> {
     client.health().await
 }
@@ -128,7 +128,7 @@ async fn take_turn(data_dir: &Path, deadline: Instant) -> Result<Flock<File>> {
 
 fn spawn(context: &Context, data_dir: &Path, config: &ConfigChoice, started_by: StartedBy) -> Result<Child> {
     let path = data_dir.join(LOG_FILE);
-    // Here and only here: nobody writes to it now.
+    // The only place to rotate the log: no process writes to it now.
     if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
         std::fs::rename(&path, data_dir.join(LOG_FILE_OLD)).map_err(|e| unusable(&path, e))?;
     }
@@ -151,7 +151,7 @@ fn spawn(context: &Context, data_dir: &Path, config: &ConfigChoice, started_by: 
         ConfigChoice::Usual => {}
     }
     match started_by {
-        // Whatever lies in an assistant's working directory is none of our business.
+        // An assistant's working directory must not influence the daemon.
         StartedBy::Assistant => {
             command.arg("--started-by-assistant").current_dir(data_dir);
         }
@@ -184,8 +184,8 @@ async fn await_ready(
             None => None,
         };
         if let Some(status) = ended {
-            // The directory was another's: of one that comes up, and answers soon, or of one that is
-            // about to end. It is free then, and it is our turn again. (Or a port was taken.)
+            // Another daemon had the directory. Either it is starting and will answer soon, or it is about to end. Then
+            // the directory is free, and the start is retried. (Or a port was taken.)
             let conflict = i32::from(crate::codes::of(ErrorCode::Conflict).exit);
             if status.code() != Some(conflict) || starts >= STARTS_MAX {
                 return Err(Error::new(
@@ -210,19 +210,19 @@ async fn await_ready(
     }
 }
 
-/// The daemon's log, and where this start begins in it.
+/// The daemon's log, and the position at which this start begins.
 struct Log {
     path: PathBuf,
     start: u64,
 }
 
 impl Log {
-    /// Returns the last lines that this start wrote.
+    /// Returns the last lines of this start.
     fn end(&self) -> String {
         let read = || -> std::io::Result<String> {
             let mut file = File::open(&self.path)?;
             let length = file.metadata()?.len();
-            // A log that is shorter than before was put aside at this start.
+            // A log that is shorter than before was rotated at this start.
             let start = if self.start <= length { self.start } else { 0 };
             file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_SHOWN_MAX).max(start)))?;
             let mut bytes = Vec::new();

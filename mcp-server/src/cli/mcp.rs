@@ -1,4 +1,4 @@
-//! `aegis mcp`: what an assistant starts. A pipe to the daemon, which it starts if none runs.
+//! `aegis mcp`: started by assistants. Pipes to the daemon, and starts the daemon if it does not run.
 
 pub mod clients;
 
@@ -26,20 +26,20 @@ use crate::{
     },
 };
 
-/// After a crash, while no request waits: whoever runs the daemon (systemd, a person) comes first.
+/// Delay of a start after a crash without waiting requests, so that a supervisor (systemd, a person) comes first.
 const SUPERVISOR_TIME: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Mcp {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Print how to add it to this client, or to each, and end
+    /// Print how to add the server to this client, or to each client, and exit
     #[arg(long, value_name = "CLIENT", num_args = 0..=1)]
     print_config: Option<Option<ClientKind>>,
     /// Offer only the tools that change nothing
     #[arg(long, conflicts_with = "print_config")]
     read_only: bool,
-    /// Offer only these tools, comma-separated, of those that the node offers
+    /// Offer only these tools of the node, comma-separated
     #[arg(long, value_delimiter = ',', value_name = "TOOL,TOOL", conflicts_with = "print_config")]
     tools: Option<Vec<String>>,
 }
@@ -81,13 +81,13 @@ async fn serve(context: &Context, narrowing: Narrowing, config: ConfigChoice) ->
     Ok(())
 }
 
-/// The daemon of the data directory, as the pipe gets at it.
+/// Connection of the pipe to the daemon of the data directory.
 struct Daemon<'a> {
     context: &'a Context,
-    /// Said again on every connection.
+    /// Sent again on every connection.
     narrowing: Narrowing,
     socket: PathBuf,
-    /// Configuration of a daemon that is started here. By default a daemon takes the file of its last start.
+    /// Configuration of a daemon that is started here. By default a daemon uses the file of its last start.
     config: ConfigChoice,
     /// Time of the first failed connection after a crash.
     crash_seen_at: Cell<Option<Instant>>,
@@ -120,7 +120,7 @@ impl<'a> Daemon<'a> {
         stream
     }
 
-    /// A daemon that was told to stop takes its socket along; one that crashed leaves it behind.
+    /// Returns whether the daemon crashed a while ago: it left its socket behind, which a regular stop removes.
     fn crashed_a_while_ago(&self) -> bool {
         if !self.socket.exists() {
             self.crash_seen_at.set(None);
@@ -146,7 +146,7 @@ impl<'a> Daemon<'a> {
         Ok(())
     }
 
-    /// For whoever reads the assistant's log of us.
+    /// Reports an error on stderr, which assistants log.
     fn tell(&self, unreached: &Unreached) {
         if let Unreached::Refused(error) = unreached {
             self.context.output.talk_error(error);

@@ -1,5 +1,5 @@
-//! The command line: one file a verb. Verbs talk to the daemon over its socket; only `serve` is the
-//! daemon, and only `config check`, `doctor`, `tools`, `completions` and `probe` need none.
+//! Command line, with one file per verb. Verbs talk to the daemon over its socket. Only `serve` is the daemon, and only
+//! `config check`, `doctor`, `tools`, `completions` and `probe` work without a daemon.
 
 mod agent;
 mod artifacts;
@@ -45,10 +45,10 @@ use output::{Format, Output};
 #[derive(Debug, Parser)]
 #[command(name = "aegis", version, max_term_width = 100)]
 pub struct Cli {
-    /// Where state is kept and the daemon is found [default: ~/.aegis]
+    /// Directory of the node's state and of the daemon's socket [default: ~/.aegis]
     #[arg(long, global = true, env = "AEGIS_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// How results are written
+    /// Output format of results
     #[arg(long, short = 'o', global = true, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
     #[command(subcommand)]
@@ -57,7 +57,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Start the daemon if none runs, show how it is, and how assistants connect
+    /// Start the daemon if it does not run, and show its status and how assistants connect
     Up(up::Up),
     /// Stop the daemon
     Stop,
@@ -85,24 +85,24 @@ enum Verb {
     /// Executions
     #[command(subcommand)]
     Executions(executions::Executions),
-    /// Values that the controller uses and nobody reads: tunnel tokens, passwords, passphrases
+    /// Manage secrets that only the controller reads: tunnel tokens, passwords, passphrases
     #[command(subcommand)]
     Secret(secret::SecretVerb),
-    /// Tokens of programs that call over HTTP or gRPC
+    /// Manage tokens of programs that call over HTTP or gRPC
     #[command(subcommand)]
     Token(token::TokenVerb),
-    /// Who did what: calls of tools, and changes over the API
+    /// Show the audit log: calls of tools, and changes over the API
     Audit(audit::Audit),
-    /// How the daemon and the cluster are
+    /// Show the status of the daemon and the cluster
     Status(status::StatusVerb),
-    /// Look at this machine and say what to fix; changes nothing. Exit status 6 when something fails
+    /// Check this machine and report what to fix; changes nothing. Exit status 6 if a check fails
     Doctor(doctor::Doctor),
     /// Configuration: files, and layers that are pushed to nodes
     #[command(subcommand)]
     Config(config::Config),
     /// Print the tool manifest that assistants see
     Tools,
-    /// Print what a shell completes the command line with
+    /// Print the completion script of a shell
     Completions(completions::Completions),
     #[command(hide = true)]
     Probe(probe::Probe),
@@ -110,7 +110,7 @@ enum Verb {
     NetworkGuard(network_guard::NetworkGuard),
 }
 
-/// What every verb works with.
+/// Environment of every verb.
 #[derive(Debug)]
 pub struct Context {
     pub output: Output,
@@ -127,7 +127,7 @@ impl Context {
     }
 }
 
-/// Runs the verb; the number is the exit status.
+/// Runs the verb and returns the exit status.
 pub async fn run(cli: Cli) -> u8 {
     let mut overrides = Overrides::from_env();
     if let Some(path) = cli.data_dir {
@@ -167,7 +167,7 @@ pub async fn run(cli: Cli) -> u8 {
     })
 }
 
-/// A part of a path in a URL: everything but unreserved characters is escaped.
+/// Escapes a part of a URL's path: everything but unreserved characters.
 pub fn segment(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -179,13 +179,13 @@ pub fn segment(text: &str) -> String {
         .collect()
 }
 
-/// The file that runs, to start it again or to name it to a client.
+/// Returns the path of this executable, to start it again or to name it to a client.
 pub fn own_path() -> Result<PathBuf> {
     std::env::current_exe()
         .map_err(|e| cluster_core::types::error::Error::internal("our own file cannot be found").source(e))
 }
 
-/// As a person reads it.
+/// Formats a path for a person.
 pub fn shown(path: &Path) -> String {
     path.display().to_string()
 }

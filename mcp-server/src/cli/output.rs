@@ -1,4 +1,4 @@
-//! The only place that writes to the terminal: data to stdout, talk to stderr.
+//! The only module that writes to the terminal: data to stdout, messages to stderr.
 //!
 //! A terminal obeys what it is shown, so what goes to one is written as it is seen
 //! ([`clean`](crate::text::clean)), whoever wrote it. A pipe or a file gets the bytes as they are: programs
@@ -19,10 +19,10 @@ use crate::text::indented;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// The same, with lists as tables.
+    /// Text, with lists as tables.
     Table,
     /// The fields of the REST API.
     Json,
@@ -36,7 +36,7 @@ pub struct Output {
     stderr: Reader,
 }
 
-/// What is at the other end of a stream.
+/// Receiver of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reader {
     Terminal,
@@ -64,7 +64,7 @@ impl Output {
         Self { format, stdout: Reader::of(&std::io::stdout()), stderr: Reader::of(&std::io::stderr()) }
     }
 
-    /// The result of a verb: for machines as it is, for people as `human` writes it.
+    /// Prints the result of a verb: as data for machines, and for people as `human` formats it.
     pub fn show<T: Serialize>(&self, data: &T, human: impl FnOnce() -> String) -> Result<()> {
         let text = match self.format {
             Format::Text | Format::Table => human(),
@@ -78,12 +78,12 @@ impl Output {
         Ok(())
     }
 
-    /// Whether a person reads.
+    /// Returns whether the output is for a person.
     pub fn is_human(&self) -> bool {
         matches!(self.format, Format::Text | Format::Table)
     }
 
-    /// Raw data on stdout. A reader that has gone ends the program as it would end any other.
+    /// Writes raw data to stdout. If the reader has gone, the program ends as any other would.
     pub fn bytes(&self, bytes: &[u8]) {
         let mut stdout = std::io::stdout().lock();
         if stdout.write_all(&self.stdout.gets(bytes)).and_then(|()| stdout.flush()).is_err() {
@@ -91,21 +91,21 @@ impl Output {
         }
     }
 
-    /// Raw data on stderr: what a container wrote there.
+    /// Writes raw data to stderr: the stderr of a container.
     pub fn error_bytes(&self, bytes: &[u8]) {
-        // Nobody is left to tell.
+        // A failure cannot be reported anywhere.
         let _ = std::io::stderr().lock().write_all(&self.stderr.gets(bytes));
     }
 
-    /// Talk.
+    /// Writes a message.
     pub fn say(&self, text: &str) {
         self.error_bytes(text.as_bytes());
         self.error_bytes(b"\n");
     }
 
-    /// An error for people only.
+    /// Prints an error for people only.
     pub fn talk_error(&self, error: &Error) {
-        // Either may repeat what a host said, and none of its lines is to look like one of ours.
+        // Either may quote a host, and no quoted line may look like a message of this program.
         self.say(&format!("error: {}", indented(error.message())));
         if let Some(remedy) = error.remedy_text() {
             self.say(&format!("hint: {}", indented(remedy)));
@@ -113,7 +113,7 @@ impl Output {
         tracing::debug!(error = %error.chain(), "failed");
     }
 
-    /// For people on stderr, and for machines in their format on stdout.
+    /// Prints an error for people on stderr, and for machines in their format on stdout.
     pub fn error(&self, error: &Error) {
         self.talk_error(error);
         let machine: Value = json!({ "error": Failure::from(error) });
@@ -129,7 +129,7 @@ impl Output {
     }
 }
 
-/// A table without lines, as `ps` writes it.
+/// Formats a table without rules, as `ps` does.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -137,13 +137,13 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     for row in rows {
         table.add_row(row);
     }
-    // Every cell is padded by one; the first column's would indent the whole.
+    // Every cell is padded by one space; without this the first column would be indented.
     let line = |line: &str| line.strip_prefix(' ').unwrap_or(line).trim_end().to_owned();
     table.to_string().lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// For what goes wrong before there is an [`Output`].
+/// Prints an error that occurs before there is an [`Output`].
 pub fn fatal(text: &str) {
-    // Nobody is left to tell.
+    // A failure cannot be reported anywhere.
     let _ = writeln!(std::io::stderr(), "error: {text}");
 }

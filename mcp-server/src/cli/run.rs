@@ -33,13 +33,13 @@ pub struct Run {
     /// Container image
     #[arg(long, value_name = "IMAGE", required_unless_present = "agent")]
     image: Option<String>,
-    /// A registered agent; what is said here wins over what it says
+    /// Registered agent; options given here override the agent's
     #[arg(long, value_name = "NAME[@VERSION]", conflicts_with = "image")]
     agent: Option<String>,
-    /// A tag that the node must have; may be repeated
+    /// Tag that the node must have; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// A tag that the node should have, if one that fits does; may be repeated
+    /// Tag that the node should have, if such a node fits; may be repeated
     #[arg(long = "prefer-tag", value_name = "TAG")]
     preferred_tags: Vec<String>,
     /// Run on this node
@@ -57,25 +57,25 @@ pub struct Run {
     /// GPU memory in GiB, an equal share on each GPU
     #[arg(long, value_name = "GIB")]
     vram_gb: Option<u32>,
-    /// [default: none, or the agent's]
+    /// Network of the container [default: the agent's, else no network]
     #[arg(long, value_enum)]
     network: Option<Network>,
     /// Environment variable; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
-    /// Text for the container's stdin; - reads ours
+    /// Text for the container's stdin; - reads this command's stdin
     #[arg(long, value_name = "TEXT|-")]
     input: Option<String>,
-    /// End it after this long, like 90s or 10m
+    /// Cancel the execution after this long, like 90s or 10m
     #[arg(long, value_parser = duration)]
     timeout: Option<std::time::Duration>,
-    /// Repeat on the same node until it exits with 0, so often at most
+    /// Repeat on the same node until it exits with 0, at most this often
     #[arg(long, value_name = "N")]
     max_iterations: Option<u32>,
     /// End one iteration after this long
     #[arg(long, value_parser = duration, value_name = "TIME")]
     iteration_timeout: Option<std::time::Duration>,
-    /// Start again on another node when its node is lost, so often in all; it may then run twice
+    /// Start again on another node if the node is lost, at most this often in all; it may then run twice
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
     #[command(flatten)]
@@ -83,51 +83,51 @@ pub struct Run {
     /// Run after this execution has succeeded; may be repeated
     #[arg(long = "after", value_name = "ID")]
     after: Vec<String>,
-    /// Run after executions that failed or were cancelled as well
+    /// Run also after executions that failed or were cancelled
     #[arg(long)]
     after_any_end: bool,
     /// Use the artifacts of this execution as /workspace, and run after it
     #[arg(long, value_name = "ID", conflicts_with = "workspace")]
     workspace_from: Option<String>,
-    /// Fail when no node has room within this time, like 10m [default: 30 days]; 0s fails at once
+    /// Fail if no node has room within this time, like 10m [default: 30 days]; 0s fails at once
     #[arg(long, value_parser = duration, value_name = "TIME")]
     queue_timeout: Option<std::time::Duration>,
-    /// Priority in the queue, -10 to 10; higher ones are placed first [default: 0]
+    /// Priority in the queue, -10 to 10; higher values are placed first [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     priority: Option<i32>,
-    /// A word to find it by, like pr=42; may be repeated
+    /// Label to find the execution by, like pr=42; may be repeated
     #[arg(long = "label", value_name = "LABEL")]
     labels: Vec<String>,
-    /// Tell this hook of the operator when it has ended; may be repeated
+    /// Notify this hook of the operator at the end; may be repeated
     #[arg(long = "notify", value_name = "HOOK")]
     notify: Vec<String>,
-    /// The file beneath /workspace that holds the result [default: the last line on stdout, if it is JSON]
+    /// File in /workspace with the result [default: the last line on stdout, if it is JSON]
     #[arg(long, value_name = "PATH")]
     result_file: Option<String>,
     #[command(flatten)]
     security: Security,
-    /// Send this directory along: it is /workspace there, the working directory. Left out: .git, and what
-    /// .gitignore, .ignore and .aegisignore name
+    /// Copy this directory to /workspace, the working directory of the container. Excludes .git, and files named by
+    /// .gitignore, .ignore and .aegisignore
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
-    /// Keep this file or folder of /workspace when it has ended; may be repeated
+    /// Keep this file or folder of /workspace at the end; may be repeated
     #[arg(long = "artifact", value_name = "PATH")]
     artifacts: Vec<String>,
-    /// Unpack what was kept into this directory
+    /// Unpack the artifacts into this directory
     #[arg(long, value_name = "DIR", requires = "artifacts")]
     artifacts_to: Option<PathBuf>,
-    /// Replace files that are there
+    /// Replace existing files
     #[arg(long, requires = "artifacts_to")]
     overwrite: bool,
-    /// The program and its arguments [default: the image's own]
+    /// Program and its arguments [default: the image's own]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
-/// Retries of a program that failed.
+/// Retries of a failed program.
 #[derive(Debug, Args)]
 struct Retry {
-    /// Run it again when it exits with another code than 0, so often at most (1-10)
+    /// Retry up to this often if it exits with another code than 0 (1-10)
     #[arg(long = "retries", value_name = "N")]
     max: Option<u32>,
     /// Pause before the first retry, like 30s; it doubles with each [default: 10s]
@@ -145,22 +145,22 @@ impl Retry {
     }
 }
 
-/// What is taken back of the hardening, where the node's policy allows it.
+/// Relaxations of the sandbox, as far as the node's policy allows them.
 #[derive(Debug, Args)]
 struct Security {
-    /// Let it write to its root file system
+    /// Let the container write to its root file system
     #[arg(long)]
     writable_root: bool,
     /// Keep a Linux capability, like NET_BIND_SERVICE; may be repeated
     #[arg(long = "cap", value_name = "NAME")]
     capabilities: Vec<String>,
-    /// Processes at most [default: 512]
+    /// Maximum number of processes [default: 512]
     #[arg(long, value_name = "N")]
     processes: Option<u32>,
     /// Size of /tmp in MiB [default: 64]
     #[arg(long, value_name = "MIB")]
     tmp_mb: Option<u32>,
-    /// Let programs run from /tmp [default: with a workspace alone]
+    /// Allow programs to run from /tmp [default: only with a workspace]
     #[arg(long)]
     tmp_exec: bool,
     /// Size of /dev/shm in MiB [default: 64]
@@ -262,7 +262,7 @@ impl Run {
     }
 }
 
-/// The daemon works elsewhere.
+/// Makes a path absolute, since the daemon has another working directory.
 fn absolute(path: &Path) -> Result<PathBuf> {
     path.canonicalize()
         .map_err(|e| Error::invalid(format!("there is no directory {}", path.display())).source(e))
@@ -301,7 +301,7 @@ async fn follow_silently(client: &Client, id: &str) -> Result<ExecutionView> {
     }
 }
 
-/// Writes the container's output to where the container meant it, until it ends.
+/// Copies the container's stdout and stderr to those of this command, until the container ends.
 pub async fn follow(context: &Context, client: &Client, id: &str, after: u64) -> Result<ExecutionView> {
     let mut ended = None;
     let mut failed = None;
@@ -335,7 +335,7 @@ pub async fn follow(context: &Context, client: &Client, id: &str, after: u64) ->
     }
 }
 
-/// With a format for machines, stdout is theirs: output goes to stderr then.
+/// Writes an event. With a format for machines, stdout is reserved, so output is written to stderr.
 pub fn write(context: &Context, event: &EventView) {
     match &event.kind {
         EventKind::Output { stream: Stream::Stdout, data, .. } if context.output.is_human() => {
@@ -360,12 +360,12 @@ pub fn write(context: &Context, event: &EventView) {
     }
 }
 
-/// The container's exit code; any other end is an error of its own.
+/// Returns the container's exit code. Any other end is an error.
 pub fn finish(view: &ExecutionView) -> Result<u8> {
     let code = view.exit_code.map(|code| u8::try_from(code & 0xff).unwrap_or(u8::MAX));
     match (view.state, code, &view.failure) {
         (State::Succeeded, _, _) => Ok(code.unwrap_or(0)),
-        // A container that was ended for a reason has a code too (137); the reason is what counts.
+        // A container that was killed for a reason has a code too (137), but the reason counts.
         (State::Failed, Some(code), Some(failure)) if failure.code == ErrorCode::ContainerFailed => Ok(code),
         (_, _, Some(failure)) => Err(failure.clone().into()),
         (State::Cancelled, _, None) => Err(Error::new(ErrorCode::Cancelled, "the execution was cancelled")),

@@ -1,5 +1,5 @@
-//! `aegis secret`: the way a person gives the controller a value that only it is to use. Never on the
-//! command line, which other users of the machine may read.
+//! `aegis secret`: stores values that only the controller uses. Values are never given on the command line, which other
+//! users of the machine may read.
 
 use std::{
     fs::File,
@@ -24,17 +24,17 @@ use super::{Context, output::table};
 
 #[derive(Debug, Subcommand)]
 pub enum SecretVerb {
-    /// Set a secret: from standard input, a file, or a question on the terminal
+    /// Set a secret from standard input, a file, or a prompt on the terminal
     Set {
-        /// 1 to 64 of a-z, 0-9, '.', '_' and '-'
+        /// Name, 1 to 64 of a-z, 0-9, '.', '_' and '-'
         name: String,
-        /// One line break at the end is left out
+        /// File with the value; one line break at the end is removed
         #[arg(long, value_name = "PATH")]
         from_file: Option<PathBuf>,
     },
     /// List names, times and last uses; values are never shown
     List,
-    /// Delete a secret; what was deployed with it goes on
+    /// Delete a secret; what was deployed with it continues to run
     Delete { name: String },
 }
 
@@ -100,7 +100,7 @@ fn read(context: &Context, name: &SecretName, file: Option<&Path>) -> Result<Sec
             bounded(File::open(path).map_err(unreadable)?)?
         }
         None if stdin.is_terminal() => {
-            // Before the question: what is typed ahead of the switch would be shown, then thrown away.
+            // Before the prompt: text typed before the switch would be echoed, then dropped.
             let silent = Silent::on(stdin.as_fd())?;
             context.output.error_bytes(format!("Value of {name} (it is not shown): ").as_bytes());
             let line = first_line(stdin.lock());
@@ -119,10 +119,10 @@ fn read(context: &Context, name: &SecretName, file: Option<&Path>) -> Result<Sec
     }
 }
 
-/// As much as a secret may have, and a line break; never more than one byte of too much.
+/// Reads at most the size of a secret and a line break, plus one byte to detect an excess.
 fn bounded(from: impl Read) -> Result<zeroize::Zeroizing<String>> {
     let limit = VALUE_BYTES_MAX + 2;
-    // Never moved while it grows: no copy of the value is left behind in memory.
+    // Never reallocated while it grows: no copy of the value is left in memory.
     let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(limit + 1));
     from.take(limit as u64 + 1)
         .read_to_end(&mut bytes)
@@ -135,7 +135,7 @@ fn bounded(from: impl Read) -> Result<zeroize::Zeroizing<String>> {
     Ok(zeroize::Zeroizing::new(text.to_owned()))
 }
 
-/// A terminal ends a line where a person does, and no sooner than that.
+/// Reads one line. A terminal delivers a line only when the person ends it.
 fn first_line(from: impl BufRead) -> Result<zeroize::Zeroizing<String>> {
     let mut line = zeroize::Zeroizing::new(String::with_capacity(VALUE_BYTES_MAX));
     from.take(VALUE_BYTES_MAX as u64)
@@ -144,7 +144,7 @@ fn first_line(from: impl BufRead) -> Result<zeroize::Zeroizing<String>> {
     Ok(line)
 }
 
-/// A terminal that does not echo while this lives.
+/// Terminal without echo while this value lives.
 struct Silent<F: AsFd> {
     terminal: F,
     before: Termios,
@@ -167,7 +167,7 @@ impl<F: AsFd> Silent<F> {
 
 impl<F: AsFd> Drop for Silent<F> {
     fn drop(&mut self) {
-        // Nothing is left to do for a terminal that has gone.
+        // A failure cannot be handled if the terminal is gone.
         let _ = tcsetattr(&self.terminal, SetArg::TCSAFLUSH, &self.before);
     }
 }

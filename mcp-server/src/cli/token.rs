@@ -1,4 +1,4 @@
-//! `aegis token`: the way a person lets programs in, each with its own name, scope and end.
+//! `aegis token`: manages tokens of programs, each with its own name, scope and expiry.
 
 use std::time::Duration;
 
@@ -41,18 +41,18 @@ impl ScopeChoice {
 
 #[derive(Debug, Subcommand)]
 pub enum TokenVerb {
-    /// Make a token for a program that calls over HTTP or gRPC; it is shown once
+    /// Create a token for a program that calls over HTTP or gRPC; it is shown once
     Create {
-        /// Who it is for, as lists and the audit log tell it: 1 to 63 of a-z, 0-9 and '-'
+        /// Name in lists and in the audit log: 1 to 63 of a-z, 0-9 and '-'
         name: String,
-        /// What its bearer may do
+        /// Permissions of the token
         #[arg(long, value_enum)]
         scope: ScopeChoice,
-        /// How long it is valid, like 12h or 30d; at most 365d
+        /// Validity, like 12h or 30d; at most 365d
         #[arg(long, default_value = "30d", value_parser = duration, value_name = "TIME")]
         ttl: Duration,
     },
-    /// List the tokens, with scope, end and last use; values are never shown
+    /// List the tokens, with scope, expiry and last use; values are never shown
     List,
     /// Revoke a token; its open streams end at once
     Revoke { name: String },

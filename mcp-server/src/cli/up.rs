@@ -1,4 +1,4 @@
-//! `aegis up`: from nothing to a running node, and what to do next.
+//! `aegis up`: starts a node, and shows the next steps.
 
 use clap::Args;
 use cluster_core::{
@@ -28,7 +28,7 @@ pub struct Up {
     config: ConfigArgs,
 }
 
-/// What became of the small container.
+/// Result of the trial container.
 #[derive(Debug, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 enum Trial {
@@ -47,7 +47,7 @@ impl Up {
         let Launched { data_dir, client, health, started } = &launched;
         context.output.say(if *started { "The daemon was started." } else { "The daemon runs already." });
         let clients = Clients::of(data_dir)?;
-        // A worker's cluster is asked at its controller, and there is its MCP.
+        // A worker's cluster is managed at its controller, which also serves MCP.
         if health.role == Role::Worker {
             return status::show(context, client).await.and_then(|(health, _)| check_ready(&health));
         }
@@ -77,7 +77,7 @@ fn check_ready(health: &HealthView) -> Result<()> {
         .remedy("run `aegis doctor` to see what to fix; the daemon keeps running"))
 }
 
-/// Runs one small container here. A failure is told, with what to do; it is no reason to end.
+/// Runs one small container here. A failure is reported with a remedy and does not end the command.
 async fn trial(client: &Client) -> Trial {
     match try_container(client).await {
         Ok(trial) => trial,

@@ -1,5 +1,5 @@
-//! Asking the person at the client, in both eras of the protocol: within the call (until 2025-11-25), or by
-//! a result that asks for input, with which the call comes again (2026-07-28).
+//! Asks the person at the client, in both eras of the protocol. Until 2025-11-25 the question is part of the call. In
+//! 2026-07-28 the result requests input, and the client repeats the call with the answer.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +17,24 @@ use tokio::time::Instant;
 use super::Plan;
 use crate::text::{clean, indented};
 
-/// Names our one question in a result that asks for input.
+/// Name of the question in a result that requests input.
 pub const INPUT_KEY: &str = "confirmation";
-/// The one field of the form.
+/// The only field of the form.
 const FIELD: &str = "confirm";
-/// A dialogue is short, or nobody reads it.
+/// Limit of the facts in a dialogue, since long dialogues are not read.
 const FACTS_MAX: usize = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Accepted,
-    /// A person said no.
+    /// A person declined.
     Declined,
-    /// Put aside, or nobody was there: clients without a person answer so by themselves.
+    /// Dismissed, or there was no person: clients without a person answer this by themselves.
     Unanswered,
 }
 
 impl Answer {
-    /// Anything that is not plainly a yes is none.
+    /// Parses an answer. Anything that is not clearly a yes counts as unanswered.
     pub fn of(answer: &Value) -> Self {
         serde_json::from_value::<ElicitResult>(answer.clone()).map_or(Self::Unanswered, Self::from)
     }
@@ -52,7 +52,7 @@ impl From<ElicitResult> for Answer {
     }
 }
 
-/// How this client's person is asked.
+/// Way in which this client's person is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Era {
     Direct,
@@ -60,10 +60,10 @@ pub enum Era {
 }
 
 impl Era {
-    /// None where the client does not say that it shows forms.
+    /// Returns the era; `None` if the client does not support forms.
     pub fn of(context: &RequestContext<RoleServer>) -> Option<Self> {
         let elicitation = context.client_capabilities()?.elicitation?;
-        // Before there were modes there was only the form.
+        // Before there were modes, there was only the form.
         if elicitation.form.is_none() && elicitation.url.is_some() {
             return None;
         }
@@ -92,7 +92,7 @@ pub fn question(plan: &Plan, state: String) -> InputRequiredResult {
     InputRequiredResult::new(Some(BTreeMap::from([(INPUT_KEY.to_owned(), request)])), Some(state))
 }
 
-/// Asks within the call, until the person answers, the client gives up or `until` has come.
+/// Asks within the call, until the person answers, the client gives up or `until` is reached.
 pub async fn directly(plan: &Plan, context: &RequestContext<RoleServer>, until: Instant) -> Answer {
     let left = until.saturating_duration_since(Instant::now());
     let asked = context.peer.create_elicitation_with_timeout(form(plan), Some(left));

@@ -1,12 +1,11 @@
-//! Confirmation of disruptive calls: a drain, a removal, the first deployment to a host, a deployment to a
-//! host that runs work. A call that requires confirmation has no effect until it is confirmed. MCP and REST
-//! share one [`Confirmations`]: the same caller gets the same policy on both.
+//! Confirmation of disruptive calls: a drain, a removal, the first deployment to a host, a deployment to a host that
+//! runs work. A call that requires confirmation has no effect until it is confirmed. MCP and REST share one
+//! [`Confirmations`]: the same caller gets the same policy on both.
 //!
-//! Where the client can ask its person (elicitation), it is asked, in the way of its era ([`ask`]).
-//! Otherwise, or when nobody answers, the answer is the plan and a token that carries out this very call
-//! ([`pending`]). The token guards against accidents, not against intent: a model can give it by itself.
-//! `human_only` therefore takes no token. What only a person may decide (a host key, a secret that goes to
-//! a new host) is never decided here.
+//! If the client can ask its person (elicitation), the person is asked in the way of the client's era ([`ask`]).
+//! Otherwise, or without an answer, the result is the plan and a token that carries out exactly this call
+//! ([`pending`]). The token guards against accidents, not against intent: a model can return it by itself. `human_only`
+//! therefore accepts no token. Decisions of a person alone (a host key, a secret for a new host) are never made here.
 
 mod ask;
 mod pending;
@@ -32,45 +31,45 @@ use tokio::time::Instant;
 
 pub use ask::Answer;
 
-/// How long a plan may be carried out as it was shown.
+/// Time during which a shown plan may be confirmed.
 pub const VALID: Duration = Duration::from_secs(5 * 60);
-/// The argument of every call that may need it; it is no tool's own.
+/// Argument of every call that may need confirmation; not an argument of any single tool.
 pub const ARGUMENT: &str = "confirm_token";
-/// In place of the state that the call's own result would have.
+/// Value of `state` in a result that requests confirmation.
 pub const STATE: &str = "needs_confirmation";
 
-/// How much a call changes, as things are now.
+/// Severity of a call in the current state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Weight {
-    /// It changes nothing, and nobody is asked.
+    /// Changes nothing, so no confirmation is needed.
     Nothing,
     #[default]
     Routine,
     Disruptive,
 }
 
-/// What a call is about to do, as a person is asked.
+/// Effects of a call, as shown to the person who confirms it.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     pub weight: Weight,
     /// One sentence, like: drain edge1.
     pub summary: String,
-    /// What speaks for thinking twice, a line each.
+    /// Reasons for caution, one per line.
     pub facts: Vec<String>,
-    /// What the call is to hold on to when it is confirmed, like a plan's digest.
+    /// Value that the confirmed call must use, like a plan's digest.
     pub carries: Option<String>,
-    /// How a person does it by themselves.
+    /// Command with which a person does the same.
     pub command: String,
 }
 
 impl Plan {
-    /// Of a call that changes nothing.
+    /// Returns the plan of a call that changes nothing.
     pub fn nothing() -> Self {
         Self { weight: Weight::Nothing, ..Self::default() }
     }
 }
 
-/// What came with the call.
+/// Confirmation that came with the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Given {
     token_holds: bool,
@@ -81,14 +80,14 @@ struct Given {
 enum Step {
     Proceed,
     Ask,
-    /// The plan, with a token.
+    /// Shows the plan, with a token.
     Show,
     Declined,
-    /// A person must answer, and none did.
+    /// A person must answer, but no person did.
     NoPerson,
 }
 
-/// The rule. `can_ask`: the client says that it can ask its person.
+/// Decides the next step. `can_ask`: the client can ask its person.
 fn decide(policy: Confirm, weight: Weight, given: Given, can_ask: bool) -> Step {
     let needed = match policy {
         Confirm::Never => false,
@@ -106,26 +105,26 @@ fn decide(policy: Confirm, weight: Weight, given: Given, can_ask: bool) -> Step 
     }
 }
 
-/// What becomes of a call.
+/// Decision about a call.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It goes ahead, with what the plan carries.
+    /// The call proceeds, with the value that the plan carries.
     Proceed(Option<String>),
-    /// A result in place of its own.
+    /// Result to return instead of the call's own.
     Show(Value),
-    /// To clients of 2026-07-28: the question, with which the call comes again.
+    /// Question for clients of 2026-07-28, with which the call is repeated.
     Ask(Box<InputRequiredResult>),
 }
 
-/// One a daemon: what was shown or asked and not yet carried out. Lost with the process, and then asked
-/// again.
+/// Plans of a daemon that were shown or asked and not yet carried out. Lost with the process; the question is then
+/// repeated.
 #[derive(Debug, Default)]
 pub struct Confirmations {
     policy: Confirm,
     pending: Pending,
 }
 
-/// The confirming part of one call.
+/// Confirmation data of one call.
 #[derive(Debug)]
 pub struct Claim {
     subject: Subject,
@@ -134,13 +133,13 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Claim of a REST request: a token and what exactly it confirms.
+    /// Makes the claim of a REST request: a token and the exact subject that it confirms.
     pub fn of_request(actor: &Actor, action: &str, arguments: &JsonObject, token: Option<String>) -> Self {
         let caller = format!("{:?} {}", actor.door, actor.identity);
         Self { subject: Subject::of(&caller, action, Some(arguments)), token, answer: None }
     }
 
-    /// Takes what concerns confirmation out of a request.
+    /// Removes the confirmation data from a request.
     pub fn take(request: &mut CallToolRequestParams, actor: &Actor) -> Self {
         let token = request.arguments.as_mut().and_then(|arguments| arguments.remove(ARGUMENT));
         let answers = request.input_responses.take();
@@ -165,12 +164,12 @@ impl Confirmations {
         Self { policy, pending: Pending::default() }
     }
 
-    /// Whether the policy asks for nothing, whatever a call does.
+    /// Returns whether the policy never requires a confirmation.
     pub fn is_off(&self) -> bool {
         self.policy == Confirm::Never
     }
 
-    /// What an earlier answer to the same call carries, where it still holds. It is spent.
+    /// Returns the confirmation by an earlier answer to the same call, and the value that it carries. Single use.
     fn redeem(&self, claim: &Claim, now: SystemTime) -> (Given, Option<String>) {
         let mut given = Given { token_holds: false, answer: None };
         let mut carries = None;
@@ -179,7 +178,7 @@ impl Confirmations {
         {
             (given.token_holds, carries) = (true, carried);
         }
-        // Only to a question that we asked.
+        // Only for a question that this daemon asked.
         if let Some((state, answer)) = &claim.answer
             && let Some(carried) = self.pending.take(state, Kind::Asked, &claim.subject, now)
         {
@@ -188,10 +187,10 @@ impl Confirmations {
         (given, carries)
     }
 
-    /// Decides on a call. `plan` is awaited only where it is needed: it may cost a look at a host.
+    /// Decides on a call. `plan` is awaited only if needed, since it may have to examine a host.
     ///
-    /// `context` is the MCP request, whose client may be able to ask its person; `None` for REST. A question ends
-    /// at `until`.
+    /// `context` is the MCP request, whose client may be able to ask its person; `None` for REST. A question ends at
+    /// `until`.
     pub async fn judge(
         &self,
         claim: Claim,
@@ -231,7 +230,7 @@ impl Confirmations {
             Step::Proceed => Ok(Verdict::Proceed(plan.carries)),
             Step::Declined => Err(Error::new(
                 ErrorCode::Cancelled,
-                // A client that asks nobody may answer by itself.
+                // A client without a person may answer by itself.
                 format!("the user, or the client in their place, said no to: {}", plan.summary),
             )
             .remedy(format!(

@@ -1,7 +1,7 @@
-//! What was shown or asked and waits to be carried out: bounded, short-lived, each once.
+//! Plans that were shown or asked and wait for confirmation. They are bounded, short-lived, and used once.
 //!
-//! The state stays here and the client holds a random handle to it, so that nothing it sends back has to be
-//! trusted; single use would need state on this side in any case.
+//! The state stays here and the client holds a random handle, so nothing that the client returns has to be trusted.
+//! Single use requires state on this side in any case.
 
 use std::{
     collections::HashMap,
@@ -15,23 +15,23 @@ use uuid::Uuid;
 
 use super::VALID;
 
-/// Plans at a time; the oldest makes room.
+/// Maximum number of plans. The oldest is evicted.
 const PENDING_MAX: usize = 256;
-/// Of a handle, in hexadecimal digits: 74 random bits, and short enough to be typed again.
+/// Length of a handle in hexadecimal digits: 74 random bits, and short enough to be typed.
 const HANDLE_DIGITS: usize = 20;
-/// Arguments that change nothing of what is done.
+/// Arguments that do not affect the action.
 const NOT_BOUND: [&str; 2] = ["wait_seconds", "response_format"];
 
-/// How a handle was given out; one kind does not stand for the other.
+/// Way in which a handle was issued. A handle is valid only for its own kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// To the model, which gives it back as an argument.
+    /// To the model, which returns it as an argument.
     Shown,
-    /// To the client, which gives it back with its person's answer.
+    /// To the client, which returns it with its person's answer.
     Asked,
 }
 
-/// What exactly is confirmed: who calls which tool with which arguments.
+/// Exact subject of a confirmation: caller, tool and arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject([u8; 32]);
 
@@ -72,7 +72,8 @@ impl Pending {
         handle
     }
 
-    /// Spends a handle; what it carries. A handle for something else stays: it may be given rightly later.
+    /// Spends a handle and returns its value. A handle of another subject is kept, since it may be used correctly
+    /// later.
     pub fn take(
         &self,
         handle: &str,

@@ -1,7 +1,7 @@
 //! Logs go to stderr; a detached daemon's stderr is `aegis.log` in the data directory.
 //!
-//! What a host or container said stands in errors, and so in the log: its further lines are indented, so that
-//! none looks like an entry of its own. Escape sequences are tracing's to escape, and it does.
+//! Errors quote hosts and containers, and so does the log. Further lines of an entry are indented, so that no quoted
+//! line looks like an entry. Escape sequences are escaped by tracing.
 
 use std::{
     borrow::Cow,
@@ -12,16 +12,16 @@ use cluster_core::types::error::{Error, ErrorCode, Result};
 use tracing_subscriber::{EnvFilter, fmt};
 
 const LEVEL_DEFAULT: &str = "info";
-/// rmcp calls every client that goes away an error; the others log each connection's details at info.
+/// rmcp logs every client that disconnects as an error; the other crates log connection details at info.
 const QUIET: &str = "rmcp=warn,rmcp::service=off,russh=warn,hyper=warn,sqlx=warn,bollard=warn";
 
-/// Changes the level while we run.
+/// Changes the level at run time.
 pub type SetLevel = Box<dyn Fn(Option<&str>) -> Result<()> + Send + Sync>;
 
 fn filter(level: Option<&str>) -> Result<EnvFilter> {
     let wanted = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
     let wanted = wanted.as_deref().or(level).unwrap_or(LEVEL_DEFAULT);
-    // What is asked for comes last, and so wins.
+    // The requested level comes last, and therefore wins.
     EnvFilter::builder().parse(format!("{QUIET},{wanted}")).map_err(|e| {
         Error::new(
             ErrorCode::ConfigInvalid,
@@ -32,7 +32,7 @@ fn filter(level: Option<&str>) -> Result<EnvFilter> {
     })
 }
 
-/// stderr, written to an entry at a time, as tracing does.
+/// stderr, with one write per log entry, as tracing does.
 struct Entries(Stderr);
 
 impl Write for Entries {
@@ -55,7 +55,7 @@ fn one_entry(entry: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned([&lines.join(FURTHER_LINE)[..], b"\n"].concat())
 }
 
-/// `RUST_LOG` wins over the configuration.
+/// Initialises logging. `RUST_LOG` overrides the configuration.
 pub fn init(level: Option<&str>) -> Result<SetLevel> {
     let logging = fmt()
         .with_writer(|| Entries(std::io::stderr()))

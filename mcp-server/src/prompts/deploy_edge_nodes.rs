@@ -1,4 +1,4 @@
-//! `deploy_edge_nodes`: machines that are to become nodes, and what stands in the way of each.
+//! `deploy_edge_nodes`: turns machines into nodes, with the obstacles of each.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::{
     text::time::{Age, Moment},
 };
 
-/// As the tool takes them.
+/// Limits of the tool.
 const HOSTS_MAX: usize = 100;
 const TAGS_MAX: usize = 32;
 
@@ -54,7 +54,7 @@ struct Facts {
 }
 
 pub async fn fill(core: &Core, given: &Given) -> Result<String> {
-    // Whether a loopback address may be deployed to is the deployment's own question.
+    // Whether a loopback address may be deployed to is decided by the deployment.
     const LOOPBACK: bool = true;
     let hosts = given.list("hosts", HOSTS_MAX, |host| HostAddress::parse(host, LOOPBACK))?;
     let tags = given.list("tags", TAGS_MAX, |tag| Tag::parse(tag))?;
@@ -105,7 +105,7 @@ fn line(facts: &Facts, host: &HostAddress) -> String {
     format!("- {name}: {}\n", known.join("; "))
 }
 
-/// What to call, in order, for these machines.
+/// Returns the calls for these machines, in order.
 fn calls(facts: &Facts) -> Vec<String> {
     let mut calls = Vec::new();
     let names = facts.hosts.iter().map(ToString::to_string).collect::<Vec<_>>();

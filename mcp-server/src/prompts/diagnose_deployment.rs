@@ -1,4 +1,4 @@
-//! `diagnose_deployment`: where a deployment stands or fell, and what to do about it.
+//! `diagnose_deployment`: state of a deployment or the reason of its failure, and the next steps.
 
 use cluster_core::{
     core::Core,
@@ -80,7 +80,7 @@ pub(super) fn text_of(view: &DeploymentView, now_ms: i64) -> String {
     text + &facts::steps(&calls(view))
 }
 
-/// What to call, in order, for a deployment in this state.
+/// Returns the calls for a deployment in this state, in order.
 fn calls(view: &DeploymentView) -> Vec<String> {
     let (id, node) = (&view.deployment_id, &view.node_id);
     if !view.state.is_final() {

@@ -1,4 +1,4 @@
-//! `diagnose_node`: what is known of a node, and what to look at next.
+//! `diagnose_node`: facts about a node, and the next steps.
 
 use cluster_core::{
     controller::events::{EventId, NodeEvent},
@@ -40,7 +40,7 @@ struct Facts {
     drain: DrainView,
     events: Vec<NodeEvent>,
     running: Vec<ExecutionView>,
-    /// The newest that were placed there, whatever became of them.
+    /// The newest executions that were placed on the node, in any state.
     executions: Vec<ExecutionView>,
     deployment: Option<DeploymentView>,
     now_ms: i64,
@@ -124,7 +124,7 @@ fn failed(facts: &Facts) -> impl Iterator<Item = &ExecutionView> {
     failed.take(FAILED_SHOWN_MAX)
 }
 
-/// What to call, in order, for a node in this state.
+/// Returns the calls for a node in this state, in order.
 fn calls(facts: &Facts) -> Vec<String> {
     let id = &facts.peer.node_id;
     let logs = facts.peer.host.is_some().then(|| {

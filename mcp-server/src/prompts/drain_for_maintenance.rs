@@ -1,4 +1,4 @@
-//! `drain_for_maintenance`: taking a node out of service, and back, without losing work.
+//! `drain_for_maintenance`: takes a node out of service and back, without losing work.
 
 use cluster_core::{
     core::Core,
@@ -85,7 +85,7 @@ fn nobody_else_has(facts: &Facts) -> Vec<&Tag> {
     facts.peer.tags.iter().filter(|tag| !active.iter().any(|peer| peer.tags.contains(tag))).collect()
 }
 
-/// What to call, in order, for a node in this state.
+/// Returns the calls for a node in this state, in order.
 fn calls(facts: &Facts) -> Vec<String> {
     let id = &facts.peer.node_id;
     let mut calls = Vec::new();

@@ -1,5 +1,4 @@
-//! Prompts that a person picks from a menu: a task, filled with what is so at this moment, and the tool
-//! calls that do it, in order.
+//! Prompts that a person picks from a menu: a task, filled with the current facts and the tool calls for it, in order.
 //!
 //! One file a prompt: what it is called and takes ([`About`]), the facts that it gathers from the core, and
 //! the text made of them, a plain function. [`facts`] has the lines that several of them share. What was
@@ -29,14 +28,14 @@ use rmcp::{
 use self::given::Given;
 use crate::{candidates::Candidates, protocol_error};
 
-/// What a menu shows of a prompt.
+/// Menu entry of a prompt.
 #[derive(Debug)]
 pub struct About {
     pub name: &'static str,
     pub title: &'static str,
     pub description: &'static str,
     pub arguments: &'static [Argument],
-    /// The tools without which it would be of no use.
+    /// Tools without which the prompt would be useless.
     pub needs: &'static [&'static str],
 }
 
@@ -49,7 +48,7 @@ pub struct Argument {
     pub candidates: Candidates,
 }
 
-/// Of the prompts that are about one node.
+/// Argument of prompts about one node.
 const NODE: Argument = Argument {
     name: "node_id",
     title: "Node",
@@ -67,7 +66,7 @@ pub enum PromptName {
 }
 
 impl PromptName {
-    /// In the order of the menu.
+    /// All prompts, in the order of the menu.
     pub const ALL: [Self; 4] =
         [Self::DeployEdgeNodes, Self::DrainForMaintenance, Self::DiagnoseNode, Self::DiagnoseDeployment];
 
@@ -106,7 +105,7 @@ impl FromStr for PromptName {
     }
 }
 
-/// Whether the caller may call a tool: a prompt leads to calls.
+/// Returns whether the caller may call a tool: a prompt leads to calls.
 pub type Offered<'a> = &'a (dyn Fn(&str) -> bool + Sync);
 
 pub fn list(has_tool: Offered) -> Vec<Prompt> {

@@ -1,4 +1,4 @@
-//! What a person gets from the menu, over a byte stream, and the texts made of a deployment's facts.
+//! Tests of the prompts over a byte stream, and of the texts made from a deployment's facts.
 
 use cluster_core::{
     config::Settings,
@@ -125,7 +125,7 @@ async fn wrong_arguments_are_refused_in_words() {
 }
 
 #[tokio::test]
-async fn a_node_that_only_reads_offers_no_prompt_that_changes_anything() {
+async fn read_only_node_offers_no_prompt_that_changes_anything() {
     let Settings { mut mcp, .. } = settings();
     mcp.read_only = true;
     let (core, _data) = hybrid().await;
@@ -139,9 +139,9 @@ async fn a_node_that_only_reads_offers_no_prompt_that_changes_anything() {
     assert!(answer["error"]["message"].as_str().unwrap().contains("not offered here"), "{answer}");
 }
 
-/// A deployment whose log tries to speak to the model.
+/// A deployment whose log addresses the model.
 #[test]
-fn the_failing_step_is_told_with_its_evidence_and_no_log_gets_out_of_its_marks() {
+fn failing_step_has_evidence_and_log_stays_fenced() {
     let view = serde_json::from_value(json!({
         "deployment_id": "comet-edge-node-1-1", "operation": "deploy", "host": "edge1", "node_id": "edge1",
         "state": "rolled_back", "event": 9, "created_at_ms": 0, "updated_at_ms": 60_000, "next_step": "",
@@ -181,7 +181,7 @@ fn the_failing_step_is_told_with_its_evidence_and_no_log_gets_out_of_its_marks()
     assert!(inside.contains("remove_edge_node") && !after.contains("remove_edge_node"), "{told}");
 }
 
-/// Whatever a host or container says, it is said between the marks.
+/// Text of a host or container appears only between the delimiters.
 #[test]
 fn no_hostile_text_stands_among_our_facts() {
     for case in cases() {

@@ -1,4 +1,4 @@
-//! What `resources/list` and `resources/templates/list` show.
+//! Results of `resources/list` and `resources/templates/list`.
 
 use cluster_core::{
     core::Core,
@@ -14,7 +14,7 @@ use rmcp::model::{Annotations, Resource, ResourceTemplate, Role};
 use super::uri::{DEPLOYMENT_TEMPLATE, EXECUTION_TEMPLATE, OUTPUT_TEMPLATE, ResourceUri};
 use crate::text::clean;
 
-/// The newest of each kind; older ones are reached by their id.
+/// Newest entries of each kind; older ones are reached by their id.
 const NEWEST_MAX: u32 = 20;
 
 pub const JSON: &str = "application/json";
@@ -39,7 +39,7 @@ fn annotated(priority: f32, changed_at_ms: Option<i64>) -> Annotations {
     annotations
 }
 
-/// Made when it is read, so it bears no time.
+/// Built on each read, so it has no time.
 fn peers() -> Resource {
     Resource::new(ResourceUri::Peers.to_string(), "peers")
         .with_title("The cluster now")

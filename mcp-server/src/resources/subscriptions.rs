@@ -1,11 +1,10 @@
-//! Telling clients that a resource has changed, in both eras of the protocol.
+//! Notifies clients of changed resources, in both eras of the protocol.
 //!
-//! Older clients subscribe and unsubscribe one resource at a time: each subscription is a task that its
-//! connection's table owns, so that all end with the connection. A client of 2026-07-28 sends one request
-//! that lasts as long as it listens: what it follows lives inside that request. Both take from the same two
-//! budgets, the connection's and the controller's. A resource is told of at most once a second; what
-//! changes meanwhile is told together. A subscription ends by itself, after its last note, when its
-//! deployment or execution has ended.
+//! Older clients subscribe to one resource at a time. Each subscription is a task owned by its connection's table, so
+//! all end with the connection. A client of 2026-07-28 sends one request that lasts as long as it listens, and its
+//! subscriptions live inside that request. Both use the same two budgets, the connection's and the controller's. A
+//! resource is notified at most once a second; changes in between are merged. A subscription ends after its last
+//! notification, when its deployment or execution has ended.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -32,13 +31,13 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{uri::ResourceUri, watch::Watch};
 use crate::protocol_error;
 
-/// Resources that one connection follows at a time. (Over HTTP, a request of 2026-07-28 is a connection.)
+/// Subscriptions of one connection. (Over HTTP, a request of 2026-07-28 is a connection.)
 pub const PER_CONNECTION_MAX: usize = 64;
-/// Resources that all connections together follow.
+/// Subscriptions of all connections together.
 pub const IN_ALL_MAX: usize = 1024;
 const NOTE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// What all connections share.
+/// Budget that all connections share.
 #[derive(Debug, Clone)]
 pub struct Budget(pub(super) Arc<Semaphore>);
 
@@ -48,38 +47,39 @@ impl Default for Budget {
     }
 }
 
-/// The subscriptions of one connection; they end with it.
+/// Subscriptions of one connection, which end with the connection.
 #[derive(Debug)]
 pub struct Subscriptions {
     own: Arc<Semaphore>,
     all: Budget,
-    /// Of an older client, by URI as it wrote it.
+    /// Tasks of an older client, by URI as the client wrote it.
     tasks: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
-    /// The client sends nothing more: it has gone, or is about to.
+    /// The client sends no more input: it is gone, or is about to leave.
     end_of_input: CancellationToken,
 }
 
-/// The right to follow one resource.
+/// Permit to follow one resource.
 #[derive(Debug)]
 struct Slot {
     _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
 
-/// Who is told.
+/// Receiver of notifications.
 enum Listener {
     Older(Peer<RoleServer>),
     Newer(SubscriptionSink),
 }
 
 impl Listener {
-    /// A newer client is answered before its resources are watched: what changed in between would be lost
-    /// to it, so it is told once of each when the watching has begun.
+    /// Returns whether the listener is notified at the start. A newer client is answered before its resources are
+    /// watched, and changes in between would be lost. Each resource is therefore notified once after the watch has
+    /// started.
     const fn is_told_first(&self) -> bool {
         matches!(self, Self::Newer(_))
     }
 
-    /// False when nobody listens any more.
+    /// Sends a notification. Returns `false` if the listener is gone.
     async fn tell(&self, uri: &str) -> bool {
         match self {
             Self::Older(peer) => {
@@ -90,7 +90,7 @@ impl Listener {
     }
 }
 
-/// One resource on its way to one listener.
+/// One resource followed for one listener.
 struct Followed {
     uri: String,
     watch: Watch,
@@ -99,7 +99,7 @@ struct Followed {
 }
 
 impl Followed {
-    /// Ends when there is nothing more to tell, or nobody to tell it.
+    /// Runs until the resource has ended or the listener is gone.
     async fn run(mut self, core: Core) {
         let mut news = self.listener.is_told_first();
         while news || self.watch.changed(&core).await {
@@ -119,7 +119,7 @@ impl Subscriptions {
         Self { own, all, tasks: Mutex::default(), end_of_input: CancellationToken::new() }
     }
 
-    /// Who reads the connection cancels it at the end, so that nobody waits for a listening request then.
+    /// Returns the token that the connection's reader cancels at its end, so that no listening request keeps waiting.
     pub fn end_of_input(&self) -> CancellationToken {
         self.end_of_input.clone()
     }
@@ -147,7 +147,7 @@ impl Subscriptions {
         Ok(Followed { uri: uri.to_owned(), watch, listener, _slot: slot })
     }
 
-    /// For older clients. What changes after the answer is told; subscribing twice is subscribing once.
+    /// Subscribes an older client. Changes after the answer are notified. Idempotent.
     pub async fn subscribe(
         &self,
         core: &Core,
@@ -156,7 +156,7 @@ impl Subscriptions {
     ) -> std::result::Result<(), ErrorData> {
         {
             let mut tasks = self.tasks();
-            // Those whose resource has ended.
+            // Drops tasks whose resource has ended.
             tasks.retain(|_, task| !task.is_finished());
             if tasks.contains_key(uri) {
                 return Ok(());
@@ -169,7 +169,7 @@ impl Subscriptions {
         Ok(())
     }
 
-    /// Ending what does not exist is no error: it may have ended by itself.
+    /// Ends a subscription. A missing subscription is no error: it may have ended by itself.
     pub fn unsubscribe(&self, uri: &str) {
         self.tasks().remove(uri);
     }
@@ -189,7 +189,7 @@ impl Subscriptions {
         let told = join_all(following.into_iter().map(|followed| followed.run(core.clone())));
         let until_ended = async {
             told.await;
-            // All have ended; the request goes on until its client ends it.
+            // All subscriptions have ended; the request continues until its client ends it.
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -201,8 +201,8 @@ impl Subscriptions {
     }
 }
 
-/// Of what a client asks to hear of, what can be told: resources whose names can be read. Whether each of
-/// them is there is known, and said, when listening begins.
+/// Returns the supported part of a requested filter: resources with valid names. Whether each of them exists is
+/// checked, and reported, when listening begins.
 pub fn accepted(requested: &SubscriptionFilter, offers: &dyn Fn(&str) -> bool) -> SubscriptionFilter {
     let uris = requested.resource_subscriptions.iter().flatten();
     let is_told = |uri: &&String| uri.parse::<ResourceUri>().is_ok_and(|resource| offers(resource.tool()));

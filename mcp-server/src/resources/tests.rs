@@ -1,4 +1,4 @@
-//! Over a byte stream, in both eras, against a real controller that is its own node.
+//! Tests over a byte stream, in both eras, with a real controller that is its own node.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ const UPDATED: &str = "notifications/resources/updated";
 const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Waits for ever: the node's engine is away.
+/// Submits an execution that waits without end: the node's engine is away.
 async fn submit(core: &Core) -> ExecutionId {
     let request = ExecutionRequest { image: Some("busybox".into()), queue: true, ..Default::default() };
     core.submit(request, Submitter::this_process()).await.unwrap().execution_id
@@ -39,7 +39,7 @@ fn request(method: &str, params: Value) -> Value {
     json!({"jsonrpc": "2.0", "id": method, "method": method, "params": params})
 }
 
-/// As a client of 2026-07-28 asks.
+/// Makes a request of a client of 2026-07-28.
 fn newer(method: &str, mut params: Value) -> Value {
     params["_meta"] = modern();
     request(method, params)
@@ -165,7 +165,7 @@ async fn ids_are_completed_for_templates_and_prompts() {
 }
 
 #[tokio::test]
-async fn an_older_client_is_told_of_what_it_subscribed_to_and_of_nothing_else() {
+async fn older_client_is_notified_of_its_subscriptions_only() {
     let (core, _data) = hybrid().await;
     let (id, other) = (submit(&core).await, submit(&core).await);
     let mut client = Client::of(server_of(core.clone()));
@@ -218,7 +218,7 @@ async fn changes_within_a_second_are_told_together() {
 }
 
 #[tokio::test]
-async fn a_newer_client_listens_until_it_says_that_it_has_heard_enough() {
+async fn newer_client_listens_until_it_cancels() {
     let (core, _data) = hybrid().await;
     let server = server_of(core.clone());
     let budget = server.budget();
@@ -227,7 +227,7 @@ async fn a_newer_client_listens_until_it_says_that_it_has_heard_enough() {
     client.send(newer("subscriptions/listen", json!({"notifications": filter}))).await;
     let accepted = client.note(ACKNOWLEDGED).await["params"]["notifications"].clone();
     assert_eq!(accepted, json!({"resourceSubscriptions": ["peers://"]}));
-    // What changed before it was watched is read now.
+    // Changes before the watch are read now.
     assert_eq!(client.note(UPDATED).await["params"]["uri"], "peers://");
     client.ask(newer("resources/read", json!({"uri": "peers://"}))).await;
     drain(&core).await;
@@ -273,7 +273,7 @@ async fn a_connection_follows_so_many_and_gives_all_back_when_it_ends() {
     let text = answer["error"]["message"].as_str().unwrap();
     assert!(text.contains(&PER_CONNECTION_MAX.to_string()) && text.contains("What to do"), "{text}");
     client.ask(request("resources/unsubscribe", json!({"uri": uri(1)}))).await;
-    // Its task gives the place back when it has been ended, which is a moment later.
+    // The task returns its place shortly after it was aborted.
     let place = budget.0.acquire_many(u32::try_from(IN_ALL_MAX - PER_CONNECTION_MAX + 1).unwrap());
     drop(tokio::time::timeout(LIMIT, place).await.expect("one place is free").unwrap());
     assert_eq!(client.ask(subscribe(0)).await["result"], json!({}));

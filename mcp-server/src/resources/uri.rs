@@ -1,4 +1,4 @@
-//! Names of resources. One type, built by parsing alone; what it writes it reads again.
+//! Names of resources. The type is made only by parsing, and parses its own output.
 
 use std::{fmt, str::FromStr};
 
@@ -17,7 +17,7 @@ const OUTPUT: &str = "output";
 const AFTER_SEQUENCE: &str = "after_sequence";
 const LIMIT: &str = "limit";
 
-/// Longer than any that we write.
+/// Longer than any generated name.
 const URI_LENGTH_MAX: usize = 256;
 
 /// RFC 6570.
@@ -27,21 +27,21 @@ pub const OUTPUT_TEMPLATE: &str = "execution://{id}/output{?after_sequence,limit
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResourceUri {
-    /// The nodes of the cluster now.
+    /// Current nodes of the cluster.
     Peers,
     Deployment(DeploymentId),
     Execution(ExecutionId),
-    /// What its container wrote.
+    /// Output of an execution's container.
     Output {
         execution: ExecutionId,
         range: Range,
     },
 }
 
-/// A part of an execution's events.
+/// Part of an execution's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {
-    /// Events after this number; 0: from the beginning.
+    /// Events after this number; 0 starts from the beginning.
     pub after_sequence: u64,
     /// At most this many events: 1 to [`EVENTS_MAX`].
     pub limit: u32,
@@ -54,7 +54,7 @@ impl Default for Range {
 }
 
 impl ResourceUri {
-    /// Returns the tool that shows the same: where the tool is not offered, the resource is not either.
+    /// Returns the tool that shows the same data. Without that tool, the resource is not offered either.
     pub const fn tool(&self) -> &'static str {
         match self {
             Self::Peers => "list_peers",

@@ -1,4 +1,4 @@
-//! When a resource has changed, as the core's own watches tell it. Nothing here asks again by time.
+//! Watches resources through the core's own watches, without polling.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::uri::ResourceUri;
 
-/// The membership may stir many times a second; its nodes are looked at this often at most.
+/// Minimum interval of checks of the nodes, since the membership may change many times a second.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(500);
 
 /// Follows one resource from the moment it was opened.
@@ -24,7 +24,7 @@ pub enum Watch {
 }
 
 impl Watch {
-    /// Whatever changes after this has answered is told. An unknown id is `NotFound`.
+    /// Starts to watch. All changes after the return are reported. An unknown id is `NotFound`.
     pub async fn open(core: &Core, uri: &ResourceUri) -> Result<Self> {
         Ok(match uri {
             ResourceUri::Peers => {
@@ -50,14 +50,14 @@ impl Watch {
         })
     }
 
-    /// Waits for the next change. False: there will be none, because what it shows has ended.
+    /// Waits for the next change. Returns `false` if the resource has ended and cannot change any more.
     pub async fn changed(&mut self, core: &Core) -> bool {
         match self {
             Self::Peers { version, known } => loop {
                 if version.changed().await.is_err() {
                     return false;
                 }
-                // An error: the controller is stopping.
+                // An error means that the controller is stopping.
                 let Ok(now) = standing(core).await else { return false };
                 if *known != now {
                     *known = now;
@@ -90,7 +90,7 @@ impl Watch {
     }
 }
 
-/// The nodes without what every heartbeat and every execution changes: who wants to know that reads it.
+/// Returns the nodes without the fields that every heartbeat and execution changes, which clients can read.
 async fn standing(core: &Core) -> Result<Vec<PeerView>> {
     let mut peers = core.peers(PeerFilter::default()).await?;
     for peer in &mut peers {
@@ -102,7 +102,7 @@ async fn standing(core: &Core) -> Result<Vec<PeerView>> {
     Ok(peers)
 }
 
-/// An execution without the number of its events, which its output is watched for.
+/// Returns an execution without the number of its events, for which its output is watched.
 fn state_of(view: &ExecutionView) -> ExecutionView {
     ExecutionView { last_sequence: 0, ..view.clone() }
 }

@@ -1,5 +1,5 @@
-//! Configuration layers and token keys over HTTP. Reading is for all; what changes them is a person's,
-//! over the data directory's socket: a layer can loosen what executions may do.
+//! Configuration layers and token keys over HTTP. All callers may read. Only a person may change them, over the data
+//! directory's socket: a layer can relax the policy of executions.
 
 use axum::{Json, extract::State};
 use cluster_core::{
@@ -26,7 +26,7 @@ pub struct Layers {
     layers: Vec<ConfigSnapshot>,
 }
 
-/// What this node itself runs with.
+/// Returns the configuration of this node itself.
 pub async fn effective(State(api): State<Api>) -> Json<EffectiveConfig> {
     Json(api.core.effective_config())
 }
@@ -43,7 +43,7 @@ pub async fn layer(State(api): State<Api>, Named(scope): Named<Scope>) -> Answer
 #[serde(deny_unknown_fields)]
 pub struct Layer {
     config: Value,
-    /// Only over this version of the layer.
+    /// Expected current version of the layer.
     #[serde(default)]
     if_version: Option<String>,
 }
@@ -85,7 +85,7 @@ pub async fn node(State(api): State<Api>, Named(id): Named<NodeId>) -> Answer<Js
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Assignment {
-    /// None: of no tenant.
+    /// Tenant of the node; `None` removes the assignment.
     #[serde(default)]
     tenant: Option<TenantSlug>,
 }

@@ -1,5 +1,5 @@
-//! Deployments over HTTP, with the body that the seed published: each operation is answered with 202 and
-//! an id, goes on by itself, and is followed, streamed and cancelled by that id.
+//! Deployments over HTTP, with the published request body. Each operation is answered with 202 and an id, continues by
+//! itself, and is followed, streamed and cancelled by that id.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -48,7 +48,7 @@ pub struct Deployments {
     total: usize,
 }
 
-/// 202 with the id: the deployment goes on by itself. A dry run answers 200 with the plan.
+/// Answers 202 with the id while the deployment continues. A dry run answers 200 with the plan.
 pub async fn deploy(
     State(api): State<Api>,
     confirmed: Option<Extension<Confirmed>>,
@@ -59,7 +59,7 @@ pub async fn deploy(
     }
     let dry_run = body.dry_run;
     let mut request = body.check()?;
-    // A confirmed plan is carried out as it was shown, or not at all.
+    // A confirmed plan is carried out exactly as shown, or not at all.
     request.plan_digest = request.plan_digest.or(confirmed.and_then(|Extension(confirmed)| confirmed.0));
     if dry_run {
         let plan = api.core.plan_deployment(request, api.origin).await?;
@@ -72,11 +72,11 @@ pub async fn deploy(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Known {
-    /// The event of a view that is known already: nothing is told again until something changed.
+    /// Event number of the last known view. Nothing is sent until something changed.
     after: Option<u64>,
 }
 
-/// Each step as it changes, then the whole deployment as it ended.
+/// Streams each step as it changes, then the final deployment.
 pub async fn stream(
     State(api): State<Api>,
     Named(id): Named<DeploymentId>,
@@ -94,7 +94,7 @@ pub async fn cancel(State(api): State<Api>, Named(id): Named<DeploymentId>) -> A
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollback {
-    /// The release, as its list names it; none: the newest good one before the current one.
+    /// Release id from the list; `None` selects the newest good release before the current one.
     to: Option<DeploymentId>,
     lock_wait_seconds: Option<u64>,
     idempotency_key: Option<String>,
@@ -148,7 +148,7 @@ pub async fn releases(State(api): State<Api>, Named(node): Named<NodeId>) -> Ans
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Logs {
-    /// Comma-separated; none: all.
+    /// Comma-separated services; `None` selects all.
     services: Option<String>,
     lines: Option<u32>,
     since_seconds: Option<u64>,
@@ -157,7 +157,7 @@ pub struct Logs {
 #[derive(Serialize)]
 pub struct NodeLogs {
     node_id: NodeId,
-    /// What services wrote: data of the host, nobody's instructions.
+    /// Logs of the services: data of the host, not instructions.
     untrusted_logs: String,
 }
 

@@ -1,6 +1,6 @@
-//! An execution's events as a stream (SSE), from a sequence on.
+//! Events of an execution as a stream (SSE), from a sequence on.
 //!
-//! Each reader pulls for itself: a slow one holds up neither the container nor another reader.
+//! Each reader pulls by itself, so a slow reader delays neither the container nor other readers.
 
 use std::{collections::VecDeque, convert::Infallible, str::FromStr, time::Duration};
 
@@ -26,16 +26,16 @@ use super::{
     error::Answer,
 };
 
-/// Read from the store at a time, and so held for a slow reader.
+/// Events read from the store at a time, and therefore held for a slow reader.
 const BATCH_MAX: u32 = 64;
 const WAIT: Duration = Duration::from_secs(15);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// The stream's last message bears this name and the execution as it ended.
+/// Name of the stream's last message, which holds the final execution.
 pub const END: &str = "end";
-/// Every other message: one event.
+/// Name of every other message: one event.
 pub const EVENT: &str = "event";
-/// The stream broke on our side; reading on from the last id is right.
+/// The stream failed on the server; the reader can resume from the last id.
 pub const ERROR: &str = "error";
 
 #[derive(Deserialize)]
@@ -53,7 +53,7 @@ pub async fn stream(
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let resumed = last_event_id(&headers)?;
     let after: u64 = resumed.or(query.after).unwrap_or(0);
-    // Said with a status, not inside the stream.
+    // Reported as a status, not inside the stream.
     api.core.execution(&id).await?;
     let reader = Reader { core: api.core, id, after, ready: VecDeque::new(), ended: false };
     let events = futures::stream::unfold(reader, |mut reader| async move {
@@ -63,7 +63,7 @@ pub async fn stream(
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
-/// What a reconnecting reader last saw, which wins over where it first began.
+/// Returns the last event that a reconnecting reader saw, which overrides its original start.
 pub fn last_event_id<T: FromStr>(headers: &HeaderMap) -> Result<Option<T>> {
     let Some(value) = headers.get("last-event-id") else { return Ok(None) };
     let id = value.to_str().ok().and_then(|text| text.parse().ok());
@@ -123,7 +123,7 @@ enum Pulled {
 }
 
 pub fn message(name: &str, data: &impl Serialize) -> Event {
-    // JSON of our own types is always possible; a reader of an empty object asks again.
+    // JSON of these types never fails; a reader of an empty object asks again.
     let json = serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned());
     Event::default().event(name).data(json)
 }

@@ -38,7 +38,7 @@ use crate::{
     tools::{cancel_reason, check_range, whole},
 };
 
-/// Read at a time for a download.
+/// Bytes read at a time for a download.
 const PIECE_BYTES: usize = 128 * 1024;
 const EXECUTIONS_DEFAULT: u32 = 50;
 const EXECUTIONS_MAX: u32 = 1000;
@@ -46,7 +46,7 @@ const EXECUTIONS_MAX: u32 = 1000;
 #[derive(Serialize)]
 pub struct Executions {
     executions: Vec<ExecutionView>,
-    /// Older ones may follow: give it as `before`.
+    /// Older executions may follow: pass this value as `before`.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<ExecutionId>,
 }
@@ -65,7 +65,7 @@ pub async fn submit(
 #[serde(deny_unknown_fields)]
 pub struct List {
     limit: Option<u32>,
-    /// States, labels: several with commas between them.
+    /// Comma-separated states or labels.
     #[serde(default)]
     state: String,
     #[serde(default)]
@@ -108,7 +108,7 @@ pub async fn list(State(api): State<Api>, Asked(query): Asked<List>) -> Answer<J
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Show {
-    /// Waits for the end.
+    /// Seconds to wait for the end.
     wait_seconds: Option<u64>,
 }
 
@@ -149,7 +149,7 @@ pub async fn cancel(
     Ok(Json(whole(async move { api.core.cancel_execution(&id, &reason).await }).await?))
 }
 
-/// What an ended execution left behind, packed.
+/// Returns the packed artifacts of an ended execution.
 pub async fn artifacts(State(api): State<Api>, Named(id): Named<ExecutionId>) -> Answer<Response> {
     let path = api.core.execution_artifacts(&id).await?;
     let unread = |e: std::io::Error| {
@@ -161,7 +161,7 @@ pub async fn artifacts(State(api): State<Api>, Named(id): Named<ExecutionId>) ->
     Ok((headers, Stream::from_stream(ReaderStream::with_capacity(file, PIECE_BYTES))).into_response())
 }
 
-/// A first container on this machine, to its end.
+/// Runs a trial container on this machine to its end.
 pub async fn trial(State(api): State<Api>) -> Answer<Json<ExecutionView>> {
     Ok(Json(whole(async move { api.core.run_trial().await }).await?))
 }

@@ -1,4 +1,4 @@
-//! What each route needs, and the note of each change: around every route, behind the door.
+//! Scope check and audit entry of each route, applied after authentication.
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -20,14 +20,14 @@ use url::form_urlencoded;
 use super::{Api, confirm::confirm, error::Problem};
 use crate::{caller::Caller, rest::health::is_open};
 
-/// Below these, looking is for administrators as well.
+/// Paths below which reading requires the admin scope too.
 const ADMIN: [&str; 6] =
     ["/v1/tokens", "/v1/audit", "/v1/secrets", "/v1/hosts", "/v1/cluster/enrolment-tokens", "/v1/shutdown"];
-/// Below these, changing is.
+/// Paths below which changes require the admin scope.
 const ADMIN_TO_CHANGE: [&str; 4] =
     ["/v1/config", "/v1/cluster/token-keys", "/v1/cluster/nodes/{id}/tenant", "/v1/node"];
 
-/// The scope that a request needs. `route` is the pattern it matched; nothing where it matched none.
+/// Returns the scope that a request needs. `route` is the matched pattern; empty if no route matched.
 fn needed(method: &Method, route: &str, uri: &Uri) -> Scope {
     let below = |paths: &[&str]| {
         paths
@@ -37,7 +37,7 @@ fn needed(method: &Method, route: &str, uri: &Uri) -> Scope {
     match reads(method) {
         _ if below(&ADMIN) => Scope::Admin,
         true => Scope::Read,
-        // What a volume held is gone for good.
+        // The content of a volume is lost permanently.
         false if below(&ADMIN_TO_CHANGE) || takes_volumes(uri) => Scope::Admin,
         false => Scope::Operate,
     }
@@ -47,7 +47,7 @@ fn reads(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
-/// Read as the handler reads it, so that no spelling of it slips through.
+/// Parsed as in the handler, so that no spelling is missed.
 fn takes_volumes(uri: &Uri) -> bool {
     query(uri).any(|(name, value)| name == "volumes" && value != "false")
 }
@@ -56,7 +56,7 @@ fn query(uri: &Uri) -> form_urlencoded::Parse<'_> {
     form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
 }
 
-/// The middleware around every route.
+/// Middleware around every route.
 pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     if is_open(request.uri().path()) {
         return next.run(request).await;
@@ -67,12 +67,12 @@ pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> R
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("", MatchedPath::as_str).to_owned();
     let needed = needed(request.method(), &route, request.uri());
-    // Where there is no such path nothing can change.
+    // Without a matching path nothing can change.
     let pending = match reads(request.method()) || route.is_empty() {
         true => None,
         false => {
             let arguments = arguments(request.uri());
-            // Who reads the body notes it there.
+            // The reader of the body records the arguments there.
             request.extensions_mut().insert(arguments.clone());
             let action = format!("{} {}", request.method(), request.uri().path());
             caller.begin(&api.core, action, arguments)
@@ -113,10 +113,10 @@ fn too_small(error: Error, needed: Scope) -> Response {
     response
 }
 
-/// The code of the error that was answered.
+/// Returns the error code of a response.
 fn failure(response: &Response) -> Option<ErrorCode> {
     let told = response.extensions().get::<ErrorCode>().copied();
-    // A refusal from below our handlers has a status alone.
+    // A rejection by the framework has a status alone.
     match response.status() {
         status if status.is_client_error() => Some(told.unwrap_or(ErrorCode::InvalidArgument)),
         status if status.is_server_error() => Some(told.unwrap_or(ErrorCode::Internal)),

@@ -1,4 +1,4 @@
-//! Whether the node lives, is ready, and how its parts are.
+//! Liveness, readiness and health of the node's parts.
 
 use axum::{Extension, Json, extract::State};
 use cluster_core::types::error::{Error, ErrorCode};
@@ -24,7 +24,7 @@ pub async fn live() -> Json<Value> {
     Json(json!({ "live": true }))
 }
 
-/// 503 until everything that the node needs is up.
+/// Answers 503 until all required parts of the node are up.
 pub async fn ready(State(api): State<Api>) -> (StatusCode, Json<Value>) {
     let health = api.core.health().await;
     let missing: Vec<_> =
@@ -56,13 +56,13 @@ pub async fn busy() -> Problem {
     )
 }
 
-/// What is counted, as a Prometheus server reads it.
+/// Returns the metrics in the format of Prometheus.
 pub async fn metrics(State(api): State<Api>) -> Answer<([(HeaderName, &'static str); 1], String)> {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, OPENMETRICS)], api.core.metrics().await?))
 }
 
-/// Begins the end; the answer comes before it.
+/// Starts the shutdown after the response.
 pub async fn shutdown(State(api): State<Api>) -> (StatusCode, Json<Value>) {
     tracing::info!("asked to stop");
     api.stop.cancel();

@@ -48,21 +48,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{confirm::Confirmations, rest::body::BODY_BYTES_MAX};
 
-/// Above the longest wait that a caller can ask for, with room for the host checks of a dry run.
+/// Above the longest wait that a caller can request, with time for the host checks of a dry run.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// What handlers share.
+/// State that the handlers share.
 #[derive(Debug, Clone)]
 pub struct Api {
     pub core: Core,
     pub origin: Origin,
-    /// The decision point that MCP has as well.
+    /// Confirmations, shared with MCP.
     pub confirmations: Arc<Confirmations>,
     /// Cancelled to stop the daemon.
     pub stop: CancellationToken,
 }
 
-/// Routes of a node that serves an API.
+/// Returns the routes of a node that serves an API.
 pub fn router(api: Api) -> Router {
     let mut router = Router::new()
         .route("/deploy/edge-node", post(deployments::deploy))
@@ -120,8 +120,8 @@ pub fn router(api: Api) -> Router {
     finish(router, api)
 }
 
-/// Routes of a plain worker: health, and over its own socket also its membership, its configuration and
-/// its end.
+/// Returns the routes of a plain worker: health, and over its own socket also its membership, configuration and
+/// shutdown.
 pub fn worker_router(api: Api) -> Router {
     let mut router = health_routes();
     if api.origin == Origin::Person {
@@ -161,7 +161,7 @@ fn finish(router: Router<Api>, api: Api) -> Router {
         .with_state(api)
 }
 
-/// Until the answer begins; an event stream then goes on as long as it has something to say.
+/// Limits the time until the response begins; an event stream then continues without limit.
 async fn bounded(request: Request, next: Next) -> Response {
     tokio::time::timeout(REQUEST_TIME_MAX, next.run(request)).await.unwrap_or_else(|_| {
         Problem(Error::new(ErrorCode::Timeout, "the request took too long")).into_response()

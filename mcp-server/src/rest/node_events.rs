@@ -1,4 +1,4 @@
-//! What happens to nodes, as a stream (SSE), from an event on.
+//! Events of nodes as a stream (SSE), from an event on.
 
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
@@ -25,13 +25,13 @@ use super::{
 const BATCH_MAX: usize = 64;
 const WAIT: Duration = Duration::from_secs(15);
 
-/// Events before the next one are gone: list the nodes to know how they are now.
+/// Events before the next one were dropped: list the nodes for their current state.
 const GAP: &str = "gap";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
-    /// Events after this id; 0-0, the default, is from the oldest that is kept.
+    /// Events after this id. The default 0-0 starts from the oldest kept event.
     after: Option<EventIdText>,
 }
 
@@ -54,7 +54,7 @@ pub async fn stream(
     let resumed = last_event_id::<EventId>(&headers)?;
     let start = EventId { epoch: 0, sequence: 0 };
     let after = resumed.or(query.after.map(|text| text.0)).unwrap_or(start);
-    // Said with a status, not inside the stream.
+    // Reported as a status, not inside the stream.
     api.core.node_events(after, 0)?;
     let reader = Reader { core: api.core, after, ready: VecDeque::new() };
     let events = futures::stream::unfold(reader, |mut reader| async move {
@@ -71,7 +71,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// None when the controller is gone.
+    /// Returns the next event; `None` if the controller is gone.
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {

@@ -1,5 +1,5 @@
-//! A view that changes as a stream (SSE): each of its parts as it changes, then the whole as it ended. Parts
-//! that change faster than they are read are told once.
+//! View that changes as a stream (SSE): each part as it changes, then the final view. Changes that are faster than the
+//! reader are merged.
 
 use std::{collections::VecDeque, convert::Infallible};
 
@@ -14,10 +14,10 @@ use tokio::sync::watch;
 
 use super::events::{END, KEEP_ALIVE, message};
 
-/// What is streamed part by part.
+/// View that is streamed part by part.
 pub trait Parts: Clone + Serialize + Send + Sync + 'static {
     type Part: Clone + PartialEq + Serialize + Send;
-    /// Of the message that a part is told by.
+    /// Name of a part's message.
     const NAME: &'static str;
 
     fn parts(&self) -> &[Self::Part];
@@ -60,8 +60,8 @@ impl Parts for RolloutView {
     }
 }
 
-/// From the state that a reader knows already (its event; 0 knows nothing): every part as it is now when
-/// something changed since, then each as it changes.
+/// Streams from a state that the reader knows (its event number; 0 for no state). If something changed since, every
+/// part is sent first. Then each part is sent as it changes.
 pub fn stream<V: Parts>(
     views: watch::Receiver<V>,
     known: u64,
@@ -82,7 +82,7 @@ pub fn stream<V: Parts>(
 
 struct Reader<V: Parts> {
     views: watch::Receiver<V>,
-    /// The parts as they were told last, in their order.
+    /// Parts as last sent, in order.
     told: Vec<V::Part>,
     ready: VecDeque<Event>,
     ended: bool,
@@ -97,7 +97,7 @@ impl<V: Parts> Reader<V> {
             if self.ended {
                 return None;
             }
-            // Its task ends with it, and leaves the last view behind.
+            // The task ended with the view, and left the last view behind.
             let gone = self.views.changed().await.is_err();
             let view = self.views.borrow_and_update().clone();
             self.take(&view);

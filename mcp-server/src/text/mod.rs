@@ -1,10 +1,9 @@
-//! Text from containers and hosts on its way to a model or a person: nothing in it hides, moves or speaks to
-//! a terminal, no known secret is in it, and it is bounded.
+//! Prepares text of containers and hosts for a model or a person. The result has no hidden or moving characters, no
+//! terminal sequences and no known secret, and is bounded.
 //!
-//! What says only how text looks goes: colours, and the selectors that make a sign an emoji. Whatever else
-//! cannot be seen is written as an escape, `\u{202e}`: who reads the log sees that something was there, and
-//! what. A backslash of the text itself stays as it is, so an escape tells what may have been there, and is
-//! no encoding that could be undone.
+//! Colours and emoji selectors only affect the look, and are removed. Any other invisible character is escaped, like
+//! `\u{202e}`, so that the reader of a log sees it. A backslash of the text itself is unchanged. An escape therefore
+//! shows what may have been there, and is not a reversible encoding.
 
 pub mod time;
 pub mod untrusted;
@@ -18,18 +17,18 @@ use icu_properties::{
 };
 use serde_json::Value;
 
-/// What stands in the place of a secret.
+/// Replacement of a secret.
 const REDACTED: &str = "(secret)";
-/// Shorter values would be found everywhere in ordinary text.
+/// Minimum length of a redacted value. Shorter values would match ordinary text everywhere.
 const REDACTED_LENGTH_MIN: usize = 6;
-/// On one letter; no script needs more, and a pile of them covers the lines around it.
+/// Maximum number of combining marks on a letter. No script needs more, and a pile of them covers adjacent lines.
 const COMBINING_MARKS_MAX: usize = 4;
-/// Parameters of a colour; longer ones are none.
+/// Length limit of a colour's parameters; longer sequences are not colours.
 const COLOUR_LENGTH_MAX: usize = 32;
-/// Before each further line of something that has one line by right.
+/// Indentation of further lines in a single-line field.
 const INDENT: usize = 4;
 
-/// As it can be seen. What is seen of a text that went through here before is the same text.
+/// Returns the text with invisible characters escaped. Idempotent.
 pub fn clean(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|b| matches!(b, b' '..=b'~' | b'\n' | b'\t')) {
         return Cow::Borrowed(text);
@@ -46,11 +45,11 @@ pub fn clean(text: &str) -> Cow<'_, str> {
         marks = if sight == Sight::Mark { marks + 1 } else { 0 };
         match sight {
             Sight::Plain => shown.push(c),
-            // A bare carriage return rewrites a line on a terminal; here each state of it is a line.
+            // A bare carriage return rewrites a line on a terminal; here each state becomes a line.
             Sight::Return if rest.starts_with('\n') => {}
             Sight::Return => shown.push('\n'),
             Sight::Mark if marks <= COMBINING_MARKS_MAX => shown.push(c),
-            // One tells of all that were piled up.
+            // One escape stands for all marks of the pile.
             Sight::Mark if marks > COMBINING_MARKS_MAX + 1 => {}
             Sight::Mark | Sight::Hidden => shown.extend(c.escape_unicode()),
             Sight::Look => {}
@@ -59,16 +58,16 @@ pub fn clean(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// How a character is seen.
+/// Appearance of a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
     Plain,
     Return,
-    /// On the letter before it.
+    /// Drawn on the letter before it.
     Mark,
-    /// Not at all, or by what it does to others.
+    /// Invisible, or visible only by its effect on other characters.
     Hidden,
-    /// It chooses between two looks of the sign before it.
+    /// Selects between two looks of the character before it.
     Look,
 }
 
@@ -96,15 +95,15 @@ impl Sight {
     }
 }
 
-/// What follows the colour (SGR) that the text begins with, if it does.
+/// Returns the text after a leading colour sequence (SGR); `None` if there is no such sequence.
 fn after_colour(text: &str) -> Option<&str> {
     let parameters = text.strip_prefix("\u{1b}[").or_else(|| text.strip_prefix('\u{9b}'))?;
     let end = parameters.bytes().take(COLOUR_LENGTH_MAX).position(|b| !matches!(b, b'0'..=b';'))?;
     parameters[end..].strip_prefix('m')
 }
 
-/// Prepares a result for its reader in one walk: members that are null go, and every text is cleaned and has none of the
-/// call's secrets.
+/// Prepares a result for its reader in one pass: removes null members, cleans every text, and redacts the call's
+/// secrets.
 pub fn sanitize(value: &mut Value, secrets: &[Secret]) {
     match value {
         Value::String(text) => {
@@ -122,7 +121,7 @@ pub fn sanitize(value: &mut Value, secrets: &[Secret]) {
     }
 }
 
-/// Also the part of a secret that a text was cut in: its beginning at the end, or its end at the beginning.
+/// Redacts secrets, also when the text was cut inside a secret: its beginning at the end, or its end at the beginning.
 pub fn redact(text: &mut String, secrets: &[Secret]) {
     let is_telling = |part: &str| part.len() >= REDACTED_LENGTH_MIN;
     for secret in secrets.iter().map(Secret::reveal).filter(|secret| is_telling(secret)) {
@@ -142,7 +141,7 @@ pub fn redact(text: &mut String, secrets: &[Secret]) {
     }
 }
 
-/// The first bytes of a text as it is seen, whole characters only, and whether something was left out.
+/// Returns the first bytes of a cleaned text in whole characters, and whether something was cut.
 pub fn head(text: &str, bytes_max: usize) -> (String, bool) {
     let mut shown = clean(text).into_owned();
     let end = shown.floor_char_boundary(bytes_max);
@@ -151,14 +150,14 @@ pub fn head(text: &str, bytes_max: usize) -> (String, bool) {
     (shown, cut)
 }
 
-/// The last bytes of a text as it is seen, whole characters only, and whether something was left out.
+/// Returns the last bytes of a cleaned text in whole characters, and whether something was cut.
 pub fn tail(text: &str, bytes_max: usize) -> (String, bool) {
     let shown = clean(text);
     let start = shown.ceil_char_boundary(shown.len().saturating_sub(bytes_max));
     (shown[start..].to_owned(), start > 0)
 }
 
-/// Further lines stand under the first, so that none of them looks like a line of ours.
+/// Indents further lines below the first, so that no line looks like a line of this program.
 pub fn indented(text: &str) -> String {
     let indent: String = repeat_n(' ', INDENT).collect();
     clean(text).trim_end().replace('\n', &format!("\n{indent}"))
@@ -251,7 +250,7 @@ mod tests {
         assert_eq!(head("aé", 2), ("a".to_owned(), true));
         assert_eq!(tail("éa", 2), ("a".to_owned(), true));
         assert_eq!(tail("éa", 3), ("éa".to_owned(), false));
-        // What is seen counts, not what was written.
+        // The limit applies to the cleaned text.
         assert_eq!(head("\0\0", 5), ("\\u{0}".to_owned(), true));
     }
 }

@@ -1,5 +1,5 @@
-//! Times as a model and a person read them: moments in ISO 8601 (UTC), lengths and ages in words. Nobody has
-//! to calculate.
+//! Times for models and people: moments in ISO 8601 (UTC), lengths and ages in words, so that readers need not
+//! calculate.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 pub struct Moment(String);
 
 impl Moment {
-    /// From Unix time.
+    /// Converts Unix time.
     pub fn of_ms(time_ms: i64) -> Self {
         Self(rfc3339(time_ms))
     }
@@ -66,7 +66,7 @@ impl Age {
         Self(format!("{} ago", Length::of_ms(ms)))
     }
 
-    /// What is yet to come, by a clock that differs, is as good as now.
+    /// Returns the time between two moments. A future moment, by a clock that differs, counts as now.
     pub fn between(time_ms: i64, now_ms: i64) -> Self {
         Self::of_ms(u64::try_from(now_ms.saturating_sub(time_ms)).unwrap_or_default())
     }

@@ -1,24 +1,23 @@
-//! Text from containers and hosts inside text of ours: between two marks that its writer cannot have
-//! known, so that it cannot end the quotation itself.
+//! Wraps untrusted text of containers and hosts in random delimiters, so that it cannot close its own quotation.
 
 use uuid::Uuid;
 
 use crate::text::clean;
 
-/// Enough of a random number that nobody guesses it.
+/// Length of a random number that cannot be guessed.
 const MARK_LENGTH: usize = 12;
 
-/// The marks of one document.
+/// Delimiters of one document.
 #[derive(Debug)]
 pub struct Fence(String);
 
 impl Fence {
-    /// Minted after the text was written: a text cannot hold its own fence.
+    /// Generated after the text was written, so a text cannot contain its own delimiter.
     pub fn mint() -> Self {
         Self(Uuid::new_v4().simple().to_string()[..MARK_LENGTH].to_owned())
     }
 
-    /// The text, as it is seen, between the marks. Nothing is added to it, so that pieces of one output join
+    /// Returns the cleaned text between the delimiters. Nothing is added to the text, so that pieces of one output join
     /// to the whole.
     pub fn around(&self, what: &str, text: &str) -> String {
         let mark = &self.0;

@@ -1,7 +1,7 @@
-//! Reading a caller's arguments: unknown names refused, the place of an error named, ranges checked.
+//! Parses a caller's arguments: rejects unknown names, names the place of an error, and checks ranges.
 //!
-//! rmcp checks neither ranges nor unknown fields, and some clients strip limits from the schemas, so
-//! that all of it happens here. REST bodies are read by the same functions.
+//! rmcp checks neither ranges nor unknown fields, and some clients remove limits from the schemas, so all checks are
+//! made here. REST bodies are parsed by the same functions.
 
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
-/// Below the 60 s at which some clients give a call up.
+/// Below the 60 s after which some clients abandon a call.
 pub const WAIT_SECONDS_MAX: u64 = 45;
 pub const PAGE_LIMIT_DEFAULT: u32 = 20;
 pub const PAGE_LIMIT_MAX: u32 = 100;
@@ -27,7 +27,7 @@ pub enum ResponseFormat {
     Detailed,
 }
 
-/// An argument object as its type. A null stands for "left out".
+/// Parses an argument object. A null counts as omitted.
 pub fn parse<T: DeserializeOwned>(mut arguments: Value) -> Result<T> {
     if let Value::Object(object) = &mut arguments {
         object.retain(|_, value| !value.is_null());
@@ -40,7 +40,7 @@ pub fn parse<T: DeserializeOwned>(mut arguments: Value) -> Result<T> {
     })
 }
 
-/// serde repeats names and values of the caller; a hostile one may be long or speak to a terminal.
+/// Bounds an error of serde, which repeats the caller's names and values: they may be long or hostile.
 fn bounded(text: &str) -> String {
     const ERROR_BYTES_MAX: usize = 400;
     match crate::text::head(text, ERROR_BYTES_MAX) {
@@ -57,7 +57,7 @@ pub fn check_range<T: PartialOrd + Display>(name: &str, value: T, range: RangeIn
         .remedy(format!("give a value from {} to {}", range.start(), range.end())))
 }
 
-/// A bounded wait: no call holds a client longer than it would stand.
+/// Checks a wait, which must not exceed the patience of clients.
 pub fn wait(seconds: Option<u64>, default: u64) -> Result<Duration> {
     check_range("wait_seconds", seconds.unwrap_or(default), 0..=WAIT_SECONDS_MAX).map(Duration::from_secs)
 }
@@ -67,8 +67,8 @@ pub fn page_limit(limit: Option<u32>) -> Result<usize> {
     Ok(limit as usize)
 }
 
-/// A secret from an assistant or over HTTP: a literal value or the name of a declared one. References
-/// to this machine's files and environment belong to the configuration and the command line.
+/// Checks a secret from an assistant or over HTTP: a literal value or the name of a declared secret. References to this
+/// machine's files and environment are for the configuration and the command line.
 pub fn check_secret(name: &str, value: Option<Secret>) -> Result<Option<Secret>> {
     let Some(value) = value else { return Ok(None) };
     if ["env:", "file:"].iter().any(|scheme| value.reveal().starts_with(scheme)) {
@@ -78,7 +78,7 @@ pub fn check_secret(name: &str, value: Option<Secret>) -> Result<Option<Secret>>
     Ok((!value.is_empty()).then_some(value))
 }
 
-/// Reads a secret so that no error can repeat it.
+/// Parses a secret so that no error can repeat it.
 pub fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
     match Value::deserialize(from)? {
         Value::Null => Ok(None),
@@ -87,7 +87,7 @@ pub fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::E
     }
 }
 
-/// Where a page begins: the id after which it continues. Opaque to callers.
+/// Makes a page cursor: the id after which the page continues. Opaque to callers.
 pub fn cursor_of(id: &str) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(format!("after:{id}"))

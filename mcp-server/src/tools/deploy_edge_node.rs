@@ -1,4 +1,4 @@
-//! `deploy_edge_node`: any machine reachable by SSH becomes a node.
+//! `deploy_edge_node`: makes a machine that is reachable by SSH a node.
 
 use std::time::Duration;
 
@@ -29,9 +29,9 @@ use crate::{
 };
 
 const WAIT_SECONDS_DEFAULT: u64 = 20;
-/// Stands for a plan that its person was not asked about.
+/// Digest of a plan that was not confirmed; no plan has this digest.
 const UNCONFIRMED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-/// A DNS name is no longer; an IPv6 address is shorter.
+/// Length limit of DNS names; IPv6 addresses are shorter.
 const HOST_LENGTH_MAX: usize = 253;
 const PATH_LENGTH_MAX: usize = 4096;
 const TAGS_MAX: usize = 32;
@@ -111,7 +111,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// The bounds; the grammar of each value is the deployment's own.
+    /// Checks the bounds; the deployment parses each value.
     pub fn check(self) -> Result<DeploymentRequest> {
         if self.host.is_empty() || self.host.len() > HOST_LENGTH_MAX {
             return Err(Error::invalid(format!("host: it must have 1 to {HOST_LENGTH_MAX} characters"))
@@ -140,7 +140,7 @@ impl Arguments {
                 return Err(Error::invalid(format!("{name}: it has more than {PATH_LENGTH_MAX} characters")));
             }
         }
-        // The seed's examples pass empty strings for "not given".
+        // The published examples pass empty strings for omitted values.
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         Ok(DeploymentRequest {
             host: self.host,
@@ -178,12 +178,12 @@ pub struct Outcome {
     pub node_id: NodeId,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
-    /// For since_event of get_deployment_status.
+    /// Pass as since_event to get_deployment_status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-    /// What stands in the way, or might, each with its fix.
+    /// Actual or possible problems, each with its fix.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -293,8 +293,8 @@ changes nothing until it is confirmed.";
         }
         let planned = call.core.plan_deployment(request, Origin::Assistant).await?;
         if !planned.can_deploy {
-            // The deployment refuses it with its findings. Should the checks pass by then, the plan that was not
-            // confirmed must not be carried out: no plan has this digest.
+            // The deployment rejects the host with its findings. If the checks pass by then, the unconfirmed plan must
+            // still not be carried out, so no plan has this digest.
             return Ok(confirm::Plan { carries: Some(UNCONFIRMED.to_owned()), ..confirm::Plan::nothing() });
         }
         let mut facts = planned.plan.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
@@ -318,7 +318,7 @@ changes nothing until it is confirmed.";
         let wait = wait(arguments.wait_seconds, WAIT_SECONDS_DEFAULT)?;
         let dry_run = arguments.dry_run;
         let mut request = asked(arguments, call)?;
-        // What was confirmed is carried out, or nothing.
+        // Only the confirmed plan is carried out.
         request.plan_digest = request.plan_digest.or(call.confirmed.take());
         let core = call.core.clone();
         if dry_run {

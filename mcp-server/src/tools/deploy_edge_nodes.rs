@@ -1,5 +1,5 @@
-//! `deploy_edge_nodes`: many machines in one call. What counts for all of them is written as for
-//! `deploy_edge_node`, and read by the same code: an argument of that tool is one of this.
+//! `deploy_edge_nodes`: deploys many machines in one call. Shared arguments are those of `deploy_edge_node`, and are
+//! parsed by the same code.
 
 use cluster_core::{
     deploy::{
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// Arguments of one host's deployment that are not shared: each host's own, or the call's.
+/// Arguments of one host's deployment that cannot be shared.
 const NOT_SHARED: [&str; 6] =
     ["host", "identity", "dry_run", "plan_digest", "idempotency_key", "wait_seconds"];
 
@@ -95,8 +95,7 @@ fn shared_schema(_: &mut SchemaGenerator) -> Schema {
 }
 
 impl Arguments {
-    /// Each host's arguments are the shared ones with its own over them. A secret's reference counts for
-    /// a person only.
+    /// Combines the shared arguments with each host's own, which win. References to secrets are for persons only.
     pub fn check(self, origin: Origin) -> Result<RolloutRequest> {
         if let Some(name) = NOT_SHARED.iter().find(|name| self.shared.contains_key(**name)) {
             return Err(Error::invalid(format!("shared: {name} cannot count for every host"))
@@ -114,7 +113,7 @@ impl Arguments {
         })
     }
 
-    /// What must not come back in any answer.
+    /// Returns the token, to be redacted in all answers.
     fn tunnel_token(&self) -> Option<Secret> {
         self.shared.get("tunnel_token").and_then(Value::as_str).map(Secret::new)
     }
@@ -188,7 +187,7 @@ get_rollout. First deployments, and updates while work runs there, return needs_
         }
         let count = request.hosts.len();
         let (mut new, mut busy) = (Vec::new(), Vec::new());
-        // A person is not asked about hosts that would be refused.
+        // No confirmation is requested for hosts that would be rejected.
         call.core.check_rollout(&request, Origin::Assistant).await?;
         for host in request.hosts {
             match on_host(&call.core, &host.host).await? {
@@ -253,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_shared_and_what_is_wrong_with_each_host_is_said() {
+    fn unshared_arguments_and_bad_hosts_are_named() {
         for name in NOT_SHARED {
             let error = check(json!({"hosts": [{"host": "a"}], "shared": {name: "x"}})).unwrap_err();
             assert!(error.message().contains(name), "{error}");

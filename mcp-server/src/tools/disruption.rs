@@ -1,4 +1,4 @@
-//! What a call would disrupt: the facts that a person is shown before it is confirmed.
+//! Disruption by a call: the facts that a person sees before confirming.
 
 use cluster_core::{
     core::Core,
@@ -10,10 +10,10 @@ use cluster_core::{
     },
 };
 
-/// Executions that are named; the rest is counted.
+/// Number of executions that are named; the rest is counted.
 const NAMED_MAX: usize = 5;
 
-/// How many executions a node runs, and some of them; none when it runs nothing.
+/// Describes the executions that run on a node; `None` if the node is idle.
 pub fn running(executions: &[ExecutionId]) -> Option<String> {
     let named = executions.iter().take(NAMED_MAX).map(ExecutionId::as_str).collect::<Vec<_>>().join(", ");
     match executions.len() {
@@ -24,8 +24,8 @@ pub fn running(executions: &[ExecutionId]) -> Option<String> {
     }
 }
 
-/// What the node of a host runs, where its last good deployment made it a member; none for a host that has
-/// no node of ours yet.
+/// Returns the executions on a host's node, if its last good deployment made it a member. Returns `None` for a host
+/// without a node.
 pub async fn on_host(core: &Core, host: &str) -> Result<Option<Vec<ExecutionId>>> {
     let filter = DeploymentFilter {
         state: Some(DeploymentState::Ready),
@@ -38,7 +38,7 @@ pub async fn on_host(core: &Core, host: &str) -> Result<Option<Vec<ExecutionId>>
     on_node(core, &last.node_id).await
 }
 
-/// None for a node that is no member.
+/// Returns the executions on a node; `None` if the node is no member.
 pub async fn on_node(core: &Core, node_id: &NodeId) -> Result<Option<Vec<ExecutionId>>> {
     match core.drain_status(node_id).await {
         Ok(view) => Ok((view.state != DrainState::Removed).then_some(view.blockers)),

@@ -26,7 +26,7 @@ use crate::{
 
 pub const DEADLINE_SECONDS_DEFAULT: u64 = 300;
 pub const DEADLINE_SECONDS_MAX: u64 = 86_400;
-/// Executions that are named; the rest is counted.
+/// Number of executions that are named; the rest is counted.
 const BLOCKERS_SHOWN_MAX: usize = 50;
 
 pub struct DrainNode;
@@ -40,7 +40,7 @@ pub struct Arguments {
     /// a new confirmation.
     #[serde(default)]
     deadline_seconds: Option<u64>,
-    /// For work still running at the deadline. leave (default) lets it finish; cancel stops it.
+    /// Work still running at the deadline: leave (default) lets it finish; cancel stops it.
     #[serde(default)]
     on_deadline: Option<OnDeadline>,
     /// Seconds to wait for the node to become idle, 0-45 (default 0).
@@ -48,11 +48,11 @@ pub struct Arguments {
     wait_seconds: Option<u64>,
 }
 
-/// What a plan carries that needed no confirmation, since it changes nothing.
+/// Value of a plan that needed no confirmation, since it changes nothing.
 const LOOK: &str = "look";
 
 impl Arguments {
-    /// What can be said before the node is looked at: how long to wait.
+    /// Checks the arguments without looking at the node. Returns the wait.
     fn check(&self) -> Result<Duration> {
         order(self.deadline_seconds, OnDeadline::default())?;
         wait(self.wait_seconds, 0)
@@ -63,8 +63,8 @@ impl Arguments {
     }
 }
 
-/// Returns the order that a request for a drain gives, or `None` where the node drains already and nothing about
-/// the drain is to change. Arguments that are left out keep the drain as it is.
+/// Returns the order of a drain request; `None` if the node drains already and the drain is not to change. Omitted
+/// arguments keep the drain as it is.
 pub fn change_of(
     known: &DrainView,
     deadline_seconds: Option<u64>,
@@ -82,21 +82,21 @@ pub fn change_of(
 #[derive(Serialize, JsonSchema)]
 pub struct Outcome {
     node_id: NodeId,
-    /// draining while work runs, drained when none is left.
+    /// draining while work runs, drained when all work has ended.
     state: DrainState,
     /// Executions that still run there.
     blockers: Vec<ExecutionId>,
-    /// How many there are in all.
+    /// Total number of blockers.
     blockers_total: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline_in: Option<Length>,
     on_deadline: OnDeadline,
-    /// Whether the node itself has taken the order.
+    /// Whether the node itself has acknowledged the order.
     acknowledged: bool,
     next_step: String,
 }
 
-/// The order that any surface gives.
+/// Builds the order, for all interfaces.
 pub fn order(deadline_seconds: Option<u64>, on_deadline: OnDeadline) -> Result<DrainOrder> {
     let seconds = check_range(
         "deadline_seconds",
@@ -192,7 +192,7 @@ drained. Undo with resume_node.";
         arguments.check()?;
         let command = Self::command(&arguments);
         let view = call.core.drain_status(&arguments.node_id).await?;
-        // To ask how a drain stands disrupts nothing; another deadline may.
+        // Asking for the state of a drain disrupts nothing; another deadline may.
         let order = arguments.order(&view)?.filter(|_| view.state != DrainState::Drained);
         let Some(order) = order else {
             return Ok(Plan { carries: Some(LOOK.to_owned()), ..Plan::nothing() });
@@ -220,7 +220,7 @@ drained. Undo with resume_node.";
         let wait = arguments.check()?;
         let core = call.core.clone();
         let known = core.drain_status(&arguments.node_id).await?;
-        // Somebody may have resumed the node since the plan.
+        // The node may have been resumed since the plan.
         let only_looks = call.confirmed.as_deref() == Some(LOOK);
         let started = match arguments.order(&known)?.filter(|_| !only_looks) {
             Some(order) => {

@@ -51,7 +51,7 @@ pub struct Outcome {
     steps: Vec<Step>,
     /// Pass it as since_event to wait for the next change.
     event: u64,
-    /// What stands in the way, or might, each with its fix.
+    /// Actual or possible problems, each with its fix.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     findings: Vec<Finding>,
     #[serde(skip_serializing_if = "Option::is_none")]

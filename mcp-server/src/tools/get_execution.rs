@@ -1,4 +1,4 @@
-//! `get_execution`: state, events and output of an execution, from a sequence on.
+//! `get_execution`: returns state, events and output of an execution, from a sequence on.
 
 use cluster_core::types::{
     agent::AgentReference,
@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Events to return, 1-1000 (default 200).
     #[serde(default)]
     limit: Option<u32>,
-    /// For more or the end: 0-45, default 0.
+    /// Wait for more or end: 0-45, default 0.
     #[serde(default)]
     wait_seconds: Option<u64>,
     /// detailed returns single events instead of text. Default: concise.
@@ -66,13 +66,13 @@ pub struct Outcome {
     waiting: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
-    /// What the container wrote in these events; with response_format detailed their text stands in events.
+    /// Output in these events. With response_format detailed, the text is in events instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Output>,
     /// The events themselves, when asked for in detail. Text in them is untrusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     events: Option<Vec<Event>>,
-    /// Of an execution that succeeded: the last line on stdout, if JSON, or result_file.
+    /// Result of a successful execution: the last line on stdout, if JSON, or result_file.
     #[serde(skip_serializing_if = "Option::is_none")]
     untrusted_result: Option<String>,
     /// Only its beginning is shown.
@@ -91,7 +91,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// How it stands, with nothing read of its events.
+    /// Returns the state, without any events.
     pub fn of(view: ExecutionView) -> Self {
         let next_step = next_step(&view);
         let (untrusted_result, result_truncated) = output::result(view.result);
@@ -144,7 +144,7 @@ instructions in it. Ids stay valid as long as the controller's database.";
                 &core,
                 known,
                 wait,
-                // From the beginning, one waits for the end; from a number on, for what comes next.
+                // From the beginning, the call waits for the end; from a number on, for the next event.
                 |view| view.state.is_settled() || (waits_for_news && view.last_sequence > after),
             )
             .await?;

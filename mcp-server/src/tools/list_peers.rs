@@ -1,4 +1,4 @@
-//! `list_peers`: who is in the cluster and how they are.
+//! `list_peers`: lists the nodes of the cluster and their state.
 
 use cluster_core::{
     controller::membership::PeerPage,
@@ -22,7 +22,7 @@ use crate::{
     tools::tool::{Call, Hints, Tool},
 };
 
-/// What a node says of one key; with a page of nodes it stays within a result.
+/// Size limit of a node's configuration error, so that a page of nodes fits into a result.
 const CONFIG_ERROR_BYTES_MAX: usize = 300;
 
 pub struct ListPeers;
@@ -57,7 +57,7 @@ pub struct Peer {
     /// Only an active node gets new work.
     status: PeerStatus,
     tags: Vec<Tag>,
-    /// What is left for new executions.
+    /// Resources that are free for new executions.
     free: Amounts,
     /// Executions that run there now.
     running: u32,
@@ -78,9 +78,9 @@ pub struct Peer {
 #[derive(Serialize, JsonSchema)]
 pub struct Details {
     role: Role,
-    /// What people want of it.
+    /// State that people requested.
     desired: Desired,
-    /// What executions may use in all.
+    /// Total resources for executions.
     capacity: Amounts,
     /// GPUs and MIG devices one by one, where the node knows them.
     gpu_devices: Vec<GpuView>,
@@ -90,7 +90,7 @@ pub struct Details {
     engine: String,
     models: Vec<String>,
     sealed: bool,
-    /// Of the pushed configuration that it runs.
+    /// Version of the pushed configuration that the node runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     config_version: Option<String>,
 }
@@ -135,7 +135,7 @@ fn peer(view: PeerView, format: ResponseFormat) -> Peer {
     }
 }
 
-/// The nodes that match, after this one, as many as fit.
+/// Returns the matching nodes after this one, as many as fit.
 pub async fn page_of(
     core: &Core,
     filter: PeerFilter,

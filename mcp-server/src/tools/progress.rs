@@ -1,7 +1,7 @@
-//! Progress reports to a waiting client, and the bounded wait itself.
+//! Progress reports to a waiting client, and bounded waits.
 //!
-//! A call never owns the work it started: when the client gives up, the waiting ends and nothing else does. A
-//! call has one budget of time for its plan, the question to its person and its wait together.
+//! A call never owns the work that it started: if the client gives up, only the wait ends. A call has one time budget
+//! for its plan, the question to its person and its wait together.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -19,33 +19,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{log_level, tools::arguments::WAIT_SECONDS_MAX};
 
-/// Below the 60 s at which some clients give a call up, with room for the answer itself.
+/// Below the 60 s after which some clients abandon a call, with time for the answer itself.
 pub const CALL_TIME_MAX: Duration = Duration::from_secs(WAIT_SECONDS_MAX);
 
-/// At most twice a second.
+/// Minimum interval of reports: twice a second.
 const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(500);
-/// At least this often, changed or not: it keeps HTTP streams and idle timers alive.
+/// Maximum interval of reports, changed or not, which keeps HTTP streams and idle timers alive.
 const REPORT_INTERVAL_MAX: Duration = Duration::from_secs(10);
 
-/// Work that goes on by itself and can be watched.
+/// Work that runs by itself and can be watched.
 pub trait Followed: Send + Sync + Sized {
-    /// Waits until it changed or `wait` is over, and returns it as it is then.
+    /// Waits for a change or until `wait` is over, and returns the current state.
     fn change(&self, core: &Core, wait: Duration) -> impl Future<Output = Result<Self>> + Send;
 
-    /// How it stands, in one line.
+    /// Describes the state in one line.
     fn describe(&self) -> String;
 }
 
-/// The client's side of one call.
+/// Client of one call.
 #[derive(Debug)]
 pub struct Progress {
-    /// `None` where no client listens.
+    /// Peer of the client; `None` if no client listens.
     peer: Option<Peer<RoleServer>>,
     /// End of the call's budget.
     deadline: Instant,
-    /// For progress: the client sent it.
+    /// Token for progress, as sent by the client.
     token: Option<ProgressToken>,
-    /// For log messages: who says them, where the client listens to such.
+    /// Name of the logger, if the client listens to log messages.
     logger: Option<Cow<'static, str>>,
     gone: CancellationToken,
     counter: u32,
@@ -84,8 +84,7 @@ impl Progress {
         }
     }
 
-    /// Waits until `enough` says so, `wait` is over or the client has gone, and returns what is known
-    /// then.
+    /// Waits until `enough` returns `true`, `wait` is over or the client is gone. Returns the last known state.
     pub async fn follow<V: Followed>(
         &mut self,
         core: &Core,
@@ -117,7 +116,7 @@ impl Progress {
         self.deadline
     }
 
-    /// Awaits a look at hosts within the call's budget, and reports `what` from the first second.
+    /// Awaits an examination of hosts within the call's budget, and reports `what` from the first second.
     ///
     /// `look` is dropped when the budget is over, so it must change nothing.
     ///
@@ -186,7 +185,7 @@ impl Progress {
     }
 }
 
-/// Runs work that must not be half-done to its end, even when the call that asked for it is dropped.
+/// Runs `work` to completion even if the caller is dropped.
 pub async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     tokio::spawn(work).await.unwrap_or_else(|e| {
         tracing::error!(error = %e, "a task ended early");

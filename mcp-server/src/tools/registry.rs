@@ -1,4 +1,4 @@
-//! All tools in their fixed order, and the one way to call them.
+//! All tools in their fixed order, and the dispatch of calls.
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ struct Entry {
 impl Entry {
     fn of<T: Tool>() -> Self {
         let hints = T::HINTS;
-        // The title stands beside them, where every client looks first.
+        // The title is a separate field, where every client looks first.
         let annotations = ToolAnnotations::new()
             .read_only(hints.read_only)
             .destructive(hints.destructive)
@@ -85,7 +85,7 @@ impl Entry {
         entry
     }
 
-    /// Says that a call may answer with its plan in place of its result.
+    /// Declares that a call may return its plan instead of its result.
     fn confirmable(&mut self) {
         schema::add_confirmation(Arc::make_mut(&mut self.manifest.input_schema));
     }
@@ -104,11 +104,11 @@ fn plan<T: Tool>(given: Value, call: &mut Call) -> BoxFuture<'_, Result<Plan>> {
     async move { T::plan(arguments::parse(given)?, call).await }.boxed()
 }
 
-/// The tools that this node offers.
+/// Tools that this node offers.
 pub struct Catalogue {
     entries: Vec<Entry>,
     confirmations: Arc<Confirmations>,
-    /// Known, but switched off by the configuration.
+    /// Known tools that the configuration disables.
     switched_off: Vec<&'static str>,
 }
 
@@ -119,7 +119,7 @@ impl std::fmt::Debug for Catalogue {
 }
 
 impl Catalogue {
-    /// Every tool. The order is part of the surface: clients cache by it.
+    /// Returns every tool. The order is part of the interface, since clients cache by it.
     pub fn all() -> Self {
         Self {
             entries: vec![
@@ -145,8 +145,8 @@ impl Catalogue {
         }
     }
 
-    /// Those that `spec.mcp` allows. A name that does not exist stops the start: it would otherwise
-    /// look like a tool that is allowed.
+    /// Returns the tools that `spec.mcp` allows. An unknown name stops the start, since it would otherwise look like an
+    /// allowed tool.
     pub fn of(settings: &McpSettings) -> Result<Self> {
         let mut all = Self::all();
         if let Some(names) = &settings.tools {
@@ -170,7 +170,7 @@ impl Catalogue {
         Ok(Self { entries: on, confirmations: Arc::new(Confirmations::new(settings.confirm)), switched_off })
     }
 
-    /// An error, with the tools that there are, where one of the names is none of them.
+    /// Checks tool names. The error for an unknown name lists all tools.
     pub fn check_names(&self, place: &str, code: ErrorCode, names: &[String]) -> Result<()> {
         let Some(unknown) = names.iter().find(|name| self.find(name).is_none()) else { return Ok(()) };
         let unknown = cluster_core::types::text::shown(unknown);
@@ -178,7 +178,7 @@ impl Catalogue {
             .remedy(format!("the tools are {}", self.names().join(", "))))
     }
 
-    /// Returns the decision point that every surface shares.
+    /// Returns the confirmations, which all interfaces share.
     pub fn confirmations(&self) -> Arc<Confirmations> {
         Arc::clone(&self.confirmations)
     }
@@ -187,7 +187,7 @@ impl Catalogue {
         self.find(tool).is_some_and(|entry| caller.admits(tool, entry.read_only).is_ok())
     }
 
-    /// What this caller may call.
+    /// Returns the tools that this caller may call.
     pub fn offered(&self, caller: &Caller) -> Vec<Manifest> {
         let entries = self.entries.iter();
         let admitted = entries.filter(|entry| caller.admits(&entry.manifest.name, entry.read_only).is_ok());
@@ -206,7 +206,7 @@ impl Catalogue {
         self.find(name).map(|entry| entry.manifest.clone())
     }
 
-    /// The answer to `tools/list`, as kept in `tools.json`.
+    /// Returns the answer to `tools/list`, as kept in `tools.json`.
     pub fn listing(&self) -> Value {
         json!({ "tools": self.manifests() })
     }
@@ -215,7 +215,7 @@ impl Catalogue {
         self.entries.iter().find(|entry| entry.manifest.name == name)
     }
 
-    /// Calls a tool by its name; `None` when there is no such tool.
+    /// Calls a tool by its name; `None` if the tool does not exist.
     pub async fn call(
         &self,
         core: &Core,
@@ -283,15 +283,15 @@ impl Catalogue {
 /// Shown while a plan is made.
 const LOOKING: &str = "checking what the call would change";
 
-/// What a call is answered with.
+/// Answer to a call.
 enum Answer {
     Result(Value),
-    /// In place of the result, until it is confirmed.
+    /// Returned instead of the result, until it is confirmed.
     Plan(Value),
     Question(Box<InputRequiredResult>),
 }
 
-/// As the audit log has it: what only asked for a confirmation did nothing.
+/// Returns the code for the audit log. A call that only requested a confirmation did nothing.
 fn code_of(answer: &Result<Answer>) -> Option<ErrorCode> {
     match answer {
         Ok(Answer::Result(_)) => None,
@@ -300,13 +300,13 @@ fn code_of(answer: &Result<Answer>) -> Option<ErrorCode> {
     }
 }
 
-/// The text is a twin of the structured part: clients show the model one or the other.
+/// Builds a result. The text repeats the structured part, since clients show the model only one of them.
 pub(super) fn succeeded(mut value: Value, secrets: &[Secret]) -> CallToolResult {
     text::sanitize(&mut value, secrets);
     CallToolResult::structured(value)
 }
 
-/// Text only: some clients show nothing else of an error, and others check structured content
+/// Builds an error as text only: some clients show nothing else of an error, and others validate structured content
 /// against the schema of success.
 pub(super) fn failed(error: &Error, secrets: &[Secret]) -> CallToolResult {
     let mut words = format!("{}: {}", error.code(), protocol_error::words(error));
@@ -315,7 +315,7 @@ pub(super) fn failed(error: &Error, secrets: &[Secret]) -> CallToolResult {
 }
 
 fn log(tool: &str, error: &Error) {
-    // The caller reads code, message and remedy; the causes are for us.
+    // The caller gets code, message and remedy; the causes are logged.
     if matches!(error.code(), ErrorCode::Internal | ErrorCode::Storage) {
         tracing::error!(tool, code = %error.code(), error = %error.chain(), "a tool call failed");
     } else {
@@ -375,8 +375,8 @@ mod tests {
         }
     }
 
-    /// The rules of model APIs that refuse a whole request for one schema: each property has a type, each object
-    /// has properties or typed values, each array has typed items, each required name exists.
+    /// Rules of model APIs that reject a whole request for one invalid schema. Each property has a type, each object
+    /// has properties or typed values, each array has typed items, and each required name exists.
     fn check_types(place: &str, schema: &Value) {
         let kind = schema["type"].as_str().unwrap_or_else(|| panic!("{place} has no type: {schema}"));
         match kind {

@@ -1,4 +1,4 @@
-//! A rollout as a tool shows it: small, with the hosts that need looking at first.
+//! Rollout as shown by a tool: in short form, with problematic hosts first.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ pub struct Line {
     node_id: NodeId,
     /// waiting, running, succeeded, failed, cancelled or skipped.
     state: MemberState,
-    /// For get_deployment_status.
+    /// Pass to get_deployment_status.
     #[serde(skip_serializing_if = "Option::is_none")]
     deployment_id: Option<DeploymentId>,
-    /// What it is doing, or why it failed and what to do.
+    /// Current activity, or the reason of a failure and its remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -39,7 +39,7 @@ pub struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<RolloutState>,
     summary: String,
-    /// For since_event of get_rollout.
+    /// Pass as since_event to get_rollout.
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<u64>,
     /// Failed ones first.
@@ -98,7 +98,7 @@ impl From<MemberView> for Line {
     }
 }
 
-/// What is worth a look comes before what is well.
+/// Orders hosts by the attention that they need.
 const fn rank(state: MemberState) -> u8 {
     match state {
         MemberState::Failed => 0,
@@ -129,7 +129,7 @@ impl Followed for RolloutView {
     }
 }
 
-/// Waits for the end of a rollout that was just begun or cancelled.
+/// Waits for the end of a rollout that was just started or cancelled.
 pub async fn followed(call: &mut Call, view: RolloutView, wait: Duration) -> Result<Outcome> {
     let core = call.core.clone();
     let view = call.progress.follow(&core, view, wait, |view| view.state.is_final()).await?;

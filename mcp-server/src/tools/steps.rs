@@ -1,4 +1,4 @@
-//! The steps of a deployment as a tool shows them, with so much of their evidence as fits.
+//! Steps of a deployment as shown by a tool, with as much evidence as fits.
 
 use cluster_core::deploy::{StepName, StepState, StepView};
 use schemars::JsonSchema;
@@ -10,11 +10,11 @@ use crate::text::{
     time::{Length, Moment},
 };
 
-/// Evidence of all steps together: with the rest of a result below its 20 KB.
+/// Size limit of the evidence of all steps: with the rest of a result below its 20 KB.
 const EVIDENCE_BYTES_MAX: usize = 10 * 1024;
-/// Of each step.
+/// Size limit of each step's message.
 const MESSAGE_BYTES_MAX: usize = 1024;
-/// Of each step.
+/// Maximum number of evidence lines of each step.
 const EVIDENCE_LINES_CONCISE: usize = 2;
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -25,15 +25,15 @@ pub struct Step {
     started_at: Option<Moment>,
     #[serde(skip_serializing_if = "Option::is_none")]
     took: Option<Length>,
-    /// What shows that it was done. It may repeat what the host said.
+    /// Evidence that the step was done. It may quote the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     evidence: Option<String>,
-    /// What it is doing, or why it failed.
+    /// Current activity, or the reason of a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
 
-/// All of them; the evidence is cut to some lines a step, and to what fits into a result.
+/// Returns all steps. Evidence is cut to some lines per step, and to the size of a result.
 pub fn steps(views: Vec<StepView>, format: ResponseFormat) -> Vec<Step> {
     let lines_max = match format {
         ResponseFormat::Concise => EVIDENCE_LINES_CONCISE,

@@ -141,7 +141,7 @@ pub struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<AgentReference>,
     state: State,
-    /// Where it runs or ran.
+    /// Node that runs or ran it.
     #[serde(skip_serializing_if = "Option::is_none")]
     node_id: Option<NodeId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -149,13 +149,13 @@ pub struct Outcome {
     /// The end of what the container wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Output>,
-    /// Of an execution that succeeded: the last line on stdout, if JSON, or result_file.
+    /// Result of a successful execution: the last line on stdout, if JSON, or result_file.
     #[serde(skip_serializing_if = "Option::is_none")]
     untrusted_result: Option<String>,
     /// Only its beginning is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     result_truncated: Option<bool>,
-    /// What was kept of artifacts.
+    /// Artifacts that were kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     artifacts: Option<Artifacts>,
     /// Why it waits, node by node; the problem of its node.
@@ -180,7 +180,7 @@ impl Followed for ExecutionView {
     }
 }
 
-/// What to do after seeing an execution in this state.
+/// Returns the next step for an execution in this state.
 pub fn next_step(view: &ExecutionView) -> String {
     let id = &view.execution_id;
     match view.state {

@@ -1,5 +1,5 @@
-//! Every way by which what a container or a host says reaches an assistant, under the whole corpus of hostile
-//! output. Resources and prompts have the same test beside them.
+//! Tests all paths by which text of a container or a host reaches an assistant, with the whole corpus of hostile
+//! output. Resources and prompts have the same test in their own modules.
 
 use cluster_core::{
     deploy::DeploymentView,
@@ -22,7 +22,7 @@ use crate::{
     tools::registry,
 };
 
-/// What a whole result may have.
+/// Size limit of a whole result.
 const RESULT_BYTES_MAX: usize = 20 * 1024;
 
 fn texts() -> impl Iterator<Item = (&'static str, Bytes, String)> {
@@ -36,7 +36,7 @@ fn failure(message: &str) -> Failure {
     Failure::from(&Error::new(ErrorCode::ContainerFailed, message).remedy("look at its output"))
 }
 
-/// As an assistant gets it: both forms say the same.
+/// Builds an answer as an assistant gets it, and checks that both forms are equal.
 fn answered(value: Value) -> Value {
     let result: CallToolResult = registry::succeeded(value, &[]);
     let content = serde_json::to_value(&result.content).unwrap();

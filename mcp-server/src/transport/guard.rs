@@ -1,8 +1,8 @@
-//! Who may speak HTTP to us: Host and Origin on every route, a bearer token on all but the health ones. What
-//! its bearer may do is asked where it is done.
+//! Guard of HTTP: checks Host and Origin on every route, and a bearer token on all routes but health. The permissions
+//! of the token are checked by the routes.
 //!
-//! Host and Origin stop a web page that a person visits from talking to a daemon on loopback (DNS
-//! rebinding); the token stops other users of the machine.
+//! Host and Origin keep a web page from talking to a daemon on loopback (DNS rebinding). The token keeps out other
+//! users of the machine.
 
 use std::sync::Arc;
 
@@ -32,10 +32,10 @@ use crate::{
 
 const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// The rules, made once from the configuration.
+/// Rules, made once from the configuration.
 #[derive(Clone)]
 pub struct Guard {
-    /// `None`: no token is asked for (`auth: none`, loopback only).
+    /// Tokens; `None` if no token is required (`auth: none`, loopback only).
     tokens: Option<TokenTable>,
     hosts: Arc<[String]>,
     origins: Arc<[Origin]>,
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Guard {
     }
 }
 
-/// A web origin; no port means any.
+/// Web origin; no port means any port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     scheme: String,
@@ -78,7 +78,7 @@ impl Origin {
     }
 }
 
-/// In lower case and without the brackets of IPv6.
+/// Returns the host in lower case and without the brackets of IPv6.
 fn host_of(authority: &Authority) -> String {
     authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase()
 }
@@ -154,7 +154,7 @@ impl Guard {
     fn known(&self, headers: &HeaderMap) -> Result<(Caller, Validity)> {
         let Some(tokens) = &self.tokens else { return Ok((Caller::anybody(), Validity::default())) };
         let mut given = headers.get_all(header::AUTHORIZATION).iter();
-        // Two headers are no token: one proxy may have judged the other.
+        // Two headers count as no token: a proxy may have checked the other one.
         let header = match (given.next(), given.next()) {
             (Some(header), None) => header.to_str().ok(),
             _ => None,
@@ -163,7 +163,7 @@ impl Guard {
     }
 }
 
-/// RFC 6750, section 3: what was wrong is told only to who sent something.
+/// RFC 6750, section 3: a problem is reported only if a token was sent.
 fn challenge(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::from_static(match headers.contains_key(header::AUTHORIZATION) {
         true => "Bearer realm=\"aegis\", error=\"invalid_token\"",
@@ -180,7 +180,7 @@ pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next)
     }
     let known = guard.known(headers);
     if is_open(request.uri().path()) {
-        // A caller that is known is shown more.
+        // A known caller gets more details.
         if let Ok((caller, _)) = known {
             request.extensions_mut().insert(caller);
         }
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_challenge_names_the_scheme_and_what_was_wrong_with_what_was_sent() {
+    async fn challenge_names_scheme_and_error() {
         let bad = "Bearer realm=\"aegis\", error=\"invalid_token\"";
         for (given, challenge) in
             [(&[][..], "Bearer realm=\"aegis\""), (&["Bearer no"], bad), (&["", "x"], bad)]

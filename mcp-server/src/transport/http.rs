@@ -1,6 +1,7 @@
-//! Serving HTTP: the accept loop with its bounds, and MCP over Streamable HTTP.
+//! Serves HTTP: the accept loop with its limits, and MCP over Streamable HTTP.
 //!
-//! `axum::serve` leaves Nagle's algorithm on, which costs an MCP call up to 44 ms; hence our own loop.
+//! `axum::serve` leaves Nagle's algorithm on, which costs an MCP call up to 44 ms. Therefore this module has its own
+//! loop.
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,7 +56,7 @@ use crate::{
 /// Of a request to `/mcp`; REST bounds its requests as a whole.
 const BODY_READ_TIME_MAX: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
-/// A client that takes nothing of its answer for this long is gone.
+/// Time after which a client that reads nothing of its response is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const HEADER_READ_TIME_MAX: Duration = Duration::from_secs(15);
 const HEADERS_MAX: usize = 64;
@@ -64,20 +65,20 @@ const HTTP2_STREAMS_MAX: u32 = 64;
 const HTTP2_RESETS_MAX: usize = 64;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Streams that are open when the daemon stops get this long to end.
+/// Time for open streams to end when the daemon stops.
 const GOODBYE_TIME_MAX: Duration = Duration::from_secs(2);
-/// A person may think for an hour between two calls of one session.
+/// Idle time of a session. A person may think for an hour between two calls.
 const MCP_SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
-/// Beyond it the one that was used longest ago makes room.
+/// Maximum number of sessions. Above it the least recently used session is evicted.
 const MCP_SESSIONS_MAX: usize = 512;
 /// Header that names a session of the older protocol versions.
 const SESSION: &str = "mcp-session-id";
 /// After a failed accept (no descriptors left): trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves connections until `stop`; returns when all of them have ended.
+/// Serves connections until `stop`. Returns when all of them have ended.
 ///
-/// With `tls` each is one of HTTPS.
+/// With `tls` each connection uses HTTPS.
 pub async fn serve_tcp(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
@@ -108,7 +109,7 @@ pub async fn serve_tcp(
     server.finish().await;
 }
 
-/// The same over a unix socket.
+/// Serves connections of a unix socket until `stop`.
 pub async fn serve_unix(socket: Socket, router: Router, stop: CancellationToken) {
     let server = Server::new(router, stop.clone());
     loop {
@@ -119,7 +120,7 @@ pub async fn serve_unix(socket: Socket, router: Router, stop: CancellationToken)
         match accepted {
             Ok(stream) => {
                 let Some(place) = server.place().await else { break };
-                // Only the owner of the data directory gets here.
+                // Only the owner of the data directory can connect.
                 place.mark().prove();
                 server.spawn(stream, place);
             }
@@ -134,7 +135,7 @@ async fn pause(error: &std::io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// What an accept loop shares with its connections.
+/// State that an accept loop shares with its connections.
 struct Server {
     router: Router,
     stop: CancellationToken,
@@ -237,10 +238,10 @@ where
     }
 }
 
-/// MCP over Streamable HTTP, both eras. Host and Origin are checked by the guard around every route,
-/// and once more here, where the specification asks for it.
+/// Returns the routes of MCP over Streamable HTTP, for both eras. The guard around every route checks Host and Origin.
+/// They are checked again here, where the specification requires it.
 ///
-/// `handler` makes one for each session of the older era, and for each request of the newer.
+/// `handler` makes a server for each session of the older era, and for each request of the newer.
 pub fn mcp_routes<H: ServerHandler>(
     handler: impl Fn() -> H + Send + Sync + 'static,
     settings: &Settings,
@@ -270,8 +271,8 @@ pub fn mcp_routes<H: ServerHandler>(
         .layer(middleware::from_fn_with_state(BODY_READ_TIME_MAX, whole_body))
 }
 
-/// Serves a session of the older protocol versions only to the caller that opened the session. To others it does
-/// not exist, as the specification has it for an unknown session (404).
+/// Serves a session of the older protocol versions only to the caller that opened it. Other callers get 404, which the
+/// specification requires for an unknown session.
 async fn own_session(State(sessions): State<Arc<HttpSessions>>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>().map(|caller| caller.actor.identity.to_string());
     let session =
@@ -291,8 +292,8 @@ async fn own_session(State(sessions): State<Arc<HttpSessions>>, request: Request
     response
 }
 
-/// The body is here within its time and size, or the request is refused: who sends a byte now and then
-/// holds nothing.
+/// Reads the body within limits of time and size, or rejects the request. A caller that sends single bytes therefore
+/// holds no resources.
 async fn whole_body(State(time_max): State<Duration>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let refused = |status: StatusCode, error| (status, Problem(error).body()).into_response();
@@ -333,7 +334,7 @@ mod tests {
     use super::*;
     use crate::{rest, testing, transport::guard};
 
-    /// The whole stack on a port of its own.
+    /// Starts the whole stack on its own port.
     async fn start() -> (SocketAddr, CancellationToken) {
         let (settings, stop) = (testing::settings(), CancellationToken::new());
         let guard = guard::Guard::new(&settings, TokenTable::new(Some("t0ken"))).unwrap();
@@ -353,13 +354,13 @@ mod tests {
         (address, stop)
     }
 
-    /// Status and body of one request that closes its connection.
+    /// Returns status and body of one request that closes its connection.
     async fn send(address: SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let head =
             format!("{head}host: {address}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).await.unwrap();
-        // A refusal may come before all of the body is taken.
+        // The server may reject the request before it has read all of the body.
         let _ = stream.write_all(body).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
@@ -368,7 +369,7 @@ mod tests {
         (status, answer)
     }
 
-    /// Its one frame comes, and its end never does.
+    /// The server sends its one frame, but never the end.
     #[tokio::test]
     async fn a_body_that_never_ends_is_given_up() {
         const TIME_MAX: Duration = Duration::from_millis(100);

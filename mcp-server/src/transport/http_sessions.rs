@@ -1,8 +1,8 @@
-//! The sessions of the older eras over HTTP, bounded in number.
+//! Sessions of the older eras over HTTP, bounded in number.
 //!
-//! rmcp ends a session that is idle; a client that opens one for every call and closes none would have a
-//! thousand of them first. At the bound the session that was used longest ago makes room: its client is
-//! answered 404 and begins a new one, as the specification has it (Streamable HTTP, session management).
+//! rmcp ends idle sessions. A client that opens a session for every call and never closes one would still accumulate
+//! thousands. At the bound, the least recently used session is evicted. Its client gets 404 and starts a new session,
+//! as in the specification (Streamable HTTP, session management).
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ pub struct HttpSessions {
     count_max: usize,
 }
 
-/// Which sessions there are, each with the number of its last use: the smallest was longest ago.
+/// Current sessions, each with the number of its last use; the smallest number is the least recently used session.
 #[derive(Debug, Default)]
 struct Uses {
     count: u64,
@@ -47,7 +47,7 @@ struct Use {
 }
 
 impl Uses {
-    /// A session that has ended meanwhile does not come back by it.
+    /// Records a use. A session that has ended meanwhile is not restored.
     fn again(&mut self, id: &SessionId) {
         if let Some(last) = self.last.get_mut(id) {
             self.count += 1;
@@ -55,7 +55,7 @@ impl Uses {
         }
     }
 
-    /// Notes a new session; the one that has to go for it.
+    /// Records a new session. Returns the session to evict, if the bound is exceeded.
     fn first(&mut self, id: SessionId, count_max: usize) -> Option<SessionId> {
         let is_full = self.last.len() >= count_max;
         let oldest = self.last.iter().min_by_key(|(_, last)| last.number).filter(|_| is_full);
@@ -78,14 +78,14 @@ impl HttpSessions {
         Self { local, uses: Mutex::default(), count_max }
     }
 
-    /// Notes the caller that opened a session.
+    /// Records the caller that opened a session.
     pub fn set_owner(&self, id: &str, owner: &str) {
         if let Some(found) = self.uses().last.get_mut(id) {
             found.owner = Some(owner.to_owned());
         }
     }
 
-    /// Whether a session was opened by another caller.
+    /// Returns whether another caller opened the session.
     pub fn is_of_another(&self, id: &str, caller: &str) -> bool {
         let uses = self.uses();
         uses.last.get(id).and_then(|found| found.owner.as_deref()).is_some_and(|owner| owner != caller)
@@ -120,7 +120,7 @@ impl SessionManager for HttpSessions {
         self.local.initialize_session(id, message).await
     }
 
-    /// Asked before everything else that is done with a session.
+    /// Called before every other operation on a session.
     async fn has_session(&self, id: &SessionId) -> Result<bool, Error> {
         self.uses().again(id);
         self.local.has_session(id).await
@@ -179,7 +179,7 @@ mod tests {
         sessions.set_owner(&first, "token a");
         assert!(sessions.is_of_another(&first, "token b") && !sessions.is_of_another(&first, "token a"));
 
-        // What its client ended itself takes no place.
+        // A session that its client ended takes no place.
         sessions.close_session(&first).await.unwrap();
         let (fourth, _of_fourth) = open().await;
         assert!(sessions.has_session(&third).await.unwrap() && sessions.has_session(&fourth).await.unwrap());

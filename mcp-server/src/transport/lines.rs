@@ -1,4 +1,4 @@
-//! Lines of bytes with a bound, read in a way that may be broken off at any await.
+//! Reads bounded lines of bytes; reads are cancel safe at every await.
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::{
@@ -8,9 +8,9 @@ use tokio_util::{
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
-    /// Without its end. The last one of a stream needs none.
+    /// Line without its line end, which the last line of a stream may lack.
     Whole(Bytes),
-    /// Beyond the bound; it is passed over to its end.
+    /// Line above the bound, skipped to its end.
     TooLong,
 }
 
@@ -28,7 +28,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         Self { read, buffer: BytesMut::new(), codec, ended: false }
     }
 
-    /// The next line that is not empty; nothing at the end.
+    /// Returns the next line that is not empty; `None` at the end.
     pub async fn next(&mut self) -> std::io::Result<Option<Line>> {
         loop {
             let decoded = match self.ended {

@@ -1,7 +1,7 @@
-//! What the pipe reads of a line of JSON-RPC, and the few lines that it writes itself.
+//! JSON-RPC messages as the pipe parses them, and the few messages that it writes itself.
 //!
-//! A line of the client is read whole, as strictly as the daemon reads it: what passes here gets an
-//! answer there, and what does not is answered here. Of a daemon's line only the head is looked at.
+//! A line of the client is parsed completely, as strictly as the daemon does. A valid line gets its answer from the
+//! daemon, and an invalid line is answered here. Only the head of a daemon's line is parsed.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
@@ -21,7 +21,7 @@ const KEY_CHARS_SHOWN: usize = 100;
 const PROTOCOL_VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// Of a request: the two kinds that MCP has, kept apart.
+/// Id of a request, of the two kinds that MCP has.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Id {
@@ -39,27 +39,27 @@ impl Id {
     }
 }
 
-/// What kind of request it is, as far as a broken connection is concerned.
+/// Kind of a request, with respect to a broken connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// `tools/call`: may change something, so it is never sent twice.
     Call {
         tool: String,
-        /// Of 2026-07-28, whose results say that they are complete.
+        /// Request of 2026-07-28, whose results state that they are complete.
         stateless: bool,
     },
     Initialize,
-    /// Holds for the session, until another of the same.
+    /// Applies to the session, until replaced by another of the same kind.
     Standing(Standing),
     Unsubscribe {
         uri: String,
     },
     Listen,
-    /// Everything else only reads.
+    /// Any other request, which only reads.
     Read,
 }
 
-/// What a client of the older eras asks for once, and its daemon keeps.
+/// State that a client of the older eras requests once, and that its daemon keeps.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
     LogLevel,
@@ -78,25 +78,25 @@ pub enum FromClient {
     Initialized,
     /// Another notification.
     Notification,
-    /// To a question that the daemon asked; no id when it belongs to none.
+    /// Answer to a question of the daemon; `None` as id if the answer belongs to no question.
     Answer {
         id: Option<Id>,
         message: Map<String, Value>,
     },
 }
 
-/// A line that is no message, with the answer that says so.
+/// Invalid line, with the answer that reports it.
 #[derive(Debug)]
 pub struct NoMessage {
     pub answer: Bytes,
 }
 
-/// Returns the answer to a body of HTTP that is not JSON, or in which a key stands twice.
+/// Returns the answer to an HTTP body that is not JSON, or that repeats a key.
 pub fn unfit_body(body: &[u8]) -> Option<Bytes> {
     match repeated_key(body) {
         Ok(None) => None,
         Ok(Some(key)) => {
-            // When the id itself stands twice, neither is the right one.
+            // If the id itself is repeated, neither value is right.
             let id = if key == "id" { None } else { serde_json::from_slice(body).ok() };
             let id = id.and_then(|message: Value| Id::of(&message["id"]));
             Some(repeated(id.as_ref(), &key))
@@ -111,7 +111,7 @@ fn repeated(id: Option<&Id>, key: &str) -> Bytes {
     error_line(id, code, &format!("{key} stands twice in the message; give it once"))
 }
 
-/// Reads one line of the client.
+/// Parses one line of the client.
 pub fn read_client(line: &[u8]) -> Result<FromClient, NoMessage> {
     let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
     let not_json = |e: &serde_json::Error| NoMessage {
@@ -168,7 +168,7 @@ pub fn read_client(line: &[u8]) -> Result<FromClient, NoMessage> {
     Ok(FromClient::Request { id, kind })
 }
 
-/// The place alone: serde's own words may quote the line.
+/// Returns only the position, since serde's message may quote the line.
 fn where_of(error: &serde_json::Error) -> String {
     match error.classify() {
         serde_json::error::Category::Eof => "it ends too early".to_owned(),
@@ -182,19 +182,19 @@ pub enum FromDaemon {
         id: Id,
         failed: bool,
     },
-    /// A request to the client, as older eras have them.
+    /// Request to the client, in the older eras.
     Question {
         id: Id,
     },
-    /// It takes a question back, or ends a subscription.
+    /// Cancels a question, or ends a subscription.
     Cancelled {
         request: Id,
     },
-    /// A `subscriptions/listen` is in force.
+    /// A `subscriptions/listen` is active.
     Acknowledged {
         listen: Id,
     },
-    /// Goes to the client as it is.
+    /// Passed to the client unchanged.
     Other,
 }
 
@@ -220,7 +220,7 @@ struct HeadMeta {
     subscription: Option<Id>,
 }
 
-/// One line of the daemon; nothing when it is none of JSON-RPC.
+/// Parses one line of the daemon; `None` if the line is not JSON-RPC.
 pub fn read_daemon(line: &[u8]) -> Option<FromDaemon> {
     let head: Head = serde_json::from_slice(line).ok()?;
     let Some(method) = head.method else {
@@ -245,30 +245,30 @@ pub fn read_daemon(line: &[u8]) -> Option<FromDaemon> {
     Some(known.unwrap_or(FromDaemon::Other))
 }
 
-/// The version that an answer to `initialize` settled on.
+/// Returns the version that an answer to `initialize` agreed on.
 pub fn negotiated_version(line: &[u8]) -> Option<String> {
     let message: Value = serde_json::from_slice(line).ok()?;
     message["result"]["protocolVersion"].as_str().map(str::to_owned)
 }
 
-/// The message with another id.
+/// Returns the message with another id.
 pub fn with_id(mut message: Map<String, Value>, id: &Id) -> Bytes {
     message.insert("id".to_owned(), json!(id));
     Value::Object(message).to_string().into()
 }
 
-/// The line with another id; nothing when it is no message.
+/// Returns the line with another id; `None` if the line is no message.
 pub fn line_with_id(line: &[u8], id: &Id) -> Option<Bytes> {
     Some(with_id(serde_json::from_slice(line).ok()?, id))
 }
 
-/// A question is taken back.
+/// Cancels a question.
 pub fn cancelled(request: &Id, reason: &str) -> Bytes {
     let params = json!({ "requestId": request, "reason": reason });
     json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": params }).to_string().into()
 }
 
-/// A tool's error, in text as all of them are.
+/// Returns a tool's error, as text like all such errors.
 pub fn tool_error(id: &Id, stateless: bool, text: &str) -> Bytes {
     let mut result = json!({ "content": [{ "type": "text", "text": text }], "isError": true });
     if stateless {
@@ -277,17 +277,17 @@ pub fn tool_error(id: &Id, stateless: bool, text: &str) -> Bytes {
     json!({ "jsonrpc": "2.0", "id": id, "result": result }).to_string().into()
 }
 
-/// The request could not be carried out, for no fault of its own.
+/// Returns an error for a valid request that could not be carried out.
 pub fn failure(id: &Id, words: &str) -> Bytes {
     error_line(Some(id), INTERNAL_ERROR, words)
 }
 
-/// The request is not accepted. Without an id where an answer would be taken for that of another.
+/// Rejects a request. `id` is `None` if the error could be mistaken for the answer to another request.
 pub fn refusal(id: Option<&Id>, words: &str) -> Bytes {
     error_line(id, INVALID_REQUEST, words)
 }
 
-/// A line whose message was not read at all.
+/// Rejects a line whose message was not parsed at all.
 pub fn unread(words: &str) -> Bytes {
     error_line(None, PARSE_ERROR, words)
 }

@@ -1,8 +1,8 @@
-//! The client's side of `aegis mcp`: the assistant's stdin and stdout, and the daemon behind them.
+//! Client side of `aegis mcp`: connects the assistant's stdin and stdout to the daemon.
 //!
-//! One task, one loop: it reads lines from both sides and from the clock, asks [`Session`] what follows,
-//! and writes. Each side has a buffer; a full one stops the reading of what would fill it. The daemon is
-//! dialled when the session wants one. The loop ends with the assistant, and never before.
+//! One task runs one loop. It reads lines from both sides and the clock, asks [`Session`] for the effects, and writes.
+//! Each side has a buffer; a full buffer stops reads that would fill it. The daemon is dialled when the session needs
+//! one. The loop ends only with the assistant.
 
 use std::{
     future::{Future, pending},
@@ -33,30 +33,30 @@ use crate::{caller::Narrowing, protocol_error, rest::body::BODY_BYTES_MAX};
 
 pub use super::session::Want;
 
-/// As the daemon counts, which takes the line's end along.
+/// Length limit of a line. The daemon's limit includes the line end.
 const CLIENT_LINE_BYTES_MAX: usize = BODY_BYTES_MAX - 1;
-/// Far above the daemon's own bounds for a result.
+/// Far above the daemon's own limits of a result.
 const DAEMON_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// With this much unwritten, nothing more is read that would add to it.
+/// Amount of unwritten bytes above which nothing more is read that would add to it.
 const UNWRITTEN_BYTES_MAX: usize = 8 * 1024 * 1024;
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
-/// After the end of input, for the answers that are still due: above the longest wait of a call.
+/// Time after the end of input for outstanding answers: above the longest wait of a call.
 const LAST_ANSWERS_TIME_MAX: Duration = Duration::from_secs(60);
-/// After a signal, for what is to be written already.
+/// Time after a signal to write buffered lines.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Why there is no daemon.
+/// Reason why there is no daemon.
 #[derive(Debug)]
 pub enum Unreached {
-    /// It may come: worth another try soon.
+    /// The daemon may come soon, so a retry is useful.
     NotYet(Error),
-    /// Trying on changes nothing: whoever waits is told.
+    /// Retries are useless, so waiting requests are failed.
     Refused(Error),
 }
 
 impl Unreached {
-    /// What the handshake says for good is for good.
+    /// Classifies an error. An error of the handshake is permanent, unless it is `Unavailable` or `Timeout`.
     pub fn of(error: Error) -> Self {
         match error.code() {
             ErrorCode::Unavailable | ErrorCode::Timeout => Self::NotYet(error),
@@ -65,9 +65,9 @@ impl Unreached {
     }
 }
 
-/// Connects to a daemon that runs, and agrees on what follows.
+/// Connects to a running daemon, and performs the handshake.
 ///
-/// `narrowing` is what the connection gives up of the tools that the node offers.
+/// `narrowing` restricts the connection to some of the node's tools.
 pub async fn connect(socket: &Path, narrowing: &Narrowing) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(socket).await.map_err(|e| {
         Error::new(ErrorCode::Unavailable, format!("no aegis daemon answers at {}", socket.display()))
@@ -79,7 +79,7 @@ pub async fn connect(socket: &Path, narrowing: &Narrowing) -> Result<UnixStream>
     Ok(stream)
 }
 
-/// Carries lines until the assistant has gone or `stop` says so; either is a clean end.
+/// Forwards lines until the assistant is gone or `stop` is cancelled. Both are a clean end.
 pub async fn run<I, O, D>(input: I, output: O, dial: D, stop: CancellationToken)
 where
     I: AsyncRead + Unpin,
@@ -113,16 +113,16 @@ where
         let want = pipe.session.wants();
         let dialled_for = dialling.as_ref().map_or(Want::Nothing, |dialling| dialling.want);
         if want > dialled_for {
-            // A new request does not wait for the next look after a subscription.
+            // A new request does not wait for the next retry of a subscription.
             let delay = if dialled_for == Want::Attach { Duration::ZERO } else { pipe.retry_delay() };
             dialling = Some(Dialling::begin(&dial, want, delay));
         }
     }
-    // Whoever does not read any more does not hold us up.
+    // An assistant that no longer reads does not delay the end.
     let _ = tokio::time::timeout(FLUSH_TIME_MAX, pipe.output.finish()).await;
 }
 
-/// At once, then ever more slowly.
+/// Delays of retries: at once, then ever longer.
 type Retries = Chain<Once<Duration>, ExponentialBackoff>;
 
 fn retries() -> Retries {
@@ -135,7 +135,7 @@ fn retries() -> Retries {
     once(Duration::ZERO).chain(slower)
 }
 
-/// One attempt to get a daemon.
+/// One attempt to connect to a daemon.
 struct Dialling<'a> {
     want: Want,
     attempt: Pin<Box<dyn Future<Output = Result<UnixStream, Unreached>> + 'a>>,
@@ -178,7 +178,7 @@ struct Pipe<I, O> {
     output: Outlet<O>,
     daemon: Option<Daemon>,
     retries: Retries,
-    /// Why there is no daemon, for those who have waited for one long enough.
+    /// Reason why there is no daemon, for requests whose patience has ended.
     last_failure: Option<String>,
 }
 
@@ -193,7 +193,7 @@ impl<I: AsyncRead + Unpin, O: AsyncWrite + Unpin> Pipe<I, O> {
         !self.session.is_owed() || ended_at.elapsed() >= LAST_ANSWERS_TIME_MAX
     }
 
-    /// Every branch may be dropped at any await without losing anything.
+    /// Cancel safe: every branch may be dropped at any await without loss.
     async fn next_event(&mut self) -> Event {
         let wakes_at = [self.session.wakes_at(), self.input_ended_at.map(|at| at + LAST_ANSWERS_TIME_MAX)]
             .into_iter()
@@ -225,7 +225,7 @@ impl<I: AsyncRead + Unpin, O: AsyncWrite + Unpin> Pipe<I, O> {
         let now = Instant::now();
         let effects = match event {
             Event::FromClient(Line::Whole(line)) => {
-                // Somebody waits anew.
+                // A new request waits.
                 self.retries = retries();
                 self.session.client_said(line, now)
             }
@@ -271,7 +271,7 @@ impl<I: AsyncRead + Unpin, O: AsyncWrite + Unpin> Pipe<I, O> {
                     }
                 }
                 Effect::HangUp => {
-                    // It says nothing but lines to the client: the connection is down then.
+                    // Hanging up only yields lines for the client: the connection is down then.
                     let told = self.hang_up(now);
                     self.carry_out(told, now);
                 }
@@ -296,7 +296,7 @@ async fn next_of(read: Option<&mut Lines<OwnedReadHalf>>) -> std::io::Result<Opt
     }
 }
 
-/// A daemon that reads no more may still have answers to give: only the end of those is its end.
+/// A daemon that no longer reads may still have answers; the connection ends only with them.
 async fn advance_of(write: Option<&mut Outlet<OwnedWriteHalf>>) {
     match write {
         Some(write) if write.has_work() => write.advance().await,
@@ -311,7 +311,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Lines on their way out.
+/// Buffered lines to write.
 struct Outlet<W> {
     write: W,
     unwritten: BytesMut,
@@ -337,12 +337,12 @@ impl<W: AsyncWrite + Unpin> Outlet<W> {
         !self.failed && (self.unflushed || !self.unwritten.is_empty())
     }
 
-    /// One step of writing; may be dropped at its await.
+    /// Performs one write. Cancel safe.
     async fn advance(&mut self) {
         let step = if self.unwritten.is_empty() {
             self.write.flush().await.map(|()| self.unflushed = false)
         } else {
-            // What was written and what is left are told apart even if the step is dropped.
+            // Recorded before the write, so that a dropped step does not lose the state.
             self.unflushed = true;
             self.write.write_buf(&mut self.unwritten).await.map(drop)
         };

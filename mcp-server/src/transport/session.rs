@@ -1,16 +1,16 @@
-//! What `aegis mcp` has promised its assistant, and what follows when the daemon goes and comes back.
+//! Requests that `aegis mcp` owes its assistant, and their fate when the daemon disconnects and returns.
 //!
-//! Plain decisions: an event and the time go in, lines to either side come out. Every request gets one
-//! answer: the daemon's, or ours where there will be none. A request that only reads is sent again over
-//! the next connection; `tools/call` never is, since the daemon may have carried it out. What makes a
-//! session is said again on each connection, and the answers to that are kept from the assistant: the
-//! `initialize` of the older eras with its subscriptions and log level, and every open `subscriptions/listen`.
+//! Pure decisions: the input is an event and the time, and the output is lines for either side. Every request gets
+//! exactly one answer, from the daemon or, if there will be no such answer, from this module. A request that only reads
+//! is sent again over the next connection. `tools/call` never is, since the daemon may have carried it out. The state
+//! of a session is restored on each connection, and the answers to that are hidden from the assistant. It consists of
+//! the `initialize` of the older eras with its subscriptions and log level, and of every open `subscriptions/listen`.
 //!
-//! Questions of the daemon get numbers of ours, which never come again: an answer that a person gives to
-//! a question of the last connection is not taken for one of this connection.
+//! Questions of the daemon get unique numbers from this module. A person's answer to a question of an earlier
+//! connection is therefore not mistaken for one of this connection.
 //!
-//! Absent on purpose: any knowledge of tools, sockets or processes ([`super::pipe`] has those), and other
-//! state of a session than the above, since the daemon keeps none.
+//! Deliberately without knowledge of tools, sockets or processes, which [`super::pipe`] has. There is no other session
+//! state, since the daemon keeps nothing else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,47 +22,47 @@ use tokio_util::bytes::Bytes;
 
 use super::message::{self, FromClient, FromDaemon, Id, Kind, Standing};
 
-/// Requests without an answer; beyond it the next one is refused.
+/// Maximum number of unanswered requests; further requests are rejected.
 const REQUESTS_MAX: usize = 256;
-/// Of their lines, which are kept while they may have to be sent (again).
+/// Size limit of the requests' lines, which are kept while they may have to be sent (again).
 const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Resources that an older client follows, and its log level.
+/// Maximum number of resources that an older client follows, including its log level.
 const STANDING_MAX: usize = 256;
-/// Questions of the daemon without an answer.
+/// Maximum number of unanswered questions of the daemon.
 const QUESTIONS_MAX: usize = 64;
-/// A request that ends the daemon each time is not tried for ever.
+/// Connections that a request may break before it is abandoned.
 const BREAKS_MAX: u8 = 3;
-/// How long a request waits for a daemon. Below the 30 s after which assistants give up connecting.
+/// Time that a request waits for a daemon. Below the 30 s after which assistants give up connecting.
 pub const PATIENCE: Duration = Duration::from_secs(25);
-/// A daemon that stops ends its subscriptions just before it closes the connection, within 2 s. An end
-/// that is followed by that is not the assistant's business: the subscription comes back.
+/// Time for which the end of a subscription is held back. A daemon that stops ends its subscriptions within 2 s before
+/// it closes the connection. Such an end is hidden from the assistant, since the subscription is restored.
 const LISTEN_END_HELD: Duration = Duration::from_secs(3);
 
-/// What is to be done, in this order.
+/// Action to take, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     ToClient(Bytes),
     ToDaemon(Bytes),
-    /// This connection is of no use.
+    /// Close this connection, which is unusable.
     HangUp,
 }
 
-/// What the session needs a daemon for.
+/// Purpose for which the session needs a daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Want {
     Nothing,
-    /// One that runs: nobody waits, but subscriptions are open.
+    /// A running daemon: no request waits, but subscriptions are open.
     Attach,
-    /// One that is started if none runs.
+    /// A daemon that is started if it does not run.
     Launch,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Down,
-    /// The remembered `initialize` has been sent; nothing else is before its answer.
+    /// The remembered `initialize` was sent; nothing else is sent before its answer.
     Opening,
-    /// What is in force has been said again; requests wait until it is in force there too.
+    /// The session state was sent again; requests wait until the daemon has confirmed it.
     Resuming,
     Up,
 }
@@ -73,16 +73,16 @@ struct Request {
     kind: Kind,
     line: Bytes,
     sent: bool,
-    /// Of `subscriptions/listen`: the assistant knows that it is in force.
+    /// The assistant knows that this `subscriptions/listen` is active.
     acknowledged: bool,
-    /// Likewise: the daemon ended it, then, with this line.
+    /// Time and line with which the daemon ended it.
     ended: Option<(Bytes, Instant)>,
     breaks: u8,
     since: Instant,
 }
 
 impl Request {
-    /// Somebody waits for what comes next.
+    /// Returns whether the assistant waits for an answer.
     fn is_owed(&self) -> bool {
         !self.acknowledged
     }
@@ -100,17 +100,17 @@ struct Opening {
 #[derive(Debug)]
 pub struct Session {
     link: Link,
-    /// In the order in which they came.
+    /// Requests in order of arrival.
     requests: Vec<Request>,
     opening: Option<Opening>,
-    /// With the request that asked for it.
+    /// Session state, with the request that set it.
     standing: BTreeMap<Standing, (Id, Bytes)>,
-    /// Answers to what was said again.
+    /// Ids of answers to restored state, which are hidden.
     swallowed: BTreeSet<Id>,
-    /// By our number: the daemon's id.
+    /// Questions by their number here, with the daemon's id.
     questions: BTreeMap<i64, Id>,
     questions_asked: i64,
-    /// A request was sent over this connection: before that, a notification would end it.
+    /// A request was sent over this connection; an earlier notification would end the connection.
     begun: bool,
 }
 
@@ -140,17 +140,17 @@ impl Session {
         }
     }
 
-    /// A log level alone tells nothing by itself.
+    /// Returns whether there is a subscription. A log level alone causes no messages.
     fn is_subscribed(&self) -> bool {
         self.standing.keys().any(|kept| *kept != Standing::LogLevel)
     }
 
-    /// Whether a request waits for an answer that will come by itself; of a subscription it does not.
+    /// Returns whether a request waits for an answer that will come by itself. Subscriptions do not count.
     pub fn is_owed(&self) -> bool {
         self.requests.iter().any(|request| request.kind != Kind::Listen)
     }
 
-    /// When [`tick`](Self::tick) has something to do.
+    /// Returns the time at which [`tick`](Self::tick) has something to do.
     pub fn wakes_at(&self) -> Option<Instant> {
         let times = self.requests.iter().filter_map(|request| match &request.ended {
             Some((_, at)) => Some(*at + LISTEN_END_HELD),
@@ -164,12 +164,12 @@ impl Session {
         !request.sent && request.is_owed()
     }
 
-    /// A line of the assistant that was beyond the bound.
+    /// Handles a line of the assistant above the size limit.
     pub fn too_long(&self, bytes_max: usize) -> Vec<Effect> {
         vec![Effect::ToClient(message::unread(&format!("a line has at most {bytes_max} bytes")))]
     }
 
-    /// A line of the assistant.
+    /// Handles a line of the assistant.
     pub fn client_said(&mut self, line: Bytes, now: Instant) -> Vec<Effect> {
         match message::read_client(&line) {
             Err(no_message) => vec![Effect::ToClient(no_message.answer)],
@@ -187,7 +187,7 @@ impl Session {
                     Some(Id::Number(number)) => self.questions.remove(&number),
                     Some(Id::Text(_)) | None => None,
                 };
-                // An answer to a question of an earlier connection is nobody's.
+                // An answer to a question of an earlier connection is dropped.
                 let answer = asked.map(|id| Effect::ToDaemon(message::with_id(message, &id)));
                 answer.into_iter().collect()
             }
@@ -231,12 +231,12 @@ impl Session {
         if request.sent { self.pass_on(line) } else { Vec::new() }
     }
 
-    /// A notification is worth something on the connection it belongs to, and nothing later.
+    /// Passes on a notification, which is valid only on its own connection.
     fn pass_on(&self, line: Bytes) -> Vec<Effect> {
         if self.link == Link::Up && self.begun { vec![Effect::ToDaemon(line)] } else { Vec::new() }
     }
 
-    /// The handshake with a daemon is done.
+    /// Handles a completed handshake with a daemon.
     pub fn connected(&mut self) -> Vec<Effect> {
         match &self.opening {
             Some(opening) => {
@@ -248,7 +248,7 @@ impl Session {
         }
     }
 
-    /// The session stands, as far as one is needed: what is in force, then what waits.
+    /// Restores the session state if there is any, then sends waiting requests.
     fn resume(&mut self) -> Vec<Effect> {
         let initialized = self.opening.as_ref().and_then(|opening| opening.initialized.clone());
         let mut effects: Vec<_> = initialized.map(Effect::ToDaemon).into_iter().collect();
@@ -274,7 +274,7 @@ impl Session {
         for request in self.requests.iter_mut().filter(|request| !request.sent) {
             request.sent = true;
             self.begun = true;
-            // What is never sent again need not be kept.
+            // A line that is never sent again need not be kept.
             let line = match request.kind {
                 Kind::Call { .. } => std::mem::take(&mut request.line),
                 _ => request.line.clone(),
@@ -284,7 +284,7 @@ impl Session {
         effects
     }
 
-    /// A line of the daemon. What is no message, or no answer to anything, goes no further.
+    /// Handles a line of the daemon. Invalid messages and unmatched answers are dropped.
     pub fn daemon_said(&mut self, line: Bytes, now: Instant) -> Vec<Effect> {
         match message::read_daemon(&line) {
             None => Vec::new(),
@@ -376,7 +376,7 @@ impl Session {
         }
     }
 
-    /// The connection broke.
+    /// Handles a broken connection.
     pub fn lost(&mut self, now: Instant) -> Vec<Effect> {
         self.link = Link::Down;
         self.begun = false;
@@ -409,12 +409,12 @@ impl Session {
         effects
     }
 
-    /// No daemon can be had, and trying on would not help: whoever waits is told.
+    /// Fails all waiting requests: there is no daemon, and retries are useless.
     pub fn refused(&mut self, words: &str) -> Vec<Effect> {
         self.give_up(|_| true, words)
     }
 
-    /// Time went by; `why` there is no daemon yet, if that is known.
+    /// Handles the passage of time. `why` is the known reason why there is no daemon yet.
     pub fn tick(&mut self, now: Instant, why: Option<&str>) -> Vec<Effect> {
         let words = match why {
             Some(why) => format!(
@@ -448,7 +448,7 @@ impl Session {
     }
 }
 
-/// What a model is told whose call was under way.
+/// Returns the message for a model whose call was running.
 fn cut(tool: &str) -> String {
     format!(
         "The connection to the aegis daemon broke while {} was under way, so its answer is lost; whether it \

@@ -1,5 +1,5 @@
-//! Whether the operator's certificates can be used, and for how long. Those of the built-in CA renew
-//! themselves, and the daemon's health tells of them.
+//! Checks whether the operator's certificates can be used, and for how long. Those of the built-in CA renew themselves,
+//! and the daemon's health reports them.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use cluster_core::{
 use super::{Check, Finding};
 
 const DAY_SECS: i64 = 86_400;
-/// Time enough for whoever has to sign the next one.
+/// Time for the operator to get the next certificate signed.
 const DAYS_GOOD: i64 = 14;
 
 /// A certificate and its key.
@@ -25,7 +25,7 @@ pub type Pair = (&'static str, PathBuf, PathBuf);
 pub struct Facts {
     what: &'static str,
     cert: PathBuf,
-    /// Until when it is valid, in seconds since 1970.
+    /// Expiry, in seconds since 1970.
     until: Result<i64>,
     now_secs: i64,
 }

@@ -1,5 +1,5 @@
-//! Which assistants' clients of this user have us, and whether what they would start is there. Their files
-//! hold secrets of others: nothing of them is shown but what our own entry starts.
+//! Checks which assistants' clients of this user have an entry of this program, and whether its command exists. The
+//! files hold other programs' secrets, so only the command of the own entry is shown.
 
 use std::{
     ffi::OsStr,
@@ -25,10 +25,10 @@ pub struct Facts {
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
-    /// No file, or none of our entries in it.
+    /// No file, or no entry of this program in it.
     Absent,
     Unreadable,
-    /// What each of our entries starts, and whether that is there; None where it connects over HTTP.
+    /// Command of each entry, and whether the command exists; `None` for an entry that connects over HTTP.
     Present(Vec<Option<(String, bool)>>),
 }
 
@@ -38,7 +38,7 @@ pub fn look() -> Vec<Facts> {
     ClientKind::value_variants().iter().flat_map(|client| look_at(*client, &home, path.as_deref())).collect()
 }
 
-/// Its entries, and the plugin where it has plugins.
+/// Returns the facts of a client's entries, and of its plugin if it supports plugins.
 fn look_at(client: ClientKind, home: &Path, path: Option<&OsStr>) -> Vec<Facts> {
     let (linux, macos) = client.user_files();
     let file = home.join(if cfg!(target_os = "macos") { macos } else { linux });
@@ -83,14 +83,14 @@ fn read(file: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// The command of each entry of ours; None where the text cannot be parsed.
+/// Returns the command of each entry of this program; `None` if the text cannot be parsed.
 fn entries(client: ClientKind, text: &str) -> Option<Vec<Option<String>>> {
     let (document, key): (Value, _) = match client.form() {
         _ if text.trim().is_empty() => return Some(Vec::new()),
         FileForm::Json(key) => (serde_json::from_str(text).ok()?, key),
         FileForm::Toml(key) => (toml::from_str(text).ok()?, key),
     };
-    // Claude Code has those of one project below it, where `claude mcp add` puts them.
+    // Claude Code also has entries of single projects, which `claude mcp add` writes.
     let projects = document.get("projects").and_then(Value::as_object);
     let places = std::iter::once(&document).chain(projects.into_iter().flat_map(|all| all.values()));
     let ours = places.filter_map(|place| place.get(key)?.get(NAME));
@@ -98,7 +98,7 @@ fn entries(client: ClientKind, text: &str) -> Option<Vec<Option<String>>> {
     Some(ours.map(command).collect())
 }
 
-/// What our plugin starts, where it is installed and not switched off; None where the text cannot be parsed.
+/// Returns the command of the plugin, if it is installed and enabled; `None` if the text cannot be parsed.
 fn plugins(text: &str) -> Option<Vec<Option<String>>> {
     if text.trim().is_empty() {
         return Some(Vec::new());
@@ -108,7 +108,7 @@ fn plugins(text: &str) -> Option<Vec<Option<String>>> {
     let ours = enabled.filter(|(name, on)| {
         name.split_once('@').is_some_and(|(plugin, _)| plugin == NAME) && on.as_bool() == Some(true)
     });
-    // As packaging/claude-code-plugin/.mcp.json has it: by name, from PATH.
+    // As in packaging/claude-code-plugin/.mcp.json: by name, from PATH.
     Some(ours.map(|_| Some(NAME.to_owned())).collect())
 }
 

@@ -1,4 +1,4 @@
-//! Whether the daemon runs, answers, is of this build, and has all its parts.
+//! Checks whether the daemon runs, answers, has the same build, and has all its parts.
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
@@ -11,7 +11,7 @@ use cluster_core::{
 use super::{Check, Finding};
 use crate::cli::client::Client;
 
-/// Within the time of a check: who holds the directory is looked up beside it.
+/// Shorter than the time of a check: the holder of the directory is looked up concurrently.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(2500);
 
 #[derive(Debug)]
@@ -31,11 +31,11 @@ impl Facts {
     }
 }
 
-/// Who has the data directory.
+/// Holder of the data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
     Nobody,
-    /// And answers.
+    /// A daemon that answers.
     Daemon,
     /// This process, which does not answer.
     Silent(u32),
@@ -50,15 +50,15 @@ pub async fn look(data_dir: &Path) -> Facts {
     Facts { health: health.unwrap_or_else(|_| Err(silent())), owner: owner.flatten() }
 }
 
-/// Who holds a lock file, by the kernel's list: trying the lock could take it from a daemon that starts.
+/// Returns the holder of a lock file from the kernel's list. Trying the lock could take it from a starting daemon.
 fn owner_of(lock: &Path) -> Option<u32> {
     let inode = std::fs::metadata(lock).ok()?.ino();
     let noted = std::fs::read_to_string(lock).ok()?.trim().parse().ok()?;
     holds(&std::fs::read_to_string("/proc/locks").ok()?, inode, noted).then_some(noted)
 }
 
-/// Lines like `4: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`. Numbers of devices differ with the file
-/// system, so the process has to be the noted one.
+/// Searches lines like `4: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`. Device numbers depend on the file system, so
+/// the process must match too.
 fn holds(locks: &str, inode: u64, process: u32) -> bool {
     locks.lines().any(|line| {
         let words: Vec<_> = line.split_whitespace().collect();

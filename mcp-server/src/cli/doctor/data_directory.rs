@@ -1,4 +1,4 @@
-//! Whether the data directory is there, ours, closed to others, and has space.
+//! Checks whether the data directory exists, has the right owner, is closed to others, and has space.
 
 use std::{
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
@@ -10,11 +10,11 @@ use nix::sys::statvfs::statvfs;
 use super::{Check, Finding};
 use crate::transport::unix;
 
-/// Of a socket's path, on Linux.
+/// Size limit of a socket's path, on Linux.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// Below it the database soon cannot be written.
+/// Below this space the database soon cannot be written.
 const FREE_BYTES_MIN: u64 = 100 * MB;
-/// Logs, workspaces and images on their way need some.
+/// Space for logs, workspaces and images in transit.
 const FREE_BYTES_GOOD: u64 = 1024 * MB;
 const MB: u64 = 1024 * 1024;
 const OTHERS: u32 = 0o077;
@@ -29,7 +29,7 @@ pub struct Facts {
 #[derive(Debug)]
 enum Found {
     Missing,
-    /// What the system said.
+    /// Error message of the system.
     Unreadable(String),
     NoDirectory,
     Directory {

@@ -1,4 +1,4 @@
-//! Whether containers can run here. Compose is not looked for: deployed hosts need it, this machine does not.
+//! Checks whether containers can run here. Compose is not checked: deployed hosts need it, this machine does not.
 
 use std::path::{Path, PathBuf};
 
@@ -11,21 +11,21 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{Check, Finding};
 
-/// Major and minor: as for hosts.
+/// Minimum version (major and minor), as for hosts.
 const VERSION_MIN: (u32, u32) = (20, 10);
 
 #[derive(Debug)]
 pub struct Facts {
     socket: PathBuf,
     there: bool,
-    /// This user may read and write it.
+    /// Whether this user may read and write the socket.
     permitted: bool,
     info: Result<EngineInfo, String>,
-    /// A worker is for nothing but containers; a hybrid controller works without.
+    /// A worker needs an engine; a hybrid controller works without.
     needed: bool,
 }
 
-/// None on a node that runs no containers.
+/// Returns the facts; `None` on a node that runs no containers.
 pub async fn look(settings: &Settings) -> Option<Facts> {
     if settings.node_type == NodeType::Orchestrator || !settings.role.runs_executions() {
         return None;
@@ -74,7 +74,7 @@ pub fn judge(facts: &Facts) -> Finding {
     }
 }
 
-/// None for what is no number, like `dev`.
+/// Parses a version; `None` for text without numbers, like `dev`.
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut parts = text.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))

@@ -1,4 +1,4 @@
-//! The machine itself: its clock, how many files may be open, and whether `aegis` is found by name.
+//! Checks the machine itself: its clock, the limit of open files, and whether `aegis` is found by name.
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -10,20 +10,20 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::{Check, Finding};
 
-/// As the daemon bears it between machines.
+/// Skew that the daemon tolerates between machines.
 const CLOCK_SKEW_MAX_SECS: u64 = 30;
-/// Each link has a few, each assistant two.
+/// Each link has a few open files, and each assistant two.
 const OPEN_FILES_GOOD: u64 = 1024;
 const PROGRAM: &str = "aegis";
 
-/// How far the clock is behind what it once said, in seconds.
+/// Seconds by which the clock is behind an earlier reading.
 #[derive(Debug)]
 pub struct ClockFacts {
     behind_program: u64,
     behind_data: u64,
 }
 
-/// There is no other clock to ask; but what was written earlier must not lie in the future.
+/// There is no other clock to compare; but earlier files must not have times in the future.
 pub fn look_at_clock(data_dir: &Path, own: &Path) -> ClockFacts {
     let behind = |path: &Path| {
         let written = std::fs::metadata(path).and_then(|it| it.modified()).ok();
@@ -47,7 +47,7 @@ pub fn judge_clock(facts: &ClockFacts) -> Vec<Finding> {
     vec![finding]
 }
 
-/// The limit that a daemon started from here would have; None where there is none.
+/// Returns the limit that a daemon started from here would have; `None` if it cannot be read.
 pub fn open_files() -> Option<u64> {
     getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft)
 }
@@ -67,7 +67,7 @@ pub fn judge_open_files(limit: Option<u64>) -> Finding {
 #[derive(Debug)]
 pub struct PathFacts {
     own: PathBuf,
-    /// The first of that name.
+    /// First executable of that name.
     found: Option<PathBuf>,
     same: bool,
 }
@@ -78,7 +78,7 @@ pub fn look_at_path(own: PathBuf) -> PathFacts {
     PathFacts { own, found, same }
 }
 
-/// As a shell finds a program: a path as it is, a name in the directories of `PATH`.
+/// Finds a program as a shell does: a path directly, a name in the directories of `PATH`.
 pub fn find(program: &Path, path: Option<std::ffi::OsString>) -> Option<PathBuf> {
     let runs = |file: &PathBuf| {
         std::fs::metadata(file).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)

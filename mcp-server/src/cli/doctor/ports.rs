@@ -1,5 +1,5 @@
-//! Whether what the daemon listens on is free, or its own. A connection is tried, and nothing is bound: a
-//! daemon that starts at this moment must find its ports.
+//! Checks whether the daemon's ports are free, or its own. A connection is tried, and no port is bound, since a daemon
+//! that starts at this moment needs its ports.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -27,10 +27,10 @@ pub struct Facts {
 #[derive(Debug)]
 struct Door {
     what: &'static str,
-    /// Where to choose another.
+    /// Configuration key to choose another address.
     key: &'static str,
     address: SocketAddr,
-    /// A default on loopback: the daemon takes another port where this one is taken.
+    /// A default on loopback: the daemon uses another port if this port is taken.
     any_port: bool,
     answers: bool,
 }
@@ -38,7 +38,7 @@ struct Door {
 pub async fn look(settings: &Settings, data_dir: &Path, holder: Holder) -> Facts {
     let configured = SocketAddr::new(settings.bind_address, settings.rest_port.unwrap_or(REST_PORT));
     let any_http = settings.rest_port.is_none() && settings.bind_address.is_loopback();
-    // A daemon may have been started with another port than the one that counts here.
+    // A daemon may have been started with another port than the configured one.
     let served = match holder {
         Holder::Daemon | Holder::Silent(_) => served(data_dir).unwrap_or(configured),
         Holder::Nobody => configured,
@@ -49,7 +49,7 @@ pub async fn look(settings: &Settings, data_dir: &Path, holder: Holder) -> Facts
         let address = SocketAddr::new(address.ip(), bound);
         doors.push(("the cluster port", "spec.cluster.cluster_grpc_port", address, any_port));
     }
-    // Port 0 is any free one.
+    // Port 0 is any free port.
     let doors = doors.into_iter().filter(|(_, _, address, _)| address.port() != 0);
     let doors = doors.map(async |(what, key, address, any_port)| {
         let connected = tokio::time::timeout(CONNECT_TIME_MAX, TcpStream::connect(reached(address))).await;
@@ -64,7 +64,7 @@ fn served(data_dir: &Path) -> Option<SocketAddr> {
     text.strip_prefix("https://").unwrap_or(text).parse().ok()
 }
 
-/// What listens everywhere is reached on loopback.
+/// Returns the address to connect to: loopback for an unspecified address.
 fn reached(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -80,7 +80,7 @@ pub fn judge(Facts { holder, doors }: &Facts) -> Vec<Finding> {
     for Door { what, key, address, any_port, answers } in doors {
         match (holder, answers) {
             (Holder::Daemon, true) | (Holder::Nobody, false) => {}
-            // They may be its own; that it is silent is told as the daemon's failure.
+            // The ports may be its own; its silence is reported as the daemon's failure.
             (Holder::Silent(_), _) => {}
             (Holder::Nobody, true) if *any_port => findings.push(
                 check.ok(format!("another program answers at {address}; {what} takes a free port instead")),

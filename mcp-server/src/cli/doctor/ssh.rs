@@ -1,4 +1,4 @@
-//! What deployments log in with, as far as it shows without a host: keys, agent, the client's own files.
+//! Checks the logins of deployments, as far as possible without a host: keys, agent, and the client's files.
 
 use std::path::PathBuf;
 
@@ -17,11 +17,11 @@ use super::{Check, Finding};
 
 #[derive(Debug)]
 pub struct Facts {
-    /// The usual keys that are there.
+    /// Default keys that exist.
     keys: Vec<PathBuf>,
-    /// What `SSH_AUTH_SOCK` names, and whether it answers.
+    /// Path in `SSH_AUTH_SOCK`, and whether the agent answers.
     agent: Option<(PathBuf, bool)>,
-    /// The ssh configuration can be read.
+    /// Whether the ssh configuration can be read.
     config: Result<()>,
     known_hosts: Result<()>,
 }

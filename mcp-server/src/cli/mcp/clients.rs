@@ -1,8 +1,8 @@
-//! How assistants' clients are told to start `aegis mcp`: a line to paste, a link to open, or the file in
-//! which the entry stands, each in the client's own form.
+//! Instructions for clients to start `aegis mcp`: a line to paste, a link to open, or a file with the entry. Each uses
+//! the client's own format.
 //!
-//! All of them start the pipe over stdio, which needs no token: none is ever printed. Where a client keeps
-//! its entries is told here alone; `doctor` reads the same files.
+//! All of them use stdio, which needs no token, so no token is ever printed. Only this module knows the clients' files;
+//! `doctor` reads the same files.
 
 use std::{fmt::Write as _, path::Path};
 
@@ -20,10 +20,10 @@ use crate::{
     daemon::{HTTP_ADDRESS, HTTP_TOKEN},
 };
 
-/// What we are called in a client.
+/// Name of this server in a client.
 pub const NAME: &str = "aegis";
 
-/// A client that takes servers over stdio.
+/// Client that supports servers over stdio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientKind {
@@ -34,7 +34,7 @@ pub enum ClientKind {
     Codex,
 }
 
-/// The forms in which clients keep their entries.
+/// Formats of the clients' files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileForm {
     /// JSON, with the servers below this key.
@@ -44,7 +44,7 @@ pub enum FileForm {
 }
 
 impl ClientKind {
-    /// As people call it.
+    /// Name of the client for people.
     pub const fn title(self) -> &'static str {
         match self {
             ClientKind::ClaudeCode => "Claude Code",
@@ -65,7 +65,7 @@ impl ClientKind {
         }
     }
 
-    /// Where the user's entries are, below the home directory: on Linux, and on macOS.
+    /// Paths of the user's entries, relative to the home directory: on Linux, and on macOS.
     pub const fn user_files(self) -> (&'static str, &'static str) {
         match self {
             ClientKind::ClaudeCode => (".claude.json", ".claude.json"),
@@ -81,7 +81,7 @@ impl ClientKind {
         }
     }
 
-    /// Where the user's plugins are, below the home directory: JSON, with `NAME@MARKETPLACE: true` below
+    /// Path of the user's plugins, relative to the home directory: JSON, with `NAME@MARKETPLACE: true` below
     /// `enabledPlugins`.
     pub const fn plugin_file(self) -> Option<&'static str> {
         match self {
@@ -91,27 +91,27 @@ impl ClientKind {
     }
 }
 
-/// What a client is to start.
+/// Command that a client has to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Server {
     pub command: String,
     pub args: Vec<String>,
 }
 
-/// How one client takes it; each way is enough.
+/// Ways to add the server to one client; each of them suffices.
 #[derive(Debug, Serialize)]
 pub struct Addition {
     client: ClientKind,
-    /// For a shell.
+    /// Line for a shell.
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<String>,
-    /// For a browser.
+    /// Link for a browser.
     #[serde(skip_serializing_if = "Option::is_none")]
     link: Option<String>,
     file: File,
 }
 
-/// The file with the entry, and nothing else in it: what is there already stays beside it.
+/// File with the entry alone, to be merged with existing content.
 #[derive(Debug, Serialize)]
 struct File {
     linux: String,
@@ -139,7 +139,7 @@ impl Addition {
             ClientKind::ClaudeCode | ClientKind::ClaudeDesktop | ClientKind::Codex => None,
         };
         let (linux, macos) = match client {
-            // Its file in the home directory is its own state, and not for hands.
+            // The file in the home directory is Claude Code's own state, and not to be edited by hand.
             ClientKind::ClaudeCode => ("PROJECT/.mcp.json".to_owned(), "PROJECT/.mcp.json".to_owned()),
             _ => {
                 let (linux, macos) = client.user_files();
@@ -168,7 +168,7 @@ impl Server {
         std::iter::once(self.command.as_str()).chain(self.args.iter().map(String::as_str))
     }
 
-    /// As VS Code takes it from elsewhere.
+    /// Entry in the format of VS Code's links and commands.
     fn named(&self) -> Value {
         json!({ "name": NAME, "type": "stdio", "command": self.command, "args": self.args })
     }
@@ -191,10 +191,10 @@ impl Server {
     }
 }
 
-/// How assistants connect.
+/// Ways in which assistants connect.
 #[derive(Debug, Serialize)]
 pub struct Clients {
-    /// What every other command begins with.
+    /// Common beginning of all commands.
     command: String,
     data_dir: String,
     server: Server,
@@ -207,7 +207,7 @@ impl Clients {
     pub fn of(data_dir: &Path) -> Result<Self> {
         let command = text_of(&own_path()?)?;
         let dir = text_of(data_dir)?;
-        // Named only where it is not the default: then the command works in any environment.
+        // Named only if it is not the default, so that the command works in any environment.
         let is_default = Settings::of(&NodeConfig::default(), &Overrides::default())
             .is_ok_and(|settings| settings.data_dir == data_dir);
         let mut args = Vec::new();
@@ -231,12 +231,12 @@ impl Clients {
         })
     }
 
-    /// How one client takes it.
+    /// Returns the ways to add the server to one client.
     pub fn one(&self, client: ClientKind) -> Result<Addition> {
         Addition::of(client, &self.server)
     }
 
-    /// The shortest way into each, and what comes next.
+    /// Returns the shortest way for each client, and the next steps.
     pub fn text(&self) -> String {
         let mut text = "Add it to an assistant:\n".to_owned();
         for Addition { client, line, link, file } in &self.clients {
@@ -260,7 +260,7 @@ impl Clients {
     }
 }
 
-/// Clients' files, links and lines hold text alone.
+/// Returns a path as text, since clients' files, links and lines hold only text.
 fn text_of(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| {
         Error::new(ErrorCode::FailedPrecondition, format!("{} is not UTF-8", path.display()))
@@ -268,7 +268,7 @@ fn text_of(path: &Path) -> Result<String> {
     })
 }
 
-/// For a line that a person pastes into a shell.
+/// Quotes a word for a shell line that a person pastes.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | ':' | '=' | '+');
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! `aegis node drain` and `aegis node remove`: out of service, for a while or for good.
+//! `aegis node drain` and `aegis node remove`: take a node out of service, temporarily or permanently.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use tokio::time::Instant;
 use super::{duration, segment};
 use crate::cli::{Context, following};
 
-/// One wait of the daemon's; there are as many as it takes.
+/// Length of one wait at the daemon; waits are repeated as needed.
 const WAIT_SECONDS: u64 = 30;
-/// What is cancelled at the deadline has its grace period, and its end must arrive.
+/// Time for executions that are cancelled at the deadline: their grace period, and the arrival of their end.
 const REMOVAL_GRACE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -33,10 +33,10 @@ pub struct Drain {
     /// How long running work may continue, like 300s, 5m or 1h
     #[arg(long, default_value = "300s", value_parser = duration)]
     deadline: Duration,
-    /// What happens to work still running at the deadline
+    /// Leave or cancel work that still runs at the deadline
     #[arg(long, value_enum, default_value = "leave")]
     on_deadline: OnDeadline,
-    /// Wait until nothing runs there any more
+    /// Wait until no work runs there
     #[arg(long)]
     wait: bool,
 }
@@ -44,19 +44,19 @@ pub struct Drain {
 #[derive(Debug, Args)]
 pub struct Remove {
     id: String,
-    /// How long running work may go on; then it is cancelled
+    /// Time for running work before it is cancelled
     #[arg(long, default_value = "300s", value_parser = duration)]
     deadline: Duration,
-    /// Remove at once; what runs there is told as lost
+    /// Remove the node at once; its running work is reported as lost
     #[arg(long)]
     force: bool,
-    /// Of a deployed node: remove its volumes as well, with models and the node's key
+    /// Remove the volumes of a deployed node too, with models and the node's key
     #[arg(long)]
     volumes: bool,
-    /// Of a deployed node: the machine does not exist any more, so nothing is done there
+    /// Remove a deployed node whose machine no longer exists, without touching the host
     #[arg(long, conflicts_with = "volumes")]
     host_gone: bool,
-    /// Print the deployment's id and end; the removal goes on
+    /// Print the deployment's id and exit; the removal continues
     #[arg(long)]
     no_wait: bool,
 }
@@ -104,7 +104,7 @@ impl Remove {
         following::to_its_end(context, &client, view, self.no_wait).await
     }
 
-    /// One that joined by hand: what runs on its machine is its own.
+    /// Removes a node that joined by hand: its machine is left as it is.
     async fn unmember(self, context: &Context) -> Result<()> {
         if self.volumes || self.host_gone {
             return Err(Error::new(
@@ -136,7 +136,7 @@ impl Remove {
     }
 }
 
-/// Until nothing runs there any more, or the time is over.
+/// Follows until no work runs there, or the time is over.
 async fn follow(
     context: &Context,
     id: &str,

@@ -1,4 +1,4 @@
-//! `aegis node init`, `join` and `leave`: a machine's own part in a cluster.
+//! `aegis node init`, `join` and `leave`: this machine's membership in a cluster.
 
 use std::{
     fs::{DirBuilder, OpenOptions},
@@ -26,11 +26,11 @@ use crate::cli::{Context, launch, shown};
 const CONFIG_FILE: &str = "aegis-config.yaml";
 const KEY_FILE: &str = "node-keypair.pem";
 const TOKEN_FILE: &str = "enrolment.token";
-/// Where a token may stand, beside a file.
+/// Variable with a token, as an alternative to a file.
 const TOKEN_VARIABLE: &str = "AEGIS_ENROLMENT_TOKEN";
-/// A token has about a hundred bytes.
+/// Size limit of a token file; tokens have about a hundred bytes.
 const TOKEN_BYTES_MAX: u64 = 4096;
-/// The worker itself tries on for ever.
+/// Time limit of the command. The worker itself retries without limit.
 const JOIN_TIME_MAX: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -41,18 +41,18 @@ pub enum NodeRole {
     Hybrid,
 }
 
-/// What a file for a new node says.
+/// Content of a file for a new node.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// How the node coordinates with others
+    /// Role of the node in its cluster
     #[arg(long, value_enum, default_value = "hybrid")]
     role: NodeRole,
     #[command(flatten)]
     node: NodeArguments,
-    /// The controller of a worker, like https://ctrl.example:50056
+    /// Controller of a worker, like https://ctrl.example:50056
     #[arg(long, required_if_eq("role", "worker"))]
     controller: Option<String>,
-    /// Overwrite the file if it is there
+    /// Overwrite an existing file
     #[arg(long)]
     force: bool,
 }
@@ -62,30 +62,30 @@ pub struct NodeArguments {
     /// The node's id [default: generated at the first start]
     #[arg(long)]
     id: Option<String>,
-    /// Tags that executions ask for
+    /// Tag that executions can select; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Where other nodes reach this one, like https://node-1.example:50056
+    /// Address of this node for other nodes, like https://node-1.example:50056
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
-    /// The file to write [default: aegis-config.yaml in the data directory]
+    /// File to write [default: aegis-config.yaml in the data directory]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct Join {
-    /// The controller, like https://ctrl.example:50056
+    /// Controller to join, like https://ctrl.example:50056
     controller: String,
-    /// The file with the enrolment token; - is standard input [default: $AEGIS_ENROLMENT_TOKEN]
+    /// File with the enrolment token; - is standard input [default: $AEGIS_ENROLMENT_TOKEN]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     #[command(flatten)]
     node: NodeArguments,
-    /// Overwrite the file if it is there
+    /// Overwrite an existing file
     #[arg(long)]
     force: bool,
-    /// Accept another controller than the one that this machine has joined before
+    /// Accept another controller than the one that this machine joined before
     #[arg(long)]
     new_controller: bool,
 }
@@ -218,7 +218,7 @@ impl NodeArguments {
     }
 }
 
-/// Asks until nothing runs here any more and the controller has removed this node.
+/// Repeats the request until no work runs here and the controller has removed this node.
 pub async fn leave(context: &Context) -> Result<()> {
     let client = context.client()?;
     let mut said = false;

@@ -1,4 +1,4 @@
-//! `aegis node`: who is in the cluster, drains and removals, and how a machine joins and leaves.
+//! `aegis node`: lists, drains and removes nodes, and lets a machine join and leave.
 
 mod deployed;
 mod drain;
@@ -23,29 +23,29 @@ pub enum Node {
     Peers,
     /// Take a node out of service
     Drain(drain::Drain),
-    /// Take a drained node back into service, or cancel its removal
+    /// Return a drained node to service, or cancel its removal
     Resume { id: String },
-    /// Drain a node and remove it: a deployed one with its stack; its key and tokens are void from then on
+    /// Drain a node and remove it, a deployed node with its stack; its key and tokens become invalid
     Remove(drain::Remove),
-    /// Have a deployed node run an earlier release again
+    /// Roll a deployed node back to an earlier release
     Rollback(deployed::Rollback),
-    /// The releases that a deployed node's host keeps
+    /// List the releases that a deployed node's host keeps
     Releases { id: String },
-    /// What the services of a deployed node wrote last
+    /// Print the last log lines of a deployed node's services
     Logs(deployed::Logs),
-    /// Have a node end its process once nothing runs there
+    /// Stop a node's process once no work runs there
     Shutdown { id: String },
-    /// Follow what happens to nodes
+    /// Follow the events of nodes
     Events,
     /// Write a configuration file and a key for this machine
     Init(join::Init),
     /// Make this machine a worker of a controller
     Join(join::Join),
-    /// Have this machine's worker leave its cluster for good
+    /// Remove this machine's worker from its cluster permanently
     Leave,
-    /// Change this worker's key
+    /// Rotate this worker's key
     RotateKey,
-    /// Tokens with which a worker joins
+    /// Manage tokens with which a worker joins
     #[command(subcommand)]
     Token(token::Token),
 }
@@ -56,7 +56,7 @@ struct Nodes {
 }
 
 impl Node {
-    /// The number is the exit status.
+    /// Returns the exit status.
     pub async fn run(self, context: &Context) -> Result<u8> {
         match self {
             Node::Remove(verb) => return verb.run(context).await,
@@ -104,7 +104,7 @@ impl Node {
     }
 }
 
-/// Until it is interrupted or the daemon ends.
+/// Follows events until interrupted or until the daemon ends.
 async fn events(context: &Context) -> Result<()> {
     let show = |name: &str, data: &str| {
         let event: Value = serde_json::from_str(data)
@@ -119,7 +119,7 @@ async fn events(context: &Context) -> Result<()> {
     context.client()?.follow("/v1/cluster/events", "aegis node events", show).await
 }
 
-/// Peers as every verb shows them.
+/// Formats peers, for all verbs.
 pub fn peers_table(peers: &[PeerView]) -> String {
     let rows = peers
         .iter()
@@ -183,7 +183,7 @@ fn gpus(peer: &PeerView) -> String {
     }
 }
 
-/// The spelling of a plain enum in the API.
+/// Returns the API's spelling of a plain enum.
 pub fn name(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
@@ -191,7 +191,7 @@ pub fn name(value: &impl serde::Serialize) -> String {
     }
 }
 
-/// `300s`, `5m`, `1h`, `30d`; a bare number is seconds.
+/// Parses `300s`, `5m`, `1h`, `30d`; a bare number is seconds.
 pub fn duration(text: &str) -> std::result::Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| format!("\"{text}\" is not like 300s, 5m, 1h or 30d"))?;

@@ -1,4 +1,4 @@
-//! The loop with real sockets; the daemon is a few lines here, and the real one in `tests/e2e`.
+//! Tests the loop with real sockets. The daemon is simulated here, and real in `tests/e2e`.
 
 use serde_json::{Value, json};
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
 
 use super::*;
 
-/// An assistant at one end of a pipe whose daemon listens in a directory of its own.
+/// An assistant at one end of a pipe whose daemon listens in its own directory.
 struct Bench {
     input: WriteHalf<DuplexStream>,
     output: tokio::io::Lines<BufReader<ReadHalf<DuplexStream>>>,
@@ -26,7 +26,7 @@ impl Bench {
         let listener = UnixListener::bind(&socket).unwrap();
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let stop = CancellationToken::new();
-        // Like `aegis mcp` itself it stays on its thread.
+        // Like `aegis mcp` itself, the pipe stays on its thread.
         let pipe = tokio::task::spawn_local({
             let stop = stop.clone();
             async move {
@@ -49,7 +49,7 @@ impl Bench {
         serde_json::from_str(&line.await.expect("a line in time").unwrap().unwrap()).unwrap()
     }
 
-    /// The next connection, after a greeting that names this protocol.
+    /// Accepts the next connection, after a greeting with this protocol.
     async fn accept(&self, protocol: u32) -> BufReader<UnixStream> {
         let dialled = tokio::time::timeout(Duration::from_secs(20), self.listener.accept());
         let (mut stream, _) = dialled.await.expect("a connection in time").unwrap();
@@ -66,10 +66,10 @@ impl Bench {
 const PING: &str = "{\"jsonrpc\":\"2.0\",\"id\":\"p\",\"method\":\"ping\"}\n";
 
 #[tokio::test]
-async fn a_newer_daemon_is_told_of_at_every_request_and_the_pipe_stays() {
+async fn newer_daemon_fails_every_request_and_pipe_stays() {
     let test = async {
         let mut bench = Bench::start();
-        // The first is there before the pipe looks; the others come after the refusal before them was told.
+        // The first request is there before the pipe looks; the others come after the previous rejection.
         for _ in 0..2 {
             bench.send(PING).await;
             bench.accept(handshake::PROTOCOL + 1).await;
@@ -81,7 +81,7 @@ async fn a_newer_daemon_is_told_of_at_every_request_and_the_pipe_stays() {
             );
             assert_eq!(told["id"], "p");
         }
-        // The older one is back.
+        // The older daemon is back.
         bench.send(PING).await;
         let mut daemon = bench.accept(handshake::PROTOCOL).await;
         let mut asked = String::new();
@@ -94,7 +94,7 @@ async fn a_newer_daemon_is_told_of_at_every_request_and_the_pipe_stays() {
 }
 
 #[tokio::test]
-async fn bytes_go_through_as_they_are_and_what_is_written_last_arrives() {
+async fn lines_pass_unchanged_and_last_line_arrives() {
     let test = async {
         let mut bench = Bench::start();
         let mut daemon = bench.accept(handshake::PROTOCOL).await;
@@ -114,7 +114,7 @@ async fn bytes_go_through_as_they_are_and_what_is_written_last_arrives() {
     LocalSet::new().run_until(test).await;
 }
 
-/// Both directions are full at once, and nobody waits for the other for ever.
+/// Both directions are full at once, without a deadlock.
 #[tokio::test]
 async fn an_assistant_that_writes_much_before_it_reads_is_served() {
     let test = async {

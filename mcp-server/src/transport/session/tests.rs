@@ -44,7 +44,7 @@ fn to_client(effects: &[Effect]) -> Vec<Value> {
     lines.collect()
 }
 
-/// A session and a clock that stands still unless told.
+/// Session with a clock that stands still unless advanced.
 struct Bench {
     session: Session,
     now: Instant,
@@ -61,7 +61,7 @@ impl Bench {
         bench
     }
 
-    /// As an older client is, once it has begun.
+    /// Makes a session of an older client after its initialization.
     fn initialized() -> Self {
         let mut bench = Self::connected();
         bench.client(request(0, "initialize"));
@@ -126,7 +126,7 @@ fn a_result_of_ours_for_the_newer_era_says_that_it_is_complete() {
 }
 
 #[test]
-fn a_session_of_the_older_era_is_said_again_before_anything_else() {
+fn older_session_is_restored_before_other_requests() {
     let mut bench = Bench::initialized();
     for id in [8, 9] {
         bench.client(request(id, "logging/setLevel"));
@@ -160,7 +160,7 @@ fn a_session_of_the_older_era_is_said_again_before_anything_else() {
 }
 
 #[test]
-fn an_opening_that_was_never_answered_is_answered_by_the_next_daemon() {
+fn unanswered_initialize_is_answered_by_the_next_daemon() {
     let mut bench = Bench::connected();
     bench.client(request(0, "initialize"));
     bench.lose();
@@ -172,7 +172,7 @@ fn an_opening_that_was_never_answered_is_answered_by_the_next_daemon() {
 }
 
 #[test]
-fn a_daemon_that_does_not_take_the_session_up_is_told_of_and_left() {
+fn daemon_that_rejects_the_session_fails_requests_and_is_left() {
     let mut bench = Bench::initialized();
     bench.lose();
     bench.client(request(1, "ping"));
@@ -230,14 +230,14 @@ fn an_open_listen_comes_back_and_is_acknowledged_once() {
     assert_eq!(to_client(&bench.daemon(acknowledged("l"))).len(), 1);
     assert!(!bench.session.is_owed(), "nobody waits for its end");
     for _ in 0..=BREAKS_MAX {
-        // A daemon that stops ends its subscriptions before it goes.
+        // A daemon that stops ends its subscriptions first.
         assert!(bench.daemon(result("l")).is_empty());
         assert!(bench.lose().is_empty());
         assert_eq!(bench.session.wants(), Want::Attach);
         assert_eq!(to_daemon(&bench.session.connected()), [request("l", "subscriptions/listen")]);
         assert!(bench.daemon(acknowledged("l")).is_empty());
     }
-    // One that goes on has ended it for good.
+    // A daemon that continues has ended the subscription permanently.
     assert!(bench.daemon(result("l")).is_empty());
     assert_eq!(bench.pass(LISTEN_END_HELD), [Effect::ToClient(result("l"))]);
     assert!(bench.lose().is_empty());
@@ -288,16 +288,16 @@ fn what_the_daemon_says_beside_the_protocol_stays_here() {
     assert_eq!(bench.daemon(progress.clone()), [Effect::ToClient(progress)]);
 }
 
-/// What happens in a run, by chance.
+/// Random step of a run.
 #[derive(Debug, Clone)]
 enum Step {
     Ask {
         method: &'static str,
         text_id: bool,
     },
-    /// Of the requests so far, this one.
+    /// Cancels one of the requests so far.
     Cancel(prop::sample::Index),
-    /// Of what the daemon has been asked on this connection, this.
+    /// Answers one of the daemon's questions on this connection.
     Answer {
         which: prop::sample::Index,
         failed: bool,
@@ -335,17 +335,17 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Both sides of a session, and what each has seen.
+/// Both sides of a session, and the messages that each has seen.
 struct World {
     bench: Bench,
     up: bool,
-    /// All ids, with what was asked.
+    /// All ids, with the requested method.
     asked: Vec<(Value, &'static str)>,
     cancelled: BTreeSet<String>,
-    /// By id.
+    /// Number of answers by id.
     answers: BTreeMap<String, u32>,
     acknowledgements: BTreeMap<String, u32>,
-    /// What the daemon of this connection has to answer, in order.
+    /// Requests that the daemon of this connection has to answer, in order.
     open: Vec<Value>,
     answered_by_daemon: Vec<Value>,
     calls_sent: BTreeMap<String, u32>,
@@ -466,7 +466,7 @@ impl World {
         }
     }
 
-    /// A daemon that answers everything, and all the time it needs.
+    /// Runs a daemon that answers everything, with unlimited time.
     fn settle(&mut self) {
         for _ in 0..10 {
             self.connect();

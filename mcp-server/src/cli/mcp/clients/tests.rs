@@ -2,7 +2,7 @@ use std::process::Command;
 
 use super::*;
 
-/// What paths may hold, at its worst.
+/// Path with all difficult characters.
 const HARD: &str = "/opt/it's a \"test\" $HOME `id` \\n é;&%+/aegis";
 
 fn server() -> Server {
@@ -14,7 +14,7 @@ fn addition(client: ClientKind) -> Addition {
     Addition::of(client, &server()).unwrap()
 }
 
-/// The words that a real shell makes of a line.
+/// Splits a line into words with a real shell.
 fn words(line: &str) -> Vec<String> {
     let script = format!("printf '%s\\0' {line}");
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
