@@ -1,9 +1,8 @@
-//! What a deployment takes, beside the same by hand on the same host in the same run: only ratios count.
+//! Duration of a deployment, compared with a manual one on the same host in the same run: only ratios count.
 //!
-//! `cargo bench -p mcp-server --bench deployments`, on the hosts that `AEGIS_TESTBED_HOSTS` lists; as many
-//! as there are are deployed at once in the end. It prints one line a figure, and fails only if
-//! something breaks. "Fresh" is a host without a stack whose images are there already; "to healthy" ends
-//! with the step `health`, since by hand there is no cluster to join.
+//! `cargo bench -p mcp-server --bench deployments` uses the hosts in `AEGIS_TESTBED_HOSTS`, and at the end deploys all
+//! of them at once. It prints one line per figure, and fails only on errors. "Fresh" is a host without a stack whose
+//! images are present. "To healthy" ends with the step `health`, since a manual deployment joins no cluster.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -70,7 +69,8 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 }
 
 impl Bench {
-    /// By hand and by us in turns, so that both have the same company. Gives a whole fresh deployment.
+    /// Alternates manual and real deployments, so that both see the same load. Returns the time of a whole fresh
+    /// deployment.
     async fn one_host(&self) -> f64 {
         let host = &self.hosts[0];
         let (mut fresh, mut unchanged, mut whole) = (Vec::new(), Vec::new(), Vec::new());
@@ -127,7 +127,7 @@ impl Bench {
         line("", "its peak", &format!("{peak:.0}"), "", "", "");
     }
 
-    /// To its end, which must be a good one.
+    /// Deploys and waits for a successful end.
     async fn deploy(&self, hosts: &[&Host]) -> Value {
         let targets: Vec<Value> = hosts
             .iter()
@@ -147,7 +147,7 @@ impl Bench {
         ended
     }
 
-    /// Takes stacks, volumes and nodes away, and leaves the images.
+    /// Removes stacks, volumes and nodes, but not the images.
     async fn remove(&self, hosts: &[&Host]) {
         for host in hosts {
             host.sh("docker tag $(docker image ls -q aegis-node | head -1) kept:by-the-benchmark");
@@ -159,7 +159,7 @@ impl Bench {
         }
     }
 
-    /// From the call to the end of the step `health`.
+    /// Measures from the call to the end of the step `health`.
     async fn to_healthy(&self, rollout: &Value, told: bool) -> f64 {
         let id = rollout["members"][0]["deployment_id"].as_str().expect("an id");
         let view = self.controller.api(&format!("/deployments/{id}")).await.expect("a deployment");

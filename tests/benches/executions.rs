@@ -1,9 +1,9 @@
-//! What an execution takes, beside the same container made through the engine alone in the same run:
-//! only ratios count.
+//! Duration of an execution, compared with the same container made through the engine alone in the same run: only
+//! ratios count.
 //!
-//! `cargo bench -p mcp-server --bench executions`; it needs Docker and `busybox:testbed`, and prints one
-//! line a figure. A controller with its own node runs in a process of its own, as for a user. When a
-//! container started is what the engine's events say, for both.
+//! `cargo bench -p mcp-server --bench executions` needs Docker and `busybox:testbed`, and prints one line per figure. A
+//! controller with its own node runs in a separate process, as for a user. For both, the engine's events define when a
+//! container started.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -54,7 +54,7 @@ async fn main() {
     slow_disk::run().await;
 }
 
-/// `cargo bench … -- slow-disk` measures that alone.
+/// Selects figures: `cargo bench … -- slow-disk` measures only that one.
 fn is_wanted(name: &str) -> bool {
     std::env::args().any(|argument| argument == name)
 }
@@ -74,7 +74,7 @@ pub fn line(row: &str, what: &str, ours: &str, floor: &str, ratio: &str, goal: &
     println!("{row:>3} | {what:<48} | {ours:>12} | {floor:>12} | {ratio:>6} | {goal}");
 }
 
-/// Milliseconds, and what ours adds.
+/// Prints milliseconds, and the overhead.
 fn times(row: &str, what: &str, share: f64, ours: &mut [f64], floor: &mut [f64], goal: &str) {
     let (ours, floor) = (percentile(ours, share), percentile(floor, share));
     let added = format!("+{:.0} ms", ours - floor);
@@ -104,7 +104,7 @@ impl Bench {
         assert_eq!(view["state"], "succeeded", "{view:#}");
     }
 
-    /// What the engine was asked for on behalf of an execution: the floor makes the same.
+    /// Returns the engine request of an execution, which the floor repeats.
     async fn body_of_ours(&self) -> Value {
         let id = self.submit(&["sleep", "1"], 0.2).await;
         self.docker.started(&id).await;
@@ -113,7 +113,7 @@ impl Bench {
         body
     }
 
-    /// In turns, so that both have the same company.
+    /// Alternates both, so that they see the same load.
     async fn start_of_one(&self, body: &Value) {
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {

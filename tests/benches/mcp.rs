@@ -1,9 +1,9 @@
-//! What a call of a tool costs over HTTP, and what the daemon weighs, beside a bare rmcp server in the same
-//! run: only ratios count.
+//! Cost of a tool call over HTTP and memory of the daemon, compared with a bare rmcp server in the same run: only
+//! ratios count.
 //!
-//! `cargo bench -p mcp-server --bench mcp`; it needs neither Docker nor hosts. A controller and ten workers
-//! that joined it run in processes of their own, as for a user, and so does the bare server, which is this
-//! program started again. It prints one line a figure, and fails only if something breaks.
+//! `cargo bench -p mcp-server --bench mcp` needs neither Docker nor hosts. A controller and ten joined workers run in
+//! separate processes, as for a user. The bare server is this program in another process. The bench prints one line per
+//! figure, and fails only on errors.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -30,7 +30,7 @@ const NODES: usize = 10;
 const CLIENTS: usize = 50;
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(5);
-/// Before memory is read: what start and load left behind has gone back by then.
+/// Pause before memory is read, so that memory of start and load is released.
 const REST: Duration = Duration::from_secs(30);
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -74,7 +74,7 @@ async fn run() {
     tokens();
 }
 
-/// Workers that join one after the other, each once the last one is in.
+/// Starts workers one after another, each once the previous one has joined.
 async fn join(controller: &Controller, port: u16) -> Vec<Controller> {
     let mut workers = Vec::new();
     for number in 0..NODES {
@@ -121,7 +121,7 @@ async fn memory(controller: &Controller, workers: &[Controller], bare: &Bare, wh
     }
 }
 
-/// In turns, so that both have the same company.
+/// Alternates both, so that they see the same load.
 async fn rates(ours: &Endpoint, floor: &Endpoint) {
     for clients in [CLIENTS, 1] {
         let (mut of_ours, mut of_floor) = (Vec::new(), Vec::new());
@@ -139,7 +139,7 @@ async fn rates(ours: &Endpoint, floor: &Endpoint) {
     }
 }
 
-/// The median of the rounds of each.
+/// Returns the median of the rounds of each.
 fn compared(
     what: &str,
     ours: &[Measured],
@@ -158,7 +158,7 @@ fn compared(
     line("1", what, &shown(ours), &shown(floor), &format!("{:.2}", ours / floor), goal);
 }
 
-/// As the test of `tools.json` counts them.
+/// Counts tokens as the test of `tools.json` does.
 fn tokens() {
     let listed = std::process::Command::new(cli::BINARY).arg("tools").output().expect("aegis starts");
     let listed: Value = serde_json::from_slice(&listed.stdout).expect("the manifest");

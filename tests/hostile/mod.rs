@@ -1,15 +1,14 @@
-//! What a hostile container prints, and what must hold of every text in which an assistant or a person gets
-//! to read it. The unit tests of `mcp-server` and the test against a real container share it.
+//! Hostile output of a container, and the rules for every text that shows it to an assistant or a person. Shared by the
+//! unit tests of `mcp-server` and the test with a real container.
 //!
-//! Each case holds [`CANARY`] in plain sight, so that a test can tell where a text of the container's turned
-//! up. The rules are written down here by hand and from the standard's tables, apart from the code that is
-//! held to them.
+//! Each case contains [`CANARY`] in plain sight, so that a test can find where the container's text appeared. The rules
+//! are written by hand and from the standard's tables, independent of the tested code.
 
 mod cases;
 
 pub use cases::{CANARY, cases};
 
-/// What hides, moves or reorders text, or speaks to a terminal. First and last of each range.
+/// Characters that hide, move or reorder text, or control a terminal. First and last of each range.
 const HIDING: &[(u32, u32, &str)] = &[
     (0x00, 0x08, "control"),
     (0x0b, 0x1f, "control"),
@@ -32,10 +31,10 @@ const HIDING: &[(u32, u32, &str)] = &[
     (0xe0000, 0xe0fff, "tag or selector"),
 ];
 
-/// Combining marks of the common block on one letter.
+/// Maximum number of combining marks of the common block on one letter.
 const MARKS_MAX: usize = 4;
 
-/// No character that hides, moves or piles up is left.
+/// Checks that no character hides, moves or piles up.
 pub fn assert_seen(about: &str, text: &str) {
     let mut marks = 0;
     for c in text.chars() {
@@ -47,7 +46,7 @@ pub fn assert_seen(about: &str, text: &str) {
     }
 }
 
-/// The container's words stand between the marks of one fence only, and nothing of them closes it.
+/// Checks that the container's text is only between the delimiters of one fence, and does not close it.
 pub fn assert_fenced(about: &str, text: &str) {
     assert_seen(about, text);
     let mut inside: Option<String> = None;
@@ -72,8 +71,8 @@ pub fn assert_fenced(about: &str, text: &str) {
     assert!(inside.is_none() && mark.is_some(), "{about}: no closed quotation\n{text}");
 }
 
-/// Of a tool's result: the container's words stand in fields that are said to be untrusted, and in none that
-/// says what to do. `where_it_may` names those fields by their path.
+/// Checks a tool's result: the container's text is only in fields declared as untrusted. `where_it_may` names those
+/// fields by their path.
 pub fn assert_marked(about: &str, result: &serde_json::Value, where_it_may: &[&str]) {
     walk(result, "", &mut |path, text| {
         assert_seen(about, text);
@@ -82,7 +81,7 @@ pub fn assert_marked(about: &str, result: &serde_json::Value, where_it_may: &[&s
     });
 }
 
-/// Every string, with its path; elements of a list share the path `list[]`.
+/// Visits every string, with its path; elements of a list share the path `list[]`.
 fn walk(value: &serde_json::Value, path: &str, see: &mut dyn FnMut(&str, &str)) {
     match value {
         serde_json::Value::String(text) => see(path, text),

@@ -1,4 +1,4 @@
-//! Events of executions stored a second, beside the same bytes appended to a file that is synced as often.
+//! Stored events of executions per second, compared with appends of the same bytes to a file that is synced as often.
 
 use std::{
     fs::File,
@@ -19,10 +19,10 @@ use cluster_core::{
 use super::{line, percentile};
 
 const EVENT_BYTES: usize = 256;
-/// Events of one write, as a busy stream brings them.
+/// Events of one write, as in a busy stream.
 const TOGETHER: u64 = 256;
 const WRITES: u64 = 40;
-/// Each with the floor beside it: disks of shared machines change from second to second.
+/// Each round also measures the floor: disks of shared machines change from second to second.
 const ROUNDS: usize = 5;
 
 pub async fn run() {

@@ -1,4 +1,4 @@
-//! Row 7: verified heartbeats, as the controller's own code handles them, without the network.
+//! Row 7: verified heartbeats, handled by the controller's own code without the network.
 
 use std::{
     sync::Arc,
@@ -70,7 +70,7 @@ pub async fn run() {
             calls.push((beat, call));
         }
     }
-    // As they come in: one of each node after the other.
+    // In order of arrival: one of each node after the other.
     calls.sort_by_key(|(beat, _)| *beat);
     let calls: Vec<_> = calls.into_iter().map(|(_, call)| call).collect();
     let (envelope, public_key) = sample.unwrap();
@@ -112,7 +112,7 @@ pub async fn run() {
     );
 }
 
-/// What this process has used of all cores, in the kernel's ticks of 10 ms.
+/// Returns the CPU time that this process has used on all cores, in seconds. The kernel counts ticks of 10 ms.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     // After the name, which may hold spaces: state is field 3, utime and stime are 14 and 15.
@@ -126,7 +126,7 @@ fn now_secs() -> i64 {
     i64::try_from(since.as_secs()).unwrap()
 }
 
-/// A node that has attested and registered, below the wire.
+/// Makes a node that has attested and registered, below the wire.
 async fn member(controller: &Controller, number: usize) -> (Sealer, Arc<NodeKey>) {
     let node_id = NodeId::parse(format!("n{number}")).unwrap();
     let key = Arc::new(NodeKey::generate().unwrap());

@@ -1,6 +1,7 @@
-//! Orders that one worker takes from its controller a second: sealed, sent, opened, written to the journal and synced.
+//! Orders per second that one worker accepts from its controller: sealed, sent, opened, written to the journal and
+//! synced.
 //!
-//! The worker's engine never answers, so that nothing but taking an order is measured.
+//! The worker's engine never answers, so only the acceptance of orders is measured.
 
 use std::{
     sync::{
@@ -32,7 +33,7 @@ use super::{
     support::Cluster,
 };
 
-/// Of each round.
+/// Orders of each round.
 const ORDERS: usize = 800;
 const ROUNDS: usize = 3;
 const AT_ONCE: usize = 256;

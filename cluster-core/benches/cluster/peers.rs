@@ -1,4 +1,4 @@
-//! A page of `list_peers`, as the owner of the membership decides it, beside the views of all nodes.
+//! A page of `list_peers`, as the owner of the membership builds it, compared with the views of all nodes.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
-//! Row 3: executions from their submission to their stored assignment, many at a time, through a
-//! controller as it runs; beside the same rows written by the same store with nothing around it.
+//! Row 3: concurrent executions from submission to stored assignment, through a real controller. The floor is the same
+//! rows written by the same store alone.
 //!
-//! There are no workers: nodes take connections and say nothing, so that what is handed to them waits.
+//! There are no workers. Nodes accept connections and never answer, so that assigned executions wait.
 
 use std::{
     sync::Arc,
@@ -31,11 +31,11 @@ use super::{
     support::{Cluster, Node},
 };
 
-/// Of each round. A round has the floor beside it: shared machines change from second to second.
+/// Submissions of each round. Each round also measures the floor: shared machines change from second to second.
 const SUBMISSIONS: usize = 1_600;
 const ROUNDS: usize = 5;
 const SUBMITTERS: usize = 256;
-/// Each has room for 80 of them.
+/// Each node has room for 80 executions.
 const NODES: usize = 110;
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -90,7 +90,7 @@ async fn placements(cluster: &Cluster) -> (Duration, Duration) {
     (acknowledged, start.elapsed())
 }
 
-/// One caller may not have all of them open.
+/// A single caller may not have all executions open.
 fn submitter(number: usize) -> Submitter {
     let identity = Identity::LocalUser(if number.is_multiple_of(2) { 1 } else { 2 });
     Submitter { identity, ..Submitter::this_process() }
@@ -126,7 +126,7 @@ async fn store_alone(store: &Store) -> Duration {
     start.elapsed()
 }
 
-/// Where connections are taken, held, and never answered.
+/// Starts a listener that accepts connections, holds them, and never answers.
 async fn mute() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());

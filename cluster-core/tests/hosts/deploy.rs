@@ -186,7 +186,7 @@ async fn a_busy_host_names_who_holds_it_and_secrets_stay_out() {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn a_cut_connection_is_looked_into_and_a_stopped_controller_resumes() {
+async fn cut_connection_is_rechecked_and_stopped_controller_resumes() {
     let dir = tempfile::tempdir().unwrap();
     let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
     bench.clean().await;

@@ -1,5 +1,5 @@
-//! What can go wrong on the way or on the host in the middle of a deployment: a line that is cut at each
-//! step and at any byte, and a disk that fills.
+//! Faults of the connection or the host during a deployment. A connection is cut at each step and at any byte, and a
+//! disk fills.
 
 use std::{
     path::PathBuf,
@@ -29,14 +29,14 @@ use crate::{
     support::{GOOD_NODE, Host, host, run, stand_in_node},
 };
 
-/// A line to a host that is cut when it is told to, or at a byte; the next connection is whole.
+/// Connection to a host that is cut on request, or at a byte. The next connection works.
 struct Line {
     port: u16,
-    /// Connections that began before this number changed end.
+    /// Connections that began before this number changed are closed.
     cuts: watch::Sender<u64>,
-    /// Bytes, of both directions, after which all connections end; once.
+    /// Bytes, of both directions, after which all connections are closed once.
     left: Arc<AtomicU64>,
-    /// No connection comes through.
+    /// No connection gets through.
     away: Arc<AtomicBool>,
     _serving: tokio_util::task::AbortOnDropHandle<()>,
 }
@@ -99,7 +99,7 @@ async fn carry(
         let left = budget.fetch_sub(carried, Ordering::SeqCst);
         if left <= carried {
             budget.store(NEVER, Ordering::SeqCst);
-            // Not even whole packets: the rest of this one is lost.
+            // Not even complete packets: the rest of this one is lost.
             let _ = to.write_all(&buffer[..usize::try_from(left).unwrap()]).await;
             cut(cuts);
             return;
@@ -110,7 +110,7 @@ async fn carry(
     }
 }
 
-/// A controller whose way to the host is the line.
+/// Controller that reaches its host over the line.
 struct OverLine {
     line: Line,
     direct: Bench,
@@ -147,7 +147,7 @@ impl OverLine {
         self.bench.deployments.start(&self.request(), Origin::Assistant).await.unwrap()
     }
 
-    /// Well, or as before; and free for the next one, which changes nothing or deploys it.
+    /// Ends healthy or as before, and is free for the next deployment.
     async fn settles(&self, id: &DeploymentId, what: &str) -> DeploymentView {
         let ended = self.bench.end_of(id).await;
         let connection = self.direct.host.connect().await;
@@ -189,7 +189,7 @@ async fn a_line_that_is_cut_at_any_step_is_taken_up_again() {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn a_line_that_is_cut_at_any_byte_leaves_the_host_well_or_as_it_was() {
+async fn cut_at_any_byte_leaves_host_healthy_or_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let world = OverLine::new(stand_in_node(dir.path(), "good", GOOD_NODE)).await;
     // From the middle of the login to the middle of the image.
@@ -203,7 +203,7 @@ async fn a_line_that_is_cut_at_any_byte_leaves_the_host_well_or_as_it_was() {
     world.direct.clean().await;
 }
 
-/// A jump host or sshd drops some of many connections that come at once.
+/// A jump host or sshd drops some of many simultaneous connections.
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
 async fn dropped_first_connection_is_tried_again() {
@@ -223,7 +223,7 @@ async fn dropped_first_connection_is_tried_again() {
     let ended = world.settles(&view.deployment_id, "a dropped connection").await;
     assert_eq!(ended.state, DeploymentState::Ready, "{:?}", ended.failure);
 
-    // A host that stays away is told after three tries.
+    // An unreachable host is reported after three attempts.
     world.direct.clean().await;
     world.line.away.store(true, Ordering::SeqCst);
     let view = world.start().await;
@@ -232,7 +232,7 @@ async fn dropped_first_connection_is_tried_again() {
     assert!(ended.failure.unwrap().message.contains("nothing was changed"));
 }
 
-/// The controller is started again while the host is away.
+/// The controller is restarted while the host is away.
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
 async fn resumed_deployment_waits_for_its_host_until_cancelled() {
@@ -272,7 +272,7 @@ async fn resumed_deployment_waits_for_its_host_until_cancelled() {
     world.direct.clean().await;
 }
 
-/// Tries that a host gets which was not changed yet.
+/// Attempts for a host that was not changed yet.
 const BOUNDED_TRIES: &str = "try 9";
 
 /// The host stays away for longer than a cut may last while nothing was changed.
@@ -302,7 +302,7 @@ async fn outage_of_a_changed_host_is_rechecked_until_it_ends() {
     world.direct.clean().await;
 }
 
-/// A disk of 400 MB. It lies in memory, which the checks find of a tmpfs, and not of what lies over one.
+/// Disk of 400 MB. It is in memory, which the checks detect for tmpfs, but not for an overlay on it.
 const SMALL_DISK: &str = r#"mkdir -p "$1" /run/disk && mount -t tmpfs -o size=400m tmpfs /run/disk &&
     cd /run/disk && mkdir lower upper work &&
     mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay "$1""#;

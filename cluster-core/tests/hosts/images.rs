@@ -87,7 +87,7 @@ async fn is_true(connection: &Connection, script: &'static str) -> bool {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn a_private_registrys_image_is_pulled_with_the_configured_login_alone() {
+async fn private_image_is_pulled_only_with_the_configured_login() {
     let dir = tempfile::tempdir().unwrap();
     let bench = bench(host(0), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
     bench.clean().await;
@@ -208,7 +208,7 @@ impl Drop for Made {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn an_image_of_this_machine_arrives_is_sent_again_when_it_changes_and_not_otherwise() {
+async fn local_image_is_pushed_only_when_it_changed() {
     let dir = tempfile::tempdir().unwrap();
     let bench = bench(host(0), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
     bench.clean().await;
@@ -265,7 +265,7 @@ async fn an_image_of_this_machine_arrives_is_sent_again_when_it_changes_and_not_
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn a_named_secret_is_the_token_also_after_a_restart_and_an_unknown_one_stops_all() {
+async fn named_secret_survives_restart_and_unknown_secret_is_an_error() {
     const TOKEN: &str = "marker-token-$\"\\-83a";
     let dir = tempfile::tempdir().unwrap();
     let bench = bench(host(0), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));

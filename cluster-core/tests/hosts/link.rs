@@ -1,5 +1,5 @@
-//! The standing connection under fire: what cuts it, how soon that is noticed, and that it comes back by
-//! itself, with its place on the host taken over from whoever still holds it.
+//! Standing connection under faults. A cut is noticed soon, and the link reconnects by itself. It takes over its end on
+//! the host from a stale session.
 
 use std::{
     process::Command,
@@ -23,14 +23,14 @@ use crate::{
 };
 
 pub const BASE: &str = "/tmp/aegis-test-link";
-/// A connection that is cut off without a word is noticed by then.
+/// Time within which a silently cut connection is noticed.
 const NOTICED: Duration = Duration::from_secs(20);
-/// The longest pause between tries, a connection attempt that runs into nothing, and one that works.
+/// The longest pause between attempts, one failed attempt, and one successful attempt.
 const HEALED: Duration = Duration::from_secs(60);
 const PORTS: LinkPorts = LinkPorts { controller: 29_150, node: 29_150 };
 pub const BOTH: [Option<LinkPorts>; 2] = [None, Some(PORTS)];
 
-/// What leads to the controller also stands for the node: what goes out there comes back here.
+/// Settings in which the controller's end also stands for the node, so that outgoing channels come back here.
 pub fn settings(ports: Option<LinkPorts>) -> LinkSettings {
     let settings = link_settings(&NodeId::parse("edge-test").unwrap(), BASE, "test", ports);
     LinkSettings { node_end: settings.controller_end.clone(), ..settings }
@@ -71,7 +71,7 @@ impl Link {
         failure.message
     }
 
-    /// There and back.
+    /// Sends a message there and back.
     pub async fn carries(&mut self) {
         let mut out = self.handle.connect_node().await.unwrap();
         let (node, mut back) = timeout(LIMIT, self.streams.recv()).await.unwrap().unwrap();
@@ -87,7 +87,7 @@ impl Link {
     }
 }
 
-/// Drops what goes in and out by SSH while it lives.
+/// Drops SSH packets in both directions while it lives.
 struct CutOff<'a>(&'a Host);
 
 const DROP: [&str; 2] = ["INPUT -p tcp --dport 22 -j DROP", "OUTPUT -p tcp --sport 22 -j DROP"];
@@ -177,11 +177,11 @@ async fn a_rebooted_host_is_reached_again() {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn a_controller_that_starts_again_takes_over_from_its_stale_session() {
+async fn restarted_controller_takes_over_its_stale_session() {
     for ports in BOTH {
         let host = host(1);
         prepare(&host).await;
-        // What a controller leaves behind that died with its machine: a session that sshd still serves.
+        // As left by a controller that died with its machine: a session that sshd still serves.
         let mut stale = Link::start(&host, ports);
         stale.up().await;
         let mut link = Link::start(&host, ports);
@@ -192,7 +192,7 @@ async fn a_controller_that_starts_again_takes_over_from_its_stale_session() {
         link.carries().await;
         assert!(stale.streams.try_recv().is_err());
 
-        // Somebody else's is left alone: ours says why it is down.
+        // A foreign session is left alone: our link reports why it is down.
         let (sender, _streams) = mpsc::channel(1);
         let other = LinkSettings { owner: "another".into(), ..settings(ports) };
         if ports.is_some() {

@@ -130,7 +130,7 @@ async fn a_deployment_is_called_off_and_the_host_is_as_before() {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn a_plan_is_carried_out_or_refused_and_a_busy_host_is_waited_for() {
+async fn plan_is_carried_out_or_refused_after_wait_for_busy_host() {
     let dir = tempfile::tempdir().unwrap();
     let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
     bench.clean().await;
@@ -166,7 +166,7 @@ async fn a_plan_is_carried_out_or_refused_and_a_busy_host_is_waited_for() {
 
 #[tokio::test]
 #[ignore = "owns testbed hosts; run by tests/run"]
-async fn a_node_is_removed_with_its_stack_and_keeps_its_volumes_unless_told() {
+async fn removal_takes_the_stack_and_volumes_only_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
     bench.clean().await;

@@ -1,4 +1,4 @@
-//! Many hosts in one call: two that are there and one that is not.
+//! Many hosts in one call: two that exist and one that does not.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// An address of the hosts' own network at which nobody is.
+/// Returns an unused address of the hosts' own network.
 fn nobody(host: &Host) -> String {
     let (network, _) = host.ip.rsplit_once('.').unwrap();
     format!("{network}.250")
@@ -31,7 +31,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Two hosts without a trace, and one controller.
+    /// Two clean hosts, and one controller.
     async fn new(binary: PathBuf) -> Self {
         let benches = [bench(host(0), Some(binary.clone())), bench(host(1), Some(binary))];
         for bench in &benches {

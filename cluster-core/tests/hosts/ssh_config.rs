@@ -1,4 +1,4 @@
-//! What `~/.ssh/config` says, against real hosts: aliases, jump hosts, keys and certificates.
+//! Settings of `~/.ssh/config` with real hosts: aliases, jump hosts, keys and certificates.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::support::{Host, LIMIT, MemoryJournal, host, run, until};
 
-/// A controller's user with a home directory of its own.
+/// A controller's user with its own home directory.
 struct Desk {
     dir: tempfile::TempDir,
     journal: Arc<MemoryJournal>,
@@ -51,7 +51,7 @@ impl Desk {
         Hosts::new(Arc::new(self.settings.clone()), self.journal.clone())
     }
 
-    /// As a deployment names its host: nothing but the alias.
+    /// Returns a target as a deployment names its host: by the alias alone.
     fn target(&self, alias: &str) -> SshTarget {
         let request = DeploymentRequest { host: alias.into(), ..Default::default() };
         request.validate(Origin::Assistant, &self.settings).unwrap().spec.target
@@ -66,21 +66,21 @@ impl Desk {
     }
 }
 
-/// What every alias of the set has in common.
+/// Settings that all aliases of the set share.
 fn keys(host: &Host) -> String {
     let (key, known) = (host.key_path.display(), host.known_hosts_path.display());
     format!("Host *\n IdentityFile {key}\n IdentitiesOnly yes\n UserKnownHostsFile {known}\n User root\n")
 }
 
-/// Who the host thinks it talks to.
+/// Returns the address of the client as the host sees it.
 async fn peer(connection: &Connection) -> String {
     // The script's shell has its environment from sshd.
     run(connection, r#"printf '%s' "${SSH_CONNECTION%% *}""#, &[]).await
 }
 
-/// A second sshd, on another port; `stop` ends it.
+/// Starts a second sshd on another port; `stop_second_sshd` ends it.
 async fn second_sshd(connection: &Connection, options: &[&str]) {
-    // sshd goes to the background before it listens, and writes the file afterwards.
+    // sshd forks before it listens, and writes the file afterwards.
     let script = r#"port=$1 pid=/run/aegis-test-$1.pid; shift; rm -f "$pid"; /usr/sbin/sshd -p "$port" "$@" -o "PidFile=$pid"
         timeout 10 sh -c 'until [ -s "$1" ]; do sleep 0.05; done' sh "$pid""#;
     let mut arguments = vec!["2222"];
@@ -115,7 +115,7 @@ async fn an_alias_brings_its_address_port_user_and_key() {
     assert_eq!(run(&connection, "id -un", &[]).await.trim(), "ops");
     assert_eq!(connection.route()[0].to_string(), format!("atlas ({ip} port 2222)"));
 
-    // The same name without the file is a name like any other.
+    // Without the file, the same name is an ordinary name.
     let plain = DeploySettings { ssh_config: ConfigFile::None, ..desk.settings.clone() };
     let error = Hosts::new(Arc::new(plain), desk.journal.clone()).connect(&target, Origin::Assistant).await;
     assert_eq!(error.unwrap_err().code(), ErrorCode::HostUnreachable);
@@ -144,7 +144,7 @@ async fn hosts_are_reached_over_one_and_two_others() {
         peers.push(peer(&connection).await);
         connection.close().await;
     }
-    // What comes at once shares one login on the way, and links share another.
+    // Simultaneous deployments share one login on the way, and links share another.
     let near = host(0).connect().await;
     const LOGINS: &str =
         r#"cat /proc/net/tcp /proc/net/tcp6 | grep -c '^ *[0-9]*: [0-9A-F]*:0016 [^ ]* 01 '"#;
@@ -161,7 +161,7 @@ async fn hosts_are_reached_over_one_and_two_others() {
     run(&work[1], "true", &[]).await;
     drop((work, links));
     until("the logins on the way end", async || logins().await == before).await;
-    // A person approves what lies behind another host by the same way.
+    // A person approves a host behind another host by the same route.
     let farther = desk.target("farther");
     let approved = desk.hosts().approve(&farther.host, farther.port, None).await;
     stop_second_sshd(&root).await;
@@ -184,7 +184,7 @@ async fn every_host_on_the_way_must_be_who_it_is() {
     assert!(unknown.to_string().contains("aegis host approve near"), "{unknown}");
     assert!(unknown.message().contains("StrictHostKeyChecking no"), "{unknown}");
 
-    // Under accept-new it is pinned, as a host to pass through and not to deploy to.
+    // Under accept-new the host is pinned as a jump host, not as a target.
     desk.settings.host_key_policy = HostKeyPolicy::AcceptNew;
     desk.connect("far").await.unwrap();
     let near = desk.target("near");
@@ -194,7 +194,7 @@ async fn every_host_on_the_way_must_be_who_it_is() {
     assert_eq!(desk.connect("near").await.unwrap_err().code(), ErrorCode::HostNotApproved);
     assert!(desk.connect("far").await.is_ok());
 
-    // Another key than the pinned one stops everything, on the way as well.
+    // A key other than the pinned one fails the connection, also on the way.
     let other = desk.journal.host(&near.host, near.port).await.unwrap().unwrap();
     let changed = cluster_core::ssh::HostKey {
         public_key: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFH2GCM9zzJjNPC9I+zobNdBrlPuDjYCjDAQMTF3mip7".into(),
@@ -203,7 +203,7 @@ async fn every_host_on_the_way_must_be_who_it_is() {
     desk.journal.put_host(&cluster_core::deploy::ApprovedHost { key: changed, ..other }).await.unwrap();
     assert_eq!(desk.connect("far").await.unwrap_err().code(), ErrorCode::HostKeyChanged);
 
-    // What nobody listens on behind a jump host is told as what the jump host cannot reach.
+    // An address without a listener behind a jump host is reported as unreachable for the jump host.
     let nowhere = format!(
         "Host far\n HostName {}\n Port 1\n ProxyJump near\nHost near\n HostName {}\n",
         second.ip, first.ip

@@ -1,4 +1,4 @@
-//! What an sshd may forbid, and that a deployment gets by with the rest.
+//! Restrictions of an sshd, with which a deployment still works.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ use crate::{
     support::{GOOD_NODE, Host, LIMIT, host, run, stand_in_node},
 };
 
-/// A second sshd of a host, with settings of its own; it ends with the value.
+/// Second sshd of a host with its own settings, which ends when dropped.
 pub struct Sshd {
     container: String,
     pub host: Host,
@@ -45,15 +45,14 @@ impl Drop for Sshd {
     }
 }
 
-/// Runs a script in the container that is the host, past its sshd.
+/// Runs a script in the container that is the host, bypassing its sshd.
 pub fn inside(container: &str, script: &str, arguments: &[&str]) -> bool {
     let mut docker = Command::new("docker");
     docker.args(["exec", container, "sh", "-c", script, "sh"]).args(arguments);
     docker.status().unwrap().success()
 }
 
-/// A whole deployment by such an sshd; also whether the link came up, and what the node's container
-/// was told.
+/// Deploys through such an sshd. Also returns whether the link came up, and the environment of the node's container.
 async fn deployed(settings: &[&str]) -> (DeploymentView, Bench, String) {
     let dir = tempfile::tempdir().unwrap();
     let plain = host(0);

@@ -1,4 +1,4 @@
-//! An operator's own stack, health, and models, on a real host with real Compose. Ollama is a stand-in.
+//! An operator's own stack, health, and models, on a real host with real Compose. Ollama is simulated.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ struct Bench {
     cluster: Arc<StandInCluster>,
     settings: DeploySettings,
     journal: Arc<MemoryJournal>,
-    /// The project's directory, and what is compiled.
+    /// Directory of the project and of compiled files.
     dir: tempfile::TempDir,
 }
 
@@ -44,7 +44,7 @@ impl Bench {
         Self { host, root, cluster, settings, journal: Arc::default(), dir }
     }
 
-    /// With an operator's compose file.
+    /// Makes a bench with an operator's compose file.
     async fn of_an_operator(compose: &str) -> Self {
         let mut bench = Self::new().await;
         bench.settings.compose_file = Some(bench.dir.path().join("docker-compose.yml"));
@@ -69,7 +69,7 @@ impl Bench {
         Deployments::new(hosts, self.journal.clone(), self.cluster.clone())
     }
 
-    /// Of a stack that does not join.
+    /// Makes a request for a stack that does not join.
     fn request(&self) -> DeploymentRequest {
         DeploymentRequest {
             host: self.host.ip.clone(),
@@ -117,7 +117,7 @@ impl Bench {
         view
     }
 
-    /// Containers of the stack by service.
+    /// Returns the containers of the stack by service.
     async fn containers(&self) -> BTreeMap<String, String> {
         let script = r#"docker ps --no-trunc --filter label=com.docker.compose.project=aitheros-edge \
             --format '{{.Label "com.docker.compose.service"}} {{.ID}}'"#;
@@ -242,7 +242,7 @@ async fn an_operators_files_travel_and_only_what_changed_is_recreated() {
     bench.clean().await;
 }
 
-/// A service that prints what it was given and ends.
+/// A service that prints its secrets and ends.
 const TELLS_SECRETS: &str = r#"
 services:
   teller:
@@ -512,7 +512,7 @@ async fn a_slow_start_a_one_shot_and_a_crash_loop_are_told_apart() {
     bench.clean().await;
 }
 
-/// Puts the stand-in into an image of the name that the stack has.
+/// Loads the simulated Ollama as an image with the stack's name.
 async fn load_ollama(bench: &Bench) {
     let binary = stand_in_node(bench.dir.path(), "ollama", include_str!("stand_ins/ollama.rs"));
     let content = fs::read(binary).unwrap();

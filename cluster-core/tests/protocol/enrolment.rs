@@ -1,4 +1,4 @@
-//! Who is let in, and with what.
+//! Admission of nodes, and the tokens for it.
 
 use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::{
@@ -184,7 +184,7 @@ async fn enrolment_is_whole_when_its_caller_hangs_up() {
     assert!(tokens.iter().all(|token| token.state == TokenState::Used));
 }
 
-/// One enrolment whose caller may hang up; whether it did. The node is a member in the end.
+/// Runs one enrolment whose caller may hang up, and returns whether it did. The node is a member in the end.
 async fn hang_up(cluster: &Cluster, round: u64) -> bool {
     let name = format!("node-{round}");
     let token = cluster.token(Some(&name)).await.token;

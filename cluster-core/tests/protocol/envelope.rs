@@ -1,5 +1,4 @@
-//! Sealed calls as an attacker would bend them. Each is refused before anything acts, with its reason, and
-//! counted.
+//! Sealed calls as an attacker would modify them. Each is rejected before anything acts, with its reason, and counted.
 
 use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::types::{
@@ -17,7 +16,7 @@ async fn count(cluster: &Cluster, call: &str, outcome: &str) -> u64 {
     text.lines().find_map(|known| known.strip_prefix(&line)?.parse().ok()).unwrap_or(0)
 }
 
-/// The same call once more, as somebody who listened in would send it.
+/// Copies a call, as an eavesdropper would replay it.
 fn replay<T: Clone>(request: &Request<T>) -> Request<T> {
     let mut copy = Request::new(request.get_ref().clone());
     *copy.metadata_mut() = request.metadata().clone();

@@ -62,7 +62,7 @@ async fn silence_is_told_and_the_next_heartbeat_heals_by_itself() {
 }
 
 #[tokio::test]
-async fn a_command_is_given_until_it_is_acknowledged_over_restarts_of_both() {
+async fn command_is_repeated_over_restarts_until_acknowledged() {
     let mut cluster = Cluster::start().await;
     let mut node = cluster.member("a").await;
     let id = node.applicant.node_id.clone();
@@ -147,7 +147,7 @@ async fn revoked_keys_outlive_the_controller() {
 }
 
 #[tokio::test]
-async fn a_drain_survives_registering_again_and_the_controllers_restart() {
+async fn drain_survives_registration_and_controller_restart() {
     let mut cluster = Cluster::start().await;
     let mut node = cluster.member("a").await;
     let id = node.applicant.node_id.clone();
@@ -161,7 +161,7 @@ async fn a_drain_survives_registering_again_and_the_controllers_restart() {
 }
 
 #[tokio::test]
-async fn a_drained_node_is_answered_with_the_drain_until_it_acknowledges_and_then_with_nothing() {
+async fn drain_is_sent_until_the_node_acknowledges() {
     let cluster = Cluster::start().await;
     let mut node = cluster.member("a").await;
     let id = node.applicant.node_id.clone();

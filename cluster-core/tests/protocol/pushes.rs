@@ -1,4 +1,4 @@
-//! Configuration on the wire: who may ask for it, and from whom a worker takes it.
+//! Configuration on the wire: which callers may request it, and from whom a worker accepts it.
 
 use std::time::Duration;
 
@@ -161,7 +161,7 @@ async fn a_worker_takes_its_configuration_from_its_controller_alone() {
 }
 
 #[tokio::test]
-async fn a_worker_obeys_no_earlier_life_of_its_controller_and_no_call_meant_for_another() {
+async fn worker_rejects_calls_of_earlier_epochs_and_for_other_nodes() {
     let mut cluster = Cluster::start().await;
     cluster.restart().await;
     let served = Served::start(&cluster).await;

@@ -107,7 +107,7 @@ async fn who_may_call_and_what_is_refused() {
 }
 
 #[tokio::test]
-async fn the_other_calls_of_the_service_are_refused_by_name_on_the_published_port() {
+async fn unsupported_calls_are_refused_by_name_on_published_port() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let _cluster = Cluster::start_with(&format!("role: controller\n  network: {{grpc_port: {free}}}")).await;
     let published = format!("http://127.0.0.1:{free}");
@@ -125,7 +125,7 @@ async fn the_other_calls_of_the_service_are_refused_by_name_on_the_published_por
 
 #[tokio::test]
 #[ignore = "needs Docker and busybox:testbed; run by tests/run"]
-async fn an_agent_runs_and_its_events_are_read_from_the_first_to_the_last() {
+async fn agent_runs_and_all_its_events_are_read() {
     let cluster = Cluster::start_running(ENGINE).await;
     cluster.core().apply_agent(&manifest("cat; echo; echo talk >&2; echo last")).await.unwrap();
     let mut client = client(&cluster).await;

@@ -1,4 +1,4 @@
-//! A worker that is served in this process, and calls sealed as by its controller.
+//! A worker that is served in this process, with calls sealed as by its controller.
 
 use std::{os::unix::net::UnixListener, path::Path, sync::Arc};
 
@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 
 use crate::support::{Cluster, Node, url_of};
 
-/// A node that serves what a worker serves. Its engine never answers, and is never asked.
+/// Node that serves a worker's services. Its engine never answers, and is never asked.
 pub struct Served {
     pub session: Arc<Session>,
     pub applied: AppliedConfig,
@@ -96,7 +96,7 @@ fn settings(cluster: &Cluster, data: &Path) -> Settings {
     Settings::of(&config.unwrap(), &overrides).unwrap()
 }
 
-/// What seals as the controller itself would, made from what lies in its data directory.
+/// Seals as the controller itself would, with the keys in the controller's data directory.
 pub struct Forge {
     key: Arc<NodeKey>,
     signer: TokenSigner,

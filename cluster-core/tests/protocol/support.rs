@@ -1,4 +1,4 @@
-//! A controller that runs no containers, and nodes made of the client side of the protocol alone.
+//! A controller that runs no containers, and nodes that consist of the protocol's client side alone.
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -33,17 +33,17 @@ use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 pub const OPERATOR_TOKEN: &str = "operators-bearer-token";
-/// Between the heartbeats that a node announces, unless the test says otherwise.
+/// Heartbeat interval that a node announces, unless the test sets another.
 pub const INTERVAL: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A controller of its own; its data directory outlives its restarts.
+/// Controller whose data directory outlives its restarts.
 pub struct Cluster {
     core: Option<Core>,
     cluster: String,
     node_type: &'static str,
     directory: TempDir,
-    /// Where nodes say that they listen: connections are taken, and nothing more.
+    /// Address of a listener that nodes announce: connections are accepted, and nothing more.
     pub node_address: SocketAddr,
 }
 
@@ -52,12 +52,12 @@ impl Cluster {
         Self::start_with("role: controller").await
     }
 
-    /// With these lines below `spec.cluster`, indented by four; the role among them.
+    /// Starts with these lines below `spec.cluster`, indented by four; they include the role.
     pub async fn start_with(cluster: &str) -> Self {
         Self::start_as("orchestrator", cluster).await
     }
 
-    /// The same that runs containers itself, on this machine's engine.
+    /// Starts a controller that runs containers itself, on this machine's engine.
     pub async fn start_running(cluster: &str) -> Self {
         Self::start_as("hybrid", cluster).await
     }
@@ -83,7 +83,7 @@ impl Cluster {
         self.core.as_ref().expect("it runs")
     }
 
-    /// The controller's data directory.
+    /// Returns the controller's data directory.
     pub fn data(&self) -> &Path {
         self.directory.path()
     }
@@ -107,7 +107,7 @@ impl Cluster {
         self.core().create_enrolment_token(order).await.unwrap()
     }
 
-    /// A node that has joined.
+    /// Returns a node that has joined.
     pub async fn member(&self, name: &str) -> Node {
         self.member_as(name, Role::Worker).await
     }
@@ -153,7 +153,7 @@ pub struct Node {
     pub applicant: Applicant,
     pub client: ControllerClient,
     pub session: Option<Session>,
-    /// What it says of itself in its heartbeats.
+    /// Drain state that the node reports in its heartbeats.
     pub draining: bool,
     pub interval: Duration,
     directory: Arc<TempDir>,
@@ -182,7 +182,7 @@ impl Node {
         }
     }
 
-    /// The same key on another machine.
+    /// Copies the key to another machine.
     pub async fn copy(&self, cluster: &Cluster) -> Self {
         Self {
             applicant: self.applicant.clone(),
@@ -240,7 +240,7 @@ async fn connect(cluster: &Cluster) -> ControllerClient {
     ControllerClient::connect(&Endpoint::Http(url_of(cluster)), &LinkTls::Off).await.unwrap()
 }
 
-/// Below our own client: for what it would never send.
+/// Opens a client below the real one, for calls that the real one would never send.
 pub async fn raw(cluster: &Cluster) -> NodeClusterServiceClient<Channel> {
     NodeClusterServiceClient::connect(cluster.endpoint()).await.unwrap()
 }
@@ -253,7 +253,7 @@ pub fn capabilities() -> Capabilities {
     }
 }
 
-/// The machine-readable reason of a refusal.
+/// Returns the machine-readable reason of an error.
 pub fn reason(status: &tonic::Status) -> String {
     use tonic_types::StatusExt as _;
     let info = status.get_error_details().error_info().cloned().expect("a refusal names its reason");
@@ -265,12 +265,12 @@ pub fn refused<T: std::fmt::Debug>(result: Result<T>) -> cluster_core::types::er
     result.map_err(|error: Error| error.code()).expect_err("it is refused")
 }
 
-/// A heartbeat as it lies on the wire: metadata and envelope.
+/// Returns a heartbeat as on the wire: metadata and envelope.
 pub fn sealed_heartbeat(node: &Node) -> tonic::Request<pb::NodeHeartbeatRequest> {
     sealed_heartbeat_with(node, &[])
 }
 
-/// The same from a node that reports these executions.
+/// Returns a heartbeat of a node that reports these executions.
 pub fn sealed_heartbeat_with(node: &Node, held: &[Held]) -> tonic::Request<pb::NodeHeartbeatRequest> {
     let running = held.iter().map(|held| pb::RunningExecution {
         execution_id: held.execution_id.to_string(),

@@ -31,7 +31,7 @@ fn settled(world: &mut World) {
 }
 
 #[test]
-fn a_command_whose_acknowledgements_answer_is_lost_is_applied_once() {
+fn lost_answer_to_acknowledgement_applies_command_once() {
     let mut world = given();
     world.sim.partition_oneway(HOME, "a");
     world.until("it acknowledges", MINUTE, |world| {
@@ -49,7 +49,7 @@ fn a_command_whose_acknowledgements_answer_is_lost_is_applied_once() {
 }
 
 #[test]
-fn a_command_whose_acknowledgement_is_lost_comes_again_with_its_id_and_changes_nothing() {
+fn lost_acknowledgement_repeats_command_without_effect() {
     let mut world = given();
     world.sim.partition_oneway("a", HOME);
     world.until("the node gives up", MINUTE, |world| !world.diary("a").failures.is_empty());

@@ -26,7 +26,7 @@ fn epoch(world: &mut World) -> u64 {
 }
 
 #[test]
-fn after_the_controllers_crash_nodes_attest_by_key_alone_and_a_drain_holds() {
+fn controller_crash_keeps_drain_and_nodes_attest_by_key() {
     let names = ["a", "b", "c"];
     let mut world = World::of(&names, COARSE);
     world.drain("b");

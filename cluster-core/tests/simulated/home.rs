@@ -32,20 +32,20 @@ use turmoil::net::{TcpListener, TcpStream};
 
 pub const HOME: &str = "home";
 pub const HOME_PORT: u16 = 50_056;
-/// As in a configuration that says nothing of them.
+/// Default of the configuration.
 pub const STALE_THRESHOLD: Duration = Duration::from_secs(90);
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What an operator, or a test that asks, does on the controller's host.
+/// Action of an operator, or of a test, on the controller's host.
 pub type Order = Box<dyn FnOnce(Running) -> BoxFuture<'static, ()> + Send>;
 
-/// What outlives the controller's process.
+/// State that outlives the controller's process.
 pub struct Home {
     pub data: PathBuf,
     pub orders: Mutex<mpsc::UnboundedReceiver<Order>>,
 }
 
-/// A controller in one of its lives.
+/// Controller in one of its lives.
 #[derive(Clone)]
 pub struct Running {
     pub controller: Controller,
@@ -54,7 +54,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// How its calls of this name ended, in this life.
+    /// Returns the results of its calls of this name, in this life.
     pub fn calls(&self, call: &str) -> BTreeMap<String, u64> {
         let head = format!("aegis_cluster_calls_total{{call=\"{call}\",outcome=\"");
         let text = self.metrics.text(Duration::ZERO).unwrap();
@@ -63,7 +63,7 @@ impl Running {
     }
 }
 
-/// The time that all hosts of a simulation share.
+/// Returns the time that all hosts of a simulation share.
 fn simulated_ms() -> i64 {
     let since = turmoil::since_epoch().expect("the controller runs on a simulated host");
     i64::try_from(since.as_millis()).unwrap() + JUMPED_MS.get()
@@ -79,7 +79,7 @@ pub fn jump(by: i64) {
     JUMPED_MS.set(JUMPED_MS.get() + by);
 }
 
-/// How to reach an address of the simulated network.
+/// Dials an address of the simulated network.
 pub fn dial(address: String) -> Dial {
     Arc::new(move || {
         let address = address.clone();
@@ -87,7 +87,7 @@ pub fn dial(address: String) -> Dial {
     })
 }
 
-/// One life of the controller's process.
+/// Runs one life of the controller's process.
 pub async fn run(home: Arc<Home>) -> turmoil::Result {
     let data = own(&home).await;
     let store = Store::open(data).await?;
@@ -130,7 +130,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
     Ok(())
 }
 
-/// SQLite's threads may hold the directory a moment longer than the process that died.
+/// SQLite's threads may hold the directory slightly longer than the process that died.
 async fn own(home: &Home) -> Arc<DataDirectory> {
     loop {
         match DataDirectory::own(&home.data) {

@@ -14,7 +14,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const FAR: Network = Network { latency_ms: (100, 300), tick_ms: 50 };
 
 #[test]
-fn latency_and_jitter_make_nobody_unhealthy_and_no_call_is_taken_twice() {
+fn latency_and_jitter_keep_nodes_healthy_and_calls_unique() {
     let names = ["a", "b", "c"];
     let mut world = World::of(&names, FAR);
     world.throughout("all stay active", MINUTE, |views| all_are(views, PeerStatus::Active));
@@ -43,7 +43,7 @@ fn latency_and_jitter_make_nobody_unhealthy_and_no_call_is_taken_twice() {
 }
 
 #[test]
-fn a_lossy_network_that_heals_leaves_everybody_a_member_and_each_command_taken_once() {
+fn lossy_network_keeps_members_and_applies_commands_once() {
     let names = ["a", "b", "c"];
     let mut world = World::of(&names, COARSE);
     for name in names {

@@ -1,4 +1,4 @@
-//! A node's host: the client side of the protocol in the loop that a worker runs, without an engine.
+//! Host of a node: the protocol's client side in the loop of a worker, without an engine.
 
 use std::{
     net::Ipv4Addr,
@@ -25,13 +25,13 @@ use zeroize::Zeroizing;
 use super::home::{HOME, HOME_PORT, dial};
 
 pub const NODE_PORT: u16 = 50_056;
-/// As in a configuration that says nothing of it.
+/// Default of the configuration.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
-/// As a worker does: `ACKNOWLEDGE_DELAY` and its backoff's upper end.
+/// Delay and longest pause of a worker: `ACKNOWLEDGE_DELAY` and its backoff's upper end.
 const ACKNOWLEDGE_DELAY: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What outlives the node's process, and what the test looks at.
+/// State that outlives the node's process, for the test to inspect.
 pub struct Machine {
     pub applicant: Applicant,
     pub token: String,
@@ -40,11 +40,11 @@ pub struct Machine {
 
 #[derive(Debug, Clone, Default)]
 pub struct Diary {
-    /// As kept on the node's disk.
+    /// Drain state on the node's disk.
     pub draining: bool,
-    /// How often what it does was changed by a command.
+    /// Number of commands that changed the drain state.
     pub turns: usize,
-    /// Commands as they came, each time they came.
+    /// Received commands, including repetitions.
     pub obeyed: Vec<(CommandId, Command)>,
     /// Admissions with the token, and by key alone.
     pub enrolled: usize,
@@ -65,7 +65,7 @@ impl Machine {
     }
 }
 
-/// One life of the node's process.
+/// Runs one life of the node's process.
 pub async fn run(machine: Arc<Machine>) -> turmoil::Result {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, NODE_PORT)).await?;
     // The controller asks for a ping now and then, and calls nothing.
@@ -85,7 +85,7 @@ pub async fn run(machine: Arc<Machine>) -> turmoil::Result {
     }
 }
 
-/// One membership: ends when it is lost.
+/// Runs one membership, which ends when it is lost.
 async fn member(machine: &Machine) -> Result<()> {
     let mut client = ControllerClient::connect_over(dial(format!("{HOME}:{HOME_PORT}"))).await?;
     let session = attest(machine, &mut client).await?;

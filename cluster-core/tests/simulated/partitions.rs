@@ -73,12 +73,12 @@ fn a_node_cut_off_is_unhealthy_in_time_and_comes_back_by_itself() {
 }
 
 #[test]
-fn a_node_that_cannot_be_heard_is_unhealthy_and_comes_back_by_itself() {
+fn unheard_node_is_unhealthy_and_recovers() {
     a_partition(Cut::ToHome);
 }
 
 #[test]
-fn a_node_that_cannot_hear_is_unhealthy_and_comes_back_by_itself() {
+fn deaf_node_is_unhealthy_and_recovers() {
     a_partition(Cut::FromHome);
 }
 

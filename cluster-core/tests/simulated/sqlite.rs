@@ -1,4 +1,4 @@
-//! Waits for SQLite, whose threads know nothing of simulated time.
+//! Waits for SQLite, whose threads do not know simulated time.
 
 use std::{
     collections::HashSet,
@@ -8,35 +8,34 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between looks.
+/// Pause between checks.
 const REAL_PAUSE: Duration = Duration::from_micros(20);
 /// Longest time for a new thread to begin to run on a machine that is busy.
 const REAL_START_MAX: Duration = Duration::from_secs(1);
 const THREADS: &str = "/proc/self/task";
 const OWN_STAT: &str = "/proc/thread-self/stat";
-/// As the kernel shortens their names.
+/// Name of SQLite's threads, as the kernel shortens it.
 const NAME: &str = "(sqlx-sqlite-";
 
-/// The threads of SQLite in this process. Those of tests that run beside this one count too, which costs a
-/// moment and no more.
+/// SQLite's threads in this process. The threads of concurrent tests count too, which only costs a moment.
 #[derive(Default)]
 pub struct Sqlite {
-    /// Their number tells when to look for them again.
+    /// Number of threads; a change triggers a new search.
     threads: u64,
     stats: Vec<PathBuf>,
-    /// Since when a thread that this one has made has not begun to run.
+    /// Time since when a thread made by this one has not begun to run.
     unnamed_since: Option<Instant>,
-    /// Threads that never get a name of their own: those of other tests, say.
+    /// Threads that never get their own name, for example those of other tests.
     nameless: HashSet<String>,
 }
 
-/// Number and name of a thread, as `stat` has them: `7 (name) S ...`.
+/// Parses number and name of a thread from `stat`: `7 (name) S ...`.
 fn identity(stat: &str) -> Option<(&str, &str)> {
     stat.rsplit_once(") ")?.0.split_once(' ')
 }
 
 impl Sqlite {
-    /// Returns once every thread waits for a request: what was asked before is done then.
+    /// Returns once every thread waits for a request, so that earlier requests are done.
     pub fn settle(&mut self) {
         while self.is_busy() {
             std::thread::sleep(REAL_PAUSE);

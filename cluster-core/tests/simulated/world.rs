@@ -1,4 +1,4 @@
-//! A simulated network with a controller and its nodes, and what a test does to them.
+//! Simulated network with a controller and its nodes, and the actions of a test.
 
 use std::{
     collections::BTreeMap,
@@ -30,20 +30,20 @@ use crate::{
     sqlite::Sqlite,
 };
 
-/// An answer of the controller's own process, and a join of everybody, in simulated time.
+/// Limit for an answer of the controller's own process, and for all nodes to join, in simulated time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 
-/// What lies between the hosts.
+/// Network between the hosts.
 #[derive(Debug, Clone, Copy)]
 pub struct Network {
-    /// Of each message: from the first on, seldom beyond the second.
+    /// Latency of each message: at least the first value, seldom more than the second.
     pub latency_ms: (u64, u64),
-    /// How finely time passes. Each thing that SQLite is asked takes one of these.
+    /// Step of the simulated time. Each request to SQLite takes one step.
     pub tick_ms: u64,
 }
 
 pub const NEAR: Network = Network { latency_ms: (1, 20), tick_ms: 40 };
-/// For minutes in which little happens.
+/// Network for minutes in which little happens.
 pub const COARSE: Network = Network { latency_ms: (1, 20), tick_ms: 100 };
 
 pub struct World {
@@ -56,7 +56,7 @@ pub struct World {
 }
 
 impl World {
-    /// A controller and these nodes, all of which have joined.
+    /// Makes a controller and these nodes, all of which have joined.
     pub fn of(nodes: &[&'static str], network: Network) -> Self {
         let seed = seed();
         eprintln!("AEGIS_SIMULATION_SEED={seed}");
@@ -102,7 +102,7 @@ impl World {
         self.sim.host(name, move || node::run(machine.clone()));
     }
 
-    /// One tick. What SQLite was asked in it is answered in the next one, however long it really takes.
+    /// Runs one tick. Requests to SQLite in this tick are answered in the next, however long they really take.
     fn step(&mut self) {
         self.sim.step().unwrap_or_else(|error| panic!("seed {}: {error}", self.seed));
         self.sqlite.settle();
@@ -115,7 +115,7 @@ impl World {
         }
     }
 
-    /// Runs until it is so, and says how long that took.
+    /// Runs until the condition holds, and returns the time that it took.
     pub fn until(&mut self, what: &str, limit: Duration, so: impl Fn(&Self) -> bool) -> Duration {
         let start = self.sim.elapsed();
         while !so(self) {
@@ -126,7 +126,7 @@ impl World {
         self.sim.elapsed() - start
     }
 
-    /// As [`Self::until`], of what the controller says: asked once a second.
+    /// Like [`Self::until`], for a condition on the controller's state, checked once a second.
     pub fn until_home(
         &mut self,
         what: &str,
@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    /// Holds for that long, asked once a second.
+    /// Checks a condition for a duration, once a second.
     pub fn throughout(
         &mut self,
         what: &str,
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    /// Does something on the controller's host.
+    /// Runs an action on the controller's host.
     pub fn ask<T, F, D>(&mut self, order: D) -> T
     where
         T: Send + 'static,
@@ -190,7 +190,7 @@ impl World {
         views.into_iter().map(|view| (view.node_id.to_string(), view)).collect()
     }
 
-    /// What happened to a node in this life of the controller.
+    /// Returns the events of a node in this life of the controller.
     pub fn events(&mut self, name: &str) -> Vec<NodeEventKind> {
         let start = EventId { epoch: 0, sequence: 0 };
         let all = self.ask(async move |home: Running| home.controller.events().after(start, 1_000).events);
@@ -215,7 +215,7 @@ impl World {
         self.ask(async move |home: Running| home.controller.resume(node_id).await.map(drop)).unwrap();
     }
 
-    /// Whether the node has acknowledged the last drain or resume.
+    /// Returns whether the node has acknowledged the last drain or resume.
     pub fn acknowledged(&mut self, name: &str) -> bool {
         let node_id = NodeId::parse(name).unwrap();
         self.ask(async move |home: Running| home.controller.drain_view(node_id).await).unwrap().acknowledged
@@ -241,7 +241,7 @@ fn seed() -> u64 {
     }
 }
 
-/// In memory where that can be had: the controller waits for the disk at each write, and its time is simulated.
+/// Makes a directory, in memory if possible: the controller waits for the disk at each write, in simulated time.
 fn directory() -> TempDir {
     let memory = Path::new("/dev/shm");
     let made = tempfile::Builder::new().prefix("aegis-simulated").tempdir_in(memory);

@@ -1,5 +1,5 @@
-//! The endpoints of OpenBao that the token signer uses, as strict as the real ones where a mistake of
-//! ours would show: tokens with leases, a namespace, methods, unknown fields, RSA-PSS by default.
+//! Simulated endpoints of OpenBao that the token signer uses. They are as strict as the real ones about tokens with
+//! leases, the namespace, methods, unknown fields, and the default of RSA-PSS.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,18 +41,18 @@ pub struct Inside {
     pub min_encryption_version: u64,
     pub tokens: HashMap<String, Lease>,
     pub lease: Duration,
-    /// A lease is never renewed beyond this.
+    /// Maximum total lease after renewals.
     pub longest_lease: Duration,
     pub logins: u32,
     pub renewals: u32,
     pub signatures: u32,
-    /// 503, as a sealed server.
+    /// Answers 503, like a sealed server.
     pub sealed: bool,
     /// Accepts connections and never answers.
     pub silent: bool,
-    /// Refusals repeat what was sent, as a careless proxy might.
+    /// Errors repeat the request, as a careless proxy might.
     pub echo: bool,
-    /// Answers are larger than anybody should read.
+    /// Responses exceed every limit.
     pub flood: bool,
     /// The next signature claims to be by this version.
     pub claims_version: Option<u64>,
@@ -64,7 +64,7 @@ pub struct Fake {
     pub address: SocketAddr,
 }
 
-/// A status and its body.
+/// Status and body of an error.
 type Refusal = (StatusCode, String);
 type Answer = Result<Json<Value>, Refusal>;
 
@@ -117,14 +117,14 @@ impl Fake {
         self.inside.lock().expect("no test panics while it holds this")
     }
 
-    /// As `bao write -f transit/keys/NAME/rotate` does.
+    /// Rotates the key, like `bao write -f transit/keys/NAME/rotate`.
     pub fn rotate(&self) {
         let mut inside = self.inside();
         let next = inside.keys.keys().max().expect("a version") + 1;
         inside.keys.insert(next, new_key());
     }
 
-    /// As an administrator does who ends all leases.
+    /// Ends all leases, as an administrator may.
     pub fn revoke_all(&self) {
         self.inside().tokens.clear();
     }
@@ -156,7 +156,7 @@ impl Fake {
         Ok(())
     }
 
-    /// Who calls, by a token whose lease still runs.
+    /// Returns the caller of a token whose lease is valid.
     fn caller(&self, headers: &HeaderMap) -> Result<String, Refusal> {
         let token = headers.get("x-vault-token").and_then(|value| value.to_str().ok()).ok_or_else(denied)?;
         let mut inside = self.inside();

@@ -117,7 +117,7 @@ async fn a_rotation_is_followed_and_old_tokens_stay_valid() {
 }
 
 #[tokio::test]
-async fn a_lease_is_renewed_before_it_ends_and_a_refused_token_is_replaced() {
+async fn lease_is_renewed_in_time_and_refused_token_is_replaced() {
     let fake = Fake::start().await;
     fake.inside().lease = Duration::from_secs(2);
     let signer = signer(&fake);

@@ -1,4 +1,4 @@
-//! The engine below any client: plain requests to its socket, and its events.
+//! The engine without a client: plain requests to its socket, and its events.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use super::support::{
 const SOCKET: &str = "/var/run/docker.sock";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// When a container started and went, by its name, and by its execution where it has one.
+/// Start and end of containers, by container name, and by execution if there is one.
 #[derive(Debug, Default)]
 struct Told {
     started: HashMap<String, Duration>,
@@ -33,7 +33,7 @@ pub struct Docker {
     told: watch::Receiver<Told>,
 }
 
-/// On the clock of the engine's events.
+/// Returns the time by the clock of the engine's events.
 pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970")
 }
@@ -65,7 +65,7 @@ impl Docker {
         of(&found.expect("the events go on")).expect("it was there")
     }
 
-    /// By the name of a container or the id of an execution.
+    /// Waits for the start of a container, by its name or by the id of its execution.
     pub async fn started(&self, name: &str) -> Duration {
         self.when("starts", name, |told| told.started.get(name).copied()).await
     }
@@ -74,7 +74,7 @@ impl Docker {
         self.when("goes", name, |told| told.gone.get(name).copied()).await
     }
 
-    /// The request that makes the same container again, without what marks it as ours.
+    /// Returns the request that makes the same container again, without the product's labels.
     pub async fn body_of(&self, name: &str) -> Value {
         let id = self.told.borrow().ids[name].clone();
         let found = self.ask(Method::GET, &format!("/containers/{id}/json"), &Value::Null).await;
@@ -101,7 +101,7 @@ impl Docker {
         self.ask(Method::DELETE, &format!("/containers/{name}?force=true&v=true"), &Value::Null).await;
     }
 
-    /// What `docker logs --follow` reads: frames with a header of 8 bytes.
+    /// Reads the stream of `docker logs --follow`: frames with a header of 8 bytes.
     pub async fn logs(&self, name: &str) -> Incoming {
         open_unix(Path::new(SOCKET), &format!("/containers/{name}/logs?follow=true&stdout=true")).await
     }

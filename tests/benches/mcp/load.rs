@@ -1,4 +1,4 @@
-//! Clients of 2026-07-28, each with one connection, that call `list_peers` one after the other.
+//! Clients of 2026-07-28, each with one connection, that call `list_peers` repeatedly.
 
 use std::time::{Duration, Instant};
 
@@ -15,20 +15,20 @@ use crate::support::raw;
 pub struct Endpoint {
     pub address: String,
     pub token: Option<String>,
-    /// For a failure's words.
+    /// Text for failures.
     pub about: &'static str,
 }
 
-/// One round.
+/// Result of one round.
 pub struct Measured {
-    /// Calls a second, of all clients together.
+    /// Calls per second, of all clients together.
     pub rate: f64,
-    /// Of each call, in order of length.
+    /// Latency of each call, sorted.
     latencies: Vec<Duration>,
 }
 
 impl Measured {
-    /// The length below which this share of the calls lies.
+    /// Returns the latency below which this share of the calls lies.
     pub fn milliseconds(&self, share: f64) -> f64 {
         let place = (self.latencies.len() as f64 * share) as usize;
         self.latencies[place.min(self.latencies.len() - 1)].as_secs_f64() * 1_000.0
@@ -59,7 +59,7 @@ pub async fn run(endpoint: &Endpoint, clients: usize, length: Duration) -> Measu
     Measured { rate, latencies }
 }
 
-/// The structured result of one call.
+/// Returns the structured result of one call.
 pub async fn one(endpoint: &Endpoint) -> Value {
     let body = Client::connect(endpoint).await.call().await;
     let text = String::from_utf8(body.to_vec()).expect("UTF-8");
@@ -75,7 +75,7 @@ struct Client {
     sender: SendRequest<Full<Bytes>>,
     endpoint: Endpoint,
     body: Bytes,
-    /// Of the first answer; the others are as long, but for the ages in them.
+    /// Length of the first answer. Later answers have the same length, except for the ages in them.
     length: Option<usize>,
 }
 
@@ -91,7 +91,7 @@ impl Client {
         Self { sender, endpoint: endpoint.clone(), body: call.to_string().into(), length: None }
     }
 
-    /// The whole answer, which must be as good as the first.
+    /// Reads the whole answer, which must match the first.
     async fn call(&mut self) -> Bytes {
         let mut request = Request::post("/mcp")
             .header(header::HOST, &self.endpoint.address)

@@ -139,7 +139,7 @@ async fn each_scope_reaches_what_it_names_at_every_door() {
 }
 
 #[tokio::test]
-async fn a_token_lives_over_a_restart_and_not_over_its_end_or_its_revocation() {
+async fn token_survives_restart_but_not_expiry_or_revocation() {
     let mut controller = Controller::start(&Setup::default()).await;
     let token = create(&controller, "ci", "operate", "1h").await;
     let brief = create(&controller, "brief", "read", "1s").await;

@@ -139,7 +139,7 @@ async fn a_bad_layer_is_refused_by_its_path_and_nothing_changes() {
 }
 
 #[tokio::test]
-async fn a_node_that_was_away_catches_up_also_after_its_controller_was_killed() {
+async fn absent_node_catches_up_even_after_controller_was_killed() {
     let Pair { mut controller, mut worker } = Pair::joined().await;
     worker.stop().await;
     push(&controller, &["--global"], "spec: {node: {tags: [while-away]}}").await;

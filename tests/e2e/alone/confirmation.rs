@@ -50,7 +50,7 @@ async fn the_plan_is_shown_and_its_token_carries_out_this_call_once() {
 }
 
 #[tokio::test]
-async fn a_drain_under_way_is_looked_at_freely_and_cut_short_by_a_plan_alone() {
+async fn drain_status_is_free_and_shorter_deadline_needs_a_plan() {
     let controller = Controller::start(&Setup::default()).await;
     let mut client = Client::stdio(&controller, Era::Session, "confirm-deadline").await;
     let started = client.call("submit_execution", script("sleep 600", &["home"])).await;

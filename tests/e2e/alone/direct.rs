@@ -61,7 +61,7 @@ async fn says(worker: &Controller, why: &str) {
 }
 
 #[tokio::test]
-async fn it_joins_by_token_and_fingerprint_and_is_known_by_its_certificate_from_then_on() {
+async fn node_joins_by_token_and_returns_by_certificate() {
     let port = free_port();
     let mut controller = Controller::start(&controller(port, "")).await;
     let token = token(&controller).await;
@@ -113,7 +113,7 @@ async fn it_joins_by_token_and_fingerprint_and_is_known_by_its_certificate_from_
 }
 
 #[tokio::test]
-async fn a_removed_nodes_connections_are_cut_and_its_certificate_is_worth_nothing() {
+async fn removal_cuts_connections_and_voids_the_certificate() {
     let port = free_port();
     let controller = Controller::start(&controller(port, "")).await;
     let spent = token(&controller).await;
@@ -141,7 +141,7 @@ async fn a_removed_nodes_connections_are_cut_and_its_certificate_is_worth_nothin
 }
 
 #[tokio::test]
-async fn a_controller_with_another_ca_than_the_token_says_is_not_joined() {
+async fn controller_with_another_ca_than_the_token_is_not_joined() {
     let port = free_port();
     let controller = Controller::start(&controller(port, "")).await;
     let token = token(&controller).await;
@@ -162,7 +162,7 @@ async fn a_controller_with_another_ca_than_the_token_says_is_not_joined() {
 }
 
 #[tokio::test]
-async fn a_controller_that_lost_its_ca_is_joined_again_by_a_new_token_and_the_old_key() {
+async fn controller_with_a_new_ca_is_joined_with_token_and_old_key() {
     let port = free_port();
     let mut controller = Controller::start(&controller(port, "")).await;
     let mut worker = Controller::start(&worker(port, &token(&controller).await, "")).await;
@@ -226,7 +226,7 @@ impl Pki {
 }
 
 #[tokio::test]
-async fn an_operators_own_certificates_serve_both_sides_and_are_replaced_while_it_runs() {
+async fn operator_certificates_serve_both_sides_and_reload() {
     let (pki, strange) = (Pki::new(), Pki::new());
     let (here, there) = (tempfile::tempdir().expect("here"), tempfile::tempdir().expect("there"));
     let port = free_port();

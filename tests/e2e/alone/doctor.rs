@@ -1,4 +1,4 @@
-//! `aegis doctor`: what it says of a machine, with a daemon and without.
+//! `aegis doctor`: its findings about a machine, with and without a daemon.
 
 use std::{
     fs::Permissions,
@@ -17,7 +17,7 @@ use crate::support::{
     controller::{Controller, Setup, free_port},
 };
 
-/// A configuration whose ports nobody has.
+/// Writes a configuration with free ports.
 fn configuration(directory: &Path, more: &str) -> PathBuf {
     let file = directory.join("aegis.yaml");
     let text = format!(
@@ -29,7 +29,7 @@ fn configuration(directory: &Path, more: &str) -> PathBuf {
     file
 }
 
-/// With a home directory in which nobody has configured anything.
+/// Runs with a home directory without any configuration.
 async fn doctor(data: &Path, home: &Path, words: &[&str]) -> Answer {
     let words = [&["doctor"], words].concat();
     let data = data.to_str().expect("UTF-8");
@@ -46,7 +46,7 @@ async fn report(data: &Path, home: &Path, words: &[&str]) -> (i32, Value) {
     (answer.status, report)
 }
 
-/// The first finding of a check that is as bad as this.
+/// Returns the first finding of a check with this result.
 fn finding<'a>(report: &'a Value, check: &str, result: &str) -> &'a Value {
     let findings = report["findings"].as_array().expect("findings");
     let found = findings.iter().find(|it| it["check"] == check && it["result"] == result);
@@ -58,14 +58,14 @@ fn mode(path: &Path, mode: u32) {
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_well_is_found_well_and_nothing_secret_is_shown() {
+async fn healthy_daemon_passes_and_no_secret_is_shown() {
     let controller = Controller::start(&Setup::default()).await;
     let home = controller.data.parent().expect("a parent");
     mode(&controller.data, 0o700);
     let (status, found) = report(&controller.data, home, &[]).await;
     assert_eq!(status, 0, "{found:#}");
     assert!(finding(&found, "daemon", "ok")["detail"].as_str().expect("text").contains("home"));
-    // The file that the daemon runs with, though nobody names it.
+    // The daemon's configuration file, though the command does not name it.
     let file = controller.config();
     assert_eq!(finding(&found, "configuration", "ok")["detail"], json!(file));
     let ports = finding(&found, "ports", "ok")["detail"].as_str().expect("text").to_owned();
@@ -87,12 +87,12 @@ async fn a_daemon_that_is_well_is_found_well_and_nothing_secret_is_shown() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_hangs_is_the_one_failure_and_its_ports_are_its_own() {
+async fn hanging_daemon_is_the_only_failure_and_keeps_its_ports() {
     let controller = Controller::start(&Setup::default()).await;
     let home = controller.data.parent().expect("a parent");
     mode(&controller.data, 0o700);
     let daemon = Pid::from_raw(controller.owner().expect("a daemon"));
-    // The kernel still takes connections for it.
+    // The kernel still accepts connections for it.
     kill(daemon, Signal::SIGSTOP).expect("it runs");
     let (status, found) = report(&controller.data, home, &[]).await;
     kill(daemon, Signal::SIGCONT).expect("it runs");
@@ -158,7 +158,7 @@ async fn a_port_that_another_program_has_fails() {
 }
 
 #[tokio::test]
-async fn each_client_is_told_in_its_own_form_and_a_wrong_name_names_the_right_ones() {
+async fn each_client_gets_its_format_and_wrong_name_lists_clients() {
     let home = tempfile::tempdir().expect("a directory");
     let print = async |client: &str| {
         cli::run(home.path(), &["mcp", "--print-config", client, "-o", "json"], &[], b"").await

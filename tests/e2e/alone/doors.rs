@@ -1,4 +1,4 @@
-//! Who gets in: the bearer token, Host and Origin, on every route.
+//! Access control: the bearer token, Host and Origin, on every route.
 
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -64,7 +64,7 @@ async fn without_the_token_or_from_elsewhere_nobody_gets_in() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_no_json_is_refused_with_the_right_status() {
+async fn large_or_invalid_bodies_get_the_right_status() {
     let controller = Controller::start(&Setup::default()).await;
     let address = controller.address().expect("HTTP is served");
     let token = format!("Bearer {}", controller.token());

@@ -1,5 +1,5 @@
-//! A real container that prints everything hostile there is, and what of it reaches an assistant, a program
-//! and a person at a terminal.
+//! A real container that prints the corpus of hostile output, and the text that reaches an assistant, a program and a
+//! person at a terminal.
 
 use std::{
     io::Read as _,
@@ -26,12 +26,12 @@ use crate::support::{
 use corpus::{CANARY, assert_fenced, assert_marked, assert_seen, cases};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// What a page of output may have, and a whole resource.
+/// Size limit of a page of output. A whole resource has its own limit.
 const PAGE_BYTES_MAX: usize = 16 * 1024;
 const RESOURCE_BYTES_MAX: usize = 20 * 1024;
 const PAGES_MAX: usize = 200;
 
-/// Case by case, with its name before it.
+/// Returns all cases, each preceded by its name.
 fn everything() -> Vec<u8> {
     cases().into_iter().flat_map(|case| [case.name.as_bytes(), b": ", &case.bytes].concat()).collect()
 }
@@ -46,7 +46,7 @@ fn printing() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_container_prints_is_seen_marked_and_bounded_everywhere() {
+async fn hostile_output_is_escaped_marked_and_bounded_everywhere() {
     let controller = Controller::start(&Setup::default()).await;
     let mut client = Client::http(&controller, Era::Stateless, "hostile").await;
     let submitted = client.call("submit_execution", printing()).await;
@@ -61,7 +61,7 @@ async fn what_a_container_prints_is_seen_marked_and_bounded_everywhere() {
     terminal(&controller, &id).await;
 }
 
-/// `get_execution`, page by page, in both forms.
+/// Reads `get_execution` page by page, in both forms.
 async fn pages(client: &mut Client, id: &str) {
     for format in ["concise", "detailed"] {
         let (mut after, mut more, mut told) = (0, true, String::new());
@@ -94,7 +94,7 @@ async fn pages(client: &mut Client, id: &str) {
     }
 }
 
-/// The output's resource, range by range.
+/// Reads the resource of the output, range by range.
 async fn resource(controller: &Controller, id: &str) {
     let mut pipe = Pipe::open(controller);
     pipe.ask(&discover()).await;
@@ -119,7 +119,7 @@ async fn resource(controller: &Controller, id: &str) {
     panic!("the output does not end");
 }
 
-/// REST, its stream and a pipe give what was written, in a form that nothing in it can break.
+/// REST, its stream and a pipe return the original text in an encoding that it cannot break.
 async fn programs(controller: &Controller, id: &str) {
     let written = String::from_utf8_lossy(&everything()).into_owned();
     let path = format!("/v1/executions/{id}/events");
@@ -151,7 +151,7 @@ async fn programs(controller: &Controller, id: &str) {
     assert!(!got.contains(CANARY), "{got}");
 }
 
-/// A person at a terminal gets nothing that the terminal obeys.
+/// A person at a terminal gets no sequence that the terminal obeys.
 async fn terminal(controller: &Controller, id: &str) {
     for words in [vec!["executions", "logs", id], vec!["executions", "logs", id, "-f"]] {
         let shown = on_a_terminal(controller, &words).await;
@@ -162,7 +162,7 @@ async fn terminal(controller: &Controller, id: &str) {
     }
 }
 
-/// All that a verb shows to one, with the terminal's own line ends as ours.
+/// Returns all output of a verb on a terminal, with normalised line ends.
 async fn on_a_terminal(controller: &Controller, words: &[&str]) -> String {
     let pty = openpty(None, None).expect("a terminal");
     let (mut screen, output) = (std::fs::File::from(pty.master), pty.slave);
@@ -188,9 +188,9 @@ async fn on_a_terminal(controller: &Controller, words: &[&str]) -> String {
     String::from_utf8(shown).expect("UTF-8").replace("\r\n", "\n")
 }
 
-/// What is masked is the value itself, however it is cut. One that the container encodes is not known again.
+/// The value itself is masked, however it is cut. A value that the container encodes is not recognised.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_that_is_printed_is_masked_and_one_that_is_encoded_is_not() {
+async fn printed_secret_is_masked_and_encoded_secret_is_not() {
     const VALUE: &str = "marker-4c1d-hunter22";
     let controller = Controller::start(&Setup::default()).await;
     let set = cli::run(&controller.data, &["secret", "set", "word"], &[], VALUE.as_bytes()).await;

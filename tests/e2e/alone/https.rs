@@ -13,10 +13,10 @@ use crate::support::{
 
 const NAME: &str = "aegis.example";
 
-/// Of a minute on file systems that tell of no changes; here they do.
+/// Limit for a replaced certificate: a minute on file systems without notifications, and less here.
 const REPLACED_LIMIT: Duration = Duration::from_secs(20);
 
-/// A daemon that serves HTTPS on all addresses, and its port on loopback.
+/// Starts a daemon that serves HTTPS on all addresses; returns its port on loopback.
 async fn under_tls() -> (Controller, String, CertifiedKey<KeyPair>) {
     let mut controller = Controller::prepare(&Setup::default());
     let made = made();
@@ -47,7 +47,7 @@ fn files(controller: &Controller) -> [PathBuf; 2] {
     ["http.crt", "http.key"].map(|name| controller.data.with_file_name(name))
 }
 
-/// Whether it shows this certificate to who connects now.
+/// Returns whether new connections get this certificate.
 async fn shows(address: &str, made: &CertifiedKey<KeyPair>) -> bool {
     let certificate = (NAME, made.cert.der().clone());
     send_tls(address, certificate, "/health/live", &[("host", NAME)]).await.is_ok()
@@ -74,11 +74,11 @@ async fn off_loopback_http_is_under_tls_and_asks_for_the_token() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_replaced_is_shown_to_who_connects_and_a_broken_one_is_told() {
+async fn replaced_certificate_is_served_and_broken_one_is_logged() {
     let (controller, address, first) = under_tls().await;
     let [cert, key] = files(&controller);
     assert!(shows(&address, &first).await);
-    // As a full disk leaves it.
+    // Truncated, as by a full disk.
     std::fs::write(&cert, &first.cert.pem()[..100]).expect("the certificate");
     until("the broken one is told", REPLACED_LIMIT, async || {
         controller.log().contains("the certificate of HTTP stays as it is").then_some(())
@@ -97,7 +97,7 @@ async fn a_certificate_that_is_replaced_is_shown_to_who_connects_and_a_broken_on
 }
 
 #[tokio::test]
-async fn without_tls_off_loopback_it_is_refused_unless_the_file_says_so_and_then_told() {
+async fn plain_http_off_loopback_needs_the_setting_and_is_logged() {
     let mut controller = Controller::prepare(&Setup { mcp: "{bind_address: 0.0.0.0}", ..Setup::default() });
     let config = controller.config();
     let words = ["serve", "--config", config.to_str().expect("UTF-8")];

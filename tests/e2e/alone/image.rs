@@ -1,4 +1,4 @@
-//! The image of `packaging/`: made for real, and run beside the engine whose socket it gets.
+//! Builds the image of `packaging/`, and runs it on the engine whose socket it gets.
 
 use std::{
     io::Write as _,
@@ -15,7 +15,7 @@ const SOCKET: &str = "/var/run/docker.sock";
 /// The daemon starts in well under a second.
 const HEALTHY_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// One container with a volume of its own; both go when the test ends.
+/// Container with its own volume; both are removed when the test ends.
 struct Container {
     name: String,
 }

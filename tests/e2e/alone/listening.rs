@@ -15,12 +15,12 @@ use crate::support::{
 
 const UPDATED: &str = "notifications/resources/updated";
 const PEERS: &str = "peers://";
-/// What one client follows at a time, and what all of them do.
+/// Limit of one client's subscriptions. All clients together have their own limit.
 const ONE_MAX: usize = 64;
 const ALL_MAX: usize = 1024;
-/// A connection that closes is noticed at once.
+/// A closed connection is noticed at once.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
-/// Open streams do not use up the time that a stop has for them.
+/// Open streams do not use up the time limit of a stop.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn who_goes_away_gives_its_places_back() {
     assert!([again, last].iter().all(|stream| stream.status == StatusCode::OK));
 }
 
-/// Listens until it is told of each at the beginning; else why it may not.
+/// Listens until the initial notification of each resource, or returns the reason of a rejection.
 async fn listen(client: &mut Client, uris: &[String]) -> Result<Stream, String> {
     let (mut stream, id) = client.subscribe(uris).await;
     let mut told = 0;

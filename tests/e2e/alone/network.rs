@@ -1,4 +1,4 @@
-//! What a container with a network reaches, on the engine of this machine.
+//! Addresses that a container with a network reaches, on the engine of this machine.
 
 use std::{collections::BTreeSet, net::TcpListener, process::Command, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::support::{
 const NETWORK: &str = "aegis-e2e-network";
 const GUARD_LIMIT: Duration = Duration::from_secs(20);
 
-/// The network and the images of a test, removed with the value.
+/// Network and images of a test, removed when dropped.
 struct Engine {
     images: BTreeSet<String>,
 }

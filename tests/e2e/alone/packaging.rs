@@ -1,4 +1,4 @@
-//! What `packaging/` holds, against the programs that read it.
+//! Checks the files of `packaging/` with the programs that read them.
 
 use std::{
     os::unix::net::UnixDatagram,
@@ -46,7 +46,7 @@ fn versions_and_names_agree_with_cargos() {
     assert!(text("packaging/README.md").contains(&format!("aegis:{version}\n")));
 }
 
-/// What the schema of the registry demands of these fields.
+/// Checks the fields that the schema of the registry requires.
 #[test]
 fn the_registry_would_take_server_json() {
     let server = json("server.json");

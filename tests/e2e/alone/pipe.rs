@@ -1,4 +1,4 @@
-//! `aegis mcp` under fire: the daemon goes and comes back, assistants leave, lines are nonsense.
+//! `aegis mcp` under faults: the daemon stops and returns, assistants leave, and lines are invalid.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ fn call(era: Era, id: impl Into<Value>, tool: &str, arguments: &Value) -> Value 
         {"name": tool, "arguments": arguments, "_meta": meta}})
 }
 
-/// An execution whose only node is out of service: it waits, and so does whoever follows it.
+/// Submits an execution whose only node is drained, so that the execution and its followers wait.
 async fn waiting_execution(controller: &Controller, pipe: &mut Pipe, era: Era) -> String {
     controller.cli(&["node", "drain", "home", "--wait"]).await.succeeded();
     let arguments = json!({"image": IMAGE, "target_tags": ["home"], "wait_seconds": 0});
@@ -54,7 +54,7 @@ async fn waiting_execution(controller: &Controller, pipe: &mut Pipe, era: Era) -
     id.unwrap_or_else(|| panic!("no id in {answer}")).to_owned()
 }
 
-/// Begins to follow it, and returns when the daemon is at it.
+/// Begins to follow an execution, and returns when the daemon handles the request.
 async fn follow(pipe: &mut Pipe, era: Era, id: &str, execution: &str, wait_seconds: u32) {
     let arguments = json!({"execution_id": execution, "wait_seconds": wait_seconds});
     pipe.send(&call(era, id, "get_execution", &arguments)).await;
@@ -67,7 +67,7 @@ async fn state(pipe: &mut Pipe, era: Era, execution: &str) -> Value {
     answer["result"]["structuredContent"]["state"].clone()
 }
 
-/// Until the answer to it, which is of an execution that ended; what was said as log messages before.
+/// Reads up to the answer, which is of an ended execution. Returns the log messages before it.
 async fn logged(pipe: &mut Pipe, request: &Value) -> Vec<Value> {
     pipe.send(request).await;
     let mut told = Vec::new();
@@ -84,7 +84,7 @@ async fn logged(pipe: &mut Pipe, request: &Value) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn steps_are_logged_to_whoever_asked_for_it_and_still_after_a_kill() {
+async fn steps_are_logged_on_request_and_after_a_kill() {
     let mut controller = Controller::start(&Setup::default()).await;
     let arguments = json!({"image": IMAGE, "command": ["true"], "wait_seconds": 30});
     for era in [Era::Session, Era::Stateless] {
@@ -136,7 +136,7 @@ async fn the_official_client_goes_on_after_a_kill_as_if_nothing_was() {
 }
 
 #[tokio::test]
-async fn a_call_that_a_kill_cuts_off_is_answered_in_words_and_the_next_one_works() {
+async fn call_cut_by_a_kill_gets_an_error_and_the_next_works() {
     let mut controller = Controller::start(&Setup::default()).await;
     for era in [Era::Session, Era::Stateless] {
         let mut pipe = open(&controller, era).await;
@@ -293,9 +293,9 @@ async fn a_newer_daemon_asks_for_a_new_connection_and_the_pipe_stays() {
     assert_eq!(pipe.close().await, 0);
 }
 
-/// Whoever runs the daemon may start it again: the pipe of an idle assistant finds that one.
+/// A supervisor may restart the daemon: the pipe of an idle assistant finds that daemon.
 #[tokio::test]
-async fn an_idle_assistant_leaves_the_start_to_whoever_runs_the_daemon() {
+async fn idle_assistant_leaves_the_start_to_the_supervisor() {
     let mut controller = Controller::start(&Setup::default()).await;
     let mut pipe = open(&controller, Era::Session).await;
     controller.kill();

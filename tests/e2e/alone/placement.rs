@@ -1,4 +1,4 @@
-//! Where executions go when a node refuses or fails them, on a controller and a worker of this machine.
+//! Placement of executions when a node rejects or fails them, on a controller and a worker of this machine.
 
 use futures::future::join_all;
 use serde_json::{Value, json};

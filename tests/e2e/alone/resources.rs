@@ -1,4 +1,4 @@
-//! Resources, their subscriptions and prompts through `aegis mcp`, with a real execution behind them.
+//! Resources, their subscriptions and prompts through `aegis mcp`, with a real execution.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const LINES: u32 = 8;
 /// Far below the five seconds for which the protocol's library waits for requests in flight.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
-/// As a client of one era asks.
+/// Assistant of one era.
 struct Assistant {
     pipe: Pipe,
     is_newer: bool,
@@ -66,7 +66,7 @@ impl Assistant {
         serde_json::from_str(content["text"].as_str().expect("text")).expect("JSON")
     }
 
-    /// In the way of its era.
+    /// Subscribes in the way of its era.
     async fn subscribe(&mut self, uris: &[&str]) {
         if self.is_newer {
             let filter = json!({"notifications": {"resourceSubscriptions": uris}});
@@ -82,7 +82,7 @@ impl Assistant {
     }
 }
 
-/// What stands between the marks of this stream.
+/// Returns the text between the delimiters of this stream.
 pub fn quoted(text: &str, stream: &str) -> String {
     let Some((before, rest)) = text.split_once(&format!(" what=\"{stream}\">\n")) else {
         return String::new();
@@ -91,7 +91,7 @@ pub fn quoted(text: &str, stream: &str) -> String {
     rest.split_once(&format!("</untrusted-{mark}>")).expect("its end").0.to_owned()
 }
 
-/// Reads range by range, each time when told of news, until the execution has ended and all is read.
+/// Reads range by range, each time after a notification, until the execution has ended and all is read.
 async fn follow(assistant: &mut Assistant, id: &str) -> (String, u32) {
     let (mut written, mut told) = (String::new(), 0);
     let mut uri = format!("execution://{id}/output?limit=3");

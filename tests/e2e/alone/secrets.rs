@@ -1,4 +1,4 @@
-//! The operator's secrets: given by a person, shown to nobody.
+//! The operator's secrets: given by a person, and never shown.
 
 use std::{path::Path, process::Stdio};
 
@@ -85,7 +85,7 @@ fn holds(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|part| part == text.as_bytes())
 }
 
-/// On a terminal of its own; the answer is all that stood on it.
+/// Sets a secret on a separate terminal, and returns all text on that terminal.
 async fn typed(data: &Path, name: &str) -> String {
     let command = format!("'{BINARY}' secret set {name}");
     let mut child = Command::new("script")

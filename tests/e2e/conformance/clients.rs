@@ -15,11 +15,11 @@ use crate::support::{
 };
 
 const LIMIT: Duration = Duration::from_secs(120);
-/// How a client is told to open, and the version that is agreed upon.
+/// Argument for the opening of a client, and the negotiated version.
 const OLDER: (&str, &str) = ("legacy", "2025-11-25");
 const NEWER: (&str, &str) = ("auto", "2026-07-28");
 
-/// What every one of them must have seen, but for the version.
+/// Results that every client must have seen, apart from the version.
 fn expected() -> Value {
     json!({
         "peers": {"home": "active"},

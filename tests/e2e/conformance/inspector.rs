@@ -1,4 +1,4 @@
-//! The Inspector, which looks at the schemas as strictly as it can and reads what there is to read.
+//! The Inspector, which checks the schemas strictly and reads everything available.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::{
 const INSPECTOR: &str = "@modelcontextprotocol/inspector/clients/launcher/build/index.js";
 const LIMIT: Duration = Duration::from_secs(60);
 const ERAS: [&str; 2] = ["legacy", "modern"];
-/// What it is asked, and where the answer lists what.
+/// Requests to the Inspector, and the list in each answer.
 const ASKED: [(&[&str], &str); 5] = [
     // Findings of this one go to stderr.
     (&["tools/list", "--strict"], "tools"),

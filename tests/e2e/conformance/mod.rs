@@ -1,4 +1,4 @@
-//! What others say of our MCP: the official conformance suite, the Inspector, and the official clients.
+//! External checks of MCP: the official conformance suite, the Inspector, and the official clients.
 
 mod clients;
 mod fixtures;

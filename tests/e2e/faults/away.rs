@@ -16,7 +16,7 @@ const HEAL: &str =
     "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP";
 
 #[tokio::test]
-async fn what_it_ran_is_lost_or_begins_elsewhere_and_one_outcome_stands() {
+async fn absent_nodes_work_is_lost_or_restarted_with_one_outcome() {
     let fleet = fleet_of_its_own(|setup| setup.cluster += "\n    lost_after_secs: 3").await;
     let mut client = fleet.client().await;
     let here = fleet.host_of(ONE);
@@ -76,7 +76,7 @@ async fn what_it_ran_is_lost_or_begins_elsewhere_and_one_outcome_stands() {
     all_are_active(&mut client).await;
 }
 
-/// Before it has a node, and while its image is on its way: it ends at once and leaves nothing.
+/// Before the execution has a node, and while its image is pulled: it ends at once and leaves nothing.
 #[tokio::test]
 async fn what_does_not_run_yet_is_cancelled() {
     let fleet = fleet_of_its_own(|_| ()).await;

@@ -1,4 +1,4 @@
-//! The container engine of a node, and the machine beneath it, started anew while executions run there.
+//! A node's container engine, and its machine, restarted while executions run there.
 
 use serde_json::json;
 
@@ -12,13 +12,13 @@ use crate::support::{
 
 const LINES: u32 = 60;
 
-/// Its containers end with it, the worker's too: what they came to is the engine's fault and told as such.
+/// Its containers end with the engine, including the worker's. Their end is reported as a fault of the engine.
 #[tokio::test]
 async fn an_engine_started_anew() {
     what_ran_there_is_told_and_begins_again_where_it_may(|host| drop(host.sh(RESTART_DOCKER))).await;
 }
 
-/// As a power cut would: nobody says goodbye, and nothing is running for ever.
+/// Simulates a power cut: no process deregisters, and no execution stays running.
 #[tokio::test]
 async fn a_machine_started_anew() {
     what_ran_there_is_told_and_begins_again_where_it_may(|host| {
@@ -57,8 +57,8 @@ async fn what_ran_there_is_told_and_begins_again_where_it_may(start_anew: impl F
     }
 }
 
-/// Where the engine leaves its containers running, it is as if nothing had been. (This one makes a new socket,
-/// which a container that was given the old one sees when it is started anew; systemd keeps the socket.)
+/// If the engine leaves its containers running, nothing happens. This engine makes a new socket, which a container with
+/// the old one sees only after a restart; systemd keeps the socket.
 #[tokio::test]
 async fn an_engine_that_leaves_its_containers_running() {
     let fleet = fleet_of_its_own(|_| ()).await;

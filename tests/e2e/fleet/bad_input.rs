@@ -1,4 +1,4 @@
-//! What an assistant can get wrong about nodes and executions: told what, where and what to do.
+//! Mistakes of an assistant about nodes and executions: the error says what, where, and how to fix it.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::support::{
     work::{deployment_of, run, script, with},
 };
 
-/// Containers, images and files of a host.
+/// Returns containers, images and files of a host.
 fn state_of(host: &Host) -> String {
     host.sh("docker ps -a --format '{{.ID}}'; docker image ls -q; ls -lA --time-style=full-iso /opt/*")
 }

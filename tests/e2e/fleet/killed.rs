@@ -1,5 +1,5 @@
-//! Processes killed with `kill -9`, and the network cut, while a container runs: it is lost in no case,
-//! and run once.
+//! Processes killed with `kill -9`, and network cuts, while a container runs. The execution is never lost, and runs
+//! once.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const EXIT_CODE: u32 = 5;
 const RUNNING_LIMIT: Duration = Duration::from_secs(20);
 const BACK_LIMIT: Duration = Duration::from_secs(60);
 
-/// Submits work that counts for some seconds; returns when its first lines have been read.
+/// Submits work that counts for some seconds. Returns when its first lines have been read.
 async fn begin_counting(client: &mut Client) -> String {
     let started = client.call("submit_execution", script(&counting(LINES, EXIT_CODE), &["one"])).await;
     let id = id_of(&started, "execution_id");
@@ -38,7 +38,7 @@ async fn assert_whole(client: &mut Client, execution_id: &str) {
     assert_eq!(ended.stdout, counted(LINES), "every line once, in order");
 }
 
-/// Kills the worker's process in its container; the engine starts it again.
+/// Kills the worker's process in its container, which the engine restarts.
 pub fn kill_worker(host: &Host) -> String {
     host.sh("pid=$(pgrep -x aegis) && kill -KILL $pid && echo $pid")
 }
@@ -126,7 +126,7 @@ async fn the_worker_and_then_the_container() {
     assert!(ended.stdout.starts_with("line 1\nline 2\n"), "{}", ended.stdout);
 }
 
-/// Nobody waits for ever for what is gone.
+/// Followers of a removed container get an end.
 #[tokio::test]
 async fn the_worker_and_then_the_container_is_removed() {
     let fleet = fleet().await;
@@ -149,7 +149,7 @@ async fn the_worker_and_then_the_container_is_removed() {
     .await;
 }
 
-/// Silently, both ways: nobody is told that the connection is gone.
+/// Cuts silently in both directions: neither side is notified.
 #[tokio::test]
 async fn the_network_while_an_execution_runs() {
     cut_while_an_execution_runs(
@@ -159,7 +159,7 @@ async fn the_network_while_an_execution_runs() {
     .await;
 }
 
-/// In the middle of the stream: what it brought is not asked for again, and nothing is left out.
+/// Cuts in the middle of the stream: received events are not requested again, and no event is left out.
 #[tokio::test]
 async fn the_connection_by_a_reset_while_an_execution_runs() {
     cut_while_an_execution_runs(

@@ -1,4 +1,4 @@
-//! What a reader gets: whole, in order, bounded, and progress on the way.
+//! Output for readers: complete, in order and bounded, with progress.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ async fn long_output_is_read_page_by_page_without_a_gap() {
     assert!(ended.stdout == expected, "{} bytes of {}", ended.stdout.len(), expected.len());
 }
 
-/// Twenty seconds of output, more than its connection holds.
+/// Twenty seconds of output, more than its connection buffers.
 #[tokio::test]
 async fn a_reader_that_stops_reading_holds_up_nobody() {
     const SECONDS: i64 = 20;

@@ -115,7 +115,7 @@ async fn a_node_moves_between_its_links_and_stays_the_same_node() {
 }
 
 #[tokio::test]
-async fn a_rebooted_hosts_node_comes_back_by_itself_and_needs_no_login() {
+async fn rebooted_host_returns_without_login() {
     let Fresh { hosts, _machines } = fresh().await;
     let host = &hosts[0];
     let login = tempfile::tempdir().expect("a directory");

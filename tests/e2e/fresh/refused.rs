@@ -1,4 +1,4 @@
-//! What a host can lack or be: refused before anything is touched, with what to do.
+//! Unsuitable hosts, which are rejected with a remedy before anything is changed.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::support::{
     work::{deploy, deploy_ready, deployment_of, statuses, with},
 };
 
-/// A mark that is found wherever it leaks to.
+/// A marker that is found wherever it leaks.
 const TUNNEL_TOKEN: &str = "eyJ-e2e-tunnel-token-0123456789";
 
 struct Bench {
@@ -34,8 +34,8 @@ impl Bench {
         &self.fresh.hosts[0]
     }
 
-    /// Refused at once or failed as a deployment: in words that hold all of `words`, with a remedy,
-    /// and without a trace on the host.
+    /// Expects a rejection or a failed deployment, with an error that contains all of `words`, a remedy, and no trace
+    /// on the host.
     async fn refuses(&mut self, changes: Value, words: &[&str]) {
         let host = self.host().clone();
         let before = host.traces();
@@ -190,7 +190,7 @@ async fn a_host_that_does_not_answer_or_has_too_little_disk() {
 }
 
 #[tokio::test]
-async fn an_identity_belongs_to_one_host_and_a_token_stays_where_it_belongs() {
+async fn identity_belongs_to_one_host_and_token_does_not_leak() {
     let mut bench = bench("").await;
     let [first, second] = bench.fresh.hosts.clone();
     bench.controller.approve(&first).await;

@@ -41,7 +41,7 @@ async fn follow(client: &mut Client, begun: &Value) -> Value {
     within("the end of a rollout", DEPLOY_LIMIT, followed).await
 }
 
-/// By host, since the answer puts failures first.
+/// Returns the state by host, since the answer lists failures first.
 fn state_of<'a>(view: &'a Value, host: &str) -> &'a Value {
     let hosts = view["hosts"].as_array().expect("hosts");
     &hosts.iter().find(|line| line["host"] == host).unwrap_or_else(|| panic!("{host} is not in {view:#}"))["state"]
@@ -122,7 +122,7 @@ async fn two_machines_become_nodes_by_one_call() {
     assert_eq!(told.matches("event: member").count(), 2, "{told}");
 }
 
-/// The controller is killed while the first runs and the second waits: both come to their end.
+/// The controller is killed while the first host runs and the second waits: both end.
 #[tokio::test]
 async fn a_killed_controller_takes_a_rollout_up_again() {
     let Fresh { hosts, _machines } = fresh().await;

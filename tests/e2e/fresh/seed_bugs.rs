@@ -14,7 +14,7 @@ const PROJECT: &str = "label=com.docker.compose.project=aitheros-edge";
 const LLM_URL: &str = "http://primary-host:8150";
 
 #[tokio::test]
-async fn what_is_asked_for_a_host_happens_on_that_host_as_a_stack_with_its_llm() {
+async fn deployment_runs_on_its_own_host_as_stack_with_llm() {
     let Fresh { hosts, _machines } = fresh().await;
     let [host, other] = &hosts;
     // This machine's engine may serve others meanwhile: their executions are no business of ours.

@@ -1,5 +1,5 @@
-//! What a soak does to the fleet, at random times: `kill -9` of the controller and of workers, and
-//! containers taken away under a worker that is killed.
+//! Faults of a soak at random times: `kill -9` of the controller and of workers, and containers removed while their
+//! worker is killed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{
     testbed::Host,
 };
 
-/// The controller's own node, which runs executions too and dies with it.
+/// The controller's own node, which runs executions too and dies with the controller.
 pub const HOME: &str = "home";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +22,7 @@ pub enum Kill {
     Worker {
         host: usize,
     },
-    /// The worker, and then what it runs: as if its machine had started anew.
+    /// Kills the worker and its containers, like a restart of its machine.
     Machine {
         host: usize,
     },
@@ -51,7 +51,7 @@ impl Kill {
         }
     }
 
-    /// The nodes that it concerns.
+    /// Returns the affected nodes.
     pub fn nodes(self) -> &'static [&'static str] {
         match self {
             Kill::Controller { .. } => &[HOME],
@@ -61,8 +61,8 @@ impl Kill {
         }
     }
 
-    /// Returns once the controller is ready again; workers are started by their engines. The answer is
-    /// whose containers were taken away while they ran.
+    /// Returns once the controller is ready again; workers are restarted by their engines. The result lists the
+    /// executions whose running containers were removed.
     pub async fn inflict(self, fleet: &mut Fleet) -> Vec<ExecutionId> {
         match self {
             Kill::Controller { down_for } => {
@@ -83,7 +83,7 @@ impl Kill {
     }
 }
 
-/// One that is down just now stays so until its engine starts it.
+/// Kills a worker. A worker that is down stays so until its engine starts it.
 fn kill_worker(host: &Host) {
     host.sh("pid=$(pgrep -x aegis) && kill -KILL $pid; true");
 }

@@ -1,5 +1,4 @@
-//! Judges a soak: what was submitted against what the API says, the event logs, and what the engines
-//! saw. Pure.
+//! Judges a soak: compares submissions with the API, the event logs, and the engines' events. Pure functions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +13,7 @@ use cluster_core::types::{
 
 use super::work::{END, LINE, START, Work};
 
-/// What a container's exit shows that was killed from outside.
+/// Exit code of a container that was killed from outside.
 const KILLED: i32 = 137;
 
 /// One acknowledged submission.
@@ -22,40 +21,40 @@ const KILLED: i32 = 137;
 pub struct Submitted {
     pub id: ExecutionId,
     pub work: Work,
-    /// Its containers that the soak itself took away while they ran.
+    /// Running containers of it that the soak removed.
     pub removed: u32,
 }
 
-/// How it stands in the end.
+/// Final state of an execution.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub view: ExecutionView,
     pub events: Vec<EventView>,
 }
 
-/// A start of a container, as its engine told it.
+/// Start of a container, as its engine reported it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EngineStart {
     pub execution_id: ExecutionId,
     pub attempt: u32,
     pub iteration: u32,
-    /// Of the container: a second one of the same name has another.
+    /// Id of the container: a second container of the same name has another id.
     pub container: String,
 }
 
-/// Everything there is to judge by.
+/// All inputs of the judgement.
 #[derive(Debug, Default)]
 pub struct World {
     pub submitted: Vec<Submitted>,
     pub seen: BTreeMap<ExecutionId, Seen>,
     pub starts: BTreeSet<EngineStart>,
-    /// Containers of these executions that are still there, ended ones too.
+    /// Remaining containers of these executions, including ended ones.
     pub containers: Vec<String>,
-    /// Journal folders that are still there.
+    /// Remaining journal folders.
     pub journals: Vec<String>,
 }
 
-/// What is wrong, a line each; nothing where all is right.
+/// Returns all problems, one per line. Empty if there are no problems.
 pub fn check(world: &World) -> Vec<String> {
     let mut wrong = Vec::new();
     for left in &world.containers {
@@ -86,7 +85,7 @@ pub fn check(world: &World) -> Vec<String> {
     wrong
 }
 
-/// The events in short: when, and what; of output how much.
+/// Summarises the events: time and kind; for output, its amount.
 fn told(seen: &Seen) -> String {
     let short = |event: &EventView| match &event.kind {
         EventKind::Output { data, .. } => format!("{} bytes", data.len()),
@@ -95,7 +94,7 @@ fn told(seen: &Seen) -> String {
     seen.events.iter().map(short).collect::<Vec<_>>().join("; ")
 }
 
-/// From 1 without a gap or a double, as far as the view says.
+/// Checks that the numbers run from 1 to the view's last number, without gaps or duplicates.
 fn check_numbers(seen: &Seen) -> Vec<String> {
     let mut wrong = Vec::new();
     for (expected, event) in (1..).zip(&seen.events) {
@@ -111,7 +110,7 @@ fn check_numbers(seen: &Seen) -> Vec<String> {
     wrong
 }
 
-/// One end, which is the last event and what the view says.
+/// Checks that there is one end, which is the last event and matches the view.
 fn check_end(seen: &Seen) -> Vec<String> {
     let ends = seen.events.iter().filter_map(|event| event.kind.state().filter(|state| state.is_final()));
     let ends: Vec<State> = ends.collect();
@@ -125,7 +124,7 @@ fn check_end(seen: &Seen) -> Vec<String> {
     }
 }
 
-/// The end that its work comes to, or one that the soak brought about by taking its container away.
+/// Checks the end, which is that of its work, or was caused by the soak.
 fn check_outcome(submitted: &Submitted, seen: &Seen) -> Vec<String> {
     let view = &seen.view;
     let code = view.failure.as_ref().map(|failure| failure.code);
@@ -164,15 +163,15 @@ fn exit_code(kind: &EventKind) -> Option<i32> {
     }
 }
 
-/// What one container wrote, and whether it came to its own end.
+/// Output of one container, and whether it ended by itself.
 #[derive(Debug, Default)]
 struct Container {
     text: String,
-    /// The exit code that was told.
+    /// Reported exit code.
     exited: Option<i32>,
 }
 
-/// Output by container: attempt and iteration.
+/// Returns output by container: attempt and iteration.
 fn containers(submitted: &Submitted, seen: &Seen) -> Result<BTreeMap<(u32, u32), Container>, String> {
     let mut containers: BTreeMap<(u32, u32), Container> = BTreeMap::new();
     let mut current = None;
@@ -209,7 +208,7 @@ fn containers(submitted: &Submitted, seen: &Seen) -> Result<BTreeMap<(u32, u32),
     Ok(containers)
 }
 
-/// Each container's lines once and in order, all of them where it came to its own end; one start each.
+/// Checks that each container's lines occur once and in order, completely if it ended by itself, with one start each.
 fn check_output(submitted: &Submitted, seen: &Seen, numbers: &mut BTreeSet<String>) -> Vec<String> {
     let containers = match containers(submitted, seen) {
         Ok(containers) => containers,
@@ -270,7 +269,7 @@ fn check_lines(
     }
 }
 
-/// The engines saw what the log tells: each container started once, and no more of them.
+/// Checks the log against the engines' events: each container started once, and there are no others.
 fn check_starts(submitted: &Submitted, seen: &Seen, starts: &BTreeSet<EngineStart>) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut by_container: BTreeMap<(u32, u32), usize> = BTreeMap::new();

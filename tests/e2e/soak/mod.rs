@@ -1,9 +1,8 @@
-//! A soak: work of every kind comes in at a steady rate while the controller and the workers are killed
-//! at random times. In the end each submission has one recorded outcome, the right one, and nothing is
-//! left over.
+//! Soak: work of every kind is submitted at a steady rate while the controller and the workers are killed at random
+//! times. At the end each submission has one recorded outcome, the right one, and nothing is left over.
 //!
-//! Three engines: the controller's own node and the two hosts. `AEGIS_SOAK_SECONDS` is how long it goes
-//! on (600), `AEGIS_SOAK_SEED` repeats the same work and the same kills; it is printed.
+//! Three engines: the controller's own node and the two hosts. `AEGIS_SOAK_SECONDS` is the duration (default 600).
+//! `AEGIS_SOAK_SEED` repeats the same work and the same kills; it is printed.
 
 mod chaos;
 mod checker;
@@ -47,7 +46,7 @@ const SUBMIT_EVERY_MS: std::ops::Range<u64> = 100..900;
 /// The controller is down for some seconds at a time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// After the last kill, for all to end and for nodes to let go.
+/// Time after the last kill for all executions to end and for nodes to release them.
 const SETTLE_LIMIT: Duration = Duration::from_secs(240);
 const FINAL_WAIT_SECONDS: u64 = 10;
 
@@ -56,7 +55,7 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|e| panic!("{name}: {text:?}: {e}")))
 }
 
-/// What the submitters share.
+/// State that the submitters share.
 struct Soak {
     socket: PathBuf,
     submitted: Mutex<Vec<Submitted>>,
@@ -92,7 +91,7 @@ async fn executions_survive_random_kills() {
     assert!(wrong.is_empty(), "AEGIS_SOAK_SEED={seed}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// One after another, a bounded number at a time; each in a task that ends with it.
+/// Submits one after another, a bounded number at a time, each in its own task.
 async fn submit_until(soak: Arc<Soak>, end: Instant) -> JoinSet<()> {
     let mut rng = Rng::with_seed(soak.seed);
     let mut running = JoinSet::new();
@@ -118,7 +117,7 @@ async fn submit_until(soak: Arc<Soak>, end: Instant) -> JoinSet<()> {
     running
 }
 
-/// What was killed, and how long it took to come back.
+/// Kills, and the recovery time of each.
 #[derive(Default)]
 struct Killed {
     by_name: BTreeMap<&'static str, Vec<Duration>>,
@@ -144,7 +143,7 @@ async fn kill_until(soak: &Arc<Soak>, fleet: &mut Fleet, end: Instant) -> Killed
     killed
 }
 
-/// Until each node that was concerned has run something that was submitted after the kill.
+/// Waits until each affected node has run an execution that was submitted after the kill.
 async fn recovery(soak: &Arc<Soak>, kill: Kill, number: usize, since: Instant) -> Duration {
     for node in kill.nodes() {
         let key = format!("soak-probe-{number}-{node}");
@@ -155,7 +154,7 @@ async fn recovery(soak: &Arc<Soak>, kill: Kill, number: usize, since: Instant) -
 }
 
 impl Soak {
-    /// Until it is acknowledged: the key makes it one, however often it is asked for.
+    /// Submits until acknowledged. The key makes repeated submissions one execution.
     async fn submit(&self, work: Work, key: &str, node: Option<&str>) -> ExecutionId {
         let mut body = work.request(key);
         if let Some(node) = node {
@@ -172,7 +171,7 @@ impl Soak {
         self.post(&format!("/v1/executions/{id}/cancel"), &json!({ "reason": "the soak wants it" })).await;
     }
 
-    /// Asked until there is an answer that is no error of a controller that goes or comes.
+    /// Repeats the request until the answer is not an error of a stopping or starting controller.
     async fn post(&self, path: &str, body: &Value) -> Value {
         let answered = async {
             loop {
@@ -201,7 +200,7 @@ async fn view(socket: &Path, path: &str) -> Option<ExecutionView> {
     serde_json::from_value(http::get_unix(socket, path).await.ok()?).ok()
 }
 
-/// How all stands, once nodes have had the time to let go.
+/// Reads the final state, after nodes had the time to release executions.
 async fn look(soak: &Soak, fleet: &Fleet, witness: &Witness, robbed: &[ExecutionId]) -> World {
     let mut submitted = soak.submitted.lock().expect("no panic holds it").clone();
     for one in &mut submitted {
@@ -227,7 +226,7 @@ async fn look(soak: &Soak, fleet: &Fleet, witness: &Witness, robbed: &[Execution
     World { submitted, seen, starts: witness.starts(), containers, journals }
 }
 
-/// The whole log, as a client reads it that comes late.
+/// Reads the whole log, as a late client does.
 async fn events(socket: &Path, id: &ExecutionId, view: &ExecutionView) -> Vec<EventView> {
     let last = format!("id: {}\n", view.last_sequence);
     let is_final = view.state.is_final();

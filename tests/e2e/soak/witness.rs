@@ -1,5 +1,4 @@
-//! The engines' own word on which containers they started, beside anything that the product says, and
-//! what is left over in the end.
+//! Container starts as reported by the engines, independent of the product, and the containers that remain at the end.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +20,7 @@ use crate::support::{
 
 const LABEL: &str = "aegis.execution_id";
 
-/// Follows the events of all engines until it is dropped.
+/// Follows the events of all engines until dropped.
 pub struct Witness {
     starts: Arc<Mutex<BTreeSet<EngineStart>>>,
     _followers: Vec<Child>,
@@ -83,7 +82,7 @@ fn parse(line: &str) -> Option<EngineStart> {
     })
 }
 
-/// The names of containers of these executions that are there, ended ones too. The hosts have no others.
+/// Returns the names of remaining containers of these executions, including ended ones. The hosts have no others.
 pub fn containers(fleet: &Fleet, ours: &BTreeSet<String>) -> Vec<String> {
     const FORMAT: &str = "{{.Names}} {{.Label \"aegis.execution_id\"}}";
     let filter = format!("label={LABEL}");
@@ -97,7 +96,7 @@ pub fn containers(fleet: &Fleet, ours: &BTreeSet<String>) -> Vec<String> {
     found
 }
 
-/// The journal folders that are there.
+/// Returns the remaining journal folders.
 pub fn journals(fleet: &Fleet) -> Vec<String> {
     let own = std::fs::read_dir(fleet.controller.data.join("executions")).expect("the journal");
     let mut found: Vec<String> =

@@ -1,4 +1,4 @@
-//! What a soak submits: work of several kinds, each of which tells by its output what became of it.
+//! Work of a soak: several kinds, each with output that shows its outcome.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use crate::support::IMAGE;
 
-/// A container's first line: this, a random number of the kernel's, the iteration.
+/// First line of a container: this prefix, a random number of the kernel, and the iteration.
 pub const START: &str = "start ";
-/// The others: this and their number, from 1 on.
+/// Other lines: this prefix and their number, from 1 on.
 pub const LINE: &str = "line ";
-/// The last one.
+/// Last line.
 pub const END: &str = "end";
 
-/// Of what ends by itself: for longer than anything that the soak does to it takes.
+/// Timeout of work that ends by itself, longer than all faults of the soak.
 const TIMEOUT_SECONDS: u64 = 900;
 /// Two cores run three engines.
 const CPU: f64 = 0.2;
@@ -22,19 +22,19 @@ const MEMORY_MB: u32 = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// A line each half second, then this exit code.
+    /// Writes a line each half second, then exits with this code.
     Exits { lines: u32, code: i32 },
-    /// Many lines as fast as they come, then exit code 0.
+    /// Writes many lines as fast as possible, then exits with 0.
     Writes { lines: u32 },
     /// Fails until this iteration.
     Iterates { succeeds_at: u32 },
-    /// Writes until somebody ends it.
+    /// Writes until it is cancelled.
     IsCancelled { after: Duration },
-    /// Writes until its time is over.
+    /// Writes until its time limit.
     TimesOut { seconds: u64 },
-    /// Like `Exits`, and may begin again elsewhere.
+    /// Like `Exits`, but may restart on another node.
     Retries { lines: u32, code: i32 },
-    /// Fails in so many attempts, and is retried.
+    /// Fails in this many attempts, and is retried.
     FailsFirst { lines: u32, failures: u32 },
 }
 
@@ -76,7 +76,7 @@ impl Work {
         }
     }
 
-    /// Retries of its program that it may have.
+    /// Returns the number of permitted retries of its program.
     pub fn retries(self) -> u32 {
         match self {
             Work::FailsFirst { failures, .. } => failures,
@@ -84,7 +84,7 @@ impl Work {
         }
     }
 
-    /// How many it writes in each container, where it ends by itself.
+    /// Returns the number of lines in each container, if it ends by itself.
     pub fn lines(self) -> Option<u32> {
         match self {
             Work::Exits { lines, .. }
@@ -96,7 +96,7 @@ impl Work {
         }
     }
 
-    /// The body of its submission.
+    /// Returns the body of its submission.
     pub fn request(self, key: &str) -> Value {
         let timeout = match self {
             Work::TimesOut { seconds } => seconds,

@@ -1,4 +1,4 @@
-//! The command line, as a script uses it.
+//! The command line, used like a script.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -19,13 +19,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// stdout of a run that succeeded.
+    /// Returns the stdout of a successful run.
     pub fn succeeded(self) -> String {
         assert_eq!(self.status, 0, "aegis {}: {}{}", self.words, self.stdout, self.stderr);
         self.stdout
     }
 
-    /// What a run that failed said.
+    /// Returns the stderr of a failed run.
     pub fn failed(&self) -> &str {
         assert_ne!(self.status, 0, "aegis {} succeeded: {}", self.words, self.stdout);
         &self.stderr

@@ -1,4 +1,4 @@
-//! A real `aegis serve` with a data directory of its own: started, killed, started again.
+//! A real `aegis serve` with its own data directory: started, killed, restarted.
 
 use std::{
     fs::{File, OpenOptions},
@@ -26,7 +26,7 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 const LOG_LINES_SHOWN: usize = 60;
 
-/// What a controller is started with.
+/// Configuration of a controller.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// Lines below `spec.deploy`.
@@ -35,11 +35,11 @@ pub struct Setup {
     pub cluster: String,
     /// `spec.runtime`, in braces.
     pub runtime: &'static str,
-    /// `spec.mcp`, in braces; nothing stands there when it is empty.
+    /// `spec.mcp`, in braces; omitted if empty.
     pub mcp: &'static str,
     /// The node's id.
     pub id: &'static str,
-    /// `spec.node.tags`; nothing stands there when it is empty.
+    /// `spec.node.tags`; omitted if empty.
     pub tags: &'static str,
     /// `spec.node.resources`, in braces.
     pub resources: &'static str,
@@ -93,8 +93,8 @@ impl Setup {
     }
 }
 
-/// Returns a loopback port that is free, below the range from which the kernel takes ports for connections and for
-/// listeners on port 0: a daemon that is killed finds its port free again.
+/// Returns a free loopback port below the range from which the kernel takes ports for connections and for listeners on
+/// port 0. A killed daemon therefore finds its port free again.
 pub fn free_port() -> u16 {
     const TRIES_MAX: usize = 100;
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
@@ -111,7 +111,7 @@ pub struct Controller {
 
 struct Daemon {
     child: Child,
-    /// Ends the daemon when this process ends, however it does; its pipe is what it waits for.
+    /// Ends the daemon when this process ends in any way; it waits on a pipe.
     reaper: Child,
 }
 
@@ -122,7 +122,7 @@ impl Controller {
         controller
     }
 
-    /// Everything but the process: for a daemon that another one starts.
+    /// Prepares everything but the process, for a daemon that another process starts.
     pub fn prepare(setup: &Setup) -> Self {
         // Short: a socket's path has at most 107 bytes.
         let directory = tempfile::Builder::new().prefix("aegis-e2e-").tempdir().expect("a directory");
@@ -146,7 +146,7 @@ impl Controller {
         .await;
     }
 
-    /// Starts the process and does not wait for it.
+    /// Starts the process without waiting for it.
     pub fn launch(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log");
@@ -180,12 +180,12 @@ impl Controller {
         }
     }
 
-    /// As a power cut would.
+    /// Kills the daemon, like a power cut.
     pub fn kill(&mut self) {
         self.end(Signal::SIGKILL);
     }
 
-    /// As an operator would.
+    /// Stops the daemon, like an operator.
     pub async fn stop(&mut self) {
         let Some(daemon) = &mut self.daemon else { return };
         signal(&daemon.child, Signal::SIGTERM);
@@ -206,7 +206,7 @@ impl Controller {
         self.end_detached();
     }
 
-    /// A daemon that `aegis mcp` or `aegis up` started; its command line names the data directory.
+    /// Ends a daemon that `aegis mcp` or `aegis up` started; its command line names the data directory.
     fn end_detached(&self) {
         let Some(pid) = self.owner() else { return };
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -222,32 +222,32 @@ impl Controller {
         }
     }
 
-    /// The process that has the data directory, or had it last.
+    /// Returns the current or last owner process of the data directory.
     pub fn owner(&self) -> Option<i32> {
         std::fs::read_to_string(self.data.join("lock")).ok()?.trim().parse().ok()
     }
 
-    /// GET over the data directory's own socket, as a person.
+    /// Sends a GET over the data directory's own socket, as a person.
     pub async fn api(&self, path: &str) -> Result<Value, String> {
         http::get_unix(&self.data.join("api.sock"), path).await
     }
 
-    /// POST over the data directory's own socket, as a person.
+    /// Sends a POST over the data directory's own socket, as a person.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
         http::post_unix(&self.data.join("api.sock"), path, body).await
     }
 
-    /// What a GET brings, as text; of a stream, until it holds what is waited for.
+    /// Returns the text of a GET; for a stream, up to the expected text.
     pub async fn text(&self, path: &str, holds: impl Fn(&str) -> bool) -> String {
         http::read_unix(&self.data.join("api.sock"), path, holds).await
     }
 
-    /// As [`text`](Self::text), of which nothing is read yet.
+    /// Like [`text`](Self::text), but returns the unread body.
     pub async fn unread(&self, path: &str) -> hyper::body::Incoming {
         http::open_unix(&self.data.join("api.sock"), path).await
     }
 
-    /// Where HTTP is served, like `127.0.0.1:41234`.
+    /// Returns the address of HTTP, like `127.0.0.1:41234`.
     pub fn address(&self) -> Option<String> {
         let text = std::fs::read_to_string(self.data.join("http.addr")).ok()?;
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
@@ -257,7 +257,7 @@ impl Controller {
         std::fs::read_to_string(self.data.join("http.token")).expect("the token").trim().to_owned()
     }
 
-    /// One run of the command line against this controller.
+    /// Runs the command line against this controller.
     pub async fn cli(&self, words: &[&str]) -> Answer {
         self.cli_with(words, &[]).await
     }
@@ -266,7 +266,7 @@ impl Controller {
         cli::run(&self.data, words, environment, b"").await
     }
 
-    /// A person admits the host, having compared the fingerprint.
+    /// Approves the host, as a person who compared the fingerprint.
     pub async fn approve(&self, host: &Host) {
         let port = host.port.to_string();
         let fingerprint = host.fingerprint();
@@ -293,20 +293,20 @@ impl Controller {
         lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
     }
 
-    /// Everything that the controller wrote anywhere: its database, its files and its log.
+    /// Returns all data that the controller wrote: its database, its files and its log.
     pub fn everything_written(&self) -> Vec<(PathBuf, Vec<u8>)> {
         super::files::below(self.data.parent().expect("a parent"))
     }
 }
 
-/// A figure of a process in KB, as `/proc` names it: `VmRSS` is now, `VmHWM` its peak.
+/// Returns a figure of a process in KB, as `/proc` names it: `VmRSS` is the current one, `VmHWM` its peak.
 pub fn memory_kb(pid: u32, figure: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
     let line = status.lines().find_map(|line| line.strip_prefix(figure)).expect("a figure of the process");
     line.trim_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number")
 }
 
-/// Gone, or closed all it had and waiting for its parent to ask: one thread is left then, a zombie.
+/// Returns whether the process is gone, or is a zombie with a single thread.
 fn has_ended(pid: i32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
@@ -329,7 +329,7 @@ impl Drop for Controller {
     }
 }
 
-/// What the controller said, beside the other logs of the run.
+/// Keeps the controller's log in the directory of the run's logs.
 fn keep_log(path: &Path, log: &str) {
     let name = std::thread::current().name().unwrap_or("test").replace("::", "-");
     let kept = super::files::logs_dir().join(format!("controller-{name}.log"));

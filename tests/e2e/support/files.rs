@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where a run keeps what a person may want to read afterwards.
+/// Returns the directory for files that a person may want to read after a run.
 pub fn logs_dir() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
     let dir = target.join("test-logs");
@@ -10,7 +10,7 @@ pub fn logs_dir() -> PathBuf {
     dir
 }
 
-/// Every regular file below a directory, with its content.
+/// Returns every regular file below a directory, with its content.
 pub fn below(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).expect("a directory") {

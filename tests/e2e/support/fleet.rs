@@ -1,5 +1,4 @@
-//! One controller with two deployed nodes, for all tests that can share them, and machines as good
-//! as new for those that cannot.
+//! One controller with two deployed nodes, shared by all tests that can share it, and clean machines for the others.
 
 use std::ops::{Deref, DerefMut};
 
@@ -23,10 +22,10 @@ pub struct Fleet {
     pub hosts: [Host; 2],
 }
 
-/// A fleet lent to one test; a test that fails leaves none behind.
+/// A fleet lent to one test. A failed test discards the fleet.
 pub struct Lent {
     machines: MutexGuard<'static, Option<Fleet>>,
-    /// Nobody else gets it afterwards.
+    /// The fleet is not reused afterwards.
     alone: bool,
 }
 
@@ -65,7 +64,7 @@ impl Lent {
     }
 }
 
-/// The shared fleet: node `edge-one` with tags edge, one; `edge-two` with edge, two.
+/// Returns the shared fleet: node `edge-one` with tags edge, one; `edge-two` with edge, two.
 pub async fn fleet() -> Lent {
     let mut machines = MACHINES.lock().await;
     if machines.is_none() {
@@ -80,7 +79,7 @@ pub async fn fleet() -> Lent {
     lent
 }
 
-/// As [`fleet`], on machines as good as new and with a controller set up otherwise, for one test.
+/// Like [`fleet`], with clean machines and a changed controller setup, for one test.
 pub async fn fleet_of_its_own(change: impl FnOnce(&mut Setup)) -> Lent {
     let mut machines = MACHINES.lock().await;
     *machines = None;
@@ -108,7 +107,7 @@ async fn build(change: impl FnOnce(&mut Setup)) -> Fleet {
     Fleet { controller, hosts }
 }
 
-/// Machines as good as new, for one test; the shared fleet ends.
+/// Clean machines for one test; the shared fleet ends.
 pub struct Fresh {
     pub hosts: [Host; 2],
     pub _machines: MutexGuard<'static, Option<Fleet>>,

@@ -1,4 +1,4 @@
-//! HTTP below any client: every header is the test's own.
+//! HTTP without a client: every header is set by the test.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The JSON-RPC answer of a POST to `/mcp`, whether it came as JSON or as an event stream.
+    /// Returns the JSON-RPC answer of a POST to `/mcp`, from JSON or from an event stream.
     pub fn message(&self) -> Value {
         let stream = self.body.lines().filter_map(|line| line.strip_prefix("data:"));
         let texts = stream.map(str::trim).chain([self.body.trim()]);
@@ -47,7 +47,7 @@ pub async fn send(address: &str, method: Method, path: &str, headers: &[(&str, &
     request(stream, method, path, headers, body).await.expect("an answer")
 }
 
-/// As [`send`], under TLS, where the server must show this certificate for this name.
+/// Like [`send`], with TLS. The server must show this certificate for this name.
 pub async fn send_tls(
     address: &str,
     (name, certificate): (&'static str, CertificateDer<'static>),
@@ -68,18 +68,18 @@ pub async fn send_tls(
     request(stream, Method::GET, path, headers, "").await
 }
 
-/// As [`send`], of a server that need not answer.
+/// Like [`send`], for a server that need not answer.
 pub async fn try_send(address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Reply, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
     request(stream, Method::GET, path, headers, "").await
 }
 
-/// A body of JSON, or what is wrong.
+/// Returns a body of JSON, or the error.
 pub async fn get_unix(socket: &Path, path: &str) -> Result<Value, String> {
     json(send_unix(socket, Method::GET, path, &Value::Null).await?)
 }
 
-/// As [`get_unix`], with a body.
+/// Like [`get_unix`], with a body.
 pub async fn post_unix(socket: &Path, path: &str, body: &Value) -> Result<Value, String> {
     json(send_unix(socket, Method::POST, path, body).await?)
 }
@@ -88,7 +88,7 @@ fn json(reply: Reply) -> Result<Value, String> {
     serde_json::from_str(&reply.body).map_err(|e| format!("{}: {e}: {}", reply.status, reply.body))
 }
 
-/// Any request over a unix socket, with a body of JSON where there is one.
+/// Sends any request over a unix socket, with an optional body of JSON.
 pub async fn send_unix(socket: &Path, method: Method, path: &str, body: &Value) -> Result<Reply, String> {
     let stream = UnixStream::connect(socket).await.map_err(|e| e.to_string())?;
     let headers = [("host", "localhost"), ("content-type", "application/json")];
@@ -96,7 +96,7 @@ pub async fn send_unix(socket: &Path, method: Method, path: &str, body: &Value) 
     request(stream, method, path, &headers, &body).await
 }
 
-/// A body as it comes.
+/// Returns a body as a stream.
 pub async fn open_unix(socket: &Path, path: &str) -> Incoming {
     let stream = UnixStream::connect(socket).await.expect("it listens");
     let (mut sender, connection) =
@@ -106,12 +106,12 @@ pub async fn open_unix(socket: &Path, path: &str) -> Incoming {
     sender.send_request(request.expect("a request")).await.expect("an answer").into_body()
 }
 
-/// Reads a body until it ends or holds what is waited for.
+/// Reads a body until it ends or holds the expected text.
 pub async fn read_unix(socket: &Path, path: &str, holds: impl Fn(&str) -> bool) -> String {
     read(open_unix(socket, path).await, path, holds).await
 }
 
-/// As [`read_unix`], of a body that was opened before: until then its connection holds what fits into it.
+/// Like [`read_unix`], for an open body. Before the call, its connection buffers only what fits.
 pub async fn read(mut body: Incoming, path: &str, holds: impl Fn(&str) -> bool) -> String {
     let mut text = String::new();
     let read = async {

@@ -24,11 +24,11 @@ use tokio::process::{Child, Command};
 
 use super::{cli::BINARY, controller::Controller, poll::within, transcript::Transcript};
 
-/// Above the longest wait that a call can ask for, below the patience of impatient clients.
+/// Above the longest wait of a call, below the time limit of impatient clients.
 const CALL_LIMIT: Duration = Duration::from_secs(58);
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Which era of the protocol a client speaks.
+/// Era of the protocol that a client speaks.
 #[derive(Debug, Clone, Copy)]
 pub enum Era {
     /// `initialize`, as Codex and Cursor open.
@@ -49,19 +49,19 @@ impl Era {
     }
 }
 
-/// Whoever sits at the client.
+/// Person at the client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Person {
-    /// The client does not say that it can ask.
+    /// The client does not declare that it can ask.
     #[default]
     Nobody,
     Agrees,
     Refuses,
-    /// Puts the question aside, as clients do where nobody sits.
+    /// Dismisses the question, like a client without a person.
     Ignores,
 }
 
-/// Hears progress notifications, and answers questions as its person would.
+/// Receives progress notifications, and answers questions as its person would.
 #[derive(Clone, Default)]
 pub struct Listener {
     progress: Arc<Mutex<Vec<ProgressNotificationParam>>>,
@@ -70,12 +70,12 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// What its person was asked so far.
+    /// Returns the questions to its person so far.
     pub fn questions(&self) -> Vec<String> {
         self.questions.lock().expect("no panic holds it").clone()
     }
 
-    /// What was heard so far, oldest first: counter and message.
+    /// Returns the notifications so far, oldest first: counter and message.
     pub fn messages(&self) -> Vec<(f64, String)> {
         let heard = self.progress.lock().expect("no panic holds it");
         heard.iter().map(|note| (note.progress, note.message.clone().unwrap_or_default())).collect()
@@ -117,12 +117,12 @@ pub struct Client {
     service: RunningService<RoleClient, Listener>,
     listener: Listener,
     pub transcript: Transcript,
-    /// Of stdio; ended when the client goes.
+    /// Process of stdio, which ends with the client.
     _process: Option<Child>,
 }
 
 impl Client {
-    /// As an assistant starts us: finds the daemon of the data directory, or starts one.
+    /// Starts `aegis mcp` like an assistant: it finds the daemon of the data directory, or starts one.
     pub async fn stdio(controller: &Controller, era: Era, name: &'static str) -> Self {
         Self::with_person(controller, era, name, Person::Nobody).await
     }
@@ -165,8 +165,7 @@ impl Client {
         tools.into_iter().map(|tool| tool.name.into_owned()).collect()
     }
 
-    /// A call whose plan, where it is asked for a confirmation, is carried out, as by an assistant whose
-    /// user agrees.
+    /// Makes a call. A plan that needs confirmation is carried out, as by an assistant whose user agrees.
     async fn ask(&mut self, tool: &'static str, arguments: &Value) -> (CallToolResult, Duration) {
         let (result, took) = self.once(tool, arguments).await;
         let shown = result.structured_content.as_ref().filter(|shown| shown["state"] == "needs_confirmation");
@@ -176,7 +175,7 @@ impl Client {
         self.once(tool, &confirmed).await
     }
 
-    /// A call whose plan is a result like another.
+    /// Makes a call and returns a plan as its result.
     pub async fn unconfirmed(&mut self, tool: &'static str, arguments: Value) -> Value {
         let (result, took) = self.once(tool, &arguments).await;
         assert_ne!(result.is_error, Some(true), "{tool} {arguments}: {}", text_of(&result));
@@ -193,7 +192,7 @@ impl Client {
         (answer.unwrap_or_else(|e| panic!("{tool} {arguments}: {e}")), started.elapsed())
     }
 
-    /// A call that must succeed; gives its structured result.
+    /// Makes a call that must succeed, and returns its structured result.
     pub async fn call(&mut self, tool: &'static str, arguments: Value) -> Value {
         let (result, took) = self.ask(tool, &arguments).await;
         assert_ne!(result.is_error, Some(true), "{tool} {arguments}: {}", text_of(&result));
@@ -202,7 +201,7 @@ impl Client {
         content
     }
 
-    /// A call that must be refused as a tool error; gives its text.
+    /// Makes a call that must fail as a tool error, and returns its text.
     pub async fn refused(&mut self, tool: &'static str, arguments: Value) -> String {
         let (result, took) = self.ask(tool, &arguments).await;
         let text = text_of(&result);
@@ -212,7 +211,7 @@ impl Client {
         text
     }
 
-    /// A call that may go either way: the structured result, or the error's text.
+    /// Makes a call that may fail. Returns the structured result, or the error's text.
     pub async fn attempt(&mut self, tool: &'static str, arguments: Value) -> Result<Value, String> {
         let (result, took) = self.ask(tool, &arguments).await;
         let text = text_of(&result);

@@ -1,4 +1,4 @@
-//! What the tests share: the machines, the controller, the clients, and waiting.
+//! Helpers that the tests share: the machines, the controller, the clients, and waiting.
 
 pub mod cli;
 pub mod controller;

@@ -6,17 +6,17 @@ use tokio::process::Command;
 
 use super::testbed::from_environment;
 
-/// Where `tests/run` has installed them.
+/// Returns the directory in which `tests/run` has installed the modules.
 fn modules() -> PathBuf {
     PathBuf::from(from_environment("AEGIS_TEST_NPM")).join("node_modules")
 }
 
-/// Node, about to run a script of a package (`@scope/name/dist/index.js`).
+/// Returns Node with a script of a package (`@scope/name/dist/index.js`).
 pub fn script_of_package(path: &str) -> Command {
     script(&modules().join(path))
 }
 
-/// Node, about to run a script of ours, which finds the packages by their directory in `AEGIS_TEST_NPM`.
+/// Returns Node with a script of this project, which finds the packages through `AEGIS_TEST_NPM`.
 pub fn script(path: &std::path::Path) -> Command {
     let mut command = Command::new(modules().join("node/bin/node"));
     command.arg(path).env("NO_COLOR", "1").kill_on_drop(true);

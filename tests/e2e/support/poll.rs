@@ -1,4 +1,4 @@
-//! The one place where tests wait.
+//! The only module in which tests wait.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Asks until there is an answer; fails with `what` when there is none in time.
+/// Polls until there is a value. Fails with `what` at the time limit.
 pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     let asked = async {
@@ -27,7 +27,7 @@ pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() ->
     }
 }
 
-/// Bounds one future.
+/// Limits the time of one future.
 pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output = T>) -> T {
     timeout(limit, future).await.unwrap_or_else(|_| panic!("not within {limit:?}: {what}"))
 }

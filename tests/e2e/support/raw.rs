@@ -1,4 +1,4 @@
-//! JSON-RPC line by line over `aegis mcp`, below any client.
+//! JSON-RPC line by line over `aegis mcp`, without a client.
 
 use std::{collections::VecDeque, process::Stdio, time::Duration};
 
@@ -20,7 +20,7 @@ pub struct Pipe {
     child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
-    /// Notifications that came while an answer was waited for.
+    /// Notifications received while waiting for an answer.
     notes: VecDeque<Value>,
 }
 
@@ -57,19 +57,19 @@ impl Pipe {
         self.write(format!("{message}\n").as_bytes()).await;
     }
 
-    /// Whatever it is.
+    /// Writes arbitrary bytes.
     pub async fn write(&mut self, bytes: &[u8]) {
         self.input.write_all(bytes).await.expect("it reads");
     }
 
-    /// The next message, which every line is.
+    /// Returns the next message; every line is one message.
     pub async fn message(&mut self) -> Value {
         let line = within("a line over stdio", LIMIT, self.output.next_line()).await;
         let line = line.expect("UTF-8").expect("a message before the end");
         serde_json::from_str(&line).expect("a line is a message")
     }
 
-    /// The answer to the request with this id; notifications in between are kept.
+    /// Returns the answer to the request with this id; notifications in between are kept.
     pub async fn answer(&mut self, id: &Value) -> Value {
         let answered = async {
             loop {
@@ -93,7 +93,7 @@ impl Pipe {
         kill(Pid::from_raw(i32::try_from(pid).expect("a process id")), signal).expect("it runs");
     }
 
-    /// Closes stdin; gives what still came, and the exit status.
+    /// Closes stdin. Returns the remaining messages, and the exit status.
     pub async fn drain(self) -> (Vec<Value>, i32) {
         let Self { mut child, input, mut output, .. } = self;
         drop(input);
@@ -107,7 +107,7 @@ impl Pipe {
         within("aegis mcp ends with its stdin", LIMIT, rest).await
     }
 
-    /// Reads no more, and closes stdout; gives the exit status after this last message.
+    /// Closes stdout after this last message, and returns the exit status.
     pub async fn turn_away(self, message: &Value) -> i32 {
         let Self { mut child, mut input, output, .. } = self;
         drop(output);
@@ -117,13 +117,13 @@ impl Pipe {
         status.code().unwrap_or(-1)
     }
 
-    /// Gives the exit status of a process that ends with its stdin open.
+    /// Returns the exit status of a process that ends with its stdin open.
     pub async fn ended(mut self) -> i32 {
         let status = within("aegis mcp ends", LIMIT, self.child.wait()).await.expect("a status");
         status.code().unwrap_or(-1)
     }
 
-    /// The next notification of this method.
+    /// Returns the next notification of this method.
     pub async fn note(&mut self, method: &str) -> Value {
         if let Some(place) = self.notes.iter().position(|note| note["method"] == method) {
             return self.notes.remove(place).expect("it is there");
@@ -140,7 +140,7 @@ impl Pipe {
         within("a notification over stdio", LIMIT, told).await
     }
 
-    /// Closes stdin; gives the exit status.
+    /// Closes stdin and returns the exit status.
     pub async fn close(self) -> i32 {
         let Self { mut child, input, output, .. } = self;
         drop(input);
@@ -150,18 +150,18 @@ impl Pipe {
     }
 }
 
-/// As Codex and Cursor open.
+/// Initialises as Codex and Cursor do.
 pub fn initialize() -> Value {
     json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
         "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "e2e", "version": "1"}}})
 }
 
-/// As Claude Code opens.
+/// Initialises as Claude Code does.
 pub fn discover() -> Value {
     json!({"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {"_meta": modern()}})
 }
 
-/// What every request of 2026-07-28 carries.
+/// Returns the metadata that every request of 2026-07-28 carries.
 pub fn modern() -> Value {
     json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",

@@ -1,4 +1,4 @@
-//! Streamable HTTP below any client: requests to `/mcp`, and their event streams message by message.
+//! Streamable HTTP without a client: requests to `/mcp`, and their event streams message by message.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const NEWEST: &str = "2026-07-28";
 const SESSION: &str = "mcp-session-id";
 
-/// Where a controller serves MCP over HTTP, and the token for it.
+/// Address at which a controller serves MCP over HTTP, and its token.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     address: String,
@@ -31,7 +31,7 @@ impl Endpoint {
         Self { address: controller.address().expect("HTTP is served"), token: controller.token() }
     }
 
-    /// Each on a connection of its own, which closes when its stream is dropped.
+    /// Sends a request on its own connection, which closes when its stream is dropped.
     async fn send(&self, method: Method, headers: &[(&str, &str)], body: &Value) -> Stream {
         let stream = TcpStream::connect(&self.address).await.expect("it listens");
         let (mut sender, connection) =
@@ -61,19 +61,19 @@ impl Endpoint {
     }
 }
 
-/// One answer, as it comes.
+/// Response stream.
 pub struct Stream {
     pub status: StatusCode,
     headers: HeaderMap,
     body: Incoming,
-    /// What came and is no whole line yet.
+    /// Received bytes that are not a complete line yet.
     unread: Vec<u8>,
-    /// Notifications that came while an answer was waited for.
+    /// Notifications received while waiting for an answer.
     notes: VecDeque<Value>,
 }
 
 impl Stream {
-    /// The next message; none when the server has ended the stream as HTTP says. One that breaks off fails.
+    /// Returns the next message; `None` after a regular end of the stream. Fails if the stream breaks off.
     pub async fn message(&mut self) -> Option<Value> {
         let next = async {
             loop {
@@ -97,7 +97,7 @@ impl Stream {
         within("a message over HTTP", LIMIT, next).await
     }
 
-    /// The answer to the request with this id; notifications before it are kept.
+    /// Returns the answer to the request with this id; notifications before it are kept.
     pub async fn answer(&mut self, id: &Value) -> Value {
         loop {
             let message = self.message().await.expect("an answer before the end");
@@ -108,7 +108,7 @@ impl Stream {
         }
     }
 
-    /// The next notification of this method.
+    /// Returns the next notification of this method.
     pub async fn note(&mut self, method: &str) -> Value {
         if let Some(place) = self.notes.iter().position(|note| note["method"] == method) {
             return self.notes.remove(place).expect("it is there");
@@ -123,10 +123,10 @@ impl Stream {
     }
 }
 
-/// A client of one era.
+/// Client of one era.
 pub struct Client {
     endpoint: Endpoint,
-    /// Of an older one.
+    /// Session id of an older client.
     session: Option<String>,
     asked: u64,
 }
@@ -143,7 +143,7 @@ impl Client {
         client
     }
 
-    /// It has no session: each of its requests says all.
+    /// Makes a client without a session, whose requests are self-contained.
     pub fn newer(controller: &Controller) -> Self {
         Self { endpoint: Endpoint::of(controller), session: None, asked: 1 }
     }
@@ -159,7 +159,7 @@ impl Client {
         self.endpoint.send(method, &headers, body).await
     }
 
-    /// Gives the stream of the answer, and the request's id.
+    /// Returns the stream of the answer, and the request's id.
     async fn request(&mut self, method: &str, mut params: Value) -> (Stream, Value) {
         self.asked += 1;
         if self.session.is_none() {
@@ -169,7 +169,7 @@ impl Client {
         (self.send(Method::POST, method, &request).await, json!(self.asked))
     }
 
-    /// The answer, whatever it is.
+    /// Returns the answer, whether a result or an error.
     pub async fn attempt(&mut self, method: &str, params: Value) -> Value {
         let (mut stream, id) = self.request(method, params).await;
         stream.answer(&id).await
@@ -196,7 +196,7 @@ impl Client {
         serde_json::from_str(content["text"].as_str().expect("text")).expect("JSON")
     }
 
-    /// In the way of its era; gives the stream on which it is told, with the request's id of a newer one.
+    /// Subscribes in the way of its era. Returns the stream of notifications, and the request's id.
     pub async fn subscribe(&mut self, uris: &[String]) -> (Stream, Value) {
         if self.session.is_none() {
             let filter = json!({"notifications": {"resourceSubscriptions": uris}});

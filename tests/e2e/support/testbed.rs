@@ -1,4 +1,4 @@
-//! The edge hosts: which there are, and what is done to them past their sshd.
+//! Edge hosts of the testbed, and direct access to them without their sshd.
 
 use std::{
     io::Write as _,
@@ -24,24 +24,24 @@ pub fn hosts() -> [Host; 2] {
     all_hosts().try_into().expect("two hosts: tests/testbed up 2 --json")
 }
 
-/// However many there are.
+/// Returns all hosts, of any number.
 pub fn all_hosts() -> Vec<Host> {
     let path = from_environment("AEGIS_TESTBED_HOSTS");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     serde_json::from_str(&text).expect("a JSON list of hosts")
 }
 
-/// A Python that has the official MCP client.
+/// Returns a Python with the official MCP client.
 pub fn python() -> PathBuf {
     from_environment("AEGIS_TEST_PYTHON").into()
 }
 
-/// The testbed script.
+/// Returns the testbed script.
 pub fn script() -> PathBuf {
     from_environment("AEGIS_TESTBED").into()
 }
 
-/// Runs the testbed script and gives its output, whatever its status.
+/// Runs the testbed script and returns its output, whatever its status.
 fn testbed(words: &[&str]) -> Output {
     Command::new(script()).args(words).output().expect("the testbed script starts")
 }
@@ -53,12 +53,12 @@ fn stdout_of(words: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Both hosts as good as new.
+/// Resets both hosts.
 pub fn reset() {
     stdout_of(&["reset"]);
 }
 
-/// The client of this machine's own engine, on which the hosts are containers.
+/// Runs the client of this machine's own engine, on which the hosts are containers.
 pub fn own_engine(words: &[&str]) -> String {
     stdout_of(&[&["docker"], words].concat())
 }
@@ -69,12 +69,12 @@ impl Host {
         stdout_of(&["exec", &self.name, "sh", "-c", script])
     }
 
-    /// Whether a shell script succeeds in the host.
+    /// Returns whether a shell script succeeds in the host.
     pub fn holds(&self, script: &str) -> bool {
         testbed(&["exec", &self.name, "sh", "-c", script]).status.success()
     }
 
-    /// Starts a private registry in the host; the answer is the image that it has.
+    /// Starts a private registry in the host and returns its image.
     pub fn registry(&self, user: &str, password: &str) -> String {
         let mut child = Command::new(from_environment("AEGIS_TESTBED"))
             .args(["registry", &self.name, user])
@@ -88,19 +88,19 @@ impl Host {
         String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
     }
 
-    /// As `ssh-keygen -l` shows it: what a person compares.
+    /// Returns the fingerprint as `ssh-keygen -l` shows it, which a person compares.
     pub fn fingerprint(&self) -> String {
         let line = self.sh("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub");
         line.split_whitespace().nth(1).expect("a fingerprint").to_owned()
     }
 
-    /// What a deployment by hand takes here, as the testbed measures it.
+    /// Returns the duration of a manual deployment here, as the testbed measures it.
     pub fn by_hand(&self) -> serde_json::Value {
         serde_json::from_str(&stdout_of(&["by-hand", &self.name])).expect("JSON")
     }
 
-    /// Everything that a deployment could leave: nothing, on a host that was not touched. (An engine
-    /// that starts makes /opt/containerd.)
+    /// Returns everything that a deployment could leave, which is empty on an untouched host. (A starting engine makes
+    /// /opt/containerd.)
     pub fn traces(&self) -> String {
         self.sh("ls -A /opt | grep -vx containerd; docker ps -a --format '{{.Names}}'; docker volume ls -q; \
              docker image ls --format '{{.Repository}}:{{.Tag}}' | grep -vx busybox:testbed; true")
@@ -111,18 +111,18 @@ impl Host {
     }
 }
 
-/// Starts the host's engine anew: whoever keeps it running does so once it has ended.
+/// Restarts the host's engine: its supervisor starts it once it has ended.
 pub const RESTART_DOCKER: &str = "old=$(pidof dockerd); kill $old; \
      until now=$(pidof dockerd) && [ \"$now\" != \"$old\" ] && docker info >/dev/null 2>&1; do sleep 0.1; done";
 
-/// The full ids of the containers of an execution, ended ones too.
+/// Returns the full ids of the containers of an execution, including ended ones.
 pub fn containers_of(host: &Host, execution_id: &str) -> Vec<String> {
     let filter = format!("label=aegis.execution_id={execution_id}");
     let ids = host.sh(&format!("docker ps -a --no-trunc --filter {filter} --format '{{{{.ID}}}}'"));
     ids.lines().map(str::to_owned).collect()
 }
 
-/// Undoes what a test did to a host, also when the test fails.
+/// Undoes a test's changes of a host, also when the test fails.
 pub struct Disturbed<'a> {
     host: &'a Host,
     undo: &'static str,

@@ -1,4 +1,4 @@
-//! What was called, with what, for how long, and what came of it: for people to read.
+//! Transcript of calls with arguments, duration and result, for people to read.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -9,7 +9,7 @@ use super::files::logs_dir;
 const TEXT_SHOWN_MAX: usize = 60;
 const LIST_SHOWN_MAX: usize = 4;
 
-/// Left out of results: the same everywhere, or for the reader of the moment.
+/// Fields omitted from results: they are always equal, or only of momentary use.
 const NOISE: [&str; 9] = [
     "next_step",
     "cluster_id",
@@ -21,13 +21,13 @@ const NOISE: [&str; 9] = [
     "event",
     "image",
 ];
-/// Left out of arguments: how the machine is reached.
+/// Fields omitted from arguments: the access to the machine.
 const WAY_IN: [&str; 5] = ["ssh_port", "ssh_user", "ssh_key_path", "since_event", "after_sequence"];
 
 pub struct Transcript {
     name: &'static str,
     rows: String,
-    /// Calls that ask for the same thing again and again are one row.
+    /// Repeated equal calls are one row.
     last: Option<Row>,
 }
 
@@ -78,7 +78,7 @@ impl Transcript {
         self.rows.push('\n');
     }
 
-    /// Writes `transcript-NAME.md` beside the other logs of the run.
+    /// Writes `transcript-NAME.md` to the directory of the run's logs.
     pub fn keep(&mut self) {
         self.flush();
         let path = logs_dir().join(format!("transcript-{}.md", self.name));
@@ -89,7 +89,7 @@ impl Transcript {
 }
 
 impl Drop for Transcript {
-    /// A test that fails shows its last call, too.
+    /// A failed test shows its last call, too.
     fn drop(&mut self) {
         self.flush();
     }
@@ -103,7 +103,7 @@ fn without(value: &Value, names: &[&str]) -> Value {
     value
 }
 
-/// Of a deployment that goes on the step that it is at says enough, of a peer its status.
+/// Shortens a result: a running deployment to its current step, a peer to its status.
 fn without_prose(result: &Value) -> Value {
     let mut result = result.clone();
     let goes_on = result["state"] == "planned" || result["state"] == "running";

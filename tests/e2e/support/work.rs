@@ -1,4 +1,4 @@
-//! What several tests do over MCP: deploy, run, read to the end.
+//! Common MCP operations of several tests: deploy, run, read to the end.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::{
 
 pub const DEPLOY_LIMIT: Duration = Duration::from_secs(120);
 pub const RUN_LIMIT: Duration = Duration::from_secs(60);
-/// As long as a call may wait.
+/// Longest wait of a call.
 const WAIT_SECONDS: u64 = 45;
 
-/// The arguments of a deployment of our own worker to this host.
+/// Returns the arguments to deploy this project's own worker to this host.
 pub fn deployment_of(host: &Host, identity: &str, tags: &[&str]) -> Value {
     json!({
         "host": host.ip,
@@ -30,7 +30,7 @@ pub fn deployment_of(host: &Host, identity: &str, tags: &[&str]) -> Value {
     })
 }
 
-/// With some arguments set otherwise; null takes one out.
+/// Returns the arguments with changes; null removes an argument.
 pub fn with(mut arguments: Value, changes: Value) -> Value {
     let object = arguments.as_object_mut().expect("an object");
     for (name, value) in changes.as_object().expect("an object") {
@@ -75,7 +75,7 @@ pub async fn deploy_ready(client: &mut Client, arguments: Value) -> Value {
     view
 }
 
-/// The arguments of a shell script as an execution.
+/// Returns the arguments of a shell script as an execution.
 pub fn script(text: &str, target_tags: &[&str]) -> Value {
     json!({
         "image": IMAGE,
@@ -85,7 +85,7 @@ pub fn script(text: &str, target_tags: &[&str]) -> Value {
     })
 }
 
-/// Writes `line 1` to `line N`, two a second, then ends with this code.
+/// Returns a script that writes `line 1` to `line N`, two a second, then exits with this code.
 pub fn counting(lines: u32, exit_code: u32) -> String {
     format!("i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; sleep 0.5; done; exit {exit_code}")
 }
@@ -94,7 +94,7 @@ pub fn counted(lines: u32) -> String {
     (1..=lines).map(|number| format!("line {number}\n")).collect()
 }
 
-/// What an execution came to, with everything it wrote.
+/// Final view of an execution, with its whole output.
 #[derive(Debug)]
 pub struct Ended {
     pub view: Value,
@@ -128,7 +128,7 @@ pub async fn run(client: &mut Client, arguments: Value) -> Ended {
     read_to_end(client, &id_of(&started, "execution_id")).await
 }
 
-/// Submits what no node can run now; gives its id and why it waits.
+/// Submits an execution that no node can run now. Returns its id and the reason of its wait.
 pub async fn wait_for_a_node(client: &mut Client, arguments: Value) -> (String, String) {
     let started = client.call("submit_execution", arguments).await;
     let id = id_of(&started, "execution_id");
@@ -141,7 +141,7 @@ pub async fn wait_for_a_node(client: &mut Client, arguments: Value) -> (String, 
     (id, why)
 }
 
-/// `list_peers` as a map from node id to status.
+/// Returns `list_peers` as a map from node id to status.
 pub async fn statuses(client: &mut Client) -> std::collections::BTreeMap<String, String> {
     let peers = client.call("list_peers", json!({})).await;
     let peers = peers["peers"].as_array().expect("a list").iter();

@@ -1,6 +1,6 @@
-//! A stand-in for Ollama on hosts that cannot pull it: the parts of its HTTP API and of its command that a
-//! deployment uses, as they are documented (`/api/tags`, `/api/pull`, `ollama serve|list|pull`), and an
-//! error for everything else. Compiled static by the tests and put into an image of Ollama's name.
+//! Simulated Ollama for hosts that cannot pull it. It has the parts of the HTTP API and of the command that a
+//! deployment uses, as documented (`/api/tags`, `/api/pull`, `ollama serve|list|pull`). All other requests are errors.
+//! The tests compile it as a static program and put it into an image with Ollama's name.
 
 use std::{
     env, fs,
@@ -12,7 +12,7 @@ use std::{
 };
 
 const DIR: &str = "/root/.ollama";
-/// What the registry has: name with tag, and bytes.
+/// Models of the registry: name with tag, and bytes.
 const REGISTRY: [(&str, u64); 2] = [("tiny:latest", 4_000_000), ("big:1b", 2_000_000_000)];
 const UNKNOWN: &str = "pull model manifest: file does not exist";
 
@@ -43,7 +43,7 @@ fn main() {
     }
 }
 
-/// As the command asks its own server.
+/// Sends a request to the command's own server.
 fn request(what: &str, body: &str) -> (u16, String) {
     let Ok(mut stream) = TcpStream::connect("127.0.0.1:11434") else {
         eprintln!("Error: could not connect to ollama app, is it running?");
@@ -134,7 +134,7 @@ fn file(name: &str) -> String {
     format!("{DIR}/{}", name.replace(':', "="))
 }
 
-/// An answer in the version of its request: in chunks, or up to the end of the connection.
+/// Response in the version of its request: in chunks, or up to the end of the connection.
 struct Out {
     stream: TcpStream,
     chunked: bool,
