@@ -17,7 +17,7 @@ use super::{line, percentile};
 
 const NODES: usize = 10_000;
 const DECISIONS: usize = 10_000;
-/// A node in so many has the preferred tag.
+/// One node in this many has the preferred tag.
 const PREFERRED_EVERY: usize = 100;
 
 pub fn run() {

@@ -1,14 +1,14 @@
-//! Directories that travel: packed on the controller's machine, sent to a node, and what executions
-//! leave behind on its way back.
+//! Directories in transit: workspaces packed on the controller's machine and sent to a node, and artifacts on their
+//! way back.
 //!
-//! - [`roots`]: which directories may be packed at whose word.
-//! - [`pack`]: a directory becomes one file, the same bytes for the same content.
+//! - [`roots`]: the directories that may be packed, depending on the requester.
+//! - [`pack`]: packs a directory as one file, byte-identical for identical content.
 //! - [`written`]: a packed file while it is written.
-//! - [`kept`]: packed files on disk, by the digest of their bytes, for as long as an execution needs them.
-//! - [`rewrite`]: an archive on its way, under other names or owners.
-//! - [`unpack`]: an archive of strangers becomes files of a person's, and nothing outside their directory.
+//! - [`blob_store`]: packed files on disk, by the digest of their bytes, as long as an execution needs them.
+//! - [`rewrite`]: rewrites an archive with other names or owners.
+//! - [`unpack`]: unpacks an untrusted archive into a person's directory, and nowhere else.
 //!
-//! All of it blocks: callers use a blocking thread. No task lives here.
+//! All functions block: callers use a blocking thread. This crate has no tasks.
 
 pub mod blob_store;
 pub mod pack;

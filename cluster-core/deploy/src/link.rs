@@ -30,7 +30,7 @@ pub fn choose_link(facts: &HostFacts) -> Result<NodeLink> {
         Some(NodeLink::Ports(ports)) => Some(ports),
         Some(NodeLink::Sockets | NodeLink::Direct { .. }) | None => None,
     };
-    // A listener on the controller's port may be the current link; one on the node's port may be only the node.
+    // The controller's port may be taken by the current link, and the node's port only by the node.
     let ours = |ports: &LinkPorts| facts.look.any_runs() || !facts.listening.contains(&ports.node);
     match known.filter(ours).or_else(|| free_pair(&facts.listening)) {
         Some(ports) => Ok(NodeLink::Ports(ports)),

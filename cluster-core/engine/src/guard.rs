@@ -65,8 +65,8 @@ impl GuardSpec<'_> {
 }
 
 impl Engine {
-    /// Returns once the guard runs and its rules are in force. One that has ended is made again: no container can join
-    /// it any more.
+    /// Returns once the guard runs and its rules are active. A guard that has ended is made again, since no container
+    /// can join it.
     pub async fn ensure_guard(&self, spec: &GuardSpec<'_>) -> Result<()> {
         let name = guard_name(spec.of.node_id, spec.of.attempt);
         match self.find(&name).await? {

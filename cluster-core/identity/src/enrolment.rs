@@ -1,9 +1,9 @@
-//! Enrolment tokens, for workers that join without our SSH: `<id>.<secret>.<ca fingerprint>`, or
+//! Enrolment tokens, for workers that join without the controller's SSH: `<id>.<secret>.<ca fingerprint>`, or
 //! `<id>.<secret>.none.<controller key thumbprint>`.
 //!
-//! The secret is shown once and stored as a hash. The fingerprint is that of the built-in CA, by which a
-//! joining node knows its controller. Where no CA of ours serves the cluster port, the node knows it by
-//! the thumbprint of the controller's key.
+//! The secret is shown once and stored as a hash. The fingerprint is that of the built-in CA, by which a joining node
+//! verifies its controller. If the built-in CA does not serve the cluster port, the node uses the thumbprint of the
+//! controller's key.
 
 use aegis_types::{
     error::{Error, ErrorCode, Result},

@@ -122,7 +122,7 @@ impl KnownController {
         Ok(())
     }
 
-    /// Forgets it: this node is no member any more.
+    /// Forgets the controller, since this node is no longer a member.
     pub fn forget(&self) -> Result<()> {
         let mut known = self.lock();
         remove(&self.path)?;

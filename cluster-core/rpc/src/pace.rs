@@ -174,7 +174,7 @@ impl Uploads {
 mod tests {
     use super::*;
 
-    /// A link that carries so many bytes a second, with a round trip. Streams always have something to send.
+    /// A link with this rate in bytes per second, and a round trip. Streams always have data to send.
     struct Link {
         rate: f64,
         round_trip: Duration,

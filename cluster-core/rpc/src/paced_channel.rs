@@ -234,8 +234,8 @@ struct Flow {
 }
 
 impl Flow {
-    /// Sends a burst of at most so many bytes and waits for the answer of a ping: what is sent meanwhile for other calls
-    /// waits behind two bursts at most.
+    /// Sends a burst of at most `bytes` and waits for the answer of a ping. Data of other calls therefore waits behind
+    /// at most two bursts.
     async fn upload(
         &self,
         bytes: usize,
@@ -383,7 +383,7 @@ async fn silent(pings: Option<PingPong>, flow: &Flow, mut probes: mpsc::Receiver
     }
 }
 
-/// The body of an answer. What is read from it makes room for more, and is measured.
+/// Body of a response. Each read frees window space, and is measured.
 pub struct PacedBody {
     stream: RecvStream,
     flow: Arc<Flow>,

@@ -31,7 +31,7 @@ pub(super) fn vouches(
         && certificate.validate_at(now.as_secs(), &trusted).is_ok()
 }
 
-/// Whether a signature vouches for nothing any more: RSA with SHA-1, which OpenSSH refuses since 8.2.
+/// Returns whether a signature no longer proves anything: RSA with SHA-1, which OpenSSH rejects since 8.2.
 fn is_broken(algorithm: &Algorithm) -> bool {
     matches!(algorithm, Algorithm::Rsa { hash: None })
 }

@@ -46,7 +46,7 @@ impl Insertion {
     }
 }
 
-/// Returns the statement that inserts so many rows.
+/// Returns the statement that inserts `rows` rows.
 fn statement(table: &str, columns: &[&str], rows: usize, conflict: &str) -> String {
     let row = |row: usize| {
         let places: Vec<_> =

@@ -16,7 +16,7 @@ use crate::{
     support::{BROKEN_NODE, GOOD_NODE, ends_when_told, host, run, stand_in_node},
 };
 
-/// Answers its health check with an error, for ever.
+/// Always answers its health check with an error.
 const UNWELL_NODE: &str = concat!(
     ends_when_told!(),
     r#"

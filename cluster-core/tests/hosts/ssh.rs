@@ -177,7 +177,7 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
         session_note: format!("{base}/link.session"),
         owner: "test".into(),
     };
-    // A session of ours that still holds the forward, as after a cut that sshd did not notice.
+    // A session that still holds the forward, as after a cut that sshd did not notice.
     let (stale_sender, mut stale_streams) = mpsc::channel(1);
     let stale = LinkHandle::start(settings.clone(), host.dialer(), Some(host.connect().await), stale_sender);
     let up = |state: &LinkState| matches!(state, LinkState::Up { .. });

@@ -82,7 +82,7 @@ impl Impostor {
         self
     }
 
-    /// Serves, and has a node dial it in place of its controller.
+    /// Serves, and makes a node dial this impostor instead of its controller.
     async fn stand_before(&self, node: &mut Node) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();

@@ -43,7 +43,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// "answers a member within 1 s"
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// Starts whatever it is given, and writes so many chunks.
+/// Starts every order, and writes this many chunks.
 #[derive(Clone)]
 struct StandIn {
     chunks: u64,

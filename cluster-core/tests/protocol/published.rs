@@ -1,4 +1,4 @@
-//! A node of the other implementation: generated from the published tables alone, it knows nothing of ours.
+//! A node of the other implementation, generated from the published tables alone, without any extension.
 
 use aegis_proto::published::aegis::cluster::{
     v1 as theirs, v1::node_cluster_service_client::NodeClusterServiceClient,

@@ -58,7 +58,7 @@ error_codes! {
     NotOffered => "NotOffered",
     /// The database refused or failed.
     Storage => "Storage",
-    /// A defect of ours.
+    /// A defect of this program.
     Internal => "Internal",
 
     /// A person has not admitted this host yet.
@@ -92,7 +92,7 @@ error_codes! {
     ContentMissing => "ContentMissing",
     /// A call that disrupts something waits for a yes.
     Unconfirmed => "Unconfirmed",
-    /// Its outcome is unknown and cannot be learned any more.
+    /// The outcome is unknown and can no longer be learned.
     Lost => "Lost",
 
     /// Published: the node security token's time is over.

@@ -16,7 +16,7 @@ const ENTRIES_MAX: u32 = 1000;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct List {
-    /// Begun in the last so many seconds.
+    /// Only calls of the last N seconds.
     since_seconds: Option<u32>,
     /// A tool, or a method and path.
     tool: Option<String>,

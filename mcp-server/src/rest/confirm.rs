@@ -149,7 +149,7 @@ impl Asked {
 ///
 /// # Errors
 ///
-/// Returns the response in place of the handler's: the plan with a token, or a refusal.
+/// Returns the response instead of the handler's: the plan with a token, or a rejection.
 pub async fn confirm(
     api: &Api,
     caller: &Caller,

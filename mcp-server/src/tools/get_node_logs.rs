@@ -29,7 +29,7 @@ pub struct Arguments {
     /// Lines per service, 1-1000 (default 100).
     #[serde(default)]
     lines: Option<u32>,
-    /// Only lines from the last so many seconds.
+    /// Only lines of the last N seconds.
     #[serde(default)]
     since_seconds: Option<u64>,
 }

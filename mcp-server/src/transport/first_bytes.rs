@@ -1,8 +1,7 @@
-//! A connection whose client must begin to speak in time.
+//! Closes a connection that sends no data within a time limit.
 //!
-//! The library tells HTTP/1.1 from HTTP/2 by the first bytes, and waits for these as long as the client
-//! likes; its own bounds count from there on. Without this one, who connects and says nothing would keep
-//! its place for ever.
+//! The library distinguishes HTTP/1.1 and HTTP/2 by the first bytes, and waits for them without limit; its own limits
+//! start afterwards. Without this limit, a silent client would keep its place.
 
 use std::{
     io,

@@ -245,7 +245,7 @@ async fn operator_certificates_serve_both_sides_and_reload() {
     .await;
     pki.equip(there.path(), &["somebody-else"]);
     says(&worker, "NotYours").await;
-    // The right one is taken up without a restart.
+    // The right certificate is loaded without a restart.
     pki.equip(there.path(), &["by-hand"]);
     is_active(&controller).await;
     assert_eq!(controller.cli(&RUN).await.succeeded(), "on by-hand\n");

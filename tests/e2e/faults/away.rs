@@ -49,7 +49,7 @@ async fn absent_nodes_work_is_lost_or_restarted_with_one_outcome() {
         })
         .await;
     }
-    // What was lost is told as it was.
+    // The outcome of a lost execution is reported as it was.
     let ended = until("its outcome is told", BACK_LIMIT, async || {
         (view(&mut client, &once).await["state"] == "failed").then_some(())
     });

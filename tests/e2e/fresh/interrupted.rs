@@ -39,7 +39,7 @@ async fn killed_at_every_other_step() {
     }
 }
 
-/// A removal is taken up again and comes to its end, whenever the controller was killed.
+/// A removal is resumed and completed, whenever the controller was killed.
 #[tokio::test]
 #[ignore = "long; run by tests/run --all"]
 async fn killed_at_every_step_of_a_removal() {

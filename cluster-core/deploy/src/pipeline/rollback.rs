@@ -30,11 +30,11 @@ pub(super) enum RollbackOutcome {
         /// How the services are, or the cluster whose release it is.
         evidence: String,
     },
-    /// The host had nothing of ours before, and has nothing now.
+    /// The host had no stack before, and has no files of the deployment now.
     Cleaned,
-    /// Our files are gone; the containers that ran before were never touched.
+    /// The deployment's files are removed; the containers that ran before were never touched.
     FilesRemoved,
-    /// Our stack is gone, and the one that ran before was started again.
+    /// The deployment's stack is removed, and the stack that ran before was started again.
     StackRestarted,
     /// The host runs a release of a deployment that came later.
     Superseded(DeploymentId),

@@ -256,7 +256,7 @@ async fn ping_is_answered_by_the_process_not_by_its_socket() {
         })
     }));
     assert!(timeout(limit, frozen.ping()).await.is_err());
-    // Its calls do not wait for ever.
+    // Its calls do not wait without end.
     let refused = timeout(KEEPALIVE_INTERVAL + limit, call(&frozen, "/", Body::empty())).await.unwrap();
     assert!(may_have_arrived(&from_status(&refused.unwrap_err())));
 }

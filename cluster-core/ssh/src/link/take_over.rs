@@ -1,5 +1,5 @@
-//! Before the host listens for us: what a session of ours still holds that sshd does not know to be gone
-//! is freed, and this session is noted in its place.
+//! Takes over an end on the host before the host listens. Frees what an earlier session still holds without sshd having
+//! noticed its loss, and records this session instead.
 
 use std::time::Duration;
 

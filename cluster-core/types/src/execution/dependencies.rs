@@ -28,7 +28,7 @@ pub enum Readiness {
     Ready,
     /// Text for readers: the executions that have not ended.
     Blocked(String),
-    /// The condition cannot hold any more.
+    /// The condition can no longer hold.
     Impossible(Failure),
 }
 
@@ -67,8 +67,8 @@ impl Dependencies {
         Ok(Some(Self { after, condition: condition.unwrap_or_default(), workspace_from }))
     }
 
-    /// Decides from the states of the dependencies, in the order of `after`. `None` stands for an execution that is not
-    /// kept any more.
+    /// Decides from the states of the dependencies, in the order of `after`. `None` stands for an execution that is no
+    /// longer kept.
     pub fn readiness(&self, states: &[Option<State>]) -> Readiness {
         let mut open = Vec::new();
         for (id, state) in self.after.iter().zip(states) {
