@@ -1,15 +1,15 @@
 //! Kinds of values that can complete an argument.
 
-/// What an argument may be.
+/// Possible values of an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Candidates {
     Deployments,
     Executions,
     Nodes,
-    /// Approved hosts, several of them: the last one is completed.
+    /// List of approved hosts; the last entry is completed.
     Hosts,
-    /// Tags that nodes have, several of them: the last one is completed.
+    /// List of tags that nodes have; the last entry is completed.
     Tags,
-    /// Nothing that could be listed, such as a number.
+    /// No candidates, for example for a number.
     Nothing,
 }

@@ -1,8 +1,8 @@
 //! Configuration of a node: its location, its parsing, and the resulting settings.
 //!
 //! - [`read`], [`schema`], [`settings`]: the file.
-//! - [`layers`]: what a controller keeps for its nodes, merged below the file.
-//! - [`pushed`]: what a layer may say, and what it may not.
+//! - [`layers`]: layers that a controller stores for its nodes, merged below the file.
+//! - [`pushed`]: keys that a layer may and may not set.
 //! - [`applied`]: the configuration that a running node applies.
 
 pub mod applied;

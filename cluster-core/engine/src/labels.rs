@@ -6,7 +6,7 @@ pub const LABEL_ATTEMPT: &str = "aegis.attempt";
 
 pub const LABEL_NODE: &str = "aegis.node_id";
 
-/// Which worker's data directory its journal is in: two nodes may share an engine.
+/// Worker data directory whose journal has the container: two nodes may share an engine.
 pub const LABEL_OWNER: &str = "aegis.owner";
 
 pub const LABEL_ITERATION: &str = "aegis.iteration";

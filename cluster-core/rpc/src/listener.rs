@@ -55,7 +55,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// There is no grace period on purpose: tonic would cut those streams.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
 
-/// A connection, however it came in.
+/// An accepted connection of any kind.
 #[derive(Debug)]
 pub enum Inbound {
     Plain(Box<PlainConnection>),
@@ -63,7 +63,7 @@ pub enum Inbound {
     Unix(UnixStream),
     /// Came through the SSH link of this node.
     Link(Box<dyn Wire>, NodeId),
-    /// Taken by somebody else, from there.
+    /// Accepted by other code, from this address.
     Other(Box<dyn Wire>, SocketAddr),
 }
 

@@ -47,7 +47,7 @@ pub trait NodeWorker: fmt::Debug + Send + Sync {
     /// Sends a workspace or an image. Returns once the node has stored all bytes and verified their digest.
     async fn put_content(&self, content: Content, reader: Box<dyn AsyncRead + Send + Unpin>) -> Result<()>;
 
-    /// Returns the artifacts of an ended execution from `offset` on. Returns `None` if the node has none.
+    /// Returns the artifacts of an ended execution from `offset` on; `None` if the node has no artifacts.
     async fn artifacts(
         &self,
         execution_id: &ExecutionId,

@@ -54,22 +54,23 @@ pub fn check(via: &Via, node_id: &NodeId, stage: Stage) -> Result<()> {
     }
 }
 
-/// How a connection came in.
+/// Kind of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Via {
-    /// In plaintext: on loopback, or where somebody allowed it.
+    /// Plaintext, on loopback or if the configuration allows it.
     Plain(SocketAddr),
-    /// The direct link. The DNS names of the caller's certificate, as verified; None where it showed none.
+    /// Direct link, with the verified DNS names of the caller's certificate; `None` if the caller showed no
+    /// certificate.
     Tls {
         from: SocketAddr,
         names: Option<Arc<[String]>>,
     },
     Unix,
-    /// Inside the SSH connection of this node, which alone may speak on it.
+    /// Inside the SSH connection of this node, which is the only permitted caller.
     Link(NodeId),
 }
 
-/// What is known of a connection, for the calls on it.
+/// Facts about a connection, for the calls on it.
 #[derive(Debug, Clone)]
 pub struct Entered {
     pub via: Via,

@@ -39,7 +39,7 @@ const ATTEMPTS_MAX: usize = 5;
 /// Default identities, in OpenSSH's order.
 pub const DEFAULT_IDENTITIES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
 
-/// What was tried and what became of it: the evidence in an authentication error.
+/// Log of the attempts: the evidence in an authentication error.
 #[derive(Debug, Default)]
 struct Tried {
     notes: Vec<String>,

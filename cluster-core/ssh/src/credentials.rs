@@ -5,22 +5,22 @@ use std::path::PathBuf;
 use super::link_key::LinkKey;
 use crate::key_file::Passphrase;
 
-/// What may be tried on a host, in this order.
+/// Credentials that may be tried on a host, in this order.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// The controller's own, for a standing connection: then nothing else is tried.
+    /// The controller's own key for a standing connection. If set, nothing else is tried.
     pub link_key: Option<LinkKey>,
-    /// Named by the caller: then nothing else is tried.
+    /// Key named by the caller. If set, nothing else is tried.
     pub key_path: Option<PathBuf>,
-    /// When set, `key_path` must lie in one of these (the caller is an assistant).
+    /// If set, `key_path` must be in one of these directories (the caller is an assistant).
     pub confined_to: Option<Vec<PathBuf>>,
     pub agent_socket: Option<PathBuf>,
-    /// Named by the ssh configuration, and then instead of the default ones. Public halves choose
-    /// among the agent's keys.
+    /// Files named by the ssh configuration, used instead of the default identities. Public halves select among the
+    /// agent's keys.
     pub identity_files: Option<Vec<PathBuf>>,
-    /// Of the agent's keys only those that `identity_files` name.
+    /// Use only those keys of the agent that `identity_files` names.
     pub identities_only: bool,
-    /// Beside the `-cert.pub` that may lie beside each key.
+    /// Certificates in addition to the `-cert.pub` file of each key.
     pub certificate_files: Vec<PathBuf>,
     /// Usually `~/.ssh`.
     pub identities_dir: Option<PathBuf>,

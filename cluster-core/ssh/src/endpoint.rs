@@ -4,15 +4,15 @@ use std::fmt;
 
 use russh::{ChannelStream, client::Msg};
 
-/// A channel to or from the host, as a stream; it closes when dropped.
+/// Channel to or from the host, as a stream; closed when dropped.
 pub type SshStream = ChannelStream<Msg>;
 
-/// A place on the host where connections come in.
+/// End on the host that accepts connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostEnd {
-    /// A unix socket, by its path.
+    /// Unix socket, by its path.
     Socket(String),
-    /// Of the host's loopback: whoever is on the host reaches it.
+    /// Port of the host's loopback, which every user of the host can reach.
     Port(u16),
 }
 
@@ -34,5 +34,5 @@ impl fmt::Display for HostEnd {
     }
 }
 
-/// As OpenSSH is asked for it, and as it names it in each connection.
+/// Address in forwarding requests to OpenSSH, and in its reports of connections.
 pub const LOOPBACK: &str = "127.0.0.1";

@@ -15,7 +15,7 @@ use aegis_types::error::{Error, Result};
 use russh::keys::{Error as KeyError, PrivateKey, decode_secret_key};
 use zeroize::Zeroizing;
 
-/// Reads a private key after checking where it lies and what it is.
+/// Reads a private key after checking its path and file.
 pub fn load_key(
     path: &Path,
     confined_to: Option<&[PathBuf]>,
@@ -31,7 +31,7 @@ pub fn load_key(
         _ => refuse("it cannot be reached").source(error),
     })?;
     if let Some(dirs) = confined_to {
-        // Compared after links are followed on both sides: a link inside leads nowhere else.
+        // Compared after links are followed on both sides, so that a link inside cannot lead elsewhere.
         let inside = dirs.iter().filter_map(|dir| dir.canonicalize().ok()).any(|dir| real.starts_with(dir));
         if !inside {
             return Err(refuse("it lies outside of the key directories").remedy(
@@ -68,14 +68,14 @@ pub fn load_key(
 /// The largest private key file (RSA 16384) has 13 KiB.
 pub const KEY_BYTES_MAX: u64 = 64 * 1024;
 
-/// Why a key file's text is not a key in our hands.
+/// Reason why a key file cannot be opened.
 enum Closed {
     NoPassphrase,
     WrongPassphrase,
     NoKey,
 }
 
-/// The decoder's own errors may quote what they read: they are not kept.
+/// Opens a key. The decoder's own errors may quote the key file, so they are dropped.
 fn open_key(text: &str, passphrase: Option<&Passphrase>) -> Result<PrivateKey, Closed> {
     let encrypted = match decode_secret_key(text, None) {
         Ok(key) => return Ok(key),
@@ -104,7 +104,7 @@ fn refuse_by(refuse: &impl Fn(&str) -> Error) -> impl Fn(Closed) -> Error {
     }
 }
 
-/// Opens encrypted keys. Never shown.
+/// Passphrase of encrypted keys. Never shown.
 #[derive(Clone)]
 pub struct Passphrase(Arc<Zeroizing<String>>);
 
@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    /// A fresh key and the same one encrypted, as ssh-keygen writes them.
+    /// Returns a fresh key and its encrypted form, as ssh-keygen writes them.
     fn keys() -> (String, String) {
         use russh::keys::{Algorithm, key::safe_rng, ssh_key::LineEnding};
         let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap();

@@ -15,5 +15,5 @@ impl Default for Sessions {
     }
 }
 
-/// sshd allows 10; two are left for slots still being freed.
+/// sshd allows 10; two are left for slots that are still being freed.
 pub const SESSIONS_MAX: u32 = 8;

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::connection::Connection;
 use crate::session_slots::SESSIONS_MAX;
 
-/// sshd frees a session's slot a moment after the session ended; nothing tells when.
+/// sshd frees a session's slot shortly after the session ended, without notice.
 const RETRY_PAUSES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
 

@@ -10,7 +10,7 @@ pub(super) async fn done(query: Query<'_>, to: &mut Transaction<'_, Any>) -> Cha
     query.execute(&mut **to).await.map(|result| result.rows_affected())
 }
 
-/// The database knows signed numbers only; no counter of ours comes near the limit.
+/// Converts a counter. The database has only signed numbers, and no counter comes near the limit.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,8 +1,8 @@
 //! The only module that writes to the terminal: data to stdout, messages to stderr.
 //!
-//! A terminal obeys what it is shown, so what goes to one is written as it is seen
-//! ([`clean`](crate::text::clean)), whoever wrote it. A pipe or a file gets the bytes as they are: programs
-//! read there, and `aegis run` has to give what the container gave.
+//! A terminal obeys control sequences, so text for a terminal is cleaned ([`clean`](crate::text::clean)), whatever its
+//! origin. A pipe or a file gets the bytes unchanged: programs read there, and `aegis run` has to forward the
+//! container's bytes.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{

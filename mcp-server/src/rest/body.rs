@@ -70,5 +70,5 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T
     }
 }
 
-/// One request: larger ones are refused with 413.
+/// Size limit of a request; larger requests are rejected with 413.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -14,7 +14,7 @@ use crate::caller::Caller;
 /// Path of the answer to a request that comes while every place is taken.
 pub const BUSY: &str = "/health/busy";
 
-/// Health is for probes, which have no token; well-known paths say 404 since there is no OAuth here.
+/// Health is for probes, which have no token. Well-known paths answer 404, since there is no OAuth.
 pub fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | BUSY) || path.starts_with("/.well-known/")
 }

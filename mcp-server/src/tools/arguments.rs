@@ -108,7 +108,7 @@ pub fn cursor(text: &str) -> Result<String> {
     text.strip_prefix("after:").map(str::to_owned).ok_or_else(wrong)
 }
 
-/// Of every tool that begins something on a host.
+/// Default wait of every tool that starts something on a host.
 pub const WAIT_SECONDS_DEFAULT: u64 = 20;
 
 #[cfg(test)]

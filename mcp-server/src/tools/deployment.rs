@@ -22,7 +22,7 @@ pub struct Outcome {
     state: DeploymentState,
     host: String,
     node_id: NodeId,
-    /// For since_event of get_deployment_status.
+    /// Pass as since_event to get_deployment_status.
     event: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<Failure>,

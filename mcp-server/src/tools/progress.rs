@@ -169,7 +169,7 @@ impl Progress {
         }
         let Some(peer) = &self.peer else { return };
         let words = crate::text::indented(&self.last);
-        // A client that has gone needs neither; its call is cancelled separately.
+        // A client that is gone needs neither; its call is cancelled separately.
         if let Some(logger) = self.logger.as_ref().filter(|_| self.unsent) {
             #[expect(deprecated, reason = "older clients are served")]
             let _ = peer.notify_logging_message(log_level::message(logger, &words)).await;

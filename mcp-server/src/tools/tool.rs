@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::progress::Progress;
 use crate::confirm::Plan;
 
-/// The four hints; none has a default that a client could get wrong.
+/// The four hints, all explicit, since clients could assume wrong defaults.
 #[derive(Debug, Clone, Copy)]
 pub struct Hints {
     pub read_only: bool,
@@ -26,16 +26,16 @@ pub trait Tool {
     const TITLE: &'static str;
     const DESCRIPTION: &'static str;
     const HINTS: Hints;
-    /// Shown to the model from the start by clients that load tools on demand.
+    /// Clients that load tools on demand show the tool to the model from the start.
     const ALWAYS_LOADED: bool = false;
     /// Whether some calls need a confirmation.
     const MAY_DISRUPT: bool = false;
     type Arguments: DeserializeOwned + JsonSchema + Send;
     type Outcome: Serialize + JsonSchema;
 
-    /// Returns what a call would do as things are now, for the person who confirms it.
+    /// Returns the effects of a call in the current state, for the person who confirms it.
     ///
-    /// A tool without a plan of its own changes nothing that needs a look at the cluster first.
+    /// The default plan is for a tool whose changes need no look at the cluster first.
     fn plan(arguments: Self::Arguments, _call: &mut Call) -> impl Future<Output = Result<Plan>> + Send {
         std::future::ready(Ok(Plan {
             summary: Self::TITLE.to_lowercase(),
@@ -55,13 +55,13 @@ pub trait Tool {
     ) -> impl Future<Output = Result<Self::Outcome>> + Send;
 }
 
-/// What a call works with.
+/// Environment of a call.
 #[derive(Debug)]
 pub struct Call {
     pub core: Core,
     pub identity: Identity,
     pub progress: Progress,
-    /// What the plan that was confirmed carries.
+    /// Value that the confirmed plan carries.
     pub confirmed: Option<String>,
     pub secrets: Vec<Secret>,
 }
@@ -71,7 +71,7 @@ impl Call {
         Self { core, identity, progress, confirmed: None, secrets: Vec::new() }
     }
 
-    /// From now on this value is taken out of everything the call returns. A reference to one is no secret.
+    /// Redacts this value in everything that the call returns later. A reference to a secret is not redacted.
     pub fn hide(&mut self, given: Option<&Secret>) {
         let is_value = |given: &&Secret| SecretReference::parse("", given.reveal()).is_err();
         self.secrets.extend(given.filter(is_value).cloned());

@@ -171,7 +171,7 @@ fn challenge(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-/// The middleware around every route.
+/// Middleware around every route.
 pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
     let outside = guard.check_host(request.uri(), headers).and_then(|()| guard.check_origin(headers));

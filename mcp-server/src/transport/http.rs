@@ -53,7 +53,7 @@ use crate::{
     },
 };
 
-/// Of a request to `/mcp`; REST bounds its requests as a whole.
+/// Time limit of a request body for `/mcp`; REST limits its requests as a whole.
 const BODY_READ_TIME_MAX: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Time after which a client that reads nothing of its response is gone.
@@ -73,7 +73,7 @@ const MCP_SESSION_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 const MCP_SESSIONS_MAX: usize = 512;
 /// Header that names a session of the older protocol versions.
 const SESSION: &str = "mcp-session-id";
-/// After a failed accept (no descriptors left): trying again at once would spin.
+/// Pause after a failed accept (no descriptors left), since an immediate retry would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves connections until `stop`. Returns when all of them have ended.

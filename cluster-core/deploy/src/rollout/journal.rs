@@ -25,6 +25,6 @@ pub trait RolloutJournal: Send + Sync {
     fn rollout_by_key<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<RolloutRecord>>>;
     /// Newest first.
     fn rollouts(&self, limit: u32) -> BoxFuture<'_, Result<Vec<RolloutRecord>>>;
-    /// Those whose state is not final.
+    /// Returns the rollouts whose state is not final.
     fn unfinished_rollouts(&self) -> BoxFuture<'_, Result<Vec<RolloutRecord>>>;
 }

@@ -20,10 +20,10 @@ pub struct Rollback {
     /// The deployment whose release is to run again [default: the newest good one before the current]
     #[arg(long, value_name = "DEPLOYMENT")]
     to: Option<String>,
-    /// Wait so long for another deployment of the host to end, like 60s or 5m
+    /// Wait this long for another deployment of the host to end, like 60s or 5m
     #[arg(long, value_parser = duration, value_name = "TIME")]
     lock_wait: Option<Duration>,
-    /// Print the deployment's id and end; it goes on
+    /// Print the deployment's id and exit; the deployment continues
     #[arg(long)]
     no_wait: bool,
 }
