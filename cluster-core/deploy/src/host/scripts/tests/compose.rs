@@ -5,7 +5,9 @@ use super::{
     sandbox::{Ended, Sandbox, Shell},
 };
 
-const ARGUMENTS: [&str; 8] = ["p", "project", "complete", "variables", "M", "debug", "", "web"];
+/// Separates the parts of the answer. The name of a temporary directory cannot end with the marker.
+const MARKER: &str = "-marker-";
+const ARGUMENTS: [&str; 8] = ["p", "project", "complete", "variables", MARKER, "debug", "", "web"];
 
 fn archive(names: &[&str]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
@@ -34,7 +36,7 @@ fn compose_reads_the_project_and_nothing_stays() {
         let sandbox = Sandbox::new(shell);
         let files = ["project/docker-compose.yml", "project/sub/more.yml", "project/variables", "complete"];
         let text = config(&sandbox, &ARGUMENTS, &archive(&files)).success();
-        let parts: Vec<&str> = text.split("M\n").collect();
+        let parts: Vec<&str> = text.split("-marker-\n").collect();
         let [_, places, services, profiles, json, stderr, status] = parts.as_slice() else {
             panic!("{text}");
         };
@@ -49,7 +51,7 @@ fn compose_reads_the_project_and_nothing_stays() {
         sandbox.write("docker/fail", "compose-config the file is wrong\n");
         let files = ["project/docker-compose.yml", "project/second.yml", "complete"];
         let text = config(&sandbox, &both, &archive(&files)).success();
-        assert!(text.ends_with("the file is wrong\n\nM\n1\n"), "{text}");
+        assert!(text.ends_with("the file is wrong\n\n-marker-\n1\n"), "{text}");
         assert!(sandbox.calls("compose -p p")[3].contains("second.yml"));
     }
 }
