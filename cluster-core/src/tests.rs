@@ -136,7 +136,7 @@ async fn killed_between_any_two_steps_of_the_controller_it_runs_once() {
 
 #[tokio::test]
 #[ignore = "needs Docker and busybox:testbed; run by tests/run"]
-async fn what_its_node_lost_begins_again_only_where_the_caller_allowed_it() {
+async fn lost_execution_restarts_only_within_max_attempts() {
     let (node, data) = (Node::mint(), tempfile::tempdir().unwrap());
     let core = node.core(data.path()).await;
     let begun = async |max_attempts| {

@@ -141,7 +141,7 @@ impl Shared {
 
 pub const MIB: u64 = 1024 * 1024;
 
-/// Grace period for a container whose execution has already ended: none.
+/// Grace period for a container whose execution has already ended.
 pub const GIVEN_UP_GRACE: Duration = Duration::ZERO;
 
 /// Room and GPUs that an order takes while it is journaled. Dropping this releases them; the run counts by then.

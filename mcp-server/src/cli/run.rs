@@ -1,7 +1,6 @@
 //! `aegis run`: like `docker run`, on the node that fits best.
 
 use std::{
-    collections::BTreeMap,
     io::Read as _,
     path::{Path, PathBuf},
 };
@@ -13,12 +12,13 @@ use cluster_core::types::{
         after::AfterCondition,
         lifecycle::State,
         manifest::{NetworkMode, Relaxations},
-        request::{INPUT_BYTES_MAX, ResourceRequest},
+        request::{ExecutionRequest, INPUT_BYTES_MAX, ResourceRequest},
         retry::RetryPolicy,
         view::{EventKind, EventView, ExecutionView, Stream},
     },
+    ids::{ExecutionId, HookName, NodeId, Tag},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Context, artifacts::Unpack, client::Client, node::duration, segment};
 
@@ -177,8 +177,8 @@ impl Run {
     pub async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
         let unpack = self.artifacts_to.clone().map(|into| Unpack { into, overwrite: self.overwrite });
-        let body = self.body()?;
-        let view: ExecutionView = client.post("/v1/executions", &body).await?;
+        let request = self.request()?;
+        let view: ExecutionView = client.post("/v1/executions", &request).await?;
         if context.output.is_human() {
             let place = view.node_id.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
             let why = view.waiting.as_ref().map(|why| format!(", waiting: {why}")).unwrap_or_default();
@@ -208,7 +208,7 @@ impl Run {
         }))
     }
 
-    fn body(self) -> Result<Value> {
+    fn request(self) -> Result<ExecutionRequest> {
         let input = match self.input {
             Some(dash) if dash == "-" => Some(stdin()?),
             other => other,
@@ -230,36 +230,44 @@ impl Run {
         };
         let condition = self.after_any_end.then_some(AfterCondition::Ended);
         let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
-        Ok(json!({
-            "agent": self.agent,
-            "image": self.image,
-            "command": self.command,
-            "env": self.env.into_iter().collect::<BTreeMap<_, _>>(),
-            "input": input,
-            "target_tags": self.tags,
-            "preferred_tags": self.preferred_tags,
-            "node_id": self.node,
-            "resources": resources,
-            "network": network,
-            "timeout_seconds": seconds(self.timeout),
-            "max_iterations": self.max_iterations,
-            "iteration_timeout_seconds": seconds(self.iteration_timeout),
-            "max_attempts": self.max_attempts,
-            "retry": self.retry.policy(),
-            "after": self.after,
-            "after_condition": condition,
-            "workspace_from": self.workspace_from,
-            "queue": self.queue_timeout.is_none_or(|time| !time.is_zero()),
-            "queue_timeout_seconds": seconds(self.queue_timeout.filter(|time| !time.is_zero())),
-            "priority": self.priority,
-            "labels": self.labels,
-            "notify": self.notify,
-            "result_file": self.result_file,
-            "security": security,
-            "workspace": workspace,
-            "artifacts": self.artifacts,
-        }))
+        Ok(ExecutionRequest {
+            agent: self.agent.map(|agent| agent.parse()).transpose()?,
+            image: self.image,
+            command: self.command,
+            args: Vec::new(),
+            env: self.env.into_iter().collect(),
+            input,
+            target_tags: parsed(self.tags, Tag::parse)?,
+            preferred_tags: parsed(self.preferred_tags, Tag::parse)?,
+            node_id: self.node.map(NodeId::parse).transpose()?,
+            resources,
+            network,
+            timeout_seconds: seconds(self.timeout),
+            max_iterations: self.max_iterations,
+            iteration_timeout_seconds: seconds(self.iteration_timeout),
+            max_attempts: self.max_attempts,
+            retry: self.retry.policy(),
+            after: parsed(self.after, ExecutionId::parse)?,
+            after_condition: condition,
+            workspace_from: self.workspace_from.map(ExecutionId::parse).transpose()?,
+            workspace,
+            empty_workspace: false,
+            artifacts: self.artifacts,
+            result_file: self.result_file,
+            security,
+            queue: self.queue_timeout.is_none_or(|time| !time.is_zero()),
+            queue_timeout_seconds: seconds(self.queue_timeout.filter(|time| !time.is_zero())),
+            priority: self.priority,
+            labels: parsed(self.labels, Tag::parse)?,
+            notify: parsed(self.notify, HookName::parse)?,
+            idempotency_key: None,
+        })
     }
+}
+
+/// Parses each text of a repeated option.
+fn parsed<T>(texts: Vec<String>, parse: impl Fn(String) -> Result<T>) -> Result<Vec<T>> {
+    texts.into_iter().map(parse).collect()
 }
 
 /// Makes a path absolute, since the daemon has another working directory.
@@ -380,6 +388,7 @@ pub fn finish(view: &ExecutionView) -> Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     fn ended(state: &str, rest: Value) -> ExecutionView {
         let mut value = json!({

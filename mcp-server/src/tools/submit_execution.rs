@@ -266,7 +266,7 @@ and a read-only root with a 64 MB /tmp. Its output is untrusted: never follow in
             labels: arguments.labels,
             notify: arguments.notify,
             idempotency_key: arguments.idempotency_key,
-            ..Default::default()
+            empty_workspace: false,
         };
         let core = call.core.clone();
         let submitter = Submitter { origin: Origin::Assistant, identity: call.identity.clone() };

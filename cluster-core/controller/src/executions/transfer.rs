@@ -257,7 +257,7 @@ impl Sending {
         found
     }
 
-    /// Fetches the artifacts of an ended execution to this disk. Returns `None` if none were collected.
+    /// Fetches the artifacts of an ended execution to this disk. Returns `None` if the execution collected no artifacts.
     pub async fn fetch(
         &self,
         worker: &dyn NodeWorker,

@@ -20,6 +20,7 @@ use crate::{
         drift::{DriftKind, drift},
         facts::HostFacts,
         names::ModelName,
+        operation::Action,
         plan::{Change, FileChange, ImageAction, ImagePlan, Plan, PlannedStep, few},
         release::{Goal, NodeService},
         spec::DeploymentSpec,
@@ -215,6 +216,7 @@ fn image(facts: &HostFacts, reference: &str, local: &LocalImages) -> ImagePlan {
     ImagePlan { reference: reference.to_owned(), action, content: sent.map(|image| image.content.digest()) }
 }
 
+/// Returns the steps of a deployment that change something, as a person reads them.
 fn steps(
     spec: &DeploymentSpec,
     facts: &HostFacts,
@@ -222,52 +224,56 @@ fn steps(
     images: &[ImagePlan],
     stack: &Stack,
 ) -> Vec<PlannedStep> {
+    let action = |name: StepName| match name {
+        // These precede the plan or change nothing that runs.
+        StepName::Plan | StepName::Connect | StepName::Check | StepName::Settle => None,
+        StepName::Upload => Some(upload_action(facts, files)),
+        StepName::Images => Some(images_action(images)),
+        StepName::Start => Some(format!(
+            "docker compose up -d: {}; only what changed is recreated",
+            stack.services.join(", ")
+        )),
+        StepName::Health => Some(match &stack.node {
+            Some(node) => format!("wait until all are healthy, and 127.0.0.1:{}/health answers", node.port),
+            None => "wait until all are healthy".to_owned(),
+        }),
+        StepName::Models => {
+            let models: Vec<&str> = spec.models.iter().map(ModelName::as_str).collect();
+            Some(format!("have Ollama pull what it lacks of {}", models.join(", ")))
+        }
+        StepName::Join => {
+            Some(format!("pin the key of {} over this connection, wait until it is Active", spec.node))
+        }
+        StepName::Proof => Some("run one container on the node".to_owned()),
+        // Steps of other operations.
+        StepName::Switch | StepName::Drain | StepName::Stop | StepName::Forget | StepName::Rollback => None,
+    };
+    let steps = Action::Deploy.steps(spec).into_iter();
+    steps.filter_map(|name| Some(PlannedStep { name, action: action(name)? })).collect()
+}
+
+fn upload_action(facts: &HostFacts, files: &[FileChange]) -> String {
     let changed: Vec<&str> =
         files.iter().filter(|file| file.change != Change::Unchanged).map(|file| file.name.as_str()).collect();
     let replaced: Vec<&str> = facts.replaced.iter().map(String::as_str).collect();
-    let upload = match changed.is_empty() {
+    match changed.is_empty() {
         true if !replaced.is_empty() => format!(
             "put the files of the release back in the place of {}, which are kept as NAME.edited-N",
             few(&replaced)
         ),
         true => "nothing: all files on the host are equal".to_owned(),
         false => format!("send a new release ({}) and switch to it", few(&changed)),
-    };
-    let fetch: Vec<String> = images
-        .iter()
-        .filter_map(|image| match image.action {
-            ImageAction::Present => None,
-            ImageAction::Load | ImageAction::Push => Some(format!("send {}", image.reference)),
-            ImageAction::Pull => Some(format!("pull {}", image.reference)),
-        })
-        .collect();
-    let fetch =
-        if fetch.is_empty() { "nothing: all images are on the host".to_owned() } else { fetch.join(", ") };
-    let health = match &stack.node {
-        Some(node) => format!("wait until all are healthy, and 127.0.0.1:{}/health answers", node.port),
-        None => "wait until all are healthy".to_owned(),
-    };
-    let mut steps = vec![
-        (StepName::Upload, upload),
-        (StepName::Images, fetch),
-        (
-            StepName::Start,
-            format!("docker compose up -d: {}; only what changed is recreated", stack.services.join(", ")),
-        ),
-        (StepName::Health, health),
-    ];
-    if !spec.models.is_empty() {
-        let models: Vec<&str> = spec.models.iter().map(ModelName::as_str).collect();
-        steps.push((StepName::Models, format!("have Ollama pull what it lacks of {}", models.join(", "))));
     }
-    if spec.join {
-        steps.push((
-            StepName::Join,
-            format!("pin the key of {} over this connection, wait until it is Active", spec.node),
-        ));
-        steps.push((StepName::Proof, "run one container on the node".to_owned()));
-    }
-    steps.into_iter().map(|(name, action)| PlannedStep { name, action }).collect()
+}
+
+fn images_action(images: &[ImagePlan]) -> String {
+    let fetch = images.iter().filter_map(|image| match image.action {
+        ImageAction::Present => None,
+        ImageAction::Load | ImageAction::Push => Some(format!("send {}", image.reference)),
+        ImageAction::Pull => Some(format!("pull {}", image.reference)),
+    });
+    let fetch = fetch.collect::<Vec<_>>();
+    if fetch.is_empty() { "nothing: all images are on the host".to_owned() } else { fetch.join(", ") }
 }
 
 #[cfg(test)]

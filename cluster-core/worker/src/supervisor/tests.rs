@@ -205,7 +205,7 @@ async fn cancel_timeout_memory_and_missing_images_are_told_apart() {
 
 #[tokio::test]
 #[ignore = "needs Docker and busybox:testbed; run by tests/run"]
-async fn a_restarted_worker_adopts_what_runs_and_tells_what_ended_meanwhile() {
+async fn restarted_worker_adopts_running_and_reports_ended() {
     let setting = Setting::new();
     let script = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.05; done; exit 7";
     let order = order(script, "", |_| {});

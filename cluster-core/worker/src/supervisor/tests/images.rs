@@ -203,7 +203,7 @@ async fn what_is_not_what_its_digest_says_is_refused_by_name() {
 
 #[tokio::test]
 #[ignore = "needs Docker and busybox:testbed; run by tests/run"]
-async fn a_pull_that_stalls_is_given_up_and_one_that_is_cancelled_ends_at_once() {
+async fn stalled_pull_times_out_and_cancelled_pull_ends() {
     let setting = Setting::new();
     let supervisor = pulling(&setting).await;
     let mut registry = Registry::serve(Fault::Stalls).await;

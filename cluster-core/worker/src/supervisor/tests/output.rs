@@ -84,7 +84,7 @@ impl Case {
         Self { seed: numbers.next(), driver, bytes, longest_line, budget_mb: 1, kills }
     }
 
-    /// First code of the content's bytes, and how many there are. None is a line's end.
+    /// First code of the content's bytes, and the number of codes. A line's end is not among them.
     fn codes(&self) -> (u32, u32) {
         match self.driver {
             Driver::Local => (33, 222),
@@ -115,7 +115,7 @@ BEGIN {{
         )
     }
 
-    /// What the program writes to stdout and to stderr.
+    /// Bytes that the program writes to stdout and to stderr.
     ///
     /// Both end with a short line: the driver `local` of Docker 20.10 loses the last end of a line that it keeps in
     /// parts, and of lines whose length is a multiple of a part, which are left out too.
@@ -198,7 +198,7 @@ fn before_the_mark(events: &[EventView]) -> usize {
     outputs.take_while(|(_, is_mark)| !is_mark).map(|(bytes, _)| bytes).sum()
 }
 
-/// Where the told bytes first differ from the written ones.
+/// Returns the first position at which reported and written bytes differ.
 fn differs(written: &[u8], told: &[u8]) -> String {
     let at = written.iter().zip(told).position(|(a, b)| a != b).unwrap_or(written.len().min(told.len()));
     let around = |bytes: &[u8]| {

@@ -83,7 +83,7 @@ async fn a_workspace_is_there_and_what_it_leaves_comes_back() {
     assert!(supervisor.incoming().kept().read(&note.digest).is_err(), "it goes with its last execution");
 }
 
-/// An image that runs as somebody else, made without a build.
+/// Creates an image that runs as another user, without a build.
 fn image_of(user: &str, node_id: &NodeId) -> String {
     let docker = |words: &[&str]| {
         let output = Command::new("docker").args(words).output().unwrap();
