@@ -1,5 +1,5 @@
 //! Command line, with one file per verb. Verbs talk to the daemon over its socket. Only `serve` is the daemon, and only
-//! `config check`, `doctor`, `tools`, `completions` and `probe` work without a daemon.
+//! `config check`, `doctor`, `tools`, `completions`, `reference` and `probe` work without a daemon.
 
 mod agent;
 mod artifacts;
@@ -20,6 +20,7 @@ mod network_guard;
 mod node;
 pub mod output;
 mod probe;
+mod reference;
 mod rollout;
 mod run;
 mod secret;
@@ -104,6 +105,9 @@ enum Verb {
     Tools,
     /// Print the completion script of a shell
     Completions(completions::Completions),
+    /// Write the reference pages of the documentation
+    #[command(hide = true)]
+    Reference(reference::Reference),
     #[command(hide = true)]
     Probe(probe::Probe),
     #[command(hide = true)]
@@ -158,6 +162,7 @@ pub async fn run(cli: Cli) -> u8 {
             Ok(0)
         }
         Verb::Tools => tools::run(&context).map(|()| 0),
+        Verb::Reference(verb) => verb.run(&context).map(|()| 0),
         Verb::Probe(verb) => verb.run().await.map(|()| 0),
         Verb::NetworkGuard(verb) => verb.run().await.map(|()| 0),
     };

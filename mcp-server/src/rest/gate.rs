@@ -28,7 +28,7 @@ const ADMIN_TO_CHANGE: [&str; 4] =
     ["/v1/config", "/v1/cluster/token-keys", "/v1/cluster/nodes/{id}/tenant", "/v1/node"];
 
 /// Returns the scope that a request needs. `route` is the matched pattern; empty if no route matched.
-fn needed(method: &Method, route: &str, uri: &Uri) -> Scope {
+pub(crate) fn needed(method: &Method, route: &str, uri: &Uri) -> Scope {
     let below = |paths: &[&str]| {
         paths
             .iter()

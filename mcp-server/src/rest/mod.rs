@@ -17,7 +17,7 @@ mod enrolment;
 pub mod error;
 mod events;
 mod executions;
-mod gate;
+pub(crate) mod gate;
 pub mod health;
 mod hosts;
 mod member;
