@@ -1,6 +1,6 @@
 //! Duration of a deployment, compared with a manual one on the same host in the same run: only ratios count.
 //!
-//! `cargo bench -p mcp-server --bench deployments` uses the hosts in `AEGIS_TESTBED_HOSTS`, and at the end deploys all
+//! `cargo bench -p aegis --bench deployments` uses the hosts in `AEGIS_TESTBED_HOSTS`, and at the end deploys all
 //! of them at once. It prints one line per figure, and fails only on errors. "Fresh" is a host without a stack whose
 //! images are present. "To healthy" ends with the step `health`, since a manual deployment joins no cluster.
 

@@ -1,7 +1,7 @@
 //! Duration of an execution, compared with the same container made through the engine alone in the same run: only
 //! ratios count.
 //!
-//! `cargo bench -p mcp-server --bench executions` needs Docker and `busybox:testbed`, and prints one line per figure. A
+//! `cargo bench -p aegis --bench executions` needs Docker and `busybox:testbed`, and prints one line per figure. A
 //! controller with its own node runs in a separate process, as for a user. For both, the engine's events define when a
 //! container started.
 

@@ -1,7 +1,7 @@
 //! Cost of a tool call over HTTP and memory of the daemon, compared with a bare rmcp server in the same run: only
 //! ratios count.
 //!
-//! `cargo bench -p mcp-server --bench mcp` needs neither Docker nor hosts. A controller and ten joined workers run in
+//! `cargo bench -p aegis --bench mcp` needs neither Docker nor hosts. A controller and ten joined workers run in
 //! separate processes, as for a user. The bare server is this program in another process. The bench prints one line per
 //! figure, and fails only on errors.
 

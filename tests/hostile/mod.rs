@@ -1,5 +1,5 @@
 //! Hostile output of a container, and the rules for every text that shows it to an assistant or a person. Shared by the
-//! unit tests of `mcp-server` and the test with a real container.
+//! unit tests of `aegis` and the test with a real container.
 //!
 //! Each case contains [`CANARY`] in plain sight, so that a test can find where the container's text appeared. The rules
 //! are written by hand and from the standard's tables, independent of the tested code.

@@ -3,14 +3,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use aegis::transport::{
+    guard::{Guard, guard},
+    http::{mcp_routes, serve_tcp},
+};
 use axum::middleware;
 use cluster_core::{
     config::{self, Overrides, Settings},
     controller::access::TokenTable,
-};
-use mcp_server::transport::{
-    guard::{Guard, guard},
-    http::{mcp_routes, serve_tcp},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;

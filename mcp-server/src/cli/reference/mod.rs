@@ -75,7 +75,7 @@ mod tests {
             assert!(
                 committed == page.text,
                 "docs/reference/{} differs from the code, first in line {}: \
-                 run `cargo run -p mcp-server -- reference docs/reference`",
+                 run `cargo run -p aegis -- reference docs/reference`",
                 page.file,
                 differing + 1
             );
