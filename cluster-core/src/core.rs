@@ -27,10 +27,10 @@ use aegis_controller::{
     audit::Audit,
     executions::Executions,
     handle::Controller,
-    nodes::Nodes,
+    nodes::NodeConnections,
     secrets::Secrets,
 };
-use aegis_deploy::{ApprovedHost, Deployments, Hosts, Rollouts};
+use aegis_deploy::{ApprovedHost, Deployments, HostAccess, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts};
 use aegis_fs::DataDirectory;
 use aegis_metrics::Metrics;
@@ -100,11 +100,11 @@ struct ControllerPart {
     audit: Audit,
     agents: Agents,
     controller: Controller,
-    nodes: Nodes,
+    nodes: NodeConnections,
     executions: Executions,
     deployments: Deployments,
     rollouts: Rollouts,
-    hosts: Hosts,
+    hosts: HostAccess,
     allow_loopback: bool,
     /// Address of this controller, for nodes.
     endpoint: String,

@@ -4,7 +4,7 @@ use aegis_config::applied::AppliedConfig;
 use aegis_controller::{
     handle::Controller,
     membership::{Registration, Report},
-    nodes::Nodes,
+    nodes::NodeConnections,
 };
 use aegis_types::{error::Result, heartbeat::ConfigReport};
 use aegis_worker::{capacity::Capacity, membership::obey, supervisor::Supervisor};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub struct LocalNode {
     pub controller: Controller,
-    pub nodes: Nodes,
+    pub nodes: NodeConnections,
     pub supervisor: Supervisor,
     pub capacity: Capacity,
     pub applied: AppliedConfig,

@@ -3,7 +3,7 @@
 //! One task, which ends with the controller. It may be slow: a removed node is refused by its record as soon as the
 //! removal is stored.
 
-use aegis_controller::{events::EventId, handle::Controller, nodes::Nodes};
+use aegis_controller::{events::EventId, handle::Controller, nodes::NodeConnections};
 use aegis_metrics::Metrics;
 use aegis_rpc::tls::Credentials;
 use aegis_types::node_event::NodeEventKind;
@@ -13,7 +13,7 @@ const BATCH_MAX: usize = 256;
 
 pub fn spawn(
     controller: Controller,
-    nodes: Nodes,
+    nodes: NodeConnections,
     credentials: Option<Credentials>,
     metrics: Metrics,
     stop: CancellationToken,

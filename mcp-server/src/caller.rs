@@ -26,12 +26,12 @@ pub struct Caller {
     pub scope: Scope,
     /// Name of the client as it states it; known for MCP clients only.
     pub client: Option<Client>,
-    narrowing: Narrowing,
+    narrowing: ToolFilter,
 }
 
 /// Restriction of a connection to some of the tools that this node offers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Narrowing {
+pub struct ToolFilter {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
     /// Allowed tools; `None` allows all of them.
@@ -39,7 +39,7 @@ pub struct Narrowing {
     pub tools: Option<Vec<String>>,
 }
 
-impl Narrowing {
+impl ToolFilter {
     fn admits(&self, tool: &str, read_only: bool) -> bool {
         (read_only || !self.read_only)
             && self.tools.as_ref().is_none_or(|tools| tools.iter().any(|name| name == tool))
@@ -57,7 +57,7 @@ pub enum Entrance {
 
 impl Caller {
     fn new(door: Door, identity: Identity, scope: Scope) -> Self {
-        Self { actor: Actor { door, identity }, scope, client: None, narrowing: Narrowing::default() }
+        Self { actor: Actor { door, identity }, scope, client: None, narrowing: ToolFilter::default() }
     }
 
     /// Makes the owner of the data directory, over one of its sockets, which admit no other user.
@@ -75,7 +75,7 @@ impl Caller {
     }
 
     #[must_use]
-    pub fn narrowed(self, narrowing: Narrowing) -> Self {
+    pub fn narrowed(self, narrowing: ToolFilter) -> Self {
         Self { narrowing, ..self }
     }
 
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn scope_and_narrowing_are_both_asked() {
         let bearing = |scope| Caller::bearing(Bearer { identity: Identity::LocalToken, scope });
-        let only = |read_only, tools: Option<&[&str]>| Narrowing {
+        let only = |read_only, tools: Option<&[&str]>| ToolFilter {
             read_only,
             tools: tools.map(|tools| tools.iter().map(|tool| (*tool).to_owned()).collect()),
         };

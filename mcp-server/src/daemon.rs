@@ -43,7 +43,7 @@ use crate::{
     caller::Caller,
     rest::{self, Api},
     server::AegisServer,
-    tools::Catalogue,
+    tools::ToolRegistry,
     transport::{
         guard::{self, Guard},
         http::{mcp_routes, serve_tcp, serve_unix},
@@ -90,7 +90,7 @@ pub async fn run(options: Options) -> Result<()> {
     let token = files::http_token(&data)?;
     let tokens = TokenTable::new(Some(&token));
     let guard = Guard::new(&settings, tokens.clone())?;
-    let catalogue = Arc::new(Catalogue::of(&settings.mcp)?);
+    let catalogue = Arc::new(ToolRegistry::of(&settings.mcp)?);
     let tls = settings.http_tls.clone().map(|files| web_server(files, stop.clone())).transpose()?;
     let listener = bind(&settings, &data).await?;
     if tls.is_none() && !settings.bind_address.is_loopback() {
@@ -146,7 +146,7 @@ struct Listening {
     core: Core,
     settings: Settings,
     guard: Guard,
-    catalogue: Arc<Catalogue>,
+    catalogue: Arc<ToolRegistry>,
     /// TLS configuration of HTTP.
     tls: Option<Arc<ServerConfig>>,
     stop: CancellationToken,

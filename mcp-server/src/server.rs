@@ -33,7 +33,7 @@ use crate::{
         subscriptions::{self, Budget, Subscriptions},
         uri::ResourceUri,
     },
-    tools::{Catalogue, Progress},
+    tools::{Progress, ToolRegistry},
 };
 
 const ABOUT: &str = "\
@@ -102,7 +102,7 @@ fn instructions(offers: &dyn Fn(&str) -> bool) -> String {
 #[derive(Debug, Clone)]
 pub struct AegisServer {
     core: Core,
-    catalogue: Arc<Catalogue>,
+    catalogue: Arc<ToolRegistry>,
     entrance: Entrance,
     budget: Budget,
     subscriptions: Arc<Subscriptions>,
@@ -110,7 +110,7 @@ pub struct AegisServer {
 }
 
 impl AegisServer {
-    pub fn new(core: Core, catalogue: Arc<Catalogue>) -> Self {
+    pub fn new(core: Core, catalogue: Arc<ToolRegistry>) -> Self {
         let budget = Budget::default();
         let subscriptions = Arc::new(Subscriptions::new(budget.clone()));
         let log_level = Arc::default();

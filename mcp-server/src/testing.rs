@@ -15,7 +15,7 @@ use tokio::io::{
     AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf,
 };
 
-use crate::{caller::Caller, server::AegisServer, tools::Catalogue};
+use crate::{caller::Caller, server::AegisServer, tools::ToolRegistry};
 
 /// Longer than anything that a test waits for.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -61,11 +61,11 @@ pub async fn hybrid() -> (Core, tempfile::TempDir) {
 }
 
 pub fn server_of(core: Core) -> AegisServer {
-    served_by(core, Catalogue::all())
+    served_by(core, ToolRegistry::all())
 }
 
 /// Returns a server whose caller is the owner of the data directory.
-pub fn served_by(core: Core, catalogue: Catalogue) -> AegisServer {
+pub fn served_by(core: Core, catalogue: ToolRegistry) -> AegisServer {
     AegisServer::new(core, Arc::new(catalogue)).entered_by(Caller::local(Door::McpSocket))
 }
 

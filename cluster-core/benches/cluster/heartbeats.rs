@@ -14,15 +14,15 @@ use cluster_core::{
         },
         handle::{ChallengeAnswer, ChallengeSignature, Controller, HealthSettings, TokenOrder},
         membership::{Registration, Staleness},
-        nodes::{Nodes, direct::DirectAccess},
+        nodes::{NodeConnections, direct::DirectAccess},
     },
     fs::DataDirectory,
     identity::{Attestation, EnrolmentToken, NodeKey, statement},
     metrics::Metrics,
     rpc::{
         ClusterClock, Sealer,
-        places::Proven,
-        via::{Entered, Via},
+        places::Authenticated,
+        via::{PeerInfo, PeerTransport},
     },
     store::Store,
     types::{clock::Clock, ids::NodeId, node::Role},
@@ -48,7 +48,7 @@ pub async fn run() {
     let (home, key) = (NodeId::parse("home").unwrap(), Arc::new(NodeKey::generate().unwrap()));
     let stop = CancellationToken::new();
     let controller = Controller::start(home, key, directory.path(), store, health, None, stop).await.unwrap();
-    let (nodes, _streams) = Nodes::new(controller.clone(), None, DirectAccess::default());
+    let (nodes, _streams) = NodeConnections::new(controller.clone(), None, DirectAccess::default());
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
         operators: Operators::default(),
@@ -65,7 +65,8 @@ pub async fn run() {
             let node_id = format!("n{number}");
             let inner = pb::NodeHeartbeatInner { node_id, ..Default::default() };
             let mut call = sealer.seal(inner, |e| pb::NodeHeartbeatRequest { envelope: Some(e) }).unwrap();
-            call.extensions_mut().insert(Entered { via: Via::Unix, proven: Proven::default() });
+            call.extensions_mut()
+                .insert(PeerInfo { via: PeerTransport::Unix, proven: Authenticated::default() });
             sample.get_or_insert_with(|| (call.get_ref().envelope.clone().unwrap(), key.public()));
             calls.push((beat, call));
         }

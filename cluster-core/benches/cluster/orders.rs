@@ -13,7 +13,7 @@ use std::{
 
 use cluster_core::{
     rpc::{
-        wire::{Dial, Wire},
+        wire::{ByteStream, Connector},
         worker_client::WorkerClient,
     },
     types::{
@@ -45,12 +45,12 @@ pub async fn run() {
     let forge = Forge::of(&cluster, session);
     let sealer = forge.sealer(session, "a", session.sealer.session_id().clone(), session.epoch).await;
     let address = served.address.trim_start_matches("http://").to_owned();
-    let dial: Dial = Arc::new(move || {
+    let dial: Connector = Arc::new(move || {
         let address = address.clone();
         Box::pin(async move {
             let connection = TcpStream::connect(address).await?;
             connection.set_nodelay(true)?;
-            Ok(Box::new(connection) as Box<dyn Wire>)
+            Ok(Box::new(connection) as Box<dyn ByteStream>)
         })
     });
     let (refused, mut times) = (AtomicUsize::new(0), Vec::new());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cluster_core::{
     controller::membership::{Change, Membership},
     types::{
-        execution::manifest::Demand,
+        execution::manifest::PlacementRequest,
         ids::{ExecutionId, NodeId, Tag},
         node::{Capabilities, LinkKind, NodeRecord, Observed, Role},
         placement::PlacementStrategy,
@@ -64,8 +64,14 @@ fn measure(strategy: PlacementStrategy, preferring: bool) -> Vec<Duration> {
     }
     let amounts = Amounts { cpu_millicores: 1_000, memory_mb: 128, ..Default::default() };
     let preferred_tags = if preferring { vec![tag] } else { Vec::new() };
-    let demand =
-        Demand { tags: vec![], preferred_tags, node_id: None, amounts, wait_seconds: None, priority: 0 };
+    let demand = PlacementRequest {
+        tags: vec![],
+        preferred_tags,
+        node_id: None,
+        amounts,
+        wait_seconds: None,
+        priority: 0,
+    };
     let mut times = Vec::with_capacity(DECISIONS);
     for _ in 0..DECISIONS {
         let execution_id = ExecutionId::mint();

@@ -10,7 +10,7 @@ use std::{
 
 use cluster_core::{
     fs::DataDirectory,
-    rpc::controller_client::OwnAddress,
+    rpc::controller_client::AdvertisedAddress,
     store::{ExecutionWrite, Store, Write},
     types::{
         caller::Identity,
@@ -48,7 +48,7 @@ pub async fn run() {
         let name = format!("n{number}");
         let token = cluster.token(Some(&name)).await.token;
         let mut node = Node::new(&cluster, &name, Role::Worker).await;
-        node.applicant.address = OwnAddress::Fixed(address.clone());
+        node.applicant.address = AdvertisedAddress::Fixed(address.clone());
         node.join(Some(&token)).await.unwrap();
         node.beat().await.unwrap();
     }

@@ -113,13 +113,13 @@ pub struct Node {
     pub region: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Tag>,
-    pub resources: Resources,
+    pub resources: ResourcesConfig,
 }
 
 /// Resources as stated; a stated value overrides the detected value.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Resources {
+pub struct ResourcesConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_cores: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,7 +138,7 @@ pub struct Resources {
     pub gpu_devices: Vec<GpuDevice>,
 }
 
-impl Resources {
+impl ResourcesConfig {
     /// Returns the number of stated GPUs: 1 if only `gpu` is stated. `None` if nothing is stated.
     pub fn gpus(&self) -> Option<u32> {
         self.gpu_count.or(self.gpu.map(u32::from))

@@ -24,7 +24,7 @@ use aegis_types::{
 use super::{
     cluster_port::ClusterPort,
     endpoint::Endpoint,
-    schema::{Auth, Confirm, Deploy, HttpTls, NodeConfig, NodeType, Policy, Resources},
+    schema::{Auth, Confirm, Deploy, HttpTls, NodeConfig, NodeType, Policy, ResourcesConfig},
 };
 use crate::{audit::AuditSettings, executions::ExecutionSettings, hooks::Hooks};
 
@@ -95,7 +95,7 @@ pub struct Settings {
     pub role: Role,
     pub region: Option<String>,
     pub tags: Vec<Tag>,
-    pub resources: Resources,
+    pub resources: ResourcesConfig,
     pub controller: Option<ControllerSettings>,
     pub node_keypair_path: Option<PathBuf>,
     /// Callers of the cluster port first receive proof that this node holds its key.

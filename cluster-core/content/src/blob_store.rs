@@ -33,7 +33,7 @@ const DRAFT_SUFFIX: &str = "part";
 
 /// Handle on one directory of content, cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Kept(Arc<Inner>);
+pub struct BlobStore(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -55,7 +55,7 @@ impl Drop for Draft {
     }
 }
 
-impl Kept {
+impl BlobStore {
     /// Opens the directory. Removes partial files left by a previous process.
     pub fn open(directory: PathBuf) -> Result<Self> {
         private_directory(&directory).map_err(|e| write_error(&directory, e))?;
@@ -221,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    fn put(kept: &Kept, content: &[u8], user: Option<&ExecutionId>) -> String {
+    fn put(kept: &BlobStore, content: &[u8], user: Option<&ExecutionId>) -> String {
         let mut draft = kept.draft(content.len() as u64).unwrap();
         draft.file.write_all(content).unwrap();
         let digest = digest_of(&mut draft.file).unwrap();
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn content_stays_while_somebody_needs_it() {
         let directory = tempfile::tempdir().unwrap();
-        let kept = Kept::open(directory.path().join("content")).unwrap();
+        let kept = BlobStore::open(directory.path().join("content")).unwrap();
         let (first, second) = (ExecutionId::mint(), ExecutionId::mint());
         let digest = put(&kept, b"a", Some(&first));
         assert_eq!(put(&kept, b"a", None), digest, "the same bytes are kept once");
@@ -251,13 +251,13 @@ mod tests {
     #[test]
     fn a_start_clears_what_nobody_claims_and_what_was_half_written() {
         let directory = tempfile::tempdir().unwrap();
-        let kept = Kept::open(directory.path().to_owned()).unwrap();
+        let kept = BlobStore::open(directory.path().to_owned()).unwrap();
         let user = ExecutionId::mint();
         let (wanted, orphan) = (put(&kept, b"a", Some(&user)), put(&kept, b"b", None));
         std::mem::forget(kept.draft(1).unwrap());
         drop(kept.draft(1).unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
-        let kept = Kept::open(directory.path().to_owned()).unwrap();
+        let kept = BlobStore::open(directory.path().to_owned()).unwrap();
         kept.claim(&wanted, &user).unwrap();
         kept.sweep(Some(UNCLAIMED_FOR)).unwrap();
         kept.read(&orphan).expect("too young");
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_before_it_is_written() {
         let directory = tempfile::tempdir().unwrap();
-        let kept = Kept::open(directory.path().to_owned()).unwrap();
+        let kept = BlobStore::open(directory.path().to_owned()).unwrap();
         let refused = kept.draft(KEPT_BYTES_MAX + 1).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::ResourceExhausted);
         let file = File::open(directory.path()).unwrap();

@@ -28,7 +28,7 @@ use aegis_types::{
     error::{Error, ErrorCode, Failure, Result},
     heartbeat::Command,
     ids::{ClusterId, CommandId, ExecutionId, GpuUuid, NodeId},
-    node::{DrainState, DrainView, LinkKind, NodeRecord, Observed, OnDeadline, PeerView, Role, Site},
+    node::{DrainState, DrainView, LinkKind, NodeHost, NodeRecord, Observed, OnDeadline, PeerView, Role},
     node_event::NodeEventKind,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -353,7 +353,7 @@ impl Controller {
 
     // --- members ---------------------------------------------------------------------------
 
-    pub async fn check_identity(&self, node_id: NodeId, site: Site) -> Result<()> {
+    pub async fn check_identity(&self, node_id: NodeId, site: NodeHost) -> Result<()> {
         self.decide(move |membership, _| {
             membership.check_identity(&node_id, &site).map(|()| (Vec::new(), ()))
         })
@@ -370,7 +370,7 @@ impl Controller {
         &self,
         node_id: NodeId,
         key: PublicKey,
-        site: Site,
+        site: NodeHost,
         given: Option<Given>,
     ) -> Result<()> {
         let id = node_id.clone();

@@ -9,7 +9,7 @@ use std::fmt;
 
 use aegis_types::{
     error::{Error, ErrorCode},
-    execution::manifest::Demand,
+    execution::manifest::PlacementRequest,
     gpu::share_mb,
     ids::{NodeId, Tag},
     placement::PlacementStrategy,
@@ -68,7 +68,7 @@ pub struct Candidate<'a> {
 
 /// Why one node does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfit {
+pub struct Rejection {
     pub node_id: NodeId,
     pub why: String,
     pub until: Until,
@@ -87,9 +87,9 @@ pub enum Until {
 
 /// No node fits now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoFit(pub Vec<Unfit>);
+pub struct PlacementError(pub Vec<Rejection>);
 
-impl NoFit {
+impl PlacementError {
     /// Whether some node could take it later, as it is now.
     pub fn may_change(&self) -> bool {
         self.0.iter().any(|unfit| unfit.until != Until::Never)
@@ -102,7 +102,7 @@ impl NoFit {
     }
 }
 
-impl fmt::Display for NoFit {
+impl fmt::Display for PlacementError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("there is no node that runs executions");
@@ -119,16 +119,19 @@ impl fmt::Display for NoFit {
 }
 
 /// Returns what each candidate lacks, for a demand that fits no node.
-pub fn reasons<'a>(demand: &Demand, candidates: impl Iterator<Item = Candidate<'a>>) -> NoFit {
+pub fn reasons<'a>(
+    demand: &PlacementRequest,
+    candidates: impl Iterator<Item = Candidate<'a>>,
+) -> PlacementError {
     let unfit = |candidate: Candidate<'a>| {
         let (why, until) = why_not(demand, &candidate)?;
-        Some(Unfit { node_id: candidate.node_id.clone(), why, until })
+        Some(Rejection { node_id: candidate.node_id.clone(), why, until })
     };
-    NoFit(candidates.filter_map(unfit).collect())
+    PlacementError(candidates.filter_map(unfit).collect())
 }
 
 /// Whether it fits now. It makes no words: it is asked of many nodes for a placement.
-pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
+pub fn fits(demand: &PlacementRequest, node: &Candidate<'_>) -> bool {
     demand.node_id.as_ref().is_none_or(|pin| pin == node.node_id)
         && node.blocked.is_none()
         && node.executions < EXECUTIONS_MAX
@@ -139,7 +142,7 @@ pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
 }
 
 /// Returns why a node does not fit, and until when.
-pub fn why_not(demand: &Demand, node: &Candidate<'_>) -> Option<(String, Until)> {
+pub fn why_not(demand: &PlacementRequest, node: &Candidate<'_>) -> Option<(String, Until)> {
     if demand.node_id.as_ref().is_some_and(|pin| pin != node.node_id) {
         return Some(("another node is asked for".into(), Until::Never));
     }
@@ -250,8 +253,8 @@ mod tests {
         }
     }
 
-    fn demand(tags: &[&str], cpu_millicores: u32) -> Demand {
-        Demand {
+    fn demand(tags: &[&str], cpu_millicores: u32) -> PlacementRequest {
+        PlacementRequest {
             tags: tags.iter().map(|tag| Tag::parse(*tag).unwrap()).collect(),
             preferred_tags: Vec::new(),
             node_id: None,
@@ -261,16 +264,20 @@ mod tests {
         }
     }
 
-    fn run(demand: &Demand, nodes: &[Node], last: Option<&NodeId>) -> Result<NodeId, NoFit> {
+    fn run(
+        demand: &PlacementRequest,
+        nodes: &[Node],
+        last: Option<&NodeId>,
+    ) -> Result<NodeId, PlacementError> {
         by(PlacementStrategy::RoundRobin, demand, nodes, last)
     }
 
     fn by(
         strategy: PlacementStrategy,
-        demand: &Demand,
+        demand: &PlacementRequest,
         nodes: &[Node],
         last: Option<&NodeId>,
-    ) -> Result<NodeId, NoFit> {
+    ) -> Result<NodeId, PlacementError> {
         let mut order = Order::default();
         for node in nodes {
             let position = Position { tags: node.tags.clone(), rank: rank(strategy, &node.candidate()) };
@@ -294,7 +301,7 @@ mod tests {
             let mut node = node("a", &[]);
             node.total = Amounts { cpu_millicores: 1, ..node_has };
             node.free = node.total.minus(used);
-            run(&Demand { amounts: need, ..demand(&[], 0) }, &[node], None)
+            run(&PlacementRequest { amounts: need, ..demand(&[], 0) }, &[node], None)
         };
         let none = Amounts::default();
         fit(gpus(1, 40), none, gpus(1, 24)).unwrap();
@@ -326,7 +333,8 @@ mod tests {
             node.free =
                 Amounts { gpus: free.len() as u32, vram_gb: free.iter().sum::<u32>() / 1024, ..node.total };
             let amounts = Amounts { gpus, vram_gb, ..Default::default() };
-            let outcome = run(&Demand { amounts, ..demand(&[], 0) }, std::slice::from_ref(&node), None);
+            let outcome =
+                run(&PlacementRequest { amounts, ..demand(&[], 0) }, std::slice::from_ref(&node), None);
             outcome.map(drop).map_err(|no_fit| (no_fit.may_change(), no_fit.to_string()))
         };
         fit(1, 40, &[40_960, 16_384]).unwrap();
@@ -375,7 +383,7 @@ mod tests {
         let mut nodes = [node("a", &[]), node("b", &["ssd"]), node("c", &["ssd", "eu"]), node("d", &["eu"])];
         nodes[2].executions = 9;
         nodes[2].free.cpu_millicores = 500;
-        let preferring = |tags: &[&str]| Demand {
+        let preferring = |tags: &[&str]| PlacementRequest {
             preferred_tags: tags.iter().map(|tag| Tag::parse(*tag).unwrap()).collect(),
             ..demand(&[], 100)
         };
@@ -435,7 +443,7 @@ mod tests {
     #[test]
     fn a_pin_is_kept() {
         let nodes = [node("a", &[]), node("b", &[])];
-        let pinned = Demand { node_id: Some(nodes[1].id.clone()), ..demand(&[], 1) };
+        let pinned = PlacementRequest { node_id: Some(nodes[1].id.clone()), ..demand(&[], 1) };
         assert_eq!(run(&pinned, &nodes, None).unwrap(), nodes[1].id);
         assert!(!run(&pinned, &nodes[..1], None).unwrap_err().may_change());
     }

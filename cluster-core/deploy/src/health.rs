@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     host::{
-        Remote,
+        HostSession,
         http::{self, Reply},
     },
-    model::{project::CLOUDFLARED_METRICS_PORT, release::Goal, spec::Service},
+    model::{project::CLOUDFLARED_METRICS_PORT, release::ReleaseContents, spec::Service},
 };
 
-pub use crate::model::containers::{Answer, Answers, CONTAINER_FORMAT, Look, Verdict};
+pub use crate::model::containers::{Answer, Answers, CONTAINER_FORMAT, StackHealth, StackSnapshot};
 
 /// First poll interval. Docker reports changes only when polled, and most services are up quickly.
 const POLL_INTERVAL_FIRST: Duration = Duration::from_millis(50);
@@ -27,12 +27,12 @@ const LOG_REMEDY: &str = "the end of its log is in untrusted_log_tail of get_dep
 
 /// Failed service and the reason.
 #[derive(Debug)]
-pub struct Unwell {
+pub struct HealthError {
     pub error: Error,
     pub service: Option<String>,
 }
 
-impl From<Error> for Unwell {
+impl From<Error> for HealthError {
     fn from(error: Error) -> Self {
         Self { error, service: None }
     }
@@ -40,7 +40,7 @@ impl From<Error> for Unwell {
 
 /// A stack that was healthy at one moment.
 #[derive(Debug, Clone)]
-pub struct Well {
+pub struct HealthyBaseline {
     pub evidence: String,
     /// Restarts by container.
     restarts: BTreeMap<String, u64>,
@@ -48,28 +48,30 @@ pub struct Well {
 
 /// Waits until every started service is healthy, and reports to `progress` what it waits for.
 pub async fn await_well(
-    remote: Remote<'_>,
-    goal: &Goal,
+    remote: HostSession<'_>,
+    goal: &ReleaseContents,
     limit: Duration,
     mut progress: impl FnMut(String),
-) -> Result<Well, Unwell> {
+) -> Result<HealthyBaseline, HealthError> {
     let deadline = Instant::now() + limit;
     let mut first: BTreeMap<String, u64> = BTreeMap::new();
     let mut interval = POLL_INTERVAL_FIRST;
     loop {
-        let look = Look::parse(&remote.containers().await?);
+        let look = StackSnapshot::parse(&remote.containers().await?);
         for (id, restarts) in look.restarts() {
             first.entry(id).or_insert(restarts);
         }
         let answers = ask(remote.connection, goal, &look).await?;
         let states = look.describe(goal, &answers);
         let waits_for = match look.verdict(goal, &answers, &first) {
-            Verdict::Well => return Ok(Well { evidence: states, restarts: look.restarts() }),
-            Verdict::Failed { service, why } => {
+            StackHealth::Healthy => {
+                return Ok(HealthyBaseline { evidence: states, restarts: look.restarts() });
+            }
+            StackHealth::Failed { service, why } => {
                 let message = format!("service {service} failed: {why}");
                 return Err(unwell(ErrorCode::DeploymentFailed, message, service, goal));
             }
-            Verdict::Waiting { service } => service,
+            StackHealth::Waiting { service } => service,
         };
         if Instant::now() >= deadline {
             let message = format!("service {waits_for} is not well after {} s: {states}", limit.as_secs());
@@ -82,7 +84,11 @@ pub async fn await_well(
 }
 
 /// Takes another look at a healthy stack and checks that nothing restarted since.
-pub fn confirm(look: &Look, goal: &Goal, well: &Well) -> Result<(), Unwell> {
+pub fn confirm(
+    look: &StackSnapshot,
+    goal: &ReleaseContents,
+    well: &HealthyBaseline,
+) -> Result<(), HealthError> {
     match look.changed_since(&well.restarts) {
         None => Ok(()),
         Some((service, why)) => {
@@ -92,7 +98,7 @@ pub fn confirm(look: &Look, goal: &Goal, well: &Well) -> Result<(), Unwell> {
     }
 }
 
-fn unwell(code: ErrorCode, message: String, service: String, goal: &Goal) -> Unwell {
+fn unwell(code: ErrorCode, message: String, service: String, goal: &ReleaseContents) -> HealthError {
     let is_tunnel = goal.cloudflared && service == Service::Cloudflared.name();
     let remedy = match code {
         _ if is_tunnel => TOKEN_REMEDY.to_owned(),
@@ -101,11 +107,11 @@ fn unwell(code: ErrorCode, message: String, service: String, goal: &Goal) -> Unw
         }
         _ => LOG_REMEDY.to_owned(),
     };
-    Unwell { error: Error::new(code, message).remedy(remedy), service: Some(service) }
+    HealthError { error: Error::new(code, message).remedy(remedy), service: Some(service) }
 }
 
 /// Probes running services from the host itself, through the SSH connection.
-async fn ask(connection: &Connection, goal: &Goal, look: &Look) -> Result<Answers> {
+async fn ask(connection: &Connection, goal: &ReleaseContents, look: &StackSnapshot) -> Result<Answers> {
     let mut answers = Answers::new();
     if let Some(node) = goal.node.as_ref().filter(|node| look.runs(&node.service)) {
         let answer = match http::get(connection, node.port, "/health").await? {
@@ -159,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_tunnel_that_fails_says_what_may_be_wrong() {
-        let goal = Goal { cloudflared: true, ..Goal::default() };
+        let goal = ReleaseContents { cloudflared: true, ..ReleaseContents::default() };
         let unwell = unwell(ErrorCode::Timeout, "x".into(), "cloudflared".into(), &goal);
         assert!(unwell.error.remedy_text().unwrap().contains("tunnel token may be wrong"));
     }

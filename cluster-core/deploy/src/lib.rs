@@ -37,7 +37,7 @@ pub mod settings;
 pub mod stack;
 
 pub use self::{
-    host::{LogsAsked, access::Hosts},
+    host::{LogsAsked, access::HostAccess},
     link::link_settings,
     model::{
         direct_offer::DirectOffer,
@@ -45,7 +45,7 @@ pub use self::{
         finding::{Finding, Severity},
         operation::{Operation, Removal},
         record::{ApprovedHost, DeploymentFilter},
-        release::KeptRelease,
+        release::StoredRelease,
         spec::{DeploymentRequest, DeploymentSpec, Service, Validated},
         state::{DeploymentState, StepName, StepState},
         tunnel::TunnelSource,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use aegis_ssh::{HostEnd, LinkSettings};
+use aegis_ssh::{ForwardEndpoint, LinkSettings};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -11,7 +11,7 @@ use aegis_types::{
 };
 
 use crate::{
-    host::{Remote, scripts},
+    host::{HostSession, scripts},
     model::facts::HostFacts,
 };
 
@@ -52,7 +52,7 @@ pub fn link_note(link: &NodeLink) -> Result<Option<Vec<u8>>> {
     }
 }
 
-impl Remote<'_> {
+impl HostSession<'_> {
     /// Returns the link of the current release.
     pub(super) async fn current_link(&self) -> Result<NodeLink> {
         let output = self.connection.script(scripts::READ_LINK, &[self.base, FILE], READ_LIMIT).await?;
@@ -78,10 +78,11 @@ fn free_pair(listening: &BTreeSet<u16>) -> Option<LinkPorts> {
 pub fn link_settings(node: &NodeId, base_dir: &str, owner: &str, ports: Option<LinkPorts>) -> LinkSettings {
     let run = format!("{base_dir}/run");
     let (controller_end, node_end) = match ports {
-        None => {
-            (HostEnd::Socket(format!("{run}/controller.sock")), HostEnd::Socket(format!("{run}/node.sock")))
-        }
-        Some(ports) => (HostEnd::Port(ports.controller), HostEnd::Port(ports.node)),
+        None => (
+            ForwardEndpoint::Socket(format!("{run}/controller.sock")),
+            ForwardEndpoint::Socket(format!("{run}/node.sock")),
+        ),
+        Some(ports) => (ForwardEndpoint::Port(ports.controller), ForwardEndpoint::Port(ports.node)),
     };
     LinkSettings {
         node: node.clone(),
@@ -94,7 +95,7 @@ pub fn link_settings(node: &NodeId, base_dir: &str, owner: &str, ports: Option<L
 
 #[cfg(test)]
 mod tests {
-    use super::{super::health::Look, *};
+    use super::{super::health::StackSnapshot, *};
 
     const FIRST: LinkPorts = LinkPorts { controller: PORTS_FIRST, node: PORTS_FIRST + 1 };
     const SECOND: LinkPorts = LinkPorts { controller: PORTS_FIRST + 2, node: PORTS_FIRST + 3 };
@@ -128,7 +129,7 @@ mod tests {
         };
         let running = |facts: &mut HostFacts| {
             deployed(facts);
-            facts.look = Look::parse(RUNNING);
+            facts.look = StackSnapshot::parse(RUNNING);
         };
         assert_eq!(without_sockets(running), NodeLink::Ports(SECOND));
         // The stack is down, and another process has the node's port.

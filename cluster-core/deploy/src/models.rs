@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::stack::OllamaService;
 use crate::{
     host::{
-        Remote,
+        HostSession,
         compose::{PULL_LIMIT, pull_failed},
         http::{self, Asked, Reply},
     },
@@ -53,7 +53,7 @@ struct Tag {
 
 /// Pulls missing models and returns the evidence.
 pub async fn ensure(
-    remote: Remote<'_>,
+    remote: HostSession<'_>,
     ollama: &OllamaService,
     models: &[ModelName],
     mut progress: impl FnMut(String),
@@ -82,7 +82,7 @@ pub async fn ensure(
 }
 
 /// Returns the present models, and the port of Ollama's API.
-async fn present(remote: Remote<'_>, ollama: &OllamaService) -> Result<(BTreeSet<String>, Option<u16>)> {
+async fn present(remote: HostSession<'_>, ollama: &OllamaService) -> Result<(BTreeSet<String>, Option<u16>)> {
     if let Some(port) = ollama.port {
         match http::get(remote.connection, port, "/api/tags").await? {
             Reply::Answer { status: 200, body } => {
@@ -111,7 +111,7 @@ fn listed(text: &str) -> BTreeSet<String> {
 
 /// Pulls a model. Returns the megabytes of its largest layer.
 async fn pull(
-    remote: Remote<'_>,
+    remote: HostSession<'_>,
     port: u16,
     model: &ModelName,
     progress: &mut impl FnMut(String),

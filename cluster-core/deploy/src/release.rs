@@ -16,8 +16,10 @@ use super::{
     stack::{Bundle, Root, Stack},
 };
 use crate::{
-    KeptRelease,
-    model::release::{COMPOSE_FILE, CONFIG_FILE, ENV_FILE, Goal, OPERATOR_FILE, OVERRIDE_FILE, ReleaseNote},
+    StoredRelease,
+    model::release::{
+        COMPOSE_FILE, CONFIG_FILE, ENV_FILE, OPERATOR_FILE, OVERRIDE_FILE, ReleaseContents, ReleaseManifest,
+    },
 };
 
 /// Selects the target of a rollback: the named release, or the newest good release made before the current one. A
@@ -25,19 +27,19 @@ use crate::{
 ///
 /// `joins` states whether the release has to run a node, or must not.
 pub fn choose<'a>(
-    releases: &'a [KeptRelease],
+    releases: &'a [StoredRelease],
     to: Option<&DeploymentId>,
     joins: bool,
-) -> Result<&'a KeptRelease> {
+) -> Result<&'a StoredRelease> {
     let current = releases.iter().find(|release| release.current);
     let names = || {
-        let mut good: Vec<&KeptRelease> =
+        let mut good: Vec<&StoredRelease> =
             releases.iter().filter(|release| release.ready.is_some() && !release.current).collect();
         good.sort_by_key(|release| std::cmp::Reverse(release.note.deployment_id.made()));
         good
     };
     let before = || {
-        let older = |release: &&KeptRelease| {
+        let older = |release: &&StoredRelease| {
             current
                 .is_none_or(|current| release.note.deployment_id.made() < current.note.deployment_id.made())
         };
@@ -167,9 +169,9 @@ impl ReleaseFiles {
         deployment: &DeploymentId,
         node: &NodeId,
         cluster: &str,
-        goal: &Goal,
+        goal: &ReleaseContents,
     ) -> Result<Vec<u8>> {
-        let note = ReleaseNote {
+        let note = ReleaseManifest {
             deployment_id: deployment.clone(),
             node_id: node.clone(),
             files: self.digests(),
@@ -186,20 +188,20 @@ impl ReleaseFiles {
 mod tests {
     use super::*;
     use crate::model::release::NodeService;
-    use crate::model::release::ReadyMark;
+    use crate::model::release::ReadyRecord;
 
-    fn release(number: u64, ready_at_ms: Option<i64>, current: bool) -> KeptRelease {
+    fn release(number: u64, ready_at_ms: Option<i64>, current: bool) -> StoredRelease {
         let node = NodeService { service: "node".into(), port: 8090, image: "n:1".into() };
-        let note = ReleaseNote {
+        let note = ReleaseManifest {
             deployment_id: DeploymentId::mint(1, number),
             node_id: NodeId::parse("a").unwrap(),
             files: BTreeMap::new(),
             services: Vec::new(),
             cluster: None,
-            goal: Some(Goal { node: Some(node), ..Goal::default() }),
+            goal: Some(ReleaseContents { node: Some(node), ..ReleaseContents::default() }),
         };
-        let ready = ready_at_ms.map(|at_ms| ReadyMark { at_ms, images: BTreeMap::new() });
-        KeptRelease { note, ready, current }
+        let ready = ready_at_ms.map(|at_ms| ReadyRecord { at_ms, images: BTreeMap::new() });
+        StoredRelease { note, ready, current }
     }
 
     #[test]
@@ -243,7 +245,7 @@ mod tests {
         assert!(choose(&kept, Some(&id(9)), true).is_err());
         assert!(choose(&kept[3..], None, true).is_err(), "the current one is not gone back to");
         let mut bare = release(5, Some(50), false);
-        bare.note.goal = Some(Goal::default());
+        bare.note.goal = Some(ReleaseContents::default());
         assert!(choose(&[bare], None, true).unwrap_err().message().contains("runs no node"));
         let mut old = release(5, Some(50), false);
         old.note.goal = None;

@@ -22,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::images::NodeImages;
 use crate::{
-    host::{LogsAsked, Remote, access::Hosts},
+    host::{HostSession, LogsAsked, access::HostAccess},
     model::{
         finding::{Finding, Severity},
         operation::{Action, Removal},
         record::{DeploymentFilter, DeploymentRecord},
-        release::KeptRelease,
+        release::StoredRelease,
         spec::{Deployed, DeploymentRequest, DeploymentSpec, Validated},
         state::DeploymentState,
         view::{DeploymentView, PlanView},
@@ -89,7 +89,7 @@ impl std::fmt::Debug for Deployments {
 }
 
 impl Deployments {
-    pub fn new(hosts: Hosts, journal: Arc<dyn Journal>, membership: Arc<dyn Membership>) -> Self {
+    pub fn new(hosts: HostAccess, journal: Arc<dyn Journal>, membership: Arc<dyn Membership>) -> Self {
         let settings = hosts.settings().clone();
         let images = NodeImages::new(settings.node_binaries.clone());
         let slots = Arc::new(Semaphore::new(settings.max_parallel.max(1)));
@@ -104,7 +104,7 @@ impl Deployments {
         Self { inner: Arc::new(inner) }
     }
 
-    pub fn hosts(&self) -> &Hosts {
+    pub fn hosts(&self) -> &HostAccess {
         &self.inner.context.hosts
     }
 
@@ -329,7 +329,7 @@ impl Deployments {
     }
 
     /// Returns the releases that the node's host keeps.
-    pub async fn releases(&self, node: &NodeId, origin: Origin) -> Result<Vec<KeptRelease>> {
+    pub async fn releases(&self, node: &NodeId, origin: Origin) -> Result<Vec<StoredRelease>> {
         self.on_host(node, origin, async |remote| remote.kept().await).await
     }
 
@@ -343,15 +343,15 @@ impl Deployments {
         &self,
         node: &NodeId,
         origin: Origin,
-        work: impl AsyncFnOnce(Remote<'_>) -> Result<T>,
+        work: impl AsyncFnOnce(HostSession<'_>) -> Result<T>,
     ) -> Result<T> {
         let context = &self.inner.context;
         let Deployed { target, base_dir, .. } = self.deployed(node).await?;
         let connection = context.hosts.connect(&target, origin).await?;
         let done = async {
-            let sudo = Remote { connection: &connection, base: &base_dir }.needs_sudo().await?;
+            let sudo = HostSession { connection: &connection, base: &base_dir }.needs_sudo().await?;
             let elevated = sudo.then(|| connection.elevated());
-            work(Remote { connection: elevated.as_ref().unwrap_or(&connection), base: &base_dir }).await
+            work(HostSession { connection: elevated.as_ref().unwrap_or(&connection), base: &base_dir }).await
         }
         .await;
         connection.close().await;
@@ -479,7 +479,7 @@ fn stack_of(node: &NodeId, records: &[DeploymentRecord]) -> Option<Deployed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DeploySettings, model::record::Before};
+    use crate::{DeploySettings, model::record::PreviousRelease};
 
     fn record(number: u64, action: Action, join: bool, state: DeploymentState) -> DeploymentRecord {
         let request = DeploymentRequest { host: "edge1".into(), ..Default::default() };
@@ -491,7 +491,7 @@ mod tests {
             view,
             action,
             spec,
-            before: Some(Before::Nothing),
+            before: Some(PreviousRelease::Nothing),
             was_member: false,
             fetched: Vec::new(),
             idempotency_key: None,

@@ -17,8 +17,8 @@ use http_body_util::Limited;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{places::Proven, status::to_status, wire::MESSAGE_BYTES_MAX};
-use crate::via::Entered;
+use super::{places::Authenticated, status::to_status, wire::MESSAGE_BYTES_MAX};
+use crate::via::PeerInfo;
 
 /// An attestation with its certificate request has a few kilobytes.
 const UNPROVEN_BYTES_MAX: usize = 64 * 1024;
@@ -110,7 +110,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let proven = request.extensions().get::<Entered>().map_or_else(Proven::default, |e| e.proven.clone());
+        let proven =
+            request.extensions().get::<PeerInfo>().map_or_else(Authenticated::default, |e| e.proven.clone());
         let is_known = proven.is_set() || (self.known.0)(request.headers());
         let Bounds { bytes_max, timeout } = bounds(request.uri().path(), is_known);
         let request = match bytes_max {

@@ -28,7 +28,7 @@ use super::{
     controller_line::{CALL_TIMEOUT, Line, LinkTls},
     convert::{capabilities_to_wire, command_from_wire, held_to_wire, interval_to_wire, role_to_wire},
     status::from_status,
-    wire::Dial,
+    wire::Connector,
 };
 use crate::known_controller::KnownController;
 
@@ -63,7 +63,7 @@ impl Session {
 
 /// Address at which the controller finds this node.
 #[derive(Debug, Clone)]
-pub enum OwnAddress {
+pub enum AdvertisedAddress {
     Fixed(String),
     /// The address from which the node dials, with this port.
     AsSeen {
@@ -74,11 +74,11 @@ pub enum OwnAddress {
 
 /// Identity of the node that attests.
 #[derive(Debug, Clone)]
-pub struct Applicant {
+pub struct JoiningNode {
     pub node_id: NodeId,
     pub role: Role,
     pub keys: Arc<KeyFile>,
-    pub address: OwnAddress,
+    pub address: AdvertisedAddress,
     /// The controller that this node obeys, remembered across restarts.
     pub known: Arc<KnownController>,
     /// Whether the bare challenge is signed too, for a controller of the other implementation.
@@ -120,7 +120,7 @@ fn check_protocol(version: u32) -> Result<()> {
 /// Answers a challenge. Only statements with their own domain prefix are signed: a signature over bytes chosen by the
 /// peer could be used anywhere.
 fn answer(
-    applicant: &Applicant,
+    applicant: &JoiningNode,
     key: &NodeKey,
     challenge: &pb::AttestNodeResponse,
     (cluster_id, controller_id): (&ClusterId, &NodeId),
@@ -155,7 +155,7 @@ impl ControllerClient {
     }
 
     /// Connects over a stream that the caller opens, to an address that only the caller knows.
-    pub async fn connect_over(dial: Dial) -> Result<Self> {
+    pub async fn connect_over(dial: Connector) -> Result<Self> {
         let line = Line::over(dial).await?;
         Ok(Self { rpc: NodeClusterServiceClient::new(line.channel()), line })
     }
@@ -170,21 +170,21 @@ impl ControllerClient {
         self.line.facts().bare
     }
 
-    fn own_address(&self, applicant: &Applicant) -> String {
+    fn own_address(&self, applicant: &JoiningNode) -> String {
         match (&applicant.address, self.line.facts().local) {
-            (OwnAddress::Fixed(address), _) => address.clone(),
-            (OwnAddress::AsSeen { scheme, port }, Some(ip)) => {
+            (AdvertisedAddress::Fixed(address), _) => address.clone(),
+            (AdvertisedAddress::AsSeen { scheme, port }, Some(ip)) => {
                 format!("{scheme}://{}", SocketAddr::new(ip, *port))
             }
             // Connected through a socket of this machine.
-            (OwnAddress::AsSeen { scheme, port }, None) => format!("{scheme}://127.0.0.1:{port}"),
+            (AdvertisedAddress::AsSeen { scheme, port }, None) => format!("{scheme}://127.0.0.1:{port}"),
         }
     }
 
     /// Performs both steps of the attestation.
     pub async fn attest(
         &mut self,
-        applicant: &Applicant,
+        applicant: &JoiningNode,
         key: Arc<NodeKey>,
         capabilities: &Capabilities,
         token: Option<Zeroizing<String>>,
@@ -246,7 +246,7 @@ impl ControllerClient {
 
     fn attestation(
         &self,
-        applicant: &Applicant,
+        applicant: &JoiningNode,
         key: &NodeKey,
         capabilities: &Capabilities,
         token: Option<Zeroizing<String>>,
@@ -270,7 +270,7 @@ impl ControllerClient {
         &self,
         admitted: &pb::ChallengeNodeResponse,
         (cluster_id, controller_id, controller_key): (&ClusterId, &NodeId, &PublicKey),
-        applicant: &Applicant,
+        applicant: &JoiningNode,
         nonce: &[u8],
     ) -> Result<()> {
         if admitted.controller_signature.is_empty() && !self.line.facts().plaintext {
@@ -305,7 +305,7 @@ impl ControllerClient {
     pub async fn register(
         &mut self,
         session: &Session,
-        applicant: &Applicant,
+        applicant: &JoiningNode,
         own: &Capabilities,
         interval: Duration,
     ) -> Result<()> {

@@ -23,7 +23,7 @@ use tower::service_fn;
 
 use super::{
     tls::{self, Credentials, Expect, HostPort, KeptCertificate, TlsConnection, refusal},
-    wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
+    wire::{ByteStream, Connector, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ impl Line {
         Ok(Self { channel, lost, facts })
     }
 
-    pub async fn over(dial: Dial) -> Result<Self> {
+    pub async fn over(dial: Connector) -> Result<Self> {
         let (dropped, lost) = watch::channel(false);
         let dropped = Arc::new(dropped);
         let connector = service_fn(move |_| watched_other(dial.clone(), dropped.clone()));
@@ -142,9 +142,9 @@ fn target() -> Target {
 }
 
 async fn watched_other(
-    dial: Dial,
+    dial: Connector,
     lost: Arc<watch::Sender<bool>>,
-) -> io::Result<TokioIo<Watched<Box<dyn Wire>>>> {
+) -> io::Result<TokioIo<Watched<Box<dyn ByteStream>>>> {
     let stream = dial().await?;
     Ok(TokioIo::new(Watched { stream, lost }))
 }

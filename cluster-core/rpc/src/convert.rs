@@ -175,15 +175,15 @@ pub fn address(text: String) -> Result<String> {
 }
 
 pub fn command_to_wire(command_id: CommandId, command: Command) -> pb::NodeCommand {
-    use pb::node_command::Command as Wire;
+    use pb::node_command::Command as ByteStream;
     let command = match command {
-        Command::Drain => Wire::Drain(pb::DrainCommand { drain: true }),
-        Command::Resume => Wire::Drain(pb::DrainCommand { drain: false }),
+        Command::Drain => ByteStream::Drain(pb::DrainCommand { drain: true }),
+        Command::Resume => ByteStream::Drain(pb::DrainCommand { drain: false }),
         Command::Shutdown => {
-            Wire::Shutdown(pb::ShutdownCommand { reason: "an operator shuts the node down".to_owned() })
+            ByteStream::Shutdown(pb::ShutdownCommand { reason: "an operator shuts the node down".to_owned() })
         }
         Command::PushConfig { version, body } => {
-            Wire::PushConfig(pb::PushConfigCommand { config_version: version, config_payload: body })
+            ByteStream::PushConfig(pb::PushConfigCommand { config_version: version, config_payload: body })
         }
     };
     pb::NodeCommand { command_id: command_id.to_string(), command: Some(command) }
@@ -191,12 +191,12 @@ pub fn command_to_wire(command_id: CommandId, command: Command) -> pb::NodeComma
 
 /// Converts a command. Returns `None` for a command that this version does not know, which stays unacknowledged.
 pub fn command_from_wire(command: pb::NodeCommand) -> Result<Option<(CommandId, Command)>> {
-    use pb::node_command::Command as Wire;
+    use pb::node_command::Command as ByteStream;
     let known = match command.command {
-        Some(Wire::Drain(drain)) if drain.drain => Command::Drain,
-        Some(Wire::Drain(_)) => Command::Resume,
-        Some(Wire::Shutdown(_)) => Command::Shutdown,
-        Some(Wire::PushConfig(push)) => {
+        Some(ByteStream::Drain(drain)) if drain.drain => Command::Drain,
+        Some(ByteStream::Drain(_)) => Command::Resume,
+        Some(ByteStream::Shutdown(_)) => Command::Shutdown,
+        Some(ByteStream::PushConfig(push)) => {
             Command::PushConfig { version: push.config_version, body: push.config_payload }
         }
         None => return Ok(None),

@@ -32,13 +32,13 @@ use tower::layer::util::{Identity, Stack};
 use super::{
     call_limits::{CallLimits, Known},
     node_proof,
-    places::{Places, Proven},
+    places::{Authenticated, ConnectionPermits},
     plain::PlainConnection,
     refusal_log::RefusalLog,
     tls::{Credentials, TlsConnection, server::Handshakes},
-    wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
+    wire::{ByteStream, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
 };
-use crate::via::{Entered, Via};
+use crate::via::{PeerInfo, PeerTransport};
 
 /// Connections that are accepted and not yet handled by the server.
 const PENDING_MAX: usize = 64;
@@ -62,27 +62,27 @@ pub enum Inbound {
     Tls(Box<TlsConnection>),
     Unix(UnixStream),
     /// Came through the SSH link of this node.
-    Link(Box<dyn Wire>, NodeId),
+    Link(Box<dyn ByteStream>, NodeId),
     /// Accepted by other code, from this address.
-    Other(Box<dyn Wire>, SocketAddr),
+    Other(Box<dyn ByteStream>, SocketAddr),
 }
 
 impl Connected for Inbound {
-    type ConnectInfo = Entered;
-    fn connect_info(&self) -> Entered {
+    type ConnectInfo = PeerInfo;
+    fn connect_info(&self) -> PeerInfo {
         let via = match self {
             Inbound::Plain(stream) => {
-                return Entered { via: Via::Plain(stream.from()), proven: stream.proven() };
+                return PeerInfo { via: PeerTransport::Plain(stream.from()), proven: stream.proven() };
             }
             Inbound::Tls(stream) => {
-                let via = Via::Tls { from: stream.remote(), names: stream.peer_names().cloned() };
-                return Entered { via, proven: stream.proven() };
+                let via = PeerTransport::Tls { from: stream.remote(), names: stream.peer_names().cloned() };
+                return PeerInfo { via, proven: stream.proven() };
             }
-            Inbound::Unix(_) => Via::Unix,
-            Inbound::Link(_, node) => Via::Link(node.clone()),
-            Inbound::Other(_, address) => Via::Plain(*address),
+            Inbound::Unix(_) => PeerTransport::Unix,
+            Inbound::Link(_, node) => PeerTransport::Link(node.clone()),
+            Inbound::Other(_, address) => PeerTransport::Plain(*address),
         };
-        Entered { via, proven: Proven::default() }
+        PeerInfo { via, proven: Authenticated::default() }
     }
 }
 
@@ -124,14 +124,14 @@ pub struct Intake {
     stop: CancellationToken,
     metrics: Metrics,
     /// Places of all listeners together.
-    places: Places,
+    places: ConnectionPermits,
     turned_away: Arc<RefusalLog>,
 }
 
 impl Intake {
     pub fn new(metrics: Metrics, stop: CancellationToken) -> Self {
         let (sender, receiver) = mpsc::channel(PENDING_MAX);
-        let (places, turned_away) = (Places::default(), Arc::default());
+        let (places, turned_away) = (ConnectionPermits::default(), Arc::default());
         Self { sender, receiver, stop, metrics, places, turned_away }
     }
 
@@ -249,7 +249,7 @@ impl Intake {
     }
 
     /// Takes the connections that come through SSH links, each with the node of its link.
-    pub fn take_links<S: Wire + 'static>(&self, mut links: mpsc::Receiver<(NodeId, S)>) {
+    pub fn take_links<S: ByteStream + 'static>(&self, mut links: mpsc::Receiver<(NodeId, S)>) {
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
         tokio::spawn(async move {
             while let Some(Some((node, stream))) = stop.run_until_cancelled(links.recv()).await {
@@ -259,7 +259,7 @@ impl Intake {
     }
 
     /// Accepts connections that were opened elsewhere, each with its source address.
-    pub fn take_others(&self, mut others: mpsc::Receiver<(Box<dyn Wire>, SocketAddr)>) {
+    pub fn take_others(&self, mut others: mpsc::Receiver<(Box<dyn ByteStream>, SocketAddr)>) {
         let (sender, stop) = (self.sender.clone(), self.stop.clone());
         tokio::spawn(async move {
             while let Some(Some((stream, from))) = stop.run_until_cancelled(others.recv()).await {

@@ -40,7 +40,7 @@ use tonic::{Status, body::Body};
 use super::{
     pace::{IDLE_AFTER, Pace, UNPACED_BYTES, Uploads, WINDOW_BYTES_START},
     status::NotSent,
-    wire::{Dial, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Wire},
+    wire::{ByteStream, Connector, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +63,7 @@ const PROBES_MAX: usize = 16;
 pub struct PacedChannel(Arc<Shared>);
 
 struct Shared {
-    dial: Dial,
+    dial: Connector,
     /// Held while a connection is opened, so that callers share it.
     current: tokio::sync::Mutex<Option<Opened>>,
 }
@@ -91,7 +91,7 @@ impl WeakChannel {
 }
 
 impl PacedChannel {
-    pub fn new(dial: Dial) -> Self {
+    pub fn new(dial: Connector) -> Self {
         Self(Arc::new(Shared { dial, current: tokio::sync::Mutex::new(None) }))
     }
 
@@ -288,7 +288,7 @@ impl Flow {
     }
 }
 
-async fn open(stream: Box<dyn Wire>) -> Result<Opened, h2::Error> {
+async fn open(stream: Box<dyn ByteStream>) -> Result<Opened, h2::Error> {
     let mut builder = h2::client::Builder::new();
     builder
         .enable_push(false)
@@ -313,7 +313,7 @@ async fn open(stream: Box<dyn Wire>) -> Result<Opened, h2::Error> {
 
 /// Drives a connection until it ends, or its other end is silent.
 async fn drive(
-    mut connection: Connection<Box<dyn Wire>, Bytes>,
+    mut connection: Connection<Box<dyn ByteStream>, Bytes>,
     pings: Option<PingPong>,
     flow: Arc<Flow>,
     probes: mpsc::Receiver<oneshot::Sender<()>>,

@@ -125,24 +125,24 @@ impl State {
 
 /// All places of one server.
 #[derive(Debug, Clone)]
-pub(super) struct Places {
+pub(super) struct ConnectionPermits {
     connections_max: usize,
     state: Arc<Mutex<State>>,
 }
 
-impl Default for Places {
+impl Default for ConnectionPermits {
     fn default() -> Self {
         Self { connections_max: descriptors::connections(CONNECTIONS_MAX), state: Arc::default() }
     }
 }
 
-impl Places {
+impl ConnectionPermits {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a place for one more connection. `None` if proven or attesting connections use all places.
-    pub fn admit(&self, from: IpAddr) -> Option<Proven> {
+    pub fn admit(&self, from: IpAddr) -> Option<Authenticated> {
         let network = network_of(from);
         let mut state = self.lock();
         if state.unproven_of(network) >= PER_NETWORK_MAX {
@@ -165,7 +165,7 @@ impl Places {
         state.unproven.insert(number, Unproven { network, cut: cut.clone(), opened_at, has_called });
         state.networks.entry(network).or_default().insert(number);
         drop(state);
-        Some(Proven::of(Some(Place { number, cut, has_called: told, places: self.clone() })))
+        Some(Authenticated::of(Some(Place { number, cut, has_called: told, places: self.clone() })))
     }
 }
 
@@ -175,7 +175,7 @@ struct Place {
     number: u64,
     cut: CancellationToken,
     has_called: Arc<AtomicBool>,
-    places: Places,
+    places: ConnectionPermits,
 }
 
 impl Place {
@@ -214,15 +214,15 @@ struct Standing {
 
 /// Records whether a call on the connection was authenticated. All clones share the connection's state.
 #[derive(Debug, Clone)]
-pub struct Proven(Arc<Standing>);
+pub struct Authenticated(Arc<Standing>);
 
-impl Default for Proven {
+impl Default for Authenticated {
     fn default() -> Self {
         Self::of(None)
     }
 }
 
-impl Proven {
+impl Authenticated {
     fn of(place: Option<Place>) -> Self {
         Self(Arc::new(Standing {
             is_proven: AtomicBool::new(false),
@@ -274,13 +274,13 @@ impl Proven {
 
 /// Ends a connection that is evicted, or on which nothing was authenticated in time.
 pub(super) struct ProofWatch {
-    proven: Proven,
+    proven: Authenticated,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl ProofWatch {
-    pub fn proven(&self) -> &Proven {
+    pub fn proven(&self) -> &Authenticated {
         &self.proven
     }
 
@@ -301,11 +301,11 @@ impl ProofWatch {
 mod tests {
     use super::*;
 
-    fn places(connections_max: usize) -> Places {
-        Places { connections_max, state: Arc::default() }
+    fn places(connections_max: usize) -> ConnectionPermits {
+        ConnectionPermits { connections_max, state: Arc::default() }
     }
 
-    fn is_cut(proven: &Proven) -> bool {
+    fn is_cut(proven: &Authenticated) -> bool {
         proven.cut().is_cancelled()
     }
 

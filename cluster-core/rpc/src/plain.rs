@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::places::{ProofWatch, Proven};
+use super::places::{Authenticated, ProofWatch};
 
 /// A connection that ends unless a call on it is proven in time.
 pub struct PlainConnection {
@@ -36,7 +36,7 @@ impl PlainConnection {
         self.from
     }
 
-    pub fn proven(&self) -> Proven {
+    pub fn proven(&self) -> Authenticated {
         self.watch.proven().clone()
     }
 }
@@ -81,7 +81,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, from) = listener.accept().await.unwrap();
-        (PlainConnection::new(stream, from, Proven::default().watch_for(limit)), peer)
+        (PlainConnection::new(stream, from, Authenticated::default().watch_for(limit)), peer)
     }
 
     #[tokio::test]

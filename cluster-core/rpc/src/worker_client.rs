@@ -24,7 +24,7 @@ use super::{
     Sealer,
     paced_channel::PacedChannel,
     status::from_status,
-    wire::{Dial, MESSAGE_BYTES_MAX},
+    wire::{Connector, MESSAGE_BYTES_MAX},
 };
 use crate::event_encoding;
 
@@ -38,7 +38,7 @@ pub struct WorkerClient {
 }
 
 impl WorkerClient {
-    pub fn new(controller_id: NodeId, dial: Dial) -> Self {
+    pub fn new(controller_id: NodeId, dial: Connector) -> Self {
         Self { controller_id, channel: PacedChannel::new(dial) }
     }
 

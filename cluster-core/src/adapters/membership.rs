@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use aegis_controller::{executions::Executions, handle::Controller, membership::Given, nodes::Nodes};
+use aegis_controller::{
+    executions::Executions, handle::Controller, membership::Given, nodes::NodeConnections,
+};
 use aegis_deploy as deploy;
-use aegis_deploy::{DeploymentSpec, Hosts, host::link_key};
+use aegis_deploy::{DeploymentSpec, HostAccess, host::link_key};
 use aegis_identity::PublicKey;
 use aegis_ssh::{Connection, HostAddress, LinkSettings, SshTarget};
 use aegis_types::{
@@ -13,7 +15,7 @@ use aegis_types::{
     execution::lifecycle::State,
     ids::NodeId,
     link::NodeLink,
-    node::{Desired, NodeRecord, PeerStatus, Site},
+    node::{Desired, NodeHost, NodeRecord, PeerStatus},
     principal::Origin,
     resources::Amounts,
 };
@@ -24,13 +26,13 @@ use crate::{adapters::removal, smoke_test};
 #[derive(Debug, Clone)]
 pub struct ClusterMembership {
     pub controller: Controller,
-    pub nodes: Nodes,
+    pub nodes: NodeConnections,
     pub executions: Executions,
-    pub hosts: Hosts,
+    pub hosts: HostAccess,
 }
 
-fn site(spec: &DeploymentSpec, link: &NodeLink) -> Site {
-    Site {
+fn site(spec: &DeploymentSpec, link: &NodeLink) -> NodeHost {
+    NodeHost {
         link: link.clone(),
         base_dir: spec.base_dir.clone(),
         by_person: spec.origin == Origin::Person,
@@ -38,8 +40,8 @@ fn site(spec: &DeploymentSpec, link: &NodeLink) -> Site {
     }
 }
 
-fn bare_site(target: &SshTarget) -> Site {
-    Site {
+fn bare_site(target: &SshTarget) -> NodeHost {
+    NodeHost {
         host: target.host.to_string(),
         port: target.port,
         user: target.user.clone(),
@@ -70,12 +72,12 @@ impl ClusterMembership {
         Ok(())
     }
 
-    fn link_settings(&self, node_id: &NodeId, site: &Site) -> LinkSettings {
+    fn link_settings(&self, node_id: &NodeId, site: &NodeHost) -> LinkSettings {
         let owner = self.controller.cluster_id().as_str();
         deploy::link_settings(node_id, &site.base_dir, owner, site.link.ports())
     }
 
-    async fn site(&self, node_id: &NodeId) -> Result<Option<Site>> {
+    async fn site(&self, node_id: &NodeId) -> Result<Option<NodeHost>> {
         Ok(self.controller.record(node_id).await?.and_then(|record| record.site))
     }
 
@@ -94,7 +96,7 @@ impl ClusterMembership {
 
     /// Whether the link's own key may be on the host once a node with this link is attached: it is about to
     /// be installed, or was there before. `None` means that no record says.
-    fn may_have_link_key(&self, before: Option<&Site>, link: &NodeLink) -> Option<bool> {
+    fn may_have_link_key(&self, before: Option<&NodeHost>, link: &NodeLink) -> Option<bool> {
         let installs = self.hosts.settings().link_key.is_some() && !link.is_direct();
         match before {
             _ if installs => Some(true),
@@ -109,7 +111,7 @@ impl ClusterMembership {
         let Some(site) = record.site.filter(|site| site.link_key != Some(false)) else { return Ok(()) };
         link_key::uninstall(connection, self.controller.cluster_id().as_str(), node).await?;
         let Some(public_key) = record.public_key else { return Ok(()) };
-        let site = Site { link_key: Some(false), ..site };
+        let site = NodeHost { link_key: Some(false), ..site };
         self.controller.admit(node.clone(), PublicKey::parse(&public_key)?, site, None).await
     }
 
@@ -172,13 +174,13 @@ impl deploy::Membership for ClusterMembership {
         Box::pin(async move {
             let before = self.site(node).await?;
             let elsewhere =
-                |site: &Site| site.host != spec.target.host.to_string() || site.port != spec.target.port;
+                |site: &NodeHost| site.host != spec.target.host.to_string() || site.port != spec.target.port;
             if before.as_ref().is_some_and(elsewhere) && self.has_moved(node, &spec.target).await? {
                 let host = spec.target.host.to_string();
                 self.controller.relocate(node.clone(), host, spec.target.port).await?;
             }
             let may_have = self.may_have_link_key(before.as_ref(), link);
-            let site = Site { link_key: may_have, ..site(spec, link) };
+            let site = NodeHost { link_key: may_have, ..site(spec, link) };
             let (key, given) = (PublicKey::parse(&public_key)?, Given { tags: spec.tags.clone(), size });
             self.controller.admit(node.clone(), key, site, Some(given)).await
         })

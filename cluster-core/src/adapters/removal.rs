@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_controller::{handle::Controller, nodes::Nodes};
+use aegis_controller::{handle::Controller, nodes::NodeConnections};
 use aegis_deploy::Deployed;
 use aegis_ssh::{HostAddress, SshTarget};
 use aegis_types::{
@@ -39,7 +39,7 @@ pub async fn deployed(controller: &Controller, node_id: &NodeId, allow_loopback:
 /// Waits until nothing runs there; what does not end in time goes with the node.
 pub async fn drain(
     controller: &Controller,
-    nodes: &Nodes,
+    nodes: &NodeConnections,
     node_id: &NodeId,
     limit: Duration,
 ) -> Result<String> {

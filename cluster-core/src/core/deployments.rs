@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use aegis_deploy::{
-    DeploymentFilter, DeploymentRequest, DeploymentView, KeptRelease, LogsAsked, NodeOrder, PlanView, Removal,
+    DeploymentFilter, DeploymentRequest, DeploymentView, LogsAsked, NodeOrder, PlanView, Removal,
+    StoredRelease,
 };
 use aegis_types::{
     clock::rfc3339,
@@ -30,8 +31,8 @@ pub struct ReleaseView {
     pub images: Vec<String>,
 }
 
-impl From<KeptRelease> for ReleaseView {
-    fn from(kept: KeptRelease) -> Self {
+impl From<StoredRelease> for ReleaseView {
+    fn from(kept: StoredRelease) -> Self {
         Self {
             deployment_id: kept.note.deployment_id,
             current: kept.current,

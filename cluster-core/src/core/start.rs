@@ -13,22 +13,22 @@ use aegis_controller::{
         runtime::RuntimeApi,
     },
     audit::Audit,
-    executions::{Executions, open::ExecutionContext, transfer::SendingSettings},
+    executions::{Executions, open::ExecutionContext, transfer::TransferSettings},
     handle::{Controller, HealthSettings},
     membership::Staleness,
     nodes::{
-        Nodes,
+        NodeConnections,
         direct::{DirectAccess, Plain},
     },
     secrets::Secrets,
 };
-use aegis_deploy::{Deployments, Hosts, Journal, Rollouts};
+use aegis_deploy::{Deployments, HostAccess, Journal, Rollouts};
 use aegis_engine::{Engine, facts::EngineFacts, nvidia_smi::FoundGpus};
 use aegis_fs::DataDirectory;
 use aegis_identity::{KeyFile, NodeKey};
 use aegis_metrics::Metrics;
 use aegis_rpc::{
-    controller_client::{Applicant, OwnAddress},
+    controller_client::{AdvertisedAddress, JoiningNode},
     known_controller::KnownController,
     listener::Intake,
     node_worker::NodeWorker,
@@ -119,7 +119,7 @@ pub(super) async fn start_controller(
         plain: Plain::default(),
     };
     let local_worker = local.clone().map(|supervisor| Arc::new(supervisor) as Arc<dyn NodeWorker>);
-    let (nodes, streams) = Nodes::new(controller.clone(), local_worker, access);
+    let (nodes, streams) = NodeConnections::new(controller.clone(), local_worker, access);
 
     let intake = Intake::new(metrics.clone(), stop.clone());
     let endpoint = match &settings.cluster_port.listen {
@@ -172,7 +172,7 @@ pub(super) async fn start_controller(
         Some(engine) => Some(engine.clone()),
         None => Engine::new(settings.docker_socket.as_deref()).ok(),
     };
-    let sending = SendingSettings {
+    let sending = TransferSettings {
         data: data.path().to_owned(),
         roots: settings.deploy.workspace_roots.clone().unwrap_or_default(),
         engine: offered.clone(),
@@ -206,7 +206,7 @@ pub(super) async fn start_controller(
     deploy.heartbeat_interval = settings.heartbeat_interval;
     let deploy = Arc::new(deploy);
     let allow_loopback = deploy.allow_loopback;
-    let hosts = Hosts::new(deploy, journal.clone());
+    let hosts = HostAccess::new(deploy, journal.clone());
     let membership = ClusterMembership {
         controller: controller.clone(),
         nodes: nodes.clone(),
@@ -275,7 +275,7 @@ pub(super) async fn start_worker(
     let address = match &port.listen {
         Listen::Unix(path) => {
             intake.listen_unix(path)?;
-            OwnAddress::Fixed(format!("unix://{}", path.display()))
+            AdvertisedAddress::Fixed(format!("unix://{}", path.display()))
         }
         Listen::Tcp { address, any_port } => {
             let prove = |address| intake.listen_proving(address, node_id.clone(), keys.clone());
@@ -285,8 +285,8 @@ pub(super) async fn start_worker(
                 false => listen_cluster(data, *address, *any_port, listen).await?,
             };
             match port.address(bound) {
-                Some(url) => OwnAddress::Fixed(url.as_str().trim_end_matches('/').to_owned()),
-                None => OwnAddress::AsSeen { scheme: port.scheme(), port: bound.port() },
+                Some(url) => AdvertisedAddress::Fixed(url.as_str().trim_end_matches('/').to_owned()),
+                None => AdvertisedAddress::AsSeen { scheme: port.scheme(), port: bound.port() },
             }
         }
     };
@@ -307,7 +307,7 @@ pub(super) async fn start_worker(
     supervisor.set_capacity(capacity.clone());
     applied.listen(running_parts(&capacity, &supervisor));
     let task = WorkerTask {
-        applicant: Applicant {
+        applicant: JoiningNode {
             node_id: node_id.clone(),
             role: Role::Worker,
             keys,

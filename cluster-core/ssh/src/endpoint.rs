@@ -9,27 +9,27 @@ pub type SshStream = ChannelStream<Msg>;
 
 /// End on the host that accepts connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum HostEnd {
+pub enum ForwardEndpoint {
     /// Unix socket, by its path.
     Socket(String),
     /// Port of the host's loopback, which every user of the host can reach.
     Port(u16),
 }
 
-impl HostEnd {
+impl ForwardEndpoint {
     pub fn socket(&self) -> Option<&str> {
         match self {
-            HostEnd::Socket(path) => Some(path),
-            HostEnd::Port(_) => None,
+            ForwardEndpoint::Socket(path) => Some(path),
+            ForwardEndpoint::Port(_) => None,
         }
     }
 }
 
-impl fmt::Display for HostEnd {
+impl fmt::Display for ForwardEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            HostEnd::Socket(path) => write!(f, "socket {path}"),
-            HostEnd::Port(port) => write!(f, "port {port} of its loopback"),
+            ForwardEndpoint::Socket(path) => write!(f, "socket {path}"),
+            ForwardEndpoint::Port(port) => write!(f, "port {port} of its loopback"),
         }
     }
 }

@@ -20,11 +20,11 @@ use super::{
 };
 use crate::{
     SshStream,
-    endpoint::{HostEnd, LOOPBACK},
+    endpoint::{ForwardEndpoint, LOOPBACK},
 };
 
 /// Listening ends on the host, with the receivers of their connections.
-pub(super) type Forwards = Arc<Mutex<HashMap<HostEnd, mpsc::Sender<SshStream>>>>;
+pub(super) type Forwards = Arc<Mutex<HashMap<ForwardEndpoint, mpsc::Sender<SshStream>>>>;
 
 /// Check of the host key: by the rules, or only recorded (for `aegis host approve`).
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ impl ClientHandler {
     /// Never blocks: this runs on the session's own loop.
     async fn forwarded(
         &self,
-        end: HostEnd,
+        end: ForwardEndpoint,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
     ) -> Result<(), russh::Error> {
@@ -105,7 +105,7 @@ impl Handler for ClientHandler {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        self.forwarded(HostEnd::Socket(socket_path.to_owned()), channel, reply).await
+        self.forwarded(ForwardEndpoint::Socket(socket_path.to_owned()), channel, reply).await
     }
 
     async fn server_channel_open_forwarded_tcpip(
@@ -120,7 +120,7 @@ impl Handler for ClientHandler {
     ) -> Result<(), Self::Error> {
         match u16::try_from(connected_port) {
             Ok(port) if connected_address == LOOPBACK => {
-                self.forwarded(HostEnd::Port(port), channel, reply).await
+                self.forwarded(ForwardEndpoint::Port(port), channel, reply).await
             }
             _ => refuse(reply).await,
         }

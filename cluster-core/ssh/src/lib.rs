@@ -43,7 +43,7 @@ pub mod target;
 pub use connection::{Connection, Leg};
 pub use credentials::Credentials;
 pub use dial::{ConnectOptions, Timeouts};
-pub use endpoint::{HostEnd, SshStream};
+pub use endpoint::{ForwardEndpoint, SshStream};
 pub use exec::{Held, ScriptOutput};
 pub use host_keys::{HostKey, HostKeyPolicy, HostKeyRules};
 pub use key_file::Passphrase;

@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, SshStream};
-use crate::endpoint::HostEnd;
+use crate::endpoint::ForwardEndpoint;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -46,9 +46,9 @@ pub type Dialer = Arc<dyn Fn() -> BoxFuture<'static, Result<Connection>> + Send 
 pub struct LinkSettings {
     pub node: NodeId,
     /// End that is forwarded to the controller.
-    pub controller_end: HostEnd,
+    pub controller_end: ForwardEndpoint,
     /// End at which the node listens.
-    pub node_end: HostEnd,
+    pub node_end: ForwardEndpoint,
     /// File on the host with process and owner of the session that holds the forward.
     pub session_note: String,
     /// Owner of sessions that may be ended, for example the cluster's id.

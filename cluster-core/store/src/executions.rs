@@ -6,7 +6,7 @@ use aegis_types::{
         artifacts::Artifacts,
         filter::ExecutionFilter,
         lifecycle::State,
-        manifest::Demand,
+        manifest::PlacementRequest,
         record::{Ended, ExecutionRecord, OrderContent},
     },
     ids::{ExecutionId, NodeId},
@@ -67,7 +67,7 @@ impl Store {
         let rows = sqlx::query(sql).fetch_all(&self.read).await.map_err(read_failed)?;
         let assigned = |row: &AnyRow| {
             let text = |column| row.try_get::<String, _>(column).map_err(read_failed);
-            let demand: Demand = from_json("demand", &text("demand")?)?;
+            let demand: PlacementRequest = from_json("demand", &text("demand")?)?;
             Ok((ExecutionId::parse(text("execution_id")?)?, NodeId::parse(text("node_id")?)?, demand.amounts))
         };
         rows.iter().map(assigned).collect()

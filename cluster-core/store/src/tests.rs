@@ -11,7 +11,7 @@ use aegis_types::{
         request::{ExecutionRequest, Submission},
     },
     ids::{EnrolmentTokenId, NodeId, Tag, UserName},
-    node::{Desired, LinkKind, NodeRecord, OnDeadline, Role, Site},
+    node::{Desired, LinkKind, NodeHost, NodeRecord, OnDeadline, Role},
 };
 
 use super::*;
@@ -65,7 +65,7 @@ async fn what_was_acknowledged_is_there_after_reopening() {
     let directory = tempfile::tempdir().unwrap();
     let first = store(directory.path()).await;
     let mut stored = node("edge-1", 7);
-    stored.site = Some(Site {
+    stored.site = Some(NodeHost {
         link: Default::default(),
         host: "192.0.2.1".into(),
         port: 22,

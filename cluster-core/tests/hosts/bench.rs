@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use cluster_core::{
-    deploy::{DeploySettings, DeploymentRequest, DeploymentView, Deployments, Hosts, host::Remote},
+    deploy::{DeploySettings, DeploymentRequest, DeploymentView, Deployments, HostAccess, host::HostSession},
     types::{ids::DeploymentId, principal::Origin},
 };
 
@@ -44,7 +44,7 @@ pub fn with_settings(
     journal: Arc<MemoryJournal>,
     cluster: Arc<StandInCluster>,
 ) -> Bench {
-    let hosts = Hosts::new(Arc::new(settings.clone()), journal.clone());
+    let hosts = HostAccess::new(Arc::new(settings.clone()), journal.clone());
     let deployments = Deployments::new(hosts, journal.clone(), cluster.clone());
     Bench { host, deployments, journal, cluster, settings }
 }
@@ -93,7 +93,7 @@ impl Bench {
 
     pub async fn clean(&self) {
         let connection = self.host.connect().await;
-        Remote { connection: &connection, base: BASE }.remove(false).await.unwrap();
+        HostSession { connection: &connection, base: BASE }.remove(false).await.unwrap();
         run(&connection, "docker volume rm -f aitheros-edge_node_data >/dev/null; [ ! -e \"$1\" ]", &[BASE])
             .await;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cluster_core::{
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, StepName, StepState, TunnelSource,
-        env_file::EnvFile, host::Remote, model::plan::Change, preflight::gather,
+        env_file::EnvFile, host::HostSession, model::plan::Change, preflight::gather,
     },
     engine::node_image::{ImageSource, NodeImage},
     ssh::{LinkState, client_config::ConfigFile},
@@ -55,7 +55,7 @@ async fn users_without_docker_or_directory_get_findings() {
 async fn our_own_executable_runs_in_its_image() {
     let connection = host(0).connect().await;
     let image = NodeImage::build(&ImageSource::Own).unwrap();
-    let remote = Remote { connection: &connection, base: BASE };
+    let remote = HostSession { connection: &connection, base: BASE };
     remote.load(&image, LIMIT).await.unwrap();
     assert!(remote.missing_images(std::slice::from_ref(&image.reference)).await.unwrap().is_empty());
     let script = r#"docker run --rm --read-only --cap-drop ALL --user 1234:1234 "$1" --list | tail -1; docker image rm "$1" >/dev/null"#;
@@ -164,7 +164,7 @@ async fn a_busy_host_names_who_holds_it_and_secrets_stay_out() {
     let bench = bench(host(1), Some(stand_in_node(dir.path(), "good", GOOD_NODE)));
     bench.clean().await;
     let connection = bench.host.connect().await;
-    let remote = Remote { connection: &connection, base: BASE };
+    let remote = HostSession { connection: &connection, base: BASE };
     let (mine, theirs) = (DeploymentId::mint(1, 1), DeploymentId::mint(2, 2));
     let held = remote.lock(&theirs, "another controller", Duration::ZERO).await.unwrap();
     let busy = remote.lock(&mine, "test", Duration::ZERO).await.unwrap_err();
@@ -270,7 +270,7 @@ async fn a_user_of_the_docker_group_will_do() {
     let view = bench.deploy(&bench.request()).await;
     let user = run(&root, r#"docker inspect -f '{{.Config.User}}' aitheros-edge-node-1"#, &[]).await;
     bench.cluster.links.lock().await.clear();
-    Remote { connection: &root, base: BASE }.remove(false).await.unwrap();
+    HostSession { connection: &root, base: BASE }.remove(false).await.unwrap();
     // A directory that stood there before stays, empty and its owner's.
     run(&root, r#"[ "$(stat -c '%U %a' -- "$1")" = 'ops 700' ] && rmdir -- "$1""#, &[BASE]).await;
     run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
@@ -350,7 +350,7 @@ async fn a_user_with_sudo_will_do() {
     let broken = stand_in_node(dir.path(), "broken", BROKEN_NODE);
     let failed = bench.upgraded(broken.clone()).deploy(&bench.request()).await;
     bench.cluster.links.lock().await.clear();
-    Remote { connection: &root, base: BASE }.remove(false).await.unwrap();
+    HostSession { connection: &root, base: BASE }.remove(false).await.unwrap();
     run(&root, "docker volume rm -f aitheros-edge_node_data", &[]).await;
     let gone = bench.upgraded(broken).deploy(&bench.request()).await;
     let left = run(

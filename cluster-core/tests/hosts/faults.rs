@@ -13,7 +13,7 @@ use std::{
 use cluster_core::{
     deploy::{
         DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Journal as _, StepName,
-        StepState, host::Remote,
+        StepState, host::HostSession,
     },
     ssh::HostKeyPolicy,
     types::{ids::DeploymentId, principal::Origin},
@@ -327,7 +327,7 @@ async fn filled(bench: &Bench) {
     // It passes its checks and waits for the host, which fills meanwhile.
     let connection = bench.host.connect().await;
     let theirs = DeploymentId::mint(2, 2);
-    let held = Remote { connection: &connection, base: BASE }
+    let held = HostSession { connection: &connection, base: BASE }
         .lock(&theirs, "another controller", Duration::ZERO)
         .await
         .unwrap();
@@ -346,5 +346,5 @@ async fn filled(bench: &Bench) {
     run(&connection, r#"rm "$1/filler""#, &[BASE]).await;
     let again = bench.deploy(&bench.request()).await;
     assert_eq!(again.state, DeploymentState::Ready, "{:?}", again.failure);
-    Remote { connection: &connection, base: BASE }.remove(true).await.unwrap();
+    HostSession { connection: &connection, base: BASE }.remove(true).await.unwrap();
 }

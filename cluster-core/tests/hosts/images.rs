@@ -10,7 +10,7 @@ use std::{
 use cluster_core::{
     config::registries::RegistryLogin,
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, TunnelSource, host::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, TunnelSource, host::HostSession,
         model::plan::ImageAction,
     },
     engine::Engine,
@@ -154,7 +154,7 @@ async fn a_login_is_gone_from_the_host_when_its_connection_is_cut() {
         let pulling = tokio::spawn({
             let (victim, login) = (victim.clone(), login.clone());
             async move {
-                let remote = Remote { connection: &victim, base: BASE };
+                let remote = HostSession { connection: &victim, base: BASE };
                 remote.pull("127.0.0.1:5001/x/y:1", Some(&login), IN_TIME).await
             }
         });

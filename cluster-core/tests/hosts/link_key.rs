@@ -3,8 +3,10 @@
 use std::{process::Command, sync::Arc};
 
 use cluster_core::{
-    deploy::{DeploySettings, Hosts, host::link_key},
-    ssh::{ConnectOptions, Connection, Credentials, HostEnd, LinkHandle, LinkKey, LinkState, SshTarget},
+    deploy::{DeploySettings, HostAccess, host::link_key},
+    ssh::{
+        ConnectOptions, Connection, Credentials, ForwardEndpoint, LinkHandle, LinkKey, LinkState, SshTarget,
+    },
     types::principal::Origin,
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -18,7 +20,7 @@ use crate::{
 const KEYS: &str = "cat ~/.ssh/authorized_keys";
 
 /// A controller with a key of its own; its login's key file may go.
-fn controller(host: &Host, target: &SshTarget, key: &LinkKey) -> Hosts {
+fn controller(host: &Host, target: &SshTarget, key: &LinkKey) -> HostAccess {
     let settings = DeploySettings {
         known_hosts: vec![host.known_hosts_path.clone()],
         key_dirs: vec![target.key_path.as_ref().unwrap().parent().unwrap().to_owned()],
@@ -26,7 +28,7 @@ fn controller(host: &Host, target: &SshTarget, key: &LinkKey) -> Hosts {
         link_key: Some(key.clone()),
         ..Default::default()
     };
-    Hosts::new(Arc::new(settings), Arc::new(MemoryJournal::default()))
+    HostAccess::new(Arc::new(settings), Arc::new(MemoryJournal::default()))
 }
 
 async fn cut(host: &Host, link: &mut Link) {
@@ -86,8 +88,8 @@ async fn the_links_own_key_forwards_and_does_nothing_else() {
         assert!(confined.script("id", &[], LIMIT).await.is_err());
         assert!(confined.sftp().await.is_err());
         if ports.is_some() {
-            assert!(confined.open_channel(&HostEnd::Port(22)).await.is_err());
-            let socket = HostEnd::Socket("/var/run/docker.sock".into());
+            assert!(confined.open_channel(&ForwardEndpoint::Port(22)).await.is_err());
+            let socket = ForwardEndpoint::Socket("/var/run/docker.sock".into());
             assert!(confined.open_channel(&socket).await.is_err());
         }
         confined.close().await;

@@ -4,7 +4,7 @@
 use cluster_core::{
     deploy::{
         DeploymentState, StepName,
-        host::{Remote, link_key},
+        host::{HostSession, link_key},
     },
     ssh::LinkKey,
     types::{ids::NodeId, principal::Origin},
@@ -23,7 +23,7 @@ async fn becomes_a_node_twice(bench: &Bench) {
     let again = bench.deploy(&bench.request()).await;
     bench.cluster.links.lock().await.clear();
     let root = host(0).connect().await;
-    Remote { connection: &root, base: BASE }.remove(true).await.unwrap();
+    HostSession { connection: &root, base: BASE }.remove(true).await.unwrap();
     run(&root, r#"docker volume rm -f aitheros-edge_node_data >/dev/null; rm -rf -- "$1""#, &[BASE]).await;
     assert_eq!(first.state, DeploymentState::Ready, "{:?}", first.failure);
     assert_eq!(again.state, DeploymentState::Ready, "{:?}", again.failure);
@@ -137,7 +137,7 @@ async fn containerd_image_store_holds_a_node() {
     let first = bench.deploy(&bench.request()).await;
     let again = bench.deploy(&bench.request()).await;
     bench.cluster.links.lock().await.clear();
-    Remote { connection: &root, base: BASE }.remove(true).await.unwrap();
+    HostSession { connection: &root, base: BASE }.remove(true).await.unwrap();
     let classic = r#"docker volume rm -f aitheros-edge_node_data >/dev/null; rm -rf -- "$1" /etc/docker/daemon.json
         pkill -x dockerd; timeout 30 sh -c 'while docker info -f "{{.DriverStatus}}" 2>&1 | grep -qE "containerd|Cannot"; do sleep 0.1; done'"#;
     run(&root, classic, &[BASE]).await;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use cluster_core::{
-    deploy::{DeploymentRequest, DeploymentState, LogsAsked, NodeOrder, Removal, StepName, host::Remote},
+    deploy::{
+        DeploymentRequest, DeploymentState, LogsAsked, NodeOrder, Removal, StepName, host::HostSession,
+    },
     types::{
         error::ErrorCode,
         ids::{DeploymentId, NodeId},
@@ -141,7 +143,7 @@ async fn plan_is_carried_out_or_refused_after_wait_for_busy_host() {
     // Somebody has the host; it is waited for, and the plan still holds.
     let connection = bench.host.connect().await;
     let theirs = DeploymentId::mint(2, 2);
-    let held = Remote { connection: &connection, base: BASE }
+    let held = HostSession { connection: &connection, base: BASE }
         .lock(&theirs, "another controller", Duration::ZERO)
         .await
         .unwrap();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cluster_core::{
     ssh::{
-        ConnectOptions, Connection, Credentials, Endpoint, HostAddress, HostEnd, HostKeyPolicy, LinkHandle,
-        LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
+        ConnectOptions, Connection, Credentials, Endpoint, ForwardEndpoint, HostAddress, HostKeyPolicy,
+        LinkHandle, LinkSettings, LinkState, SshTarget, host_keys::Accepted, known_hosts::KnownHosts, probe,
     },
     types::{error::ErrorCode, ids::NodeId},
 };
@@ -145,7 +145,7 @@ async fn sockets_are_carried_in_both_directions() {
     let (sender, mut streams) = mpsc::channel(1);
     let path = "/tmp/aegis-test.sock";
     run(&connection, r#"rm -f "$1""#, &[path]).await;
-    let end = HostEnd::Socket(path.to_owned());
+    let end = ForwardEndpoint::Socket(path.to_owned());
     connection.listen(&end, sender).await.unwrap();
     let mut out = connection.open_channel(&end).await.unwrap();
     let mut back = streams.recv().await.unwrap();
@@ -172,8 +172,8 @@ async fn a_link_comes_back_and_takes_its_socket_over() {
     run(&connection, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
     let settings = LinkSettings {
         node: NodeId::parse("edge-test").unwrap(),
-        controller_end: HostEnd::Socket(format!("{base}/controller.sock")),
-        node_end: HostEnd::Socket(format!("{base}/controller.sock")),
+        controller_end: ForwardEndpoint::Socket(format!("{base}/controller.sock")),
+        node_end: ForwardEndpoint::Socket(format!("{base}/controller.sock")),
         session_note: format!("{base}/link.session"),
         owner: "test".into(),
     };
@@ -262,8 +262,8 @@ async fn a_frozen_host_is_noticed_and_its_link_heals() {
     run(&connection, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
     let settings = LinkSettings {
         node: NodeId::parse("edge-test").unwrap(),
-        controller_end: HostEnd::Socket(format!("{base}/controller.sock")),
-        node_end: HostEnd::Socket(format!("{base}/controller.sock")),
+        controller_end: ForwardEndpoint::Socket(format!("{base}/controller.sock")),
+        node_end: ForwardEndpoint::Socket(format!("{base}/controller.sock")),
         session_note: format!("{base}/link.session"),
         owner: "test".into(),
     };

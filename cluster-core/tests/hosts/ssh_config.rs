@@ -9,10 +9,10 @@ use std::{
 };
 
 use cluster_core::{
-    deploy::{DeploySettings, DeploymentRequest, Hosts, Journal, settings::KeyPassphrase},
+    deploy::{DeploySettings, DeploymentRequest, HostAccess, Journal, settings::KeyPassphrase},
     ssh::{
-        Connection, HostEnd, HostKeyPolicy, LinkHandle, LinkSettings, LinkState, Passphrase, SshTarget,
-        client_config::ConfigFile,
+        Connection, ForwardEndpoint, HostKeyPolicy, LinkHandle, LinkSettings, LinkState, Passphrase,
+        SshTarget, client_config::ConfigFile,
     },
     types::{
         error::{ErrorCode, Result},
@@ -47,8 +47,8 @@ impl Desk {
         Self { dir, journal: Arc::default(), settings }
     }
 
-    fn hosts(&self) -> Hosts {
-        Hosts::new(Arc::new(self.settings.clone()), self.journal.clone())
+    fn hosts(&self) -> HostAccess {
+        HostAccess::new(Arc::new(self.settings.clone()), self.journal.clone())
     }
 
     /// Returns a target as a deployment names its host: by the alias alone.
@@ -117,7 +117,8 @@ async fn an_alias_brings_its_address_port_user_and_key() {
 
     // Without the file, the same name is an ordinary name.
     let plain = DeploySettings { ssh_config: ConfigFile::None, ..desk.settings.clone() };
-    let error = Hosts::new(Arc::new(plain), desk.journal.clone()).connect(&target, Origin::Assistant).await;
+    let error =
+        HostAccess::new(Arc::new(plain), desk.journal.clone()).connect(&target, Origin::Assistant).await;
     assert_eq!(error.unwrap_err().code(), ErrorCode::HostUnreachable);
 }
 
@@ -230,8 +231,8 @@ async fn a_link_over_another_host_heals() {
     run(&root, r#"rm -rf "$1"; mkdir -m 700 "$1""#, &[base]).await;
     let settings = LinkSettings {
         node: NodeId::parse("edge-test").unwrap(),
-        controller_end: HostEnd::Socket(format!("{base}/controller.sock")),
-        node_end: HostEnd::Socket(format!("{base}/controller.sock")),
+        controller_end: ForwardEndpoint::Socket(format!("{base}/controller.sock")),
+        node_end: ForwardEndpoint::Socket(format!("{base}/controller.sock")),
         session_note: format!("{base}/link.session"),
         owner: "test".into(),
     };

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
 use cluster_core::{
     deploy::{
-        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, Hosts, LogsAsked,
-        NodeOrder, PlanView, Removal, StepName, StepView, host::Remote,
+        DeploySettings, DeploymentRequest, DeploymentState, DeploymentView, Deployments, HostAccess,
+        LogsAsked, NodeOrder, PlanView, Removal, StepName, StepView, host::HostSession,
     },
     ssh::Connection,
     types::{error::ErrorCode, ids::NodeId, principal::Origin},
@@ -65,7 +65,7 @@ impl Bench {
     }
 
     fn deployments(&self) -> Deployments {
-        let hosts = Hosts::new(Arc::new(self.settings.clone()), self.journal.clone());
+        let hosts = HostAccess::new(Arc::new(self.settings.clone()), self.journal.clone());
         Deployments::new(hosts, self.journal.clone(), self.cluster.clone())
     }
 
@@ -138,7 +138,7 @@ impl Bench {
 
     async fn clean(self) {
         self.cluster.links.lock().await.clear();
-        Remote { connection: &self.root, base: BASE }.remove(false).await.unwrap();
+        HostSession { connection: &self.root, base: BASE }.remove(false).await.unwrap();
         let script = r#"
             docker volume rm -f aitheros-edge_node_data aitheros-edge_ollama_data >/dev/null
             [ ! -e "$1" ] && [ -z "$(docker ps -aq)" ]
@@ -462,7 +462,7 @@ async fn tags_includes_and_bound_volumes_are_composes() {
     );
     assert_eq!(left.await, "", "nothing that Compose read stays");
     // The bound volume's data too.
-    Remote { connection: &bench.root, base: BASE }.remove(true).await.unwrap();
+    HostSession { connection: &bench.root, base: BASE }.remove(true).await.unwrap();
     bench.clean().await;
 }
 
@@ -562,7 +562,7 @@ async fn models_are_pulled_with_progress_and_an_unknown_one_is_told() {
         "{}",
         failure(&view)
     );
-    Remote { connection: &bench.root, base: BASE }.remove(false).await.unwrap();
+    HostSession { connection: &bench.root, base: BASE }.remove(false).await.unwrap();
 
     // An operator's Ollama that publishes no port is asked by its own command.
     bench.settings.compose_file = Some(bench.dir.path().join("docker-compose.yml"));

@@ -4,7 +4,7 @@ use aegis_proto::aegis::cluster::v1 as pb;
 use cluster_core::{
     controller::handle::TokenState,
     identity::KeyFile,
-    rpc::controller_client::OwnAddress,
+    rpc::controller_client::AdvertisedAddress,
     types::{
         error::ErrorCode,
         node::{PeerStatus, Role},
@@ -295,7 +295,7 @@ async fn unreachable_addresses_are_refused_with_one_text() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let long = format!("http://127.0.0.1:1/{}", "a".repeat(400));
     for (address, word) in [(format!("http://{closed}"), "nothing that is it"), (long, "grpc_address")] {
-        node.applicant.address = OwnAddress::Fixed(address);
+        node.applicant.address = AdvertisedAddress::Fixed(address);
         let (client, session) = (&mut node.client, node.session.as_ref().unwrap());
         let own = crate::support::capabilities();
         let error = client.register(session, &node.applicant, &own, node.interval).await.unwrap_err();

@@ -14,7 +14,7 @@ use aegis_proto::aegis::{
     runtime::{v1 as runtime, v1::execution_event::Event},
 };
 use cluster_core::{
-    rpc::controller_client::OwnAddress,
+    rpc::controller_client::AdvertisedAddress,
     types::{
         execution::{
             lifecycle::State,
@@ -118,7 +118,7 @@ async fn member_at(cluster: &Cluster, stand_in: &StandIn) -> Node {
     let incoming = TcpListenerStream::new(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
     let mut node = Node::new(cluster, "stand-in", Role::Worker).await;
-    node.applicant.address = OwnAddress::Fixed(address);
+    node.applicant.address = AdvertisedAddress::Fixed(address);
     let token = cluster.token(Some("stand-in")).await.token;
     node.join(Some(&token)).await.unwrap();
     node.beat().await.unwrap();

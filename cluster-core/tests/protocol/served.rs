@@ -12,7 +12,7 @@ use cluster_core::{
     metrics::Metrics,
     rpc::{
         Sealer,
-        controller_client::{OwnAddress, Session},
+        controller_client::{AdvertisedAddress, Session},
         listener::Intake,
     },
     types::{
@@ -54,7 +54,7 @@ impl Served {
         let address = format!("http://{bound}");
 
         let mut node = Node::new(cluster, "a", Role::Worker).await;
-        node.applicant.address = OwnAddress::Fixed(address.clone());
+        node.applicant.address = AdvertisedAddress::Fixed(address.clone());
         let grant = cluster.token(Some("a")).await;
         node.attest(Some(&grant.token)).await.unwrap();
         let current = Arc::new(ArcSwapOption::from(node.session.take().map(Arc::new)));

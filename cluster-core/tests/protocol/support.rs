@@ -14,7 +14,7 @@ use cluster_core::{
     fs::DataDirectory,
     identity::KeyFile,
     rpc::{
-        controller_client::{Applicant, Beat, ControllerClient, OwnAddress, Session},
+        controller_client::{AdvertisedAddress, Beat, ControllerClient, JoiningNode, Session},
         controller_line::LinkTls,
         known_controller::KnownController,
     },
@@ -150,7 +150,7 @@ async fn start(data: &Path, node_type: &str, cluster: &str) -> Core {
 }
 
 pub struct Node {
-    pub applicant: Applicant,
+    pub applicant: JoiningNode,
     pub client: ControllerClient,
     pub session: Option<Session>,
     /// Drain state that the node reports in its heartbeats.
@@ -163,11 +163,11 @@ impl Node {
     pub async fn new(cluster: &Cluster, name: &str, role: Role) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let keys = KeyFile::open(&directory.path().join("key.pem")).unwrap();
-        let applicant = Applicant {
+        let applicant = JoiningNode {
             node_id: NodeId::parse(name).unwrap(),
             role,
             keys: Arc::new(keys),
-            address: OwnAddress::Fixed(format!("http://{}", cluster.node_address)),
+            address: AdvertisedAddress::Fixed(format!("http://{}", cluster.node_address)),
             known: Arc::new(KnownController::open(directory.path(), None).unwrap()),
             signs_bare_challenge: false,
         };

@@ -11,7 +11,7 @@ use cluster_core::{
         handle::{Controller, HealthSettings},
         membership::Staleness,
         nodes::{
-            Nodes,
+            NodeConnections,
             direct::{DirectAccess, Plain},
         },
     },
@@ -20,7 +20,7 @@ use cluster_core::{
     metrics::Metrics,
     rpc::{
         listener::Intake,
-        wire::{Dial, Wire},
+        wire::{ByteStream, Connector},
     },
     store::Store,
     types::{clock::Clock, ids::NodeId},
@@ -80,10 +80,10 @@ pub fn jump(by: i64) {
 }
 
 /// Dials an address of the simulated network.
-pub fn dial(address: String) -> Dial {
+pub fn dial(address: String) -> Connector {
     Arc::new(move || {
         let address = address.clone();
-        Box::pin(async move { Ok(Box::new(TcpStream::connect(address).await?) as Box<dyn Wire>) })
+        Box::pin(async move { Ok(Box::new(TcpStream::connect(address).await?) as Box<dyn ByteStream>) })
     })
 }
 
@@ -103,7 +103,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
         Controller::start(own_id, key, &home.data, store.clone(), health, None, stop.clone()).await?;
     let plain = Plain::of(|to| dial(to.to_string()));
     let access = DirectAccess { credentials: None, allow_insecure: true, plain };
-    let (nodes, _streams) = Nodes::new(controller.clone(), None, access);
+    let (nodes, _streams) = NodeConnections::new(controller.clone(), None, access);
     let settings = ControllerApiSettings {
         allow_unsealed_context: false,
         operators: Operators::default(),
@@ -118,7 +118,7 @@ pub async fn run(home: Arc<Home>) -> turmoil::Result {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, HOME_PORT)).await?;
     tokio::spawn(async move {
         while let Ok((stream, from)) = listener.accept().await {
-            let stream: Box<dyn Wire> = Box::new(stream);
+            let stream: Box<dyn ByteStream> = Box::new(stream);
             accepted.send((stream, from)).await.expect("the server runs as long as its host");
         }
     });

@@ -8,7 +8,7 @@ use std::{
 
 use cluster_core::{
     rpc::{
-        controller_client::{Applicant, Beat, ControllerClient, Session},
+        controller_client::{Beat, ControllerClient, JoiningNode, Session},
         controller_line::LinkTls,
     },
     types::{
@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// State that outlives the node's process, for the test to inspect.
 pub struct Machine {
-    pub applicant: Applicant,
+    pub applicant: JoiningNode,
     pub token: String,
     diary: Mutex<Diary>,
 }
@@ -56,7 +56,7 @@ pub struct Diary {
 }
 
 impl Machine {
-    pub fn new(applicant: Applicant, token: String) -> Self {
+    pub fn new(applicant: JoiningNode, token: String) -> Self {
         Self { applicant, token, diary: Mutex::default() }
     }
 

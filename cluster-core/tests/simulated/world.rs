@@ -11,7 +11,7 @@ use cluster_core::{
     controller::{events::EventId, handle::TokenOrder},
     identity::KeyFile,
     rpc::{
-        controller_client::{Applicant, OwnAddress},
+        controller_client::{AdvertisedAddress, JoiningNode},
         known_controller::KnownController,
     },
     types::{
@@ -89,11 +89,11 @@ impl World {
             let order = TokenOrder { node_id: Some(bound), role: Role::Worker, lifetime, tags: None };
             home.controller.issue_enrolment_token(order, None).await.unwrap().0
         });
-        let applicant = Applicant {
+        let applicant = JoiningNode {
             node_id,
             role: Role::Worker,
             keys: Arc::new(key(self.directory.path(), name)),
-            address: OwnAddress::Fixed(format!("http://{name}:{NODE_PORT}")),
+            address: AdvertisedAddress::Fixed(format!("http://{name}:{NODE_PORT}")),
             known: Arc::new(known(self.directory.path(), name)),
             signs_bare_challenge: false,
         };

@@ -14,15 +14,15 @@ pub struct LinkPorts {
 /// Kind of link that a deployment asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LinkChoice {
+pub enum LinkMode {
     #[default]
     Ssh,
     Direct,
 }
 
-impl LinkChoice {
+impl LinkMode {
     pub fn is_usual(&self) -> bool {
-        *self == LinkChoice::Ssh
+        *self == LinkMode::Ssh
     }
 }
 

@@ -120,7 +120,7 @@ pub struct Capabilities {
 
 /// The host that a node was deployed to, and how it is reached over SSH.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Site {
+pub struct NodeHost {
     pub host: String,
     pub port: u16,
     pub user: UserName,
@@ -269,7 +269,7 @@ pub struct NodeRecord {
     pub address: String,
     pub link: LinkKind,
     /// Host of a deployed node.
-    pub site: Option<Site>,
+    pub site: Option<NodeHost>,
     pub version: String,
     pub sealed: bool,
     pub registered_at_ms: Option<i64>,

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use aegis_config::{schema::Resources, settings::Settings};
+use aegis_config::{schema::ResourcesConfig, settings::Settings};
 use aegis_engine::{EngineInfo, facts::EngineFacts, nvidia_smi::FoundGpus};
 use aegis_types::{ids::Tag, node::Capabilities, resources::Amounts};
 use arc_swap::ArcSwap;
@@ -24,12 +24,12 @@ const MEMORY_RESERVED_MB: u32 = 256;
 
 /// Resources that the configuration states. A later configuration may change them.
 #[derive(Debug)]
-struct Stated {
-    resources: Resources,
+struct ConfiguredResources {
+    resources: ResourcesConfig,
     tags: Vec<Tag>,
 }
 
-impl Stated {
+impl ConfiguredResources {
     fn of(settings: &Settings) -> Self {
         Self { resources: settings.resources.clone(), tags: settings.tags.clone() }
     }
@@ -38,7 +38,7 @@ impl Stated {
 /// A cheap handle.
 #[derive(Debug, Clone)]
 pub struct Capacity {
-    stated: Arc<ArcSwap<Stated>>,
+    stated: Arc<ArcSwap<ConfiguredResources>>,
     engine: Option<EngineFacts>,
     found: FoundGpus,
     /// Whether the log says that found GPUs stay unused.
@@ -49,7 +49,7 @@ pub struct Capacity {
 impl Capacity {
     pub fn new(settings: &Settings, engine: Option<EngineFacts>, found: FoundGpus) -> Self {
         Self {
-            stated: Arc::new(ArcSwap::from_pointee(Stated::of(settings))),
+            stated: Arc::new(ArcSwap::from_pointee(ConfiguredResources::of(settings))),
             engine,
             found,
             is_warned: Arc::default(),
@@ -59,7 +59,7 @@ impl Capacity {
 
     /// Another configuration came: resources and tags are as it states from the next measure on.
     pub fn state(&self, settings: &Settings) {
-        self.stated.store(Arc::new(Stated::of(settings)));
+        self.stated.store(Arc::new(ConfiguredResources::of(settings)));
     }
 
     /// Changes when the engine stops to answer, and when it answers again. `None` without an engine.

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use aegis_content::{
     BOUNDS,
-    blob_store::{Kept, digest_of},
+    blob_store::{BlobStore, digest_of},
 };
 use aegis_engine::Engine;
 use aegis_types::{
@@ -38,19 +38,19 @@ const INCOMING_MAX: usize = 4;
 
 /// A worker's side: what has come, and what is missing.
 #[derive(Debug, Clone)]
-pub struct Incoming {
+pub struct ContentReceiver {
     engine: Engine,
-    kept: Kept,
+    kept: BlobStore,
     images: Arc<Images>,
     at_once: Arc<Semaphore>,
 }
 
-impl Incoming {
-    pub(super) fn new(engine: Engine, kept: Kept, images: Arc<Images>) -> Self {
+impl ContentReceiver {
+    pub(super) fn new(engine: Engine, kept: BlobStore, images: Arc<Images>) -> Self {
         Self { engine, kept, images, at_once: Arc::new(Semaphore::new(INCOMING_MAX)) }
     }
 
-    pub fn kept(&self) -> &Kept {
+    pub fn kept(&self) -> &BlobStore {
         &self.kept
     }
 

@@ -26,7 +26,7 @@ use folders::{Change, carry_out};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::journaled::Journaled;
+use crate::journaled::JournaledAssignment;
 
 const ORDER_FILE: &str = "order.json";
 const SECRETS_FILE: &str = "secrets.json";
@@ -66,7 +66,7 @@ impl Drop for Journal {
 /// An order with its folder.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub journaled: Journaled,
+    pub journaled: JournaledAssignment,
     pub directory: PathBuf,
 }
 
@@ -121,7 +121,7 @@ impl Journal {
     ///
     /// # Cancel safety
     /// The order may be written though the caller has gone.
-    pub async fn put(&self, journaled: &mut Journaled) -> Result<PathBuf> {
+    pub async fn put(&self, journaled: &mut JournaledAssignment) -> Result<PathBuf> {
         let folder = self.directory.join(journaled.order.execution_id.as_str());
         let files = files(journaled).map_err(|e| write_error(&folder, e))?;
         let change = Change::Put { folder: folder.clone(), files };
@@ -182,7 +182,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Returns names and contents of an order's files.
-fn files(journaled: &mut Journaled) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
+fn files(journaled: &mut JournaledAssignment) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
     let secrets = std::mem::take(&mut journaled.order.secrets);
     let order = serde_json::to_vec(journaled);
     journaled.order.secrets = secrets;
@@ -198,9 +198,9 @@ fn files(journaled: &mut Journaled) -> io::Result<Vec<(&'static str, Vec<u8>)>> 
 }
 
 /// Returns `None` where there is no order.
-fn read(folder: &Path) -> io::Result<Option<Journaled>> {
+fn read(folder: &Path) -> io::Result<Option<JournaledAssignment>> {
     let Some(order) = read_if_there(&folder.join(ORDER_FILE))? else { return Ok(None) };
-    let mut journaled: Journaled = serde_json::from_slice(&order)?;
+    let mut journaled: JournaledAssignment = serde_json::from_slice(&order)?;
     if let Some(bytes) = read_if_there(&folder.join(SECRETS_FILE))? {
         journaled.order.secrets = serde_json::from_slice::<SecretEnv>(&bytes)?;
     }
@@ -235,7 +235,7 @@ mod tests {
 
     const SECRET: &str = "hunter22-hunter22";
 
-    fn journaled(id: &str) -> Journaled {
+    fn journaled(id: &str) -> JournaledAssignment {
         let request = ExecutionRequest { image: Some("busybox".into()), ..Default::default() };
         let order = Order {
             execution_id: ExecutionId::parse(id).unwrap(),
@@ -245,7 +245,7 @@ mod tests {
             secrets: SecretEnv(BTreeMap::from([("KEY".to_owned(), SECRET.to_owned())])),
             login: None,
         };
-        Journaled { order, accepted_at_ms: 1, deadline_ms: 2, gpus: Vec::new() }
+        JournaledAssignment { order, accepted_at_ms: 1, deadline_ms: 2, gpus: Vec::new() }
     }
 
     fn journal(directory: &Path) -> Journal {

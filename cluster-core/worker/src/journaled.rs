@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// Written before anything is started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Journaled {
+pub struct JournaledAssignment {
     pub order: Order,
     pub accepted_at_ms: i64,
     /// Until then its first container is started.
@@ -18,7 +18,7 @@ pub struct Journaled {
     pub gpus: Vec<GpuId>,
 }
 
-impl Journaled {
+impl JournaledAssignment {
     /// Returns the deadline of its preparation on the monotonic clock. After a restart the rest follows from the wall
     /// clock, and lies between 0 and the whole.
     pub fn deadline(&self, wall_ms: i64, now: Instant) -> Instant {
@@ -52,8 +52,12 @@ mod tests {
             login: None,
         };
         let accepted_at_ms = 1_700_000_000_000;
-        let journaled =
-            Journaled { order, accepted_at_ms, deadline_ms: accepted_at_ms + 60_000, gpus: Vec::new() };
+        let journaled = JournaledAssignment {
+            order,
+            accepted_at_ms,
+            deadline_ms: accepted_at_ms + 60_000,
+            gpus: Vec::new(),
+        };
         let now = Instant::now();
         let left = |wall_ms| journaled.deadline(wall_ms, now).duration_since(now).as_secs();
         assert_eq!(left(accepted_at_ms), 60);

@@ -13,7 +13,7 @@ use aegis_config::{applied::AppliedConfig, settings::ControllerSettings};
 use aegis_fs::resolve_secret;
 use aegis_identity::random;
 use aegis_rpc::{
-    controller_client::{Applicant, Beat, ControllerClient, Session},
+    controller_client::{Beat, ControllerClient, JoiningNode, Session},
     controller_line::LinkTls,
     tls::Credentials,
 };
@@ -115,7 +115,7 @@ pub enum JoinState {
 
 #[derive(Debug)]
 pub struct WorkerTask {
-    pub applicant: Applicant,
+    pub applicant: JoiningNode,
     pub controller: ControllerSettings,
     pub tls: LinkTls,
     pub session: CurrentSession,

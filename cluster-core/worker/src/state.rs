@@ -26,12 +26,14 @@ use tokio::{
     time::Instant,
 };
 
-use super::{control::Control, gpus, images::Images, journal::Journal, turns::Turns};
-use crate::{capacity::Capacity, event_log::EventLog, incoming::Incoming, journaled::Journaled};
+use super::{control::Control, gpus, images::Images, journal::Journal, turns::ExecutionLocks};
+use crate::{
+    capacity::Capacity, event_log::EventLog, incoming::ContentReceiver, journaled::JournaledAssignment,
+};
 
 #[derive(Debug)]
 pub struct Run {
-    pub journaled: Journaled,
+    pub journaled: JournaledAssignment,
     /// When its preparation has taken too long, whatever is done to the wall clock meanwhile.
     pub deadline: Instant,
     /// It began in this process: no container of its can be there before it is created.
@@ -91,7 +93,7 @@ pub(super) struct Shared {
     /// When the engine was last seen to stop, in Unix milliseconds.
     pub engine_lost_ms: AtomicI64,
     pub policy: ArcSwap<Policy>,
-    pub incoming: Incoming,
+    pub incoming: ContentReceiver,
     pub images: Arc<Images>,
     pub data_path: PathBuf,
     /// Capacity of the node, which knows its GPUs. Set once it is measured.
@@ -103,7 +105,7 @@ pub(super) struct Shared {
     pub env: Vec<(String, String)>,
     pub journal: Journal,
     pub control: Control,
-    pub turns: Turns,
+    pub turns: ExecutionLocks,
     /// Orders that are being journaled, with their GPUs: they count as if they ran.
     pub beginning: Mutex<HashMap<ExecutionId, Vec<GpuId>>>,
     pub runs: Mutex<HashMap<ExecutionId, Arc<Run>>>,

@@ -17,18 +17,18 @@ pub(super) type Turn = OwnedMutexGuard<()>;
 
 /// Locks of executions, each shared by the ids that fall on it: there is no entry to clean up.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct ExecutionLocks {
     locks: Vec<Arc<Mutex<()>>>,
     hasher: RandomState,
 }
 
-impl Default for Turns {
+impl Default for ExecutionLocks {
     fn default() -> Self {
         Self { locks: (0..LOCKS).map(|_| Arc::default()).collect(), hasher: RandomState::new() }
     }
 }
 
-impl Turns {
+impl ExecutionLocks {
     pub async fn take(&self, execution_id: &ExecutionId) -> Turn {
         let hash = self.hasher.hash_one(execution_id);
         let place = usize::try_from(hash % LOCKS as u64).unwrap_or(0);

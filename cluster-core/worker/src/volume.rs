@@ -7,7 +7,7 @@ use std::{io, path::Path};
 
 use aegis_content::{
     BOUNDS,
-    blob_store::Kept,
+    blob_store::BlobStore,
     rewrite::{Counts, Owner, ROOT, rewrite},
 };
 use aegis_engine::{Engine, VolumeOf};
@@ -30,7 +30,7 @@ const HOME_DIRECTORIES: [(&str, u32); 2] = [("scratch", 0o755), ("scratch/tmp", 
 /// Makes the volumes and fills them, for the user of the image. The image is there.
 pub(super) async fn place(
     engine: &Engine,
-    kept: &Kept,
+    kept: &BlobStore,
     of: VolumeOf<'_>,
     manifest: &Manifest,
     user: &str,

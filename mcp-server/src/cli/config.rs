@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Context, node, output::table, segment, shown};
-use crate::{daemon::files, tools::Catalogue};
+use crate::{daemon::files, tools::ToolRegistry};
 
 #[derive(Debug, Subcommand)]
 pub enum Config {
@@ -205,7 +205,7 @@ fn check(context: &Context, file: Option<PathBuf>) -> Result<()> {
     let recorded = files::config_path(&context.data_dir()?);
     let loaded = config::load(&choice, recorded.as_deref(), StartedBy::Person)?;
     let settings = Settings::of(&loaded.config, &context.overrides)?;
-    Catalogue::of(&settings.mcp)?;
+    ToolRegistry::of(&settings.mcp)?;
     let data = json!({
         "valid": true,
         "file": loaded.path.as_deref().map(shown),

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Context, choice::ConfigArgs, launch};
 use crate::{
-    caller::Narrowing,
-    tools::Catalogue,
+    caller::ToolFilter,
+    tools::ToolRegistry,
     transport::{
         pipe::{self, Unreached, Want},
         unix,
@@ -57,9 +57,9 @@ impl Mcp {
             }
             return Ok(0);
         }
-        let narrowing = Narrowing { read_only: self.read_only, tools: self.tools };
+        let narrowing = ToolFilter { read_only: self.read_only, tools: self.tools };
         if let Some(names) = &narrowing.tools {
-            Catalogue::all().check_names("--tools", ErrorCode::InvalidArgument, names)?;
+            ToolRegistry::all().check_names("--tools", ErrorCode::InvalidArgument, names)?;
         }
         // stdout belongs to the protocol from here on, whatever --output says.
         match serve(context, narrowing, self.config.choice()).await {
@@ -72,7 +72,7 @@ impl Mcp {
     }
 }
 
-async fn serve(context: &Context, narrowing: Narrowing, config: ConfigChoice) -> Result<()> {
+async fn serve(context: &Context, narrowing: ToolFilter, config: ConfigChoice) -> Result<()> {
     let stop = CancellationToken::new();
     crate::daemon::stop_on_signals(&stop)?;
     let daemon = Daemon::of(context, narrowing, config)?;
@@ -85,7 +85,7 @@ async fn serve(context: &Context, narrowing: Narrowing, config: ConfigChoice) ->
 struct Daemon<'a> {
     context: &'a Context,
     /// Sent again on every connection.
-    narrowing: Narrowing,
+    narrowing: ToolFilter,
     socket: PathBuf,
     /// Configuration of a daemon that is started here. By default a daemon uses the file of its last start.
     config: ConfigChoice,
@@ -94,7 +94,7 @@ struct Daemon<'a> {
 }
 
 impl<'a> Daemon<'a> {
-    fn of(context: &'a Context, narrowing: Narrowing, config: ConfigChoice) -> Result<Self> {
+    fn of(context: &'a Context, narrowing: ToolFilter, config: ConfigChoice) -> Result<Self> {
         let socket = context.data_dir()?.join(unix::MCP);
         Ok(Self { context, narrowing, socket, config, crash_seen_at: Cell::default() })
     }

@@ -3,7 +3,7 @@
 use cluster_core::types::error::{Error, Result};
 
 use super::Context;
-use crate::tools::Catalogue;
+use crate::tools::ToolRegistry;
 
 pub fn run(context: &Context) -> Result<()> {
     context.output.bytes(manifest()?.as_bytes());
@@ -12,7 +12,7 @@ pub fn run(context: &Context) -> Result<()> {
 
 /// The answer to `tools/list` when nothing is switched off.
 pub fn manifest() -> Result<String> {
-    let mut text = serde_json::to_string_pretty(&Catalogue::all().listing())
+    let mut text = serde_json::to_string_pretty(&ToolRegistry::all().listing())
         .map_err(|e| Error::internal("the manifest cannot be written").source(e))?;
     text.push('\n');
     Ok(text)
@@ -61,7 +61,7 @@ mod tests {
             vocabulary.encode_ordinary(&seen.to_string()).len()
         };
         let counts: Vec<_> =
-            Catalogue::all().manifests().iter().map(|tool| (count(tool), tool.name.clone())).collect();
+            ToolRegistry::all().manifests().iter().map(|tool| (count(tool), tool.name.clone())).collect();
         let total = counts.iter().map(|(count, _)| count).sum::<usize>();
         assert!(total <= TOKENS_MAX, "{total} tokens: {counts:?}");
     }

@@ -40,7 +40,7 @@ pub const STATE: &str = "needs_confirmation";
 
 /// Severity of a call in the current state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Weight {
+pub enum Impact {
     /// Changes nothing, so no confirmation is needed.
     Nothing,
     #[default]
@@ -51,7 +51,7 @@ pub enum Weight {
 /// Effects of a call, as shown to the person who confirms it.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    pub weight: Weight,
+    pub weight: Impact,
     /// One sentence, like: drain edge1.
     pub summary: String,
     /// Reasons for caution, one per line.
@@ -65,7 +65,7 @@ pub struct Plan {
 impl Plan {
     /// Returns the plan of a call that changes nothing.
     pub fn nothing() -> Self {
-        Self { weight: Weight::Nothing, ..Self::default() }
+        Self { weight: Impact::Nothing, ..Self::default() }
     }
 }
 
@@ -88,11 +88,11 @@ enum Step {
 }
 
 /// Decides the next step. `can_ask`: the client can ask its person.
-fn decide(policy: Confirm, weight: Weight, given: Given, can_ask: bool) -> Step {
+fn decide(policy: Confirm, weight: Impact, given: Given, can_ask: bool) -> Step {
     let needed = match policy {
         Confirm::Never => false,
-        Confirm::Destructive | Confirm::HumanOnly => weight == Weight::Disruptive,
-        Confirm::Always => weight != Weight::Nothing,
+        Confirm::Destructive | Confirm::HumanOnly => weight == Impact::Disruptive,
+        Confirm::Always => weight != Impact::Nothing,
     };
     match given.answer {
         _ if !needed => Step::Proceed,
@@ -126,13 +126,13 @@ pub struct Confirmations {
 
 /// Confirmation data of one call.
 #[derive(Debug)]
-pub struct Claim {
+pub struct ConfirmationEvidence {
     subject: Subject,
     token: Option<String>,
     answer: Option<(String, Answer)>,
 }
 
-impl Claim {
+impl ConfirmationEvidence {
     /// Makes the claim of a REST request: a token and the exact subject that it confirms.
     pub fn of_request(actor: &Actor, action: &str, arguments: &JsonObject, token: Option<String>) -> Self {
         let caller = format!("{:?} {}", actor.door, actor.identity);
@@ -170,7 +170,7 @@ impl Confirmations {
     }
 
     /// Returns the confirmation by an earlier answer to the same call, and the value that it carries. Single use.
-    fn redeem(&self, claim: &Claim, now: SystemTime) -> (Given, Option<String>) {
+    fn redeem(&self, claim: &ConfirmationEvidence, now: SystemTime) -> (Given, Option<String>) {
         let mut given = Given { token_holds: false, answer: None };
         let mut carries = None;
         if let Some(token) = &claim.token
@@ -193,7 +193,7 @@ impl Confirmations {
     /// `until`.
     pub async fn judge(
         &self,
-        claim: Claim,
+        claim: ConfirmationEvidence,
         context: Option<&RequestContext<RoleServer>>,
         until: Instant,
         plan: impl Future<Output = Result<Plan>>,
@@ -203,7 +203,7 @@ impl Confirmations {
         }
         let (mut given, carried) = self.redeem(&claim, SystemTime::now());
         let was_asked = given.answer.is_some();
-        if decide(self.policy, Weight::Disruptive, given, false) == Step::Proceed {
+        if decide(self.policy, Impact::Disruptive, given, false) == Step::Proceed {
             return Ok(Verdict::Proceed(carried));
         }
         let plan = plan.await?;
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn what_needs_confirmation_never_proceeds_without_one() {
         for policy in POLICIES {
-            for weight in [Weight::Nothing, Weight::Routine, Weight::Disruptive] {
+            for weight in [Impact::Nothing, Impact::Routine, Impact::Disruptive] {
                 for can_ask in [false, true] {
                     for token_holds in [false, true] {
                         for answer in
@@ -299,8 +299,8 @@ mod tests {
                             let step = decide(policy, weight, given(token_holds, answer), can_ask);
                             let needed = match policy {
                                 Confirm::Never => false,
-                                Confirm::Always => weight != Weight::Nothing,
-                                _ => weight == Weight::Disruptive,
+                                Confirm::Always => weight != Impact::Nothing,
+                                _ => weight == Impact::Disruptive,
                             };
                             let by_person = answer == Some(Answer::Accepted);
                             let by_token = token_holds
@@ -321,20 +321,20 @@ mod tests {
     #[test]
     fn a_person_is_asked_once_and_then_the_plan_is_shown() {
         use Confirm::{Destructive, HumanOnly};
-        assert_eq!(decide(Destructive, Weight::Disruptive, given(false, None), true), Step::Ask);
+        assert_eq!(decide(Destructive, Impact::Disruptive, given(false, None), true), Step::Ask);
         assert_eq!(
-            decide(Destructive, Weight::Disruptive, given(false, Some(Answer::Unanswered)), true),
+            decide(Destructive, Impact::Disruptive, given(false, Some(Answer::Unanswered)), true),
             Step::Show
         );
-        assert_eq!(decide(Destructive, Weight::Disruptive, given(false, None), false), Step::Show);
-        assert_eq!(decide(HumanOnly, Weight::Disruptive, given(true, None), true), Step::Ask);
+        assert_eq!(decide(Destructive, Impact::Disruptive, given(false, None), false), Step::Show);
+        assert_eq!(decide(HumanOnly, Impact::Disruptive, given(true, None), true), Step::Ask);
         assert_eq!(
-            decide(HumanOnly, Weight::Disruptive, given(true, Some(Answer::Unanswered)), true),
+            decide(HumanOnly, Impact::Disruptive, given(true, Some(Answer::Unanswered)), true),
             Step::NoPerson
         );
-        assert_eq!(decide(HumanOnly, Weight::Disruptive, given(true, None), false), Step::NoPerson);
+        assert_eq!(decide(HumanOnly, Impact::Disruptive, given(true, None), false), Step::NoPerson);
         assert_eq!(
-            decide(Destructive, Weight::Disruptive, given(true, Some(Answer::Declined)), true),
+            decide(Destructive, Impact::Disruptive, given(true, Some(Answer::Declined)), true),
             Step::Declined
         );
     }

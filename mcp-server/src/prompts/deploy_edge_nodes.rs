@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{About, Argument, facts, given::Given};
 use crate::{
     candidates::Candidates,
-    text::time::{Age, Moment},
+    text::time::{AgeText, TimestampText},
 };
 
 /// Limits of the tool.
@@ -71,7 +71,8 @@ pub async fn fill(core: &Core, given: &Given) -> Result<String> {
 }
 
 fn text(facts: &Facts) -> String {
-    let mut text = format!("Turn these machines into nodes of the cluster.\n\nFacts at {}:\n", Moment::now());
+    let mut text =
+        format!("Turn these machines into nodes of the cluster.\n\nFacts at {}:\n", TimestampText::now());
     text.extend(facts.hosts.iter().map(|host| line(facts, host)));
     if !facts.tags.is_empty() {
         text.push_str(&format!("- Tags for all of them: {}\n", facts::joined(&facts.tags)));
@@ -99,7 +100,7 @@ fn line(facts: &Facts, host: &HostAddress) -> String {
             view.operation,
             view.deployment_id,
             view.state,
-            Age::between(view.updated_at_ms, facts.now_ms)
+            AgeText::between(view.updated_at_ms, facts.now_ms)
         ));
     }
     format!("- {name}: {}\n", known.join("; "))

@@ -15,8 +15,8 @@ use crate::{
     candidates::Candidates,
     text::{
         self,
-        time::{Age, Moment},
-        untrusted::Fence,
+        time::{AgeText, TimestampText},
+        untrusted::UntrustedBlock,
     },
 };
 
@@ -45,18 +45,18 @@ pub async fn fill(core: &Core, given: &Given) -> Result<String> {
 }
 
 pub(super) fn text_of(view: &DeploymentView, now_ms: i64) -> String {
-    let fence = Fence::mint();
+    let fence = UntrustedBlock::mint();
     let mut text = format!(
         "Find out why the deployment {} did what it did, and what to do now.\n\nFacts at {}:\n- Operation {} of \
          node {} on host {}\n- State: {}, begun {}, changed {}\n",
         view.deployment_id,
-        Moment::now(),
+        TimestampText::now(),
         view.operation,
         view.node_id,
         facts::short(&view.host),
         view.state,
-        Age::between(view.created_at_ms, now_ms),
-        Age::between(view.updated_at_ms, now_ms),
+        AgeText::between(view.created_at_ms, now_ms),
+        AgeText::between(view.updated_at_ms, now_ms),
     );
     if view.cancel_requested {
         text.push_str("- It was cancelled\n");

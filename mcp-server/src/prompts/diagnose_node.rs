@@ -19,8 +19,8 @@ use super::{
     given::Given,
 };
 use crate::text::{
-    time::{Age, Moment},
-    untrusted::Fence,
+    time::{AgeText, TimestampText},
+    untrusted::UntrustedBlock,
 };
 
 const EVENTS_SHOWN_MAX: usize = 10;
@@ -65,11 +65,11 @@ pub async fn fill(core: &Core, given: &Given) -> Result<String> {
 }
 
 fn text(facts: &Facts) -> String {
-    let fence = Fence::mint();
+    let fence = UntrustedBlock::mint();
     let id = &facts.peer.node_id;
     let mut text = format!(
         "Find out what is wrong with the node {id}, if anything is.\n\nFacts at {}:\n",
-        Moment::now()
+        TimestampText::now()
     );
     text.push_str(&facts::node(&facts.peer));
     if let Some(problem) = &facts.peer.problem {
@@ -98,7 +98,7 @@ fn text(facts: &Facts) -> String {
             view.deployment_id,
             view.operation,
             view.state,
-            Age::between(view.updated_at_ms, facts.now_ms)
+            AgeText::between(view.updated_at_ms, facts.now_ms)
         ));
         if !view.state.is_good() {
             if let Some(step) = facts::decisive_step(view) {

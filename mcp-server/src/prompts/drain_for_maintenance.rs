@@ -12,7 +12,7 @@ use cluster_core::{
 };
 
 use super::{About, NODE, facts, given::Given};
-use crate::text::time::Moment;
+use crate::text::time::TimestampText;
 
 pub const ABOUT: About = About {
     name: "drain_for_maintenance",
@@ -44,7 +44,7 @@ fn text(facts: &Facts) -> String {
     let mut text = format!(
         "Take the node {id} out of service for maintenance, and back afterwards, without losing work.\n\n\
          Facts at {}:\n",
-        Moment::now()
+        TimestampText::now()
     );
     text.push_str(&facts::node(&facts.peer));
     let drain = match facts.drain.state {

@@ -14,8 +14,8 @@ use cluster_core::{
 
 use crate::text::{
     self,
-    time::{Age, Length},
-    untrusted::Fence,
+    time::{AgeText, DurationText},
+    untrusted::UntrustedBlock,
 };
 
 /// Number of deployments that are searched for those of one node.
@@ -88,7 +88,7 @@ pub fn short(name: &str) -> String {
 pub fn node(peer: &PeerView) -> String {
     let mut lines = vec![format!("- Node {}: status {}", peer.node_id, peer.status.name())];
     match peer.last_heartbeat_age_ms {
-        Some(age) => lines.push(format!("- Last heartbeat: {}", Age::of_ms(age))),
+        Some(age) => lines.push(format!("- Last heartbeat: {}", AgeText::of_ms(age))),
         None => lines.push("- Last heartbeat: none so far".to_owned()),
     }
     let link = match peer.link {
@@ -120,7 +120,7 @@ pub fn joined<T: ToString>(items: &[T]) -> String {
 }
 
 /// Formats a failure, with its reason quoted, since the reason may repeat a host's text.
-pub fn failure(what: &str, failure: &Failure, fence: &Fence) -> String {
+pub fn failure(what: &str, failure: &Failure, fence: &UntrustedBlock) -> String {
     let (message, _) = text::head(&failure.message, REASON_BYTES_MAX);
     let mut text = format!("- {what}: {}\n{}", failure.code, fence.around("reason", &message));
     if let Some(remedy) = &failure.remedy {
@@ -135,7 +135,7 @@ pub fn execution(view: &ExecutionView, now_ms: i64) -> String {
         "- {}: {what}, {}, submitted {}",
         view.execution_id,
         view.state.name(),
-        Age::between(view.created_at_ms, now_ms)
+        AgeText::between(view.created_at_ms, now_ms)
     );
     if let Some(failure) = &view.failure {
         text.push_str(&format!(", {}", failure.code));
@@ -151,8 +151,8 @@ pub fn decisive_step(view: &DeploymentView) -> Option<&StepView> {
     })
 }
 
-pub fn step(step: &StepView, fence: &Fence) -> String {
-    let took = step.duration_ms.map(|ms| format!(" after {}", Length::of_ms(ms))).unwrap_or_default();
+pub fn step(step: &StepView, fence: &UntrustedBlock) -> String {
+    let took = step.duration_ms.map(|ms| format!(" after {}", DurationText::of_ms(ms))).unwrap_or_default();
     let mut text = format!("- Step {}: {}{took}\n", step.name, step.state.name());
     for (what, told) in [("message", &step.message), ("evidence", &step.evidence)] {
         if let Some(told) = told.as_deref().filter(|told| !told.is_empty()) {

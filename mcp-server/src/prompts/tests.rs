@@ -11,7 +11,7 @@ use super::{PromptName, diagnose_deployment};
 use crate::{
     hostile::{assert_fenced, cases},
     testing::{Client, hybrid, served_by, server_of, settings},
-    tools::Catalogue,
+    tools::ToolRegistry,
 };
 
 fn get(name: &str, arguments: Value) -> Value {
@@ -129,7 +129,7 @@ async fn read_only_node_offers_no_prompt_that_changes_anything() {
     let Settings { mut mcp, .. } = settings();
     mcp.read_only = true;
     let (core, _data) = hybrid().await;
-    let mut client = Client::of(served_by(core, Catalogue::of(&mcp).unwrap()));
+    let mut client = Client::of(served_by(core, ToolRegistry::of(&mcp).unwrap()));
     client.initialize().await;
     let answer = client.ask(json!({"jsonrpc": "2.0", "id": 1, "method": "prompts/list"})).await;
     let listed = answer["result"]["prompts"].as_array().unwrap().iter();

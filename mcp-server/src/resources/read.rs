@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     protocol_error,
-    text::{self, sanitize, untrusted::Fence},
+    text::{self, sanitize, untrusted::UntrustedBlock},
     tools::{PAGE_LIMIT_MAX, ResponseFormat, get_deployment_status, get_execution, list_peers, output},
 };
 
@@ -130,7 +130,7 @@ fn quoted(
         view.state.name(),
         range.after_sequence,
     );
-    let fence = Fence::mint();
+    let fence = UntrustedBlock::mint();
     let (mut left, mut cut) = (TEXT_BYTES_MAX, written.truncated);
     for (name, stream) in [("stdout", &written.stdout), ("stderr", &written.stderr)] {
         let (head, shortened) = text::head(stream, left);

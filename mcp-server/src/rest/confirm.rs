@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     caller::Caller,
-    confirm::{ARGUMENT, Claim, Plan, Verdict, Weight},
+    confirm::{ARGUMENT, ConfirmationEvidence, Impact, Plan, Verdict},
     rest::body::BODY_BYTES_MAX,
     tools::{
         Call, Progress, Tool, deploy_edge_node::DeployEdgeNode, deploy_edge_nodes::DeployEdgeNodes,
@@ -94,7 +94,7 @@ impl Action {
             Self::Other => {
                 let command = "see `aegis --help`".to_owned();
                 let plan =
-                    Plan { weight: Weight::Routine, summary: asked.name.clone(), command, ..Plan::default() };
+                    Plan { weight: Impact::Routine, summary: asked.name.clone(), command, ..Plan::default() };
                 std::future::ready(Ok(plan)).boxed()
             }
         }
@@ -127,7 +127,7 @@ impl Asked {
     fn of_node(&self, verb: &str, fact: &str) -> BoxFuture<'_, Result<Plan>> {
         let node = self.path.get("id").and_then(Value::as_str).unwrap_or_default();
         let plan = Plan {
-            weight: Weight::Disruptive,
+            weight: Impact::Disruptive,
             summary: format!("{verb} {node}"),
             facts: vec![fact.to_owned()],
             carries: None,
@@ -163,7 +163,7 @@ pub async fn confirm(
     let (mut parts, body) = request.into_parts();
     let bytes = read(body).await?;
     let (asked, token, bytes) = take_token(&mut parts, bytes).await;
-    let claim = Claim::of_request(&caller.actor, &asked.name, &asked.bound(), token);
+    let claim = ConfirmationEvidence::of_request(&caller.actor, &asked.name, &asked.bound(), token);
     let mut call = Call::new(api.core.clone(), caller.actor.identity.clone(), Progress::silent());
     let until = call.progress.deadline();
     let mut progress = Progress::silent();

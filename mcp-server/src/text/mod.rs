@@ -41,18 +41,18 @@ pub fn clean(text: &str) -> Cow<'_, str> {
             continue;
         }
         rest = &rest[c.len_utf8()..];
-        let sight = Sight::of(c);
-        marks = if sight == Sight::Mark { marks + 1 } else { 0 };
+        let sight = CharClass::of(c);
+        marks = if sight == CharClass::Mark { marks + 1 } else { 0 };
         match sight {
-            Sight::Plain => shown.push(c),
+            CharClass::Plain => shown.push(c),
             // A bare carriage return rewrites a line on a terminal; here each state becomes a line.
-            Sight::Return if rest.starts_with('\n') => {}
-            Sight::Return => shown.push('\n'),
-            Sight::Mark if marks <= COMBINING_MARKS_MAX => shown.push(c),
+            CharClass::Return if rest.starts_with('\n') => {}
+            CharClass::Return => shown.push('\n'),
+            CharClass::Mark if marks <= COMBINING_MARKS_MAX => shown.push(c),
             // One escape stands for all marks of the pile.
-            Sight::Mark if marks > COMBINING_MARKS_MAX + 1 => {}
-            Sight::Mark | Sight::Hidden => shown.extend(c.escape_unicode()),
-            Sight::Look => {}
+            CharClass::Mark if marks > COMBINING_MARKS_MAX + 1 => {}
+            CharClass::Mark | CharClass::Hidden => shown.extend(c.escape_unicode()),
+            CharClass::Look => {}
         }
     }
     Cow::Owned(shown)
@@ -60,7 +60,7 @@ pub fn clean(text: &str) -> Cow<'_, str> {
 
 /// Appearance of a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sight {
+enum CharClass {
     Plain,
     Return,
     /// Drawn on the letter before it.
@@ -71,7 +71,7 @@ enum Sight {
     Look,
 }
 
-impl Sight {
+impl CharClass {
     fn of(c: char) -> Self {
         const IGNORABLE: icu_properties::CodePointSetDataBorrowed<'static> =
             CodePointSetData::new::<DefaultIgnorableCodePoint>();

@@ -10,9 +10,9 @@ use serde::Serialize;
 /// Like `2026-11-20T08:15:30.5Z`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
-pub struct Moment(String);
+pub struct TimestampText(String);
 
-impl Moment {
+impl TimestampText {
     /// Converts Unix time.
     pub fn of_ms(time_ms: i64) -> Self {
         Self(rfc3339(time_ms))
@@ -23,7 +23,7 @@ impl Moment {
     }
 }
 
-impl fmt::Display for Moment {
+impl fmt::Display for TimestampText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -32,9 +32,9 @@ impl fmt::Display for Moment {
 /// A length of time, like `3 s` or `2 h`: its largest unit of which there are two or more, rounded down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
-pub struct Length(String);
+pub struct DurationText(String);
 
-impl Length {
+impl DurationText {
     pub fn of_ms(ms: u64) -> Self {
         Self(match ms / 1000 {
             0 => format!("{ms} ms"),
@@ -50,7 +50,7 @@ impl Length {
     }
 }
 
-impl fmt::Display for Length {
+impl fmt::Display for DurationText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -59,11 +59,11 @@ impl fmt::Display for Length {
 /// How long something is past, like `3 s ago`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
-pub struct Age(String);
+pub struct AgeText(String);
 
-impl Age {
+impl AgeText {
     pub fn of_ms(ms: u64) -> Self {
-        Self(format!("{} ago", Length::of_ms(ms)))
+        Self(format!("{} ago", DurationText::of_ms(ms)))
     }
 
     /// Returns the time between two moments. A future moment, by a clock that differs, counts as now.
@@ -72,7 +72,7 @@ impl Age {
     }
 }
 
-impl fmt::Display for Age {
+impl fmt::Display for AgeText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -92,9 +92,9 @@ mod tests {
             (7_200_000, "2 h"),
             (172_800_000, "2 days"),
         ] {
-            assert_eq!(Length::of_ms(ms).to_string(), words);
+            assert_eq!(DurationText::of_ms(ms).to_string(), words);
         }
-        assert_eq!(Age::between(5_000, 1_000).to_string(), "0 ms ago");
-        assert_eq!(serde_json::to_value(Moment::of_ms(1_500)).unwrap(), "1970-01-01T00:00:01.5Z");
+        assert_eq!(AgeText::between(5_000, 1_000).to_string(), "0 ms ago");
+        assert_eq!(serde_json::to_value(TimestampText::of_ms(1_500)).unwrap(), "1970-01-01T00:00:01.5Z");
     }
 }

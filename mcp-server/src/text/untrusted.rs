@@ -9,9 +9,9 @@ const MARK_LENGTH: usize = 12;
 
 /// Delimiters of one document.
 #[derive(Debug)]
-pub struct Fence(String);
+pub struct UntrustedBlock(String);
 
-impl Fence {
+impl UntrustedBlock {
     /// Generated after the text was written, so a text cannot contain its own delimiter.
     pub fn mint() -> Self {
         Self(Uuid::new_v4().simple().to_string()[..MARK_LENGTH].to_owned())
@@ -34,11 +34,11 @@ mod tests {
     fn what_is_quoted_cannot_end_the_quotation() {
         for case in hostile::cases() {
             let text = String::from_utf8_lossy(&case.bytes);
-            let quoted = Fence::mint().around("stdout", &text);
+            let quoted = UntrustedBlock::mint().around("stdout", &text);
             hostile::assert_fenced(case.name, &quoted);
             let mark = quoted.strip_prefix('<').and_then(|text| text.split(' ').next()).unwrap();
             assert_eq!(quoted.matches(&format!("</{mark}>")).count(), 1, "{}", case.name);
-            assert_ne!(quoted, Fence::mint().around("stdout", &text), "{}", case.name);
+            assert_ne!(quoted, UntrustedBlock::mint().around("stdout", &text), "{}", case.name);
         }
     }
 }

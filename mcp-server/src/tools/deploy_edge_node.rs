@@ -24,7 +24,7 @@ use super::{
     steps::{Step, steps},
 };
 use crate::{
-    confirm::{self, Weight},
+    confirm::{self, Impact},
     tools::tool::{Call, Hints, Tool},
 };
 
@@ -306,7 +306,7 @@ changes nothing until it is confirmed.";
             }
         };
         Ok(confirm::Plan {
-            weight: Weight::Disruptive,
+            weight: Impact::Disruptive,
             summary,
             facts,
             carries: Some(planned.plan.digest),

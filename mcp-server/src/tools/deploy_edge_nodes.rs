@@ -25,7 +25,7 @@ use super::{
     schema,
 };
 use crate::{
-    confirm::{Plan, Weight},
+    confirm::{Impact, Plan},
     tools::{
         arguments::WAIT_SECONDS_DEFAULT,
         tool::{Call, Hints, Tool},
@@ -196,7 +196,7 @@ get_rollout. First deployments, and updates while work runs there, return needs_
                 Some(_) => {}
             }
         }
-        let weight = if new.is_empty() && busy.is_empty() { Weight::Routine } else { Weight::Disruptive };
+        let weight = if new.is_empty() && busy.is_empty() { Impact::Routine } else { Impact::Disruptive };
         let told = |words: &str, hosts: Vec<String>| {
             (!hosts.is_empty()).then(|| format!("{words}: {}", hosts.join(", ")))
         };

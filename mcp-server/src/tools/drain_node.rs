@@ -19,8 +19,8 @@ use super::{
     progress::{Followed, whole},
 };
 use crate::{
-    confirm::{Plan, Weight},
-    text::time::Length,
+    confirm::{Impact, Plan},
+    text::time::DurationText,
     tools::tool::{Call, Hints, Tool},
 };
 
@@ -89,7 +89,7 @@ pub struct Outcome {
     /// Total number of blockers.
     blockers_total: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    deadline_in: Option<Length>,
+    deadline_in: Option<DurationText>,
     on_deadline: OnDeadline,
     /// Whether the node itself has acknowledged the order.
     acknowledged: bool,
@@ -159,7 +159,7 @@ impl From<DrainView> for Outcome {
             deadline_in: view
                 .deadline_in_seconds
                 .filter(|_| view.state == DrainState::Draining)
-                .map(Length::of_seconds),
+                .map(DurationText::of_seconds),
             on_deadline: view.on_deadline,
             acknowledged: view.acknowledged,
             next_step,
@@ -208,7 +208,7 @@ drained. Undo with resume_node.";
             facts.push(format!("executions still running after {} s are {then}", order.deadline.as_secs()));
         }
         Ok(Plan {
-            weight: Weight::Disruptive,
+            weight: Impact::Disruptive,
             summary: format!("drain {node_id}"),
             facts,
             carries: None,

@@ -15,7 +15,7 @@ use super::{
     submit_execution::next_step,
 };
 use crate::{
-    text::time::Moment,
+    text::time::TimestampText,
     tools::tool::{Call, Hints, Tool},
 };
 
@@ -82,11 +82,11 @@ pub struct Outcome {
     next_after_sequence: u64,
     /// There is more to read now.
     has_more: bool,
-    created_at: Moment,
+    created_at: TimestampText,
     #[serde(skip_serializing_if = "Option::is_none")]
-    started_at: Option<Moment>,
+    started_at: Option<TimestampText>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    ended_at: Option<Moment>,
+    ended_at: Option<TimestampText>,
     next_step: String,
 }
 
@@ -114,9 +114,9 @@ impl Outcome {
             result_truncated,
             next_after_sequence: 0,
             has_more: view.last_sequence > 0,
-            created_at: Moment::of_ms(view.created_at_ms),
-            started_at: view.started_at_ms.map(Moment::of_ms),
-            ended_at: view.ended_at_ms.map(Moment::of_ms),
+            created_at: TimestampText::of_ms(view.created_at_ms),
+            started_at: view.started_at_ms.map(TimestampText::of_ms),
+            ended_at: view.ended_at_ms.map(TimestampText::of_ms),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     paging::fit,
 };
 use crate::{
-    text::time::Moment,
+    text::time::TimestampText,
     tools::tool::{Call, Hints, Tool},
 };
 
@@ -49,8 +49,8 @@ pub struct Line {
     host: String,
     node_id: NodeId,
     state: DeploymentState,
-    created_at: Moment,
-    updated_at: Moment,
+    created_at: TimestampText,
+    updated_at: TimestampText,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -71,8 +71,8 @@ fn line(view: DeploymentView) -> Line {
         host: view.host,
         node_id: view.node_id,
         state: view.state,
-        created_at: Moment::of_ms(view.created_at_ms),
-        updated_at: Moment::of_ms(view.updated_at_ms),
+        created_at: TimestampText::of_ms(view.created_at_ms),
+        updated_at: TimestampText::of_ms(view.updated_at_ms),
         problem: view.failure.map(|failure| failure.message),
     }
 }

@@ -18,7 +18,7 @@ use super::{
     paging::fit,
 };
 use crate::{
-    text::{self, time::Age},
+    text::{self, time::AgeText},
     tools::tool::{Call, Hints, Tool},
 };
 
@@ -62,7 +62,7 @@ pub struct Peer {
     /// Executions that run there now.
     running: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_heartbeat: Option<Age>,
+    last_heartbeat: Option<AgeText>,
     /// Why it does not run the newest configuration, in the node's words.
     #[serde(skip_serializing_if = "Option::is_none")]
     config_error: Option<String>,
@@ -115,7 +115,7 @@ fn peer(view: PeerView, format: ResponseFormat) -> Peer {
         tags: view.tags,
         free: view.free,
         running: view.running,
-        last_heartbeat: view.last_heartbeat_age_ms.map(Age::of_ms),
+        last_heartbeat: view.last_heartbeat_age_ms.map(AgeText::of_ms),
         config_error: view.config_error.map(|error| text::head(&error, CONFIG_ERROR_BYTES_MAX).0),
         problem: view.problem,
         host: view.host,

@@ -1,6 +1,6 @@
 //! The tools an assistant sees: one file a tool with its arguments, its result and its call.
 //!
-//! A tool is a type that implements [`Tool`]; [`Catalogue`] holds them in their fixed order with
+//! A tool is a type that implements [`Tool`]; [`ToolRegistry`] holds them in their fixed order with
 //! their schemas, made once. The name stands once, in the tool's own file. Whatever leaves here has
 //! gone through [`crate::text`]: nothing that hides, no secret of the call.
 
@@ -39,5 +39,5 @@ pub use cancel_execution::reason as cancel_reason;
 pub use drain_node::order as drain_order;
 pub use get_execution::{EVENTS_DEFAULT, EVENTS_MAX};
 pub use progress::{Progress, whole};
-pub use registry::Catalogue;
+pub use registry::ToolRegistry;
 pub use tool::{Call, Tool};

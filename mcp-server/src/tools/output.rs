@@ -10,7 +10,7 @@ use cluster_core::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::text::{self, time::Moment};
+use crate::text::{self, time::TimestampText};
 
 /// Share of the 20 KB of a whole result; the rest is for its other fields.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
@@ -47,7 +47,7 @@ pub fn result(found: Option<String>) -> (Option<String>, Option<bool>) {
 pub struct Event {
     sequence: u64,
     attempt: u32,
-    time: Moment,
+    time: TimestampText,
     #[serde(flatten)]
     kind: EventKind,
 }
@@ -55,7 +55,7 @@ pub struct Event {
 impl From<EventView> for Event {
     fn from(view: EventView) -> Self {
         let EventView { sequence, attempt, time_ms, kind } = view;
-        Self { sequence, attempt, time: Moment::of_ms(time_ms), kind }
+        Self { sequence, attempt, time: TimestampText::of_ms(time_ms), kind }
     }
 }
 

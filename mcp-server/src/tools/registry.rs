@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{
     caller::Caller,
-    confirm::{Claim, Confirmations, Plan, Verdict},
+    confirm::{ConfirmationEvidence, Confirmations, Plan, Verdict},
     protocol_error, text,
 };
 
@@ -105,20 +105,20 @@ fn plan<T: Tool>(given: Value, call: &mut Call) -> BoxFuture<'_, Result<Plan>> {
 }
 
 /// Tools that this node offers.
-pub struct Catalogue {
+pub struct ToolRegistry {
     entries: Vec<Entry>,
     confirmations: Arc<Confirmations>,
     /// Known tools that the configuration disables.
     switched_off: Vec<&'static str>,
 }
 
-impl std::fmt::Debug for Catalogue {
+impl std::fmt::Debug for ToolRegistry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.entries.iter().map(|entry| &entry.manifest.name)).finish()
     }
 }
 
-impl Catalogue {
+impl ToolRegistry {
     /// Returns every tool. The order is part of the interface, since clients cache by it.
     pub fn all() -> Self {
         Self {
@@ -233,7 +233,7 @@ impl Catalogue {
             None => return None,
             Some(entry) => caller.admits(&name, entry.read_only).map(|()| entry),
         };
-        let claim = Claim::take(&mut request, &caller.actor);
+        let claim = ConfirmationEvidence::take(&mut request, &caller.actor);
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         let read_only = entry.as_ref().is_ok_and(|entry| entry.read_only);
         let pending = caller.begin_tool(core, &name, &arguments, read_only);
@@ -258,7 +258,7 @@ impl Catalogue {
     async fn answer(
         &self,
         entry: &Entry,
-        claim: Claim,
+        claim: ConfirmationEvidence,
         arguments: Value,
         call: &mut Call,
         context: &RequestContext<RoleServer>,
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn every_tool_tells_all_that_clients_use() {
-        for tool in Catalogue::all().manifests() {
+        for tool in ToolRegistry::all().manifests() {
             let name = tool.name.as_ref();
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
             // With the server's name and two separators.
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn schemas_use_only_keywords_that_clients_accept() {
-        let text = Catalogue::all().listing().to_string();
+        let text = ToolRegistry::all().listing().to_string();
         for bad in ["\"format\"", "$ref", "$defs", "nullable", "\"null\"", "\"oneOf\"", "\"anyOf\""] {
             assert!(!text.contains(bad), "{bad}");
         }
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn every_property_and_every_nested_object_is_typed() {
-        for tool in Catalogue::all().manifests() {
+        for tool in ToolRegistry::all().manifests() {
             check_types(&tool.name, &Value::Object((*tool.input_schema).clone()));
             check_types(&tool.name, &Value::Object((*tool.output_schema.unwrap()).clone()));
         }
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn hints_follow_what_a_call_may_do() {
-        for entry in Catalogue::all().entries {
+        for entry in ToolRegistry::all().entries {
             let hints = entry.manifest.annotations.unwrap();
             let may_confirm =
                 entry.manifest.input_schema["properties"].get(crate::confirm::ARGUMENT).is_some();
@@ -419,13 +419,14 @@ mod tests {
             assert!(!may_confirm || hints.destructive_hint == Some(true), "{name} disrupts");
             assert_eq!(hints.read_only_hint, Some(entry.read_only), "{name}");
         }
-        let hints = Catalogue::all().manifest("submit_execution").and_then(|tool| tool.annotations).unwrap();
+        let hints =
+            ToolRegistry::all().manifest("submit_execution").and_then(|tool| tool.annotations).unwrap();
         assert_eq!(hints.idempotent_hint, Some(false), "each call without a key runs the work again");
     }
 
     #[test]
     fn the_two_that_are_always_needed_are_loaded_at_once() {
-        let loaded: Vec<_> = Catalogue::all()
+        let loaded: Vec<_> = ToolRegistry::all()
             .manifests()
             .into_iter()
             .filter(|tool| tool.meta.is_some())
@@ -457,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_read_only_node_offers_only_reading() {
-        let catalogue = Catalogue::of(&McpSettings { read_only: true, ..settings() }).unwrap();
+        let catalogue = ToolRegistry::of(&McpSettings { read_only: true, ..settings() }).unwrap();
         assert_eq!(
             catalogue.names(),
             [
@@ -476,8 +477,8 @@ mod tests {
     fn a_filter_keeps_the_order_and_refuses_unknown_names() {
         let tools = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
         let filtered = McpSettings { tools: tools(&["resume_node", "list_peers"]), ..settings() };
-        assert_eq!(Catalogue::of(&filtered).unwrap().names(), ["list_peers", "resume_node"]);
+        assert_eq!(ToolRegistry::of(&filtered).unwrap().names(), ["list_peers", "resume_node"]);
         let unknown = McpSettings { tools: tools(&["list_peer"]), ..settings() };
-        assert_eq!(Catalogue::of(&unknown).unwrap_err().code(), ErrorCode::ConfigInvalid);
+        assert_eq!(ToolRegistry::of(&unknown).unwrap_err().code(), ErrorCode::ConfigInvalid);
     }
 }

@@ -14,7 +14,7 @@ use super::{
     progress::whole,
 };
 use crate::{
-    confirm::{Plan, Weight},
+    confirm::{Impact, Plan},
     tools::{
         arguments::WAIT_SECONDS_DEFAULT,
         deployment::{Outcome, followed},
@@ -79,7 +79,7 @@ needs_confirmation first, then a deployment_id; cancel_deployment can stop it un
         facts.push("its key is revoked; only a deployment brings it back".to_owned());
         facts.extend(on_node(&call.core, &node_id).await?.as_deref().and_then(running));
         Ok(Plan {
-            weight: Weight::Disruptive,
+            weight: Impact::Disruptive,
             summary: format!("remove {node_id}"),
             facts,
             carries: None,

@@ -17,7 +17,7 @@ use super::{
     progress::whole,
 };
 use crate::{
-    confirm::{Plan, Weight},
+    confirm::{Impact, Plan},
     tools::{
         arguments::WAIT_SECONDS_DEFAULT,
         deployment::{Outcome, followed},
@@ -71,7 +71,7 @@ follow it with get_deployment_status.";
         let command = Self::command(&arguments);
         let node_id = arguments.node_id;
         let running = on_node(&call.core, &node_id).await?.as_deref().and_then(running);
-        let weight = if running.is_some() { Weight::Disruptive } else { Weight::Routine };
+        let weight = if running.is_some() { Impact::Disruptive } else { Impact::Routine };
         let summary = format!("roll {node_id} back to an earlier release");
         Ok(Plan { weight, summary, facts: running.into_iter().collect(), carries: None, command })
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::arguments::ResponseFormat;
 use crate::text::{
     self,
-    time::{Length, Moment},
+    time::{DurationText, TimestampText},
 };
 
 /// Size limit of the evidence of all steps: with the rest of a result below its 20 KB.
@@ -22,9 +22,9 @@ pub struct Step {
     name: StepName,
     state: StepState,
     #[serde(skip_serializing_if = "Option::is_none")]
-    started_at: Option<Moment>,
+    started_at: Option<TimestampText>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    took: Option<Length>,
+    took: Option<DurationText>,
     /// Evidence that the step was done. It may quote the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     evidence: Option<String>,
@@ -43,8 +43,8 @@ pub fn steps(views: Vec<StepView>, format: ResponseFormat) -> Vec<Step> {
     let step = |view: StepView| Step {
         name: view.name,
         state: view.state,
-        started_at: view.started_at_ms.map(Moment::of_ms),
-        took: view.duration_ms.map(Length::of_ms),
+        started_at: view.started_at_ms.map(TimestampText::of_ms),
+        took: view.duration_ms.map(DurationText::of_ms),
         evidence: view.evidence.and_then(|evidence| bounded(&evidence, lines_max, &mut left)),
         message: view.message.map(|message| text::head(&message, MESSAGE_BYTES_MAX).0),
     };

@@ -7,7 +7,7 @@ use cluster_core::types::error::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::caller::Narrowing;
+use crate::caller::ToolFilter;
 
 /// Rises when what follows the first line changes.
 pub const PROTOCOL: u32 = 1;
@@ -24,7 +24,7 @@ pub struct Hello {
     pub narrows: bool,
     /// The assistant's side: what this connection gives up.
     #[serde(default)]
-    pub narrowing: Narrowing,
+    pub narrowing: ToolFilter,
     /// The assistant's side: the socket of its ssh agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_agent: Option<PathBuf>,
@@ -32,10 +32,10 @@ pub struct Hello {
 
 impl Hello {
     fn of_daemon() -> Self {
-        Self { narrows: true, ..Self::of_assistant(Narrowing::default(), None) }
+        Self { narrows: true, ..Self::of_assistant(ToolFilter::default(), None) }
     }
 
-    fn of_assistant(narrowing: Narrowing, ssh_agent: Option<PathBuf>) -> Self {
+    fn of_assistant(narrowing: ToolFilter, ssh_agent: Option<PathBuf>) -> Self {
         let aegis = env!("CARGO_PKG_VERSION").to_owned();
         Self { aegis, protocol: PROTOCOL, narrows: false, narrowing, ssh_agent }
     }
@@ -45,14 +45,14 @@ impl Hello {
 pub async fn greet<R, W>(
     read: &mut R,
     write: &mut W,
-    narrowing: Narrowing,
+    narrowing: ToolFilter,
     ssh_agent: Option<PathBuf>,
 ) -> Result<Hello>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let narrows = narrowing != Narrowing::default();
+    let narrows = narrowing != ToolFilter::default();
     let theirs = shake(read, write, Hello::of_assistant(narrowing, ssh_agent)).await?;
     if narrows && !theirs.narrows {
         return Err(Error::new(
@@ -136,7 +136,7 @@ mod tests {
         let (a, b) = tokio::io::duplex(4096);
         let (mut ar, mut aw) = tokio::io::split(a);
         let (mut br, mut bw) = tokio::io::split(b);
-        let narrowing = Narrowing { read_only: true, tools: Some(vec!["list_peers".to_owned()]) };
+        let narrowing = ToolFilter { read_only: true, tools: Some(vec!["list_peers".to_owned()]) };
         let (left, right) =
             tokio::join!(greet(&mut ar, &mut aw, narrowing.clone(), Some("/run/agent".into())), async {
                 let hello = answer(&mut br, &mut bw).await;
@@ -167,9 +167,9 @@ mod tests {
     #[tokio::test]
     async fn a_daemon_that_would_not_narrow_is_not_used_for_it() {
         let line = format!("{{\"aegis\":\"0\",\"protocol\":{PROTOCOL}}}\n");
-        let narrowing = Narrowing { read_only: true, tools: None };
+        let narrowing = ToolFilter { read_only: true, tools: None };
         let refused = greet(&mut line.as_bytes(), &mut Vec::new(), narrowing, None).await.unwrap_err();
         assert_eq!(refused.code(), ErrorCode::FailedPrecondition);
-        greet(&mut line.as_bytes(), &mut Vec::new(), Narrowing::default(), None).await.unwrap();
+        greet(&mut line.as_bytes(), &mut Vec::new(), ToolFilter::default(), None).await.unwrap();
     }
 }

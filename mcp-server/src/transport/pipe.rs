@@ -29,7 +29,7 @@ use super::{
     lines::{Line, Lines},
     session::{Effect, Session},
 };
-use crate::{caller::Narrowing, protocol_error, rest::body::BODY_BYTES_MAX};
+use crate::{caller::ToolFilter, protocol_error, rest::body::BODY_BYTES_MAX};
 
 pub use super::session::Want;
 
@@ -68,7 +68,7 @@ impl Unreached {
 /// Connects to a running daemon, and performs the handshake.
 ///
 /// `narrowing` restricts the connection to some of the node's tools.
-pub async fn connect(socket: &Path, narrowing: &Narrowing) -> Result<UnixStream> {
+pub async fn connect(socket: &Path, narrowing: &ToolFilter) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(socket).await.map_err(|e| {
         Error::new(ErrorCode::Unavailable, format!("no aegis daemon answers at {}", socket.display()))
             .remedy("start it with `aegis up`")

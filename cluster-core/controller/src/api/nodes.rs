@@ -29,10 +29,10 @@ use aegis_rpc::{
     envelope::{Expected, Sealed, begin},
     limits::Limits,
     listener::{Intake, server},
-    places::Proven,
+    places::Authenticated,
     refusal_log::RefusalLog,
     status::to_status,
-    via::{self, Entered, Stage, Via},
+    via::{self, AuthStage, PeerInfo, PeerTransport},
     wire::MESSAGE_BYTES_MAX,
 };
 use aegis_types::{
@@ -48,7 +48,7 @@ use super::operator::Operators;
 use crate::{
     api::{config, runtime::RuntimeApi},
     handle::Controller,
-    nodes::Nodes,
+    nodes::NodeConnections,
 };
 
 /// Bytes that a connection may send ahead of being read: calls are small, and connections may be many.
@@ -73,7 +73,7 @@ pub struct ControllerApi(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     controller: Controller,
-    nodes: Nodes,
+    nodes: NodeConnections,
     metrics: Metrics,
     limits: Limits,
     refusals: RefusalLog,
@@ -81,10 +81,10 @@ struct Shared {
 }
 
 /// A call as it came in.
-struct Arrival {
+struct IncomingCall {
     name: &'static str,
-    via: Via,
-    proven: Proven,
+    via: PeerTransport,
+    proven: Authenticated,
     metadata: MetadataMap,
     at: Instant,
     /// Known as soon as its token is proven.
@@ -101,9 +101,9 @@ struct Caller {
     key: PublicKey,
 }
 
-impl Arrival {
+impl IncomingCall {
     fn of<T>(name: &'static str, request: Request<T>) -> (Self, T) {
-        let Entered { via, proven } = via::entered(&request);
+        let PeerInfo { via, proven } = via::entered(&request);
         let (metadata, _, body) = request.into_parts();
         (Self { name, via, proven, metadata, at: Instant::now(), caller: OnceLock::new() }, body)
     }
@@ -111,8 +111,10 @@ impl Arrival {
     /// Returns the address of an unauthenticated caller. `None` on connections of this machine or of one known node.
     fn stranger(&self) -> Option<IpAddr> {
         match &self.via {
-            Via::Plain(from) | Via::Tls { from, .. } => Some(from.ip()).filter(|ip| !ip.is_loopback()),
-            Via::Unix | Via::Link(_) => None,
+            PeerTransport::Plain(from) | PeerTransport::Tls { from, .. } => {
+                Some(from.ip()).filter(|ip| !ip.is_loopback())
+            }
+            PeerTransport::Unix | PeerTransport::Link(_) => None,
         }
     }
 }
@@ -120,7 +122,7 @@ impl Arrival {
 impl ControllerApi {
     pub fn new(
         controller: Controller,
-        nodes: Nodes,
+        nodes: NodeConnections,
         metrics: Metrics,
         settings: ControllerApiSettings,
     ) -> Self {
@@ -165,7 +167,7 @@ impl ControllerApi {
     /// Opens a sealed call: proves who sent it, and that it is meant for this very call.
     async fn open<M: Sealed>(
         &self,
-        arrival: &Arrival,
+        arrival: &IncomingCall,
         envelope: Option<pb::SealNodeEnvelope>,
     ) -> Result<(Caller, M)> {
         let controller = &self.0.controller;
@@ -177,7 +179,7 @@ impl ControllerApi {
         let node_id = unopened.claims.sub.clone();
         // First set wins, and this is the only one.
         let _ = arrival.caller.set(node_id.clone());
-        via::check(&arrival.via, &node_id, Stage::Admitted)?;
+        via::check(&arrival.via, &node_id, AuthStage::Admitted)?;
         let standing = controller.standing(&node_id)?;
         let role = standing.role;
         let unproven = unopened.read::<M>()?;
@@ -212,17 +214,17 @@ impl ControllerApi {
 
     /// Returns whether a call may lack a sealed context. A captured call could be replayed then, so that only connections
     /// without eavesdroppers may.
-    fn may_leave_unsealed(&self, via: &Via, sealed: bool) -> bool {
+    fn may_leave_unsealed(&self, via: &PeerTransport, sealed: bool) -> bool {
         !sealed && self.admits_bare(via)
     }
 
     /// Whether a node of the other implementation may come in this way.
-    fn admits_bare(&self, via: &Via) -> bool {
-        let near = matches!(via, Via::Plain(from) if from.ip().is_loopback());
+    fn admits_bare(&self, via: &PeerTransport) -> bool {
+        let near = matches!(via, PeerTransport::Plain(from) if from.ip().is_loopback());
         self.0.settings.allow_unsealed_context && near
     }
 
-    fn answer<T>(&self, arrival: &Arrival, result: Result<T>) -> Result<Response<T>, Status> {
+    fn answer<T>(&self, arrival: &IncomingCall, result: Result<T>) -> Result<Response<T>, Status> {
         let refused = result.as_ref().err().map(Error::code);
         self.0.metrics.call(arrival.name, refused, arrival.at.elapsed());
         result.map(Response::new).map_err(|error| {
@@ -248,7 +250,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::AttestNodeRequest>,
     ) -> Result<Response<pb::AttestNodeResponse>, Status> {
-        let (arrival, body) = Arrival::of("AttestNode", request);
+        let (arrival, body) = IncomingCall::of("AttestNode", request);
         self.answer(&arrival, self.attest(&arrival, body).await)
     }
 
@@ -256,7 +258,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::ChallengeNodeRequest>,
     ) -> Result<Response<pb::ChallengeNodeResponse>, Status> {
-        let (api, (arrival, body)) = (self.clone(), Arrival::of("ChallengeNode", request));
+        let (api, (arrival, body)) = (self.clone(), IncomingCall::of("ChallengeNode", request));
         to_completion(async move { api.answer(&arrival, api.challenge(&arrival, body).await) }).await
     }
 
@@ -264,7 +266,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::RegisterNodeRequest>,
     ) -> Result<Response<pb::RegisterNodeResponse>, Status> {
-        let (api, (arrival, body)) = (self.clone(), Arrival::of("RegisterNode", request));
+        let (api, (arrival, body)) = (self.clone(), IncomingCall::of("RegisterNode", request));
         to_completion(async move {
             let result = async {
                 let (caller, inner) = api.open::<pb::RegisterNodeInner>(&arrival, body.envelope).await?;
@@ -279,7 +281,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::NodeHeartbeatRequest>,
     ) -> Result<Response<pb::NodeHeartbeatResponse>, Status> {
-        let (arrival, body) = Arrival::of("Heartbeat", request);
+        let (arrival, body) = IncomingCall::of("Heartbeat", request);
         let result = async {
             let (caller, inner) = self.open::<pb::NodeHeartbeatInner>(&arrival, body.envelope).await?;
             self.beat(caller, inner).await
@@ -291,7 +293,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::DeregisterNodeRequest>,
     ) -> Result<Response<pb::DeregisterNodeResponse>, Status> {
-        let (api, (arrival, body)) = (self.clone(), Arrival::of("DeregisterNode", request));
+        let (api, (arrival, body)) = (self.clone(), IncomingCall::of("DeregisterNode", request));
         to_completion(async move {
             let result = async {
                 let (caller, inner) = api.open::<pb::DeregisterNodeInner>(&arrival, body.envelope).await?;
@@ -306,7 +308,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::RouteExecutionRequest>,
     ) -> Result<Response<pb::RouteExecutionResponse>, Status> {
-        let (arrival, body) = Arrival::of("RouteExecution", request);
+        let (arrival, body) = IncomingCall::of("RouteExecution", request);
         let result = async {
             let (caller, inner) = self.open::<pb::RouteExecutionInner>(&arrival, body.envelope).await?;
             self.route(caller, inner).await
@@ -318,7 +320,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::ForwardExecutionRequest>,
     ) -> Result<Response<Events>, Status> {
-        let (arrival, body) = Arrival::of("ForwardExecution", request);
+        let (arrival, body) = IncomingCall::of("ForwardExecution", request);
         let result = async {
             let (caller, _) = self.open::<pb::ForwardExecutionInner>(&arrival, body.envelope).await?;
             Err(not_a_worker(&caller, "ForwardExecution"))
@@ -330,7 +332,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::SyncConfigRequest>,
     ) -> Result<Response<pb::SyncConfigResponse>, Status> {
-        let (arrival, body) = Arrival::of("SyncConfig", request);
+        let (arrival, body) = IncomingCall::of("SyncConfig", request);
         let result = async {
             let (caller, inner) = self.open::<pb::SyncConfigInner>(&arrival, body.envelope).await?;
             config::sync(&self.0.controller, &caller.node_id, inner).await
@@ -342,7 +344,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::PushConfigRequest>,
     ) -> Result<Response<pb::PushConfigResponse>, Status> {
-        let (arrival, body) = Arrival::of("PushConfig", request);
+        let (arrival, body) = IncomingCall::of("PushConfig", request);
         let result = async {
             let (caller, _) = self.open::<pb::PushConfigInner>(&arrival, body.envelope).await?;
             Err(not_a_worker(&caller, "PushConfig"))
@@ -354,7 +356,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::ListPeersRequest>,
     ) -> Result<Response<pb::ListPeersResponse>, Status> {
-        let (arrival, body) = Arrival::of("ListPeers", request);
+        let (arrival, body) = IncomingCall::of("ListPeers", request);
         let result = async {
             let (caller, inner) = self.open::<pb::ListPeersInner>(&arrival, body.envelope).await?;
             self.peers(caller, inner).await
@@ -366,7 +368,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<tonic::Streaming<pb::EdgeEvent>>,
     ) -> Result<Response<EdgeCommands>, Status> {
-        let (arrival, _) = Arrival::of("ConnectEdge", request);
+        let (arrival, _) = IncomingCall::of("ConnectEdge", request);
         let refusal = Error::new(ErrorCode::NotOffered, "ConnectEdge is not offered in this version")
             .remedy("join as a worker: AttestNode, ChallengeNode, RegisterNode, Heartbeat");
         self.answer(&arrival, Err(refusal))
@@ -376,7 +378,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::RotateEdgeKeyRequest>,
     ) -> Result<Response<pb::RotateEdgeKeyResponse>, Status> {
-        let (api, (arrival, body)) = (self.clone(), Arrival::of("RotateEdgeKey", request));
+        let (api, (arrival, body)) = (self.clone(), IncomingCall::of("RotateEdgeKey", request));
         to_completion(async move {
             let result = async {
                 let payload = body.current_envelope.as_ref().map(|envelope| envelope.payload.clone());
@@ -397,7 +399,7 @@ impl NodeClusterService for ControllerApi {
         &self,
         request: Request<pb::IssueEnrollmentTokenRequest>,
     ) -> Result<Response<pb::IssueEnrollmentTokenResponse>, Status> {
-        let (api, (arrival, body)) = (self.clone(), Arrival::of("IssueEnrollmentToken", request));
+        let (api, (arrival, body)) = (self.clone(), IncomingCall::of("IssueEnrollmentToken", request));
         to_completion(async move { api.answer(&arrival, api.issue_token(&arrival, body).await) }).await
     }
 }

@@ -1,6 +1,6 @@
 //! Calls that are an operator's and no node's: who makes them, whether they may, and the note of it.
 
-use aegis_rpc::via::Via;
+use aegis_rpc::via::PeerTransport;
 use aegis_types::{
     caller::{Actor, Door},
     error::{Error, ErrorCode, Result},
@@ -24,8 +24,8 @@ pub struct Operators {
 impl Operators {
     /// Returns the bearer of the call's token and how long the token stays valid. A caller inside a node's SSH
     /// connection is that node.
-    pub(super) fn known(&self, via: &Via, metadata: &MetadataMap) -> Result<(Bearer, Validity)> {
-        if let Via::Link(_) = via {
+    pub(super) fn known(&self, via: &PeerTransport, metadata: &MetadataMap) -> Result<(Bearer, Validity)> {
+        if let PeerTransport::Link(_) = via {
             return Err(Error::new(ErrorCode::NotYours, "this is an operator's call, and no node's"));
         }
         self.tokens.check_lasting(metadata.get("authorization").and_then(|value| value.to_str().ok()))
@@ -87,14 +87,16 @@ mod tests {
             Audit::start(store, settings, Metrics::default(), CancellationToken::new()).await.unwrap();
         let operators = Operators { tokens, audit: Some(audit.clone()) };
 
-        let plain = Via::Plain(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let link = Via::Link(NodeId::parse("edge-1").unwrap());
+        let plain = PeerTransport::Plain(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let link = PeerTransport::Link(NodeId::parse("edge-1").unwrap());
         let bearing = |token: &str| {
             let mut metadata = MetadataMap::new();
             metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
             metadata
         };
-        let known = |via: &Via, token: &str| operators.known(via, &bearing(token)).map(|(bearer, _)| bearer);
+        let known = |via: &PeerTransport, token: &str| {
+            operators.known(via, &bearing(token)).map(|(bearer, _)| bearer)
+        };
         assert_eq!(known(&plain, "guessed").unwrap_err().code(), ErrorCode::Unauthenticated);
         assert_eq!(known(&link, "local").unwrap_err().code(), ErrorCode::NotYours);
         assert!(operators.known(&plain, &MetadataMap::new()).is_err());

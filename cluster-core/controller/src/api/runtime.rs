@@ -25,7 +25,7 @@ use aegis_proto::aegis::runtime::{
 };
 use aegis_rpc::{
     status::to_status,
-    via::{self, Via},
+    via::{self, PeerTransport},
     wire::MESSAGE_BYTES_MAX,
 };
 use aegis_types::{
@@ -92,12 +92,12 @@ impl RuntimeApi {
 
     async fn execute(
         &self,
-        via: &Via,
+        via: &PeerTransport,
         metadata: &MetadataMap,
         body: pb::ExecuteAgentRequest,
         proven: impl FnOnce(),
     ) -> Result<(Reader, Validity)> {
-        if let Via::Tls { names: None, .. } = via {
+        if let PeerTransport::Tls { names: None, .. } = via {
             return Err(Error::new(ErrorCode::UntrustedCa, "the caller shows no certificate")
                 .remedy("connect with a certificate of a CA that this port trusts, or over loopback"));
         }

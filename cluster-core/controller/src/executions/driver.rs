@@ -44,7 +44,7 @@ const EVENTS_TOGETHER_MAX: usize = 256;
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How one connection to the node ended.
-enum Cut {
+enum Disconnect {
     /// The execution has ended.
     Ended,
     /// The node will not run it, and nothing ran: another may.
@@ -129,28 +129,30 @@ async fn drive(
         let cut = connection(shared, record, live, handed, &mut patience).await?;
         record.cancel_reason.clone_from(&live.cancel.borrow());
         match cut {
-            Cut::Stopped => return Ok(()),
-            Cut::Ended => {
+            Disconnect::Stopped => return Ok(()),
+            Disconnect::Ended => {
                 reached(FailPoint::EndStored).await;
                 shared.retire(record).await;
                 release(shared, record).await;
                 return Ok(());
             }
-            Cut::Cancelled(reason) => {
+            Disconnect::Cancelled(reason) => {
                 shared.end(record, live, EventKind::Cancelled { reason }).await?;
                 // It may have taken it all the same.
                 release(shared, record).await;
                 return Ok(());
             }
-            Cut::Refused(error) => {
+            Disconnect::Refused(error) => {
                 let failed = EventKind::Failed { failure: Failure::from(&error), exit_code: None };
                 return shared.end(record, live, failed).await;
             }
-            Cut::Gone(error) => return gone(shared, record, live, &error).await,
-            Cut::GivenUp(reason) => return give_up(shared, record, live, reason).await,
-            Cut::Retried(failure, exit_code) => return retry(shared, record, live, failure, exit_code).await,
-            Cut::PassedOn(failure) => return pass_on(shared, record, live, failure).await,
-            Cut::Declined(error) => {
+            Disconnect::Gone(error) => return gone(shared, record, live, &error).await,
+            Disconnect::GivenUp(reason) => return give_up(shared, record, live, reason).await,
+            Disconnect::Retried(failure, exit_code) => {
+                return retry(shared, record, live, failure, exit_code).await;
+            }
+            Disconnect::PassedOn(failure) => return pass_on(shared, record, live, failure).await,
+            Disconnect::Declined(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error, "node refused; placed elsewhere");
                 if let Some(node_id) = &record.node_id {
                     live.exclusion().refuse(node_id, &Failure::from(&error));
@@ -159,7 +161,7 @@ async fn drive(
                 shared.enqueue(record.clone()).await;
                 return Ok(());
             }
-            Cut::NotTaken(error) => {
+            Disconnect::NotTaken(error) => {
                 tracing::info!(execution_id = %record.execution_id, reason = %error.code(), "placed anew");
                 if let Some(node_id) = record.node_id.clone() {
                     if !may_have_arrived(&error) {
@@ -172,7 +174,7 @@ async fn drive(
                 place_anew(shared, record).await;
                 return Ok(());
             }
-            Cut::Away(error) => {
+            Disconnect::Away(error) => {
                 if record.last_sequence > before {
                     (away_since, pause) = (None, RETRY_MIN);
                 }
@@ -200,12 +202,12 @@ async fn connection(
     live: &Live,
     handed: &mut Handed,
     patience: &mut Patience,
-) -> Result<Cut> {
+) -> Result<Disconnect> {
     let Some(node_id) = record.node_id.clone() else {
-        return Ok(Cut::Refused(Error::internal("an assigned execution has no node")));
+        return Ok(Disconnect::Refused(Error::internal("an assigned execution has no node")));
     };
     if is_removed(shared, &node_id).await? {
-        return Ok(Cut::Gone(
+        return Ok(Disconnect::Gone(
             Error::new(ErrorCode::Lost, format!("{node_id} was removed; what became of it is not known"))
                 .remedy("submit it again if it may run twice"),
         ));
@@ -217,7 +219,7 @@ async fn connection(
     let order = match order(shared, record).await {
         Ok(order) => order,
         Err(error) if error.code() == ErrorCode::Storage => return Err(error),
-        Err(error) => return Ok(Cut::Refused(error)),
+        Err(error) => return Ok(Disconnect::Refused(error)),
     };
     reached(FailPoint::Assigned).await;
     let stored = match record.last_sequence {
@@ -228,7 +230,7 @@ async fn connection(
     let mut cancel = live.cancel.subscribe();
     let after_sequence = record.last_sequence - record.sequence_base;
     let events = tokio::select! {
-        () = shared.stop.cancelled() => return Ok(Cut::Stopped),
+        () = shared.stop.cancelled() => return Ok(Disconnect::Stopped),
         events = shared.sending.forward(&*worker, order, after_sequence) => match events {
             Ok(events) => {
                 *handed = Handed::Perhaps;
@@ -237,24 +239,24 @@ async fn connection(
             Err(error) if !may_have_arrived(&error) => return Ok(unreached(record, *handed, error)),
             Err(error) => {
                 let cut = judge(record, error);
-                if !matches!(cut, Cut::NotTaken(_)) {
+                if !matches!(cut, Disconnect::NotTaken(_)) {
                     *handed = Handed::Perhaps;
                 }
                 return Ok(cut);
             }
         },
         // Its content may take long to be sent.
-        reason = asked(&mut cancel), if is_untouched(record) => return Ok(Cut::Cancelled(reason)),
+        reason = asked(&mut cancel), if is_untouched(record) => return Ok(Disconnect::Cancelled(reason)),
     };
     reached(FailPoint::Forwarded).await;
     let mut events = std::pin::pin!(events);
     let mut cancel_sent = false;
     loop {
         tokio::select! {
-            () = shared.stop.cancelled() => return Ok(Cut::Stopped),
+            () = shared.stop.cancelled() => return Ok(Disconnect::Stopped),
             reason = asked(&mut cancel), if !cancel_sent => {
                 if let Err(error) = send_cancel(&*worker, record, &reason).await {
-                    return Ok(Cut::Away(error));
+                    return Ok(Disconnect::Away(error));
                 }
                 cancel_sent = true;
             }
@@ -263,20 +265,20 @@ async fn connection(
                     tracing::warn!(execution_id = %record.execution_id, %node_id, "its end was not told: cancelled");
                     let reason = "its node has not told its end in time";
                     if let Err(error) = send_cancel(&*worker, record, reason).await {
-                        return Ok(Cut::Away(error));
+                        return Ok(Disconnect::Away(error));
                     }
                     patience.cancel(Instant::now());
                 }
                 Due::GiveUp => {
                     let message = format!("{node_id} did not tell its end in time, and did not end it when asked");
-                    return Ok(Cut::Gone(Error::new(ErrorCode::Lost, message).remedy("see the node's own log")));
+                    return Ok(Disconnect::Gone(Error::new(ErrorCode::Lost, message).remedy("see the node's own log")));
                 }
             },
             batch = events.next() => {
                 // A stream that ends before the execution did is a cut like any other.
                 let Some(batch) = batch else {
                     let ended = format!("the stream of {node_id} ended");
-                    return Ok(Cut::Away(Error::new(ErrorCode::Unavailable, ended)));
+                    return Ok(Disconnect::Away(Error::new(ErrorCode::Unavailable, ended)));
                 };
                 record.cancel_reason.clone_from(&live.cancel.borrow());
                 if ends(&batch) {
@@ -285,26 +287,26 @@ async fn connection(
                 if ends(&batch) && record.has_artifacts && !goes_on(record, &batch) {
                     let fetch = shared.sending.fetch(&*worker, record);
                     match shared.stop.run_until_cancelled(fetch).await {
-                        None => return Ok(Cut::Stopped),
+                        None => return Ok(Disconnect::Stopped),
                         Some(Err(error)) if error.code() == ErrorCode::Storage => return Err(error),
-                        Some(Err(error)) => return Ok(Cut::Away(error)),
+                        Some(Err(error)) => return Ok(Disconnect::Away(error)),
                         Some(Ok(artifacts)) => record.artifacts = artifacts,
                     }
                 }
                 let told = store(shared, record, live, &mut budget, batch).await?;
                 patience.note(record, Instant::now());
                 if record.state.is_final() {
-                    return Ok(Cut::Ended);
+                    return Ok(Disconnect::Ended);
                 }
                 match told {
-                    Told::All => {}
-                    Told::GoesOn(Continuation::GivenUp(reason)) => return Ok(Cut::GivenUp(reason)),
-                    Told::GoesOn(Continuation::Retried { failure, exit_code }) => {
-                        return Ok(Cut::Retried(failure, exit_code));
+                    BatchOutcome::All => {}
+                    BatchOutcome::GoesOn(Continuation::GivenUp(reason)) => return Ok(Disconnect::GivenUp(reason)),
+                    BatchOutcome::GoesOn(Continuation::Retried { failure, exit_code }) => {
+                        return Ok(Disconnect::Retried(failure, exit_code));
                     }
-                    Told::PassedOn(failure) => return Ok(Cut::PassedOn(failure)),
+                    BatchOutcome::PassedOn(failure) => return Ok(Disconnect::PassedOn(failure)),
                     // It was taken.
-                    Told::Broken(error) => return Ok(Cut::Away(error)),
+                    BatchOutcome::Broken(error) => return Ok(Disconnect::Away(error)),
                 }
             }
         }
@@ -363,15 +365,15 @@ fn goes_on(record: &ExecutionRecord, batch: &[Result<EventView>]) -> bool {
 }
 
 /// Classifies a node that could not be reached: without the order it runs nothing, and another node may.
-fn unreached(record: &ExecutionRecord, handed: Handed, error: Error) -> Cut {
+fn unreached(record: &ExecutionRecord, handed: Handed, error: Error) -> Disconnect {
     match handed {
-        Handed::No if is_untouched(record) => Cut::NotTaken(error),
-        Handed::No | Handed::Perhaps => Cut::Away(error),
+        Handed::No if is_untouched(record) => Disconnect::NotTaken(error),
+        Handed::No | Handed::Perhaps => Disconnect::Away(error),
     }
 }
 
 /// Decides what a refusal of the node means for the attempt.
-fn judge(record: &ExecutionRecord, error: Error) -> Cut {
+fn judge(record: &ExecutionRecord, error: Error) -> Disconnect {
     match error.code() {
         // Storage: the node could not journal the order, so it did not begin.
         ErrorCode::FailedPrecondition
@@ -384,20 +386,20 @@ fn judge(record: &ExecutionRecord, error: Error) -> Cut {
         | ErrorCode::Fenced
             if is_untouched(record) =>
         {
-            Cut::NotTaken(error)
+            Disconnect::NotTaken(error)
         }
-        ErrorCode::Lost => Cut::Gone(error),
-        code if exclusion::is_refusal(code) && is_untouched(record) => Cut::Declined(error),
+        ErrorCode::Lost => Disconnect::Gone(error),
+        code if exclusion::is_refusal(code) && is_untouched(record) => Disconnect::Declined(error),
         ErrorCode::Forbidden
         | ErrorCode::InvalidArgument
         | ErrorCode::Conflict
-        | ErrorCode::NotOffered => Cut::Refused(error),
-        _ => Cut::Away(error),
+        | ErrorCode::NotOffered => Disconnect::Refused(error),
+        _ => Disconnect::Away(error),
     }
 }
 
 /// Outcome of a batch of events.
-enum Told {
+enum BatchOutcome {
     All,
     /// The end that the node told is not taken as one.
     GoesOn(Continuation),
@@ -414,14 +416,14 @@ async fn store(
     live: &Live,
     budget: &mut EventBudget,
     batch: Vec<Result<EventView>>,
-) -> Result<Told> {
-    let mut told = Told::All;
+) -> Result<BatchOutcome> {
+    let mut told = BatchOutcome::All;
     let mut events = Vec::with_capacity(batch.len());
     for event in batch {
         let mut event = match event {
             Ok(event) => event,
             Err(error) => {
-                told = Told::Broken(error);
+                told = BatchOutcome::Broken(error);
                 break;
             }
         };
@@ -437,11 +439,11 @@ async fn store(
         }
         feedback::rate_node(shared, record, &event.kind).await?;
         if let Some(failure) = feedback::declined(shared, record, live, &mut event).await? {
-            told = Told::PassedOn(failure);
+            told = BatchOutcome::PassedOn(failure);
             break;
         }
         if let Some(continuation) = continuation(record, &event) {
-            told = Told::GoesOn(continuation);
+            told = BatchOutcome::GoesOn(continuation);
             break;
         }
         let encoded = event_encoding::encode(&record.execution_id, &event);
@@ -643,30 +645,33 @@ mod tests {
         let refused = || Error::new(ErrorCode::Unavailable, "connection refused").source(NotSent);
         assert!(!may_have_arrived(&refused()));
         let assigned = record(State::Assigned);
-        assert!(matches!(unreached(&assigned, Handed::No, refused()), Cut::NotTaken(_)));
-        assert!(matches!(unreached(&assigned, Handed::Perhaps, refused()), Cut::Away(_)));
-        assert!(matches!(unreached(&record(State::Running), Handed::No, refused()), Cut::Away(_)));
+        assert!(matches!(unreached(&assigned, Handed::No, refused()), Disconnect::NotTaken(_)));
+        assert!(matches!(unreached(&assigned, Handed::Perhaps, refused()), Disconnect::Away(_)));
+        assert!(matches!(unreached(&record(State::Running), Handed::No, refused()), Disconnect::Away(_)));
     }
 
     #[test]
     fn what_never_started_is_placed_anew_and_what_did_is_not() {
         let draining = || Error::new(ErrorCode::FailedPrecondition, "draining");
-        assert!(matches!(judge(&record(State::Assigned), draining()), Cut::NotTaken(_)));
-        assert!(matches!(judge(&record(State::Running), draining()), Cut::Away(_)));
+        assert!(matches!(judge(&record(State::Assigned), draining()), Disconnect::NotTaken(_)));
+        assert!(matches!(judge(&record(State::Running), draining()), Disconnect::Away(_)));
         let engine = || Error::new(ErrorCode::Engine, "");
-        assert!(matches!(judge(&record(State::Assigned), engine()), Cut::NotTaken(_)));
-        assert!(matches!(judge(&record(State::Running), engine()), Cut::Away(_)));
+        assert!(matches!(judge(&record(State::Assigned), engine()), Disconnect::NotTaken(_)));
+        assert!(matches!(judge(&record(State::Running), engine()), Disconnect::Away(_)));
         for code in [ErrorCode::Forbidden, ErrorCode::ImageNotFound] {
-            assert!(matches!(judge(&record(State::Assigned), Error::new(code, "")), Cut::Declined(_)));
-            assert!(!matches!(judge(&record(State::Running), Error::new(code, "")), Cut::Declined(_)));
+            assert!(matches!(judge(&record(State::Assigned), Error::new(code, "")), Disconnect::Declined(_)));
+            assert!(!matches!(judge(&record(State::Running), Error::new(code, "")), Disconnect::Declined(_)));
         }
         let fenced = || Error::new(ErrorCode::Fenced, "");
-        assert!(matches!(judge(&record(State::Assigned), fenced()), Cut::NotTaken(_)));
-        assert!(matches!(judge(&record(State::Running), fenced()), Cut::Away(_)));
-        assert!(matches!(judge(&record(State::Running), Error::new(ErrorCode::Lost, "")), Cut::Gone(_)));
+        assert!(matches!(judge(&record(State::Assigned), fenced()), Disconnect::NotTaken(_)));
+        assert!(matches!(judge(&record(State::Running), fenced()), Disconnect::Away(_)));
+        assert!(matches!(
+            judge(&record(State::Running), Error::new(ErrorCode::Lost, "")),
+            Disconnect::Gone(_)
+        ));
         assert!(matches!(
             judge(&record(State::Running), Error::new(ErrorCode::Unavailable, "")),
-            Cut::Away(_)
+            Disconnect::Away(_)
         ));
     }
 }

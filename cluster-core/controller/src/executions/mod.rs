@@ -43,10 +43,10 @@ use tokio::sync::{mpsc, watch};
 
 use self::{
     driver::Handed,
-    open::{ExecutionContext, Shared, Word},
+    open::{ExecutionContext, QueueMessage, Shared},
     order_cache::OrderCache,
     queue::Queue,
-    transfer::{Sending, SendingSettings},
+    transfer::{ContentTransfer, TransferSettings},
 };
 
 /// Executions that wait for a node.
@@ -67,12 +67,12 @@ impl Executions {
     /// Takes up what the store says is open.
     pub async fn start(
         context: ExecutionContext,
-        sending: SendingSettings,
+        sending: TransferSettings,
         reports: mpsc::Receiver<(NodeId, Vec<Held>)>,
     ) -> Result<Self> {
         let (words, incoming) = mpsc::channel(ORDERS_MAX);
         let open = context.store.open_executions().await?;
-        let sending = Sending::open(sending, &open, &context.store).await?;
+        let sending = ContentTransfer::open(sending, &open, &context.store).await?;
         let shared = Arc::new(Shared::new(context, sending, words));
         let executions = Self(shared.clone());
         let mut queue = Queue::new(shared.clone());
@@ -169,7 +169,7 @@ impl Executions {
         }
         let view = self.0.go_live(&record, place).view.borrow().clone();
         let stopping = |_| Error::new(ErrorCode::Unavailable, "the controller is stopping");
-        self.0.queue.send(Word::Place(Box::new(record))).await.map_err(stopping)?;
+        self.0.queue.send(QueueMessage::Place(Box::new(record))).await.map_err(stopping)?;
         Ok(view)
     }
 
@@ -311,7 +311,7 @@ impl Executions {
             asked.get_or_insert_with(|| reason.to_owned());
         });
         // Fails only when the controller is stopping; the wish is stored.
-        let _ = self.0.queue.send(Word::Cancelled(id.clone())).await;
+        let _ = self.0.queue.send(QueueMessage::Cancelled(id.clone())).await;
         self.get(id).await
     }
 }

@@ -34,12 +34,13 @@ use super::{
     projection,
 };
 use crate::{
-    agents::Agents, executions::transfer::Sending, handle::Controller, nodes::Nodes, secrets::Secrets,
+    agents::Agents, executions::transfer::ContentTransfer, handle::Controller, nodes::NodeConnections,
+    secrets::Secrets,
 };
 
 /// Message to the placement queue.
 #[derive(Debug)]
-pub(super) enum Word {
+pub(super) enum QueueMessage {
     Place(Box<ExecutionRecord>),
     /// A caller asked for the end of an execution, which may be waiting.
     Cancelled(ExecutionId),
@@ -82,7 +83,7 @@ pub struct ExecutionContext {
     pub store: Store,
     pub agents: Agents,
     pub controller: Controller,
-    pub nodes: Nodes,
+    pub nodes: NodeConnections,
     pub secrets: Secrets,
     /// Logins at private registries.
     pub logins: Logins,
@@ -95,7 +96,7 @@ pub struct ExecutionContext {
 #[derive(Debug)]
 pub(super) struct Shared {
     context: ExecutionContext,
-    pub sending: Sending,
+    pub sending: ContentTransfer,
     open: Mutex<HashMap<ExecutionId, Arc<Live>>>,
     /// Nodes that failed an execution through their own fault and have not started another since.
     faulty: Mutex<HashSet<NodeId>>,
@@ -104,7 +105,7 @@ pub(super) struct Shared {
     pub callers: OpenByCaller,
     /// Counts executions that ended, for those that run after them.
     pub ends: watch::Sender<u64>,
-    pub queue: mpsc::Sender<Word>,
+    pub queue: mpsc::Sender<QueueMessage>,
 }
 
 impl std::ops::Deref for Shared {
@@ -116,7 +117,11 @@ impl std::ops::Deref for Shared {
 }
 
 impl Shared {
-    pub fn new(context: ExecutionContext, sending: Sending, queue: mpsc::Sender<Word>) -> Self {
+    pub fn new(
+        context: ExecutionContext,
+        sending: ContentTransfer,
+        queue: mpsc::Sender<QueueMessage>,
+    ) -> Self {
         Self {
             context,
             sending,
@@ -200,7 +205,7 @@ impl Shared {
 
     pub async fn enqueue(&self, record: ExecutionRecord) {
         // Fails only when the controller is stopping; the record is stored.
-        let _ = self.queue.send(Word::Place(Box::new(record))).await;
+        let _ = self.queue.send(QueueMessage::Place(Box::new(record))).await;
     }
 
     /// Ends an execution by the controller's own word, with an event that says so.

@@ -12,7 +12,7 @@ use aegis_types::{
     error::{ErrorCode, Failure, Result},
     execution::{
         lifecycle::{Input, State, Step},
-        manifest::Demand,
+        manifest::PlacementRequest,
         record::ExecutionRecord,
         request::QUEUE_SECONDS_MAX,
         view::EventKind,
@@ -26,10 +26,10 @@ use super::blocked::Blocked;
 use crate::{
     executions::{
         driver::{self, Handed},
-        open::{Live, Shared, Word},
+        open::{Live, QueueMessage, Shared},
     },
     membership::{Excluded, Membership},
-    placement::NoFit,
+    placement::PlacementError,
 };
 
 /// After the store refused a placement (a full disk, say).
@@ -94,7 +94,7 @@ impl Queue {
         Some(insert(&mut self.waiting, Waiting::new(record)))
     }
 
-    pub async fn run(mut self, mut words: mpsc::Receiver<Word>) {
+    pub async fn run(mut self, mut words: mpsc::Receiver<QueueMessage>) {
         let mut ends = self.shared.ends.subscribe();
         let mut version = self.shared.controller.version();
         let stop = self.shared.stop.clone();
@@ -159,10 +159,10 @@ impl Queue {
     }
 
     /// From where on the queue is worth a look.
-    fn take(&mut self, word: Word, from: usize) -> usize {
+    fn take(&mut self, word: QueueMessage, from: usize) -> usize {
         match word {
-            Word::Place(record) => self.admit(record).map_or(from, |place| place.min(from)),
-            Word::Cancelled(id) => {
+            QueueMessage::Place(record) => self.admit(record).map_or(from, |place| place.min(from)),
+            QueueMessage::Cancelled(id) => {
                 self.blocked.recheck();
                 let place = self.waiting.iter().position(|waiting| waiting.record.execution_id == id);
                 place.map_or(from, |place| place.min(from))
@@ -335,7 +335,7 @@ pub(super) fn insert(waiting: &mut VecDeque<Waiting>, entry: Waiting) -> usize {
 /// Question of the queue to the membership, for one execution.
 struct Request {
     execution_id: ExecutionId,
-    demand: Demand,
+    demand: PlacementRequest,
     excluded: Excluded,
     /// It has waited for so long that a node may be kept free for it.
     is_long: bool,
@@ -347,8 +347,8 @@ fn decide(
     membership: &mut Membership,
     requests: Vec<Request>,
     mut has_hold: bool,
-) -> (Vec<std::result::Result<NodeId, NoFit>>, bool) {
-    let mut without_room: Vec<(Demand, Excluded, NoFit)> = Vec::new();
+) -> (Vec<std::result::Result<NodeId, PlacementError>>, bool) {
+    let mut without_room: Vec<(PlacementRequest, Excluded, PlacementError)> = Vec::new();
     let mut placed = Vec::with_capacity(requests.len());
     for request in requests {
         let Request { execution_id, demand, excluded, is_long } = request;
@@ -371,7 +371,12 @@ fn decide(
 }
 
 /// Returns why an execution that fits nowhere now waits no longer.
-fn end_of_wait(waiting: &Waiting, no_fit: &NoFit, refusal: Option<Failure>, now: Instant) -> Option<Failure> {
+fn end_of_wait(
+    waiting: &Waiting,
+    no_fit: &PlacementError,
+    refusal: Option<Failure>,
+    now: Instant,
+) -> Option<Failure> {
     if let Some(refusal) = refusal.filter(|_| !no_fit.may_change()) {
         return Some(refusal);
     }
@@ -392,7 +397,7 @@ mod tests {
     use super::*;
     use crate::{
         executions::projection::tests::record,
-        placement::{Unfit, Until},
+        placement::{Rejection, Until},
     };
 
     fn waiting(wait_seconds: Option<u64>) -> Waiting {
@@ -402,8 +407,8 @@ mod tests {
         Waiting::new(Box::new(record))
     }
 
-    fn no_fit(until: Until) -> NoFit {
-        NoFit(vec![Unfit { node_id: NodeId::parse("a").unwrap(), why: "why".into(), until }])
+    fn no_fit(until: Until) -> PlacementError {
+        PlacementError(vec![Rejection { node_id: NodeId::parse("a").unwrap(), why: "why".into(), until }])
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
 
 use aegis_content::{
     BOUNDS,
-    blob_store::{Kept, digest_of, ensure_room},
+    blob_store::{BlobStore, digest_of, ensure_room},
     pack::pack,
     roots,
 };
@@ -57,7 +57,7 @@ const PART_SUFFIX: &str = ".part";
 
 /// Directories and parts that transfers use.
 #[derive(Debug, Clone)]
-pub struct SendingSettings {
+pub struct TransferSettings {
     pub data: PathBuf,
     /// Directories in which assistants may name workspaces.
     pub roots: Vec<PathBuf>,
@@ -78,9 +78,9 @@ struct Offered {
 }
 
 #[derive(Debug)]
-pub(super) struct Sending {
-    settings: SendingSettings,
-    workspaces: Kept,
+pub(super) struct ContentTransfer {
+    settings: TransferSettings,
+    workspaces: BlobStore,
     artifacts: PathBuf,
     packing: tokio::sync::Semaphore,
     looked: Mutex<HashMap<String, Looked>>,
@@ -88,10 +88,10 @@ pub(super) struct Sending {
     roomless: Mutex<HashMap<ExecutionId, Instant>>,
 }
 
-impl Sending {
+impl ContentTransfer {
     /// Opens the folders, and removes content that no open execution needs.
-    pub async fn open(settings: SendingSettings, open: &[ExecutionRecord], store: &Store) -> Result<Self> {
-        let workspaces = Kept::open(settings.data.join("workspaces"))?;
+    pub async fn open(settings: TransferSettings, open: &[ExecutionRecord], store: &Store) -> Result<Self> {
+        let workspaces = BlobStore::open(settings.data.join("workspaces"))?;
         for record in open {
             if let Some(note) = &record.workspace
                 && let Err(error) = workspaces.claim(&note.digest, &record.execution_id)

@@ -149,7 +149,7 @@ mod tests {
     use crate::membership::{Change, RevokedKeys};
     use aegis_types::node::NodeRecord;
     use aegis_types::{
-        execution::manifest::Demand,
+        execution::manifest::PlacementRequest,
         node::{Capabilities, LinkKind, Observed, Role},
     };
 
@@ -214,8 +214,8 @@ mod tests {
         record
     }
 
-    fn demand(gpus: u32, vram_gb: u32) -> Demand {
-        Demand {
+    fn demand(gpus: u32, vram_gb: u32) -> PlacementRequest {
+        PlacementRequest {
             tags: Vec::new(),
             preferred_tags: Vec::new(),
             node_id: None,

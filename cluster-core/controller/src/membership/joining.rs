@@ -7,7 +7,7 @@ use aegis_types::{
     error::{Error, ErrorCode, Result},
     heartbeat::{Command, OpenCommands},
     ids::{CommandId, NodeId, Tag},
-    node::{Capabilities, Desired, LinkKind, NodeRecord, Observed, Role, Site},
+    node::{Capabilities, Desired, LinkKind, NodeHost, NodeRecord, Observed, Role},
     resources::Amounts,
 };
 
@@ -97,7 +97,7 @@ impl Membership {
     }
 
     /// Whether a deployment may give this id to that host.
-    pub fn check_identity(&self, node_id: &NodeId, site: &Site) -> Result<()> {
+    pub fn check_identity(&self, node_id: &NodeId, site: &NodeHost) -> Result<()> {
         let Some(node) = self.nodes.get(node_id) else { return Ok(()) };
         let elsewhere = match &node.record.site {
             _ if node.record.desired == Desired::Removed => return Ok(()),
@@ -136,7 +136,7 @@ impl Membership {
     }
 
     /// The record that admits a node whose key a deployment read over the verified connection.
-    pub fn admit(&self, node_id: &NodeId, public_key: &PublicKey, site: Site) -> Result<Vec<Change>> {
+    pub fn admit(&self, node_id: &NodeId, public_key: &PublicKey, site: NodeHost) -> Result<Vec<Change>> {
         self.check_identity(node_id, &site)?;
         self.check_unshared(node_id, public_key, COPY_THAT_IS_DEPLOYED)?;
         self.revoked.check(public_key, DEPLOY_AGAIN)?;
@@ -170,7 +170,7 @@ impl Membership {
         &self,
         node_id: &NodeId,
         public_key: &PublicKey,
-        site: Site,
+        site: NodeHost,
         given: &Given,
     ) -> Result<Vec<Change>> {
         let Given { tags, size } = given;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aegis_types::{
-    execution::manifest::Demand,
+    execution::manifest::PlacementRequest,
     ids::{ExecutionId, NodeId},
     node::Desired,
     placement::PlacementStrategy,
@@ -11,7 +11,7 @@ use aegis_types::{
 };
 
 use super::{Membership, Node, Reservation};
-use crate::placement::{Candidate, NoFit, Position, Unfit, Until, fits, rank, reasons, why_not};
+use crate::placement::{Candidate, PlacementError, Position, Rejection, Until, fits, rank, reasons, why_not};
 
 const KEPT_FREE: &str = "kept free for an execution that has waited for long";
 
@@ -39,7 +39,11 @@ impl Membership {
     }
 
     /// Chooses a node and reserves what is asked for. Equals take turns, in the order of their ids.
-    pub fn place(&mut self, execution_id: &ExecutionId, demand: &Demand) -> Result<NodeId, NoFit> {
+    pub fn place(
+        &mut self,
+        execution_id: &ExecutionId,
+        demand: &PlacementRequest,
+    ) -> Result<NodeId, PlacementError> {
         self.place_except(execution_id, demand, &Excluded::default())
     }
 
@@ -47,9 +51,9 @@ impl Membership {
     pub fn place_except(
         &mut self,
         execution_id: &ExecutionId,
-        demand: &Demand,
+        demand: &PlacementRequest,
         excluded: &Excluded,
-    ) -> Result<NodeId, NoFit> {
+    ) -> Result<NodeId, PlacementError> {
         let chosen = self.fit_except(Some(execution_id), demand, excluded)?;
         self.hold.take_if(|hold| hold.execution_id == *execution_id);
         self.reserve(&chosen, execution_id, demand.amounts);
@@ -58,7 +62,7 @@ impl Membership {
     }
 
     /// Returns the node that a demand would get now, or why it fits no node.
-    pub fn fit(&self, demand: &Demand) -> Result<NodeId, NoFit> {
+    pub fn fit(&self, demand: &PlacementRequest) -> Result<NodeId, PlacementError> {
         self.fit_except(None, demand, &Excluded::default())
     }
 
@@ -67,9 +71,9 @@ impl Membership {
     pub fn fit_except(
         &self,
         execution_id: Option<&ExecutionId>,
-        demand: &Demand,
+        demand: &PlacementRequest,
         excluded: &Excluded,
-    ) -> Result<NodeId, NoFit> {
+    ) -> Result<NodeId, PlacementError> {
         let first = self.first_fit(execution_id, demand, excluded);
         match first {
             Err(no_fit)
@@ -86,9 +90,9 @@ impl Membership {
     fn first_fit(
         &self,
         execution_id: Option<&ExecutionId>,
-        demand: &Demand,
+        demand: &PlacementRequest,
         excluded: &Excluded,
-    ) -> Result<NodeId, NoFit> {
+    ) -> Result<NodeId, PlacementError> {
         let is_held = |node_id: &NodeId| {
             let hold = self.hold.as_ref().filter(|hold| hold.node_id == *node_id);
             hold.is_some_and(|hold| Some(&hold.execution_id) != execution_id)
@@ -122,7 +126,7 @@ impl Membership {
                 Some((why, Until::Never)) => Some((why, Until::Never)),
                 _ => excluded.reason(candidate.node_id),
             };
-            no_fit.0.extend(unfit.map(|(why, until)| Unfit {
+            no_fit.0.extend(unfit.map(|(why, until)| Rejection {
                 node_id: candidate.node_id.clone(),
                 why,
                 until,
@@ -134,7 +138,12 @@ impl Membership {
 
     /// Keeps a node free for an execution that fits nowhere now: one that will fit once it has room. The node stays
     /// the same while it may take the execution. Returns whether there is such a node.
-    pub fn hold_for(&mut self, execution_id: &ExecutionId, demand: &Demand, excluded: &Excluded) -> bool {
+    pub fn hold_for(
+        &mut self,
+        execution_id: &ExecutionId,
+        demand: &PlacementRequest,
+        excluded: &Excluded,
+    ) -> bool {
         let before = self.hold.take();
         let busy = |candidate: &Candidate<'_>| {
             excluded.reason(candidate.node_id).is_none()
@@ -262,7 +271,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Place(Demand),
+        Place(PlacementRequest),
         /// One of those that were placed, by its place among them.
         Release(usize),
         Drain(usize, bool),
@@ -296,7 +305,7 @@ mod tests {
     fn step() -> impl proptest::strategy::Strategy<Value = Step> {
         let demand = (tags(2), tags(3), prop::option::weighted(0.1, 0..4_usize), amounts(2));
         let place = demand.prop_map(|(tags, preferred_tags, pin, amounts)| {
-            Step::Place(Demand {
+            Step::Place(PlacementRequest {
                 tags,
                 preferred_tags,
                 node_id: pin.map(id),
@@ -328,7 +337,7 @@ mod tests {
     }
 
     /// The same rule, by a look at every node.
-    fn by_looking_at_all(membership: &Membership, demand: &Demand) -> Option<NodeId> {
+    fn by_looking_at_all(membership: &Membership, demand: &PlacementRequest) -> Option<NodeId> {
         let candidates = membership.nodes.values().filter_map(Node::candidate);
         let first = candidates.filter(|candidate| fits(demand, candidate)).min_by_key(|candidate| {
             let preferred = demand.preferred_tags.iter().filter(|tag| candidate.tags.contains(tag)).count();

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use aegis_identity::{NodeKey, PublicKey};
-use aegis_types::{execution::manifest::Demand, node::Role};
+use aegis_types::{execution::manifest::PlacementRequest, node::Role};
 use proptest::prelude::*;
 
 use super::*;
@@ -372,8 +372,8 @@ impl World {
     }
 }
 
-fn demand() -> Demand {
-    Demand {
+fn demand() -> PlacementRequest {
+    PlacementRequest {
         tags: vec![],
         preferred_tags: Vec::new(),
         node_id: None,

@@ -1,10 +1,10 @@
 use aegis_identity::{NodeKey, PublicKey};
 use aegis_types::{
-    execution::manifest::Demand,
+    execution::manifest::PlacementRequest,
     gpu::{GpuDevice, memory_gb},
     ids::{GpuUuid, UserName},
     link::NodeLink,
-    node::{DrainState, Role, Site},
+    node::{DrainState, NodeHost, Role},
 };
 
 use super::{health::GUARD_MS, *};
@@ -19,8 +19,8 @@ fn id(text: &str) -> NodeId {
     NodeId::parse(text).unwrap()
 }
 
-fn site(host: &str) -> Site {
-    Site {
+fn site(host: &str) -> NodeHost {
+    NodeHost {
         link: Default::default(),
         host: host.into(),
         port: 22,
@@ -62,8 +62,8 @@ fn cluster(names: &[&str]) -> Membership {
     membership
 }
 
-fn demand() -> Demand {
-    Demand {
+fn demand() -> PlacementRequest {
+    PlacementRequest {
         tags: vec![],
         preferred_tags: Vec::new(),
         node_id: None,
@@ -229,7 +229,7 @@ fn view_tells_why_an_ssh_connection_is_down() {
 fn a_removal_drains_first_and_unpins_the_key() {
     let mut membership = cluster(&["a", "b"]);
     let execution = ExecutionId::mint();
-    let pinned = Demand { node_id: Some(id("a")), ..demand() };
+    let pinned = PlacementRequest { node_id: Some(id("a")), ..demand() };
     membership.place(&execution, &pinned).unwrap();
     let changes = membership.remove(&id("a"), 5_000, false).unwrap();
     apply(&mut membership, changes, 0);
@@ -392,7 +392,7 @@ fn node_moved_to_another_link_keeps_its_key() {
         (direct, LinkKind::Direct, Observed::Expected),
         (NodeLink::Sockets, LinkKind::Ssh, Observed::Expected),
     ] {
-        let changes = membership.admit(&id("a"), &key, Site { link, ..site("a") }).unwrap();
+        let changes = membership.admit(&id("a"), &key, NodeHost { link, ..site("a") }).unwrap();
         apply(&mut membership, changes, 0);
         let moved = membership.record(&id("a")).unwrap();
         assert_eq!((moved.link, moved.observed), (kind, observed));

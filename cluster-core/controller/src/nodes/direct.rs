@@ -9,7 +9,7 @@ use aegis_config::endpoint::is_loopback;
 use aegis_rpc::{
     paced_channel::PacedChannel,
     tls::{self, Credentials, Expect, HostPort, refusal},
-    wire::{Dial, Wire},
+    wire::{ByteStream, Connector},
 };
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -39,10 +39,10 @@ pub struct DirectAccess {
 
 /// How connections in plaintext are opened: by this machine, or in a simulated network.
 #[derive(Clone)]
-pub struct Plain(Arc<dyn Fn(HostPort) -> Dial + Send + Sync>);
+pub struct Plain(Arc<dyn Fn(HostPort) -> Connector + Send + Sync>);
 
 impl Plain {
-    pub fn of(dials: impl Fn(HostPort) -> Dial + Send + Sync + 'static) -> Self {
+    pub fn of(dials: impl Fn(HostPort) -> Connector + Send + Sync + 'static) -> Self {
         Self(Arc::new(dials))
     }
 }
@@ -67,7 +67,7 @@ impl DirectAccess {
 
     /// How to reach a node at an address it names; the address is judged, nothing is dialled yet. `is_near`:
     /// the node is on this machine, and may name its loopback.
-    pub fn dial(&self, node_id: &NodeId, address: &str, is_near: bool) -> Result<Dial> {
+    pub fn dial(&self, node_id: &NodeId, address: &str, is_near: bool) -> Result<Connector> {
         let url = Url::parse(address).map_err(|e| {
             Error::invalid(format!("the address of {node_id} cannot be read: {e}"))
                 .remedy("advertise https://HOST:PORT")
@@ -105,26 +105,26 @@ impl DirectAccess {
     }
 }
 
-fn under_tls(credentials: Credentials, to: HostPort, node_id: NodeId) -> Dial {
+fn under_tls(credentials: Credentials, to: HostPort, node_id: NodeId) -> Connector {
     Arc::new(move || {
         let (credentials, to, expect) = (credentials.clone(), to.clone(), Expect::Node(node_id.clone()));
         Box::pin(async move {
             let (connection, _) = tls::client::connect(&credentials, &to, expect, false).await?;
-            Ok(Box::new(connection) as Box<dyn Wire>)
+            Ok(Box::new(connection) as Box<dyn ByteStream>)
         })
     })
 }
 
-fn in_plaintext(to: HostPort) -> Dial {
+fn in_plaintext(to: HostPort) -> Connector {
     Arc::new(move || {
         let to = to.clone();
-        Box::pin(async move { Ok(Box::new(to.connect().await?) as Box<dyn Wire>) })
+        Box::pin(async move { Ok(Box::new(to.connect().await?) as Box<dyn ByteStream>) })
     })
 }
 
 /// Whether the node's address takes a connection, and over TLS is who it must be. For a node that registers: its
 /// process has just spoken.
-pub async fn reach(node_id: &NodeId, dial: &Dial) -> Result<()> {
+pub async fn reach(node_id: &NodeId, dial: &Connector) -> Result<()> {
     in_time(node_id, async { dial().await.map(drop) }).await
 }
 

@@ -18,7 +18,7 @@ use aegis_rpc::{
     node_proof,
     node_worker::{NodeWorker, RemoteWorker},
     paced_channel::WeakChannel,
-    wire::{Dial, Wire},
+    wire::{ByteStream, Connector},
     worker_client::WorkerClient,
 };
 use aegis_ssh::{Connection, Dialer, LinkHandle, LinkSettings, LinkState, SshStream};
@@ -51,7 +51,7 @@ struct Remote {
 
 /// Client and watcher of a node on the direct link.
 struct Direct {
-    dial: Dial,
+    dial: Connector,
     /// Version of the certificate under which its client was made.
     version: u64,
     /// The watcher ends with this.
@@ -102,9 +102,9 @@ pub struct NodeStreams {
 
 /// A cheap handle on all nodes.
 #[derive(Debug, Clone)]
-pub struct Nodes(Arc<Shared>);
+pub struct NodeConnections(Arc<Shared>);
 
-impl Nodes {
+impl NodeConnections {
     pub fn new(
         controller: Controller,
         local: Option<Arc<dyn NodeWorker>>,
@@ -130,11 +130,11 @@ impl Nodes {
         let link = Arc::new(LinkHandle::start(settings, dialer, adopted, self.0.inbound.clone()));
         let mut state = link.state();
         let (dialled, asked, dialled_id) = (link.clone(), self.0.controller.clone(), node_id.clone());
-        let open: Dial = Arc::new(move || {
+        let open: Connector = Arc::new(move || {
             let (link, controller, node_id) = (dialled.clone(), asked.clone(), dialled_id.clone());
             Box::pin(async move {
                 let stream = connect(&link, &controller, &node_id).await?;
-                Ok(Box::new(stream) as Box<dyn Wire>)
+                Ok(Box::new(stream) as Box<dyn ByteStream>)
             })
         });
         let client = WorkerClient::new(self.0.controller.id().clone(), open);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aegis_types::{
-    execution::manifest::Demand,
+    execution::manifest::PlacementRequest,
     ids::{NodeId, Tag},
 };
 
@@ -57,7 +57,7 @@ impl Order {
     /// first, then the lower rank, then whose turn it is after `last`.
     pub fn first(
         &self,
-        demand: &Demand,
+        demand: &PlacementRequest,
         last: Option<&NodeId>,
         has_room: impl Fn(&NodeId) -> bool,
     ) -> Option<&NodeId> {

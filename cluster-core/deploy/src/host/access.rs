@@ -31,20 +31,20 @@ use crate::{
 
 /// A cheap handle.
 #[derive(Clone)]
-pub struct Hosts {
+pub struct HostAccess {
     settings: Arc<DeploySettings>,
     journal: Arc<dyn Journal>,
     agents: AgentSockets,
     jump_hosts: JumpHosts,
 }
 
-impl std::fmt::Debug for Hosts {
+impl std::fmt::Debug for HostAccess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Hosts")
     }
 }
 
-impl Hosts {
+impl HostAccess {
     pub fn new(settings: Arc<DeploySettings>, journal: Arc<dyn Journal>) -> Self {
         let agents = AgentSockets::new(settings.agent_socket.clone());
         Self { settings, journal, agents, jump_hosts: JumpHosts::default() }

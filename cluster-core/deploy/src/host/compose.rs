@@ -13,10 +13,10 @@ use aegis_types::{
 use super::{
     super::{
         env_file,
-        health::{CONTAINER_FORMAT, Look},
-        stack::{COMPLETE, ComposeOutput, OperatorProject, PROJECT_DIRECTORY, VARIABLES_FILE},
+        health::{CONTAINER_FORMAT, StackSnapshot},
+        stack::{COMPLETE, ComposeOutput, CustomProject, PROJECT_DIRECTORY, VARIABLES_FILE},
     },
-    Remote, SHORT, UP_TIMEOUT,
+    HostSession, SHORT, UP_TIMEOUT,
 };
 use crate::{
     host::scripts,
@@ -83,12 +83,12 @@ fn logs_unreadable(why: &str) -> Error {
         .remedy("name services of the node's stack, or none for all of them")
 }
 
-impl Remote<'_> {
+impl HostSession<'_> {
     /// Asks the host's Compose for the meaning of a project. No file that Compose opens stays on the host. Returns
     /// `None` if the host has no Compose.
     pub async fn compose_config(
         &self,
-        project: &OperatorProject,
+        project: &CustomProject,
         spec: &DeploymentSpec,
         token: Option<&Secret>,
     ) -> Result<Option<ComposeOutput>> {
@@ -158,7 +158,7 @@ impl Remote<'_> {
         Ok(did.chain(again).collect())
     }
 
-    /// Returns the containers of the stack, in the format of `health::Look`.
+    /// Returns the containers of the stack, in the format of `health::StackSnapshot`.
     pub async fn containers(&self) -> Result<String> {
         Ok(self
             .run("look at the containers", scripts::CONTAINERS, &[PROJECT, CONTAINER_FORMAT], SHORT)
@@ -203,7 +203,7 @@ impl Remote<'_> {
     /// Removes the stack, all files of the deployment and the images of the node. Removes volumes only on request. A
     /// stack that stood there before the first deployment is restored.
     pub async fn remove(&self, volumes: bool) -> Result<()> {
-        let waits = Look::parse(&self.containers().await?).stop_time();
+        let waits = StackSnapshot::parse(&self.containers().await?).stop_time();
         let volumes = if volumes { "volumes" } else { "" };
         let arguments = [self.base, PROJECT, volumes, ""];
         self.run("clean the host", scripts::REMOVE, &arguments, UP_TIMEOUT + waits).await.map(drop)

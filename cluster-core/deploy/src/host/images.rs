@@ -13,10 +13,10 @@ use aegis_ssh::script::tail;
 use aegis_types::{error::Result, registry::cannot_pull, secret::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
-use super::{Remote, SHORT, named};
+use super::{HostSession, SHORT, named};
 use crate::host::scripts;
 
-impl Remote<'_> {
+impl HostSession<'_> {
     pub async fn missing_images(&self, references: &[String]) -> Result<Vec<String>> {
         let arguments: Vec<&str> = references.iter().map(String::as_str).collect();
         let output = self.run("look for images", scripts::MISSING_IMAGES, &arguments, SHORT).await?;

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use aegis_ssh::{Connection, HostEnd, LinkKey, LinkSettings, link::take_over, script::tail};
+use aegis_ssh::{Connection, ForwardEndpoint, LinkKey, LinkSettings, link::take_over, script::tail};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::NodeId,
@@ -33,7 +33,7 @@ pub async fn uninstall(connection: &Connection, owner: &str, node: &NodeId) -> R
 
 fn options(settings: &LinkSettings) -> String {
     let bounds = match (&settings.controller_end, &settings.node_end) {
-        (HostEnd::Port(controller), HostEnd::Port(node)) => {
+        (ForwardEndpoint::Port(controller), ForwardEndpoint::Port(node)) => {
             format!(",permitlisten=\"127.0.0.1:{controller}\",permitopen=\"127.0.0.1:{node}\"")
         }
         // Those options would disable sockets as well.

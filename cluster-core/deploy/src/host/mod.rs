@@ -44,7 +44,7 @@ pub const LOG_LINES: usize = 20;
 
 /// Host of a deployment, with its base directory.
 #[derive(Debug, Clone, Copy)]
-pub struct Remote<'a> {
+pub struct HostSession<'a> {
     pub connection: &'a Connection,
     pub base: &'a str,
 }
@@ -56,7 +56,7 @@ pub use self::{
 /// Lock that keeps all other deployments off the host. It is released when dropped or when the connection ends.
 pub use aegis_ssh::Held as HostLock;
 
-impl Remote<'_> {
+impl HostSession<'_> {
     /// Takes the lock of the host: `flock` held by a process of this session. Waits up to `wait`; the error for a busy
     /// host names the holder. A holder left by a cut connection of this deployment is ended, as are its scripts. A
     /// holder without recent beats is ended too.

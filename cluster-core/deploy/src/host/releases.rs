@@ -8,14 +8,14 @@ use aegis_types::{
 };
 
 use super::{
-    super::health::{CONTAINER_FORMAT, Look},
-    CLEAN_UP_TIMEOUT, Remote, SHORT, checked,
+    super::health::{CONTAINER_FORMAT, StackSnapshot},
+    CLEAN_UP_TIMEOUT, HostSession, SHORT, checked,
 };
 use crate::{
     host::scripts,
     model::{
         project::PROJECT,
-        release::{KeptRelease, NOTE_FILE, READY_FILE, ReadyMark, ReleaseNote},
+        release::{NOTE_FILE, READY_FILE, ReadyRecord, ReleaseManifest, StoredRelease},
     },
 };
 
@@ -37,13 +37,13 @@ pub struct Standing {
 /// Snapshot of a stack before it counts as good.
 #[derive(Debug)]
 pub struct LastLook {
-    pub look: Look,
+    pub look: StackSnapshot,
     pub current: Option<DeploymentId>,
     /// Image ids by reference; absent images are left out.
     pub images: BTreeMap<String, String>,
 }
 
-impl Remote<'_> {
+impl HostSession<'_> {
     /// Reads the snapshot in one round trip.
     pub async fn last_look(&self, references: &[String]) -> Result<LastLook> {
         let mut arguments = vec![PROJECT, CONTAINER_FORMAT, self.base];
@@ -52,7 +52,7 @@ impl Remote<'_> {
         let current = output.stdout.lines().find_map(|line| line.strip_prefix("current="));
         let images = output.stdout.lines().filter_map(|line| line.strip_prefix("image=")?.split_once(' '));
         Ok(LastLook {
-            look: Look::parse(&output.stdout),
+            look: StackSnapshot::parse(&output.stdout),
             current: current.map(DeploymentId::parse).transpose()?,
             images: images.map(|(id, reference)| (reference.to_owned(), id.to_owned())).collect(),
         })
@@ -70,7 +70,7 @@ impl Remote<'_> {
     }
 
     /// Returns the releases that have a note; an incomplete release has no note.
-    pub async fn kept(&self) -> Result<Vec<KeptRelease>> {
+    pub async fn kept(&self) -> Result<Vec<StoredRelease>> {
         let arguments = [self.base, NOTE_FILE, READY_FILE, NOTE_BYTES_TOGETHER];
         let output = self.run("look at the releases", scripts::KEPT, &arguments, SHORT).await?;
         let mut text = String::new();
@@ -89,7 +89,7 @@ impl Remote<'_> {
 
     /// Marks a release as good. `brought` are ids of images that were fetched for it. A later clean-up removes them
     /// once no kept release needs them.
-    pub async fn mark(&self, release: &DeploymentId, mark: &ReadyMark, brought: &[&str]) -> Result<()> {
+    pub async fn mark(&self, release: &DeploymentId, mark: &ReadyRecord, brought: &[&str]) -> Result<()> {
         let mark = serde_json::to_string(mark)
             .map_err(|error| Error::internal("a mark cannot be written").source(error))?;
         let mut arguments = vec![self.base, release.as_str(), READY_FILE, &mark];
@@ -129,16 +129,18 @@ impl Remote<'_> {
     }
 }
 
-fn read_kept(text: &str) -> Vec<KeptRelease> {
-    let mut kept: Vec<KeptRelease> = Vec::new();
+fn read_kept(text: &str) -> Vec<StoredRelease> {
+    let mut kept: Vec<StoredRelease> = Vec::new();
     for line in text.lines() {
         let Some((name, value)) = line.split_once('=') else { continue };
         match name {
-            "note" => kept.extend(serde_json::from_str::<ReleaseNote>(value).ok().map(|note| KeptRelease {
-                note,
-                ready: None,
-                current: false,
-            })),
+            "note" => {
+                kept.extend(serde_json::from_str::<ReleaseManifest>(value).ok().map(|note| StoredRelease {
+                    note,
+                    ready: None,
+                    current: false,
+                }))
+            }
             "ready" => {
                 if let Some((id, mark)) = value.split_once('=')
                     && let Some(release) = kept.iter_mut().find(|one| one.note.deployment_id.as_str() == id)

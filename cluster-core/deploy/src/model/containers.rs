@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use crate::model::release::Goal;
+use crate::model::release::ReleaseContents;
 
 /// Uptime that counts as healthy for a service without a health check.
 const STEADY_SECONDS: i64 = 5;
@@ -54,7 +54,7 @@ pub const CONTAINER_FORMAT: &str = concat!(
 
 /// All containers at one moment of the host's clock.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct StackSnapshot {
     pub now_seconds: i64,
     pub containers: Vec<Container>,
 }
@@ -73,8 +73,8 @@ pub enum Answer {
 pub type Answers = BTreeMap<String, Answer>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    Well,
+pub enum StackHealth {
+    Healthy,
     /// Waiting for this service.
     Waiting {
         service: String,
@@ -88,12 +88,12 @@ pub enum Verdict {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Condition {
-    Well,
+    Healthy,
     Waiting,
     Failed,
 }
 
-impl Look {
+impl StackSnapshot {
     /// Returns whether any container runs.
     pub fn any_runs(&self) -> bool {
         self.containers.iter().any(|container| container.status == "running")
@@ -145,15 +145,21 @@ impl Look {
             return Some("has no container".to_owned());
         }
         let down = containers.find(|one| {
-            let well = one.condition(self.now_seconds) == Condition::Well;
+            let well = one.condition(self.now_seconds) == Condition::Healthy;
             !well && (one.status != "running" || one.health == "unhealthy")
         });
         down.map(|one| format!("does not run: {}", one.describe(self.now_seconds)))
     }
 
     /// Judges the snapshot. `first` holds the restarts of each container when it was first seen.
-    pub fn verdict(&self, goal: &Goal, answers: &Answers, first: &BTreeMap<String, u64>) -> Verdict {
-        let failed = |container: &Container, why| Verdict::Failed { service: container.service.clone(), why };
+    pub fn verdict(
+        &self,
+        goal: &ReleaseContents,
+        answers: &Answers,
+        first: &BTreeMap<String, u64>,
+    ) -> StackHealth {
+        let failed =
+            |container: &Container, why| StackHealth::Failed { service: container.service.clone(), why };
         for container in &self.containers {
             let since = container.restarts - container.restarts.min(*first.get(&container.id).unwrap_or(&0));
             if since >= RESTARTS_MAX {
@@ -167,10 +173,10 @@ impl Look {
             let mut containers = self.containers.iter().filter(|one| one.service == *service).peekable();
             let well = |one: &Container| self.is_well(one, answers.get(service));
             if containers.peek().is_none() || !containers.all(well) {
-                return Verdict::Waiting { service: service.clone() };
+                return StackHealth::Waiting { service: service.clone() };
             }
         }
-        Verdict::Well
+        StackHealth::Healthy
     }
 
     /// A successful probe counts as healthy before the container's own health check runs again.
@@ -178,12 +184,12 @@ impl Look {
         match answer {
             Some(Answer::Yes(_)) => container.status == "running",
             Some(Answer::No) => false,
-            Some(Answer::CannotAsk) | None => container.condition(self.now_seconds) == Condition::Well,
+            Some(Answer::CannotAsk) | None => container.condition(self.now_seconds) == Condition::Healthy,
         }
     }
 
     /// Formats each service with its state and probe result as one line for a person.
-    pub fn describe(&self, goal: &Goal, answers: &Answers) -> String {
+    pub fn describe(&self, goal: &ReleaseContents, answers: &Answers) -> String {
         let mut parts = Vec::new();
         for service in &goal.services {
             let containers: Vec<_> = self.containers.iter().filter(|one| one.service == *service).collect();
@@ -220,11 +226,11 @@ impl Look {
 impl Container {
     fn condition(&self, now_seconds: i64) -> Condition {
         match (self.status.as_str(), self.health.as_str()) {
-            ("running", "healthy") => Condition::Well,
+            ("running", "healthy") => Condition::Healthy,
             ("running", "unhealthy") => Condition::Failed,
-            ("running", "" | "none") if self.age(now_seconds) >= STEADY_SECONDS => Condition::Well,
+            ("running", "" | "none") if self.age(now_seconds) >= STEADY_SECONDS => Condition::Healthy,
             // One-shot services exit; a successful exit is all that they have to show.
-            ("exited", _) if self.exit_code == 0 && !self.is_kept_up() => Condition::Well,
+            ("exited", _) if self.exit_code == 0 && !self.is_kept_up() => Condition::Healthy,
             ("exited", _) if self.exit_code == 0 => Condition::Waiting,
             ("exited" | "dead" | "removing", _) => Condition::Failed,
             _ => Condition::Waiting,
@@ -296,23 +302,28 @@ mod tests {
     #[test]
     fn stop_time_is_the_sum_of_bounded_grace_periods() {
         let with = |seconds| Container { stop_timeout: seconds, ..container("a", "running", "") };
-        let look =
-            Look { now_seconds: NOW, containers: vec![with(None), with(Some(300)), with(Some(1 << 40))] };
+        let look = StackSnapshot {
+            now_seconds: NOW,
+            containers: vec![with(None), with(Some(300)), with(Some(1 << 40))],
+        };
         assert_eq!(look.stop_time(), Duration::from_secs(10 + 300 + 3600));
-        assert_eq!(Look::default().stop_time(), Duration::ZERO);
+        assert_eq!(StackSnapshot::default().stop_time(), Duration::ZERO);
     }
 
-    fn stack(services: &[&str]) -> Goal {
-        Goal { services: services.iter().map(|name| (*name).to_owned()).collect(), ..Goal::default() }
+    fn stack(services: &[&str]) -> ReleaseContents {
+        ReleaseContents {
+            services: services.iter().map(|name| (*name).to_owned()).collect(),
+            ..ReleaseContents::default()
+        }
     }
 
-    fn verdict(container: Container) -> Verdict {
-        let look = Look { now_seconds: NOW, containers: vec![container] };
+    fn verdict(container: Container) -> StackHealth {
+        let look = StackSnapshot { now_seconds: NOW, containers: vec![container] };
         look.verdict(&stack(&["web"]), &Answers::new(), &BTreeMap::new())
     }
 
-    fn waiting() -> Verdict {
-        Verdict::Waiting { service: "web".into() }
+    fn waiting() -> StackHealth {
+        StackHealth::Waiting { service: "web".into() }
     }
 
     #[test]
@@ -320,34 +331,34 @@ mod tests {
         let text = "now 1700000100\n{\"id\":\"a\",\"service\":\"web\",\"status\":\"running\",\"health\":\"\",\"exit_code\":0,\
                     \"oom_killed\":false,\"restarts\":2,\"started_at\":\"2023-11-14T22:13:20.5Z\",\"policy\":\"no\",\
                     \"image\":\"sha256:1\"}\nnoise\n";
-        let look = Look::parse(text);
+        let look = StackSnapshot::parse(text);
         assert_eq!((look.now_seconds, look.containers.len(), look.containers[0].restarts), (NOW, 1, 2));
         assert_eq!(
             look.describe(&stack(&["web", "db"]), &Answers::new()),
             "web runs for 100 s, restarted 2 times, db is not there"
         );
-        assert_eq!(Look::parse("noise"), Look::default());
+        assert_eq!(StackSnapshot::parse("noise"), StackSnapshot::default());
     }
 
     #[test]
     fn a_slow_start_is_waited_for_and_a_crash_loop_is_not() {
-        assert_eq!(verdict(container("web", "running", "healthy")), Verdict::Well);
+        assert_eq!(verdict(container("web", "running", "healthy")), StackHealth::Healthy);
         assert_eq!(verdict(container("web", "running", "starting")), waiting());
         assert_eq!(verdict(container("web", "created", "")), waiting());
         assert_eq!(verdict(container("web", "restarting", "")), waiting());
-        assert!(matches!(verdict(container("web", "running", "unhealthy")), Verdict::Failed { .. }));
+        assert!(matches!(verdict(container("web", "running", "unhealthy")), StackHealth::Failed { .. }));
         let looping =
             Container { restarts: RESTARTS_MAX, exit_code: 3, ..container("web", "restarting", "") };
-        let Verdict::Failed { service, why } = verdict(looping.clone()) else { panic!() };
+        let StackHealth::Failed { service, why } = verdict(looping.clone()) else { panic!() };
         assert!(service == "web" && why.contains("exited 3, restarted 6 times"), "{why}");
-        let look = Look { now_seconds: NOW, containers: vec![looping.clone()] };
+        let look = StackSnapshot { now_seconds: NOW, containers: vec![looping.clone()] };
         let first = look.restarts();
         assert_eq!(
             look.verdict(&stack(&["web"]), &Answers::new(), &first),
             waiting(),
             "what was before counts not"
         );
-        let Verdict::Failed { why, .. } = verdict(Container { oom_killed: true, ..looping }) else {
+        let StackHealth::Failed { why, .. } = verdict(Container { oom_killed: true, ..looping }) else {
             panic!()
         };
         assert!(why.contains("out of memory"), "{why}");
@@ -358,7 +369,7 @@ mod tests {
         let young =
             |started_at: &str| Container { started_at: started_at.into(), ..container("web", "running", "") };
         assert_eq!(verdict(young("2023-11-14T22:14:56Z")), waiting());
-        assert_eq!(verdict(young("2023-11-14T22:14:55Z")), Verdict::Well);
+        assert_eq!(verdict(young("2023-11-14T22:14:55Z")), StackHealth::Healthy);
         assert_eq!(verdict(young("nonsense")), waiting());
     }
 
@@ -369,18 +380,19 @@ mod tests {
             exit_code,
             ..container("web", "exited", "")
         };
-        assert_eq!(verdict(ended("no", 0)), Verdict::Well);
-        assert_eq!(verdict(ended("on-failure", 0)), Verdict::Well);
+        assert_eq!(verdict(ended("no", 0)), StackHealth::Healthy);
+        assert_eq!(verdict(ended("on-failure", 0)), StackHealth::Healthy);
         assert_eq!(verdict(ended("always", 0)), waiting());
-        assert!(matches!(verdict(ended("no", 1)), Verdict::Failed { why, .. } if why == "exited 1"));
+        assert!(matches!(verdict(ended("no", 1)), StackHealth::Failed { why, .. } if why == "exited 1"));
     }
 
     #[test]
     fn probe_success_overrides_starting_health_check() {
-        let look = Look { now_seconds: NOW, containers: vec![container("web", "running", "starting")] };
+        let look =
+            StackSnapshot { now_seconds: NOW, containers: vec![container("web", "running", "starting")] };
         let with =
             |answer| look.verdict(&stack(&["web"]), &[("web".to_owned(), answer)].into(), &BTreeMap::new());
-        assert_eq!(with(Answer::Yes("200".into())), Verdict::Well);
+        assert_eq!(with(Answer::Yes("200".into())), StackHealth::Healthy);
         assert_eq!(with(Answer::No), waiting());
         assert_eq!(with(Answer::CannotAsk), waiting());
         assert_eq!(look.verdict(&stack(&["web", "db"]), &Answers::new(), &BTreeMap::new()), waiting());
@@ -388,12 +400,13 @@ mod tests {
 
     #[test]
     fn a_restart_after_it_was_well_is_seen() {
-        let before = Look { now_seconds: NOW, containers: vec![container("web", "running", "healthy")] };
+        let before =
+            StackSnapshot { now_seconds: NOW, containers: vec![container("web", "running", "healthy")] };
         assert_eq!(before.changed_since(&before.restarts()), None);
         let mut after = before.clone();
         after.containers[0].restarts = 1;
         assert_eq!(after.changed_since(&before.restarts()).unwrap().0, "web");
-        assert!(Look::default().changed_since(&before.restarts()).is_some());
+        assert!(StackSnapshot::default().changed_since(&before.restarts()).is_some());
         assert_eq!(before.failed_service(), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use super::release::ReleaseNote;
+use super::release::ReleaseManifest;
 use crate::model::facts::HostFacts;
 
 /// Limit of reported differences; more add no information.
@@ -87,7 +87,7 @@ pub fn drift(facts: &HostFacts) -> Vec<Drift> {
     files.chain(services(release, facts)).chain(images(facts)).take(SHOWN_MAX).collect()
 }
 
-fn files<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator<Item = Drift> + 'a {
+fn files<'a>(release: &'a ReleaseManifest, facts: &'a HostFacts) -> impl Iterator<Item = Drift> + 'a {
     // Without digests from the host, no file counts as changed.
     let asked = release.files.iter().filter(|_| !facts.files.is_empty());
     asked.filter_map(|(name, digest)| {
@@ -100,7 +100,7 @@ fn files<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator<It
     })
 }
 
-fn services<'a>(release: &'a ReleaseNote, facts: &'a HostFacts) -> impl Iterator<Item = Drift> + 'a {
+fn services<'a>(release: &'a ReleaseManifest, facts: &'a HostFacts) -> impl Iterator<Item = Drift> + 'a {
     let down = release.services.iter().filter_map(|service| {
         let detail = facts.look.down(service)?;
         Some(Drift { kind: DriftKind::ServiceDown, name: service.clone(), detail })
@@ -131,7 +131,7 @@ fn images(facts: &HostFacts) -> impl Iterator<Item = Drift> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{health::Look, model::release::ReadyMark};
+    use crate::{health::StackSnapshot, model::release::ReadyRecord};
     use aegis_types::ids::{DeploymentId, NodeId};
 
     fn line(service: &str, status: &str, exit_code: i64) -> String {
@@ -146,7 +146,7 @@ mod tests {
             files.iter().map(|(name, digest)| ((*name).to_owned(), (*digest).to_owned())).collect()
         };
         HostFacts {
-            release: Some(ReleaseNote {
+            release: Some(ReleaseManifest {
                 deployment_id: DeploymentId::mint(1, 1),
                 node_id: NodeId::parse("atlas").unwrap(),
                 files: map(&[(".env", "1"), ("www/index.html", "2")]),
@@ -156,7 +156,7 @@ mod tests {
             }),
             files: map(files),
             docker_version: Some("26.1.5".into()),
-            look: Look::parse(containers),
+            look: StackSnapshot::parse(containers),
             ..HostFacts::default()
         }
     }
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn another_image_than_the_good_one_is_drift() {
         let mut facts = facts(&[], &(line("web", "running", 0) + &line("once", "exited", 0)));
-        let mark = |id: &str| ReadyMark { at_ms: 1, images: [("web:1".to_owned(), id.to_owned())].into() };
+        let mark = |id: &str| ReadyRecord { at_ms: 1, images: [("web:1".to_owned(), id.to_owned())].into() };
         facts.ready = Some(mark("x"));
         assert_eq!(drift(&facts), []);
         facts.ready = Some(mark("y"));

@@ -10,9 +10,9 @@ use aegis_types::{
 
 use super::{
     ports::BoundSocket,
-    release::{ReadyMark, ReleaseNote},
+    release::{ReadyRecord, ReleaseManifest},
 };
-use crate::health::Look;
+use crate::health::StackSnapshot;
 
 impl HostFacts {
     /// Returns the GPUs that containers can use: an empty list without Docker's nvidia runtime.
@@ -86,15 +86,15 @@ pub struct HostFacts {
     /// Bound sockets, of TCP and UDP.
     pub bound: BTreeSet<BoundSocket>,
     /// The containers of the project, of any origin.
-    pub look: Look,
+    pub look: StackSnapshot,
     /// Current SHA-256 of the files that the current release names.
     pub files: BTreeMap<String, String>,
     /// Names at the top of the base directory that should be links into the release but are not.
     pub replaced: BTreeSet<String>,
     pub images: BTreeSet<String>,
-    pub release: Option<ReleaseNote>,
+    pub release: Option<ReleaseManifest>,
     /// Mark of the current release, once it was good.
-    pub ready: Option<ReadyMark>,
+    pub ready: Option<ReadyRecord>,
     pub releases: Vec<String>,
     /// Link of the deployed node, unless it uses sockets.
     pub link: Option<NodeLink>,

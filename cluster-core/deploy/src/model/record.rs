@@ -14,7 +14,7 @@ pub struct DeploymentRecord {
     pub spec: DeploymentSpec,
     /// Previous content of the host; `None` until the host was examined. Changes are allowed once it is set.
     #[serde(default)]
-    pub before: Option<Before>,
+    pub before: Option<PreviousRelease>,
     /// The node was a member before, and stays one after a failure.
     #[serde(default)]
     pub was_member: bool,
@@ -28,7 +28,7 @@ pub struct DeploymentRecord {
 /// Content that a deployment found on its host.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Before {
+pub enum PreviousRelease {
     Nothing,
     /// Containers of the project, without a release that accounts for them.
     Stack,

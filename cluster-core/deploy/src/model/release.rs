@@ -33,7 +33,7 @@ pub struct NodeService {
 
 /// Services and images that a release runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Goal {
+pub struct ReleaseContents {
     pub services: Vec<String>,
     pub node: Option<NodeService>,
     /// References of all images.
@@ -45,7 +45,7 @@ pub struct Goal {
 
 /// `release.json` of a release directory.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ReleaseNote {
+pub struct ReleaseManifest {
     pub deployment_id: DeploymentId,
     pub node_id: NodeId,
     /// SHA-256 of each file.
@@ -55,12 +55,12 @@ pub struct ReleaseNote {
     #[serde(default)]
     pub cluster: Option<String>,
     #[serde(default)]
-    pub goal: Option<Goal>,
+    pub goal: Option<ReleaseContents>,
 }
 
 /// `ready.json` of a good release: the node was Active and had run a container.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ReadyMark {
+pub struct ReadyRecord {
     pub at_ms: i64,
     /// Image ids by reference: a tag may mean another image later.
     pub images: BTreeMap<String, String>,
@@ -68,8 +68,8 @@ pub struct ReadyMark {
 
 /// Release on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptRelease {
-    pub note: ReleaseNote,
-    pub ready: Option<ReadyMark>,
+pub struct StoredRelease {
+    pub note: ReleaseManifest,
+    pub ready: Option<ReadyRecord>,
     pub current: bool,
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 use aegis_ssh::SshTarget;
 use aegis_types::{
     ids::{NodeId, Tag},
-    link::LinkChoice,
+    link::LinkMode,
     principal::Origin,
     secret::Secret,
 };
@@ -112,8 +112,8 @@ pub struct DeploymentSpec {
     pub base_dir: String,
     pub minimum_disk_gb: u64,
     /// Omitted for the default link, so that requests recorded before still count as the same.
-    #[serde(default, skip_serializing_if = "LinkChoice::is_usual")]
-    pub link: LinkChoice,
+    #[serde(default, skip_serializing_if = "LinkMode::is_usual")]
+    pub link: LinkMode,
     pub origin: Origin,
     /// Digest of the only plan that may be carried out.
     #[serde(default)]
@@ -137,7 +137,7 @@ impl DeploymentSpec {
     /// Makes the specification of an operation on a deployed node.
     pub fn of_deployed(node: NodeId, deployed: Deployed, lock_wait_seconds: u64, origin: Origin) -> Self {
         Self {
-            link: LinkChoice::default(),
+            link: LinkMode::default(),
             target: deployed.target,
             node,
             tags: Vec::new(),

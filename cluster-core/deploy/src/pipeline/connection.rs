@@ -11,10 +11,10 @@ use aegis_types::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::sleep;
 
-use super::{super::health::Look, Run};
+use super::{super::health::StackSnapshot, Run};
 use crate::{
-    host::{HostLock, LOG_LINES, Remote, Standing},
-    model::{operation::Action, record::Before, state::StepName},
+    host::{HostLock, HostSession, LOG_LINES, Standing},
+    model::{operation::Action, record::PreviousRelease, state::StepName},
 };
 
 /// Maximum number of cuts that a deployment survives before it has changed anything.
@@ -178,7 +178,7 @@ impl Run {
         let id = self.record.view.deployment_id.clone();
         let remote = self.remote()?;
         let own = self.lock_connection().await?;
-        let remote = own.as_ref().map_or(remote, |connection| Remote { connection, ..remote });
+        let remote = own.as_ref().map_or(remote, |connection| HostSession { connection, ..remote });
         let held = remote.lock(&id, &owner, wait).await?;
         self.lock = Some(Lock { held, _own: own });
         let standing = self.remote()?.standing(&id).await?;
@@ -198,7 +198,7 @@ impl Run {
     /// Returns how long `docker compose up` may wait: the requested time for health checks, plus the time for running
     /// containers to stop.
     pub(super) async fn start_waits(&self) -> Result<Duration> {
-        let stops = Look::parse(&self.remote()?.containers().await?).stop_time();
+        let stops = StackSnapshot::parse(&self.remote()?.containers().await?).stop_time();
         Ok(self.record.spec.health_limit() + stops)
     }
 
@@ -234,7 +234,7 @@ impl Run {
     pub(super) async fn keep_log_of_a_failed_service(&mut self) {
         let Ok(remote) = self.remote() else { return };
         let Ok(text) = remote.containers().await else { return };
-        let look = Look::parse(&text);
+        let look = StackSnapshot::parse(&text);
         if let Some(service) = look.failed_service() {
             self.keep_log(service).await;
         }
@@ -244,9 +244,9 @@ impl Run {
         self.connection.as_ref().ok_or_else(|| Error::internal("a step before the connection"))
     }
 
-    pub(super) fn remote(&self) -> Result<Remote<'_>> {
+    pub(super) fn remote(&self) -> Result<HostSession<'_>> {
         let connection = self.elevated.as_ref().map_or_else(|| self.connection(), Ok)?;
-        Ok(Remote { connection, base: &self.record.spec.base_dir })
+        Ok(HostSession { connection, base: &self.record.spec.base_dir })
     }
 }
 
@@ -273,12 +273,12 @@ fn on_lost_host(name: StepName, touched: bool, reconnects: u32) -> OnLostHost {
 /// Returns the current release, unless it belongs to this operation or was found before it.
 pub(super) fn superseded_by(
     own: &DeploymentId,
-    before: &Before,
+    before: &PreviousRelease,
     standing: &Standing,
 ) -> Option<DeploymentId> {
     let found = match before {
-        Before::Release(id) => Some(id),
-        Before::Nothing | Before::Stack => None,
+        PreviousRelease::Release(id) => Some(id),
+        PreviousRelease::Nothing | PreviousRelease::Stack => None,
     };
     let current = standing.current.as_ref()?;
     (current != own && Some(current) != found).then(|| current.clone())
@@ -302,12 +302,12 @@ mod tests {
     fn release_of_another_deployment_supersedes() {
         let id = |number| DeploymentId::mint(1, number);
         let current = |number| Standing { current: Some(id(number)), complete: true, has_containers: false };
-        let before = Before::Release(id(1));
+        let before = PreviousRelease::Release(id(1));
         assert_eq!(superseded_by(&id(2), &before, &current(1)), None);
         assert_eq!(superseded_by(&id(2), &before, &current(2)), None);
         assert_eq!(superseded_by(&id(2), &before, &current(3)), Some(id(3)));
-        assert_eq!(superseded_by(&id(2), &Before::Nothing, &current(3)), Some(id(3)));
+        assert_eq!(superseded_by(&id(2), &PreviousRelease::Nothing, &current(3)), Some(id(3)));
         let none = Standing { current: None, complete: false, has_containers: true };
-        assert_eq!(superseded_by(&id(2), &Before::Stack, &none), None);
+        assert_eq!(superseded_by(&id(2), &PreviousRelease::Stack, &none), None);
     }
 }

@@ -25,12 +25,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::health::Well;
+use super::health::HealthyBaseline;
 use crate::{
     host::Standing,
     model::{
-        record::{Before, DeploymentRecord},
-        release::{Goal, KeptRelease},
+        record::{DeploymentRecord, PreviousRelease},
+        release::{ReleaseContents, StoredRelease},
         state::{DeploymentState, StepName, StepState},
         view::DeploymentView,
     },
@@ -56,11 +56,11 @@ pub(super) struct Run {
     lock: Option<connection::Lock>,
     examined: Option<Examined>,
     /// Services to run, and the address at which the node answers.
-    goal: Option<Goal>,
+    goal: Option<ReleaseContents>,
     /// State of the stack when it became healthy.
-    well: Option<Well>,
+    well: Option<HealthyBaseline>,
     /// Target release of a rollback.
-    chosen: Option<KeptRelease>,
+    chosen: Option<StoredRelease>,
     cancel: CancellationToken,
     reconnects: u32,
     /// Cuts during the current step.
@@ -242,7 +242,7 @@ impl Run {
         self.examined.as_ref().ok_or_else(|| Error::internal("a step before the checks"))
     }
 
-    fn goal(&self) -> Result<&Goal> {
+    fn goal(&self) -> Result<&ReleaseContents> {
         self.goal.as_ref().ok_or_else(|| Error::internal("a step before the checks"))
     }
 
@@ -251,9 +251,9 @@ impl Run {
         if self.record.before.is_none() {
             self.record.was_member = self.context.membership.deployed(&self.record.spec.node).await.is_ok();
             self.record.before = Some(match &standing.current {
-                Some(id) => Before::Release(id.clone()),
-                None if standing.has_containers => Before::Stack,
-                None => Before::Nothing,
+                Some(id) => PreviousRelease::Release(id.clone()),
+                None if standing.has_containers => PreviousRelease::Stack,
+                None => PreviousRelease::Nothing,
             });
             self.context.journal.put(&self.record).await?;
         }

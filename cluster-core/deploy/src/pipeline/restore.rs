@@ -70,7 +70,7 @@ impl Run {
         Ok(moved)
     }
 
-    pub fn chosen(&self) -> Result<&crate::KeptRelease> {
+    pub fn chosen(&self) -> Result<&crate::StoredRelease> {
         self.chosen.as_ref().ok_or_else(|| Error::internal("a release that was not chosen"))
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     host::Standing,
     model::{
         operation::Action,
-        record::Before,
+        record::PreviousRelease,
         state::{DeploymentState, StepName, StepState},
         view::StepView,
     },
@@ -86,17 +86,17 @@ struct Began {
 /// Decides the way back. A release that never became the current one changed nothing; one whose predecessor
 /// is current again is being put back, and is put back once more. Without a change of any file, names of
 /// images may mean others than before once the images step began, and containers be those of others.
-fn way_back(own: &DeploymentId, standing: &Standing, before: &Before, began: Began) -> Back {
+fn way_back(own: &DeploymentId, standing: &Standing, before: &PreviousRelease, began: Began) -> Back {
     if let Some(other) = superseded_by(own, before, standing) {
         return Back::Superseded(other);
     }
     let unchanged = |id: &DeploymentId| id != own && !standing.complete && !began.images;
     match (before, &standing.current) {
-        (Before::Release(id), Some(current)) if id == current && unchanged(id) => Back::Untouched,
-        (Before::Release(id), _) => Back::Release(id.clone()),
-        (Before::Stack, _) if began.start => Back::Stack,
-        (Before::Stack, _) => Back::Files,
-        (Before::Nothing, _) => Back::Nothing,
+        (PreviousRelease::Release(id), Some(current)) if id == current && unchanged(id) => Back::Untouched,
+        (PreviousRelease::Release(id), _) => Back::Release(id.clone()),
+        (PreviousRelease::Stack, _) if began.start => Back::Stack,
+        (PreviousRelease::Stack, _) => Back::Files,
+        (PreviousRelease::Nothing, _) => Back::Nothing,
     }
 }
 
@@ -122,7 +122,7 @@ impl Run {
         let own = self.record.view.deployment_id.clone();
         let release = self.own_release();
         let standing = self.remote()?.standing(&release).await?;
-        let before = self.record.before.clone().unwrap_or(Before::Nothing);
+        let before = self.record.before.clone().unwrap_or(PreviousRelease::Nothing);
         let began =
             Began { images: self.has_begun(StepName::Images), start: self.has_begun(StepName::Start) };
         match way_back(&release, &standing, &before, began) {
@@ -151,8 +151,8 @@ impl Run {
                 remote.remove(false).await?;
                 self.drop_fetched(&[]).await?;
                 Ok(match before {
-                    Before::Stack => RollbackOutcome::StackRestarted,
-                    Before::Nothing | Before::Release(_) => RollbackOutcome::Cleaned,
+                    PreviousRelease::Stack => RollbackOutcome::StackRestarted,
+                    PreviousRelease::Nothing | PreviousRelease::Release(_) => RollbackOutcome::Cleaned,
                 })
             }
         }
@@ -298,7 +298,7 @@ mod tests {
             has_containers: false,
         };
         let (none, images) = (Began::default(), Began { images: true, start: false });
-        let before = Before::Release(id(1));
+        let before = PreviousRelease::Release(id(1));
         let back = |current, complete| way_back(&id(2), &standing(current, complete), &before, none);
         assert_eq!(back(Some(1), false), Back::Untouched, "it never came so far");
         assert_eq!(back(Some(2), true), Back::Release(id(1)));
@@ -309,10 +309,13 @@ mod tests {
         assert_eq!(renamed, Back::Release(id(1)), "another image of the same name");
         let same = way_back(&id(1), &standing(Some(1), true), &before, none);
         assert_eq!(same, Back::Release(id(1)), "a redeployment that changed no file");
-        assert_eq!(way_back(&id(2), &standing(Some(2), true), &Before::Nothing, images), Back::Nothing);
-        assert_eq!(way_back(&id(2), &standing(None, false), &Before::Nothing, none), Back::Nothing);
         assert_eq!(
-            way_back(&id(2), &standing(Some(3), false), &Before::Nothing, none),
+            way_back(&id(2), &standing(Some(2), true), &PreviousRelease::Nothing, images),
+            Back::Nothing
+        );
+        assert_eq!(way_back(&id(2), &standing(None, false), &PreviousRelease::Nothing, none), Back::Nothing);
+        assert_eq!(
+            way_back(&id(2), &standing(Some(3), false), &PreviousRelease::Nothing, none),
             Back::Superseded(id(3))
         );
     }
@@ -322,7 +325,7 @@ mod tests {
         let id = DeploymentId::mint(1, 2);
         let standing = Standing { current: Some(id.clone()), complete: true, has_containers: false };
         let began = |start| Began { images: true, start };
-        assert_eq!(way_back(&id, &standing, &Before::Stack, began(false)), Back::Files);
-        assert_eq!(way_back(&id, &standing, &Before::Stack, began(true)), Back::Stack);
+        assert_eq!(way_back(&id, &standing, &PreviousRelease::Stack, began(false)), Back::Files);
+        assert_eq!(way_back(&id, &standing, &PreviousRelease::Stack, began(true)), Back::Stack);
     }
 }

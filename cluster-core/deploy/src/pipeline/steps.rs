@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     super::{
-        health::{self, Unwell},
+        health::{self, HealthError},
         models,
     },
     ACTIVE_LIMIT, Run, publish_progress,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     host::{LastLook, Standing},
     model::{
-        names::ServiceName, operation::Action, plan::Plan, record::Before, release::ReadyMark,
+        names::ServiceName, operation::Action, plan::Plan, record::PreviousRelease, release::ReadyRecord,
         state::StepName, tunnel::TunnelSource,
     },
     preflight::{examine, findings},
@@ -122,9 +122,9 @@ impl Run {
     async fn look_again_if_it_changed(&mut self) -> Result<()> {
         let seen = self.examined()?.facts.release.as_ref().map(|release| release.deployment_id.clone());
         let (before, has_containers) = match &self.record.before {
-            Some(Before::Release(id)) => (Some(id.clone()), false),
-            Some(Before::Stack) => (None, true),
-            Some(Before::Nothing) | None => (None, false),
+            Some(PreviousRelease::Release(id)) => (Some(id.clone()), false),
+            Some(PreviousRelease::Stack) => (None, true),
+            Some(PreviousRelease::Nothing) | None => (None, false),
         };
         let appeared = has_containers && self.examined()?.facts.look.containers.is_empty();
         if self.resumed || (seen == before && !appeared) {
@@ -164,7 +164,7 @@ impl Run {
         }
     }
 
-    async fn keep_log_of(&mut self, unwell: Unwell) -> Error {
+    async fn keep_log_of(&mut self, unwell: HealthError) -> Error {
         if let Some(service) = &unwell.service {
             self.keep_log(service).await;
         }
@@ -248,7 +248,7 @@ impl Run {
             Error::new(ErrorCode::DeploymentFailed, "the release is gone from the host")
                 .remedy("something else removed it while it was deployed; deploy again")
         })?;
-        let mark = ReadyMark { at_ms: now_ms(), images };
+        let mark = ReadyRecord { at_ms: now_ms(), images };
         let brought = self.record.fetched.iter().filter_map(|reference| mark.images.get(reference));
         let brought: Vec<&str> = brought.map(String::as_str).collect();
         self.remote()?.mark(&release, &mark, &brought).await?;

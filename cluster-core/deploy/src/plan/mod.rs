@@ -11,7 +11,7 @@ use super::{
     env_file::EnvFile,
     hex_digest, link,
     release::{self, ReleaseFiles},
-    stack::{self, OperatorStack, Stack},
+    stack::{self, CustomStack, Stack},
 };
 use crate::{
     images::local::LocalImages,
@@ -22,7 +22,7 @@ use crate::{
         names::ModelName,
         operation::Action,
         plan::{Change, FileChange, ImageAction, ImagePlan, Plan, PlannedStep, few},
-        release::{Goal, NodeService},
+        release::{NodeService, ReleaseContents},
         spec::DeploymentSpec,
         state::StepName,
     },
@@ -32,7 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Prepared {
     pub plan: Plan,
-    pub goal: Goal,
+    pub goal: ReleaseContents,
     pub stack: Stack,
     pub files: ReleaseFiles,
     /// Secrets that the host's services may print, to be redacted.
@@ -50,7 +50,7 @@ impl Prepared {
 pub struct Inputs<'a> {
     pub spec: &'a DeploymentSpec,
     pub facts: &'a HostFacts,
-    pub operator: Option<&'a OperatorStack>,
+    pub operator: Option<&'a CustomStack>,
     pub tunnel_token: Option<&'a Secret>,
     pub node_image: &'a str,
     pub local_images: &'a LocalImages,
@@ -92,9 +92,9 @@ pub fn prepare(inputs: &Inputs<'_>) -> Result<Prepared> {
     let names: Vec<String> = gone_or_changed.map(|drift| drift.name).collect();
     let files = files.repairing(&names.iter().map(String::as_str).collect());
     let plan = decide(inputs, &stack, &files);
-    let mut secrets = inputs.operator.map(OperatorStack::secrets).unwrap_or_default();
+    let mut secrets = inputs.operator.map(CustomStack::secrets).unwrap_or_default();
     secrets.extend(inputs.tunnel_token.filter(|token| !token.is_empty()).cloned());
-    let goal = Goal {
+    let goal = ReleaseContents {
         services: stack.services.clone(),
         node: stack.node.as_ref().map(|node| NodeService {
             service: node.service.clone(),
@@ -280,7 +280,7 @@ fn images_action(images: &[ImagePlan]) -> String {
 mod tests {
     use super::*;
     use crate::TunnelSource;
-    use crate::{DeploySettings, DeploymentRequest, model::release::ReleaseNote};
+    use crate::{DeploySettings, DeploymentRequest, model::release::ReleaseManifest};
     use aegis_types::ids::NodeId;
     use aegis_types::{ids::DeploymentId, principal::Origin};
 
@@ -308,7 +308,7 @@ mod tests {
 
     fn deployed(first: &Prepared, node: &NodeId) -> HostFacts {
         HostFacts {
-            release: Some(ReleaseNote {
+            release: Some(ReleaseManifest {
                 deployment_id: DeploymentId::mint(1, 1),
                 node_id: node.clone(),
                 files: first.files.digests(),

@@ -393,10 +393,10 @@ mod tests {
     use super::*;
     use crate::{
         DeploySettings, DeploymentRequest,
-        health::Look,
+        health::StackSnapshot,
         model::{
             ports::{BoundSocket, Protocol},
-            release::ReleaseNote,
+            release::ReleaseManifest,
         },
         stack,
     };
@@ -513,14 +513,18 @@ mod tests {
         let facts = HostFacts {
             bound: taken(&[8090, 11434]),
             release: Some(release()),
-            look: Look::parse(&format!("{}\n{}\n", line.replace("X", "node"), line.replace("X", "ollama"))),
+            look: StackSnapshot::parse(&format!(
+                "{}\n{}\n",
+                line.replace("X", "node"),
+                line.replace("X", "ollama")
+            )),
             ..good()
         };
         assert!(codes(&facts).is_empty());
     }
 
-    fn release() -> ReleaseNote {
-        ReleaseNote {
+    fn release() -> ReleaseManifest {
+        ReleaseManifest {
             deployment_id: DeploymentId::mint(1, 1),
             node_id: NodeId::parse("edge1").unwrap(),
             files: Default::default(),
@@ -534,7 +538,7 @@ mod tests {
 
     #[test]
     fn stack_without_a_release_is_foreign() {
-        let facts = HostFacts { look: Look::parse(CONTAINER), bound: taken(&[8090]), ..good() };
+        let facts = HostFacts { look: StackSnapshot::parse(CONTAINER), bound: taken(&[8090]), ..good() };
         let found = judged(&facts, true);
         assert_eq!(found.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>(), ["foreign_stack"]);
         assert!(found[0].message.contains("/srv/comet") && found[0].fix.contains("--take-over"), "{found:?}");
@@ -548,8 +552,10 @@ mod tests {
             recorded_base: None,
         };
         assert_eq!(findings(&facts, &taken, wanted), []);
-        let known =
-            HostFacts { release: Some(ReleaseNote { services: vec!["node".into()], ..release() }), ..facts };
+        let known = HostFacts {
+            release: Some(ReleaseManifest { services: vec!["node".into()], ..release() }),
+            ..facts
+        };
         assert!(codes(&known).is_empty());
     }
 
@@ -606,14 +612,14 @@ mod tests {
     #[test]
     fn another_node_on_the_host_is_named() {
         let release =
-            ReleaseNote { node_id: NodeId::parse("atlas").unwrap(), services: Vec::new(), ..release() };
+            ReleaseManifest { node_id: NodeId::parse("atlas").unwrap(), services: Vec::new(), ..release() };
         let found = judged(&HostFacts { release: Some(release), ..good() }, true);
         assert!(found[0].message.contains("atlas") && found[0].message.contains("edge1"));
     }
 
     #[test]
     fn another_clusters_release_is_named() {
-        let release = ReleaseNote {
+        let release = ReleaseManifest {
             deployment_id: DeploymentId::mint(1, 1),
             node_id: NodeId::parse("edge1").unwrap(),
             files: Default::default(),

@@ -4,18 +4,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use aegis_engine::nvidia_smi;
-use aegis_ssh::{Connection, HostEnd, SshStream};
+use aegis_ssh::{Connection, ForwardEndpoint, SshStream};
 use aegis_types::error::{Error, ErrorCode, Result};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    health::{CONTAINER_FORMAT, Look},
+    health::{CONTAINER_FORMAT, StackSnapshot},
     host::scripts,
     model::{
         facts::HostFacts,
         ports::{BoundSocket, Protocol},
         project::PROJECT,
-        release::ReleaseNote,
+        release::ReleaseManifest,
     },
 };
 
@@ -83,7 +83,7 @@ async fn file_digests(
 async fn socket_forwarding(connection: &Connection, facts: &HostFacts, base_dir: &str) -> Result<()> {
     let directory = if facts.link_directory { format!("{base_dir}/run") } else { "/tmp".to_owned() };
     let path = format!("{directory}/aegis-check-{}.sock", uuid::Uuid::new_v4().simple());
-    let end = HostEnd::Socket(path.clone());
+    let end = ForwardEndpoint::Socket(path.clone());
     let (sender, streams) = mpsc::channel(1);
     connection.listen(&end, sender).await?;
     let tried = there_and_back(connection, &end, streams).await;
@@ -103,7 +103,7 @@ async fn port_forwarding(connection: &Connection) -> Result<()> {
 
 async fn there_and_back(
     connection: &Connection,
-    end: &HostEnd,
+    end: &ForwardEndpoint,
     mut streams: mpsc::Receiver<SshStream>,
 ) -> Result<()> {
     let _out = connection.open_channel(end).await?;
@@ -184,11 +184,11 @@ pub fn parse(text: &str, now_seconds: i64) -> Result<HostFacts> {
         }
     }
     facts.gpus = nvidia_smi::parse(&gpu_rows, &gpu_list).into_iter().map(|found| found.device).collect();
-    facts.look = Look::parse(&(now + &containers));
+    facts.look = StackSnapshot::parse(&(now + &containers));
     Ok(facts)
 }
 
-fn release(text: &str) -> Result<ReleaseNote> {
+fn release(text: &str) -> Result<ReleaseManifest> {
     serde_json::from_str(text).map_err(|error| {
         Error::new(ErrorCode::HostCheckFailed, "current/release.json on the host cannot be read")
             .remedy("restore the file on the host, or remove the node (its volumes stay) and deploy again")

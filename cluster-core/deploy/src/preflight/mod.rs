@@ -12,17 +12,17 @@ use aegis_ssh::Connection;
 use aegis_types::{
     clock::now_ms,
     error::{Error, ErrorCode, Result},
-    link::{LinkChoice, NodeLink},
+    link::{LinkMode, NodeLink},
     secret::Secret,
 };
 
 use super::{
     images::NodeImages,
     plan::{self, Inputs, Prepared},
-    stack::{self, OperatorProject, OperatorStack},
+    stack::{self, CustomProject, CustomStack},
 };
 use crate::{
-    host::{Remote, access::Hosts},
+    host::{HostSession, access::HostAccess},
     images::local::LocalImages,
     link::choose_link,
     model::{facts::HostFacts, spec::DeploymentSpec},
@@ -32,7 +32,7 @@ use crate::{
 
 /// Dependencies that all deployments share.
 pub(super) struct Context {
-    pub hosts: Hosts,
+    pub hosts: HostAccess,
     pub journal: Arc<dyn Journal>,
     pub membership: Arc<dyn Membership>,
     pub images: NodeImages,
@@ -85,8 +85,8 @@ pub(super) async fn examine(
     };
     let offer = &context.hosts.settings().direct;
     let link = match spec.link {
-        LinkChoice::Ssh => link_of(&facts)?,
-        LinkChoice::Direct => {
+        LinkMode::Ssh => link_of(&facts)?,
+        LinkMode::Direct => {
             // A direct link needs no forwarding.
             facts.forwarding_error = None;
             offer.link(connection)?
@@ -134,7 +134,7 @@ async fn on_host(
         local.references().into_iter().filter(|reference| facts.images.contains(reference)).collect();
     let elevated = facts.sudo.then(|| connection.elevated());
     let connection = elevated.as_ref().unwrap_or(connection);
-    let contents = Remote { connection, base: &spec.base_dir }.image_contents(&present).await?;
+    let contents = HostSession { connection, base: &spec.base_dir }.image_contents(&present).await?;
     Ok(local.with_host(contents))
 }
 
@@ -143,15 +143,15 @@ async fn read_operator(
     connection: &Connection,
     spec: &DeploymentSpec,
     token: Option<&Secret>,
-) -> Result<Option<OperatorStack>> {
+) -> Result<Option<CustomStack>> {
     let asked = spec.clone();
-    let Some(project) = blocking(move || OperatorProject::read(&asked)).await? else { return Ok(None) };
-    let remote = Remote { connection, base: &spec.base_dir };
+    let Some(project) = blocking(move || CustomProject::read(&asked)).await? else { return Ok(None) };
+    let remote = HostSession { connection, base: &spec.base_dir };
     let Some(output) = remote.compose_config(&project, spec, token).await? else {
-        return Ok(Some(OperatorStack::unread(project)));
+        return Ok(Some(CustomStack::unread(project)));
     };
     let (asked, token) = (spec.clone(), token.cloned());
-    blocking(move || OperatorStack::new(project, &output, &asked, token.as_ref())).await.map(Some)
+    blocking(move || CustomStack::new(project, &output, &asked, token.as_ref())).await.map(Some)
 }
 
 /// Reads files on a blocking thread, since up to 64 MiB may be read.

@@ -2,7 +2,7 @@
 //!
 //! The source is chosen when the request is validated, and recorded. The value of a named secret is opened only after
 //! the host's approval is verified. A token that was found rather than given also needs that approval: see
-//! [`crate::Hosts::require_approval`].
+//! [`crate::HostAccess::require_approval`].
 
 use std::path::Path;
 

@@ -4,7 +4,7 @@ use aegis_ssh::{HostAddress, SshTarget, client_config::Asked};
 use aegis_types::{
     error::{Error, ErrorCode, Result},
     ids::{NodeId, UserName},
-    link::LinkChoice,
+    link::LinkMode,
     principal::Origin,
     secret::{Secret, SecretName},
     text::shown,
@@ -137,10 +137,10 @@ fn given(value: &Option<String>) -> Option<&str> {
     value.as_deref().map(str::trim).filter(|value| !value.is_empty())
 }
 
-fn link(asked: Option<&str>, settings: &DeploySettings) -> Result<LinkChoice> {
+fn link(asked: Option<&str>, settings: &DeploySettings) -> Result<LinkMode> {
     match asked {
-        None | Some("ssh") => Ok(LinkChoice::Ssh),
-        Some("direct") => settings.direct.check().map(|_| LinkChoice::Direct),
+        None | Some("ssh") => Ok(LinkMode::Ssh),
+        Some("direct") => settings.direct.check().map(|_| LinkMode::Direct),
         Some(other) => {
             Err(Error::invalid(format!("there is no link \"{}\"", shown(other)))
                 .remedy("link is ssh or direct"))

@@ -9,7 +9,7 @@ use std::{
 use aegis_types::error::{Error, Result};
 
 use super::{
-    NodeService, OllamaService, Published, Stack, config::Service, node_fragment, operator::OperatorStack,
+    NodeService, OllamaService, Published, Stack, config::Service, node_fragment, operator::CustomStack,
     source::refuse,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 const NODE_PORT_BESIDE: u16 = 8091;
 const HEAD: &str = "# Added by aegis to the operator's stack.\n";
 
-pub(super) fn build(spec: &DeploymentSpec, operator: &OperatorStack) -> Result<Stack> {
+pub(super) fn build(spec: &DeploymentSpec, operator: &CustomStack) -> Result<Stack> {
     let services = &operator.config.services;
     let mut started: Vec<String> = services.keys().cloned().collect();
     let replaced = replaced(spec, services.iter())?;
@@ -154,7 +154,7 @@ fn is_incomplete(image: &str) -> bool {
         || image.contains("//")
 }
 
-fn addition(operator: &OperatorStack, name: &str, service: &Service, is_replaced: bool) -> String {
+fn addition(operator: &CustomStack, name: &str, service: &Service, is_replaced: bool) -> String {
     let mut text = String::new();
     if is_replaced {
         text.push_str("    image: ${AITHER_EDGE_IMAGE}\n");
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::{
         DeploymentRequest,
-        stack::{ComposeOutput, OperatorProject, config::testing::output, testing::foreign_spec},
+        stack::{ComposeOutput, CustomProject, config::testing::output, testing::foreign_spec},
     };
 
     fn write(dir: &Path, name: &str, text: &str) {
@@ -211,7 +211,7 @@ mod tests {
         dir: &Path,
         services: Value,
         change: impl FnOnce(&mut DeploymentRequest),
-    ) -> Result<(DeploymentSpec, OperatorStack)> {
+    ) -> Result<(DeploymentSpec, CustomStack)> {
         read_output(dir, &output(&json!({"services": services})), change)
     }
 
@@ -219,14 +219,14 @@ mod tests {
         dir: &Path,
         output: &ComposeOutput,
         change: impl FnOnce(&mut DeploymentRequest),
-    ) -> Result<(DeploymentSpec, OperatorStack)> {
+    ) -> Result<(DeploymentSpec, CustomStack)> {
         let mut spec = foreign_spec(change);
         spec.compose_file = Some(dir.join("docker-compose.yml"));
         if !dir.join("docker-compose.yml").exists() {
             write(dir, "docker-compose.yml", "services: {}\n");
         }
-        let project = OperatorProject::read(&spec)?.unwrap();
-        let operator = OperatorStack::new(
+        let project = CustomProject::read(&spec)?.unwrap();
+        let operator = CustomStack::new(
             project,
             output,
             &spec,
@@ -480,7 +480,7 @@ mod tests {
         write(dir.path(), "data/x", "");
         let mut spec = foreign_spec(|_| {});
         spec.compose_file = Some(dir.path().join("docker-compose.yml"));
-        let project = OperatorProject::read(&spec).unwrap().unwrap();
+        let project = CustomProject::read(&spec).unwrap().unwrap();
         let archive = project.archive(&spec, Some(&aegis_types::secret::Secret::new("a-token"))).unwrap();
         let mut archive = tar::Archive::new(archive.as_slice());
         let files: BTreeMap<String, String> = archive

@@ -22,12 +22,12 @@ mod source;
 pub use self::{
     bundle::{Bundle, Root},
     config::Published,
-    operator::OperatorStack,
+    operator::CustomStack,
 };
 pub(super) use self::{
     bundle::{COMPLETE, PROJECT_DIRECTORY},
     config::ComposeOutput,
-    project::{OperatorProject, VARIABLES_FILE},
+    project::{CustomProject, VARIABLES_FILE},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,7 +78,7 @@ pub struct OllamaService {
     pub port: Option<u16>,
 }
 
-pub fn build(spec: &DeploymentSpec, operator: Option<&OperatorStack>, gpu: bool) -> Result<Stack> {
+pub fn build(spec: &DeploymentSpec, operator: Option<&CustomStack>, gpu: bool) -> Result<Stack> {
     match operator {
         Some(operator) => foreign::build(spec, operator),
         None => Ok(embedded::build(spec, gpu)),

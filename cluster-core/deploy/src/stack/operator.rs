@@ -7,7 +7,7 @@ use aegis_types::{error::Result, secret::Secret};
 use super::{
     bundle::{Bundle, Named},
     config::{ComposeConfig, ComposeOutput},
-    project::{OperatorProject, strictest_of},
+    project::{CustomProject, strictest_of},
     source::{is_dotenv, local_path},
 };
 use crate::{
@@ -21,8 +21,8 @@ const SECRET_BYTES_MAX: usize = 16 * 1024;
 
 /// The stack with all data read. Later decisions access neither disk nor host.
 #[derive(Debug, Clone)]
-pub struct OperatorStack {
-    pub(super) project: OperatorProject,
+pub struct CustomStack {
+    pub(super) project: CustomProject,
     pub(super) config: ComposeConfig,
     /// Paths of the bundle that each service names.
     pub(super) named_by: BTreeMap<String, BTreeSet<String>>,
@@ -30,10 +30,10 @@ pub struct OperatorStack {
     is_unread: bool,
 }
 
-impl OperatorStack {
+impl CustomStack {
     /// Joins the project with Compose's output, and reads the files that the services use.
     pub fn new(
-        project: OperatorProject,
+        project: CustomProject,
         output: &ComposeOutput,
         spec: &DeploymentSpec,
         token: Option<&Secret>,
@@ -46,7 +46,7 @@ impl OperatorStack {
     }
 
     /// Makes a stack without services, for a host without Compose. The findings of the host report that.
-    pub fn unread(project: OperatorProject) -> Self {
+    pub fn unread(project: CustomProject) -> Self {
         Self {
             project,
             config: ComposeConfig::default(),
@@ -94,7 +94,7 @@ impl OperatorStack {
 /// Returns the files that services use, and which service uses which.
 fn used(
     config: &ComposeConfig,
-    project: &OperatorProject,
+    project: &CustomProject,
 ) -> Result<(Named, BTreeMap<String, BTreeSet<String>>)> {
     let (mut named, mut named_by) = (Named::new(), BTreeMap::new());
     for (service, parsed) in &config.services {

@@ -42,7 +42,7 @@ const LINES_SHOWN: usize = 3;
 
 /// The project as read from this machine, before Compose reads it on the host.
 #[derive(Debug, Clone)]
-pub struct OperatorProject {
+pub struct CustomProject {
     pub(super) directory: PathBuf,
     pub(super) compose: String,
     pub(super) override_file: Option<String>,
@@ -57,7 +57,7 @@ pub struct OperatorProject {
     problems: Vec<Problem>,
 }
 
-impl OperatorProject {
+impl CustomProject {
     /// Reads the project of a specification; `None` for the embedded stack.
     pub fn read(spec: &DeploymentSpec) -> Result<Option<Self>> {
         let Some(path) = spec.compose_file.as_deref() else { return Ok(None) };

@@ -107,7 +107,7 @@ fn channel_both(link: Link, there: Link) -> PacedChannel {
     PacedChannel::new(Arc::new(move || {
         let (near, far) = ends(link, there);
         tokio::spawn(serve(far));
-        Box::pin(async move { Ok(Box::new(near) as Box<dyn Wire>) })
+        Box::pin(async move { Ok(Box::new(near) as Box<dyn ByteStream>) })
     }))
 }
 
@@ -252,7 +252,7 @@ async fn ping_is_answered_by_the_process_not_by_its_socket() {
                 let _far = far;
                 std::future::pending::<()>().await;
             });
-            Ok(Box::new(near) as Box<dyn Wire>)
+            Ok(Box::new(near) as Box<dyn ByteStream>)
         })
     }));
     assert!(timeout(limit, frozen.ping()).await.is_err());
@@ -279,7 +279,7 @@ async fn lost_connection_is_opened_again() {
                     () = cut.notified() => {}
                 }
             });
-            Ok(Box::new(near) as Box<dyn Wire>)
+            Ok(Box::new(near) as Box<dyn ByteStream>)
         })
     }));
     let refused = call(&channel, "/", Body::empty()).await.unwrap_err();

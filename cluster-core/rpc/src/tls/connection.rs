@@ -18,7 +18,7 @@ use tokio_rustls::TlsStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::open::Entry;
-use crate::places::{ProofWatch, Proven};
+use crate::places::{Authenticated, ProofWatch};
 
 /// Limit of the bytes read ahead. The first frames of an HTTP/2 server are much smaller.
 const FIRST_BYTES_MAX: usize = 1024;
@@ -56,7 +56,7 @@ impl TlsConnection {
         Self { stream, first: Bytes::new(), cut, watch, peer_names, remote, entry }
     }
 
-    pub fn proven(&self) -> Proven {
+    pub fn proven(&self) -> Authenticated {
         self.watch.as_ref().map(|watch| watch.proven().clone()).unwrap_or_default()
     }
 

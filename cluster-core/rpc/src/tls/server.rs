@@ -21,7 +21,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Credentials, TlsConnection, open::PeerSide, refusal};
-use crate::places::Proven;
+use crate::places::Authenticated;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of handshakes. Silent callers occupy one until their time limit.
@@ -66,7 +66,7 @@ impl Handshakes {
         &self,
         stream: TcpStream,
         from: SocketAddr,
-        proven: Proven,
+        proven: Authenticated,
     ) -> Option<TlsConnection> {
         let at = Instant::now();
         let cut = proven.cut();
@@ -93,7 +93,7 @@ impl Handshakes {
         &self,
         stream: TcpStream,
         from: SocketAddr,
-        proven: Proven,
+        proven: Authenticated,
     ) -> Result<TlsConnection, Option<io::Error>> {
         // The semaphore is never closed while there is a server.
         let _turn = self.handshakes.acquire().await.map_err(|_| None)?;

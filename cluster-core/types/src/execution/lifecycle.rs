@@ -1,4 +1,4 @@
-//! The life of an execution: its states, and every transition in [`Life::next`]. Pure.
+//! The life of an execution: its states, and every transition in [`Lifecycle::next`]. Pure.
 //!
 //! States move forward only, within one attempt. An attempt that is given up ends in [`State::Pending`]
 //! again with one more lost attempt, so that the pair (lost attempts, state) only ever grows. The attempt
@@ -95,7 +95,7 @@ impl State {
 
 /// Facts of an execution that decide its next state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
+pub struct Lifecycle {
     pub state: State,
     /// Number of the latest assignment; 0 before the first.
     pub attempt: u32,
@@ -150,7 +150,7 @@ pub enum Step {
     Retry,
 }
 
-impl Life {
+impl Lifecycle {
     pub fn next(&self, input: Input) -> Step {
         let wanted = match input {
             _ if self.state.is_final() => return Step::Stay,
@@ -197,11 +197,11 @@ mod tests {
 
     use super::*;
 
-    fn life(state: State, max_attempts: u32) -> Life {
-        Life { state, attempt: 1, max_attempts, lost_attempts: 0, retries_left: 0, is_cancelled: false }
+    fn life(state: State, max_attempts: u32) -> Lifecycle {
+        Lifecycle { state, attempt: 1, max_attempts, lost_attempts: 0, retries_left: 0, is_cancelled: false }
     }
 
-    fn apply(life: &mut Life, input: Input) -> Step {
+    fn apply(life: &mut Lifecycle, input: Input) -> Step {
         let step = life.next(input);
         match step {
             Step::Stay => {}
@@ -241,23 +241,23 @@ mod tests {
         assert_eq!(life(State::Running, 2).next(failed(Cause::Node)), Step::GiveUp);
         assert_eq!(life(State::Running, 1).next(failed(Cause::Node)), Step::Become(State::Failed));
         assert_eq!(life(State::Running, 1).next(Input::Gone), Step::Become(State::Failed));
-        let cancelled = Life { is_cancelled: true, ..life(State::Running, 2) };
+        let cancelled = Lifecycle { is_cancelled: true, ..life(State::Running, 2) };
         assert_eq!(cancelled.next(Input::Silent), Step::Become(State::Lost));
     }
 
     #[test]
     fn a_failed_program_is_retried_while_retries_are_left() {
         let exited = Input::Shown { attempt: 1, state: State::Failed, cause: Cause::RetriedExit };
-        let running = Life { retries_left: 1, ..life(State::Running, 1) };
+        let running = Lifecycle { retries_left: 1, ..life(State::Running, 1) };
         assert_eq!(running.next(exited), Step::Retry);
         assert_eq!(
             life(State::Running, 3).next(exited),
             Step::Become(State::Failed),
             "attempts are for nodes"
         );
-        let cancelled = Life { is_cancelled: true, ..running };
+        let cancelled = Lifecycle { is_cancelled: true, ..running };
         assert_eq!(cancelled.next(exited), Step::Become(State::Failed));
-        let lost = Life { state: State::Lost, ..running };
+        let lost = Lifecycle { state: State::Lost, ..running };
         assert_eq!(lost.next(exited), Step::Retry, "its node came back and told the end");
     }
 
@@ -297,13 +297,13 @@ mod tests {
         fn a_life_agrees_with_what_an_observer_may_believe(
             max_attempts in 1u32..5, retries in 0u32..3, inputs in inputs()
         ) {
-            let mut life = Life { attempt: 0, retries_left: retries, ..life(State::Pending, max_attempts) };
+            let mut life = Lifecycle { attempt: 0, retries_left: retries, ..life(State::Pending, max_attempts) };
             let mut world = World::default();
             for (input, cancel) in inputs {
                 life.is_cancelled |= cancel;
                 let before = life;
                 let step = apply(&mut life, input);
-                let position = |life: &Life| (life.lost_attempts, life.state.rank());
+                let position = |life: &Lifecycle| (life.lost_attempts, life.state.rank());
                 match step {
                     Step::Stay => prop_assert_eq!(before, life),
                     Step::Become(State::Assigned) => {

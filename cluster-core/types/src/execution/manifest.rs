@@ -114,7 +114,7 @@ pub struct Relaxations {
 
 /// Constraints on the node of an execution.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Demand {
+pub struct PlacementRequest {
     /// The node has all of these.
     pub tags: Vec<Tag>,
     /// Nodes that have more of these come first.

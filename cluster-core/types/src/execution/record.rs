@@ -6,8 +6,8 @@ use crate::{
     execution::{
         artifacts::Artifacts,
         dependencies::Dependencies,
-        lifecycle::{Life, State},
-        manifest::{Demand, Manifest, WorkspaceNote},
+        lifecycle::{Lifecycle, State},
+        manifest::{Manifest, PlacementRequest, WorkspaceNote},
         order::Attempt,
         request::{ResourceRequest, Submission},
         retry::RetryPolicy,
@@ -73,7 +73,7 @@ pub struct ExecutionRecord {
     pub order_bytes: u64,
     /// From the start of its first container.
     pub timeout_seconds: u64,
-    pub demand: Demand,
+    pub demand: PlacementRequest,
     /// Executions that it runs after. `None` once it may be placed.
     pub dependencies: Option<Dependencies>,
     /// The caller's own words for it.
@@ -165,8 +165,8 @@ impl ExecutionRecord {
         self.workspace = unblocked.workspace.or(self.workspace.take());
     }
 
-    pub fn life(&self) -> Life {
-        Life {
+    pub fn life(&self) -> Lifecycle {
+        Lifecycle {
             state: self.state,
             attempt: self.attempt,
             max_attempts: self.max_attempts,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     dependencies::Dependencies,
     image_reference::check_image,
-    manifest::{Demand, Iterations, Manifest, NetworkMode, Relaxations},
+    manifest::{Iterations, Manifest, NetworkMode, PlacementRequest, Relaxations},
     retry::RetryPolicy,
 };
 use crate::{
@@ -194,7 +194,7 @@ fn is_hardened(security: &Relaxations) -> bool {
 pub struct Submission {
     pub agent: Option<AgentReference>,
     pub manifest: Manifest,
-    pub demand: Demand,
+    pub demand: PlacementRequest,
     pub labels: Vec<Tag>,
     pub input: String,
     pub max_attempts: u32,
@@ -293,7 +293,7 @@ impl Submission {
         Ok(Self {
             agent: request.agent,
             labels: request.labels,
-            demand: Demand {
+            demand: PlacementRequest {
                 tags: request.target_tags,
                 preferred_tags: request.preferred_tags,
                 node_id: request.node_id,

@@ -29,7 +29,7 @@ use aegis_rpc::{
     listener::{Intake, server},
     refusal_log::RefusalLog,
     status::{from_status, to_status},
-    via::{self, Entered, Stage},
+    via::{self, AuthStage, PeerInfo},
     wire::MESSAGE_BYTES_MAX,
 };
 use aegis_types::{
@@ -100,13 +100,13 @@ impl WorkerApi {
     fn open<M: Sealed>(
         &self,
         metadata: &MetadataMap,
-        entered: &Entered,
+        entered: &PeerInfo,
         envelope: Option<pb::SealNodeEnvelope>,
     ) -> Result<M> {
         let session = self.session.load_full().ok_or_else(|| {
             Error::new(ErrorCode::SessionUnknown, "this node has not attested to its controller yet")
         })?;
-        via::check(&entered.via, &session.controller_id, Stage::Admitted)?;
+        via::check(&entered.via, &session.controller_id, AuthStage::Admitted)?;
         let own_id = self.node_id.as_str();
         let expected =
             Expected { keys: &session.token_keys, audiences: &[own_id], now_ms: session.clock.now_ms() };

@@ -1,6 +1,6 @@
 //! Which GPUs of this machine executions may have: found ones within what the configuration states. Pure.
 
-use aegis_config::schema::Resources;
+use aegis_config::schema::ResourcesConfig;
 use aegis_engine::nvidia_smi::FoundGpu;
 use aegis_types::gpu::{DEVICES_MAX, GpuDevice, memory_gb};
 
@@ -44,7 +44,7 @@ impl NodeGpus {
 ///
 /// `engine_has_runtime`: whether the engine can give a container a GPU, as far as it says. Without it, found GPUs
 /// would fail every execution that gets one; what is stated is the operator's word.
-pub fn usable(stated: &Resources, found: Vec<FoundGpu>, engine_has_runtime: bool) -> NodeGpus {
+pub fn usable(stated: &ResourcesConfig, found: Vec<FoundGpu>, engine_has_runtime: bool) -> NodeGpus {
     let counted = NodeGpus::Counted {
         count: stated.gpus().unwrap_or(0),
         vram_gb: stated.vram_gb.filter(|_| stated.gpus() != Some(0)).unwrap_or(0),
@@ -118,50 +118,60 @@ mod tests {
     #[test]
     fn found_devices_count_within_what_is_stated() {
         let two = || found(&[40_960, 16_384]);
-        let with = |stated: Resources| usable(&stated, two(), true);
-        assert_eq!(memory(&with(Resources::default())), [40_960, 16_384]);
-        assert_eq!(memory(&with(Resources { gpu: Some(true), ..Default::default() })), [40_960, 16_384]);
-        assert_eq!(memory(&with(Resources { gpu_count: Some(1), ..Default::default() })), [40_960]);
-        assert_eq!(memory(&with(Resources { gpu_count: Some(9), ..Default::default() })), [40_960, 16_384]);
+        let with = |stated: ResourcesConfig| usable(&stated, two(), true);
+        assert_eq!(memory(&with(ResourcesConfig::default())), [40_960, 16_384]);
+        assert_eq!(
+            memory(&with(ResourcesConfig { gpu: Some(true), ..Default::default() })),
+            [40_960, 16_384]
+        );
+        assert_eq!(memory(&with(ResourcesConfig { gpu_count: Some(1), ..Default::default() })), [40_960]);
+        assert_eq!(
+            memory(&with(ResourcesConfig { gpu_count: Some(9), ..Default::default() })),
+            [40_960, 16_384]
+        );
         for off in [
-            Resources { gpu_count: Some(0), vram_gb: Some(9), ..Default::default() },
-            Resources { gpu: Some(false), ..Default::default() },
-            Resources { gpu: Some(true), gpu_count: Some(0), ..Default::default() },
+            ResourcesConfig { gpu_count: Some(0), vram_gb: Some(9), ..Default::default() },
+            ResourcesConfig { gpu: Some(false), ..Default::default() },
+            ResourcesConfig { gpu: Some(true), gpu_count: Some(0), ..Default::default() },
         ] {
             assert_eq!(with(off), NodeGpus::NONE);
         }
-        let gpus = with(Resources::default());
+        let gpus = with(ResourcesConfig::default());
         assert_eq!((gpus.count(), gpus.vram_gb()), (2, 56));
     }
 
     #[test]
     fn stated_numbers_stand_where_nothing_is_found() {
-        let stated = Resources { gpu_count: Some(2), vram_gb: Some(80), ..Default::default() };
+        let stated = ResourcesConfig { gpu_count: Some(2), vram_gb: Some(80), ..Default::default() };
         let counted = NodeGpus::Counted { count: 2, vram_gb: 80 };
         assert_eq!(usable(&stated, Vec::new(), false), counted);
-        let one = Resources { gpu: Some(true), ..Default::default() };
+        let one = ResourcesConfig { gpu: Some(true), ..Default::default() };
         assert_eq!(usable(&one, Vec::new(), true).count(), 1);
-        assert_eq!(usable(&Resources::default(), Vec::new(), true), NodeGpus::NONE);
+        assert_eq!(usable(&ResourcesConfig::default(), Vec::new(), true), NodeGpus::NONE);
     }
 
     #[test]
     fn found_devices_need_an_engine_that_hands_them_out() {
-        assert_eq!(usable(&Resources::default(), found(&[1]), false), NodeGpus::NONE);
-        let stated = Resources { gpu: Some(true), ..Default::default() };
+        assert_eq!(usable(&ResourcesConfig::default(), found(&[1]), false), NodeGpus::NONE);
+        let stated = ResourcesConfig { gpu: Some(true), ..Default::default() };
         assert_eq!(usable(&stated, found(&[1]), false).count(), 1, "the operator's word");
     }
 
     #[test]
     fn listed_devices_stand_for_found_ones() {
         let devices = vec![found(&[0, 8_000])[1].device.clone()];
-        let stated = Resources { gpu_count: Some(2), gpu_devices: devices, ..Default::default() };
+        let stated = ResourcesConfig { gpu_count: Some(2), gpu_devices: devices, ..Default::default() };
         assert_eq!(memory(&usable(&stated, found(&[40_960]), false)), [8_000]);
     }
 
     #[test]
     fn stated_memory_bounds_that_of_the_devices() {
         let with = |vram_gb, has: &[u32]| {
-            memory(&usable(&Resources { vram_gb: Some(vram_gb), ..Default::default() }, found(has), true))
+            memory(&usable(
+                &ResourcesConfig { vram_gb: Some(vram_gb), ..Default::default() },
+                found(has),
+                true,
+            ))
         };
         assert_eq!(with(28, &[40_960, 16_384]), [20_480, 8_192]);
         // What a deployment of an earlier version has written for these.
@@ -169,7 +179,7 @@ mod tests {
         assert_eq!(with(500, &[23_028]), [23_028]);
         assert_eq!(with(128, &[0, 0]), [65_536, 65_536]);
         assert_eq!(
-            usable(&Resources::default(), found(&[1_024; 65]), true),
+            usable(&ResourcesConfig::default(), found(&[1_024; 65]), true),
             NodeGpus::Counted { count: 65, vram_gb: 65 }
         );
     }

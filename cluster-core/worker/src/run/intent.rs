@@ -13,11 +13,11 @@ const STOPPING_FILE: &str = "stopping.json";
 
 /// Written before a container is started: one that is gone may have run, and is not made again.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Starting {
+pub(super) struct StartIntent {
     pub iteration: u32,
 }
 
-impl Starting {
+impl StartIntent {
     pub fn is_noted(run: &Run, iteration: u32) -> bool {
         read::<Self>(run, STARTING_FILE).is_some_and(|found| found.iteration == iteration)
     }
@@ -45,12 +45,12 @@ pub(super) enum Stop {
 /// Written before a container is stopped: an end that this worker brought about is not taken for the
 /// container's own by the process that finds it.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Stopping {
+pub(super) struct StopIntent {
     pub iteration: u32,
     pub stop: Stop,
 }
 
-impl Stopping {
+impl StopIntent {
     /// Reads the intent of an earlier process to stop this iteration.
     pub fn read(run: &Run, iteration: u32) -> Option<Stop> {
         read::<Self>(run, STOPPING_FILE).filter(|found| found.iteration == iteration).map(|found| found.stop)

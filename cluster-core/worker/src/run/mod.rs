@@ -21,7 +21,7 @@ use aegis_types::{
     fail_point::{FailPoint, reached},
 };
 use bytes::{Bytes, BytesMut};
-use intent::{Starting, Stop, Stopping};
+use intent::{StartIntent, Stop, StopIntent};
 use tokio::time::Instant;
 
 use super::{artifacts, journal};
@@ -148,7 +148,7 @@ fn name(shared: &Shared, run: &Run, iteration: u32) -> String {
 async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Result<Over, EventKind> {
     let name = name(shared, run, iteration);
     // What ended while this worker was down ended by itself, however late that is noticed.
-    let stop = match Stopping::read(run, iteration) {
+    let stop = match StopIntent::read(run, iteration) {
         Some(stop) => stop,
         None => {
             let found = if run.is_new {
@@ -165,7 +165,7 @@ async fn iterate(shared: &Shared, run: &Run, iteration: u32) -> std::result::Res
                 never = sampling::sample(shared, run, &name, iteration) => match never {},
             };
             sampling::take(shared, run, &name, iteration).await;
-            let stopping = Stopping { iteration, stop };
+            let stopping = StopIntent { iteration, stop };
             stopping.write(run).await;
             stopping.stop
         }
@@ -283,7 +283,7 @@ async fn ended_after(since: Instant, seconds: u64) {
 async fn work(shared: &Shared, run: &Run, name: &str, iteration: u32, found: Found) -> Result<Exit> {
     let was_started = run.log.progress().borrow().iteration >= iteration;
     match found {
-        Found::Missing if was_started || Starting::is_noted(run, iteration) => {
+        Found::Missing if was_started || StartIntent::is_noted(run, iteration) => {
             return Err(Error::new(ErrorCode::Lost, "the container is gone")
                 .remedy("it was removed, or the node's engine lost it; what it wrote until then is kept"));
         }
@@ -404,7 +404,7 @@ async fn start(shared: &Shared, run: &Run, iteration: u32, was_found: bool) -> R
     run.out_of_memory.store(false, Ordering::Relaxed);
     let input = &run.journaled.order.input;
     let input = (was_found || !input.is_empty()).then(|| Bytes::from(input.clone()));
-    Starting { iteration }.write(run);
+    StartIntent { iteration }.write(run);
     shared.engine.start(&name(shared, run, iteration), input).await?;
     reached(FailPoint::Started).await;
     patiently_written(run, EventKind::IterationStarted { iteration }).await;

@@ -9,7 +9,7 @@ use aegis_types::{
 };
 
 use super::Supervisor;
-use crate::{artifacts, incoming::Incoming};
+use crate::{artifacts, incoming::ContentReceiver};
 
 /// An engine that does not answer in time before anything was journaled is the engine's failure: nothing runs, and
 /// the execution may be placed elsewhere.
@@ -21,7 +21,7 @@ fn of_engine(error: Error) -> Error {
 }
 
 impl Supervisor {
-    pub fn incoming(&self) -> &Incoming {
+    pub fn incoming(&self) -> &ContentReceiver {
         &self.0.incoming
     }
 

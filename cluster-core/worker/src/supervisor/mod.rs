@@ -14,7 +14,7 @@ use std::{
 };
 
 use aegis_config::{policy, schema::Policy};
-use aegis_content::blob_store::Kept;
+use aegis_content::blob_store::BlobStore;
 use aegis_engine::{Engine, container_name, guard_name};
 use aegis_fs::DataDirectory;
 use aegis_types::{
@@ -43,13 +43,13 @@ use super::{
     journal::{Entry, Journal, drop_secrets},
     run,
     state::{MIB, Place, Shared},
-    turns::{Turn, Turns},
+    turns::{ExecutionLocks, Turn},
 };
 use crate::{
     capacity::{Capacity, NodeGpus},
     event_log::EventLog,
-    incoming::Incoming,
-    journaled::Journaled,
+    incoming::ContentReceiver,
+    journaled::JournaledAssignment,
     reaper,
     space::DISK_BYTES_MIN,
     state::{GIVEN_UP_GRACE, Run},
@@ -78,12 +78,12 @@ impl Supervisor {
     ) -> Result<Self> {
         let journal = Journal::open(data.path().join("executions"))?;
         let control = Control::open(data)?;
-        let kept = Kept::open(data.path().join("content"))?;
+        let kept = BlobStore::open(data.path().join("content"))?;
         let images = Arc::new(Images::open(data.path(), engine.clone())?);
         let shared = Shared {
             node_id,
             owner: control.owner().to_owned(),
-            incoming: Incoming::new(engine.clone(), kept, images.clone()),
+            incoming: ContentReceiver::new(engine.clone(), kept, images.clone()),
             images,
             data_path: data.path().to_owned(),
             engine,
@@ -94,7 +94,7 @@ impl Supervisor {
             guard_image: tokio::sync::OnceCell::new(),
             env,
             control,
-            turns: Turns::default(),
+            turns: ExecutionLocks::default(),
             beginning: Mutex::default(),
             runs: Mutex::default(),
             journal,
@@ -120,7 +120,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn hold(&self, journaled: Journaled, directory: PathBuf, is_new: bool) -> Result<Arc<Run>> {
+    fn hold(&self, journaled: JournaledAssignment, directory: PathBuf, is_new: bool) -> Result<Arc<Run>> {
         let order = &journaled.order;
         let log = EventLog::open(
             &directory.join(EVENTS_FILE),
@@ -207,7 +207,8 @@ impl Supervisor {
         let accepted_at_ms = now_ms();
         // From its start on, its own timeout counts.
         let deadline_ms = accepted_at_ms.saturating_add(PREPARE_MS_MAX);
-        let mut journaled = Journaled { deadline_ms, accepted_at_ms, gpus: place.gpus.clone(), order };
+        let mut journaled =
+            JournaledAssignment { deadline_ms, accepted_at_ms, gpus: place.gpus.clone(), order };
         let directory = self.0.journal.put(&mut journaled).await?;
         let run = match self.hold(journaled, directory.clone(), true) {
             Ok(run) => run,

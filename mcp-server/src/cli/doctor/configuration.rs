@@ -8,7 +8,7 @@ use cluster_core::{
 };
 
 use super::{Check, Finding};
-use crate::{cli::shown, daemon::files, tools::Catalogue};
+use crate::{cli::shown, daemon::files, tools::ToolRegistry};
 
 pub struct Read {
     pub path: Option<PathBuf>,
@@ -20,7 +20,7 @@ pub fn look(named: Option<PathBuf>, data_dir: &Path, overrides: &Overrides) -> R
     let choice = named.map_or(ConfigChoice::Usual, ConfigChoice::Named);
     let loaded = config::load(&choice, files::config_path(data_dir).as_deref(), StartedBy::Person)?;
     let settings = Settings::of(&loaded.config, overrides)?;
-    Catalogue::of(&settings.mcp)?;
+    ToolRegistry::of(&settings.mcp)?;
     Ok(Read { path: loaded.path, settings })
 }
 

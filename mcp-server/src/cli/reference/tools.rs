@@ -4,7 +4,7 @@ use rmcp::model::Tool;
 use serde_json::Value;
 
 use super::markdown::{code, head, section, table};
-use crate::tools::Catalogue;
+use crate::tools::ToolRegistry;
 
 pub fn page() -> String {
     let mut page = head(
@@ -17,7 +17,7 @@ pub fn page() -> String {
          `next_step`, which says what to call next. The same `idempotency_key` with the same arguments gives the \
          same deployment or execution. Ids are valid as long as the database is kept.",
     );
-    for tool in Catalogue::all().manifests() {
+    for tool in ToolRegistry::all().manifests() {
         tell(&mut page, &tool);
     }
     page

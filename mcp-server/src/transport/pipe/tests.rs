@@ -31,7 +31,7 @@ impl Bench {
             let stop = stop.clone();
             async move {
                 let (input, output) = tokio::io::split(theirs);
-                let dial = async |_| connect(&socket, &Narrowing::default()).await.map_err(Unreached::of);
+                let dial = async |_| connect(&socket, &ToolFilter::default()).await.map_err(Unreached::of);
                 run(input, output, dial, stop).await;
             }
         });

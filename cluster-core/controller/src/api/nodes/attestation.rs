@@ -8,7 +8,7 @@ use aegis_rpc::{
     PROTOCOL_VERSION,
     convert::{role_from_wire, software_version},
     limits::OpenCall,
-    via::{self, Stage},
+    via::{self, AuthStage},
 };
 use aegis_types::{
     error::{Error, ErrorCode, Result},
@@ -16,7 +16,7 @@ use aegis_types::{
     text::shown,
 };
 
-use super::{Arrival, ControllerApi};
+use super::{ControllerApi, IncomingCall};
 use crate::handle::{Admission, ChallengeAnswer, ChallengeSignature, Controller};
 
 /// 0 is what a node of the other implementation sends, which knows no such field.
@@ -34,13 +34,13 @@ fn check_protocol(version: u32) -> Result<()> {
 impl ControllerApi {
     pub(super) async fn attest(
         &self,
-        arrival: &Arrival,
+        arrival: &IncomingCall,
         request: pb::AttestNodeRequest,
     ) -> Result<pb::AttestNodeResponse> {
         let _admitted = self.0.limits.admit(OpenCall::Attest, arrival.stranger()).await?;
         let node_id = NodeId::parse(request.node_id)?;
         let _ = arrival.caller.set(node_id.clone());
-        via::check(&arrival.via, &node_id, Stage::Attesting)?;
+        via::check(&arrival.via, &node_id, AuthStage::Attesting)?;
         check_protocol(request.protocol_version)?;
         let capabilities = request.capabilities.unwrap_or_default();
         let nonce = match request.nonce.as_str() {
@@ -77,13 +77,13 @@ impl ControllerApi {
 
     pub(super) async fn challenge(
         &self,
-        arrival: &Arrival,
+        arrival: &IncomingCall,
         request: pb::ChallengeNodeRequest,
     ) -> Result<pb::ChallengeNodeResponse> {
         let _admitted = self.0.limits.admit(OpenCall::Signed, arrival.stranger()).await?;
         let node_id = NodeId::parse(request.node_id)?;
         let _ = arrival.caller.set(node_id.clone());
-        via::check(&arrival.via, &node_id, Stage::Attesting)?;
+        via::check(&arrival.via, &node_id, AuthStage::Attesting)?;
         let signature = match request.signature_v1 {
             signature if !signature.is_empty() => ChallengeSignature::Statement(signature),
             _ if self.admits_bare(&arrival.via) => ChallengeSignature::Bare(request.challenge_signature),

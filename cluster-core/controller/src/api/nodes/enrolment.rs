@@ -7,7 +7,7 @@ use aegis_rpc::limits::OpenCall;
 use aegis_types::{clock::rfc3339, error::Result, ids::NodeId, node::Role, scope::Scope};
 use serde_json::json;
 
-use super::{Arrival, ControllerApi};
+use super::{ControllerApi, IncomingCall};
 use crate::{audit::Arguments, handle::TokenOrder};
 
 /// Lifetime of a token, as of `aegis node token create`.
@@ -16,7 +16,7 @@ const LIFETIME: Duration = Duration::from_secs(15 * 60);
 impl ControllerApi {
     pub(super) async fn issue_token(
         &self,
-        arrival: &Arrival,
+        arrival: &IncomingCall,
         request: pb::IssueEnrollmentTokenRequest,
     ) -> Result<pb::IssueEnrollmentTokenResponse> {
         let _admitted = self.0.limits.admit(OpenCall::Signed, arrival.stranger()).await?;

@@ -8,7 +8,7 @@ use aegis_rpc::convert::{
 };
 use aegis_types::{
     error::{Error, ErrorCode, Result},
-    execution::manifest::Demand,
+    execution::manifest::PlacementRequest,
     ids::{CommandId, Tag},
     text::shown,
 };
@@ -137,7 +137,7 @@ impl ControllerApi {
         let needed = capabilities_from_wire(inner.required_capabilities.unwrap_or_default())?;
         let preferred = inner.preferred_tags.into_iter().map(Tag::parse).collect::<Result<Vec<_>>>()?;
         let (tags, amounts) = (needed.tags, needed.total);
-        let demand = Demand {
+        let demand = PlacementRequest {
             tags,
             preferred_tags: preferred,
             node_id: None,
@@ -150,10 +150,11 @@ impl ControllerApi {
             let address = membership.record(&chosen).map(|record| record.address.clone());
             Ok((chosen, address.unwrap_or_default()))
         });
-        let (node_id, worker_grpc_address) = chosen.await?.map_err(|no_fit: crate::placement::NoFit| {
-            Error::new(ErrorCode::NoNodeFits, format!("no node fits: {no_fit}"))
-                .remedy("wait, or ask for less")
-        })?;
+        let (node_id, worker_grpc_address) =
+            chosen.await?.map_err(|no_fit: crate::placement::PlacementError| {
+                Error::new(ErrorCode::NoNodeFits, format!("no node fits: {no_fit}"))
+                    .remedy("wait, or ask for less")
+            })?;
         Ok(pb::RouteExecutionResponse { target_node_id: node_id.to_string(), worker_grpc_address })
     }
 

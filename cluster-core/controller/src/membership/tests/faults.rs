@@ -95,7 +95,8 @@ fn broken_node_takes_little_of_the_work() {
 #[test]
 fn oldest_large_execution_gets_a_node_kept_free() {
     let mut membership = cluster(&["a"]);
-    let large = Demand { amounts: Amounts { cpu_millicores: 2_000, ..Default::default() }, ..demand() };
+    let large =
+        PlacementRequest { amounts: Amounts { cpu_millicores: 2_000, ..Default::default() }, ..demand() };
     let (oldest, none) = (ExecutionId::mint(), Excluded::default());
     let mut running: std::collections::VecDeque<_> = (0..2).map(|_| ExecutionId::mint()).collect();
     for execution_id in &running {
@@ -119,6 +120,7 @@ fn oldest_large_execution_gets_a_node_kept_free() {
     membership.release(&oldest);
     assert_eq!(membership.fit(&demand()).unwrap(), id("a"), "nothing is kept free any more");
     // Nothing is kept free where waiting does not help.
-    let huge = Demand { amounts: Amounts { cpu_millicores: 400_000, ..Default::default() }, ..demand() };
+    let huge =
+        PlacementRequest { amounts: Amounts { cpu_millicores: 400_000, ..Default::default() }, ..demand() };
     assert!(!membership.hold_for(&oldest, &huge, &none));
 }

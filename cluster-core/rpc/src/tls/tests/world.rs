@@ -34,7 +34,7 @@ use crate::{
     call_limits::Known,
     listener::{Intake, server},
     status::to_status,
-    via::{self, Stage},
+    via::{self, AuthStage},
 };
 
 /// Pause between the numbers of a stream.
@@ -83,7 +83,7 @@ impl Service<http::Request<Body>> for Echo {
                 }
                 path => {
                     let attests = path.ends_with("Attest");
-                    let stage = if attests { Stage::Attesting } else { Stage::Admitted };
+                    let stage = if attests { AuthStage::Attesting } else { AuthStage::Admitted };
                     let ping = service_fn(|request: Request<u64>| {
                         let admitted = admitted(&request, stage);
                         async move { admitted.map(|()| Response::new(*request.get_ref())) }

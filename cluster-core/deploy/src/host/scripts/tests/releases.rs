@@ -8,7 +8,7 @@ use super::{
     sandbox::{Sandbox, Shell},
 };
 use crate::{
-    health::{CONTAINER_FORMAT, Look},
+    health::{CONTAINER_FORMAT, StackSnapshot},
     model::{
         project::PROJECT,
         release::{NOTE_FILE, READY_FILE},
@@ -22,7 +22,7 @@ fn containers_lists_those_of_the_project_alone() {
         sandbox.container("a", PROJECT, "node", "");
         sandbox.container("b", "other", "web", "");
         let text = sandbox.run(CONTAINERS, &[PROJECT, CONTAINER_FORMAT]).success();
-        let look = Look::parse(&text);
+        let look = StackSnapshot::parse(&text);
         assert!(look.runs("node") && look.containers.len() == 1 && look.now_seconds > 0, "{text}");
     }
 }
