@@ -140,7 +140,7 @@ impl ReleaseFiles {
         self
     }
 
-    /// Returns the content of [`PRIVATE_FILE`]; `None` if the stack has no private files.
+    /// Returns the content of [`PRIVATE_FILE`](crate::model::release::PRIVATE_FILE); `None` if the stack has no private files.
     pub fn private_list(&self) -> Option<Vec<u8>> {
         let names = self.bundle.private();
         (!names.is_empty()).then(|| names.join("\n").into_bytes()).map(|mut text| {

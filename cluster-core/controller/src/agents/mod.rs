@@ -1,7 +1,7 @@
 //! Agents: manifests of executions that are registered under a name, so that a request can say `agent: NAME` instead of
 //! an image and a command.
 //!
-//! - [`format`]: the published document, `kind: Agent`. [`read`]: text to a checked [`Manifest`], and its unused fields.
+//! - `format`: the published document, `kind: Agent`. [`read`]: text to a checked [`Manifest`], and its unused fields.
 //!   [`quantity`]: amounts and times.
 //! - [`merge`]: combines an agent and a request into one request.
 //! - [`registry`]: registered agents and their versions.

@@ -89,7 +89,7 @@ impl fmt::Display for DeploymentState {
     }
 }
 
-/// A step of an operation; see [`Action::steps`].
+/// A step of an operation; see [`Action::steps`](super::operation::Action::steps).
 #[derive(
     Debug,
     Clone,

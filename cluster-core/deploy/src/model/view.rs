@@ -134,7 +134,7 @@ impl DeploymentView {
                 format!("{} is no member any more; deploy_edge_node brings it back", self.node_id)
             }
             DeploymentState::Cancelled => {
-                "nothing more is done; call the tool again to start anew".to_owned()
+                "the operation was cancelled; call the tool again to start a new one".to_owned()
             }
             DeploymentState::Failed | DeploymentState::RolledBack | DeploymentState::Interrupted => {
                 let again = match self.operation {
